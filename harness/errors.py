@@ -1,0 +1,68 @@
+"""Every error a user can meet, each as found, expected and next step.
+
+Invariant: a `UserError` carries all problems of its source at once, so one run of the
+command shows everything that has to be mended.
+
+    HarnessError            exit 1   something failed while working
+    ├── UserError           exit 2   what was written or given cannot be used
+    ├── IncompatibleRuns    exit 5   a baseline is missing, or two runs must not be compared
+    └── CandidateFailed     exit 1   one candidate died; the others go on
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where it is, what was found, what was expected, what to do."""
+
+    where: str
+    found: str
+    expected: str
+    next_step: str = ""
+
+    def __str__(self) -> str:
+        """Render as one line: `where: found X; expected Y; next: Z`."""
+        text = f"{self.where}: found {self.found}; expected {self.expected}"
+        return f"{text}; next: {self.next_step}" if self.next_step else text
+
+
+class HarnessError(Exception):
+    """Something failed while working."""
+
+    exit_code = 1
+
+
+class UserError(HarnessError):
+    """What was written or given cannot be used; holds every problem at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: Sequence[Problem] = (
+            (problems,) if isinstance(problems, Problem) else tuple(problems)
+        )
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class IncompatibleRuns(HarnessError):
+    """A baseline is missing, or two runs differ in something that forbids comparing them."""
+
+    exit_code = 5
+
+
+class CandidateFailed(HarnessError):
+    """One candidate could not be made or evaluated; `knob` is what to turn."""
+
+    def __init__(self, reason: str, knob: str = "") -> None:
+        self.reason, self.knob = reason, knob
+        super().__init__(f"{reason}; try: {knob}" if knob else reason)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Phrase the nearest known name as a next step, or list what is known."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}"

@@ -1,0 +1,119 @@
+"""What this machine computes best: device and precision, probed once and remembered.
+
+Invariant: the probe's result is cached under a key of everything it depends on, so an
+unchanged second command knows its precision without importing torch.
+"""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.errors import Problem, UserError
+from harness.records import digest
+
+_MATRIX = 1024
+_ROUNDS, _ROUND_S = 5, 0.08
+# Real bf16 units are some four times faster than fp32, emulation four times slower.
+_EMULATED_BELOW = 0.7
+
+
+class Machine(NamedTuple):
+    """The device, its fastest trustworthy precision and the matrix speed measured for it.
+
+    `gflops` is the measured speed of a 1,024 × 1,024 matrix product in `precision`, in 1e9
+    floating-point operations a second.
+    """
+
+    device: str
+    name: str
+    precision: str
+    gflops: float
+    emulated_bf16: bool = False
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `HARNESS_CACHE`, else `XDG_CACHE_HOME`/harness, else ~/.cache/harness."""
+    if own := os.environ.get("HARNESS_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "harness"
+
+
+def probe(device: str = "auto", precision: str = "auto") -> Machine:
+    """Choose device and precision, measuring for about a second the first time.
+
+    Raises:
+        UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
+    """
+    key = digest([device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes()]
+                 + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")])
+    memory = cache_dir() / "machines" / f"{key}.json"
+    if memory.exists():
+        return Machine(**json.loads(memory.read_text()))
+    machine = _measure(device, precision)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(machine._asdict()))
+    scratch.replace(memory)
+    return machine
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def _gpu_nodes() -> list[str]:
+    return sorted(str(p) for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _measure(device: str, precision: str) -> Machine:
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError(Problem("device", "cuda", "a GPU that torch can see", "device: auto or cpu"))
+    if device == "cuda" or (device == "auto" and has_gpu):
+        # A GPU older than Ampere runs bf16 in emulation; fp16 is its fast type.
+        best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+        chosen = best if precision == "auto" else precision
+        return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
+    if precision == "fp16":
+        raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
+    speed = _cpu_speeds()
+    emulated = speed["bf16"] < _EMULATED_BELOW * speed["fp32"]
+    chosen = ("fp32" if emulated else "bf16") if precision == "auto" else precision
+    name = f"CPU, {torch.get_num_threads()} threads"
+    return Machine("cpu", name, chosen, speed[chosen], emulated)
+
+
+def _cpu_speeds() -> dict[str, float]:
+    """Measure both types in turns and keep each one's best round: another job must not decide."""
+    rounds = [{p: _gflops("cpu", p) for p in ("bf16", "fp32")} for _ in range(_ROUNDS)]
+    return {p: max(speeds[p] for speeds in rounds) for p in rounds[0]}
+
+
+def _gflops(device: str, precision: str) -> float:
+    import time
+
+    import torch
+
+    a = torch.randn(_MATRIX, _MATRIX, device=device).to(dtype(precision))
+    (a @ a)[0, 0].item()
+    start, products = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < _ROUND_S:
+        (a @ a)[0, 0].item()
+        products += 1
+    return 2 * _MATRIX**3 * products / passed / 1e9
+
+
+def dtype(precision: str) -> "torch.dtype":  # noqa: F821
+    """Return torch's type for a precision's name."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

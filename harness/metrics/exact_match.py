@@ -1,0 +1,18 @@
+"""Share of answers that are one of the references.
+
+Invariant: letter case, spacing, surrounding quotes and one trailing period never decide.
+"""
+
+from harness.metrics import Metric, mean_metric, normalize
+from harness.records import Example, Output
+from harness.spec import Task
+
+
+def metric(task: Task) -> Metric:
+    """Build exact match in [0, 1]."""
+    return mean_metric("exact_match", _matches)
+
+
+def _matches(output: Output, example: Example) -> float:
+    answer = normalize(output.text)
+    return float(any(answer == normalize(reference) for reference in example.references))

@@ -1,0 +1,96 @@
+"""Print numbers: the one place where a rate, an interval, a price or a time becomes text.
+
+Invariant: no digit finer than its interval supports; unknown (None or NaN) is an en dash, a
+negative number has a real minus sign, and what rounds to zero has no sign.
+"""
+
+from math import floor, inf, isnan, log10
+from typing import TypeGuard
+
+UNKNOWN = "–"
+_WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
+
+
+def percent(x: float | None) -> str:
+    """Print a rate in [0, 1] as percent with one decimal and no sign of percent: `81.0`."""
+    return _fixed(100 * x, 1) if _known(x) else UNKNOWN
+
+
+def interval(x: float | None, low: float | None, high: float | None) -> str:
+    """Print a rate with its interval, all in percent: `81.0 [75, 86]`."""
+    return _with_ends(x, low, high, plus="")
+
+
+def points(delta: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Print a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
+    return _with_ends(delta, low, high, plus="+")
+
+
+def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
+    """Print a value that is no rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
+    if not _known(x):
+        return UNKNOWN
+    plus = "+" if sign else ""
+    if not (_known(low) and _known(high)):
+        return _fixed(x, 3, plus)
+    return f"{_fixed(x, 3, plus)} [{_fixed(low, 3, plus)}, {_fixed(high, 3, plus)}]"
+
+
+def usd(x: float | None) -> str:
+    """Print an amount in USD without its sign: `0.11`, `0.0004`, `1,250`, `∞`."""
+    if not _known(x):
+        return UNKNOWN
+    if abs(x) == inf or abs(x) >= 100:
+        return count(x)
+    return _fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
+
+
+def seconds(x: float | None) -> str:
+    """Print a time span: `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    if not _known(x):
+        return UNKNOWN
+    if x < 0.0995:
+        return f"{1000 * x:.0f} ms"
+    if x < 59.5:
+        return f"{x:.1f} s" if x < 9.95 else f"{x:.0f} s"
+    if x < 3599.5:
+        return f"{round(x) // 60} min {round(x) % 60} s"
+    return f"{round(x / 60) // 60:,} h {round(x / 60) % 60} min"
+
+
+def count(n: float | None) -> str:
+    """Print a number of things: `31`, `3,080`, `∞`."""
+    if not _known(n):
+        return UNKNOWN
+    if abs(n) == inf:
+        return "∞" if n > 0 else "−∞"
+    return _fixed(n, 0)
+
+
+def _known(x: float | None) -> TypeGuard[float]:
+    return x is not None and not isnan(x)
+
+
+def _fixed(x: float, digits: int, plus: str = "") -> str:
+    """Round to `digits` decimals; a real minus sign, thousands separated, zero unsigned."""
+    if abs(x) == inf:
+        return ("−" if x < 0 else plus) + "∞"
+    rounded = round(x, digits)
+    mark = "−" if rounded < 0 else plus if rounded > 0 else ""
+    return f"{mark}{abs(rounded):,.{digits}f}"
+
+
+def _significant(x: float) -> str:
+    """Print a tiny amount with two significant digits, never as an exponent."""
+    digits = 1 - floor(log10(abs(x)))
+    return _fixed(x, digits).rstrip("0")
+
+
+def _with_ends(x: float | None, low: float | None, high: float | None, plus: str) -> str:
+    if not _known(x):
+        return UNKNOWN
+    middle = _fixed(100 * x, 1, plus)
+    if not (_known(low) and _known(high)):
+        return middle
+    digits = 0 if 100 * (high - low) / 2 >= _WIDE else 1
+    return f"{middle} [{_fixed(100 * low, digits, plus)}, {_fixed(100 * high, digits, plus)}]"

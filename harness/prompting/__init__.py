@@ -1,0 +1,74 @@
+"""What a prompting is: a function from an example to the example that a candidate is asked.
+
+Invariant: a prompting changes only messages and passages; the id, references, choices and
+cluster of an example stay, so every candidate answers the same items.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from harness import plugins
+from harness.records import Document, Example, Message
+from harness.spec import Task
+
+Step = Callable[[Example], Example]
+
+CONTEXT = "Context:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptingContext:
+    """What promptings draw from: training examples for shots, documents for retrieval."""
+
+    task: Task
+    train: tuple[Example, ...]
+    documents: tuple[Document, ...]
+    seed: int
+
+
+def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:
+    """Build every prompting once and apply them in the order written.
+
+    Raises:
+        UserError: a name is unknown, or a prompting lacks what it draws from.
+    """
+    steps = [_build(name, params, context) for name, params in prompting.items()]
+    return lambda example: reduce(lambda changed, step: step(changed), steps, example)
+
+
+def _build(name: str, params: Mapping[str, Any], context: PromptingContext) -> Step:
+    plugin = plugins.load("prompting", name, f"task {context.task.name}")
+    step: Step = plugin.build(context, plugin.Params(**params))
+    return step
+
+
+def with_context(example: Example, passages: list[Document]) -> Example:
+    """Put passages in front of the question; no passage holds an empty line."""
+    shown = "\n".join(" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
+    asked = f"{CONTEXT}{shown}\n\n{example.prompt}"
+    ids = tuple(dict.fromkeys(p.id for p in passages))
+    return replace(example, messages=_with_prompt(example.messages, asked), passages=ids)
+
+
+def question(example: Example) -> str:
+    """Return what was asked, without the passages that a prompting put in front of it."""
+    if not example.passages:
+        return example.prompt
+    return example.prompt.removeprefix(CONTEXT).partition("\n\n")[2]
+
+
+def recall(example: Example) -> float | None:
+    """Return the share in [0, 1] of the documents with the answer that were retrieved.
+
+    None when the example names no document, or nothing was retrieved for it.
+    """
+    if not example.documents or not example.passages:
+        return None
+    return len(set(example.documents) & set(example.passages)) / len(set(example.documents))
+
+
+def _with_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    return (*messages[:last], {**messages[last], "content": text}, *messages[last + 1 :])

@@ -1,0 +1,114 @@
+"""Show solved training examples as turns before the question.
+
+Invariant: shots come from training only and are never the item itself, by id or by wording.
+Source: Brown et al. 2020, arXiv:2005.14165 (fixed); Liu et al. 2022, arXiv:2101.06804 (knn).
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice, zip_longest
+from typing import Literal
+
+from pydantic import Field
+
+from harness.errors import Problem, UserError
+from harness.prompting import PromptingContext, Step, question
+from harness.records import Example, Message
+from harness.spec import Spec
+
+Ranking = Callable[[Example], Iterable[Example]]
+
+
+class Params(Spec):
+    """`fixed` shows the same shots to every item, `knn` those most similar to it, nearest last."""
+
+    select: Literal["fixed", "knn"] = "fixed"
+    shots: int = Field(4, ge=1)
+
+
+def build(context: PromptingContext, params: Params) -> Step:
+    """Rank the training examples once and return the prompting.
+
+    Raises:
+        UserError: the task has no training examples.
+    """
+    if not context.train:
+        raise UserError(_no_training(context.task.name))
+    if params.select == "knn":
+        ranking = _nearest(context.train)
+    else:
+        drawn = _stratified(context.train, context.seed)
+        ranking = lambda example: drawn  # noqa: E731 - the same list whatever is asked
+
+    def show(example: Example) -> Example:
+        chosen = list(islice(_others(ranking(example), example), params.shots))
+        return _with_turns(example, chosen[::-1] if params.select == "knn" else chosen)
+
+    return show
+
+
+def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
+    asked = _folded(question(example))
+    return (shot for shot in ranked if shot.id != example.id and _folded(shot.prompt) != asked)
+
+
+def _with_turns(example: Example, shots: list[Example]) -> Example:
+    n_system = sum(message["role"] == "system" for message in example.messages)
+    turns = [turn for shot in shots for turn in _turns(shot)]
+    return replace(example, messages=(*example.messages[:n_system], *turns, *example.messages[n_system:]))
+
+
+def _turns(shot: Example) -> list[Message]:
+    asked = [message for message in shot.messages if message["role"] != "system"]
+    return [*asked, {"role": "assistant", "content": shot.references[0]}]
+
+
+def _nearest(train: tuple[Example, ...]) -> Ranking:
+    """Rank by cosine of TF-IDF vectors; equally near examples keep their training order."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    vectors = vectorizer.fit_transform([shot.prompt for shot in train])  # (train, vocabulary), unit rows
+
+    def rank(example: Example) -> Iterator[Example]:
+        similarity = (vectors @ vectorizer.transform([question(example)]).T).toarray()[:, 0]
+        return (train[i] for i in (-similarity).argsort(kind="stable"))
+
+    return rank
+
+
+def _stratified(train: tuple[Example, ...], seed: int) -> list[Example]:
+    """Order training so that every beginning of it is spread over slices, then over labels."""
+    shuffled = list(train)
+    random.Random(seed).shuffle(shuffled)
+    slices = _groups(shuffled, lambda shot: shot.slice)
+    return _alternate([_alternate(_groups(group, _label)) for group in slices])
+
+
+def _label(example: Example) -> str:
+    return example.references[0] if example.choices else ""
+
+
+def _groups(examples: Iterable[Example], key: Callable[[Example], str]) -> list[list[Example]]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(key(example), []).append(example)
+    return list(groups.values())
+
+
+def _alternate(groups: list[list[Example]]) -> list[Example]:
+    return [example for turn in zip_longest(*groups) for example in turn if example is not None]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _no_training(task: str) -> Problem:
+    return Problem(
+        f"task {task}",
+        "prompting few_shot without training examples",
+        "training rows to take shots from",
+        "give the task `data: {train: …}`, or use zero_shot",
+    )

@@ -1,0 +1,191 @@
+"""What runs write: examples, outputs and the rows of samples.
+
+Invariant: identity is content. The digest of a record is the sha256 of its canonical JSON,
+so two equal things have one digest on every machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Message = dict[str, str]
+Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise with sorted keys and no spaces; NaN and inf are refused.
+
+    Raises:
+        ValueError: the value holds NaN or inf.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the sha256 of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item: what is asked, what is accepted, and to which family and slice it belongs.
+
+    `documents` names the documents that hold the answer (for recall@k); `passages` names
+    those that a prompting put into the messages, best first. `constraints` are the checks
+    of a verifiable instruction (see `metrics/follows.py`).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+    slice: str = ""
+    documents: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
+    constraints: tuple[Mapping[str, Any], ...] = ()
+    rejected: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The last user message's text."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+class Document(NamedTuple):
+    """One text of a knowledge base."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Limits(NamedTuple):
+    """Where a generated answer ends; `max_new_tokens` in tokens, `stop` as strings."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """Token ids of a context and of what follows it; `merged` when a token spans the boundary."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...] = ()
+    merged: bool = False
+
+
+class Likelihood(NamedTuple):
+    """Log-probability in nats of a continuation given its context; `greedy` when it is the argmax."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a candidate answered to one prompt.
+
+    `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the
+    order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
+    `compute_s` is this item's share of its batch's wall time in seconds.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "ranked", "error"] = "stop"
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    choice_logprobs: tuple[float, ...] = ()
+    choice_bytes: tuple[int, ...] = ()
+    gold_logprob: float | None = None
+    gold_bytes: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One example answered by one candidate: everything a later comparison needs.
+
+    `parts` maps a metric's name to its per-sample parts, or to None where it could not be
+    scored. `margin` is log p(gold) − log p(best other choice) in nats.
+    """
+
+    task: str
+    split: str
+    example_id: str
+    position: int
+    status: Status
+    text: str
+    prompt: str
+    references: tuple[str, ...]
+    parts: dict[str, tuple[float, ...] | None]
+    cluster: str = ""
+    slice: str = ""
+    gold_logprob: float | None = None
+    gold_bytes: int | None = None
+    margin: float | None = None
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    prompt_digest: str = ""
+    output_digest: str = ""
+    boundary_merged: bool = False
+    finish_reason: str = ""
+    passages: tuple[str, ...] = ()
+    recall: float | None = None
+    attempt: int = 1
+    weight: float = 1.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsIdentity:
+    """What a set of rows depends on; its digest names the folder they lie in."""
+
+    weights_digest: str
+    template_digest: str
+    task: str
+    task_version: str
+    split: str
+    prompting_digest: str
+    answer: str
+    precision: str
+    engine: str
+    layout_digest: str
+    device_class: str
+
+    @property
+    def digest(self) -> str:
+        """The sixteen hex digits that name `runs/rows/<digest>/`."""
+        return digest(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One candidate and one seed, trained and evaluated; what `runs/<run_id>/run.json` holds.
+
+    `rows` maps "task/split" to the digest of the row folder. `training` and `latency` hold
+    measured figures with units in their names. `state` is "done" or "failed".
+    """
+
+    run_id: str
+    experiment: str
+    candidate: str
+    method: str
+    prompting: str
+    answer: str
+    seed: int
+    base_model: str
+    weights_digest: str
+    base_digest: str
+    state: Literal["done", "failed"]
+    created: str
+    rows: dict[str, str]
+    recipe: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str = ""

@@ -1,0 +1,206 @@
+"""Log-probabilities of continuations: a planner that packs shared contexts, and the executor.
+
+Invariant: what is computed depends on the token ids alone. Choices of one item share their
+context, and several items lie in one sequence under a mask that keeps them apart, so every
+token is computed once and nothing is padded.
+
+The planner is pure; only `Executor` needs torch.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.records import Likelihood, digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+PLANNER_VERSION = 1
+_AGREEMENT_NATS = 0.5
+
+
+class Tree(NamedTuple):
+    """One context (token ids, not empty) and the continuations that follow it, none empty."""
+
+    context: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that have to be computed for this item."""
+        return len(self.context) + sum(map(len, self.branches))
+
+
+class Pack(NamedTuple):
+    """Trees laid out in one sequence of t tokens.
+
+    `owner` and `branch` (both of length t) say to which tree and branch a token belongs, branch
+    0 being the context; `positions` are the positions within tree and branch. `sources` and
+    `targets` are, for each scored token, the index that predicts it and its id; `spans` cut
+    them into branches, in order.
+    """
+
+    ids: list[int]
+    owner: list[int]
+    branch: list[int]
+    positions: list[int]
+    sources: list[int]
+    targets: list[int]
+    spans: list[tuple[int, int]]
+
+
+def grow(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tree]:
+    """Gather neighbouring (context, continuation) pairs with one context into trees."""
+    return [
+        Tree(context, tuple(continuation for _, continuation in group))
+        for context, group in groupby(pairs, key=lambda pair: pair[0])
+    ]
+
+
+def plan(trees: Sequence[Tree], budget: int) -> list[list[int]]:
+    """Cut tree indices, sorted by size, into groups of at most `budget` tokens (one tree at least)."""
+    order = sorted(range(len(trees)), key=lambda i: (trees[i].n_tokens, i))
+    groups: list[list[int]] = []
+    size = budget + 1
+    for i in order:
+        if size + trees[i].n_tokens > budget:
+            groups.append([])
+            size = 0
+        groups[-1].append(i)
+        size += trees[i].n_tokens
+    return groups
+
+
+def pack(trees: Sequence[Tree]) -> Pack:
+    """Lay trees out in one sequence."""
+    out = Pack([], [], [], [], [], [], [])
+    for number, tree in enumerate(trees):
+        depth = len(tree.context)
+        _append(out, tree.context, number, 0, 0)
+        trunk = len(out.ids) - 1
+        for label, branch in enumerate(tree.branches, 1):
+            first = len(out.ids)
+            _append(out, branch, number, label, depth)
+            out.spans.append((len(out.targets), len(out.targets) + len(branch)))
+            out.sources.extend([trunk, *range(first, first + len(branch) - 1)])
+            out.targets.extend(branch)
+    return out
+
+
+def _append(out: Pack, ids: Sequence[int], owner: int, branch: int, start: int) -> None:
+    out.ids.extend(ids)
+    out.owner.extend([owner] * len(ids))
+    out.branch.extend([branch] * len(ids))
+    out.positions.extend(range(start, start + len(ids)))
+
+
+class Executor:
+    """Computes planned packs on one model; `engine` is `packed`, or `plain` where masks are ignored.
+
+    A model that does not honour a custom mask (recurrent layers, say) is found out by scoring a
+    small tree both ways, and gets one sequence a branch instead.
+    """
+
+    def __init__(self, model: "PreTrainedModel", budget: int) -> None:
+        self.model, self.budget = model, budget
+        self.engine = "packed" if self._honours_masks() else "plain"
+
+    @property
+    def layout_digest(self) -> str:
+        """Digest of what decides the shapes that are computed together."""
+        return digest([PLANNER_VERSION, self.engine, self.budget])
+
+    def loglikelihoods(self, trees: Sequence[Tree]) -> list[list[Likelihood]]:
+        """Return the likelihood of each branch of each tree, in order."""
+        return [
+            [Likelihood(sum(logprobs), greedy) for logprobs, greedy in branches]
+            for branches in self._branches(trees)
+        ]
+
+    def token_logprobs(self, trees: Sequence[Tree]) -> list[list[list[float]]]:
+        """Return log p in nats of every token of each branch of each tree."""
+        return [[logprobs for logprobs, _ in branches] for branches in self._branches(trees)]
+
+    def _branches(self, trees: Sequence[Tree]) -> list[list[tuple[list[float], bool]]]:
+        if self.engine == "plain":
+            return [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
+        out: list[list[tuple[list[float], bool]]] = [[] for _ in trees]
+        for group in plan(trees, self.budget):
+            for i, branches in zip(group, self._with_less_memory(trees, group), strict=True):
+                out[i] = branches
+        return out
+
+    def _with_less_memory(self, trees: Sequence[Tree], group: list[int]) -> list[list[tuple[list[float], bool]]]:
+        """Score a group; out of memory, score its halves."""
+        import torch
+
+        try:
+            return self._score([trees[i] for i in group])
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(group) // 2
+            return self._with_less_memory(trees, group[:half]) + self._with_less_memory(trees, group[half:])
+
+    def _score(self, trees: Sequence[Tree]) -> list[list[tuple[list[float], bool]]]:
+        import torch
+
+        packed = pack(trees)
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(self._logits(packed, masked=self.engine == "packed").float(), -1)  # (m, v)
+            targets = torch.tensor(packed.targets, device=logprobs.device)
+            chosen = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            greedy = (logprobs.argmax(-1) == targets).tolist()
+        spans = iter(packed.spans)
+        return [
+            [(chosen[a:b], all(greedy[a:b])) for a, b in (next(spans) for _ in tree.branches)]
+            for tree in trees
+        ]
+
+    def _logits(self, packed: Pack, *, masked: bool) -> "torch.Tensor":
+        """Return the logits (m, v) that predict the scored tokens."""
+        import torch
+
+        device = self.model.device
+        row = {"input_ids": packed.ids, "position_ids": packed.positions}
+        inputs = {name: torch.tensor([values], device=device) for name, values in row.items()}
+        if masked:
+            inputs["attention_mask"] = self._mask(packed)
+        else:
+            del inputs["position_ids"]
+        wanted, where = torch.tensor(packed.sources, device=device).unique(return_inverse=True)
+        logits = self.model(**inputs, logits_to_keep=wanted, use_cache=False).logits[0]
+        return logits[where]
+
+    def _mask(self, packed: Pack) -> "torch.Tensor":
+        """Return the additive mask (1, 1, t, t): causal, within a tree, context and own branch only."""
+        import torch
+
+        owner, branch = (torch.tensor(v, device=self.model.device) for v in (packed.owner, packed.branch))
+        order = torch.arange(len(owner), device=self.model.device)
+        seen = (owner[:, None] == owner) & (order[:, None] >= order)
+        seen &= (branch == 0) | (branch[:, None] == branch)
+        blocked = torch.finfo(self.model.dtype).min
+        return torch.where(seen, 0.0, blocked).to(self.model.dtype)[None, None]
+
+    def _honours_masks(self) -> bool:
+        import inspect
+
+        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            return False
+        ids = [i % self.model.config.get_text_config().vocab_size for i in range(5, 37)]
+        trees = [Tree(tuple(ids[:8]), (tuple(ids[8:12]), tuple(ids[12:18]))), Tree(tuple(ids[18:28]), (tuple(ids[28:]),))]
+        self.engine = "packed"
+        try:
+            together = self._score(trees)
+        except (ValueError, RuntimeError, TypeError):
+            return False
+        self.engine = "plain"
+        alone = [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
+        return all(
+            abs(sum(a[0]) - sum(b[0])) < _AGREEMENT_NATS
+            for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True)
+        )

@@ -1,0 +1,181 @@
+"""What people write: experiments, recipes, suites, tasks and policies.
+
+Invariant: every model is frozen and refuses unknown keys; paths are kept as written, and
+whoever reads a file resolves them against that file's folder (see `config`).
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["target", "capability", "safety", "regression"]
+Kind = Literal["generate", "choice", "bits_per_byte"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class Spec(BaseModel):
+    """Frozen and strict: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(Spec):
+    """How many items of each split are used; drawn by seed, stratified by label where there are labels."""
+
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class TaskData(Spec):
+    """Files of a task, relative to the file that names them.
+
+    Without `validation` a part of the training rows is set aside (grouped by cluster).
+    `leaks` says what happens to rows of an evaluated split that also occur in training.
+    `other_labels` says what happens to rows whose reference is outside `labels`.
+    """
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    pairs: str | None = None
+    documents: str | None = None
+    limits: Limits = Limits()
+    leaks: Literal["refuse", "remove"] = "refuse"
+    other_labels: Literal["refuse", "remove"] = "refuse"
+
+
+class Fields(Spec):
+    """How a row becomes an item: templates over the row's own fields, as in `{text}`."""
+
+    prompt: str = "{prompt}"
+    reference: str = "{reference}"
+    id: str | None = None
+    cluster: str | None = None
+    slice: str | None = None
+
+
+class Task(Spec):
+    """Examples, metrics and generation limits; all of it enters the task's version digest.
+
+    `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
+    `bits_per_byte`. `chance` is the score of a guesser, `margin` the loss that counts as a
+    regression on this task, both in [0, 1]. `num_fewshot` shots come from the `train` file
+    and are given as turns where `fewshot_as_multiturn`.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    stands_for: str = ""
+    data: TaskData
+    fields: Fields = Fields()
+    kind: Kind = "generate"
+    metrics: tuple[str, ...] = Field(("exact_match",), min_length=1)
+    primary: str = ""
+    labels: tuple[str, ...] = ()
+    chance: float = Field(0.0, ge=0, lt=1)
+    margin: float | None = Field(None, gt=0, lt=1)
+    limit: int | None = Field(None, ge=1)
+    chat_template: bool = True
+    system: str | None = None
+    num_fewshot: int = Field(0, ge=0)
+    fewshot_as_multiturn: bool = True
+    length_normalized: bool = False
+    max_new_tokens: int = Field(32, ge=1)
+    stop: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _primary_is_a_metric(self) -> "Task":
+        if self.primary and self.primary not in self.metrics:
+            raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that decides: `primary`, else the first of `metrics`."""
+        return self.primary or self.metrics[0]
+
+
+class Suite(Spec):
+    """A named list of tasks with one role."""
+
+    name: str
+    role: Role = "target"
+    tasks: tuple[Task, ...] = Field(min_length=1)
+
+
+class Recipe(Spec):
+    """How a candidate is made: weights × prompting × answer.
+
+    `prompting` maps the names of promptings to their parameters, applied in order; a bare
+    name is the prompting with its defaults. `weights_of` takes the weights of another
+    candidate instead of making its own. `template` wraps the user message, `{prompt}`.
+    """
+
+    method: str = "base"
+    params: dict[str, Any] = {}
+    weights_of: str | None = None
+    prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
+    answer: Literal["generate", "rank"] = "generate"
+    system: str | None = None
+    template: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_prompting(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("prompting"), str):
+            data = {**data, "prompting": {data["prompting"]: {}}}
+        if isinstance(data, dict) and isinstance(data.get("prompting"), dict):
+            data = {**data, "prompting": {k: v or {} for k, v in data["prompting"].items()}}
+        return data
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> "Recipe":
+        if self.weights_of and (self.method != "base" or self.params):
+            raise ValueError("weights_of takes another candidate's weights: leave out method and params")
+        return self
+
+
+class TargetPolicy(Spec):
+    """What was to be reached on the target: a level, a gain over the best untrained candidate."""
+
+    min: float | None = Field(None, ge=0, le=1)
+    gain: float | None = Field(None, ge=0, le=1)
+
+
+class GatePolicy(Spec):
+    """Margins of the gate in [0, 1]; see the README's glossary for what each rule asks."""
+
+    macro: float = Field(0.02, gt=0, lt=1)
+    each: float = Field(0.05, gt=0, lt=1)
+    critical: tuple[str, ...] = ()
+    critical_margin: float = Field(0.05, gt=0, lt=1)
+    validity: float = Field(0.02, gt=0, lt=1)
+    target: TargetPolicy = TargetPolicy()
+    on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+
+
+class DecidePolicy(Spec):
+    """Prices and volumes; `tau` in points of the target metric per USD of training cost."""
+
+    requests_per_month: float = Field(100_000, gt=0)
+    horizon_months: float = Field(6, gt=0)
+    device_hour_usd: float | None = Field(None, ge=0)
+    label_cost_usd: float = Field(0.0, ge=0)
+    tau: float = Field(0.0, ge=0)
+
+
+class Experiment(Spec):
+    """What harness.yaml holds, with suites read and grids expanded."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    base_model: str = "smollm2-135m"
+    target: Task
+    suites: tuple[Suite, ...] = ()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    candidates: dict[str, Recipe] = Field(min_length=1)
+    gate: GatePolicy = GatePolicy()
+    decide: DecidePolicy = DecidePolicy()
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    report_to: tuple[str, ...] = ()
