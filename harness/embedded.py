@@ -29,12 +29,13 @@ _TOKENIZER_FILES = ("tokenizer*", "chat_template*", "*.model", "vocab*", "merges
 
 
 class ModelSource(NamedTuple):
-    """A model on disk: its name as written, its folder, and the digests of weights and tokenizer."""
+    """A model on disk: its name as written, its folder, the digests of weights and tokenizer, and its size."""
 
     name: str
     path: Path
     weights_digest: str
     template_digest: str
+    n_parameters: int
 
 
 def resolve(name: str) -> ModelSource:
@@ -54,7 +55,16 @@ def resolve(name: str) -> ModelSource:
         raise UserError(Problem(f"base_model {name}", "a folder without config.json",
                                 "a model saved by save_pretrained", "check the path"))
     tokenizer = sorted({p for pattern in _TOKENIZER_FILES for p in path.glob(pattern)})
-    return ModelSource(name, path, _content_digest(weights), _content_digest(tokenizer))
+    return ModelSource(name, path, _content_digest(weights), _content_digest(tokenizer),
+                       _count_parameters(path))
+
+
+def _count_parameters(path: Path) -> int:
+    """Count parameters from the size of the weights on disk; their type stands in the config."""
+    config = json.loads((path / "config.json").read_text())
+    four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
+    size = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in path.glob(pattern))
+    return max(1, size // (4 if four_bytes else 2))
 
 
 def unpack() -> Path:

@@ -8,6 +8,7 @@ from math import floor, inf, isnan, log10
 from typing import TypeGuard
 
 UNKNOWN = "–"
+OWN_UNITS = frozenset({"bits_per_byte", "latency"})  # metrics that are no rates in [0, 1]
 _WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
 
 
@@ -16,14 +17,16 @@ def percent(x: float | None) -> str:
     return _fixed(100 * x, 1) if _known(x) else UNKNOWN
 
 
-def interval(x: float | None, low: float | None, high: float | None) -> str:
-    """Print a rate with its interval, all in percent: `81.0 [75, 86]`."""
-    return _with_ends(x, low, high, plus="")
+def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
+    """Print a rate with its interval, all in percent: `81.0 [75, 86]`; `whole` ends save room."""
+    return _with_ends(x, low, high, "", whole)
 
 
-def points(delta: float | None, low: float | None = None, high: float | None = None) -> str:
+def points(
+    delta: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
+) -> str:
     """Print a difference of rates in percentage points: `+7.0 [+2, +12]`, `−0.4 [−1.5, +0.7]`."""
-    return _with_ends(delta, low, high, plus="+")
+    return _with_ends(delta, low, high, "+", whole)
 
 
 def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
@@ -34,6 +37,32 @@ def plain(x: float | None, low: float | None = None, high: float | None = None, 
     if not (_known(low) and _known(high)):
         return _fixed(x, 3, plus)
     return f"{_fixed(x, 3, plus)} [{_fixed(low, 3, plus)}, {_fixed(high, 3, plus)}]"
+
+
+def score(
+    metric: str, x: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
+) -> str:
+    """Print a metric's value with its interval: rates in percent, others in their own unit."""
+    return plain(x, low, high) if metric in OWN_UNITS else interval(x, low, high, whole=whole)
+
+
+def change(
+    metric: str,
+    delta: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    whole: bool = False,
+) -> str:
+    """Print a difference of a metric with its interval, signed; see `unit` for what it counts."""
+    if metric in OWN_UNITS:
+        return plain(delta, low, high, sign=True)
+    return points(delta, low, high, whole=whole)
+
+
+def unit(metric: str) -> str:
+    """Name what `change` counts: `points`, or the metric itself where it is no rate."""
+    return metric.replace("_", " ") if metric in OWN_UNITS else "points"
 
 
 def usd(x: float | None) -> str:
@@ -49,6 +78,8 @@ def seconds(x: float | None) -> str:
     """Print a time span: `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if not _known(x):
         return UNKNOWN
+    if abs(x) == inf:
+        return count(x)
     if x < 0.0995:
         return f"{1000 * x:.0f} ms"
     if x < 59.5:
@@ -86,11 +117,11 @@ def _significant(x: float) -> str:
     return _fixed(x, digits).rstrip("0")
 
 
-def _with_ends(x: float | None, low: float | None, high: float | None, plus: str) -> str:
+def _with_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
     if not _known(x):
         return UNKNOWN
     middle = _fixed(100 * x, 1, plus)
     if not (_known(low) and _known(high)):
         return middle
-    digits = 0 if 100 * (high - low) / 2 >= _WIDE else 1
+    digits = 0 if whole or 100 * (high - low) / 2 >= _WIDE else 1
     return f"{middle} [{_fixed(100 * low, digits, plus)}, {_fixed(100 * high, digits, plus)}]"

@@ -61,7 +61,8 @@ class Task(Spec):
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
     `bits_per_byte`. `chance` is the score of a guesser, `margin` the loss that counts as a
     regression on this task, both in [0, 1]. `num_fewshot` shots come from the `train` file
-    and are given as turns where `fewshot_as_multiturn`.
+    and are given as turns where `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores
+    worst unless `truncated_scores`, which suits questions whose answer comes first.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -81,6 +82,7 @@ class Task(Spec):
     fewshot_as_multiturn: bool = True
     length_normalized: bool = False
     max_new_tokens: int = Field(32, ge=1)
+    truncated_scores: bool = False
     stop: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ desk do; such passages come from documents of the training part only.
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -212,7 +213,7 @@ TEACHERS = (
 
 TEXTS = {
     "product": (
-        "Our {name} comes in {colour}. It sells for {price}, weighs {weight} and has a guarantee of {guarantee}.",
+        "Our {name} in {colour} sells for {price}, weighs {weight} and has a guarantee of {guarantee}.",
         "The {name} in {colour}: price {price}, weight {weight}, guaranteed for {guarantee}.",
     ),
     "branch": (
@@ -248,7 +249,8 @@ QUESTIONS = {
         "train": ("How long is the guarantee on the {e}?", "What guarantee does the {e} have?",
                   "For how many months is the {e} guaranteed?", "The {e}: guarantee until when?"),
         "validation": ("How long are you liable for faults of the {e}?",),
-        "test": ("How long am I covered if I buy the {e}?", "How many months of cover does the {alias} have?"),
+        "test": ("How long am I covered if I buy the {e}?",
+                 "How many months of cover does the {alias} have?"),
     },
     "street": {
         "train": ("Where is the {e} branch?", "What is the address of the {e} branch?",
@@ -260,7 +262,8 @@ QUESTIONS = {
         "train": ("When does the {e} branch open?", "What time do you open in {e}?",
                   "From what time can I visit the {e} branch?", "Opening time of the {e} branch?"),
         "validation": ("How early can I come to the {e} shop?",),
-        "test": ("At what hour do the doors open in {e}?", "I'm in {e} tomorrow morning. From when are you there?"),
+        "test": ("At what hour do the doors open in {e}?",
+                 "I'm in {e} tomorrow morning. From when are you there?"),
     },
     "manager": {
         "train": ("Who runs the {e} branch?", "Who is the manager in {e}?",
@@ -311,7 +314,7 @@ FACTS = {
     "service": ("fee", "duration", "extension"),
     "course": ("teacher", "start", "room"),
 }
-# Documents of each kind by part: asked closed-book in training, quoted in training, new in validation, in test.
+# Documents of each kind by part: asked about in training, quoted in training, new in validation, new in test.
 PARTS = {
     "product": (6, 6, 4, 8),
     "branch": (4, 4, 2, 6),
@@ -483,6 +486,15 @@ def _asked_facts(things: Sequence[Thing]) -> list[Fact]:
     return [Fact(t, FACTS[t.kind][(i + j) % 3]) for i, t in enumerate(asked) for j in range(2)]
 
 
+def _training_questions(facts: Iterable[Fact], n_wordings: int, first: int = 0) -> Iterator[tuple[Fact, Row]]:
+    """Yield each fact in several training wordings; an attribute's wordings take turns."""
+    turns: Counter[str] = Counter()
+    for fact in facts:
+        for _ in range(n_wordings):
+            yield fact, _question("train", fact, (first + turns[fact.attribute]) % 4)
+            turns[fact.attribute] += 1
+
+
 def _paste(row: Row, passages: Sequence[Thing]) -> Row:
     """Put passages before the prompt in the layout of retrieval."""
     lines = [f"{d['title']}: {d['text']}" for d in (t.document for t in _order(passages, row["prompt"]))]
@@ -494,8 +506,7 @@ def _quoted_questions(things: Sequence[Thing]) -> list[Row]:
     quoted = [t for t in things if t.part == "quoted"]
     facts = _order(_facts(things, "quoted"), "quoted questions")[: N_QUOTED["knowledge"]]
     rows = []
-    for i, fact in enumerate(facts):
-        row = _question("train", fact, i % 4)
+    for fact, row in _training_questions(facts, 1, first=2):
         others = [t for t in quoted if t.kind == fact.thing.kind and t != fact.thing]
         rows.append(_paste(row, [fact.thing, _pick(others, row["prompt"])]))
     return rows
@@ -506,7 +517,7 @@ def _training(things: Sequence[Thing]) -> list[Row]:
     messages = _order((row for row, _ in _behaviour("train", "train")), "which messages quote")
     n = N_QUOTED["behaviour"]
     pasted = [_paste(row, _order(quotable, row["prompt"])[:2]) for row in messages[:n]]
-    closed = [_question("train", f, (i + j) % 4) for i, f in enumerate(_asked_facts(things)) for j in range(3)]
+    closed = [row for _, row in _training_questions(_asked_facts(things), 3)]
     return _numbered("train", [*pasted, *messages[n:], *closed, *_quoted_questions(things)])
 
 
@@ -530,18 +541,25 @@ def _numbered(split: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def _pairs(things: Sequence[Thing]) -> list[Row]:
-    """Return preferences in training wordings: the settled matter's queue or another thing's fact is rejected."""
-    rows = []
-    for row, settled in _behaviour("train", "pairs", (1, 2)):
-        rows.append((row, _reply(settled, row["reference"].rsplit(" ", 1)[1])))
+    """Return preferences in training wordings; the settled queue or another thing's fact is rejected."""
+    rows = [
+        (row, _reply(settled, row["reference"].rsplit(" ", 1)[1]))
+        for row, settled in _behaviour("train", "pairs", (1, 2))
+    ]
     facts = _asked_facts(things)
-    for i, fact in enumerate(facts):
+    for fact, row in _training_questions(facts, 2):
         others = [f.value for f in facts if f.attribute == fact.attribute and f != fact]
-        for j in range(2):
-            rows.append((_question("train", fact, (i + j) % 4), _pick(others, f"{fact}{j}")))
-    pairs = [{"prompt": r["prompt"], "chosen": r["reference"], "rejected": bad, "cluster": r["cluster"]}
-             for r, bad in rows]
-    return _numbered("pair", pairs)
+        rows.append((row, _pick(others, row["prompt"])))
+    return _numbered("pair", (_preference(row, rejected) for row, rejected in rows))
+
+
+def _preference(row: Row, rejected: str) -> Row:
+    return {
+        "prompt": row["prompt"],
+        "chosen": row["reference"],
+        "rejected": rejected,
+        "cluster": row["cluster"],
+    }
 
 
 def files() -> dict[str, list[Row]]:

@@ -1,14 +1,15 @@
 """Corpus BLEU of the answers against the references.
 
 Invariant: with equal weights the number is sacrebleu's `corpus_bleu` divided by 100 (13a
-tokenisation, exponential smoothing, closest reference length); `signature` names them.
+tokenisation, exponential smoothing, closest reference length); `signature` names them. A
+corpus without an answer of four words scores 0 there and here.
 Source: Post 2018, arXiv:1804.08771; smoothing: Chen & Cherry 2014, method 3.
 """
 
 import numpy as np
 
 from harness.metrics import Array, Metric, Parts, ratio
-from harness.records import Example, Output
+from harness.records import Example
 from harness.spec import Task
 
 _ORDERS = (1, 2, 3, 4)
@@ -50,12 +51,12 @@ def _aggregate(parts: Array, weights: Array) -> Array:
     scored = (correct > 0).any(axis=-1) & (total > 0).all(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         brevity = np.exp(np.minimum(0.0, 1 - ref / hyp))
-        geometric = np.exp(np.log(precision).mean(axis=-1))
-    return np.where(scored, np.minimum(brevity * geometric, 1.0), 0.0)
+        bleu = brevity * np.exp(np.log(precision).mean(axis=-1))
+    return np.where(scored, np.minimum(bleu, 1.0), 0.0)
 
 
 def _smoothed(correct: Array, total: Array) -> Array:
-    """Replace the i-th order without a match by 1 / (2^i · total), i = 1, 2, …"""
+    """Replace the i-th order without a match by 1 / (2^i · total), counting i from 1."""
     missing = correct == 0
     halvings = np.cumsum(missing, axis=-1)
     return np.where(missing, ratio(np.ones_like(total), 2.0**halvings * total), ratio(correct, total))

@@ -35,15 +35,11 @@ def build(context: PromptingContext, params: Params) -> Step:
     """
     if not context.train:
         raise UserError(_no_training(context.task.name))
-    if params.select == "knn":
-        ranking = _nearest(context.train)
-    else:
-        drawn = _stratified(context.train, context.seed)
-        ranking = lambda example: drawn  # noqa: E731 - the same list whatever is asked
+    ranked = _nearest(context.train) if params.select == "knn" else _drawn(context.train, context.seed)
 
     def show(example: Example) -> Example:
-        chosen = list(islice(_others(ranking(example), example), params.shots))
-        return _with_turns(example, chosen[::-1] if params.select == "knn" else chosen)
+        shots = list(islice(_others(ranked(example), example), params.shots))
+        return _with_turns(example, shots[::-1])
 
     return show
 
@@ -78,12 +74,13 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     return rank
 
 
-def _stratified(train: tuple[Example, ...], seed: int) -> list[Example]:
-    """Order training so that every beginning of it is spread over slices, then over labels."""
+def _drawn(train: tuple[Example, ...], seed: int) -> Ranking:
+    """Rank at random; every beginning of the ranking is spread over slices, then over labels."""
     shuffled = list(train)
     random.Random(seed).shuffle(shuffled)
     slices = _groups(shuffled, lambda shot: shot.slice)
-    return _alternate([_alternate(_groups(group, _label)) for group in slices])
+    order = _alternate([_alternate(_groups(group, _label)) for group in slices])
+    return lambda example: order
 
 
 def _label(example: Example) -> str:

@@ -6,6 +6,7 @@ Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -29,7 +30,9 @@ class Params(Spec):
     @model_validator(mode="after")
     def _chunks_advance(self) -> "Params":
         if self.chunk_overlap >= self.chunk_words:
-            raise ValueError(f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}")
+            raise ValueError(
+                f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
+            )
         return self
 
 
@@ -45,7 +48,9 @@ def build(context: PromptingContext, params: Params) -> Step:
     scores = _bm25([f"{chunk.title} {chunk.text}" for chunk in chunks])
 
     def retrieve(example: Example) -> Example:
-        best = sorted(zip(scores(example.prompt), range(len(chunks)), strict=True), key=lambda s: (-s[0], s[1]))
+        best = sorted(
+            zip(scores(example.prompt), range(len(chunks)), strict=True), key=lambda s: (-s[0], s[1])
+        )
         return with_context(example, [chunks[i] for _, i in best[: params.top_k]])
 
     return retrieve
@@ -61,14 +66,17 @@ def _chunks(document: Document, params: Params) -> list[Document]:
 def _bm25(texts: list[str]) -> Callable[[str], list[float]]:
     import bm25s
 
-    def tokens(batch: list[str]) -> list[list[str]]:
-        return bm25s.tokenize(
-            batch, token_pattern=_WORDS, stopwords="en", return_ids=False, show_progress=False
-        )
-
+    words = partial(
+        bm25s.tokenize, token_pattern=_WORDS, stopwords="en", return_ids=False, show_progress=False
+    )
     index = bm25s.BM25(method="lucene")
-    index.index(tokens(texts), show_progress=False)
-    return lambda query: index.get_scores(tokens([query])[0]).tolist()
+    index.index(words(texts), show_progress=False)
+
+    def scores(query: str) -> list[float]:
+        asked = words([query])[0]
+        return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
+
+    return scores
 
 
 def _no_documents(task: str) -> Problem:

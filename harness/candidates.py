@@ -1,0 +1,299 @@
+"""Things that generate and score text: a language model, a classifier, a scripted fake.
+
+Invariant: `encode` is the only place where a chat template or a beginning-of-sequence token
+is added, and a prompt holds at most one of the latter.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from harness.embedded import ModelSource
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.machine import Machine, dtype
+from harness.quiet import quiet_libraries
+from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+from harness.scoring import Executor, grow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
+_PACK_TOKENS = {"cpu": 512, "cuda": 4096}
+_GENERATE_ROWS = {"cpu": 32, "cuda": 64}
+
+
+class Candidate(Protocol):
+    """What evaluation asks of anything that is evaluated."""
+
+    weights_digest: str
+    engine: str
+    layout_digest: str
+    max_context: int
+
+    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+        """Turn messages, and what would follow them, into token ids."""
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily, in order."""
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Score each (context, continuation), in order; neighbours may share a context."""
+
+
+class HFCandidate:
+    """A causal language model of transformers, with or without an adapter."""
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", weights_digest: str,
+        scoring_engine: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
+        device = model.device.type
+        self._rows = _GENERATE_ROWS[device]
+        self._executor = Executor(model, _PACK_TOKENS[device], scoring_engine)
+        self.engine = f"transformers/{self._executor.engine}"
+        self.layout_digest = digest([self._executor.layout_digest, self._rows])
+        self.max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+        """Turn messages, and what would follow them, into token ids.
+
+        Without a chat template turns are joined by blank lines, and an answer to its question by a
+        space. An empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
+
+        Raises:
+            UserError: a chat template is wanted and the tokenizer has none.
+        """
+        if chat_template:
+            text = self._apply_template(messages)
+        else:
+            text = _as_plain_text(messages)
+        context = self._ids(text, special=not chat_template)
+        if not continuation:
+            return Encoded(context or self._prefix())
+        if not text:
+            return Encoded(self._prefix(), self._ids(continuation))
+        whole = self._ids(text + continuation, special=not chat_template)
+        merged = whole[: len(context)] != context
+        tail = self._ids(continuation) if merged else whole[len(context):]
+        return Encoded(context, tail, merged)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily, in batches of similar length."""
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        out: dict[int, Output] = {}
+        for start in range(0, len(order), self._rows):
+            batch = order[start:start + self._rows]
+            out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
+        return [out[i] for i in range(len(prompts))]
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Score each (context, continuation) in nats; neighbours with one context share its cost."""
+        return [likelihood for tree in self._executor.loglikelihoods(grow(pairs)) for likelihood in tree]
+
+    def _apply_template(self, messages: Sequence[Message]) -> str:
+        if not self.tokenizer.chat_template:
+            raise UserError(Problem("base_model", "a tokenizer without a chat template", "an instruction-tuned model",
+                                    "choose an instruct model, or set chat_template: false on the task"))
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        # A template that writes the token and a tokenizer that adds it would make two.
+        return ids[1:] if special and len(ids) > 1 and ids[0] == ids[1] == bos else ids
+
+    def _prefix(self) -> tuple[int, ...]:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return (int(bos if bos is not None else eos),)
+
+    def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Generate for one batch; out of memory, for its halves."""
+        import torch
+
+        try:
+            return self._answer_together(prompts, limits)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise CandidateFailed("out of memory while generating one answer",
+                                      "a smaller base_model or shorter prompts") from None
+            torch.cuda.empty_cache()
+            half = len(prompts) // 2
+            return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
+
+    def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        import torch
+
+        start = time.perf_counter()
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)  # (b, t)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        with torch.inference_mode():
+            made = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=limits.max_new_tokens, do_sample=False,
+                pad_token_id=pad, stopping_criteria=self._stopping(width, limits.stop),
+            )[:, width:].tolist()
+        share = (time.perf_counter() - start) / len(prompts)
+        return [self._output(p, new, limits, share) for p, new in zip(prompts, made, strict=True)]
+
+    def _stopping(self, width: int, stop: tuple[str, ...]) -> list[Callable[..., Any]]:
+        """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
+        import torch
+
+        if not stop:
+            return []
+
+        def criterion(ids: "torch.Tensor", scores: Any, **_: Any) -> "torch.Tensor":
+            tails = self.tokenizer.batch_decode(ids[:, max(width, ids.shape[1] - 8):], skip_special_tokens=True)
+            return torch.tensor([any(s in tail for s in stop) for tail in tails], device=ids.device)
+
+        return [criterion]
+
+    def _output(self, prompt: tuple[int, ...], new: list[int], limits: Limits, share: float) -> Output:
+        ends = self._end_ids()
+        length = next((i for i, token in enumerate(new) if token in ends), len(new))
+        text = self.tokenizer.decode(new[:length], skip_special_tokens=True)
+        cuts = [text.index(s) for s in limits.stop if s in text]
+        ended = bool(cuts) or length < len(new)
+        full = length >= limits.max_new_tokens
+        return Output(
+            text=text[: min(cuts)] if cuts else text,
+            finish_reason="length" if full and not ended else "stop",
+            n_prompt_tokens=len(prompt), n_output_tokens=length, compute_s=share,
+        )
+
+    def _end_ids(self) -> set[int]:
+        config = self.model.generation_config.eos_token_id
+        ends = config if isinstance(config, list) else [config]
+        return {int(i) for i in [*ends, self.tokenizer.eos_token_id] if i is not None}
+
+
+def _as_plain_text(messages: Sequence[Message]) -> str:
+    text = ""
+    for message in messages:
+        gap = "" if not text else " " if message["role"] == "assistant" else "\n\n"
+        text += gap + message["content"]
+    return text
+
+
+class ModelHost:
+    """One base in memory; adapters are put on it and taken off again."""
+
+    def __init__(self, source: ModelSource, machine: Machine) -> None:
+        self.source, self.machine = source, machine
+        self.model, self.tokenizer = load_base(source, machine)
+        self.model.eval()
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
+        """Yield the base with the adapter of a folder; the base is itself again afterwards."""
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(self.model, str(folder), autocast_adapter_dtype=False)
+        model.eval()
+        try:
+            yield HFCandidate(model, self.tokenizer, weights_digest, self.base.engine.partition("/")[2])
+        finally:
+            model.unload()
+
+
+def load_base(source: ModelSource, machine: Machine) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load model and tokenizer in the machine's precision, on its device.
+
+    Raises:
+        CandidateFailed: the model does not fit the device's memory.
+    """
+    import torch
+
+    quiet_libraries()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=dtype(machine.precision), attn_implementation="sdpa"
+        ).to(machine.device)
+    except torch.OutOfMemoryError:
+        raise CandidateFailed(f"{source.name} does not fit the memory of {machine.name}",
+                              "a smaller base_model or device: cpu") from None
+    return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
+
+
+class TextTable(NamedTuple):
+    """What a text classifier says of one text: its labels and their log-probabilities in nats."""
+
+    labels: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+
+class TextCandidate:
+    """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
+
+    `predict` maps prompts to tables of labels; the best label is the answer. A label that a
+    table does not hold has log-probability −1e9. Used by the classifier, and with a plain
+    function as the real fake of the tests (`scripted`).
+    """
+
+    engine = "text"
+    max_context = 1 << 30
+
+    def __init__(self, predict: Callable[[Sequence[str]], list[TextTable]], weights_digest: str) -> None:
+        self._predict, self.weights_digest = predict, weights_digest
+        self.layout_digest = digest("text")
+
+    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+        """Encode the last user message, and the continuation, as bytes."""
+        users = [m["content"] for m in messages if m["role"] == "user"]
+        return Encoded(tuple((users[-1] if users else "").encode()), tuple(continuation.encode()))
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt with its best label."""
+        start = time.perf_counter()
+        tables = self._predict([bytes(p).decode() for p in prompts])
+        share = (time.perf_counter() - start) / max(len(prompts), 1)
+        return [
+            Output(max(zip(t.logprobs, t.labels, strict=True))[1], n_prompt_tokens=len(p), n_output_tokens=1,
+                   compute_s=share)
+            for p, t in zip(prompts, tables, strict=True)
+        ]
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Return the log-probability of each label, given its text."""
+        tables = self._predict([bytes(context).decode() for context, _ in pairs])
+        out = []
+        for (_, continuation), table in zip(pairs, tables, strict=True):
+            known = dict(zip(table.labels, table.logprobs, strict=True))
+            logprob = known.get(bytes(continuation).decode(), -1e9)
+            out.append(Likelihood(logprob, logprob == max(table.logprobs)))
+        return out
+
+
+def scripted(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+    """Return a candidate that answers by a function of the prompt: a real fake for tests."""
+    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
+
+
+def classifier(folder: Path, weights_digest: str) -> TextCandidate:
+    """Fit the classifier whose texts and labels lie in a folder, and return it as a candidate."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    content = json.loads((folder / "classifier.json").read_text())
+    params = content["params"]
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True),
+        LogisticRegression(C=params["C"], max_iter=1000),
+    ).fit(content["texts"], content["labels"])
+    labels = tuple(map(str, model.classes_))
+
+    def predict(texts: Sequence[str]) -> list[TextTable]:
+        return [TextTable(labels, tuple(map(float, row))) for row in model.predict_log_proba(list(texts))]
+
+    return TextCandidate(predict, weights_digest)

@@ -1,0 +1,183 @@
+"""The verbs of the command line.
+
+Invariant: stdout holds the result, stderr the progress; errors a user can mend are printed
+without a traceback and end with exit code 2, and heavy modules load only inside a verb.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.records import Run
+    from harness.report import ExperimentReport
+
+app = typer.Typer(
+    help="Know, with evidence, whether to fine-tune.", no_args_is_help=True, add_completion=True,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
+)
+runs_app = typer.Typer(help="List, show or remove stored runs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+Config = Annotated[Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value …]", help="Overrides of the file's keys.")]
+Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
+Candidates = Annotated[
+    list[str] | None, typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b.")
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
+
+
+@app.command()
+def compare(
+    overrides: Overrides = None, config: Config = Path("harness.yaml"), candidates: Candidates = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-L", envvar="HARNESS_LIMIT", min=1,
+                                              help="At most so many items of each evaluated split.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", envvar="HARNESS_QUICK",
+                                        help="A smoke run in minutes; its numbers are no evidence.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, its tokens and its time.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", envvar="HARNESS_GATE",
+                                       help="Exit by the verdict of the recommended candidate.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
+    from harness import config as configuration
+    from harness import experiment, report
+    from harness.experiment import Scope
+    from harness.progress import Silent
+    from harness.terminal import TerminalProgress
+
+    loaded = configuration.load(config, overrides or [], candidates or [])
+    bench = experiment.bench_of(loaded, Scope(limit, quick), Silent())
+    work = experiment.planned(bench, loaded.selected)
+    plan = {name: bench.seconds(one) for name, one in work.items()}
+    if dry_run:
+        _print_plan(bench, work, plan, as_json)
+        return
+    _say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
+    for line in [*experiment.warnings_before(bench), *bench.target.items.removed]:
+        _say(line)
+    with TerminalProgress(plan) as progress:
+        bench.progress = progress
+        found = experiment.run_all(bench, loaded, quick=quick)
+    report.write(found, loaded.folder / "reports")
+    _print_report(found, as_json)
+    raise typer.Exit(_exit_code(found, bench.experiment.gate, by_verdict=gate))
+
+
+@app.command()
+def train(
+    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
+    overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False,
+) -> None:
+    """Make the weights of one candidate, or find them already made."""
+    from harness.run import ensure_weights
+
+    bench, names = _bench(config, overrides, candidate)
+    with _progress(bench):
+        made = {name: ensure_weights(bench, bench.experiment.candidates[name], bench.experiment.seeds[0])
+                for name in names}
+    _print({name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
+            for name, w in made.items()}, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
+    overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False,
+) -> None:
+    """Train (if need be) and evaluate one candidate on the target and all suites."""
+    from harness import compare as comparison
+    from harness.experiment.findings import Reader
+    from harness.run import make_run
+
+    bench, names = _bench(config, overrides, candidate)
+    out: dict[str, Any] = {}
+    with _progress(bench):
+        for name in names:
+            run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
+            reader = Reader(bench)
+            out[name] = {
+                m.task.name: {
+                    key: comparison.estimate(metric, reader.of(run, m))._asdict() for key, metric in m.metrics.items()
+                }
+                for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows
+            }
+    _print(out, as_json)
+
+
+@app.command()
+def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+    """Write and print the report again from stored runs; computes nothing."""
+    from harness import experiment, report
+
+    bench, names = _bench(config, overrides, None)
+    found = experiment.stored(bench, names)
+    report.write(found, config.parent / "reports")
+    _print_report(found, as_json)
+
+
+@runs_app.command("list")
+def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+    """List stored runs, oldest first."""
+    from harness import store
+
+    found = store.list_runs(store.Store(runs))
+    _print({run.run_id: _brief(run) for run in found}, as_json)
+
+
+@runs_app.command("show")
+def runs_show(run_id: str, runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+    """Show all that is stored of one run, without its rows."""
+    from dataclasses import asdict
+
+    from harness import store
+
+    _print(asdict(store.get_run(store.Store(runs), run_id)), as_json)
+
+
+@runs_app.command("rm")
+def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
+    """Remove a run, with the rows and weights that no other run refers to."""
+    from harness import store
+
+    store.remove_run(store.Store(runs), run_id)
+    _say(f"removed {run_id}")
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[str, typer.Argument(help="methods, prompting, metrics, suites or tasks")] = "methods",
+    as_json: Json = False,
+) -> None:
+    """List what there is to choose from, each with its purpose."""
+    from harness.catalogue import listing
+
+    _print(listing(what), as_json)
+
+
+@app.command()
+def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+    """Rebuild the DuckDB index from the run folders."""
+    from harness import store
+
+    _print(store.reindex(store.Store(runs))._asdict(), as_json)
+
+
+def main() -> None:
+    """Run the command line; every error that a user can mend ends without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    argv = [a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_")) for a in sys.argv[1:]]
+    try:
+        app(args=argv, standalone_mode=True)
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,162 @@
+"""Everything that one key alone does not show: names, files and candidates that must fit together.
+
+Invariant: a check looks at what could be read and never stops another check.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness import plugins
+from harness.config import wording
+from harness.config.files import DATA_FILES, HUB, missing_file, raw_tasks
+from harness.config.grids import Member
+from harness.config.tree import Keys, Tree
+from harness.errors import Problem, UserError, did_you_mean
+from harness.spec import GatePolicy, Recipe, Task
+
+_NAME_SIGNS = frozenset("_.-")
+
+
+def check(tree: Tree, members: Mapping[str, Member]) -> None:
+    """Add to the tree's problems whatever does not fit together."""
+    tasks = [(keys, wording.salvage(Task, task)) for keys, task in raw_tasks(tree)]
+    known = [(keys, task) for keys, task in tasks if task is not None]
+    target = next((task for keys, task in known if keys == ("target",)), None)
+    for keys, task in known:
+        tree.problems += _task(task, keys, tree)
+    tree.problems += _names(known, tree)
+    tree.problems += _roles(tree)
+    tree.problems += _critical(known, tree)
+    for name, member in members.items():
+        recipe = wording.salvage(Recipe, member.recipe)
+        if recipe is not None:
+            tree.problems += _recipe(recipe, ("candidates", member.source), target, tree)
+            tree.problems += _weights(name, recipe, members, tree)
+    tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
+
+
+def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+    for name in DATA_FILES:
+        path = getattr(task.data, name)
+        if path is not None and not path.startswith(HUB) and not Path(path).exists():
+            where = tree.where((*keys, "data", name))
+            yield missing_file(Path(path), where, f"the {name} rows of task {task.name}")
+    for index, name in enumerate(task.metrics):
+        if name not in plugins.names("metrics"):
+            yield plugins.unknown("metrics", name, tree.where((*keys, "metrics", index)))
+    where = tree.where((*keys, "data"))
+    if task.data.test is None:
+        found = f"task {task.name} without test rows"
+        yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
+    if task.num_fewshot and task.data.train is None:
+        at = tree.where((*keys, "num_fewshot"))
+        yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+
+
+def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+    """Refuse a name of a task or a suite that stands twice."""
+    seen: dict[str, str] = {}
+    named = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
+    named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in _suites(tree)]
+    for name, keys in named:
+        where = tree.where(keys)
+        if name in seen:
+            yield Problem(where, f"a second {name}", "every name once", f"the first is at {seen[name]}")
+        seen.setdefault(name, where)
+
+
+def _roles(tree: Tree) -> Iterator[Problem]:
+    for i, suite in _suites(tree):
+        if suite.get("role", "target") == "target":
+            where = tree.where(("suites", i, "role"))
+            found = f"suite {suite.get('name')!r} with the role target"
+            yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
+
+
+def _critical(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+    gate = wording.salvage(GatePolicy, tree.data.get("gate", {}))
+    suites = _suites(tree)
+    if tree.failed or gate is None:
+        return
+    known = {task.name for keys, task in tasks if keys != ("target",)}
+    known |= {str(suite.get("name")) for _, suite in suites}
+    for index, name in enumerate(gate.critical):
+        if name not in known:
+            where = tree.where(("gate", "critical", index))
+            hint = did_you_mean(name, known) if known else "list its suite under suites:"
+            yield Problem(where, f"unknown task or suite {name!r}", "one that is listed under suites:", hint)
+
+
+def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iterator[Problem]:
+    if recipe.template is not None and "{prompt}" not in recipe.template:
+        where = tree.where((*keys, "template"))
+        found = f"template {recipe.template!r}"
+        yield Problem(where, found, "a template with {prompt} in it", "add {prompt}")
+    used = [("methods", recipe.method, recipe.params, (*keys, "params"), tree.where((*keys, "method")))]
+    for name, params in recipe.prompting.items():
+        at = (*keys, "prompting", name)
+        used.append(("prompting", name, params, at, tree.where(at)))
+    for kind, name, params, at, where in used:
+        try:
+            plugin = plugins.load(kind, name, where)
+        except UserError as error:
+            yield from error.problems
+        else:
+            yield from wording.problems_of(plugin.Params, params, tree, at)
+            yield from _needs(plugin, name, target, where)
+
+
+def _needs(plugin: ModuleType, name: str, target: Task | None, where: str) -> Iterator[Problem]:
+    """Compare what the plugin's NEEDS name (files of the data) with what the target has."""
+    for need in getattr(plugin, "NEEDS", ()) if target else ():
+        if target is not None and getattr(target.data, need) is None:
+            found = f"{name} without {need} rows"
+            expected = f"`{need}:` in the data of the target"
+            yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")
+
+
+def _weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
+    source = recipe.weights_of
+    if source is None:
+        return
+    where = tree.where(("candidates", members[name].source, "weights_of"))
+    if source == name:
+        found = f"{name} taking its own weights"
+        yield Problem(where, found, "the name of another candidate", _others(name, members))
+    elif source not in members:
+        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
+    elif _mapping(members[source].recipe).get("weights_of"):
+        found = f"weights of {source}, which has none of its own"
+        yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
+
+
+def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:
+    grid = [member for member, m in members.items() if m.source == source]
+    if grid:
+        return "one candidate of that grid", f"one of: {', '.join(grid)}"
+    return "the name of another candidate", did_you_mean(source, members.keys() - {name})
+
+
+def _others(name: str, members: Mapping[str, Member]) -> str:
+    return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"
+
+
+def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
+    suites = tree.data.get("suites")
+    listed = enumerate(suites) if isinstance(suites, list) else ()
+    return [(i, suite) for i, suite in listed if isinstance(suite, dict)]
+
+
+def _bad_name(name: str, tree: Tree) -> Problem:
+    where = tree.where(("candidates", name))
+    return Problem(where, f"candidate {name!r}", "a name of letters, digits and the signs _ . -", "rename it")
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and all(sign.isascii() and (sign.isalnum() or sign in _NAME_SIGNS) for sign in name)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,196 @@
+"""Find and read the files of an experiment, and put what they hold in place of their names.
+
+Invariant: a path is looked up beside the file that names it first; suites and recipes that
+the package ships are found by the same relative path from anywhere.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.config import tree as trees
+from harness.config import wording
+from harness.config.tree import Keys, Tree
+from harness.errors import Problem, UserError, did_you_mean
+from harness.spec import Suite
+
+DATA_FILES = ("train", "validation", "test", "pairs", "documents")
+HUB = "hub:"
+
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = (_PACKAGE, _PACKAGE.parent)
+
+
+def read_experiment(path: Path) -> Tree:
+    """Read harness.yaml itself.
+
+    Raises:
+        UserError: it is missing, not UTF-8, not YAML, or no mapping.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise UserError(_missing(path, str(path), "an experiment file", "give its path with -c harness.yaml"))
+    text = _text(path, path.name)
+    data, marks = trees.parse(text, path.name)
+    if not isinstance(data, dict):
+        raise UserError(_no_mapping(path.name, data, "name:, target: and candidates:"))
+    return Tree(data, marks, path.parent.resolve(), [text])
+
+
+def inline(tree: Tree) -> None:
+    """Replace the names of suites, of the target and of short recipes by what they stand for."""
+    _inline_target(tree)
+    suites = tree.data.get("suites")
+    for index, suite in enumerate(suites if isinstance(suites, list) else ()):
+        if isinstance(suite, str):
+            _inline_file(tree, ("suites", index), suite, "suite")
+    for name, recipe in _mapping(tree.data.get("candidates")).items():
+        if isinstance(recipe, str):
+            _inline_file(tree, ("candidates", name), f"baselines/{recipe}.yaml", "recipe")
+        elif recipe is None:
+            tree.data["candidates"][name] = {}
+    _spell_out_promptings(tree)
+
+
+def finish(tree: Tree) -> None:
+    """Spell out what overrides wrote in short, and make every path absolute."""
+    _spell_out_promptings(tree)
+    for _, task in raw_tasks(tree):
+        _resolve(task, tree.folder)
+    base = tree.data.get("base_model")
+    if isinstance(base, str) and (base.startswith(("./", "../", "~")) or (tree.folder / base).is_dir()):
+        tree.data["base_model"] = str((tree.folder / Path(base).expanduser()).resolve())
+
+
+def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
+    """Yield every task as written, with its keys, where it is a mapping at all."""
+    if isinstance(tree.data.get("target"), dict):
+        yield ("target",), tree.data["target"]
+    for i, suite in enumerate(_list(tree.data.get("suites"))):
+        for j, task in enumerate(_list(_mapping(suite).get("tasks"))):
+            if isinstance(task, dict):
+                yield ("suites", i, "tasks", j), task
+
+
+def missing_file(path: Path, where: str, expected: str) -> Problem:
+    """Phrase a file that is not there, with its nearest neighbour."""
+    return _missing(path, where, expected, "create it, or correct the path")
+
+
+def _inline_target(tree: Tree) -> None:
+    """Read the target's file, and take the one task out of a suite."""
+    if isinstance(tree.data.get("target"), str):
+        _inline_file(tree, ("target",), tree.data["target"], "suite")
+    suite = _mapping(tree.data.get("target"))
+    if not suite.keys() & {"tasks", "role"}:
+        return
+    around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
+    tree.problems += wording.problems_of(Suite, around, tree, ("target",))
+    tasks = suite.get("tasks")
+    if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
+        tree.failed.add(("target",))
+        tree.problems.append(_not_one_task(tasks, tree.where(("target", "tasks"))))
+        return
+    prefix: Keys = ("target", "tasks", 0)
+    tree.put(("target",), tasks[0], {k[3:]: mark for k, mark in tree.marks.items() if k[:3] == prefix})
+
+
+def _not_one_task(tasks: Any, where: str) -> Problem:
+    found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
+    return Problem(
+        where, found, "a target of one task", "keep one here and list others as a suite under suites:"
+    )
+
+
+def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
+    """Put a file's content at these keys; tasks' paths are resolved against the file's folder."""
+    where = tree.where(keys)
+    path = _locate(tree.folder, relative)
+    if path is None:
+        tree.failed.add(keys)
+        tree.problems.append(_unknown_file(tree.folder, relative, what, where))
+        return
+    shown = _shown(path, tree.folder)
+    try:
+        text = _text(path, shown)
+        data, marks = trees.parse(text, shown)
+        if not isinstance(data, dict):
+            raise UserError(_no_mapping(shown, data, f"the keys of a {what}"))
+    except UserError as error:
+        tree.failed.add(keys)
+        tree.problems += error.problems
+        return
+    for task in (data, *_list(data.get("tasks"))):
+        _resolve(_mapping(task), path.parent)
+    tree.texts.append(text)
+    tree.put(keys, data, marks)
+
+
+def _spell_out_promptings(tree: Tree) -> None:
+    for name, recipe in _mapping(tree.data.get("candidates")).items():
+        prompting = _mapping(recipe).get("prompting")
+        keys: Keys = ("candidates", name, "prompting")
+        if isinstance(prompting, str):
+            tree.put(keys, {prompting: {}}, {(prompting,): tree.where(keys)})
+        elif isinstance(prompting, dict):
+            recipe["prompting"] = {k: {} if v is None else v for k, v in prompting.items()}
+
+
+def _resolve(task: dict[str, Any], folder: Path) -> None:
+    data = _mapping(task.get("data"))
+    for split in DATA_FILES:
+        path = data.get(split)
+        if isinstance(path, str) and not path.startswith(HUB):
+            data[split] = str((folder / Path(path).expanduser()).resolve())
+
+
+def _locate(folder: Path, relative: str) -> Path | None:
+    tried = (root / Path(relative).expanduser() for root in (folder, *_SHIPPED))
+    return next((path.resolve() for path in tried if path.is_file()), None)
+
+
+def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
+    if what == "suite":
+        return missing_file(folder / relative, where, f"a suite file, relative to {folder}")
+    name = Path(relative).stem
+    known = {file.stem for root in (folder, *_SHIPPED) for file in (root / "baselines").glob("*.yaml")}
+    found = f"unknown recipe {name!r}"
+    expected = "a recipe of baselines/, or a mapping such as {method: lora}"
+    return Problem(where, found, expected, did_you_mean(name, known))
+
+
+def _missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
+    try:
+        near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
+    except OSError:
+        return Problem(where, f"no folder {path.parent}", expected, otherwise)
+    hint = did_you_mean(path.name, near)
+    return Problem(where, f"no file {path}", expected, hint if "did you mean" in hint else otherwise)
+
+
+def _text(path: Path, shown: str) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
+        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
+        raise UserError(problem) from None
+
+
+def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
+    found = "an empty file" if data is None else f"a {type(data).__name__}"
+    return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
+
+
+def _shown(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list) else ()

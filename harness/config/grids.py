@@ -1,0 +1,86 @@
+"""A list where a parameter takes one value is a grid: one candidate for each value.
+
+Invariant: every combination of the grids of a recipe gives one candidate, named
+`few-shot[shots=4]`; a recipe without a grid keeps its name.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+
+from harness import plugins
+from harness.config.tree import Keys, Tree
+from harness.errors import Problem
+
+
+class Member(NamedTuple):
+    """One candidate of a grid: the name it was written under, and its recipe as written."""
+
+    source: str
+    recipe: Any
+
+
+def expand(tree: Tree) -> dict[str, Member]:
+    """Return every candidate by name, grids multiplied out."""
+    candidates = tree.data.get("candidates")
+    written = candidates.items() if isinstance(candidates, dict) else ()
+    return {name: member for source, recipe in written for name, member in _members(source, recipe, tree)}
+
+
+def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, Member]]:
+    grids = dict(_grids(recipe))
+    for keys in [keys for keys, values in grids.items() if not values]:
+        where = tree.where(("candidates", source, *keys))
+        tree.problems.append(Problem(where, f"an empty grid for {keys[-1]}", "at least one value"))
+    for values in product(*grids.values()):
+        point = dict(zip(grids, values, strict=True))
+        named = ",".join(f"{keys[-1]}={_short(value)}" for keys, value in point.items())
+        yield f"{source}[{named}]" if named else source, Member(source, _at(recipe, point))
+
+
+def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
+    """Yield the keys below the recipe and the values of each grid in it."""
+    if not isinstance(recipe, dict):
+        return
+    yield from _grids_of("methods", recipe.get("method", "base"), recipe.get("params"), ("params",))
+    prompting = recipe.get("prompting")
+    for name, params in prompting.items() if isinstance(prompting, dict) else ():
+        yield from _grids_of("prompting", name, params, ("prompting", name))
+
+
+def _grids_of(kind: str, name: Any, params: Any, keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:
+    if not isinstance(params, dict) or name not in plugins.names(kind):
+        return
+    fields = plugins.load(kind, name).Params.model_fields
+    for key, value in params.items():
+        if key in fields and isinstance(value, list) and _is_grid(value, fields[key].annotation):
+            yield (*keys, key), value
+
+
+def _is_grid(value: list[Any], annotation: Any) -> bool:
+    return not _takes_a_list(annotation) or any(isinstance(entry, list) for entry in value)
+
+
+def _takes_a_list(annotation: Any) -> bool:
+    if annotation is Any or (get_origin(annotation) or annotation) in (list, tuple, set, frozenset):
+        return True
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return not is_model and any(_takes_a_list(inner) for inner in get_args(annotation))
+
+
+def _at(recipe: Any, point: dict[Keys, Any]) -> Any:
+    """Return the recipe with one value in place of each grid."""
+    if not point:
+        return recipe
+    first = {keys[0] for keys in point}
+    below = {key: {keys[1:]: value for keys, value in point.items() if keys[0] == key} for key in first}
+    changed = {key: inner[()] if () in inner else _at(recipe[key], inner) for key, inner in below.items()}
+    return {**recipe, **changed}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,176 @@
+"""Files to rows: JSON Lines (also gzipped), CSV, Parquet, and data sets in the hub's layout.
+
+Invariant: every row knows where it was written; a file with a malformed row is refused with
+all of its malformed rows.
+"""
+
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from harness.errors import Problem, UserError
+
+HUB = "hub:"
+SHOWN = 10
+
+
+class Row(NamedTuple):
+    """One row: `file:line`, and its fields."""
+
+    where: str
+    fields: dict[str, Any]
+
+
+class Rows(NamedTuple):
+    """The rows of a file; `stem` begins the ids of rows that have none."""
+
+    shown: str
+    stem: str
+    rows: list[Row]
+
+
+def read(path: str, split: str) -> Rows:
+    """Read a file, a folder in the hub's layout, or `hub:owner/name[:config]`; `split` names the part.
+
+    Raises:
+        UserError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind.
+    """
+    file = Path(path)
+    shown = shown_path(path)
+    if path.startswith(HUB) or file.is_dir():
+        found = Rows(shown, split, _dataset(path, split))
+    elif not file.is_file():
+        raise UserError(Problem(shown, "no such file", f"a file with {split} rows", "correct the path"))
+    else:
+        found = Rows(shown, file.name.split(".")[0], list(_reader(file, shown)(file, shown)))
+    if not found.rows:
+        next_step = "add rows, or leave the key out of data:"
+        raise UserError(Problem(shown, "an empty file", f"at least one row of {split}", next_step))
+    return found
+
+
+def shown_path(path: str) -> str:
+    """Shorten a path below the working directory; a hub id stays."""
+    file = Path(path)
+    below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())
+    return str(file.relative_to(Path.cwd())) if below else path
+
+
+def capped(problems: list[Problem], where: str, what: str) -> list[Problem]:
+    """Keep the first ten problems and say how many there are."""
+    if len(problems) <= SHOWN:
+        return problems
+    found = f"{len(problems):,} {what}, of which the first {SHOWN} are shown"
+    return [*problems[:SHOWN], Problem(where, found, "none")]
+
+
+def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
+    name = file.name.removesuffix(".gz")
+    for ending, reader in ((".jsonl", _json_lines), (".csv", _csv), (".parquet", _parquet)):
+        if name.endswith(ending):
+            return reader
+    expected = "a file named *.jsonl, *.csv (either also .gz) or *.parquet"
+    raise UserError(
+        Problem(shown, f"a file of the kind {file.suffix!r}", expected, "convert it to JSON Lines")
+    )
+
+
+def _text(file: Path, shown: str) -> str:
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
+        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        problem = Problem(shown, f"a broken gzip file ({error})", "a whole file", "fetch or pack it again")
+    raise UserError(problem)
+
+
+def _json_lines(file: Path, shown: str) -> list[Row]:
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for number, line in enumerate(_text(file, shown).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row(f"{shown}:{number}", _object(line)))
+        except ValueError as error:
+            found = f"malformed JSON ({error})"
+            problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", "mend the line"))
+    if problems:
+        raise UserError(capped(problems, shown, "malformed lines"))
+    return rows
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at column {error.colno}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _csv(file: Path, shown: str) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(_text(file, shown), newline=""), strict=True)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    n_fields = len(reader.fieldnames or ())
+    try:
+        for fields in reader:
+            where = f"{shown}:{reader.line_num}"
+            if None in fields or None in fields.values():
+                expected = f"the {n_fields} fields of the first line"
+                problems.append(
+                    Problem(where, "another number of fields", expected, "quote fields with commas")
+                )
+            rows.append(Row(where, dict(fields)))
+    except csv.Error as error:
+        problems.append(
+            Problem(f"{shown}:{reader.line_num}", str(error), "comma-separated values", "quote it")
+        )
+    if problems:
+        raise UserError(capped(problems, shown, "malformed lines"))
+    return rows
+
+
+def _parquet(file: Path, shown: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        found = f"no Parquet ({str(error).splitlines()[0]})"
+        raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
+    return (Row(f"{shown} row {i}", fields) for i, fields in enumerate(table))
+
+
+def _dataset(reference: str, split: str) -> list[Row]:
+    """Read one split through the datasets library, from a local copy where there is one."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    name, _, config = reference.removeprefix(HUB).partition(":")
+    copies = os.environ.get("HARNESS_DATASETS_DIR")
+    source = str(Path(copies, name)) if copies and Path(copies, name).is_dir() else name
+    try:
+        table = datasets.load_dataset(source, config or None, split=split)
+    except (OSError, ValueError) as error:
+        found = f"no {split} rows to be had ({str(error).splitlines()[0]})"
+        next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
+        raise UserError(Problem(reference, found, "a data set on the hub or a copy", next_step)) from None
+    return [Row(f"{reference} {split} row {i}", dict(fields)) for i, fields in enumerate(table)]

@@ -1,0 +1,183 @@
+"""Say what to do with the candidates: prompt, retrieve, fine-tune, or measure on.
+
+Invariant: pure. What is compared was chosen on validation; a fine-tune is recommended only
+when its gain over the best untrained candidate is shown, its gate passes and the fair
+alternatives were in the comparison; every reason carries its numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness import numbers
+from harness.decide import arithmetic
+from harness.decide.evidence import Case, gain_text, reasons, score_text
+from harness.decide.facts import (
+    Action,
+    CandidateFacts,
+    action_of,
+    best,
+    best_trained,
+    best_untrained,
+    fine_tuned,
+    gain,
+    gain_shown,
+    missing,
+    passing,
+    untrained,
+)
+from harness.spec import DecidePolicy
+
+__all__ = [
+    "Action",
+    "CandidateFacts",
+    "Decision",
+    "best_trained",
+    "best_untrained",
+    "decide",
+    "fine_tuned",
+    "gain",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, with which candidate, and why; `missing` names comparisons nobody made."""
+
+    action: Action
+    candidate: str | None
+    sentence: str
+    reasons: tuple[str, ...]
+    arithmetic: dict[str, float | str | None]
+    missing: tuple[str, ...]
+
+
+class _Choice(NamedTuple):
+    action: Action
+    candidate: str | None
+    sentence: str
+
+
+def decide(
+    facts: Sequence[CandidateFacts],
+    policy: DecidePolicy,
+    *,
+    closed_labels: bool,
+    has_documents: bool,
+    metric_name: str,
+    higher_is_better: bool = True,
+) -> Decision:
+    """Recommend one candidate, or say what has to be measured first.
+
+    `closed_labels` and `has_documents` say which alternatives the target allows; while one
+    of those is missing, no fine-tune is recommended.
+    """
+    case = Case(
+        facts=facts,
+        policy=policy,
+        metric=metric_name,
+        higher_is_better=higher_is_better,
+        alternative=best(untrained(facts), higher_is_better),
+        winner=best(passing(facts), higher_is_better),
+        strongest=best((f for f in facts if fine_tuned(f)), higher_is_better),
+        missing=missing(facts, closed_labels, has_documents),
+    )
+    choice = _choose(case)
+    numbers_behind = arithmetic.table(case.judged, case.alternative, policy, metric_name)
+    return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
+
+
+def _choose(case: Case) -> _Choice:
+    if case.alternative is None:
+        return _nothing_to_compare_with(case)
+    if case.strongest is None:
+        return _without_fine_tune(case, case.alternative)
+    if case.winner and gain_shown(case.winner):
+        return _with_gain(case, case.winner, case.alternative)
+    return _without_gain(case, case.winner or case.strongest, case.alternative)
+
+
+def _ship(run: CandidateFacts, why: str) -> _Choice:
+    return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}.")
+
+
+def _undecided(why: str, then: str) -> _Choice:
+    return _Choice("undecided", None, f"Undecided: {why}; {then}.")
+
+
+def _nothing_to_compare_with(case: Case) -> _Choice:
+    return _undecided(
+        "nothing untrained was measured, so there is nothing to compare with",
+        f"add {', '.join(case.missing)}",
+    )
+
+
+def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
+    failed = [f.label for f in case.facts if fine_tuned(f)]
+    if failed:
+        return _undecided(
+            f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
+            f"mend that and compare again; ship {alternative.name} until then",
+        )
+    n = sum(f.state == "done" for f in case.facts)
+    return _ship(
+        alternative,
+        f"{score_text(case, alternative)}, on validation the best of {numbers.count(n)};"
+        " no fine-tune was compared",
+    )
+
+
+def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
+    better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
+    gains = f"{winner.name} gains {better}"
+    if case.missing:
+        why = f"{gains}, but the comparison that decides this is missing"
+        return _undecided(why, f"add {', '.join(case.missing)}")
+    tau = case.policy.tau
+    ratio = arithmetic.per_usd(gain(winner.vs_untrained), winner.training_cost_usd, case.metric)
+    if ratio and ratio.high <= tau:
+        less = f"less than {tau:g} points per USD of training"
+        return _ship(alternative, f"{score_text(case, alternative)}; {gains}, but {less}")
+    if ratio and ratio.low <= tau:
+        why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
+        return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
+    return _ship(
+        winner,
+        f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
+    )
+
+
+def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
+    blocked = [f for f in case.facts if fine_tuned(f) and f.state == "done" and gain_shown(f)]
+    if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
+        return _pending(case, best(pending, case.higher_is_better) or pending[0], alternative)
+    if blocked:
+        return _blocked(case, best(blocked, case.higher_is_better) or blocked[0], alternative)
+    g = gain(compared.vs_untrained)
+    if g is None:
+        why = f"{compared.name} was not compared with {alternative.name} on the same items"
+        return _undecided(why, "compare again")
+    verb = "is worse" if g.high < 0 else "is not shown to be better"
+    return _ship(
+        alternative,
+        f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, the best of them,"
+        f" {verb} ({gain_text(case, g)})",
+    )
+
+
+def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    if run.verdict is None:
+        why, settle = "what it forgot was not measured", "add suites: and compare again"
+    else:
+        items = run.verdict.items_needed
+        why = "its gate is inconclusive"
+        settle = f"{numbers.count(items) + ' ' if items else ''}more items would settle it"
+    return _undecided(f"{gains}, but {why}", f"{settle}; ship {alternative.name} until then")
+
+
+def _blocked(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
+    return _ship(alternative, f"{score_text(case, alternative)}; {gains}, but fails the gate")

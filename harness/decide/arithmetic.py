@@ -1,0 +1,116 @@
+"""The numbers behind a decision: points per USD, break-even, items that would settle it.
+
+Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back.
+Rates per USD are in points of the target metric (its own unit where it is no rate).
+"""
+
+from math import ceil, erf, inf, sqrt
+from typing import NamedTuple
+
+from harness import numbers
+from harness.compare import Comparison
+from harness.decide.facts import CandidateFacts, gain
+from harness.spec import DecidePolicy
+
+_POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
+_MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
+
+
+class PerUsd(NamedTuple):
+    """Points gained per USD of training, with the gain's 95 % interval."""
+
+    delta: float
+    low: float
+    high: float
+
+
+def per_usd(g: Comparison | None, cost_usd: float, metric: str) -> PerUsd | None:
+    """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
+    if g is None or cost_usd <= 0:
+        return None
+    scale = _scale(metric) / cost_usd
+    return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
+
+
+def probability_above(tau: float, g: Comparison | None, cost_usd: float, metric: str) -> float | None:
+    """Return P(gain / cost > tau) for a normally distributed gain; None without a spread."""
+    if g is None or g.se <= 0:
+        return None
+    z = (g.delta - tau * cost_usd / _scale(metric)) / g.se
+    return (1 + erf(z / sqrt(2))) / 2
+
+
+def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
+    """Add what the fine-tune costs before its first request: training and labels."""
+    return run.training_cost_usd + policy.label_cost_usd * run.n_train
+
+
+def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
+    """Return the requests after which the fine-tune has paid for itself.
+
+    inf where it is not cheaper per request, None where a cost is unknown.
+
+    Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
+    """
+    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
+    return spent_once_usd(run, policy) / saving if saving > 0 else inf
+
+
+def forecast_requests(policy: DecidePolicy) -> float:
+    """Multiply the monthly requests by the horizon."""
+    return policy.requests_per_month * policy.horizon_months
+
+
+def more_items(run: CandidateFacts) -> int | None:
+    """Return how many more test items would tell the observed gain from none, at 80 % power.
+
+    None where the gain is unknown or without spread, or where no reasonable number would do.
+
+    Source: n = (z_α/2 + z_β)² σ² / δ², with σ² = n se² from the comparison at hand.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or g.se <= 0 or abs(g.delta) * _MOST_ITEMS**0.5 < _POWER * g.se:
+        return None
+    return max(1, ceil(g.n * (_POWER * g.se / g.delta) ** 2) - g.n)
+
+
+def table(
+    run: CandidateFacts | None, alternative: CandidateFacts | None, policy: DecidePolicy, metric: str
+) -> dict[str, float | str | None]:
+    """List every number that goes into the decision; an infinite break-even is the text `∞`."""
+    rows: dict[str, float | str | None] = {
+        "alternative": alternative.name if alternative else None,
+        "fine_tune": run.label if run else None,
+        "tau_points_per_usd": policy.tau,
+        "forecast_requests": forecast_requests(policy),
+    }
+    if run is None or alternative is None:
+        return rows
+    over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
+    ratio = per_usd(over, run.training_cost_usd, metric)
+    at = break_even(run, alternative, policy)
+    return rows | {
+        **_fields("gain_over_untrained", over),
+        **_fields("gain_over_prompt", prompt),
+        "training_cost_usd": run.training_cost_usd,
+        "label_cost_usd": policy.label_cost_usd * run.n_train,
+        **_fields("points_per_usd_over_untrained", ratio),
+        **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd, metric)),
+        "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd, metric),
+        "tau_flips_at": ratio.low if ratio else None,
+        "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
+        "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
+        "break_even_requests": "∞" if at == inf else at,
+    }
+
+
+def _scale(metric: str) -> float:
+    return 1.0 if metric in numbers.OWN_UNITS else 100.0
+
+
+def _fields(name: str, g: Comparison | PerUsd | None) -> dict[str, float | None]:
+    if g is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: g.delta, f"{name}_low": g.low, f"{name}_high": g.high}

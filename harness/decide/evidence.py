@@ -1,0 +1,196 @@
+"""Put the evidence of a decision into sentences.
+
+Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
+"""
+
+from collections.abc import Sequence
+from math import ceil, inf
+from typing import NamedTuple
+
+from harness import numbers
+from harness.compare import Comparison
+from harness.decide import arithmetic
+from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
+from harness.spec import DecidePolicy
+
+_AMOUNTS = (
+    (100, "below 100 the rule of thumb is to prompt; a fine-tune varies much with the draw of the data"),
+    (1_000, "100 to 1,000 suit parameter-efficient tuning on data that stays as it is"),
+    (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
+    (inf, "from about 10,000 full fine-tuning is worth trying too"),
+)
+_OUTCOMES = {"fail": "fails the gate", "inconclusive": "is not passed by the gate"}
+_REMEDIES = {
+    (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
+    " behaviour is clearly above the prompt.",
+    ("knowledge",): "The prompt fails on facts, and retrieval mends that.",
+    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that.",
+    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval mends, and on behaviour, which"
+    " fine-tuning mends: a hybrid can do both.",
+}
+
+
+class Case(NamedTuple):
+    """The facts of one decision, with what was chosen on validation.
+
+    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them.
+    """
+
+    facts: Sequence[CandidateFacts]
+    policy: DecidePolicy
+    metric: str
+    higher_is_better: bool
+    alternative: CandidateFacts | None
+    winner: CandidateFacts | None
+    strongest: CandidateFacts | None
+    missing: tuple[str, ...]
+
+    @property
+    def judged(self) -> CandidateFacts | None:
+        """The fine-tune that the arithmetic is about."""
+        return self.winner or self.strongest
+
+
+def score_text(case: Case, run: CandidateFacts) -> str:
+    """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
+    if run.target is None:
+        return f"unknown {case.metric} on test"
+    return f"{numbers.score(case.metric, *run.target[:3])} {case.metric}"
+
+
+def gain_text(case: Case, g: Comparison | None) -> str:
+    """Say a gain with its unit: `+7.0 [+2, +12] points`."""
+    if g is None:
+        return "an unknown amount"
+    return f"{numbers.change(case.metric, g.delta, g.low, g.high)} {numbers.unit(case.metric)}"
+
+
+def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
+    """List the sentences behind a decision, the strongest evidence first."""
+    sentences: list[str] = []
+    if case.judged and case.alternative:
+        sentences += _gains(case, case.judged, case.alternative)
+        sentences.append(_per_usd(case, case.judged))
+        sentences.append(_break_even(case, case.judged, case.alternative))
+    sentences += _gates(case.facts)
+    sentences += _failures(case)
+    if case.judged:
+        sentences.append(_amount(case.judged.n_train))
+    if case.judged and shipped == case.judged.name:
+        sentences.append(_seeds(case.facts, shipped))
+    elif shipped and case.missing:
+        sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
+    return tuple(sentences)
+
+
+def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:
+    g = gain(run.vs_untrained)
+    over_prompt = f"{gain_text(case, gain(run.vs_prompt))} over the prompt and " if run.vs_prompt else ""
+    over = f"{gain_text(case, g)} over {alternative.name}"
+    sentences = [f"{run.label}: {over_prompt}{over}, the untrained candidate that is best on validation."]
+    if g and g.low <= 0 < g.delta:
+        sentences.append(_more_items(run))
+    return sentences
+
+
+def _more_items(run: CandidateFacts) -> str:
+    n = arithmetic.more_items(run)
+    if n is None:
+        return "No reasonable number of test items would tell a gain this small from none."
+    return f"It would take {numbers.count(n)} more test items to tell a gain of this size from none."
+
+
+def _per_usd(case: Case, run: CandidateFacts) -> str:
+    over, cost = gain(run.vs_untrained), run.training_cost_usd
+    ratio = arithmetic.per_usd(over, cost, case.metric)
+    if ratio is None:
+        return f"Training {run.label} has no price, so the gain itself decides: {gain_text(case, over)}."
+    prompt = arithmetic.per_usd(gain(run.vs_prompt), cost, case.metric)
+    over_prompt = f", over the prompt {_ratio(prompt)}" if prompt else ""
+    chance = arithmetic.probability_above(case.policy.tau, over, cost, case.metric)
+    likely = f"; that it holds has probability {numbers.percent(chance)} %" if chance is not None else ""
+    return (
+        f"Training cost {numbers.usd(cost)} USD: points per USD {_ratio(ratio)} over the best untrained"
+        f"{over_prompt}, to be above tau = {case.policy.tau:g}{likely};"
+        f" the decision flips at tau = {numbers.points(ratio.low / 100)}."
+    )
+
+
+def _ratio(ratio: arithmetic.PerUsd) -> str:
+    # `points` prints hundredths, and these are points already.
+    return numbers.points(*(x / 100 for x in ratio))
+
+
+def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    at = arithmetic.break_even(run, alternative, case.policy)
+    if at is None:
+        return "Break-even is unknown, because a cost per request is."
+    costs = (
+        f"{numbers.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
+        f" {numbers.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
+    )
+    if at == inf:
+        return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
+    forecast = arithmetic.forecast_requests(case.policy)
+    return (
+        f"Break-even after {numbers.count(ceil(at))} requests, {'within' if at <= forecast else 'beyond'} the"
+        f" {numbers.count(forecast)} forecast: {numbers.usd(arithmetic.spent_once_usd(run, case.policy))} USD"
+        f" for training and labels, {costs}."
+    )
+
+
+def _gates(facts: Sequence[CandidateFacts]) -> list[str]:
+    return [
+        f"{f.label} {_OUTCOMES[f.verdict.outcome]}: {f.verdict.sentence}"
+        for f in facts
+        if fine_tuned(f) and f.verdict is not None and f.verdict.outcome in _OUTCOMES
+    ]
+
+
+def _failures(case: Case) -> list[str]:
+    """Tell missing facts from missing behaviour by what mends which slice.
+
+    Mended means that the lower bound of retrieval (knowledge) or of a fine-tune (behaviour)
+    lies above the upper bound of the prompt.
+    """
+    by = {a: _best_of(case, a) for a in ("prompt", "rag", "fine-tune", "hybrid")}
+    prompt = by["prompt"]
+    slices = [s for s in ("knowledge", "behaviour") if prompt and s in prompt.slices]
+    if prompt is None or not slices:
+        return []
+    remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
+    mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
+    shown = [run for run in by.values() if run is not None]
+    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended]]
+
+
+def _best_of(case: Case, action: str) -> CandidateFacts | None:
+    return best((f for f in case.facts if action_of(f) == action), case.higher_is_better)
+
+
+def _mends(case: Case, name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
+    if by is None or name not in by.slices:
+        return False
+    before, after = prompt.slices[name], by.slices[name]
+    return after.low > before.high if case.higher_is_better else after.high < before.low
+
+
+def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
+    runs = [f for f in shown if name in f.slices]
+    scores = (f"{f.name} {numbers.score(case.metric, *f.slices[name][:3])}" for f in runs)
+    return f"On {name} (n = {numbers.count(runs[0].slices[name].n)}): {', '.join(scores)}."
+
+
+def _amount(n_train: int) -> str:
+    advice = next(text for below, text in _AMOUNTS if n_train < below)
+    return f"{numbers.count(n_train)} training examples: {advice}."
+
+
+def _seeds(facts: Sequence[CandidateFacts], name: str) -> str:
+    n = sum(f.name == name and f.state == "done" for f in facts)
+    if n < 3:
+        return (
+            f"Trained with {n} seed{'s' if n > 1 else ''}: this judges the checkpoint, and how much the"
+            " recipe varies between seeds is unknown."
+        )
+    return f"Trained with {n} seeds; the one judged is the best on validation."

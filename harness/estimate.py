@@ -1,0 +1,76 @@
+"""What an experiment will read, generate and train, and about how long that takes.
+
+Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; measured figures,
+once there are any, always stand before these.
+
+Source: 2 N floating-point operations a token read or generated, 4 N a token trained with
+low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness.records import Example
+
+# Characters a token in English prose with a vocabulary of some 50,000.
+_CHARS_PER_TOKEN = 4.0
+_CHAT_TOKENS = 12
+# Share of a large matrix product's speed that each kind of work reaches, measured with a
+# 135M-parameter model on two CPU cores (713 GFLOP/s in bf16).
+_READ_SHARE, _GENERATE_SHARE, _TRAIN_SHARE = 0.55, 0.15, 0.22
+
+# Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
+# data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
+DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
+
+
+class Work(NamedTuple):
+    """Tokens to read, to generate (at most) and to train."""
+
+    read: int = 0
+    generated: int = 0
+    trained: int = 0
+
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
+        """Add up two amounts of work."""
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def seconds(self, n_parameters: int, gflops: float) -> float:
+        """Estimate the time of this work on a machine of so many 1e9 operations a second."""
+        per_s = gflops * 1e9 / n_parameters
+        return (
+            2 * self.read / (per_s * _READ_SHARE)
+            + 2 * self.generated / (per_s * _GENERATE_SHARE)
+            + 4 * self.trained / (per_s * _TRAIN_SHARE)
+        )
+
+
+def tokens(text: str) -> int:
+    """Estimate the tokens of a text from its length."""
+    return max(1, round(len(text) / _CHARS_PER_TOKEN))
+
+
+def reading(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
+    """Estimate what answering these examples takes; ranked items read their choices instead."""
+    n_read = n_generated = 0
+    for example in examples:
+        n_read += sum(tokens(m["content"]) + _CHAT_TOKENS for m in example.messages)
+        closed = ranked and example.choices
+        n_read += sum(map(tokens, example.choices)) if closed else 0
+        n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
+        n_generated += 0 if closed or not example.messages else max_new_tokens
+    return Work(read=n_read, generated=n_generated)
+
+
+def training(examples: Sequence[Example], epochs: float) -> Work:
+    """Estimate the tokens trained on."""
+    once = sum(
+        sum(tokens(m["content"]) + _CHAT_TOKENS for m in e.messages) + tokens(e.references[0]) for e in examples
+    )
+    return Work(trained=round(once * epochs))
+
+
+def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:
+    """Price device time; the hour's price is the device's own where none is given."""
+    hour = DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd
+    return seconds * hour / 3600

@@ -1,0 +1,121 @@
+"""The main job: every candidate trained and evaluated, compared, gated and decided.
+
+Invariant: incremental; a second call computes nothing, and a candidate that fails is reported
+while the others finish.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness import config, gate
+from harness.config import Loaded
+from harness.errors import HarnessError, UserError
+from harness.experiment.findings import Reader, facts_of, report_of
+from harness.experiment.prepare import Scope, bench_of, planned
+from harness.progress import Progress, Silent
+from harness.records import Run
+from harness.report import ExperimentReport, live_line
+from harness.run import Bench, base_arm, failed_run, make_run
+from harness.spec import Recipe
+
+__all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "warnings_before"]
+
+
+def compare(
+    path: str | Path = "harness.yaml", overrides: Sequence[str] = (), candidates: Sequence[str] = (),
+    *, limit: int | None = None, quick: bool = False, progress: Progress | None = None,
+) -> ExperimentReport:
+    """Run an experiment as far as it is not done yet, and report it.
+
+    `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the items of
+    each evaluated split; `quick` is a smoke run, whose numbers are no evidence.
+
+    Raises:
+        UserError: with every problem of the files at once.
+        HarnessError: another process is working in the same runs folder.
+    """
+    loaded = config.load(Path(path), overrides, candidates)
+    bench = bench_of(loaded, Scope(limit, quick), progress or Silent())
+    return run_all(bench, loaded, quick=quick)
+
+
+def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
+    """Make every selected run on a prepared bench, and report them.
+
+    Raises:
+        HarnessError: another process is working in the same runs folder.
+    """
+    start = time.monotonic()
+    bench.store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(bench.store.folder / "compare.lock")
+    try:
+        with lock.acquire(timeout=1):
+            base_rows = base_arm(bench)
+            runs = [_attempt(bench, *one) for one in _in_order(bench, loaded.selected)]
+    except Timeout:
+        raise HarnessError(f"{bench.store.folder} is in use: found another harness compare at work there; "
+                           "expected to be alone; next: wait until it has finished") from None
+    header: dict[str, object] = {
+        "device": bench.machine.name, "precision": bench.machine.precision,
+        "engine": bench.engine[0], "wall_s": round(time.monotonic() - start, 1),
+    }
+    notes = [*bench.target.items.removed, *_dropped(runs)]
+    return report_of(bench, runs, base_rows, smoke=quick, header=header, notes=notes)
+
+
+def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
+    """Say what runs where, in which precision, and about how long that takes from nothing."""
+    from harness.numbers import seconds
+
+    slow = " (bf16 is emulated here, so fp32)" if bench.machine.emulated_bf16 else ""
+    return (f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
+            f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
+            f"about {seconds(expected_s)} from nothing")
+
+
+def warnings_before(bench: Bench) -> tuple[str, ...]:
+    """Say which margins the items at hand probably cannot show."""
+    n = {m.task.name: len(m.items.test) for m in bench.suites}
+    return gate.warn_before(bench.experiment.suites, n, bench.experiment.gate)
+
+
+def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, int]]:
+    """List recipes and seeds: the base's first, then what trains, then what borrows weights.
+
+    Only what trains has more than one seed: everything else would answer the same again.
+    """
+    recipes = {name: bench.experiment.candidates[name] for name in selected}
+
+    def trains(recipe: Recipe) -> bool:
+        source = bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+        return source.method not in ("base", "classifier")
+
+    ordered = sorted(recipes.items(), key=lambda item: (trains(item[1]), item[1].weights_of is not None))
+    return [
+        (name, recipe, seed)
+        for name, recipe in ordered
+        for seed in (bench.experiment.seeds if trains(recipe) else bench.experiment.seeds[:1])
+    ]
+
+
+def _attempt(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
+    """Make a run; whatever goes wrong with one candidate is recorded, and the next one starts."""
+    try:
+        run = make_run(bench, name, recipe, seed)
+    except UserError:
+        raise
+    except Exception as error:
+        run = failed_run(bench, name, recipe, seed, error)
+    facts = facts_of(bench, Reader(bench), run)
+    bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric))
+    return run
+
+
+def _dropped(runs: Iterable[Run]) -> list[str]:
+    return [
+        f"{run.candidate}: {n} training rows were longer than max_length and left out"
+        for run in runs if (n := run.training.get("n_dropped_too_long"))
+    ]

@@ -1,0 +1,166 @@
+"""From finished runs to a report: estimates, paired comparisons, verdicts and the decision.
+
+Invariant: reads rows from the store and computes nothing that needs a model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from statistics import fmean
+
+from harness import compare, decide, estimate, gate, store
+from harness.compare import Comparison
+from harness.decide import CandidateFacts
+from harness.gate import TargetFacts, TaskComparison
+from harness.metrics import Metric
+from harness.records import Run, SampleResult
+from harness.report import ExperimentReport
+from harness.run import Bench, Measured
+
+Rows = list[SampleResult]
+
+
+class Reader:
+    """Reads a row set once, cut to the items of this experiment."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.rows = cache(self._rows)
+
+    def _rows(self, rows_digest: str, n: int) -> Rows:
+        return store.read_rows(self._bench.store, rows_digest, n)
+
+    def of(self, run: Run, measured: Measured, split: str = "test") -> Rows:
+        """Return a run's rows of one task and split."""
+        return self.rows(run.rows[f"{measured.task.name}/{split}"], len(measured.examples(split)))
+
+
+def report_of(
+    bench: Bench, runs: Sequence[Run], base_rows: Mapping[str, str], *, smoke: bool, header: dict[str, object],
+    notes: Sequence[str],
+) -> ExperimentReport:
+    """Compare, judge and decide over the runs of one experiment."""
+    reader = Reader(bench)
+    base = {m.task.name: reader.rows(base_rows[m.task.name], len(m.examples("test"))) for m in bench.suites}
+    facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
+    tasks = {run.run_id: _task_comparisons(bench, reader, run, base) for run in runs if run.state == "done"}
+    judged = tuple(
+        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base)) if run.state == "done" else f
+        for f, run in zip(facts, runs, strict=True)
+    )
+    primary = _primary(bench)
+    decision = decide.decide(
+        judged, bench.experiment.decide, closed_labels=any(e.choices for e in bench.target.items.test),
+        has_documents=bool(bench.target.items.documents), metric_name=primary.name,
+        higher_is_better=primary.higher_is_better,
+    )
+    return ExperimentReport(
+        experiment=bench.experiment.name, base_model=bench.experiment.base_model, metric=primary.name, facts=judged,
+        comparisons={f.label: _shown(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained},
+        decision=decision, header=header, smoke=smoke, notes=tuple(notes),
+        not_admitted=_not_admitted(tasks.values()),
+    )
+
+
+def _primary(bench: Bench) -> Metric:
+    return bench.target.metrics[bench.target.task.primary_metric]
+
+
+def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
+    """Say what one run measured by itself, before it is compared with another."""
+    facts = CandidateFacts(
+        name=run.candidate, run_id=run.run_id, method=run.method, prompting=run.prompting, answer=run.answer,
+        seed=run.seed, trained=run.weights_digest != run.base_digest, state=run.state, error=run.error,
+    )
+    if run.state == "failed":
+        return facts
+    metric, test = _primary(bench), reader.of(run, bench.target)
+    hour = bench.experiment.decide.device_hour_usd
+    recalls = [r.recall for r in test if r.recall is not None]
+    return replace(
+        facts,
+        target=compare.estimate(metric, test),
+        validation=compare.estimate(metric, reader.of(run, bench.target, "validation")).score,
+        slices={s: compare.estimate(metric, [r for r in test if r.slice == s])
+                for s in sorted({r.slice for r in test if r.slice})},
+        cost_per_1k_usd=estimate.price_usd(1000 * fmean(r.compute_s for r in test), bench.machine.device, hour),
+        latency_p50_s=run.latency["p50_s"],
+        training_cost_usd=estimate.price_usd(run.training.get("wall_s", 0.0), bench.machine.device, hour),
+        n_train=len(bench.target.items.train), recall=fmean(recalls) if recalls else None, training=run.training,
+    )
+
+
+def _with_comparisons(
+    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Add the paired differences to the best untrained candidate and to the plain prompt."""
+    metric = _primary(bench)
+    best = decide.best_untrained(facts, higher_is_better=metric.higher_is_better)
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    prompt = next((r for r in by_name.values() if _is_prompt(r)), None)
+
+    def against(run: Run, other: Run | None) -> Comparison | None:
+        if other is None or run.state == "failed" or run.run_id == other.run_id:
+            return None
+        return compare.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
+
+    return [
+        replace(f, vs_untrained=against(run, by_name.get(best or "")), vs_prompt=against(run, prompt))
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def _is_prompt(run: Run) -> bool:
+    return run.method == "base" and run.prompting == "zero_shot" and run.answer == "generate"
+
+
+def _task_comparisons(
+    bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]
+) -> list[TaskComparison]:
+    """Compare a run with the base on every metric of every capability task, the primary one first."""
+    out = []
+    for m in bench.suites:
+        if f"{m.task.name}/test" not in run.rows:
+            continue
+        identical = run.weights_digest == run.base_digest
+        primary = m.task.primary_metric
+        for name in sorted(m.metrics, key=lambda n: n != primary):
+            metric = m.metrics[name]
+            comparison = compare.compare_rows(
+                metric, base[m.task.name], reader.of(run, m), alpha=bench.experiment.gate.alpha, identical=identical
+            )
+            admitted, why = gate.admit(m.task, metric, base[m.task.name]) if name == primary else (False, "")
+            out.append(TaskComparison(m.task, m.role, comparison, admitted, "" if admitted else why, m.suite))
+    return out
+
+
+def _verdict(
+    bench: Bench, reader: Reader, run: Run, facts: CandidateFacts, tasks: Sequence[TaskComparison],
+    base: Mapping[str, Rows],
+) -> gate.Verdict | None:
+    """Judge a run; what has no general ability (a classifier) has no verdict."""
+    if not tasks or facts.target is None:
+        return None
+    generated = [m for m in bench.suites if m.task.kind == "generate" and m.role != "safety"]
+    identical = run.weights_digest == run.base_digest
+    validity = compare.compare_validity(
+        [r for m in generated for r in _named(m, base[m.task.name])],
+        [r for m in generated for r in _named(m, reader.of(run, m))],
+        alpha=bench.experiment.gate.alpha, identical=identical,
+    ) if generated else None
+    primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
+    return gate.judge(primary, bench.experiment.gate, validity=validity, identical=identical,
+                      target=TargetFacts(facts.target, facts.vs_untrained))
+
+
+def _named(m: Measured, rows: Iterable[SampleResult]) -> Rows:
+    """Give rows of several tasks ids that cannot collide."""
+    return [replace(r, example_id=f"{m.task.name}/{r.example_id}", cluster=f"{m.task.name}/{r.cluster}") for r in rows]
+
+
+def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
+    return tuple(t.comparison for t in tasks)
+
+
+def _not_admitted(runs: Iterable[Sequence[TaskComparison]]) -> dict[str, str]:
+    return {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not}

@@ -1,0 +1,143 @@
+"""From harness.yaml to a bench: data read and checked, machine probed, base model found.
+
+Invariant: everything that can be wrong with the files is said at once, before a model is
+loaded or anything is written.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from harness.config import Loaded
+from harness.data import TaskItems, load_task, suite_leaks
+from harness.embedded import resolve
+from harness.errors import Problem, UserError
+from harness.estimate import Work
+from harness.machine import probe
+from harness.plugins import load as load_plugin
+from harness.progress import Progress
+from harness.run import Bench, Measured, measured, target_jobs, training_work, work_of
+from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
+from harness.store import Store
+from harness.training import Weights
+
+SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
+SMOKE_ITEMS = 12
+
+
+class Scope(NamedTuple):
+    """How much of an experiment is run: `limit` items of each evaluated split, or a quick smoke."""
+
+    limit: int | None = None
+    quick: bool = False
+
+
+def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
+    """Return the experiment with fewer items, and for a smoke with a short training as well."""
+    if scope.quick:
+        target = _with_limits(experiment.target, SMOKE_LIMITS)
+        suites = tuple(_capped(suite, SMOKE_ITEMS) for suite in experiment.suites)
+        candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
+        return experiment.model_copy(update={"target": target, "suites": suites, "candidates": candidates})
+    if scope.limit:
+        old = experiment.target.data.limits
+        limits = Limits(train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit))
+        suites = tuple(_capped(suite, scope.limit) for suite in experiment.suites)
+        return experiment.model_copy(update={"target": _with_limits(experiment.target, limits), "suites": suites})
+    return experiment
+
+
+def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
+    """Read all data, probe the machine, find the base model.
+
+    Raises:
+        UserError: with the problems of all tasks at once.
+    """
+    experiment = narrowed(loaded.experiment, scope)
+    _refuse_without_test(experiment)
+    seed = experiment.seeds[0]
+    named = [("target", experiment.target.name, experiment.target)] + [
+        (suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks
+    ]
+    items = _load_all((task for _, _, task in named), seed)
+    _refuse_leaks(experiment.target, items)
+    target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
+    machine = probe(experiment.device, experiment.precision)
+    source = resolve(experiment.base_model)
+    folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
+    return Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters)
+
+
+def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
+    """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
+    base = Weights("base", bench.source.weights_digest, None, {})
+    out = {"general ability of the base": _suites_work(bench)}
+    for name in selected:
+        recipe = bench.experiment.candidates[name]
+        trains = training_work(bench.target.items.train, _params(recipe)) if not recipe.weights_of else Work()
+        work = Work() if recipe.method == "classifier" else sum(
+            (work_of(job) for job in target_jobs(bench, recipe, base, 0)), Work())
+        out[name] = work + trains + (_suites_work(bench) if trains.trained else Work())
+    return out
+
+
+def _suites_work(bench: Bench) -> Work:
+    from harness.run import suite_jobs
+
+    base = Weights("base", bench.source.weights_digest, None, {})
+    return sum((work_of(job) for job in suite_jobs(bench, base)), Work())
+
+
+def _params(recipe: Recipe) -> Any:
+    return load_plugin("methods", recipe.method).Params(**recipe.params)
+
+
+def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
+    problems: list[Problem] = []
+    items: dict[str, TaskItems] = {}
+    for task in tasks:
+        try:
+            items[task.name] = load_task(task, seed)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(problems)
+    return items
+
+
+def _refuse_without_test(experiment: Experiment) -> None:
+    named = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
+    problems = [
+        Problem(f"task {task.name}", "no data.test", "items to evaluate", "name a file under data: {test: …}")
+        for task in named if task.data.test is None
+    ]
+    if experiment.target.data.train is None:
+        problems.append(Problem(f"task {experiment.target.name}", "no data.train",
+                                "examples to train on and to take shots from", "name a file under data: {train: …}"))
+    if problems:
+        raise UserError(problems)
+
+
+def _refuse_leaks(target: Task, items: Mapping[str, TaskItems]) -> None:
+    others = {name: found.test for name, found in items.items() if name != target.name}
+    if problems := suite_leaks(items[target.name].train, others):
+        raise UserError(problems)
+
+
+def _with_limits(task: Task, limits: Limits) -> Task:
+    return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
+
+
+def _capped(suite: Suite, n: int) -> Suite:
+    tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
+    return suite.model_copy(update={"tasks": tasks})
+
+
+def _short(recipe: Recipe) -> Recipe:
+    """Train for one epoch where a method has epochs."""
+    fields = load_plugin("methods", recipe.method).Params.model_fields
+    if "num_train_epochs" not in fields:
+        return recipe
+    return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
+
+
+__all__ = ["Role", "Scope", "bench_of", "narrowed", "planned"]

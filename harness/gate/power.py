@@ -1,0 +1,187 @@
+"""What the items at hand can show: the gate's operating characteristic, and how many items would do.
+
+Invariant: normal approximations throughout, from widths that were found (which hold n,
+disagreement and clusters) or, before a run, from a disagreement that is assumed.
+Source: Chow, Shao & Wang 2008, chapters 3 and 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, inf, log, sqrt
+from typing import NamedTuple
+
+from harness import compare, numbers, stats
+from harness.compare import Comparison
+from harness.gate.verdict import MissRate, TaskComparison, count_of, is_reported_only, margin_of
+from harness.spec import GatePolicy, Suite, Task
+from harness.stats import Interval
+
+_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
+_TASK_LOSSES = (-0.05, -0.10)
+_POWER = 0.8
+_ASSUMED_DISAGREEMENT = 0.15
+MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
+
+
+class Macro(NamedTuple):
+    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to."""
+
+    delta: float
+    lower: float
+    upper: float
+    se: float
+
+
+def macro_of(admitted: Sequence[TaskComparison], alpha: float) -> Macro:
+    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+
+    Raises:
+        ValueError: no task is admitted.
+    """
+    bounds = [Interval(t.comparison.lower, t.comparison.upper) for t in admitted]
+    delta, (lower, upper) = stats.mover_mean([t.comparison.delta for t in admitted], bounds)
+    return Macro(delta, lower, upper, (delta - lower) / stats.z_quantile(1 - alpha))
+
+
+def warn_before(
+    suites: Sequence[Suite],
+    n: Mapping[str, int],
+    policy: GatePolicy,
+    disagreement: Mapping[str, float] | None = None,
+) -> tuple[str, ...]:
+    """Say before anything runs which margins the items at hand probably cannot show.
+
+    `n` maps the names of tasks to their items, `disagreement` to the share of items expected
+    to differ (0.15 where it is not known). A margin can be shown where an equal model passes
+    the macro, and a loss of twice a task's margin is vetoed, in 80 % of cases; a critical
+    task where at least losing nothing would pass. Clusters are not known yet and left out.
+    """
+    known = disagreement or {}
+    counted = [
+        (task, suite.name, n[task.name], known.get(task.name, _ASSUMED_DISAGREEMENT))
+        for suite in suites
+        for task in suite.tasks
+        if n.get(task.name)
+    ]
+    capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
+    judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]
+    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], policy)]
+    warnings += [_each_warning(task, n_items, d, len(judged), policy) for task, _, n_items, d in judged]
+    critical = [c for c in counted if {c[0].name, c[1]} & set(policy.critical)]
+    warnings += [_critical_warning(task, n_items, policy) for task, _, n_items, _ in critical]
+    return tuple(w for w in warnings if w)
+
+
+def missed(
+    admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
+) -> tuple[MissRate, ...]:
+    """Work out the operating characteristic from the found widths, which hold n, disagreement and clusters.
+
+    Normal approximations. A true loss larger than the disagreement found needs more of it,
+    and gets the variance that goes with it. "equal" counts the macro and validity rules.
+    """
+    if macro.se <= 0:
+        return ()
+    comparisons = [t.comparison for t in admitted]
+    rates = [_macro_miss(comparisons, d, policy) for d in _MACRO_LOSSES]
+    rates += [_veto_miss(admitted, d, policy) for d in _TASK_LOSSES]
+    passes = stats.noninferiority_power(0.0, policy.macro, macro.se, policy.alpha)
+    if validity is not None and lower_se(compare.oriented(validity)) > 0:
+        se = lower_se(compare.oriented(validity))
+        passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
+    return (*rates, MissRate(0.0, 1 - passes, "equal"))
+
+
+def _veto_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> MissRate:
+    """Find the task on which the veto would most probably miss this loss, at Holm's hardest step."""
+    alpha = policy.alpha / len(admitted)
+
+    def chance(t: TaskComparison) -> float:
+        se = _se_at(t.comparison, delta, _upper_se(t.comparison))
+        return 1 - stats.regression_power(delta, margin_of(t.task, policy), se, alpha)
+
+    hardest = max(admitted, key=chance)
+    return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
+
+
+def _macro_miss(comparisons: Sequence[Comparison], delta: float, policy: GatePolicy) -> MissRate:
+    se = sqrt(sum(_se_at(c, delta, lower_se(c)) ** 2 for c in comparisons)) / len(comparisons)
+    return MissRate(delta, stats.noninferiority_power(delta, policy.macro, se, policy.alpha), "macro")
+
+
+def _se_at(c: Comparison, delta: float, se: float) -> float:
+    if abs(delta) <= c.disagreement:
+        return se
+    return max(se, stats.paired_se(abs(delta), c.n, delta, c.design_effect))
+
+
+def lower_se(c: Comparison) -> float:
+    """Return the standard error that the lower one-sided bound amounts to."""
+    return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
+
+
+def _upper_se(c: Comparison) -> float:
+    return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
+
+
+def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> tuple[int | None, str]:
+    """Say how many more items would settle the margin with 80 % power, and under which true delta.
+
+    The true delta is taken to be the observed one where that is a loss, else 0: a gain that
+    is not shown is not counted on.
+    """
+    truth = min(delta, 0.0)
+    gap = abs(truth + margin)
+    factor = _factor(se, gap, alpha)
+    if factor > MOST_ITEMS:
+        return None, "no reasonable number of items would settle it, the loss found lies at the margin"
+    more = ceil(n * (factor - 1))
+    assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
+    return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
+
+
+def _factor(se: float, gap: float, alpha: float) -> float:
+    """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
+    reach = stats.z_quantile(1 - alpha) + stats.z_quantile(_POWER)
+    return (se * reach / gap) ** 2 if gap > 0 else inf
+
+
+def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> str:
+    """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
+    if not items:
+        return "no capability task has items: the macro cannot pass"
+    n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
+    power = stats.noninferiority_power(0.0, policy.macro, se, policy.alpha)
+    if power >= _POWER:
+        return ""
+    needed = ceil(n * _factor(se, policy.macro, policy.alpha))
+    return (
+        f"macro margin {numbers.percent(policy.macro)} pp: with {numbers.count(n)} items over "
+        f"{count_of(len(items))} an equal model passes in {100 * power:.0f} % of cases; "
+        f"80 % take some {numbers.count(needed)} items"
+    )
+
+
+def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
+    margin, alpha = margin_of(task, policy), policy.alpha / n_tasks
+    se = stats.paired_se(disagreement, n, -2 * margin)
+    power = stats.regression_power(-2 * margin, margin, se, alpha)
+    if power >= _POWER:
+        return ""
+    needed = ceil(n * _factor(se, margin, alpha))
+    return (
+        f"{task.name}, margin {numbers.percent(margin)} pp: with {numbers.count(n)} items a true loss of "
+        f"{numbers.percent(2 * margin)} pp is vetoed in {100 * power:.0f} % of cases; "
+        f"80 % take some {numbers.count(needed)} items"
+    )
+
+
+def _critical_warning(task: Task, n: int, policy: GatePolicy) -> str:
+    """Warn where even losing nothing would not pass: α^{1/n} is then the bound on what is kept."""
+    needed = ceil(log(policy.alpha) / log(1 - 2 * policy.critical_margin))
+    if n >= needed:
+        return ""
+    return (
+        f"{task.name}, critical margin {numbers.percent(policy.critical_margin)} %: with "
+        f"{numbers.count(n)} items not even losing nothing passes; it takes {numbers.count(needed)} items "
+        "that the base passes"
+    )

@@ -1,0 +1,262 @@
+"""The five rules of the policy, each from comparisons to an outcome, a sentence and its numbers.
+
+Invariant: comparisons come with the sign turned so that a negative delta is a loss, and
+bounds are one-sided at `policy.alpha`. `identical` passes what the weights decide, unasked.
+Source: statistics in `stats`; a veto beside a pass that needs no correction: Berger 1982.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+from harness import compare, numbers, stats
+from harness.compare import Comparison, Estimate
+from harness.gate.power import MOST_ITEMS, Macro, lower_se, more_items
+from harness.gate.verdict import (
+    Number,
+    Outcome,
+    Rule,
+    TargetFacts,
+    TaskComparison,
+    count_of,
+    in_macro,
+    is_reported_only,
+    margin_of,
+    worst,
+)
+from harness.spec import GatePolicy
+from harness.stats import Interval
+
+_NAMED = 20  # items named in a rule's numbers
+
+
+def macro_rule(
+    tasks: Sequence[TaskComparison],
+    admitted: Sequence[TaskComparison],
+    macro: Macro | None,
+    policy: GatePolicy,
+    identical: bool,
+) -> Rule:
+    """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
+    left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
+    unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
+    facts: dict[str, Number] = {"margin": policy.macro, "n_tasks": len(admitted), "left_out": left_out}
+    if identical:
+        return Rule(
+            "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
+        )
+    tail = f"; left out, cannot show forgetting: {', '.join(unadmitted)}" if unadmitted else ""
+    if macro is None:
+        said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
+        return Rule("macro", "inconclusive", said + tail, facts)
+    shown = macro_estimate(admitted, identical)
+    outcome = _outcome(macro.lower, macro.upper, policy.macro)
+    more, advice = more_items(macro.delta, macro.se, policy.macro, shown.n, policy.alpha)
+    facts |= {"delta": shown.score, "low": shown.low, "high": shown.high, "n_items": shown.n}
+    facts |= {"lower": macro.lower, "upper": macro.upper}
+    said = f"macro over {count_of(len(admitted))}: {numbers.points(*shown[:3])} pp, " + _judged(
+        outcome, policy.macro, advice
+    )
+    return Rule("macro", outcome, said + tail, _with_items(facts, outcome, more))
+
+
+def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Fail when a task is shown (Holm over the tasks) to have lost more than its own margin."""
+    if identical:
+        return Rule("each", "pass", "each: no task can have lost anything, by identity of the weights", {})
+    if not admitted:
+        return Rule("each", "skipped", "each: no admitted capability task was measured", {})
+    p_values = stats.holm([compare.regression_p(t.comparison, margin_of(t.task, policy)) for t in admitted])
+    vetoed = [(t, p) for t, p in zip(admitted, p_values, strict=True) if p < policy.alpha]
+    lowest = min(admitted, key=lambda t: t.comparison.delta)
+    facts: dict[str, Number] = {
+        "vetoed": [t.task.name for t, _ in vetoed],
+        "lost_items": [f"{t.task.name}/{i}" for t, _ in vetoed for i in t.comparison.lost[:_NAMED]],
+        "n_tasks": len(admitted),
+        "p_smallest": min(p_values),
+    }
+    if not vetoed:
+        said = f"each: none of {count_of(len(admitted))} is shown to have lost more than its margin"
+        return Rule("each", "pass", f"{said} (lowest: {_task_delta(lowest)})", facts)
+    named = "; ".join(
+        f"{_task_delta(t)}, margin {numbers.percent(margin_of(t.task, policy))} pp, p = {p:.2g}"
+        for t, p in vetoed
+    )
+    return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
+
+
+def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Judge the loss rate of every task that the policy names critical, by name or by suite."""
+    if not policy.critical:
+        return Rule("critical", "skipped", "critical: no task is named critical", {})
+    if identical:
+        return Rule("critical", "pass", "critical: nothing is lost, by identity of the weights", {})
+    named = [t for t in tasks if {t.task.name, t.suite} & set(policy.critical)]
+    missing = set(policy.critical) - {name for t in tasks for name in (t.task.name, t.suite)}
+    judged = [_critical_task(t, policy) for t in named]
+    judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
+    facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
+    more = [n for rule in judged if isinstance(n := rule.numbers.get("items_needed"), int)]
+    facts |= {"margin": policy.critical_margin, **({"items_needed": max(more)} if more else {})}
+    said = "critical: " + "; ".join(rule.sentence for rule in judged)
+    return Rule("critical", worst([rule.outcome for rule in judged]), said, facts)
+
+
+def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
+    """Judge the loss rate among the items that the base passed by its exact one-sided bounds."""
+    c, name, margin = t.comparison, t.task.name, policy.critical_margin
+    if not c.base_passed:
+        why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
+        return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
+    lost, passed = len(c.lost), c.base_passed
+    low, high = _loss_bounds(lost, passed, c.design_effect, policy.alpha)
+    outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
+    said = (
+        f"{name}: {lost} of {passed} items that the base passed are lost, "
+        f"{numbers.interval(lost / passed, low, high)} %, margin {numbers.percent(margin)} %: "
+    )
+    said += {
+        "fail": f"more than the margin is shown ({_listed(c.lost)})",
+        "pass": "less than twice the margin is shown",
+        "inconclusive": "neither a loss above the margin nor one below twice the margin is shown",
+    }[outcome]
+    facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
+    facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:_NAMED])}
+    return Rule("critical", outcome, said, _with_items(facts, outcome, _critical_items(c, policy)))
+
+
+def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Interval:
+    return stats.clopper_pearson(lost / effect, passed / effect, 2 * alpha)
+
+
+def _critical_items(c: Comparison, policy: GatePolicy) -> int | None:
+    """Grow the sample at the observed loss rate until one of the two bounds decides."""
+    passed, factor = c.base_passed or 0, 1.0
+    while factor < MOST_ITEMS:
+        factor *= 1.1
+        low, high = _loss_bounds(len(c.lost) * factor, passed * factor, c.design_effect, policy.alpha)
+        if low > policy.critical_margin or high < 2 * policy.critical_margin:
+            return ceil(c.n * (factor - 1))
+    return None
+
+
+def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bool) -> Rule:
+    """Judge the rise of unparsable, truncated and refused answers: a format regression, not forgetting."""
+    if identical:
+        return Rule(
+            "validity", "pass", "validity: the answers are the base's own, by identity of the weights", {}
+        )
+    if validity is None:
+        return Rule("validity", "skipped", "validity: no generated answers were compared", {})
+    c = compare.oriented(validity)
+    outcome = _outcome(c.lower, c.upper, policy.validity)
+    more, advice = more_items(c.delta, lower_se(c), policy.validity, c.n, policy.alpha)
+    facts: dict[str, Number] = {
+        "base": c.base,
+        "new": c.new,
+        "delta": validity.delta,
+        "margin": policy.validity,
+    }
+    facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
+    rise = numbers.points(validity.delta, validity.low, validity.high)
+    said = (
+        f"validity: unparsable, truncated or refused answers {numbers.percent(c.base)} → "
+        f"{numbers.percent(c.new)} %, {rise} pp, "
+        + _judged(outcome, policy.validity, advice, "a format regression beyond it is shown")
+    )
+    return Rule("validity", outcome, said, _with_items(facts, outcome, more))
+
+
+def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
+    """Judge what was declared of the target by the 95 % intervals on the test split."""
+    wanted = policy.target
+    if wanted.min is None and wanted.gain is None:
+        return Rule("target", "skipped", "target: nothing was declared", {})
+    if target is None:
+        return Rule("target", "inconclusive", "target: it was not measured", {})
+    judged: list[tuple[Outcome, str]] = []
+    facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
+    if wanted.min is not None:
+        score, low, high, _ = target.score
+        outcome = _reached(low, high, wanted.min)
+        judged.append(
+            (
+                outcome,
+                f"{numbers.interval(score, low, high)} % against at least {numbers.percent(wanted.min)} %",
+            )
+        )
+        facts["min"] = wanted.min
+    if wanted.gain is not None:
+        judged.append(_gain(target.gain, wanted.gain))
+        facts["gain"] = wanted.gain
+    words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
+    said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
+    return Rule("target", worst([outcome for outcome, _ in judged]), said, facts)
+
+
+def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
+    if gain is None:
+        return (
+            "inconclusive",
+            f"a gain of {numbers.percent(wanted)} pp has no untrained candidate to be measured against",
+        )
+    c = compare.oriented(gain)
+    outcome = _reached(c.low, c.high, wanted)
+    shown = numbers.points(c.delta, c.low, c.high)
+    return (
+        outcome,
+        f"{shown} pp over the best untrained candidate against at least +{numbers.percent(wanted)} pp",
+    )
+
+
+def _reached(low: float, high: float, wanted: float) -> Outcome:
+    return "pass" if low >= wanted else "fail" if high < wanted else "inconclusive"
+
+
+def _outcome(lower: float, upper: float, margin: float) -> Outcome:
+    return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
+
+
+def macro_estimate(admitted: Sequence[TaskComparison], identical: bool) -> Estimate:
+    """Return the macro delta with its 95 % interval, over the items of all admitted tasks."""
+    comparisons = [t.comparison for t in admitted]
+    n = sum(c.n for c in comparisons)
+    if identical:
+        return Estimate(0.0, 0.0, 0.0, n)
+    delta, ends = stats.mover_mean(
+        [c.delta for c in comparisons], [Interval(c.low, c.high) for c in comparisons]
+    )
+    return Estimate(delta, *ends, n)
+
+
+def _with_items(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
+    return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
+
+
+def _judged(outcome: Outcome, margin: float, advice: str, broken: str = "a loss beyond it is shown") -> str:
+    words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice}"}
+    return f"margin {numbers.percent(margin)} pp: {words[outcome]}"
+
+
+def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
+    is_critical = bool({t.task.name, t.suite} & set(policy.critical))
+    return t.role != "target" and not in_macro(t) and not is_critical
+
+
+def _cannot_show(t: TaskComparison) -> bool:
+    return t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
+
+
+def _why_left_out(t: TaskComparison) -> str:
+    if t.role != "capability":
+        return f"a {t.role} task that gate.critical does not name is reported, not judged"
+    return "bits per byte is reported, not judged" if is_reported_only(t.task) else t.why_not
+
+
+def _task_delta(t: TaskComparison) -> str:
+    c = t.comparison
+    return f"{t.task.name} {numbers.points(c.delta, c.low, c.high)} pp"
+
+
+def _listed(ids: Sequence[str]) -> str:
+    rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(ids[:5]) + rest

@@ -1,0 +1,97 @@
+"""The nouns of the gate: what it is given of each task, and what it says.
+
+Invariant: an outcome is `pass`, `fail` or `inconclusive` (a rule may also be `skipped`),
+and a set of outcomes is as good as its worst.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from harness import numbers
+from harness.compare import Comparison, Estimate
+from harness.spec import GatePolicy, Task
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+RuleOutcome = Literal["pass", "fail", "inconclusive", "skipped"]
+Number = float | int | str | list[str]
+
+
+class TaskComparison(NamedTuple):
+    """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted."""
+
+    task: Task
+    role: str
+    comparison: Comparison
+    base_rows_admitted: bool
+    why_not: str
+    suite: str = ""
+
+
+class TargetFacts(NamedTuple):
+    """What was reached on the test split: the score, and the gain over the best untrained candidate."""
+
+    score: Estimate
+    gain: Comparison | None
+
+
+class MissRate(NamedTuple):
+    """The chance of a wrong verdict at a true delta: a missed loss, or an equal model that is not passed."""
+
+    delta: float
+    probability: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one rule of the policy says, and the numbers its sentence rests on."""
+
+    name: Literal["macro", "each", "critical", "validity", "target"]
+    outcome: RuleOutcome
+    sentence: str
+    numbers: dict[str, Number]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of a run. `macro` is the delta; `missed` the gate's operating characteristic.
+
+    `lost` and `gained` count items over the admitted capability tasks. `items_needed` is how
+    many more items would probably settle an inconclusive verdict; None where none is needed
+    or no reasonable number would do.
+    """
+
+    outcome: Outcome
+    rules: tuple[Rule, ...]
+    macro: Estimate | None
+    lost: int
+    gained: int
+    missed: tuple[MissRate, ...]
+    items_needed: int | None
+    sentence: str
+
+
+def worst(outcomes: Sequence[RuleOutcome]) -> Outcome:
+    """Join outcomes: one fail fails, else one inconclusive leaves all inconclusive."""
+    return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+
+
+def in_macro(t: TaskComparison) -> bool:
+    """Tell whether a task counts in the macro and may veto."""
+    return t.role == "capability" and t.base_rows_admitted and not is_reported_only(t.task)
+
+
+def is_reported_only(task: Task) -> bool:
+    """Tell whether a task is measured in bits per byte, which no rule judges."""
+    return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
+
+
+def margin_of(task: Task, policy: GatePolicy) -> float:
+    """Return the loss in [0, 1] that counts as a regression on this task."""
+    return task.margin or policy.each
+
+
+def count_of(n_tasks: int) -> str:
+    """Print a number of tasks: `1 task`, `8 tasks`."""
+    return f"{numbers.count(n_tasks)} task{'' if n_tasks == 1 else 's'}"

@@ -1,0 +1,16 @@
+"""The base model as it is: for everything that only changes what is asked.
+
+Invariant: nothing is trained or written, and the weights' digest is the base's own.
+"""
+
+from harness.spec import Spec
+from harness.training import FitContext, Weights
+
+
+class Params(Spec):
+    """Nothing to set."""
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Return the base's weights."""
+    return Weights("base", context.source.weights_digest, None, {})

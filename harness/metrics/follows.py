@@ -1,0 +1,135 @@
+"""Share of answers that keep every constraint of a verifiable instruction.
+
+Invariant: a check reads the answer alone, never the model or another answer; an empty answer
+keeps nothing.
+Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911;
+these checks are our own.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harness.errors import Problem, UserError, did_you_mean
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output
+from harness.spec import Task
+
+Constraint = Mapping[str, Any]
+
+_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
+_EDGES = " \t\n\"'“”‘’.!?:;,*"
+
+
+def metric(task: Task) -> Metric:
+    """Build the share of answers in [0, 1] that keep all their constraints."""
+    return mean_metric("follows", lambda output, example: _score(output, example))
+
+
+def _score(output: Output, example: Example) -> float | None:
+    if not example.constraints:
+        return None
+    text = output.text.strip()
+    return float(bool(text) and all(_keeps(text, constraint, example.id) for constraint in example.constraints))
+
+
+def _keeps(text: str, constraint: Constraint, where: str) -> bool:
+    kind = str(constraint.get("kind"))
+    if kind not in CHECKS:
+        raise UserError(Problem(f"item {where}", f"constraint {kind!r}", "a known kind", did_you_mean(kind, CHECKS)))
+    return CHECKS[kind](text, constraint)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+(?:['’-]\w+)*", text)
+
+
+def _has(text: str, phrase: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _starts_with(text: str, constraint: Constraint) -> bool:
+    return text.lstrip(_EDGES).casefold().startswith(constraint["text"].casefold())
+
+
+def _ends_with(text: str, constraint: Constraint) -> bool:
+    return text.rstrip(_EDGES).casefold().endswith(constraint["text"].rstrip(_EDGES).casefold())
+
+
+def _ends_with_mark(text: str, constraint: Constraint) -> bool:
+    return text.rstrip("\"'”’ ").endswith(constraint["text"])
+
+
+def _includes(text: str, constraint: Constraint) -> bool:
+    return all(_has(text, word) for word in constraint["words"])
+
+
+def _includes_exactly(text: str, constraint: Constraint) -> bool:
+    return all(word in text for word in constraint["words"])
+
+
+def _includes_any(text: str, constraint: Constraint) -> bool:
+    return any(_has(text, word) for word in constraint["words"])
+
+
+def _avoids(text: str, constraint: Constraint) -> bool:
+    return not any(_has(text, word) for word in constraint["words"])
+
+
+def _upper(text: str, constraint: Constraint) -> bool:
+    return text.upper() == text and text.lower() != text
+
+
+def _lower(text: str, constraint: Constraint) -> bool:
+    return text.lower() == text and text.upper() != text
+
+
+def _n_words(text: str, constraint: Constraint) -> bool:
+    return constraint.get("min", 1) <= len(_words(text)) <= constraint.get("max", 10**6)
+
+
+def _comma_items(text: str, constraint: Constraint) -> bool:
+    items = [item.strip(_EDGES) for item in re.split(r",\s*and\s+|,|\s+and\s+", text)]
+    return len(items) == constraint["n"] and all(items) and max(len(_words(item)) for item in items) <= 3
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _line_items(text: str, constraint: Constraint) -> bool:
+    marked = [line for line in _lines(text) if _LIST_MARK.match(line)]
+    return len(marked) == constraint["n"] and all(_LIST_MARK.sub("", line).strip() for line in marked)
+
+
+def _times(text: str, constraint: Constraint) -> bool:
+    return len(re.findall(rf"(?<!\w){re.escape(constraint['text'])}(?!\w)", text, re.IGNORECASE)) == constraint["n"]
+
+
+def _json_keys(text: str, constraint: Constraint) -> bool:
+    fenced = _FENCE.match(text)
+    try:
+        value = json.loads(fenced.group(1) if fenced else text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and set(value) == set(constraint["keys"])
+
+
+CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
+    "starts_with": _starts_with,
+    "ends_with": _ends_with,
+    "ends_with_mark": _ends_with_mark,
+    "includes": _includes,
+    "includes_exactly": _includes_exactly,
+    "includes_any": _includes_any,
+    "avoids": _avoids,
+    "upper": _upper,
+    "lower": _lower,
+    "n_words": _n_words,
+    "comma_items": _comma_items,
+    "line_items": _line_items,
+    "times": _times,
+    "json_keys": _json_keys,
+}

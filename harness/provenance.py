@@ -1,0 +1,102 @@
+"""What a number depends on beside its recipe: the code, the packages and the machine.
+
+Invariant: what cannot be found out is None; nothing here imports a heavy package or fails.
+"""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import __version__
+from harness.records import digest
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "tokenizers", "numpy")
+_GIT_TIMEOUT_S = 5
+
+
+class GitState(NamedTuple):
+    """The commit that is checked out, and whether files differ from it; None where unknown."""
+
+    sha: str | None
+    dirty: bool | None
+
+
+def collect(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
+    """Describe code, packages and machine as one JSON object.
+
+    `device` is the name of the accelerator, the processor's where there is none; `folder`
+    is where git is asked, the working directory by default.
+    """
+    git = git_state(folder or Path.cwd())
+    return {
+        "harness": __version__,
+        "git_sha": git.sha,
+        "git_dirty": git.dirty,
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "device": device or processor_name(),
+        "threads": thread_count(),
+    }
+
+
+def environment_digest(device: str | None = None) -> str:
+    """Digest what may change a number although the recipe is the same: packages, Python, machine, device."""
+    return digest(
+        {
+            "packages": package_versions(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "device": device or processor_name(),
+        }
+    )
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that compute, read from their metadata."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def git_state(folder: Path) -> GitState:
+    """Ask git for the commit of a folder; untracked files that are not ignored count as dirty."""
+    sha, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    return GitState(sha or None, None if changes is None else bool(changes))
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the processor's model name."""
+    try:
+        lines = cpuinfo.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or None
+
+
+def thread_count() -> int | None:
+    """Return how many threads numerical libraries start: `OMP_NUM_THREADS`, else the usable cores."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit():
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # Without optional locks, asking never disturbs a git command of the user.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,59 @@
+"""Make other people's text harmless: names, ids and messages that a model or a file chose.
+
+Invariant: what comes out is one line without control characters; what it means as markup
+depends on the target, so terminal text is printed as plain `Text` and Markdown is escaped.
+"""
+
+import re
+import unicodedata
+
+from rich.cells import cell_len
+
+# Control and direction characters, surrogates, private and unassigned ones.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+_ANSI = re.compile(
+    r"(?:\x9b|\x1b\[)[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links
+    r"|\x1b[@-Z\\-_]"
+)
+_MARKDOWN = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]")
+_BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
+
+
+def clean(text: str) -> str:
+    """Drop ANSI sequences and control or direction characters; collapse whitespace to one line."""
+    without = _ANSI.sub("", text)
+    return " ".join("".join(filter(_visible, without)).split())
+
+
+def _visible(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) not in _HIDDEN
+
+
+def markdown(text: str) -> str:
+    """Clean a text and escape what Markdown or HTML would take as markup, `|` included."""
+    html = clean(text).replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", html)
+
+
+def markdown_line(text: str) -> str:
+    """Escape a text that begins a line or a list item, where `#` or `1.` would open a block."""
+    return _BLOCK_START.sub(lambda _: "\\", markdown(text))
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut out the middle of a text for `…`, so that it takes at most `width` cells.
+
+    The end is kept because names of a grid differ there: `few-shot[shots=8]`.
+    """
+    if cell_len(text) <= width:
+        return text
+    tail = _fitting(text[::-1], (width - 1) // 2)[::-1]
+    head = _fitting(text, width - 1 - cell_len(tail))
+    return f"{head}…{tail}"
+
+
+def _fitting(text: str, width: int) -> str:
+    while cell_len(text) > width:
+        text = text[:-1]
+    return text

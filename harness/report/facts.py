@@ -1,0 +1,218 @@
+"""What a report is made of, and the words that every form of it shares.
+
+Invariant: terminal, Markdown and JSON say the same of a candidate, because its cells and
+sentences come from here; a smoke report says in each of them that it is no evidence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from harness import numbers
+from harness.compare import Comparison
+from harness.decide import CandidateFacts, Decision, best_untrained, fine_tuned
+from harness.gate import MissRate, Verdict
+
+SMOKE = "smoke, not evidence"
+_SHORT = {
+    "exact_match": "EM",
+    "accuracy": "acc",
+    "macro_f1": "macro F1",
+    "token_f1": "F1",
+    "bleu": "BLEU",
+    "bits_per_byte": "bits/byte",
+}
+_VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
+_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentReport:
+    """The results of one experiment.
+
+    `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
+    comparisons with the base on the capability tasks; `not_admitted` says of a task why it
+    cannot show forgetting. `header` holds device, precision and times, with units in the names.
+    """
+
+    experiment: str
+    base_model: str
+    metric: str
+    facts: tuple[CandidateFacts, ...]
+    comparisons: dict[str, tuple[Comparison, ...]] = field(default_factory=dict)
+    decision: Decision | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+    smoke: bool = False
+    notes: tuple[str, ...] = ()
+    not_admitted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files without suffix; a smoke report never takes a result's place."""
+        return f"{self.experiment}-smoke" if self.smoke else self.experiment
+
+
+class Row(NamedTuple):
+    """One candidate's cells of the result table."""
+
+    candidate: str
+    target: str
+    vs_untrained: str
+    forgetting: str
+    lost_gained: str
+    cost: str
+    p50: str
+    verdict: str
+
+
+def headers(report: ExperimentReport) -> Row:
+    """Name the columns of the result table."""
+    return Row(
+        "candidate",
+        f"target {_SHORT.get(report.metric, report.metric)}",
+        "vs best untrained",
+        "forgetting (macro)",
+        "lost/gained",
+        "$/1k",
+        "p50",
+        "verdict",
+    )
+
+
+def table_rows(report: ExperimentReport, *, whole: bool = False) -> list[Row]:
+    """List the candidates best first, failed ones last; `whole` rounds target intervals to points."""
+    reference = best_untrained(report.facts, higher_is_better=_higher_is_better(report))
+    return [_row(f, report.metric, reference, whole) for f in best_first(report)]
+
+
+def best_first(report: ExperimentReport) -> list[CandidateFacts]:
+    """Sort by the target's score on test; candidates without one come last, as listed."""
+    sign = 1 if _higher_is_better(report) else -1
+
+    def key(f: CandidateFacts) -> tuple[bool, float]:
+        scored = f.state == "done" and f.target is not None
+        return not scored, -sign * f.target.score if scored and f.target else 0.0
+
+    return sorted(report.facts, key=key)
+
+
+def sentences(report: ExperimentReport) -> list[str]:
+    """List what is said under the table, all but the last line."""
+    return [
+        *(_failed_line(f) for f in report.facts if f.state == "failed"),
+        *(report.decision.reasons if report.decision else ()),
+        *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *(_recall_line(f) for f in report.facts if f.recall is not None),
+        *report.notes,
+    ]
+
+
+def last_line(report: ExperimentReport) -> str:
+    """Return the verdict: one sentence, marked where it rests on a smoke run."""
+    sentence = report.decision.sentence if report.decision else "Nothing was decided."
+    return f"{sentence} ({SMOKE})" if report.smoke else sentence
+
+
+def verdict_word(f: CandidateFacts) -> str:
+    """Say a run's verdict in one word."""
+    if f.state == "failed":
+        return "ERROR"
+    return _VERDICTS[f.verdict.outcome] if f.verdict else numbers.UNKNOWN
+
+
+def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
+    """Say in one line what a candidate reached, while the others are still running."""
+    if f.state == "failed":
+        return _failed_line(f)
+    target = numbers.score(metric, *f.target[:3]) if f.target else numbers.UNKNOWN
+    parts = [f"{_SHORT.get(metric, metric)} {target}"]
+    parts += [f"{numbers.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
+    parts += [f"p50 {numbers.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
+    parts += [verdict_word(f)] if f.verdict else []
+    parts += [SMOKE] if smoke else []
+    return f"{f.label}: {' · '.join(parts)}"
+
+
+def miss_text(m: MissRate) -> str:
+    """Say one line of the gate's operating characteristic; `what` names the rule that would err."""
+    if m.what == "equal":
+        return f"would not have passed an equally good model: {100 * m.probability:.0f} %"
+    task = m.what.removeprefix("each: ")
+    where = "" if m.what == "macro" else f" on {task} alone"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {100 * m.probability:.0f} %"
+
+
+def measured(name: str, value: Any) -> str:
+    """Print a figure by the unit in its name; a list shows its ends, as a loss curve does."""
+    if isinstance(value, list | tuple):
+        return f"{measured(name, value[0])} → {measured(name, value[-1])}" if value else numbers.UNKNOWN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value) if value is not None else numbers.UNKNOWN
+    if name.endswith("_s") and not name.endswith("_per_s"):
+        return numbers.seconds(value)
+    if name.endswith("_usd"):
+        return numbers.usd(value)
+    if name.startswith("n_") or name.endswith(("_per_s", "_bytes")) or isinstance(value, int):
+        return numbers.count(value)
+    return numbers.plain(value)
+
+
+def _failed_line(f: CandidateFacts) -> str:
+    return f"{f.label} failed: {f.error or 'no reason was given'}"
+
+
+def _row(f: CandidateFacts, metric: str, reference: str | None, whole: bool) -> Row:
+    return Row(
+        f.label,
+        numbers.score(metric, *f.target[:3], whole=whole) if f.target else numbers.UNKNOWN,
+        _vs_untrained(f, metric, reference, whole),
+        _forgetting(f),
+        _lost_gained(f),
+        numbers.usd(f.cost_per_1k_usd),
+        numbers.seconds(f.latency_p50_s),
+        verdict_word(f),
+    )
+
+
+def _vs_untrained(f: CandidateFacts, metric: str, reference: str | None, whole: bool) -> str:
+    if f.name == reference:
+        return "(this one)"
+    if f.vs_untrained is None:
+        return numbers.UNKNOWN
+    c = f.vs_untrained
+    return numbers.change(metric, c.delta, c.low, c.high, whole=whole)
+
+
+def _forgetting(f: CandidateFacts) -> str:
+    if f.state == "failed":
+        return numbers.UNKNOWN
+    if f.method == "classifier":
+        return "– (no general ability)"
+    if not fine_tuned(f):
+        return "0 (base weights)"
+    macro = f.verdict.macro if f.verdict else None
+    return numbers.points(*macro[:3]) if macro else numbers.UNKNOWN
+
+
+def _lost_gained(f: CandidateFacts) -> str:
+    if not fine_tuned(f) or f.verdict is None:
+        return numbers.UNKNOWN
+    return f"{numbers.count(f.verdict.lost)}/{numbers.count(f.verdict.gained)}"
+
+
+def _miss_line(label: str, verdict: Verdict) -> str:
+    macro = [m for m in verdict.missed if m.what == "macro"]
+    nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
+    missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    if verdict.outcome != "inconclusive":
+        return f"{label}: {missed}"
+    more = f" (+{numbers.count(verdict.items_needed)} items)" if verdict.items_needed else ""
+    return f"undecided: {label}{more}; {missed}"
+
+
+def _recall_line(f: CandidateFacts) -> str:
+    return f"{f.label}: retrieval found {numbers.percent(f.recall)} % of the documents needed (recall@k)"
+
+
+def _higher_is_better(report: ExperimentReport) -> bool:
+    return report.metric not in numbers.OWN_UNITS

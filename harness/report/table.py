@@ -1,0 +1,61 @@
+"""Print a report on the terminal: one table, the sentences, and the verdict as the last line.
+
+Invariant: the table takes at most 100 columns and no cell wraps; nothing that a model or a
+file chose is read as markup.
+"""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.report.escape import clean, shorten
+from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
+
+WIDTH = 100
+_SHORTEST_NAME = 14
+_STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow"}
+
+
+def terminal(report: ExperimentReport, console: Console) -> None:
+    """Print the table and its sentences; the last line is the verdict, never broken in two."""
+    console.print(terminal_table(report))
+    for sentence in sentences(report):
+        console.print(Text(clean(sentence)))
+    console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
+
+
+def terminal_table(report: ExperimentReport) -> Table:
+    """Lay the candidates out in at most 100 columns, best first."""
+    rows, gap, name_width = _layout(report)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
+    )
+    if report.smoke:
+        table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
+        table.caption = Text(SMOKE)
+    for header in rows[0]:
+        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
+    for row in rows[1:]:
+        name = Text(shorten(row.candidate, name_width))
+        table.add_row(name, *map(Text, row[1:-1]), Text(row.verdict, style=_STYLES.get(row.verdict, "")))
+    return table
+
+
+def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
+    """Find the widest layout that fits: fewer digits first, then a narrower gap, then shorter names."""
+    for whole, gap in ((False, 2), (True, 2), (True, 1)):
+        rows = [headers(report), *table_rows(report, whole=whole)]
+        rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
+        free = WIDTH - _others(rows) - gap * (len(Row._fields) - 1)
+        longest = max(cell_len(row.candidate) for row in rows)
+        if free >= min(longest, _SHORTEST_NAME):
+            break
+    return rows, gap, max(free, len(headers(report).candidate))
+
+
+def _others(rows: Sequence[Row]) -> int:
+    """Add up the widths of all columns but the first."""
+    return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])

@@ -1,0 +1,307 @@
+"""One recipe and seed, from its spec to rows on disk and a run folder.
+
+Invariant: nothing is computed whose identity already lies on disk; a kill loses at most the
+block in flight, and the next call goes on from there.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import estimate, plugins, provenance, store
+from harness.candidates import Candidate, ModelHost, classifier
+from harness.data import Split, TaskItems, task_version
+from harness.embedded import ModelSource
+from harness.errors import HarnessError
+from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
+from harness.machine import Machine, cache_dir
+from harness.metrics import Metric, load_metrics
+from harness.progress import Progress
+from harness.prompting import PromptingContext, Step, compose
+from harness.records import Example, RowsIdentity, Run, digest
+from harness.spec import Experiment, Recipe, Role, Spec, Task
+from harness.store import Store
+from harness.training import FitContext, Weights
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Measured(NamedTuple):
+    """A task of a suite with its items, each split's version, and its metrics."""
+
+    task: Task
+    role: Role
+    suite: str
+    items: TaskItems
+    versions: dict[str, str]
+    metrics: dict[str, Metric]
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Return a split's items in the order seeded by its version."""
+        return in_order(getattr(self.items, split), self.versions[split])
+
+
+@dataclass
+class Bench:
+    """What all runs of one experiment share: data, machine, store, and one base in memory."""
+
+    experiment: Experiment
+    store: Store
+    source: ModelSource
+    machine: Machine
+    target: Measured
+    suites: tuple[Measured, ...]
+    progress: Progress
+    n_parameters: int
+
+    def seconds(self, work: estimate.Work) -> float:
+        """Estimate how long an amount of work takes here."""
+        return work.seconds(self.n_parameters, self.machine.gflops)
+
+    @cached_property
+    def host(self) -> ModelHost:
+        """The base, loaded when it is first needed."""
+        with self.progress.stage("loading the base model"):
+            return ModelHost(self.source, self.machine)
+
+    @cached_property
+    def engine(self) -> tuple[str, str]:
+        """Engine and layout digest of language models here; remembered, so that no model is loaded for it."""
+        key = digest([self.source.weights_digest, self.machine, provenance.environment_digest(self.machine.name)])
+        memory = cache_dir() / "engines" / f"{key}.json"
+        if not memory.exists():
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps([self.host.base.engine, self.host.base.layout_digest]))
+        engine, layout = json.loads(memory.read_text())
+        return engine, layout
+
+
+def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
+    """Join a task with its items, their versions and its metrics."""
+    versions = {split: task_version(task, items, split) for split in SPLITS}
+    return Measured(task, role, suite, items, versions, load_metrics(task))
+
+
+def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
+    """Train and evaluate one recipe and seed, as far as that is not done yet.
+
+    Raises:
+        HarnessError: the candidate could not be made or evaluated.
+    """
+    weights = ensure_weights(bench, recipe, seed)
+    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
+    rows = {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
+    run_id = f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}"
+    if (done := _finished(bench, run_id, rows, jobs)) is not None:
+        return done
+    with _opened(bench, weights) as candidate:
+        _fill(bench, candidate, jobs, name)
+        times = latency_s(candidate, jobs[0])
+    run = Run(
+        run_id=run_id, experiment=bench.experiment.name, candidate=name, method=_source(bench, recipe).method,
+        prompting=_spelled(recipe), answer=recipe.answer, seed=seed, base_model=bench.experiment.base_model,
+        weights_digest=weights.digest, base_digest=bench.source.weights_digest, state="done",
+        created=datetime.now(UTC).isoformat(timespec="seconds"), rows=rows, recipe=recipe.model_dump(mode="json"),
+        training=weights.training, latency={"p50_s": statistics.median(times), "n": float(len(times))},
+        provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def base_arm(bench: Bench) -> dict[str, str]:
+    """Measure the base's general ability; returns the row set of each task."""
+    base = Weights("base", bench.source.weights_digest, None, {})
+    jobs = suite_jobs(bench, base)
+    if _missing(bench, jobs):
+        _fill(bench, bench.host.base, jobs, "base")
+    return {job.task.name: job.identity.digest for job in jobs}
+
+
+def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
+    """Record that a candidate could not be made, with its reason."""
+    reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+    run = Run(
+        run_id=f"{bench.experiment.name}-{name}-s{seed}-failed", experiment=bench.experiment.name, candidate=name,
+        method=_source(bench, recipe).method, prompting=_spelled(recipe), answer=recipe.answer, seed=seed,
+        base_model=bench.experiment.base_model, weights_digest="", base_digest=bench.source.weights_digest,
+        state="failed", created=datetime.now(UTC).isoformat(timespec="seconds"), rows={},
+        recipe=recipe.model_dump(mode="json"), error=reason.splitlines()[0] if reason else type(error).__name__,
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
+    """Return the weights of a recipe, made now or before."""
+    source = _source(bench, recipe)
+    method = plugins.load("methods", source.method)
+    params = method.Params(**source.params)
+    if source.method == "base":
+        return Weights("base", bench.source.weights_digest, None, {})
+    key = digest([
+        source.method, params.model_dump(mode="json"), bench.source.weights_digest, bench.source.template_digest,
+        bench.target.versions["train"], bench.target.versions["validation"], _prompting_digest(bench, source, seed), seed,
+        bench.machine.precision, bench.machine.device,
+    ])
+    folder = bench.store.folder / "weights" / key
+    if (folder / "fit.json").exists():
+        made = json.loads((folder / "fit.json").read_text())
+        return Weights(made["kind"], made["digest"], folder, made["training"])
+    return _fit(bench, source, seed, folder)
+
+
+def _fit(bench: Bench, source: Recipe, seed: int, folder: Path) -> Weights:
+    """Make weights in a folder of another name, which gets its own when they are complete."""
+    method = plugins.load("methods", source.method)
+    params = method.Params(**source.params)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    step = _step(bench, source, seed)
+    label = f"training {source.method}, seed {seed}"
+    try:
+        train = tuple(map(step, bench.target.items.train))
+        with bench.progress.stage(label, bench.seconds(training_work(train, params))) as advance:
+            context = FitContext(
+                bench.source, bench.machine, part, train,
+                tuple(map(step, bench.target.items.validation)), bench.target.task.chat_template, seed,
+                bench.experiment.report_to, advance,
+            )
+            made = method.fit(context, params)
+        training = {**made.training, "fit_key": folder.name}
+        record = {"kind": made.kind, "digest": made.digest, "training": training}
+        (part / "fit.json").write_text(json.dumps(record))
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return Weights(made.kind, made.digest, folder, training)
+
+
+def training_work(train: Sequence[Example], params: Spec) -> estimate.Work:
+    """Estimate the tokens a method trains on; methods without epochs train no language model."""
+    epochs = getattr(params, "num_train_epochs", None)
+    return estimate.training(train, epochs) if epochs else estimate.Work()
+
+
+def _source(bench: Bench, recipe: Recipe) -> Recipe:
+    """Return the recipe whose weights are used: the named one's, or its own."""
+    return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+
+
+def _spelled(recipe: Recipe) -> str:
+    """Spell out the promptings with their parameters."""
+    return " + ".join(f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+                      for name, params in recipe.prompting.items())
+
+
+def _step(bench: Bench, recipe: Recipe, seed: int) -> Step:
+    """Return what turns an example of the target into what this recipe asks."""
+    task, items = bench.target.task, bench.target.items
+    prompted = compose(recipe.prompting, PromptingContext(task, items.train, items.documents, seed))
+    system = recipe.system if recipe.system is not None else task.system
+    return lambda example: addressed(prompted(example), system, recipe.template)
+
+
+def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
+    """Digest what is put around a question; and what shots and passages are drawn from."""
+    plain = {
+        name: plugins.load("prompting", name).Params(**params).model_dump(mode="json")
+        for name, params in recipe.prompting.items()
+    }
+    drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
+    return digest([list(plain.items()), recipe.system, recipe.template, drawn_from if set(plain) - {"zero_shot"} else []])
+
+
+def target_jobs(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[Job]:
+    step = _step(bench, recipe, seed)
+    prompting = _prompting_digest(bench, recipe, seed)
+    target = bench.target
+    return [
+        Job(target.task, target.role, split, tuple(map(step, target.examples(split))), target.metrics, recipe.answer,
+            _identity(bench, weights, target, split, prompting, recipe.answer))
+        for split in ("validation", "test")
+    ]
+
+
+def suite_jobs(bench: Bench, weights: Weights) -> list[Job]:
+    """List the capability tasks; a classifier has no general ability to measure."""
+    if weights.kind == "classifier":
+        return []
+    return [
+        Job(m.task, m.role, "test", _asked(m), m.metrics, "generate",
+            _identity(bench, weights, m, "test", "task", "generate"))
+        for m in bench.suites
+    ]
+
+
+def _asked(m: Measured) -> tuple[Example, ...]:
+    """Put the task's own shots and system message around its items."""
+    if m.task.num_fewshot == 0:
+        return tuple(addressed(e, m.task.system, None) for e in m.examples("test"))
+    shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
+    step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
+    return tuple(addressed(step(e), m.task.system, None) for e in m.examples("test"))
+
+
+def _identity(
+    bench: Bench, weights: Weights, m: Measured, split: str, prompting: str, answer: str
+) -> RowsIdentity:
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine
+    return RowsIdentity(
+        weights.digest, bench.source.template_digest, m.task.name, m.versions[split], split, prompting, answer,
+        bench.machine.precision, engine, layout, bench.machine.device,
+    )
+
+
+def _finished(bench: Bench, run_id: str, rows: dict[str, str], jobs: Sequence[Job]) -> Run | None:
+    path = bench.store.folder / run_id / "run.json"
+    if not path.exists() or _missing(bench, jobs):
+        return None
+    run = store.get_run(bench.store, run_id)
+    return run if run.rows == rows else None
+
+
+def _missing(bench: Bench, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not store.has_rows(bench.store, job.identity, [e.id for e in job.examples])]
+
+
+def _fill(bench: Bench, candidate: Candidate, jobs: Sequence[Job], name: str) -> None:
+    """Compute the blocks that are not there yet."""
+    for job in _missing(bench, jobs):
+        ids = [e.id for e in job.examples]
+        done = store.finished_blocks(bench.store, job.identity, ids)
+        with bench.progress.stage(f"{name}: {job.task.name}/{job.split}", bench.seconds(work_of(job))) as advance:
+            for index in range(job.n_blocks):
+                if index not in done:
+                    store.append_block(bench.store, job.identity, index, evaluate_block(candidate, job, index))
+                advance(index + 1, job.n_blocks)
+        store.complete_rows(bench.store, job.identity, len(ids))
+
+
+def work_of(job: Job) -> estimate.Work:
+    """Estimate the tokens that answering a job takes."""
+    ranked = job.answer == "rank" or job.task.kind == "choice"
+    return estimate.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+
+
+@contextmanager
+def _opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
+    """Open weights as something that generates and scores."""
+    if weights.kind == "base":
+        yield bench.host.base
+    elif weights.kind == "classifier":
+        assert weights.folder is not None
+        yield classifier(weights.folder, weights.digest)
+    else:
+        assert weights.folder is not None
+        with bench.host.adapted(weights.folder / "adapter", weights.digest) as candidate:
+            yield candidate

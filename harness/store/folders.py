@@ -1,0 +1,148 @@
+"""The folders of a store, and how a file comes to be in one.
+
+Invariant: a file is written under another name, synced and renamed, so one with its final
+name is whole; when the disk is full nothing half-written stays.
+"""
+
+import errno
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError, Problem
+
+BLOCK = 64  # rows of a block
+AGAIN = "run the same command again"
+_NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_WORDS = tuple(map(os.strerror, _NO_ROOM_CODES))
+_STALE_S = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A runs folder; `wait_s` is how long to wait for a process that holds the index."""
+
+    folder: Path
+    wait_s: float = 60.0
+
+    @property
+    def index(self) -> Path:
+        """The DuckDB file."""
+        return self.folder / "harness.duckdb"
+
+    def rows(self, rows_digest: str) -> Path:
+        """The folder of a row set."""
+        return self.folder / "rows" / rows_digest
+
+    def parquet(self, rows_digest: str) -> Path:
+        """The file of a complete row set."""
+        return self.rows(rows_digest) / "rows.parquet"
+
+    def weights(self, fit_key: str) -> Path:
+        """The folder of weights made by a method."""
+        return self.folder / "weights" / fit_key
+
+    def run_file(self, run_id: str) -> Path:
+        """The file that holds a run."""
+        return self.folder / run_id / "run.json"
+
+
+def write_whole(store: Store, path: Path, text: str) -> None:
+    """Write a file so that it appears complete or not at all.
+
+    Raises:
+        HarnessError: the disk is full; nothing is left behind.
+    """
+    data = text.encode()
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, lambda part: part.write_bytes(data))
+
+
+def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of another name, and give it its own once it is on the disk."""
+    part = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        for left in part.parent.glob(part.name + "*"):  # DuckDB puts its log beside its file
+            left.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def remove_stale_parts(store: Store) -> None:
+    """Delete what writers that were killed left unfinished; what is recent may still be written."""
+    for part in (store.folder / ".unfinished").glob("*"):
+        if time.time() - part.stat().st_mtime > _STALE_S:
+            part.unlink(missing_ok=True)
+
+
+def is_bare_name(name: str) -> bool:
+    """Tell whether a name names one folder, and not a path to elsewhere."""
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
+def failure(where: str, found: str, expected: str, next_step: str) -> HarnessError:
+    """Phrase an error that is not the user's."""
+    return HarnessError(str(Problem(where, found, expected, next_step)))
+
+
+def missing_rows(store: Store, digests: Sequence[str]) -> HarnessError:
+    """Phrase that row sets are not there, or not complete."""
+    found = f"no complete rows {', '.join(sorted(set(digests)))}"
+    return failure(str(store.folder / "rows"), found, "rows.parquet", "harness compare")
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Tell whether an error, of Python or of DuckDB, says that the disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM_CODES
+    return any(words in str(error) for words in _NO_ROOM_WORDS)
+
+
+@contextmanager
+def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
+    """Turn a full disk and DuckDB's errors into found, expected and next step."""
+    try:
+        yield
+    except (HarnessError, ValueError):
+        raise
+    except Exception as error:
+        import duckdb
+
+        if is_no_room(error):
+            free_mb = shutil.disk_usage(store.folder).free / 1e6
+            found = f"no room to write ({free_mb:,.1f} MB free on this disk)"
+            step = f"free some space, then: {next_step}; finished blocks are kept"
+            raise failure(where, found, "enough disk space", step) from error
+        our_mistake = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
+        if not isinstance(error, duckdb.Error) or isinstance(error, our_mistake):
+            raise
+        raise failure(where, first_line(error), "a file that DuckDB can use", next_step) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the part of an error's message that fits on a line."""
+    return str(error).partition("\n")[0]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,212 @@
+"""The DuckDB file: connections, tables and their migrations.
+
+Invariant: DuckDB lets one process write or many read, so connections are short, writers
+queue at one lock, and whoever finds the file held waits with growing pauses.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError
+from harness.records import Run
+from harness.store.folders import Store, clear_errors, failure
+from harness.store.rows import READ_PARQUET, pattern
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+REINDEX = "harness reindex"
+_RUN_COLUMNS = (
+    "run_id",
+    "experiment",
+    "candidate",
+    "method",
+    "prompting",
+    "answer",
+    "seed",
+    "state",
+    "created",
+)
+_ROW_TABLES = ("rowsets", "rows", "scores")
+
+
+@contextmanager
+def reading(store: Store) -> Iterator["DuckDBPyConnection"]:
+    """Open the index read-only, after bringing an older one to the present schema."""
+    with clear_errors(store, str(store.index), REINDEX):
+        with _connect(store, read_only=True) as db:
+            if _version(db) == len(MIGRATIONS):
+                yield db
+                return
+        with writing(store):
+            pass
+        with _connect(store, read_only=True) as db:
+            yield db
+
+
+@contextmanager
+def writing(store: Store) -> Iterator["DuckDBPyConnection"]:
+    """Open the index for one transaction, alone."""
+    with (
+        writer_lock(store),
+        clear_errors(store, str(store.index), REINDEX),
+        _connect(store, read_only=False) as db,
+    ):
+        migrate(db)
+        with transaction(db):
+            yield db
+
+
+@contextmanager
+def writer_lock(store: Store) -> Iterator[None]:
+    """Hold the lock that all writers of a store take.
+
+    Raises:
+        HarnessError: another process holds it for longer than the store waits.
+    """
+    # DuckDB's own lock goes with its file, which reindex replaces; hence one beside it.
+    from filelock import FileLock, Timeout
+
+    store.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(store.folder / ".lock", timeout=store.wait_s):
+            yield
+    except Timeout as error:
+        raise _busy(store) from error
+
+
+@contextmanager
+def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
+    """Commit what is done inside, or nothing of it."""
+    db.begin()
+    try:
+        yield
+    except BaseException:
+        db.rollback()
+        raise
+    db.commit()
+
+
+def records(store: Store, experiment: str | None) -> list[str]:
+    """Read the runs' JSON, oldest first; of one experiment where it is given."""
+    query = "SELECT record FROM runs WHERE experiment = coalesce(?, experiment) ORDER BY created, run_id"
+    with reading(store) as db:
+        return [record for (record,) in db.execute(query, [experiment]).fetchall()]
+
+
+def add_run(db: "DuckDBPyConnection", store: Store, run: Run, record: str) -> None:
+    """Insert a run, in place of an older one of its id, and those of its row sets that are not there."""
+    drop_run(db, run.run_id)
+    values = [*(getattr(run, name) for name in _RUN_COLUMNS), record]
+    db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)
+    names, digests = list(run.rows), list(run.rows.values())
+    pairs = "SELECT ?, unnest(?::VARCHAR[]), unnest(?::VARCHAR[])"
+    db.execute(f"INSERT INTO run_rows {pairs}", [run.run_id, names, digests])
+    for digest in sorted(set(digests)):
+        _add_rows(db, store.parquet(digest), digest)
+
+
+def drop_run(db: "DuckDBPyConnection", run_id: str) -> None:
+    """Delete a run and its references to row sets."""
+    for table in ("runs", "run_rows"):
+        db.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+
+
+def drop_orphans(db: "DuckDBPyConnection") -> None:
+    """Delete the rows that no run refers to."""
+    for table in _ROW_TABLES:
+        db.execute(f"DELETE FROM {table} WHERE rowset NOT IN (SELECT rowset FROM run_rows)")
+
+
+def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
+    """Count runs, row sets and rows."""
+    query = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM rowsets), (SELECT count(*) FROM rows)"
+    ((n_runs, n_row_sets, n_rows),) = db.execute(query).fetchall()
+    return n_runs, n_row_sets, n_rows
+
+
+def _add_rows(db: "DuckDBPyConnection", path: Path, digest: str) -> None:
+    modified_ns = path.stat().st_mtime_ns  # a set that has grown is read again
+    held = "SELECT 1 FROM rowsets WHERE rowset = ? AND modified_ns = ?"
+    if db.execute(held, [digest, modified_ns]).fetchone():
+        return
+    for table in _ROW_TABLES:
+        db.execute(f"DELETE FROM {table} WHERE rowset = ?", [digest])
+    source = pattern(path)
+    count = f"SELECT ?, count(*), ? FROM {READ_PARQUET}"
+    db.execute(f"INSERT INTO rowsets {count}", [digest, modified_ns, source])
+    columns = f"SELECT ? AS rowset, * EXCLUDE (parts) FROM {READ_PARQUET}"
+    db.execute(f"INSERT INTO rows BY NAME {columns}", [digest, source])
+    entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
+    db.execute(f"INSERT INTO scores SELECT ?, example_id, {entries} FROM {READ_PARQUET}", [digest, source])
+
+
+def _connect(store: Store, *, read_only: bool) -> "DuckDBPyConnection":
+    import duckdb
+
+    pause_s, deadline = 0.02, time.monotonic() + store.wait_s
+    while True:
+        try:
+            return duckdb.connect(str(store.index), read_only=read_only)
+        except (duckdb.IOException, duckdb.ConnectionException) as error:
+            if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise _busy(store) from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
+
+
+def _busy(store: Store) -> HarnessError:
+    found = f"another process that has held it for {store.wait_s:g} s"
+    return failure(str(store.index), found, "one writer at a time", f"end that process, then: {REINDEX}")
+
+
+def m001_runs_rows_and_scores(db: "DuckDBPyConnection") -> None:
+    """Create the tables: runs, the row sets they refer to, rows, and a line for each row and metric."""
+    db.execute("""
+        CREATE TABLE runs (
+            run_id VARCHAR, experiment VARCHAR, candidate VARCHAR, method VARCHAR, prompting VARCHAR,
+            answer VARCHAR, seed BIGINT, state VARCHAR, created VARCHAR, record VARCHAR);
+        CREATE TABLE run_rows (run_id VARCHAR, task_split VARCHAR, rowset VARCHAR);
+        CREATE TABLE rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
+        CREATE TABLE rows (
+            rowset VARCHAR, task VARCHAR, split VARCHAR, example_id VARCHAR, position BIGINT,
+            status VARCHAR, text VARCHAR, prompt VARCHAR, "references" VARCHAR[], cluster VARCHAR,
+            slice VARCHAR, gold_logprob DOUBLE, gold_bytes BIGINT, margin DOUBLE,
+            n_prompt_tokens BIGINT, n_output_tokens BIGINT, compute_s DOUBLE, prompt_digest VARCHAR,
+            output_digest VARCHAR, boundary_merged BOOLEAN, finish_reason VARCHAR, passages VARCHAR[],
+            recall DOUBLE, attempt BIGINT, weight DOUBLE, error VARCHAR);
+        CREATE TABLE scores (rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[]);
+    """)
+
+
+MIGRATIONS: tuple[Callable[["DuckDBPyConnection"], None], ...] = (m001_runs_rows_and_scores,)
+
+
+def migrate(db: "DuckDBPyConnection") -> None:
+    """Apply the migrations that the file has not seen, each in its own transaction."""
+    for version in range(_version(db) + 1, len(MIGRATIONS) + 1):
+        with transaction(db):
+            MIGRATIONS[version - 1](db)
+            db.execute("CREATE TABLE IF NOT EXISTS meta (version BIGINT)")
+            db.execute("INSERT INTO meta VALUES (?)", [version])
+
+
+def _version(db: "DuckDBPyConnection") -> int:
+    """Return the schema's version, 0 for an empty file.
+
+    Raises:
+        HarnessError: the file was written by a newer harness.
+    """
+    if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchone():
+        return 0
+    ((version,),) = db.execute("SELECT max(version) FROM meta").fetchall()
+    if version > len(MIGRATIONS):
+        found = f"version {version} of the index, written by a newer harness"
+        expected = f"version {len(MIGRATIONS)} at most"
+        raise failure("index", found, expected, f"upgrade harness, or rebuild the index: {REINDEX}")
+    return int(version)

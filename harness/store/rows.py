@@ -1,0 +1,262 @@
+"""Row sets: finished blocks while they are computed, one Parquet file when they are complete.
+
+Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set that was computed
+under a limit grows by whole blocks and never has to be computed again.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.records import RowsIdentity, SampleResult, canonical_json
+from harness.store.folders import (
+    AGAIN,
+    BLOCK,
+    Store,
+    clear_errors,
+    failure,
+    missing_rows,
+    rename_when_whole,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+COLUMNS = {
+    "task": "VARCHAR",
+    "split": "VARCHAR",
+    "example_id": "VARCHAR",
+    "position": "BIGINT",
+    "status": "VARCHAR",
+    "text": "VARCHAR",
+    "prompt": "VARCHAR",
+    "references": "VARCHAR[]",
+    "parts": "MAP(VARCHAR, DOUBLE[])",
+    "cluster": "VARCHAR",
+    "slice": "VARCHAR",
+    "gold_logprob": "DOUBLE",
+    "gold_bytes": "BIGINT",
+    "margin": "DOUBLE",
+    "n_prompt_tokens": "BIGINT",
+    "n_output_tokens": "BIGINT",
+    "compute_s": "DOUBLE",
+    "prompt_digest": "VARCHAR",
+    "output_digest": "VARCHAR",
+    "boundary_merged": "BOOLEAN",
+    "finish_reason": "VARCHAR",
+    "passages": "VARCHAR[]",
+    "recall": "DOUBLE",
+    "attempt": "BIGINT",
+    "weight": "DOUBLE",
+    "error": "VARCHAR",
+}
+# A folder named like `x=1` is no column of ours.
+READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
+_FIELDS = tuple(field.name for field in fields(SampleResult))
+
+
+def finished_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
+    """List the blocks that need not be computed again.
+
+    With `ids`, the example ids in the order of their positions, only blocks that hold
+    exactly these examples count: not one cut short by a limit, nor one of another order.
+    """
+    ids_by_block = _chunks(_parquet_ids(store.parquet(identity.digest)) or [])
+    ids_by_block |= _readable_blocks(store, identity.digest)
+    if ids is None:
+        return set(ids_by_block)
+    wanted = _chunks(ids)
+    return {index for index, block in wanted.items() if ids_by_block.get(index, [])[: len(block)] == block}
+
+
+def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequence[SampleResult]) -> None:
+    """Write one finished block: positions 64·index, 64·index + 1, … in this order.
+
+    Raises:
+        ValueError: a number is NaN or infinite, or the positions are not those of the block.
+        HarnessError: the disk is full.
+    """
+    positions = [row.position for row in rows]
+    if not 0 < len(rows) <= BLOCK or positions != _positions(index, len(rows)):
+        raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
+    folder = store.rows(identity.digest)
+    lines = "".join(map(_line, rows))
+    if not (folder / "identity.json").exists():
+        write_whole(store, folder / "identity.json", json.dumps(asdict(identity), indent=2) + "\n")
+    write_whole(store, _block_path(folder, index), lines)
+
+
+def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
+    """Turn the finished blocks into one Parquet file; rows that it held before stay in it.
+
+    A block written anew replaces the rows of its positions. Where older rows behind
+    `n_rows` turn out to be of another order (an example would occur twice), they are dropped.
+
+    Raises:
+        HarnessError: a block is missing, or the disk is full.
+    """
+    path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
+    stored = _parquet_ids(path) or []
+    if not blocks and len(stored) >= n_rows:
+        return
+    with clear_errors(store, f"rows {identity.digest}", AGAIN), _memory() as db:
+        _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored else None)
+        n_kept = _whole_prefix(db, n_rows, identity)
+        select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
+        copy = f"COPY ({select}) TO '{{}}' (FORMAT parquet)"
+        rename_when_whole(store, path, lambda part: db.execute(copy.format(str(part).replace("'", "''"))))
+    _remove_blocks(path.parent / "blocks", n_kept)
+
+
+def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
+    """Tell whether the complete set begins with these examples, in this order."""
+    stored = _parquet_ids(store.parquet(identity.digest))
+    return stored is not None and stored[: len(ids)] == list(ids)
+
+
+def read_rows(store: Store, rows_digest: str, n: int | None = None) -> list[SampleResult]:
+    """Read a complete row set by position; with `n`, at most the first n.
+
+    Raises:
+        HarnessError: the set is missing or unreadable.
+    """
+    path = store.parquet(rows_digest)
+    if not path.exists():
+        raise missing_rows(store, [rows_digest])
+    limit = "" if n is None else f"WHERE position < {n:d}"
+    next_step = f"delete {path.parent}, then {AGAIN}"
+    with clear_errors(store, f"rows {rows_digest}", next_step), _memory() as db:
+        cursor = db.execute(f"SELECT * FROM {READ_PARQUET} {limit} ORDER BY position", [pattern(path)])
+        names = [column[0] for column in cursor.description or ()]
+        return [_row(dict(zip(names, values, strict=True))) for values in cursor.fetchall()]
+
+
+def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
+    """Read what a row set depends on.
+
+    Raises:
+        HarnessError: the set is missing.
+    """
+    path = store.rows(rows_digest) / "identity.json"
+    if not path.exists():
+        raise missing_rows(store, [rows_digest])
+    return RowsIdentity(**json.loads(path.read_text("utf-8")))
+
+
+def pattern(path: Path) -> str:
+    """Write a path so that DuckDB, which reads paths as patterns, finds just this file."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def _line(row: SampleResult) -> str:
+    try:
+        return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
+    except ValueError as error:
+        reason = "NaN and inf are not stored; unknown is None"
+        raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
+
+
+def _row(values: dict[str, Any]) -> SampleResult:
+    for name in ("references", "passages"):
+        values[name] = tuple(values[name])
+    values["parts"] = {k: None if v is None else tuple(v) for k, v in values["parts"].items()}
+    return SampleResult(**values)
+
+
+def _positions(index: int, n_rows: int) -> list[int]:
+    return list(range(BLOCK * index, BLOCK * index + n_rows))
+
+
+def _chunks(ids: Sequence[str]) -> dict[int, list[str]]:
+    return {start // BLOCK: list(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)}
+
+
+def _block_path(folder: Path, index: int) -> Path:
+    return folder / "blocks" / f"{index:05d}.jsonl"
+
+
+def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
+    paths = sorted((store.rows(rows_digest) / "blocks").glob("*.jsonl"))
+    ids_by_block = {int(path.stem): _block_ids(path) for path in paths if path.stem.isdigit()}
+    return {index: ids for index, ids in ids_by_block.items() if ids}
+
+
+def _block_ids(path: Path) -> list[str]:
+    """Return the example ids of a block; none where its file is damaged."""
+    try:
+        # Only \n ends a line: answers may hold the other characters that str.splitlines knows.
+        rows = [json.loads(line) for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+        whole = [row["position"] for row in rows] == _positions(int(path.stem), len(rows))
+        return [row["example_id"] for row in rows] if whole else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _remove_blocks(folder: Path, n_kept: int) -> None:
+    """Delete the blocks that are in the Parquet file, and no block that another process just wrote."""
+    for path in folder.glob("*.jsonl"):
+        if path.stem.isdigit() and int(path.stem) * BLOCK < n_kept:
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _parquet_ids(path: Path) -> list[str] | None:
+    """Return the example ids by position, or None where there is no readable file."""
+    if not path.exists():
+        return None
+    import duckdb
+
+    query = f"SELECT example_id FROM {READ_PARQUET} ORDER BY position"
+    try:
+        with _memory() as db:
+            return [example_id for (example_id,) in db.execute(query, [pattern(path)]).fetchall()]
+    except duckdb.Error:
+        return None
+
+
+def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | None) -> None:
+    table = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+    db.execute(f"CREATE TEMP TABLE merged ({table})")
+    if blocks:
+        columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in COLUMNS.items())
+        options = "format = 'newline_delimited', hive_partitioning = false"
+        source = f"read_json(?, columns = {{{columns}}}, {options})"
+        db.execute(f"INSERT INTO merged BY NAME SELECT * FROM {source}", [list(map(pattern, blocks))])
+    if parquet:
+        anew = f"SELECT position // {BLOCK} FROM merged"
+        kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({anew})"
+        db.execute(f"INSERT INTO merged BY NAME {kept}", [pattern(parquet)])
+
+
+def _whole_prefix(db: "DuckDBPyConnection", n_rows: int, identity: RowsIdentity) -> int:
+    """Return how many rows lie at positions 0, 1, 2, … without a gap or a repeated example."""
+    ordered = "SELECT *, row_number() OVER (ORDER BY position) - 1 AS expected FROM merged"
+    query = f"SELECT count(*), count(DISTINCT example_id) FROM ({ordered}) WHERE position = expected"
+    ((n_whole, n_distinct),) = db.execute(query).fetchall()
+    if n_whole < n_rows:
+        where = f"rows {identity.digest} of {identity.task}/{identity.split}"
+        found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
+        raise failure(where, found, "every block", AGAIN)
+    return int(n_whole) if n_distinct == n_whole else n_rows
+
+
+@contextmanager
+def _memory() -> Iterator["DuckDBPyConnection"]:
+    with _database().cursor() as db:
+        yield db
+
+
+@cache
+def _database() -> "DuckDBPyConnection":
+    """Make the one in-memory database that reads and writes Parquet; making one costs 25 ms."""
+    import duckdb
+
+    # A file that was replaced must not be answered from memory.
+    return duckdb.connect(config={"enable_external_file_cache": False})

@@ -1,0 +1,164 @@
+"""Runs: saved, listed, found and removed.
+
+Invariant: `run.json` is written before the index hears of the run, and the index forgets a
+run before its folder goes; so whatever is interrupted, `reindex` tells the truth.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.errors import Problem, UserError, did_you_mean
+from harness.records import Run
+from harness.store import index
+from harness.store.folders import (
+    Store,
+    clear_errors,
+    failure,
+    first_line,
+    is_bare_name,
+    is_no_room,
+    missing_rows,
+    remove_folder,
+    remove_stale_parts,
+    rename_when_whole,
+    write_whole,
+)
+
+_TAKEN = ("rows", "weights")
+
+
+class Counts(NamedTuple):
+    """What the index holds; `skipped` says what could not be read, and why."""
+
+    runs: int
+    row_sets: int
+    rows: int
+    skipped: tuple[str, ...]
+
+
+def save_run(store: Store, run: Run) -> None:
+    """Write `run.json`, then bring the run and its complete row sets into the index.
+
+    A run saved again replaces itself. Row sets that the index holds unchanged are not read.
+
+    Raises:
+        ValueError: the run holds NaN, or its id cannot name a folder.
+        HarnessError: a row set is not complete, the disk is full, or the index stays locked.
+    """
+    if run.run_id in _TAKEN or not is_bare_name(run.run_id):
+        raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
+    if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
+        raise missing_rows(store, missing)
+    write_whole(store, store.run_file(run.run_id), _text(run))
+    with index.writing(store) as db:
+        index.add_run(db, store, run, _text(run))
+        index.drop_orphans(db)
+
+
+def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
+    """List the runs, oldest first; those of one experiment where it is given."""
+    if not store.index.exists() and any(store.folder.glob("*/run.json")):
+        reindex(store)
+    if not store.index.exists():
+        return []
+    return [_parse(record) for record in index.records(store, experiment)]
+
+
+def get_run(store: Store, run_id: str) -> Run:
+    """Find a run by its id.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    runs = {run.run_id: run for run in list_runs(store)}
+    if run_id not in runs:
+        next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
+        raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
+    return runs[run_id]
+
+
+def remove_run(store: Store, run_id: str) -> None:
+    """Delete a run, and those of its row sets and weights that no other run refers to.
+
+    Raises:
+        UserError: there is no such run.
+        HarnessError: another run's file is unreadable, so what it refers to is unknown.
+    """
+    run = get_run(store, run_id)
+    on_disk, unreadable = _runs_on_disk(store)
+    if unreadable:
+        expected = "readable run files, which tell what is shared"
+        raise failure("runs", "; ".join(unreadable), expected, "repair or delete them")
+    others = [other for other in on_disk if other.run_id != run_id]
+    with index.writing(store) as db:
+        index.drop_run(db, run_id)
+        index.drop_orphans(db)
+    remove_folder(store.folder / run_id)
+    for digest in set(run.rows.values()).difference(*(other.rows.values() for other in others)):
+        remove_folder(store.rows(digest))
+    if fit_key := _own_fit_key(run, others):
+        remove_folder(store.weights(fit_key))
+
+
+def reindex(store: Store) -> Counts:
+    """Rebuild the index from the folders and put it in the old one's place.
+
+    Raises:
+        HarnessError: the disk is full, or another process keeps writing.
+    """
+    counts: list[Counts] = []
+    with index.writer_lock(store), clear_errors(store, str(store.index), index.REINDEX):
+        remove_stale_parts(store)
+        rename_when_whole(store, store.index, lambda part: counts.append(_build(store, part)))
+        # A log that outlived its writer belongs to the file that is gone.
+        store.index.with_name(store.index.name + ".wal").unlink(missing_ok=True)
+    return counts[0]
+
+
+def _build(store: Store, path: Path) -> Counts:
+    import duckdb
+
+    runs, skipped = _runs_on_disk(store)
+    with duckdb.connect(str(path)) as db:
+        index.migrate(db)
+        for run in runs:
+            try:
+                with index.transaction(db):
+                    index.add_run(db, store, run, _text(run))
+            except (OSError, duckdb.Error) as error:
+                if is_no_room(error):
+                    raise
+                skipped.append(f"{store.run_file(run.run_id)}: {first_line(error)}")
+        return Counts(*index.sizes(db), tuple(skipped))
+
+
+def _text(run: Run) -> str:
+    return json.dumps(asdict(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _parse(text: str) -> Run:
+    return Run(**json.loads(text))
+
+
+def _runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
+    """Read every `run.json`; what cannot be read is named with its reason."""
+    runs, unreadable = [], []
+    for path in sorted(store.folder.glob("*/run.json")):
+        try:
+            runs.append(_parse(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            unreadable.append(f"{path}: {first_line(error)}")
+    return runs, unreadable
+
+
+def _own_fit_key(run: Run, others: Sequence[Run]) -> str | None:
+    """Return the key of the run's weights where nobody else uses those weights."""
+    fit_key = run.training.get("fit_key")
+    if not isinstance(fit_key, str) or not is_bare_name(fit_key):
+        return None
+    keys = {other.training.get("fit_key") for other in others}
+    weights = {other.weights_digest for other in others}
+    return None if fit_key in keys or run.weights_digest in weights else fit_key

@@ -1,0 +1,72 @@
+"""Progress on stderr: a bar with the time left on a terminal, sparse lines elsewhere.
+
+Invariant: nothing here writes to stdout, which belongs to results.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from harness.numbers import seconds
+from harness.progress import Advance
+
+_WORTH_A_LINE_S = 15.0
+_FIRST_GUESS = 1.0
+
+
+class TerminalProgress:
+    """Draws stages and finished candidates; `plan` maps candidates to expected seconds."""
+
+    def __init__(self, plan: Mapping[str, float]) -> None:
+        self._left = dict(plan)
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"),
+            console=self._console, transient=True, disable=not self._console.is_terminal,
+        )
+        self._expected_s = self._spent_s = 0.0
+
+    def __enter__(self) -> "TerminalProgress":
+        """Start drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave a clean line behind."""
+        self._bar.stop()
+
+    @contextmanager
+    def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
+        """Open a stage; what it is expected to take teaches the estimate of the time left."""
+        start = time.monotonic()
+        task = self._bar.add_task(escape(label), total=1.0, note="")
+        if not self._console.is_terminal and expected_s > _WORTH_A_LINE_S:
+            self._console.print(f"{escape(label)} … about {seconds(self._left_s())} left in all")
+
+        def advance(done: float, total: float, note: str = "") -> None:
+            left = f"about {seconds(max(0.0, self._left_s() - expected_s * self._pace() * done / total))} left"
+            self._bar.update(task, completed=done / total, note=f"{escape(note)}  {left}" if note else left)
+
+        try:
+            yield advance
+        finally:
+            self._bar.remove_task(task)
+            if expected_s:
+                self._expected_s += expected_s
+                self._spent_s += time.monotonic() - start
+
+    def finished(self, candidate: str, line: str) -> None:
+        """Show a candidate's line; its share of the plan is done, whether computed or found."""
+        self._left.pop(candidate, None)
+        self._console.print(escape(line))
+
+    def _pace(self) -> float:
+        """Return measured seconds per expected second so far."""
+        return self._spent_s / self._expected_s if self._expected_s else _FIRST_GUESS
+
+    def _left_s(self) -> float:
+        return max(0.0, sum(self._left.values()) * self._pace())

@@ -1,0 +1,221 @@
+"""The shared training loop, driven by TRL; it names no method.
+
+Invariant: training loads its own fresh base and leaves only finished weights behind; what is
+evaluated later is what was saved.
+"""
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from harness.candidates import load_base
+from harness.embedded import ModelSource
+from harness.errors import CandidateFailed
+from harness.machine import Machine
+from harness.progress import Advance
+from harness.quiet import quiet_libraries
+from harness.records import Example, digest
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTTrainer
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """What a method may draw from: the base, prompted examples, a folder to write weights into."""
+
+    source: ModelSource
+    machine: Machine
+    folder: Path
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    chat_template: bool
+    seed: int
+    report_to: tuple[str, ...]
+    advance: Advance
+
+
+class Weights(NamedTuple):
+    """What a method made: how it is opened, its digest, its folder and what making it cost.
+
+    `training` holds measured figures with units in their names, among them `wall_s`.
+    """
+
+    kind: Literal["base", "adapter", "classifier"]
+    digest: str
+    folder: Path | None
+    training: dict[str, Any]
+
+
+class SupervisedParams(Spec):
+    """Parameters of supervised fine-tuning, under TRL's own names.
+
+    `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
+    evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
+    tokens are left out and counted, never cut.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    num_train_epochs: float = Field(2.0, gt=0, le=100)
+    max_steps: int = Field(-1, ge=-1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=8)
+    packing: bool = False
+    early_stopping_patience: int = Field(2, ge=1)
+
+
+def supervised(
+    context: FitContext, params: SupervisedParams, peft_config: "PeftConfig", save_to: Path
+) -> dict[str, Any]:
+    """Fine-tune on completions only; keep the checkpoint with the best validation loss.
+
+    Returns:
+        Measured figures: losses by step, tokens a second, wall time, peak memory, parameters.
+
+    Raises:
+        CandidateFailed: out of memory, or the loss was not a number.
+    """
+    import torch
+
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    start = time.perf_counter()
+    model, tokenizer = load_base(context.source, context.machine)
+    train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
+    validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
+    scratch = save_to.parent / "checkpoints"
+    try:
+        trainer = _trainer(context, params, peft_config, model, tokenizer, (train, validation), scratch)
+        trainer.train()
+    except torch.OutOfMemoryError:
+        raise CandidateFailed("out of memory while training",
+                              "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
+                              ) from None
+    history = trainer.state.log_history
+    _refuse_divergence(history)
+    trainer.model.save_pretrained(save_to)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return _figures(trainer, history, n_dropped, time.perf_counter() - start, context.machine.device)
+
+
+def adapter_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
+    import hashlib
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config.pop("base_model_name_or_path", None)
+    tensors = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return digest([base_digest, tensors, {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}])
+
+
+def _rows(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat: bool, max_length: int
+) -> tuple[list[Row], int]:
+    """Return prompt/completion rows that fit, and how many did not."""
+    rows = [_row(e, chat, tokenizer) for e in examples]
+    fitting = [r for r in rows if _length(r, tokenizer) <= max_length]
+    return fitting, len(rows) - len(fitting)
+
+
+def _row(example: Example, chat: bool, tokenizer: "PreTrainedTokenizerBase") -> Row:
+    answer = example.references[0]
+    if chat:
+        return {"prompt": list(example.messages), "completion": [{"role": "assistant", "content": answer}]}
+    text = "\n\n".join(m["content"] for m in example.messages)
+    return {"prompt": text, "completion": f" {answer}{tokenizer.eos_token}"}
+
+
+def _length(row: Row, tokenizer: "PreTrainedTokenizerBase") -> int:
+    if isinstance(row["prompt"], str):
+        return len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
+    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _trainer(
+    context: FitContext, params: SupervisedParams, peft_config: "PeftConfig", model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase", rows: tuple[list[Row], list[Row]], scratch: Path,
+) -> "SFTTrainer":
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback
+    from transformers.utils import is_liger_kernel_available
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = context.machine.device == "cuda"
+    own = params.model_dump(exclude={"early_stopping_patience"})
+    config = SFTConfig(
+        output_dir=str(scratch), seed=context.seed, data_seed=context.seed,
+        completion_only_loss=True, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
+        per_device_eval_batch_size=params.per_device_train_batch_size, logging_steps=1, disable_tqdm=True,
+        gradient_checkpointing=on_gpu, use_liger_kernel=on_gpu and is_liger_kernel_available(),
+        bf16=context.machine.precision == "bf16", fp16=context.machine.precision == "fp16", use_cpu=not on_gpu,
+        report_to=list(context.report_to) or "none", dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="group_by_length", **own,
+    )
+    return SFTTrainer(
+        model=model, args=config, processing_class=tokenizer, peft_config=peft_config,
+        train_dataset=Dataset.from_list(rows[0]), eval_dataset=Dataset.from_list(rows[1]),
+        callbacks=[EarlyStoppingCallback(params.early_stopping_patience), _reporting(context.advance)],
+    )
+
+
+def _reporting(advance: Advance) -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+            loss = (logs or {}).get("loss")
+            if loss is not None:
+                advance(state.global_step, state.max_steps, f"loss {float(loss):.2f}")
+
+    return Reporting()
+
+
+def _refuse_divergence(history: Sequence[Row]) -> None:
+    if any(not abs(float(entry["loss"])) < float("inf") for entry in history if "loss" in entry):
+        raise CandidateFailed("the training loss is not a number", "a lower params.learning_rate")
+
+
+def _figures(
+    trainer: "SFTTrainer", history: Sequence[Row], n_dropped: int, wall_s: float, device: str
+) -> dict[str, Any]:
+    import torch
+
+    curve = [[e["step"], float(e["loss"])] for e in history if "loss" in e]
+    validation = [[e["step"], float(e["eval_loss"])] for e in history if "eval_loss" in e]
+    summary = next(e for e in reversed(history) if "train_runtime" in e)
+    n_tokens = int(max((e.get("num_tokens", 0) for e in history), default=0))
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
+    return {
+        "wall_s": round(wall_s, 3), "train_loop_s": round(float(summary["train_runtime"]), 3),
+        "n_tokens": n_tokens, "tokens_per_s": round(n_tokens / float(summary["train_runtime"]), 1),
+        "n_steps": trainer.state.global_step, "n_dropped_too_long": n_dropped,
+        "n_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "peak_memory_gib": round(peak / 2**30, 3),
+        "loss": curve, "validation_loss": validation,
+        "best_validation_loss": min((loss for _, loss in validation), default=None),
+    }
+
+
+def _resident_peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

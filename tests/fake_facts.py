@@ -1,0 +1,104 @@
+"""Candidates as an experiment would measure them: real records with made-up numbers."""
+
+from typing import Any
+
+from harness.compare import Comparison, Estimate
+from harness.decide import CandidateFacts
+from harness.gate import MissRate, Rule, Verdict
+
+
+def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
+    """Make a comparison with the interval delta ± half on 200 items, 40 lost and 54 gained."""
+    fields: dict[str, Any] = {
+        "task": "support",
+        "metric": "exact_match",
+        "slice": "",
+        "n": 200,
+        "n_clusters": 200,
+        "base": 0.70,
+        "base_low": 0.63,
+        "base_high": 0.76,
+        "new": 0.70 + delta,
+        "new_low": 0.64 + delta,
+        "new_high": 0.76 + delta,
+        "delta": delta,
+        "low": delta - half,
+        "high": delta + half,
+        "se": half / 1.959964,
+        "disagreement": 0.20,
+        "lost": (),
+        "gained": (),
+        "n_valid": 200,
+        "delta_valid": delta,
+        "low_valid": delta - half,
+        "high_valid": delta + half,
+        "higher_is_better": True,
+        "estimator": "tango",
+        "lower": delta - 0.84 * half,
+        "upper": delta + 0.84 * half,
+    }
+    return Comparison(**(fields | changes))
+
+
+def verdict(outcome: Any, sentence: str = "", **changes: Any) -> Verdict:
+    """Make a verdict whose macro delta is −0.4 [−1.5, +0.7]."""
+    sentence = sentence or f"macro −0.4 [−1.5, +0.7] against the margin 2: {outcome}"
+    fields: dict[str, Any] = {
+        "outcome": outcome,
+        "rules": (Rule("macro", outcome, sentence, {"delta": -0.004}),),
+        "macro": Estimate(-0.004, -0.015, 0.007, 1800),
+        "lost": 31,
+        "gained": 27,
+        "missed": (MissRate(-0.02, 0.31, "macro"), MissRate(-0.03, 0.12, "macro")),
+        "items_needed": 240 if outcome == "inconclusive" else None,
+        "sentence": sentence,
+    }
+    return Verdict(**(fields | changes))
+
+
+def candidate(name: str, score: float, **changes: Any) -> CandidateFacts:
+    """Make an untrained zero-shot candidate that scores `score` on validation and on test."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "run_id": f"{name}-0",
+        "method": "base",
+        "prompting": "zero_shot",
+        "answer": "generate",
+        "seed": 0,
+        "trained": False,
+        "state": "done",
+        "target": Estimate(score, score - 0.05, score + 0.05, 200),
+        "validation": score,
+        "cost_per_1k_usd": 0.20,
+        "latency_p50_s": 0.3,
+    }
+    return CandidateFacts(**(fields | changes))
+
+
+def tuned(
+    name: str, score: float, gain: float, outcome: str | None = "pass", **changes: Any
+) -> CandidateFacts:
+    """Make a LoRA candidate that gains `gain` ± 5 points over the best untrained one."""
+    fields: dict[str, Any] = {
+        "method": "lora",
+        "trained": True,
+        "vs_untrained": comparison(gain),
+        "vs_prompt": comparison(gain + 0.3),
+        "verdict": verdict(outcome) if outcome else None,
+        "cost_per_1k_usd": 0.11,
+        "latency_p50_s": 0.2,
+        "training_cost_usd": 0.50,
+        "n_train": 360,
+    }
+    return candidate(name, score, **(fields | changes))
+
+
+def alternatives(best: float = 0.74) -> list[CandidateFacts]:
+    """Make every fair alternative of a closed label set; nearest-neighbour shots are the best."""
+    return [
+        candidate("prompt", 0.20),
+        candidate("fixed", 0.35, prompting="few_shot(select=fixed, shots=4)"),
+        candidate("knn", best, prompting="few_shot(select=knn, shots=8)"),
+        candidate("ranked", 0.30, answer="rank"),
+        candidate("bag", 0.60, method="classifier", trained=True),
+    ]

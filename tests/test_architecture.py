@@ -1,0 +1,174 @@
+"""Who may import whom: the data flow's order, the homes of third parties, and what stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from harness import plugins
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "harness"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ORDER = (
+    "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
+    "refusals metrics embedded scoring candidates training methods evaluate capability store run stats "
+    "compare gate decide rescue report experiment nightly cli"
+).split()
+
+MODEL = {"machine", "quiet", "embedded", "scoring", "candidates", "training", "methods"}
+HOMES = {
+    **dict.fromkeys(
+        ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL
+    ),
+    "gguf": {"embedded"},
+    "lm_eval": {"capability"},
+    "duckdb": {"store"},
+    "streamlit": set(),
+    "typer": {"cli"},
+    "ruamel": {"config"},
+    "sacrebleu": {"metrics"},
+    "rouge_score": {"metrics"},
+    "bm25s": {"prompting"},
+}
+# Slow to import: never at the top of a file, whichever file it is.
+HEAVY = (
+    "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb"
+).split()
+# What has to work on a machine without torch.
+LIGHT = ("config", "store", "stats", "compare", "gate", "decide", "rescue", "report", "cli")
+
+
+class Import(NamedTuple):
+    module: str
+    line: int
+    at_top: bool
+
+
+def runs_later(node: ast.AST) -> bool:
+    """Say whether importing the file leaves the body alone: a function, or what only type checkers read."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+@cache
+def imports(file: Path) -> tuple[Import, ...]:
+    return tuple(walk(file))
+
+
+def walk(file: Path) -> Iterator[Import]:
+    """Yield every import of a file; `from a import b` counts as a.b."""
+    tree = ast.parse(file.read_text())
+    inside = {id(below) for node in ast.walk(tree) if runs_later(node) for below in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, id(node) not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            for alias in node.names:
+                yield Import(f"{dots}{node.module or ''}.{alias.name}", node.lineno, id(node) not in inside)
+
+
+def module(file: Path) -> str:
+    """Name the module of the order that a file belongs to; a package is one module."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def starts(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def own(imported: str) -> str:
+    """Name the module of ours that an import reaches, or "" for a third party and for dunders."""
+    parts = imported.split(".")
+    return parts[1] if parts[0] == "harness" and len(parts) > 1 and not parts[1].startswith("__") else ""
+
+
+def violations(file: Path, wrong) -> list[str]:
+    return [f"{file.relative_to(ROOT)}:{i.line} imports {i.module}" for i in imports(file) if wrong(i)]
+
+
+MODULES = [file for file in FILES if module(file) != "__init__"]
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {module(file) for file in MODULES} <= set(ORDER)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_left(file):
+    place = ORDER.index(module(file))
+    right = set(ORDER[place + 1 :])
+    assert violations(file, lambda i: own(i.module) in right) == []
+
+
+def test_no_import_is_relative():
+    assert [found for file in FILES for found in violations(file, lambda i: i.module.startswith("."))] == []
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_plugins_never_import_each_other(kind):
+    others = tuple(f"harness.{kind}.{name}" for name in plugins.names(kind))
+    found = [
+        violation
+        for file in (PACKAGE / kind).glob("*.py")
+        for violation in violations(file, lambda i: any(starts(i.module, other) for other in others))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("third_party", HOMES)
+def test_a_third_party_is_imported_only_at_home(third_party):
+    strangers = [file for file in FILES if module(file) not in HOMES[third_party]]
+    assert [v for f in strangers for v in violations(f, lambda i: starts(i.module, third_party))] == []
+
+
+def test_slow_packages_are_imported_inside_functions():
+    def slow(i: Import) -> bool:
+        return i.at_top and any(starts(i.module, name) for name in HEAVY)
+
+    assert [found for file in FILES for found in violations(file, slow)] == []
+
+
+def run_python(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_every_plugin_imports_with_torch_blocked(kind):
+    names = [f"harness.{kind}.{name}" for name in plugins.names(kind)]
+    done = run_python(BLOCK + "".join(f"import {name}\n" for name in names))
+    assert names
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_reads_stored_runs_imports_with_torch_blocked():
+    there = [name for name in LIGHT if name in {module(file) for file in MODULES}]
+    done = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in there))
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_does_not_import_a_slow_package():
+    program = (
+        "import sys\n"
+        "from harness.cli import main\n"
+        "sys.argv = ['harness', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print('slow:', sorted(set({HEAVY}) & set(sys.modules)))\n"
+    )
+    done = run_python(program)
+    assert done.stdout.endswith("slow: []\n"), done.stdout + done.stderr

@@ -1,0 +1,313 @@
+"""What is recommended, why, and when nothing is."""
+
+from dataclasses import replace
+
+import pytest
+from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.compare import Estimate
+from harness.decide import Decision, best_trained, best_untrained, decide
+from harness.spec import DecidePolicy
+
+
+def decided(
+    facts, *, closed_labels=True, has_documents=False, metric="exact_match", higher=True, **policy
+) -> Decision:
+    return decide(
+        facts,
+        DecidePolicy(**policy),
+        closed_labels=closed_labels,
+        has_documents=has_documents,
+        metric_name=metric,
+        higher_is_better=higher,
+    )
+
+
+def said(decision: Decision, words: str) -> str:
+    """Return the one reason that holds these words."""
+    (found,) = [reason for reason in decision.reasons if words in reason]
+    return found
+
+
+def test_a_fine_tune_that_gains_and_passes_is_shipped():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)])
+    assert (decision.action, decision.candidate) == ("fine-tune", "lora")
+    assert decision.sentence == (
+        "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best that trains nothing),"
+        " and the gate passes."
+    )
+
+
+def test_a_classifier_as_good_makes_the_fine_tune_needless():
+    facts = [*alternatives(0.74), tuned("lora", 0.90, -0.01)]
+    facts[4] = candidate("bag", 0.91, method="classifier", trained=True)
+    decision = decided(facts)
+    assert (decision.action, decision.candidate) == ("classifier", "bag")
+    assert decision.sentence == (
+        "Ship bag: 91.0 [86, 96] exact_match, and no fine-tune is needed: lora, the best of them, is not"
+        " shown to be better (−1.0 [−6, +4] points)."
+    )
+
+
+def test_a_gain_within_the_noise_keeps_the_untrained_one_and_says_what_would_tell():
+    decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
+    assert (decision.action, decision.candidate) == ("few-shot", "knn")
+    # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
+    assert said(decision, "It would take") == (
+        "It would take 936 more test items to tell a gain of this size from none."
+    )
+
+
+def test_a_gain_too_small_to_ever_be_shown_is_said_to_be_that():
+    decision = decided([*alternatives(), tuned("lora", 0.74, 0.001)])
+    assert said(decision, "No reasonable number of test items")
+
+
+def test_a_worse_fine_tune_is_called_worse():
+    assert (
+        "lora, the best of them, is worse (−20.0 [−25, −15] points)"
+        in decided([*alternatives(), tuned("lora", 0.54, -0.20)]).sentence
+    )
+
+
+def test_a_fine_tune_that_fails_the_gate_is_not_recommended_whatever_it_gains():
+    failed = tuned("lora", 0.95, 0.21, "fail", verdict=verdict("fail", "chat lost 60.0 [50, 70] points"))
+    decision = decided([*alternatives(), failed])
+    assert (decision.action, decision.candidate) == ("few-shot", "knn")
+    assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
+    assert said(decision, "fails the gate") == "lora fails the gate: chat lost 60.0 [50, 70] points"
+
+
+def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle_it():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")])
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert decision.sentence.endswith(
+        "but its gate is inconclusive; 240 more items would settle it; ship knn until then."
+    )
+
+
+def test_a_gain_without_a_forgetting_suite_is_undecided():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, None)])
+    assert decision.action == "undecided"
+    assert "what it forgot was not measured; add suites:" in decision.sentence
+
+
+def test_the_passing_fine_tune_is_shipped_although_a_failing_one_scores_higher():
+    facts = [*alternatives(), tuned("hot", 0.95, 0.21, "fail"), tuned("lora", 0.81, 0.07)]
+    assert decided(facts).candidate == "lora"
+
+
+def test_a_hybrid_that_is_best_is_called_one():
+    rag = candidate("rag", 0.60, prompting="rag(top_k=2)")
+    hybrid = tuned("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
+    decision = decided([*alternatives(), rag, tuned("lora", 0.80, 0.06), hybrid], has_documents=True)
+    assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "expected"),
+    [
+        ("prompt", "prompt only"),
+        ("fixed", "fixed shots"),
+        ("knn", "nearest-neighbour shots"),
+        ("ranked", "ranked"),
+        ("bag", "text classifier"),
+    ],
+)
+def test_without_a_fair_alternative_no_fine_tune_is_recommended(left_out, expected):
+    facts = [f for f in alternatives() if f.name != left_out]
+    decision = decided([*facts, tuned("lora", 0.81, 0.07)])
+    assert decision.action == "undecided"
+    assert "the comparison that decides this is missing; add" in decision.sentence
+    assert len(decision.missing) == 1
+    assert expected in decision.missing[0]
+
+
+def test_with_documents_retrieval_must_have_been_tried():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], has_documents=True)
+    assert decision.missing == ("retrieval (prompting: rag)",)
+
+
+def test_an_open_task_needs_neither_ranking_nor_a_classifier():
+    assert (
+        decided([*alternatives()[:3], tuned("lora", 0.81, 0.07)], closed_labels=False).action == "fine-tune"
+    )
+
+
+def test_an_alternative_that_failed_was_not_compared():
+    facts = alternatives()
+    facts[0] = replace(facts[0], state="failed", target=None, validation=None, error="out of memory")
+    assert decided([*facts, tuned("lora", 0.81, 0.07)]).missing == ("prompt only (prompting: zero_shot)",)
+
+
+def test_an_untrained_winner_is_shipped_though_an_alternative_is_missing_and_that_is_said():
+    facts = [f for f in alternatives(0.90) if f.name != "fixed"]
+    decision = decided([*facts, tuned("lora", 0.85, -0.05)])
+    assert decision.candidate == "knn"
+    assert "fixed shots" in said(decision, "Not compared")
+
+
+def test_fine_tunes_that_all_failed_leave_the_question_open():
+    crashed = tuned(
+        "lora", 0.81, 0.07, None, state="failed", target=None, validation=None, error="out of memory"
+    )
+    decision = decided([*alternatives(), crashed])
+    assert decision.action == "undecided"
+    assert "lora failed; mend that and compare again; ship knn until then" in decision.sentence
+
+
+def test_without_any_fine_tune_the_best_untrained_is_shipped():
+    decision = decided(alternatives())
+    assert decision.sentence == (
+        "Ship knn: 74.0 [69, 79] exact_match, on validation the best of 5; no fine-tune was compared."
+    )
+
+
+def test_with_nothing_measured_it_is_undecided():
+    assert decided([]).action == "undecided"
+
+
+def test_a_fine_tune_that_was_never_paired_is_undecided():
+    assert (
+        "not compared with knn on the same items"
+        in decided([*alternatives(), tuned("lora", 0.81, 0.07, vs_untrained=None)]).sentence
+    )
+
+
+def test_few_examples_are_said_to_be_few():
+    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01, n_train=40)])
+    assert decision.candidate == "knn"
+    assert said(decision, "training examples").startswith("40 training examples: below 100")
+
+
+def test_the_choice_is_made_on_validation_not_on_test():
+    lucky = candidate("lucky", 0.50, target=Estimate(0.99, 0.95, 1.0, 200))
+    assert best_untrained([*alternatives(), lucky]) == "knn"
+
+
+def test_the_first_listed_wins_a_tie():
+    assert best_untrained([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
+
+
+def test_for_bits_per_byte_the_lowest_is_the_best():
+    assert best_untrained([candidate("a", 1.2), candidate("b", 0.9)], higher_is_better=False) == "b"
+
+
+def test_where_lower_is_better_a_falling_metric_is_a_gain():
+    lower = {"metric": "bits_per_byte", "higher_is_better": False}
+    lora = tuned("lora", 0.9, 0, vs_untrained=comparison(-0.2, **lower), vs_prompt=comparison(-0.3, **lower))
+    base = candidate("prompt", 1.1)
+    knn = candidate("knn", 1.2, prompting="few_shot(select=knn)")
+    fixed = candidate("fixed", 1.2, prompting="few_shot(select=fixed)")
+    decision = decided([base, knn, fixed, lora], closed_labels=False, metric="bits_per_byte", higher=False)
+    assert decision.candidate == "lora"
+    assert "+0.200 [+0.150, +0.250] bits per byte over prompt" in decision.sentence
+
+
+def test_a_classifier_counts_as_untrained_and_is_never_the_best_fine_tune():
+    bag = candidate("bag", 0.9, method="classifier", trained=True, verdict=verdict("pass"))
+    assert best_untrained([bag]) == "bag"
+    assert best_trained([bag]) is None
+
+
+def test_one_seed_that_fails_the_gate_stops_the_recipe():
+    facts = [tuned("lora", 0.8, 0.1), tuned("lora", 0.9, 0.2, "fail", seed=1), tuned("small", 0.7, 0.05)]
+    assert best_trained(facts) == "small"
+
+
+def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
+    facts = [tuned("wild", 0.95, 0.2), tuned("wild", 0.55, 0.0, seed=1), tuned("steady", 0.80, 0.1)]
+    assert best_trained(facts) == "steady"
+
+
+def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_flips():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=3)
+    assert said(decision, "points per USD") == (
+        "Training cost 0.50 USD: points per USD +14.0 [+4, +24] over the best untrained, over the prompt"
+        " +74.0 [+64, +84], to be above tau = 3; that it holds has probability 98.4 %; the decision flips"
+        " at tau = +4.0."
+    )
+    assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])
+def test_tau_decides_by_the_interval_of_the_gain_per_dollar(tau, action):
+    assert decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=tau).action == action
+
+
+def test_training_without_a_price_is_judged_by_the_gain_alone():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, training_cost_usd=0.0)], tau=1000)
+    assert decision.action == "fine-tune"
+    assert "has no price, so the gain itself decides: +7.0 [+2, +12] points" in said(decision, "no price")
+
+
+def test_break_even_counts_training_and_labels_against_the_saving_per_request():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], label_cost_usd=0.5)
+    # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
+    assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
+    assert said(decision, "Break-even") == (
+        "Break-even after 2,005,556 requests, beyond the 600,000 forecast: 180 USD for training and labels,"
+        " 0.11 USD per 1,000 requests against 0.20 with knn."
+    )
+
+
+def test_break_even_is_infinite_where_the_fine_tune_is_dearer():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, cost_per_1k_usd=0.30)])
+    assert decision.arithmetic["break_even_requests"] == "∞"
+    assert "∞ requests: lora is not cheaper, 0.30 USD" in said(decision, "Break-even")
+
+
+def test_break_even_is_unknown_where_a_cost_is():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, cost_per_1k_usd=None)])
+    assert decision.arithmetic["break_even_requests"] is None
+    assert said(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
+
+
+SLICES = {"low": Estimate(0.10, 0.05, 0.18, 100), "high": Estimate(0.80, 0.71, 0.87, 100)}
+
+
+@pytest.mark.parametrize(
+    ("rag_knowledge", "lora_behaviour", "expected"),
+    [
+        ("high", "low", "The prompt fails on facts, and retrieval mends that."),
+        ("low", "high", "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that."),
+        ("high", "high", "a hybrid can do both."),
+        ("low", "low", "What kind of failure it is, is not shown"),
+    ],
+)
+def test_the_kind_of_failure_is_told_by_what_mends_it(rag_knowledge, lora_behaviour, expected):
+    low = SLICES["low"]
+    facts = [replace(f, slices={"knowledge": low, "behaviour": low}) for f in alternatives()]
+    rag = candidate("rag", 0.5, prompting="rag(top_k=2)")
+    lora = tuned("lora", 0.8, 0.06)
+    facts += [
+        replace(rag, slices={"knowledge": SLICES[rag_knowledge], "behaviour": low}),
+        replace(lora, slices={"knowledge": low, "behaviour": SLICES[lora_behaviour]}),
+    ]
+    assert any(expected in reason for reason in decided(facts).reasons)
+
+
+def test_slices_are_reported_with_their_intervals():
+    facts = [replace(f, slices={"knowledge": SLICES["low"]}) for f in alternatives()]
+    lora = tuned("lora", 0.8, 0.06, slices={"knowledge": SLICES["high"]})
+    assert said(decided([*facts, lora]), "On knowledge") == (
+        "On knowledge (n = 100): prompt 10.0 [5, 18], lora 80.0 [71, 87]."
+    )
+
+
+def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
+    assert "Trained with 1 seed" in said(decided([*alternatives(), tuned("lora", 0.81, 0.07)]), "seed")
+
+
+@given(st.permutations([*alternatives(), tuned("lora", 0.81, 0.07), tuned("hot", 0.95, 0.2, "fail")]))
+def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
+    assert decided(facts).sentence == decided([*alternatives(), tuned("lora", 0.81, 0.07)]).sentence
+
+
+@given(st.floats(-0.9, 0.9), st.floats(0.001, 0.5), st.sampled_from(["pass", "fail", "inconclusive", None]))
+def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain, half, outcome):
+    lora = tuned("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
+    shipped = decided([*alternatives(), lora]).action == "fine-tune"
+    assert shipped == (outcome == "pass" and gain - half > 0)

@@ -1,0 +1,327 @@
+"""Metrics: one contract over every file, then each against a second source or by hand."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from harness import plugins
+from harness.errors import UserError
+from harness.metrics import load_metrics, mean_metric, normalize
+from harness.records import Example, Output
+from harness.spec import Task, TaskData
+
+NAMES = plugins.names("metrics")
+LABELS = ("billing", "delivery", "other")
+LOWER_IS_BETTER = {"bits_per_byte"}
+
+
+def task(*metrics, labels=LABELS):
+    return Task(name="t", data=TaskData(), metrics=metrics, labels=labels)
+
+
+def built(name, **fields):
+    return load_metrics(task(name, **fields))[name]
+
+
+def example(*references, choices=()):
+    asked = ({"role": "user", "content": "What is it about?"},)
+    return Example("e", asked, references=references, choices=choices)
+
+
+def answer(text, logprob=-20.0):
+    return Output(text, gold_logprob=logprob, gold_bytes=8)
+
+
+def one(name, text, *references, choices=()):
+    """Score one answer as a corpus of one."""
+    metric = built(name)
+    parts = metric.score(answer(text), example(*references, choices=choices))
+    return float(metric.aggregate(np.array([parts]), np.ones(1)))
+
+
+ROWS = [answer("Billing."), answer("delivery", -40.0), answer("the other queue", -3.0), answer("billing")]
+GOLD = ["billing", "delivery", "other", "delivery"]
+
+
+def parts_of(metric):
+    rows = [metric.score(row, example(gold)) for row, gold in zip(ROWS, GOLD, strict=True)]
+    return np.array([row for row in rows if row is not None])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_carries_the_name_of_its_file(name):
+    assert built(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_higher_is_better_but_for_the_metrics_that_say_otherwise(name):
+    assert built(name).higher_is_better == (name not in LOWER_IS_BETTER)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
+def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
+    metric = built(name)
+    parts = metric.score(answer(text), example(gold))
+    assert len(parts) == len(metric.parts) == len(metric.worst(example(gold)))
+    assert np.isfinite(parts).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
+def test_scores_stay_within_the_bounds(name, text, gold):
+    low, high = built(name).bounds
+    assert low <= one(name, text, gold) <= high
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_answer_is_worse_than_the_worst(name):
+    metric = built(name)
+    ones = np.ones(len(ROWS))
+    worst = metric.aggregate(np.array([metric.worst(example(gold)) for gold in GOLD]), ones)
+    scored = metric.aggregate(parts_of(metric), ones)
+    assert worst <= scored if metric.higher_is_better else worst >= scored
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
+    metric = built(name)
+    parts = parts_of(metric)
+    weighted = metric.aggregate(parts, np.array([2.0, 1.0, 0.0, 1.0]))
+    repeated = metric.aggregate(parts[[0, 0, 1, 3]], np.ones(4))
+    assert weighted == pytest.approx(repeated)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_weightings_at_once_agree_with_one_at_a_time(name):
+    metric = built(name)
+    parts, weights = parts_of(metric), np.random.default_rng(0).random((2, 3, len(ROWS)))
+    together = metric.aggregate(parts, weights)
+    assert together.shape == (2, 3)
+    assert together[1, 2] == pytest.approx(metric.aggregate(parts, weights[1, 2]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(scale=st.floats(1e-3, 1e3))
+def test_only_the_proportions_of_the_weights_count(name, scale):
+    metric = built(name)
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    assert metric.aggregate(parts_of(metric), weights * scale) == pytest.approx(
+        metric.aggregate(parts_of(metric), weights)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "gold"),
+    [
+        ("exact_match", "Queue: billing"),
+        ("accuracy", "billing"),
+        ("macro_f1", "billing"),
+        ("token_f1", "the lamp costs 40 dollars"),
+        ("token_f1", "the"),
+        ("rougeL", "the lamp costs 40 dollars"),
+        ("bleu", "the lamp costs 40 dollars"),
+        ("json_valid", '{"queue": "billing"}'),
+        ("contains", "40 dollars."),
+        ("contains", "C++"),
+    ],
+)
+def test_the_gold_answer_scores_the_best_value(name, gold):
+    assert one(name, gold, gold) == pytest.approx(1.0)
+
+
+def test_metrics_are_loaded_in_the_order_of_the_task():
+    assert list(load_metrics(task("token_f1", "accuracy"))) == ["token_f1", "accuracy"]
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'exact_match'"):
+        load_metrics(task("exact_mach"))
+
+
+def test_a_mean_metric_where_lower_is_better_has_its_upper_bound_as_worst():
+    metric = mean_metric("seconds", lambda output, _: output.compute_s, False, (0.0, 60.0))
+    assert metric.worst(example("x")) == (60.0,)
+
+
+def test_an_answer_that_cannot_be_scored_has_no_parts():
+    metric = mean_metric("unknown", lambda *_: None)
+    assert metric.score(answer("x"), example("x")) is None
+
+
+def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
+    assert math.isnan(built("exact_match").aggregate(np.ones((2, 1)), np.zeros(2)))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "text", ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”", "PA\u00adRIS"[:2] + "RIS"]
+)
+def test_case_space_quotes_and_one_period_do_not_decide_an_exact_match(text):
+    assert one("exact_match", text, "Paris") == 1
+
+
+@pytest.mark.parametrize("text", ["Paris..", "Par is", "'Paris", "Paris, France", ""])
+def test_anything_else_is_no_exact_match(text):
+    assert one("exact_match", text, "Paris") == 0
+
+
+def test_an_exact_match_with_any_reference_counts():
+    assert one("exact_match", "forty", "40", "Forty") == 1
+
+
+@given(st.text())
+def test_normalizing_never_makes_something_out_of_nothing(text):
+    assert bool(normalize(text)) == bool(text.strip())
+
+
+def test_choices_that_differ_in_their_final_period_stay_different():
+    assert one("accuracy", "He goes", "He goes.", choices=("He goes", "He goes.")) == 0
+
+
+def test_a_generated_label_need_not_be_written_in_the_same_case():
+    assert one("accuracy", "BILLING", "billing", choices=LABELS) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
+def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
+    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
+    metric = built("macro_f1")
+    parts = np.array([metric.score(answer(s), example(g)) for g, s in pairs])
+    expected = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
+    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
+
+
+def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
+    gold, said = ["billing", "billing", "other", "delivery"], ["billing", "other", "other", "billing"]
+    metric, weights = built("macro_f1"), np.array([0.5, 3.0, 1.0, 2.0])
+    parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
+    expected = f1_score(gold, said, average="macro", sample_weight=weights)
+    assert metric.aggregate(parts, weights) == pytest.approx(expected)
+
+
+def test_macro_f1_without_labels_is_refused():
+    with pytest.raises(UserError, match="macro_f1 on a task without labels"):
+        built("macro_f1", labels=())
+
+
+def test_macro_f1_does_not_score_a_reference_outside_the_labels():
+    assert built("macro_f1").score(answer("billing"), example("weather")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "expected"),
+    [
+        ("The lamp, a blue one!", ("blue lamp",), 4 / 5),  # lamp blue one / blue lamp
+        ("blue blue lamp", ("blue lamp",), 4 / 5),
+        ("red", ("blue lamp", "red"), 1.0),
+        ("red", ("blue",), 0.0),
+        ("", ("blue",), 0.0),
+    ],
+)
+def test_token_f1_agrees_with_numbers_made_by_hand(text, references, expected):
+    assert one("token_f1", text, *references) == pytest.approx(expected)
+
+
+WORDS = ("a", "lamp", "cost", "of", "blue")
+SENTENCE = st.lists(st.sampled_from(WORDS), max_size=8)
+
+
+def longest_common(a, b):
+    if not a or not b:
+        return 0
+    if a[0] == b[0]:
+        return 1 + longest_common(a[1:], b[1:])
+    return max(longest_common(a[1:], b), longest_common(a, b[1:]))
+
+
+@given(SENTENCE, SENTENCE.filter(bool))
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, gold):
+    expected = 2 * longest_common(said, gold) / (len(said) + len(gold))
+    assert one("rougeL", " ".join(said), " ".join(gold)) == pytest.approx(expected)
+
+
+def test_rouge_l_takes_the_nearest_reference():
+    assert one("rougeL", "blue lamp", "a red cup", "blue lamp") == 1
+
+
+@given(st.lists(st.tuples(SENTENCE, SENTENCE.filter(bool)), min_size=1, max_size=6))
+def test_bleu_is_that_of_sacrebleu_on_the_corpus(pairs):
+    said, gold = [" ".join(s) for s, _ in pairs], [" ".join(g) for _, g in pairs]
+    metric = built("bleu")
+    parts = np.array([metric.score(answer(s), example(g)) for s, g in zip(said, gold, strict=True)])
+    expected = sacrebleu.corpus_bleu(said, [gold]).score / 100
+    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
+
+
+def test_bleu_with_several_references_is_that_of_sacrebleu():
+    rng = random.Random(1)
+    said, first, second = ([" ".join(rng.choices(WORDS, k=9)) for _ in range(20)] for _ in range(3))
+    metric = built("bleu")
+    parts = np.array(
+        [metric.score(answer(s), example(a, b)) for s, a, b in zip(said, first, second, strict=True)]
+    )
+    expected = sacrebleu.corpus_bleu(said, [first, second]).score / 100
+    assert expected > 0.1
+    assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
+
+
+def test_bleu_says_with_which_settings_it_was_made():
+    scorer = sacrebleu.BLEU()
+    scorer.corpus_score(["a lamp"], [["a lamp"]])
+    assert f"nrefs:1|{built('bleu').signature}" == str(scorer.get_signature())
+
+
+def test_bleu_prints_nothing(caplog, capfd):
+    one("bleu", "blue lamp", "a lamp")
+    assert caplog.text + "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize("text", ['{"a": [1, null]}', " [] ", "5", '"text"'])
+def test_a_json_text_is_valid(text):
+    assert one("json_valid", text, "") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{a: 1}", "NaN", '{"a": Infinity}', "```json\n{}\n```", "{} {}", "[" * 100_000]
+)
+def test_anything_but_one_json_text_is_not_valid(text):
+    assert one("json_valid", text, "") == 0
+
+
+@pytest.mark.parametrize("text", ["It is  Paris!", "paris", "(Paris)", "Lyon or PARIS."])
+def test_a_reference_is_contained_in_any_case_and_beside_punctuation(text):
+    assert one("contains", text, "Rome", "Paris") == 1
+
+
+@pytest.mark.parametrize("text", ["Parisian", "comparis", "par is", ""])
+def test_a_part_of_a_word_does_not_contain_the_reference(text):
+    assert one("contains", text, "Paris") == 0
+
+
+def test_an_empty_reference_is_contained_in_nothing():
+    assert one("contains", "anything", "") == 0
+
+
+def test_bits_per_byte_is_a_ratio_of_sums():
+    metric = built("bits_per_byte")
+    rows = [
+        Output("", gold_logprob=-10 * math.log(2), gold_bytes=10),
+        Output("", gold_logprob=-90 * math.log(2), gold_bytes=30),
+    ]
+    parts = np.array([metric.score(row, example("text")) for row in rows])
+    assert metric.aggregate(parts, np.ones(2)) == pytest.approx(100 / 40)
+
+
+def test_bits_per_byte_is_unknown_without_a_likelihood():
+    assert built("bits_per_byte").score(Output("text"), example("text")) is None
+
+
+def test_the_worst_bits_per_byte_is_the_text_uncompressed():
+    assert built("bits_per_byte").worst(example("é1")) == (24.0, 3.0)

@@ -1,0 +1,90 @@
+"""The one formatter: digits, signs and units."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import numbers
+
+
+def test_a_rate_is_printed_in_percent_with_its_interval():
+    assert numbers.interval(0.81, 0.75, 0.86) == "81.0 [75, 86]"
+
+
+def test_a_narrow_interval_gets_a_decimal_and_a_wide_one_does_not():
+    assert numbers.points(-0.004, -0.015, 0.007) == "−0.4 [−1.5, +0.7]"
+    assert numbers.points(0.07, 0.02, 0.12) == "+7.0 [+2, +12]"
+
+
+def test_whole_ends_drop_the_decimal_of_a_narrow_interval():
+    assert numbers.points(-0.004, -0.015, 0.007, whole=True) == "−0.4 [−2, +1]"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert numbers.points(-0.0001, -0.0002, 0.0002) == "0.0 [0.0, 0.0]"
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0.11, "0.11"), (0.00041, "0.00041"), (0.0004, "0.0004"), (0, "0.00"), (1250, "1,250"), (math.inf, "∞")],
+)
+def test_an_amount_keeps_two_significant_digits_and_no_more(amount, text):
+    assert numbers.usd(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"),
+    [
+        (0.034, "34 ms"),
+        (0.2, "0.2 s"),
+        (45.3, "45 s"),
+        (59.7, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_a_time_is_printed_in_the_unit_that_fits(time_s, text):
+    assert numbers.seconds(time_s) == text
+
+
+def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
+    assert numbers.score("bits_per_byte", 1.0881, 1.0712, 1.1049) == "1.088 [1.071, 1.105]"
+    assert numbers.change("bits_per_byte", 0.042) == "+0.042"
+    assert numbers.unit("bits_per_byte") == "bits per byte"
+    assert numbers.score("exact_match", 0.5) == "50.0"
+
+
+@pytest.mark.parametrize(
+    "print_it", [numbers.percent, numbers.points, numbers.usd, numbers.seconds, numbers.count]
+)
+@pytest.mark.parametrize("unknown", [None, math.nan])
+def test_what_is_unknown_is_a_dash(print_it, unknown):
+    assert print_it(unknown) == "–"
+
+
+def test_large_counts_are_grouped():
+    assert numbers.count(3080) == "3,080"
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
+def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
+    swapped = {"+": "−", "−": "+"}
+    there = numbers.points(delta, delta - below, delta + above)
+    back = numbers.points(-delta, -delta - above, -delta + below)
+    middle, low, high = there.replace("[", "").replace("]", "").replace(",", "").split()
+    mirrored = [swapped.get(x[0], x[0]) + x[1:] for x in (middle, high, low)]
+    assert back == f"{mirrored[0]} [{mirrored[1]}, {mirrored[2]}]"
+
+
+@given(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)))
+def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
+    printed = [
+        numbers.percent(x),
+        numbers.points(x, x, x),
+        numbers.usd(x),
+        numbers.count(x),
+        numbers.plain(x),
+    ]
+    assert not any("-" in text or "nan" in text for text in printed)

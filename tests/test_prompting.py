@@ -1,0 +1,274 @@
+"""Promptings: one contract over every file, then shots, retrieval and recall."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from harness import plugins
+from harness.errors import UserError
+from harness.prompting import PromptingContext, compose, question, recall
+from harness.records import Document, Example
+from harness.spec import Spec, Task, TaskData
+
+NAMES = plugins.names("prompting")
+TASK = Task(name="desk", data=TaskData())
+DOCUMENTS = (
+    Document("lamp", "Lamps", "The blue lamp costs forty dollars and has a warranty of three years."),
+    Document("shipping", "Shipping", "A parcel takes five days to the islands."),
+    Document("hours", "", "The counter in Oslo opens at nine."),
+)
+
+
+def ask(text, name="q", reference="yes", **fields):
+    return Example(name, ({"role": "user", "content": text},), references=(reference,), **fields)
+
+
+LABELS = ("billing", "delivery", "other", "returns")
+TRAIN = tuple(
+    ask(f"{topic} question number {i}", f"{topic}-{i}", topic, choices=LABELS)
+    for i in range(5)
+    for topic in LABELS
+)
+CONTEXT = PromptingContext(TASK, TRAIN, DOCUMENTS, seed=0)
+ITEM = ask("How much is the blue lamp?", documents=("lamp",))
+
+
+def shots(example):
+    """Return (question, answer) of every shot in the messages, in order."""
+    turns = [message["content"] for message in example.messages if message["role"] != "system"][:-1]
+    return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+def apply(prompting, example=ITEM, context=CONTEXT):
+    return compose(prompting, context)(example)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_params_have_defaults_and_refuse_unknown_keys(name):
+    params = plugins.load("prompting", name).Params
+    assert issubclass(params, Spec)
+    assert params() == params(**params().model_dump())
+    with pytest.raises(ValidationError):
+        params(no_such_parameter=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompting_changes_only_messages_and_passages(name):
+    item = replace(ITEM, cluster="c", slice="s", choices=("yes", "no"))
+    assert replace(apply({name: {}}, item), messages=item.messages, passages=()) == item
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_message_is_the_users_and_ends_with_the_question(name):
+    last = apply({name: {}}).messages[-1]
+    assert last["role"] == "user"
+    assert last["content"].endswith(ITEM.prompt)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_system_message_stays_first_and_alone(name):
+    item = replace(ITEM, messages=({"role": "system", "content": "Be brief."}, *ITEM.messages))
+    roles = [message["role"] for message in apply({name: {}}, item).messages]
+    assert (roles[0], roles.count("system")) == ("system", 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_building_twice_gives_the_same_messages(name):
+    assert apply({name: {}}) == apply({name: {}})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_printed(name, capfd):
+    apply({name: {}})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_prompting_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean 'few_shot'"):
+        apply({"few_shots": {}})
+
+
+def test_zero_shot_asks_the_question_as_it_stands():
+    assert apply({"zero_shot": {}}) == ITEM
+
+
+def test_fixed_shots_are_the_same_for_every_item():
+    asked = [apply({"few_shot": {"shots": 3}}, ask(text, text)) for text in ("one", "two")]
+    assert shots(asked[0]) == shots(asked[1])
+
+
+def test_fixed_shots_show_each_label_before_any_label_twice():
+    answers = [answer for _, answer in shots(apply({"few_shot": {"shots": 4}}))]
+    assert sorted(answers) == sorted(LABELS)
+
+
+def test_fixed_shots_show_each_slice_before_any_slice_twice():
+    train = tuple(ask(f"{i}", f"{i}", f"{i}", slice="rare" if i == 7 else "common") for i in range(20))
+    answers = [
+        answer
+        for _, answer in shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
+    ]
+    assert "7" in answers
+
+
+def test_another_seed_draws_other_fixed_shots():
+    draws = {tuple(shots(apply({"few_shot": {}}, context=replace(CONTEXT, seed=seed)))) for seed in range(5)}
+    assert len(draws) > 1
+
+
+@pytest.mark.parametrize("select", ["fixed", "knn"])
+@given(i=st.integers(0, len(TRAIN) - 1), n=st.integers(1, 30))
+def test_a_training_item_is_never_its_own_shot(select, i, n):
+    asked = apply({"few_shot": {"select": select, "shots": n}}, TRAIN[i])
+    assert len(shots(asked)) == min(n, len(TRAIN) - 1)
+    assert TRAIN[i].prompt not in [shown for shown, _ in shots(asked)]
+
+
+@pytest.mark.parametrize("select", ["fixed", "knn"])
+def test_the_same_wording_under_another_id_is_no_shot(select):
+    asked = apply(
+        {"few_shot": {"select": select, "shots": 30}}, ask(f"  {TRAIN[3].prompt.upper()} ", "elsewhere")
+    )
+    assert TRAIN[3].prompt not in [shown for shown, _ in shots(asked)]
+
+
+def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():
+    train = tuple(
+        ask(text, text)
+        for text in ("the blue lamp", "blue lamp price", "parcel late", "lamp broken", "blue blue sky")
+    )
+    asked = apply(
+        {"few_shot": {"select": "knn", "shots": 5}},
+        ask("blue lamp price please"),
+        replace(CONTEXT, train=train),
+    )
+    ranked = sorted(range(5), key=cosines([t.prompt for t in train], "blue lamp price please").__getitem__)
+    assert [shown for shown, _ in shots(asked)] == [train[i].prompt for i in ranked]
+
+
+def cosines(texts, query):
+    """Compute TF-IDF cosines from the definition: (1 + ln tf) · (1 + ln((1 + n) / (1 + df)))."""
+    words = sorted({word for text in texts for word in text.split()})
+    df = np.array([sum(word in text.split() for text in texts) for word in words])
+    idf = 1 + np.log((1 + len(texts)) / (1 + df))
+
+    def vector(text):
+        tf = np.array([text.split().count(word) for word in words], float)
+        weights = np.where(tf > 0, 1 + np.log(np.maximum(tf, 1)), 0) * idf
+        return weights / np.linalg.norm(weights)
+
+    return [float(vector(text) @ vector(query)) for text in texts]
+
+
+def test_shots_stand_between_the_system_message_and_the_question():
+    item = replace(ITEM, messages=({"role": "system", "content": "Be brief."}, *ITEM.messages))
+    roles = [message["role"] for message in apply({"few_shot": {"shots": 2}}, item).messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+
+
+def test_few_shot_without_training_rows_is_refused():
+    with pytest.raises(UserError, match="few_shot without training"):
+        apply({"few_shot": {}}, context=replace(CONTEXT, train=()))
+
+
+def test_retrieval_puts_the_best_passage_first_and_the_question_last():
+    asked = apply({"rag": {"top_k": 2}}, ask("When does the counter in Oslo open?"))
+    assert asked.prompt == (
+        "Context:\n"
+        "The counter in Oslo opens at nine.\n"
+        "Lamps: The blue lamp costs forty dollars and has a warranty of three years.\n"
+        "\n"
+        "When does the counter in Oslo open?"
+    )
+    assert asked.passages == ("hours", "lamp")
+
+
+def bm25(texts, query, k1=1.5, b=0.75):
+    """Compute BM25 from its definition with Lucene's idf."""
+    split = [text.split() for text in texts]
+    mean = sum(map(len, split)) / len(split)
+
+    def term(word, words):
+        df = sum(word in other for other in split)
+        tf = words.count(word)
+        idf = np.log(1 + (len(split) - df + 0.5) / (df + 0.5))
+        return idf * tf / (tf + k1 * (1 - b + b * len(words) / mean))
+
+    return [sum(term(word, words) for word in query.split()) for words in split]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("red blue lamp cup desk".split()), min_size=1), min_size=2, max_size=6)
+)
+def test_retrieval_ranks_as_bm25_by_hand(bodies):
+    texts = [" ".join(body) for body in bodies]
+    documents = tuple(Document(str(i), "", text) for i, text in enumerate(texts))
+    asked = apply({"rag": {"top_k": len(texts)}}, ask("red lamp"), replace(CONTEXT, documents=documents))
+    scores = [bm25(texts, "red lamp")[int(i)] for i in asked.passages]
+    assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 19))
+def test_chunks_are_short_enough_overlap_and_lose_no_word(n_words, size, overlap):
+    overlap = min(overlap, size - 1)
+    words = [f"w{i}" for i in range(n_words)]
+    documents = (Document("d", "", " ".join(words)),)
+    asked = apply(
+        {"rag": {"top_k": 100, "chunk_words": size, "chunk_overlap": overlap}},
+        ITEM,
+        replace(CONTEXT, documents=documents),
+    )
+    chunks = [line.split() for line in asked.prompt.split("\n\n")[0].splitlines()[1:]]
+    assert max(map(len, chunks)) <= size
+    assert [word for i, chunk in enumerate(chunks) for word in chunk[overlap if i else 0 :]] == words
+
+
+def test_an_overlap_as_long_as_the_chunk_is_refused():
+    with pytest.raises(ValidationError, match="chunk_overlap 20 is not below chunk_words 20"):
+        apply({"rag": {"chunk_words": 20}})
+
+
+@pytest.mark.parametrize("text", ["", "the", "?", "xyzzy"])
+def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
+    assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
+
+
+def test_passages_of_one_document_name_it_once():
+    asked = apply({"rag": {"top_k": 4, "chunk_words": 4, "chunk_overlap": 0}}, ask("lamp lamps"))
+    assert len(asked.passages) == len(set(asked.passages))
+
+
+def test_rag_without_documents_is_refused():
+    with pytest.raises(UserError, match="rag without documents"):
+        apply({"rag": {}}, context=replace(CONTEXT, documents=()))
+
+
+def test_the_question_can_be_read_again_behind_its_passages():
+    documents = (Document("d", "Two\n\nlines", "First.\n\nSecond."),)
+    item = ask("One?\n\nTwo?")
+    assert question(apply({"rag": {}}, item, replace(CONTEXT, documents=documents))) == "One?\n\nTwo?"
+
+
+def test_shots_behind_retrieval_are_plain_and_chosen_by_the_question():
+    alone = apply({"few_shot": {"select": "knn"}})
+    both = apply({"rag": {}, "few_shot": {"select": "knn"}})
+    assert shots(both) == shots(alone)
+    assert both.messages[-1]["content"].startswith("Context:\n")
+
+
+def test_retrieval_and_shots_give_the_same_messages_in_either_order():
+    assert apply({"rag": {}, "few_shot": {}}) == apply({"few_shot": {}, "rag": {}})
+
+
+def test_recall_is_the_share_of_the_documents_that_were_found():
+    item = replace(ITEM, documents=("lamp", "hours"), passages=("shipping", "lamp"))
+    assert recall(item) == 0.5
+
+
+@pytest.mark.parametrize("missing", [{"documents": ()}, {"passages": ()}])
+def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
+    assert recall(replace(ITEM, **{"documents": ("lamp",), "passages": ("lamp",), **missing})) is None

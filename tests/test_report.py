@@ -1,0 +1,316 @@
+"""What is printed and written: the table, its sentences, Markdown, JSON."""
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from harness.compare import Estimate
+from harness.decide import decide
+from harness.gate import MissRate
+from harness.report import ExperimentReport, live_line, markdown, terminal, to_json, write
+from harness.report.escape import clean, shorten
+from harness.report.escape import markdown as escape
+from harness.spec import DecidePolicy
+
+CHAT = comparison(
+    -0.03, 0.04, task="chat", lost=tuple(f"chat-{i}" for i in range(12)), gained=("chat-90",), n_valid=190
+)
+CODE = comparison(
+    0.042,
+    0.01,
+    task="code",
+    metric="bits_per_byte",
+    base=1.088,
+    base_low=1.06,
+    base_high=1.11,
+    new=1.13,
+    new_low=1.10,
+    new_high=1.16,
+    higher_is_better=False,
+)
+LORA = tuned(
+    "lora",
+    0.81,
+    0.07,
+    target=Estimate(0.81, 0.75, 0.86, 200),
+    slices={"knowledge": Estimate(0.30, 0.22, 0.40, 100), "behaviour": Estimate(0.90, 0.82, 0.95, 100)},
+    training={
+        "loss": [2.9, 0.412],
+        "tokens_per_s": 251.0,
+        "wall_s": 200.0,
+        "peak_memory_gib": 3.21,
+        "n_trainable": 4_884_480,
+    },
+)
+
+
+def report(facts=None, **changes) -> ExperimentReport:
+    facts = tuple(facts or [*alternatives(), LORA])
+    decision = decide(
+        facts, DecidePolicy(), closed_labels=True, has_documents=False, metric_name="exact_match"
+    )
+    fields = {
+        "experiment": "support",
+        "base_model": "smollm2-135m",
+        "metric": "exact_match",
+        "facts": facts,
+        "comparisons": {"lora": (CHAT, CODE)},
+        "decision": decision,
+        "header": {"device": "cpu", "precision": "bf16", "wall_s": 600.0},
+    }
+    return ExperimentReport(**(fields | changes))
+
+
+def printed(of: ExperimentReport, width: int = 100) -> list[str]:
+    stream = io.StringIO()
+    terminal(of, Console(file=stream, width=width))
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+def line_of(lines: list[str], name: str) -> list[str]:
+    """Return the cells of the table's line that starts with this name."""
+    (line,) = [line for line in lines if re.match(rf"{re.escape(name)}\s{{2,}}", line)]
+    return re.split(r"\s{2,}", line)
+
+
+def test_a_row_shows_score_gain_forgetting_flips_cost_latency_and_verdict():
+    assert line_of(printed(report()), "lora") == [
+        "lora",
+        "81.0 [75, 86]",
+        "+7.0 [+2, +12]",
+        "−0.4 [−1.5, +0.7]",
+        "31/27",
+        "0.11",
+        "0.2 s",
+        "PASS",
+    ]
+
+
+def test_the_header_names_the_metric_in_short():
+    assert printed(report())[0].split("  ")[0] == "candidate"
+    assert "target EM" in printed(report())[0]
+
+
+def test_the_best_on_test_comes_first_and_the_failed_last():
+    failed = candidate("dpo", 0.99, state="failed", target=None, validation=None, error="out of memory")
+    names = [line.split()[0] for line in printed(report([failed, *alternatives(), LORA]))[1:8]]
+    assert names == ["lora", "knn", "bag", "fixed", "ranked", "prompt", "dpo"]
+
+
+def test_where_lower_is_better_the_lowest_comes_first():
+    facts = [candidate("a", 1.2), candidate("b", 0.9)]
+    lines = printed(report(facts, metric="bits_per_byte", decision=None))
+    assert [line.split()[0] for line in lines[1:3]] == ["b", "a"]
+    assert "0.900 [0.850, 0.950]" in lines[1]
+
+
+def test_base_weights_forget_nothing_and_a_classifier_has_nothing_to_forget():
+    lines = printed(report())
+    assert "0 (base weights)" in line_of(lines, "prompt")
+    assert "– (no general ability)" in line_of(lines, "bag")
+
+
+def test_the_best_untrained_candidate_is_marked_as_what_others_are_compared_with():
+    assert line_of(printed(report()), "knn")[2] == "(this one)"
+
+
+def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
+    failed = candidate(
+        "dpo", 0, state="failed", target=None, validation=None, error="out of memory; try: batch_size=1"
+    )
+    lines = printed(report([*alternatives(), LORA, failed]))
+    assert line_of(lines, "dpo")[-1] == "ERROR"
+    assert "dpo failed: out of memory; try: batch_size=1" in lines
+
+
+def test_the_last_line_is_the_verdict_however_narrow_the_terminal():
+    of = report()
+    assert printed(of, width=40)[-1] == of.decision.sentence
+
+
+def test_without_a_decision_the_last_line_says_so():
+    assert printed(report(decision=None))[-1] == "Nothing was decided."
+
+
+def test_what_the_gate_could_have_missed_is_said():
+    assert "lora: could have missed a true −3 pp loss: 12 %" in printed(report())
+
+
+def test_an_undecided_candidate_says_how_many_items_would_settle_it():
+    qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
+    lines = printed(report([*alternatives(), LORA, qlora]))
+    assert line_of(lines, "qlora")[-1] == "UNDECIDED"
+    assert "undecided: qlora (+240 items): could have missed a true −3 pp loss: 12 %" in lines
+
+
+def test_how_often_an_equal_model_is_blocked_is_not_taken_for_a_missed_loss():
+    odd = verdict("pass", missed=(MissRate(0.0, 0.4, "macro"), MissRate(-0.05, 0.01, "macro")))
+    assert "lora: could have missed a true −5 pp loss: 1 %" in printed(
+        report([*alternatives(), tuned("lora", 0.81, 0.07, verdict=odd)])
+    )
+
+
+def test_recall_of_retrieval_is_said():
+    rag = candidate("rag", 0.5, prompting="rag(top_k=2)", recall=0.873)
+    assert any(
+        "rag: retrieval found 87.3 % of the documents needed" in s
+        for s in printed(report([*alternatives(), rag]))
+    )
+
+
+def narrow(name: str) -> object:
+    """Make the widest row there is: one-decimal intervals everywhere."""
+    macro = verdict("inconclusive", macro=Estimate(-0.123, -0.142, -0.104, 9000), lost=1310, gained=1270)
+    return tuned(
+        name,
+        0.99,
+        0,
+        verdict=macro,
+        target=Estimate(0.999, 0.981, 1.0, 9000),
+        vs_untrained=comparison(-0.123, 0.019),
+        cost_per_1k_usd=0.00041,
+        latency_p50_s=0.034,
+    )
+
+
+def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
+    names = [
+        "few-shot-with-a-very-long-name-indeed[select=knn,shots=4]",
+        "few-shot-with-a-very-long-name-indeed[select=knn,shots=8]",
+    ]
+    lines = printed(report([candidate(name, 0.5) for name in names] + [narrow("lora"), *alternatives()]), 100)
+    table = lines[:9]
+    assert max(map(cell_len, table)) <= 100
+    assert [len(re.findall(r"UNDECIDED", line)) for line in table].count(1) == 1
+    shown = [line.split()[0] for line in table if "…" in line]
+    assert len(set(shown)) == 2, "names of a grid stay apart"
+    assert "−12.3 [−14.2, −10.4]" in "\n".join(table), "forgetting keeps its decimals"
+
+
+def test_a_table_with_room_keeps_the_whole_name():
+    name = "few-shot[shots=16]"
+    assert any(
+        line.startswith(f"{name} ") for line in printed(report([candidate(name, 0.9), *alternatives()]))
+    )
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(3, 40))
+def test_a_shortened_text_fits_and_a_short_one_is_kept(text, width):
+    assert cell_len(shorten(text, width)) <= width
+    assert cell_len(text) > width or shorten(text, width) == text
+
+
+EVIL = "x [red]a[/red] :smile: \x1b[31mb\x1b[0m\x1b]0;title\x07 | `c` <b> *d*\nnext \u202eend"
+
+
+def test_markup_ansi_and_line_breaks_in_names_are_printed_as_harmless_text():
+    failed = candidate("dpo", 0, state="failed", target=None, error=EVIL)
+    text = "\n".join(printed(report([*alternatives(), LORA, failed]), 200))
+    assert "dpo failed: x [red]a[/red] :smile: b | `c` <b> *d* next end" in text
+    assert "\x1b" not in text
+
+
+def test_markdown_escapes_what_would_open_a_cell_or_a_tag():
+    assert escape(EVIL) == r"x [red]a[/red] :smile: b \| \`c\` &lt;b> \*d\* next end"
+    assert escape("[a](http://b)") == r"[a]\(http://b)"
+    assert escape("few_shot and _em_") == r"few_shot and \_em\_"
+
+
+@given(st.text())
+def test_a_cleaned_text_is_one_line_without_control_characters(text):
+    assert clean(text).isprintable()
+    assert clean(clean(text)) == clean(text)
+
+
+def test_every_markdown_table_has_as_many_cells_in_each_row_as_columns():
+    evil = candidate(EVIL, 0.3, slices={"a|b": Estimate(0.3, 0.2, 0.4, 50)})
+    tables = re.findall(r"(?:^\|.*\n)+", markdown(report([evil, *alternatives(), LORA])), re.MULTILINE)
+    assert len(tables) > 4
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_markdown_of_an_experiment():
+    facts = [*alternatives()[2:], LORA]
+    rule = verdict("pass", "the macro −0.4 [−1.5, +0.7] is above −2")
+    facts[-1] = tuned(
+        "lora", 0.81, 0.07, verdict=rule, slices=LORA.slices, training=LORA.training, target=LORA.target
+    )
+    text = markdown(
+        report(facts, not_admitted={"chat": "the base is at chance"}, notes=("3 prompts were too long",))
+    )
+    assert text == GOLDEN
+
+
+def test_items_valid_in_one_arm_only_get_their_own_change():
+    assert "; −3.0 [−7, +1] on the 190 of 200 valid in both" in markdown(report())
+
+
+def test_lost_items_are_named_ten_at_most():
+    (line,) = [line for line in markdown(report()).splitlines() if line.startswith("- chat, lost")]
+    ten = ", ".join(f"chat-{i}" for i in range(10))
+    assert line == f"- chat, lost 12: {ten} and 2 more"
+
+
+def test_a_smoke_report_is_marked_at_every_title_and_table():
+    of = report(smoke=True)
+    text, lines = markdown(of), printed(of)
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    assert all(title.endswith("(smoke, not evidence)") for title in titles)
+    assert len(titles) > 5
+    assert lines[0] == "support: smoke, not evidence"
+    assert lines[-1].endswith("(smoke, not evidence)")
+    assert to_json(of)["evidence"] == "smoke, not evidence"
+    assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
+
+
+def test_a_smoke_report_never_takes_the_place_of_a_result(tmp_path):
+    written = [*write(report(), tmp_path), *write(report(smoke=True), tmp_path)]
+    assert [path.name for path in written] == [
+        "support.md",
+        "support.json",
+        "support-smoke.md",
+        "support-smoke.json",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
+
+
+def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
+    odd = candidate(
+        "odd", 0.5, training={"loss": np.array([1.5, math.nan]), "n": np.int64(3), "ok": np.bool_(True)}
+    )
+    written = write(report([*alternatives(), odd], header={"wall_s": math.inf}), tmp_path)[1]
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    data = json.loads(written.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert data["facts"][-1]["training"] == {"loss": [1.5, None], "n": 3, "ok": True}
+    assert data["header"] == {"wall_s": None}
+    assert data["facts"][0]["target"] == {"score": 0.2, "low": 0.15000000000000002, "high": 0.25, "n": 200}
+
+
+def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():
+    assert live_line(LORA, "exact_match") == "lora: EM 81.0 [75, 86] · 0.11 USD/1k · p50 0.2 s · PASS"
+    assert live_line(candidate("dpo", 0, state="failed", error="out of memory"), "exact_match") == (
+        "dpo failed: out of memory"
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_seeds_are_told_apart(seed):
+    of = report([*alternatives(), tuned("lora", 0.81, 0.07, seed=seed)])
+    assert any(line.startswith("lora (seed 2)") for line in printed(of)) == (seed == 2)
+
+
+GOLDEN = """\
+"""

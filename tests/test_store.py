@@ -1,0 +1,781 @@
+"""The store: what goes in comes out, kills and full disks break nothing, the index is only an index."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import store as stores
+from harness.errors import HarnessError, UserError
+from harness.records import RowsIdentity, Run, SampleResult
+from harness.store import index, rows
+from harness.store.folders import Store, rename_when_whole
+
+ROOT = Path(__file__).parents[1]
+IDENTITY = RowsIdentity(
+    weights_digest="w",
+    template_digest="t",
+    task="support",
+    task_version="v",
+    split="test",
+    prompting_digest="p",
+    answer="generate",
+    precision="fp32",
+    engine="hf",
+    layout_digest="l",
+    device_class="cpu",
+)
+OTHER = replace(IDENTITY, weights_digest="other")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs", wait_s=20)
+
+
+def row(position, **changes):
+    values = {
+        "task": "support",
+        "split": "test",
+        "example_id": f"item-{position:05d}",
+        "position": position,
+        "status": "ok",
+        "text": f"answer {position}",
+        "prompt": "question",
+        "references": ("answer",),
+        "parts": {"exact_match": (float(position % 2),)},
+    }
+    return SampleResult(**values | changes)
+
+
+def make_rows(n, **changes):
+    return [row(position, **changes) for position in range(n)]
+
+
+def append(store, identity, sample, blocks=None):
+    for i in range((len(sample) + 63) // 64) if blocks is None else blocks:
+        stores.append_block(store, identity, i, sample[64 * i : 64 * (i + 1)])
+
+
+def complete(store, identity, sample):
+    append(store, identity, sample)
+    stores.complete_rows(store, identity, len(sample))
+
+
+def make_run(run_id, digests, **changes):
+    values = {
+        "run_id": run_id,
+        "experiment": "desk",
+        "candidate": "lora",
+        "method": "lora",
+        "prompting": "zero_shot",
+        "answer": "generate",
+        "seed": 0,
+        "base_model": "smollm2-135m",
+        "weights_digest": f"weights of {run_id}",
+        "base_digest": "b",
+        "state": "done",
+        "created": "2025-01-01T00:00:00+00:00",
+        "rows": {f"task-{i}/test": digest for i, digest in enumerate(digests)},
+        "recipe": {"method": "lora", "params": {"r": 8, "rate": 2e-4, "modules": ["q", "v"]}},
+        "training": {"loss": [2.5, None], "fit_key": f"fit-{run_id}"},
+        "latency": {"p50_s": 0.25},
+        "provenance": {"git_sha": None},
+    }
+    return Run(**values | changes)
+
+
+def save_two_runs(store):
+    """Save a and b, which share the rows of IDENTITY; the rows of OTHER are b's alone."""
+    complete(store, IDENTITY, make_rows(70))
+    complete(store, OTHER, make_rows(5))
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    stores.save_run(store, make_run("b", [IDENTITY.digest, OTHER.digest]))
+
+
+def contents(store):
+    """Return every table of the index, in a fixed order."""
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        tables = [
+            name for (name,) in db.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()
+        ]
+        return {name: sorted(map(repr, db.execute(f"FROM {name}").fetchall())) for name in tables}
+
+
+def count(store, table):
+    return len(contents(store)[table])
+
+
+def leftovers(store):
+    return [*(store.folder / ".unfinished").glob("*")]
+
+
+def python(program, *arguments):
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# Rows
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+COUNT = st.integers(0, 2**40)
+STRINGS = st.lists(TEXT, max_size=3).map(tuple)
+PARTS = st.dictionaries(TEXT, st.none() | st.lists(NUMBER, max_size=3).map(tuple), max_size=3)
+BY_COLUMN = {
+    "VARCHAR": TEXT,
+    "VARCHAR[]": STRINGS,
+    "DOUBLE": NUMBER,
+    "BIGINT": COUNT,
+    "BOOLEAN": st.booleans(),
+    "MAP(VARCHAR, DOUBLE[])": PARTS,
+}
+UNKNOWN = {f.name for f in fields(SampleResult) if f.default is None}
+SAMPLES = st.fixed_dictionaries(
+    {
+        name: BY_COLUMN[kind] | st.none() if name in UNKNOWN else BY_COLUMN[kind]
+        for name, kind in rows.COLUMNS.items()
+    }
+).map(lambda values: SampleResult(**values))
+
+
+def test_every_field_of_a_row_has_a_column():
+    assert [f.name for f in fields(SampleResult)] == list(rows.COLUMNS)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(SAMPLES, min_size=1, max_size=6))
+def test_rows_come_back_exactly(tmp_path_factory, sample):
+    store = Store(tmp_path_factory.mktemp("runs"))
+    numbered = [replace(r, position=i) for i, r in enumerate(sample)]
+    append(store, IDENTITY, numbered)
+    stores.complete_rows(store, IDENTITY, len(numbered))
+    assert stores.read_rows(store, IDENTITY.digest) == numbered
+
+
+def test_numbers_come_back_as_floats_and_sequences_as_tuples(store):
+    complete(store, IDENTITY, [row(0, parts={"f1": (1.0,)}, recall=1.0, passages=("d1",))])
+    (read,) = stores.read_rows(store, IDENTITY.digest)
+    assert [type(value) for value in (read.parts["f1"], read.recall, read.passages)] == [tuple, float, tuple]
+
+
+@pytest.mark.parametrize("name", ["a[b]c", "x=1", "it's", "st*r"])
+def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name):
+    store = Store(tmp_path / name)
+    sample = make_rows(66)
+    complete(store, IDENTITY, sample)
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_completing_leaves_one_parquet_file_and_the_identity(store):
+    complete(store, IDENTITY, make_rows(130))
+    assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == {"identity.json", "rows.parquet"}
+    assert leftovers(store) == []
+
+
+def test_the_identity_comes_back(store):
+    complete(store, IDENTITY, make_rows(1))
+    assert stores.read_identity(store, IDENTITY.digest) == IDENTITY
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("field", ["gold_logprob", "compute_s", "parts"])
+def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_row(store, field, value):
+    bad = row(0, **{field: {"f1": (value,)} if field == "parts" else value})
+    with pytest.raises(ValueError, match=r"item-00000.*NaN"):
+        stores.append_block(store, IDENTITY, 0, [bad])
+    assert stores.finished_blocks(store, IDENTITY) == set()
+
+
+@pytest.mark.parametrize("positions", [[], [1], [0, 2], [1, 0], range(65)])
+def test_a_block_holds_its_own_positions_in_order(store, positions):
+    with pytest.raises(ValueError, match="block 0 holds positions from 0"):
+        stores.append_block(store, IDENTITY, 0, [row(p) for p in positions])
+
+
+# Interrupted work
+
+
+def test_finished_blocks_are_not_computed_again(store):
+    append(store, IDENTITY, make_rows(192), blocks=[0, 2])
+    assert stores.finished_blocks(store, IDENTITY) == {0, 2}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"task": "sup', b"[]\n", b"\xff\xfe\n", b"1\n", b"{}\n"])
+def test_a_damaged_block_counts_as_not_finished_and_can_be_written_again(store, content):
+    sample = make_rows(130)
+    append(store, IDENTITY, sample)
+    damaged = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
+    damaged.write_bytes(content)
+    assert stores.finished_blocks(store, IDENTITY) == {0, 2}
+    append(store, IDENTITY, sample, blocks=[1])
+    stores.complete_rows(store, IDENTITY, 130)
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_a_block_that_was_cut_between_two_lines_is_not_finished_for_these_items(store):
+    sample = make_rows(64)
+    append(store, IDENTITY, sample)
+    block = store.rows(IDENTITY.digest) / "blocks" / "00000.jsonl"
+    block.write_text("".join(block.read_text("utf-8").splitlines(keepends=True)[:10]), "utf-8")
+    assert stores.finished_blocks(store, IDENTITY, [r.example_id for r in sample]) == set()
+
+
+def test_completing_without_a_block_names_it_and_leaves_the_others(store):
+    append(store, IDENTITY, make_rows(192), blocks=[0, 2])
+    with pytest.raises(HarnessError, match="block 1 is missing"):
+        stores.complete_rows(store, IDENTITY, 192)
+    assert stores.finished_blocks(store, IDENTITY) == {0, 2}
+    assert not store.parquet(IDENTITY.digest).exists()
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from harness.store.folders import Store, rename_when_whole
+def write(part):
+    part.write_text('half a li')
+    os.kill(os.getpid(), signal.SIGKILL)
+rename_when_whole(Store(Path(sys.argv[1])), Path(sys.argv[2]), write)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_no_file_of_the_final_name(store):
+    append(store, IDENTITY, make_rows(64))
+    block = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
+    assert python(KILLED_WHILE_WRITING, store.folder, block).wait() == -9
+    assert not block.exists()
+    assert stores.finished_blocks(store, IDENTITY) == {0}
+    assert len(leftovers(store)) == 1
+
+
+def test_reindex_clears_away_what_was_left_unfinished_a_day_ago_and_nothing_newer(store):
+    for name, age_s in (("old", 25 * 3600), ("new", 3600)):
+        part = store.folder / ".unfinished" / name
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        os.utime(part, (time.time() - age_s,) * 2)
+    stores.reindex(store)
+    assert [part.name for part in leftovers(store)] == ["new"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file(store):
+    stores.write_whole(store, store.folder / "x.json", "old")
+
+    def write(part):
+        part.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        rename_when_whole(store, store.folder / "x.json", write)
+    assert (store.folder / "x.json").read_text() == "old"
+    assert leftovers(store) == []
+
+
+# Reuse and extension
+
+
+def test_complete_rows_are_had_for_their_items_and_for_a_prefix_of_them(store):
+    sample = make_rows(130)
+    complete(store, IDENTITY, sample)
+    ids = [r.example_id for r in sample]
+    assert stores.has_rows(store, IDENTITY, ids)
+    assert stores.has_rows(store, IDENTITY, ids[:64])
+    assert not stores.has_rows(store, IDENTITY, [*ids, "one more"])
+    assert not stores.has_rows(store, IDENTITY, ids[::-1])
+    assert not stores.has_rows(store, OTHER, ids)
+
+
+def test_blocks_that_are_not_completed_are_not_had(store):
+    sample = make_rows(64)
+    append(store, IDENTITY, sample)
+    assert not stores.has_rows(store, IDENTITY, [r.example_id for r in sample])
+
+
+def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
+    first = make_rows(128, text="first")
+    complete(store, IDENTITY, first)
+    ids = [r.example_id for r in make_rows(200)]
+    assert stores.finished_blocks(store, IDENTITY, ids) == {0, 1}
+    later = make_rows(200, text="later")
+    append(store, IDENTITY, later, blocks=[2, 3])
+    stores.complete_rows(store, IDENTITY, 200)
+    assert stores.read_rows(store, IDENTITY.digest) == first + later[128:]
+
+
+def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
+    complete(store, IDENTITY, make_rows(100, text="cut"))
+    sample = make_rows(130, text="full")
+    assert stores.finished_blocks(store, IDENTITY, [r.example_id for r in sample]) == {0}
+    append(store, IDENTITY, sample, blocks=[1, 2])
+    stores.complete_rows(store, IDENTITY, 130)
+    assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * 64 + ["full"] * 66
+
+
+def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
+    sample = make_rows(130)
+    complete(store, IDENTITY, sample)
+    ids = [r.example_id for r in sample[:100]]
+    assert stores.finished_blocks(store, IDENTITY, ids) == {0, 1}
+    stores.complete_rows(store, IDENTITY, 100)
+    assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_rows_in_another_order_replace_those_that_were_there(store):
+    complete(store, IDENTITY, make_rows(200))
+    turned = [replace(r, example_id=f"item-{199 - r.position:05d}") for r in make_rows(128)]
+    assert stores.finished_blocks(store, IDENTITY, [r.example_id for r in turned]) == set()
+    append(store, IDENTITY, turned)
+    stores.complete_rows(store, IDENTITY, 128)
+    assert stores.read_rows(store, IDENTITY.digest) == turned
+
+
+def test_a_block_behind_a_gap_waits_for_the_gap_to_be_filled(store):
+    sample = make_rows(256)
+    append(store, IDENTITY, sample, blocks=[0, 3])
+    stores.complete_rows(store, IDENTITY, 64)
+    assert stores.read_rows(store, IDENTITY.digest) == sample[:64]
+    assert stores.finished_blocks(store, IDENTITY) == {0, 3}
+    append(store, IDENTITY, sample, blocks=[1, 2])
+    stores.complete_rows(store, IDENTITY, 256)
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_a_parquet_file_that_is_damaged_is_computed_again(store):
+    sample = make_rows(70)
+    complete(store, IDENTITY, sample)
+    path = store.parquet(IDENTITY.digest)
+    path.write_bytes(path.read_bytes()[:100])
+    assert stores.finished_blocks(store, IDENTITY) == set()
+    with pytest.raises(HarnessError, match=f"next: delete {path.parent}"):
+        stores.read_rows(store, IDENTITY.digest)
+    complete(store, IDENTITY, sample)
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_rows_that_are_missing_are_named(store):
+    with pytest.raises(HarnessError, match="no complete rows 0123"):
+        stores.read_rows(store, "0123")
+    with pytest.raises(HarnessError, match="no complete rows 0123"):
+        stores.read_identity(store, "0123")
+
+
+# Runs
+
+
+def test_a_run_comes_back_exactly_from_the_index_and_from_its_file(store):
+    complete(store, IDENTITY, make_rows(3))
+    run = make_run("a", [IDENTITY.digest])
+    stores.save_run(store, run)
+    assert stores.get_run(store, "a") == run
+    assert Run(**json.loads((store.folder / "a" / "run.json").read_text("utf-8"))) == run
+
+
+def test_runs_are_listed_oldest_first_and_by_experiment(store):
+    for run_id, created, experiment in (
+        ("x", "2025-03", "desk"),
+        ("y", "2025-01", "desk"),
+        ("z", "2025-02", "bank"),
+    ):
+        stores.save_run(store, make_run(run_id, [], created=created, experiment=experiment))
+    assert [run.run_id for run in stores.list_runs(store)] == ["y", "z", "x"]
+    assert [run.run_id for run in stores.list_runs(store, "desk")] == ["y", "x"]
+
+
+def test_a_store_that_does_not_exist_lists_no_runs_and_is_not_made(store):
+    assert stores.list_runs(store) == []
+    assert not store.folder.exists()
+
+
+def test_an_unknown_run_gets_the_nearest_name(store):
+    stores.save_run(store, make_run("lora-s0-1a2b", []))
+    with pytest.raises(UserError, match="did you mean 'lora-s0-1a2b'"):
+        stores.get_run(store, "lora-s0-1a2c")
+
+
+def test_a_run_saved_again_replaces_itself(store):
+    complete(store, IDENTITY, make_rows(3))
+    complete(store, OTHER, make_rows(4))
+    stores.save_run(store, make_run("a", [IDENTITY.digest], state="failed", error="killed"))
+    stores.save_run(store, make_run("a", [OTHER.digest]))
+    assert [(run.state, run.error) for run in stores.list_runs(store)] == [("done", "")]
+    assert count(store, "rows") == 4
+
+
+def test_a_run_whose_rows_are_not_complete_is_not_saved(store):
+    append(store, IDENTITY, make_rows(64))
+    with pytest.raises(HarnessError, match=f"no complete rows {IDENTITY.digest}"):
+        stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    assert not (store.folder / "a").exists()
+
+
+@pytest.mark.parametrize("run_id", ["rows", "weights", "", "..", "a/b", "/a"])
+def test_a_run_id_that_would_leave_its_folder_is_refused(store, run_id):
+    with pytest.raises(ValueError, match="cannot name the folder"):
+        stores.save_run(store, make_run(run_id, []))
+
+
+def test_a_run_that_holds_nan_is_refused_and_leaves_nothing(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        stores.save_run(store, make_run("a", [], latency={"p50_s": float("nan")}))
+    assert not (store.folder / "a").exists()
+
+
+# The index
+
+
+def test_rows_and_scores_are_in_the_index(store):
+    sample = [row(0, parts={"f1": (0.5, 1.0), "bleu": None}), row(1, parts={})]
+    complete(store, IDENTITY, sample)
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    digest = IDENTITY.digest
+    assert contents(store)["scores"] == sorted(
+        map(repr, [(digest, "item-00000", "f1", [0.5, 1.0]), (digest, "item-00000", "bleu", None)])
+    )
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        query = 'SELECT rowset, position, text, "references" FROM rows ORDER BY position'
+        assert db.execute(query).fetchall() == [(digest, r.position, r.text, ["answer"]) for r in sample]
+
+
+def test_rows_that_two_runs_share_are_ingested_once(store):
+    save_two_runs(store)
+    assert (count(store, "rowsets"), count(store, "rows"), count(store, "scores")) == (2, 75, 75)
+
+
+def test_rows_that_have_grown_are_ingested_anew(store):
+    complete(store, IDENTITY, make_rows(64))
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    complete(store, IDENTITY, make_rows(100))
+    stores.save_run(store, make_run("b", [IDENTITY.digest]))
+    assert (count(store, "rowsets"), count(store, "rows")) == (1, 100)
+
+
+def test_reindex_equals_the_index_it_replaces(store):
+    save_two_runs(store)
+    before = contents(store)
+    store.index.unlink()
+    assert stores.reindex(store) == stores.Counts(runs=2, row_sets=2, rows=75, skipped=())
+    assert contents(store) == before
+    assert leftovers(store) == []
+
+
+def test_an_index_that_is_missing_is_built_when_runs_are_listed(store):
+    save_two_runs(store)
+    store.index.unlink()
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+
+
+def test_reindex_skips_what_it_cannot_read_and_says_what(store):
+    save_two_runs(store)
+    store.parquet(OTHER.digest).write_bytes(b"nonsense")
+    (store.folder / "c").mkdir()
+    (store.folder / "c" / "run.json").write_text("{")
+    counts = stores.reindex(store)
+    assert (counts.runs, counts.row_sets, counts.rows) == (1, 1, 70)
+    assert [Path(line.partition(":")[0]).parent.name for line in counts.skipped] == ["c", "b"]
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000])
+def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
+    save_two_runs(store)
+    store.index.write_bytes(store.index.read_bytes()[:size])
+    with pytest.raises(HarnessError, match="next: harness reindex"):
+        stores.list_runs(store)
+    with pytest.raises(HarnessError, match="next: harness reindex"):
+        stores.save_run(store, make_run("c", []))
+    stores.reindex(store)
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
+
+
+def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
+    stores.save_run(store, make_run("a", []))
+    with duckdb.connect(str(store.index)) as db:
+        db.execute("INSERT INTO meta VALUES (99)")
+    before = store.index.read_bytes()
+    with pytest.raises(HarnessError, match=r"version 99 .* newer harness.*upgrade harness"):
+        stores.list_runs(store)
+    with pytest.raises(HarnessError, match="newer harness"):
+        stores.save_run(store, make_run("a", []))
+    assert store.index.read_bytes() == before
+
+
+def test_a_file_without_tables_is_migrated_by_its_first_reader(store):
+    store.folder.mkdir()
+    duckdb.connect(str(store.index)).close()
+    assert stores.list_runs(store) == []
+    assert contents(store)["meta"] == [repr((len(index.MIGRATIONS),))]
+
+
+KILLED_AFTER_COMMIT = """
+import os, signal, sys
+import duckdb
+db = duckdb.connect(sys.argv[1])
+db.execute("UPDATE runs SET experiment = 'renamed'")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_had_committed_is_read_and_does_not_outlive_a_reindex(store):
+    stores.save_run(store, make_run("a", []))
+    assert python(KILLED_AFTER_COMMIT, store.index).wait() == -9
+    log = store.index.with_name("harness.duckdb.wal")
+    assert log.exists()
+    assert len(stores.list_runs(store, "renamed")) == 1
+    stores.reindex(store)
+    assert not log.exists()
+    assert len(stores.list_runs(store, "desk")) == 1
+
+
+# Several processes
+
+HOLD = """
+import sys, time
+import duckdb
+with duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'read'):
+    print('held', flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_a_writer_waits_for_another_process_and_succeeds(store, mode):
+    stores.save_run(store, make_run("a", []))
+    holder = python(HOLD, store.index, mode, 0.7)
+    assert holder.stdout.readline() == "held\n"
+    stores.save_run(store, make_run("b", []))
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+    assert holder.wait() == 0
+
+
+def test_a_reader_does_not_wait_for_another_reader(store):
+    stores.save_run(store, make_run("a", []))
+    holder = python(HOLD, store.index, "read", 60)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert len(stores.list_runs(replace(store, wait_s=0))) == 1
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_writer_gives_up_with_a_next_step_when_the_index_stays_held(store):
+    stores.save_run(store, make_run("a", []))
+    holder = python(HOLD, store.index, "write", 60)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(HarnessError, match=r"held it for 0\.2 s.*next: end that process"):
+            stores.save_run(replace(store, wait_s=0.2), make_run("b", []))
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_connection_of_this_process_in_the_other_mode_is_waited_for(store):
+    stores.save_run(store, make_run("a", []))
+    with (
+        duckdb.connect(str(store.index), read_only=True),
+        pytest.raises(HarnessError, match="next: end that process"),
+    ):
+        stores.save_run(replace(store, wait_s=0.2), make_run("b", []))
+    stores.save_run(store, make_run("b", []))
+    assert len(stores.list_runs(store)) == 2
+
+
+SAVE = """
+import json, sys
+from pathlib import Path
+from harness.records import Run
+from harness.store import Store, save_run
+for line in sys.stdin:
+    save_run(Store(Path(sys.argv[1])), Run(**json.loads(line)))
+"""
+
+
+def test_two_processes_that_save_runs_at_once_lose_none(store):
+    stores.save_run(store, make_run("first", []))
+    template = (store.folder / "first" / "run.json").read_text("utf-8")
+    writers = []
+    for name in ("p", "q"):
+        lines = [json.dumps(json.loads(template) | {"run_id": f"{name}{i}"}) for i in range(5)]
+        command = [sys.executable, "-c", SAVE, str(store.folder)]
+        writers.append((subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True), lines))
+    for writer, lines in writers:
+        writer.stdin.write("\n".join(lines))
+        writer.stdin.close()
+    assert [writer.wait(60) for writer, _ in writers] == [0, 0]
+    names = {"first", *(f"{name}{i}" for name in "pq" for i in range(5))}
+    assert {run.run_id for run in stores.list_runs(store)} == names
+
+
+# Removing
+
+
+def test_removing_a_run_keeps_the_rows_that_another_refers_to(store):
+    save_two_runs(store)
+    stores.remove_run(store, "b")
+    assert not (store.folder / "b").exists()
+    assert not store.rows(OTHER.digest).exists()
+    assert len(stores.read_rows(store, IDENTITY.digest)) == 70
+    assert [run.run_id for run in stores.list_runs(store)] == ["a"]
+
+
+def test_after_a_removal_the_index_equals_the_folders(store):
+    save_two_runs(store)
+    stores.remove_run(store, "b")
+    before = contents(store)
+    stores.reindex(store)
+    assert contents(store) == before
+
+
+def test_removing_the_last_run_removes_its_rows_and_weights(store):
+    complete(store, IDENTITY, make_rows(3))
+    stores.write_whole(store, store.weights("fit-a") / "fit.json", "{}")
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    stores.remove_run(store, "a")
+    assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
+
+
+@pytest.mark.parametrize("sharing", [{"training": {"fit_key": "fit-a"}}, {"weights_digest": "weights of a"}])
+def test_weights_that_another_run_uses_are_kept(store, sharing):
+    stores.write_whole(store, store.weights("fit-a") / "fit.json", "{}")
+    stores.save_run(store, make_run("a", []))
+    stores.save_run(store, make_run("hybrid", [], **sharing))
+    stores.remove_run(store, "a")
+    assert (store.weights("fit-a") / "fit.json").exists()
+
+
+@pytest.mark.parametrize("key", ["..", "", "../rows", None, 7])
+def test_a_fit_key_that_names_no_folder_removes_nothing(store, key):
+    complete(store, IDENTITY, make_rows(3))
+    stores.write_whole(store, store.weights("fit-a") / "fit.json", "{}")
+    stores.save_run(store, make_run("a", [], training={"fit_key": key}))
+    stores.remove_run(store, "a")
+    assert store.parquet(IDENTITY.digest).exists()
+    assert (store.weights("fit-a") / "fit.json").exists()
+
+
+def test_nothing_is_removed_while_it_is_unknown_what_is_shared(store):
+    save_two_runs(store)
+    (store.folder / "a" / "run.json").write_text("{")
+    with pytest.raises(HarnessError, match=r"a/run\.json.*next: repair or delete"):
+        stores.remove_run(store, "b")
+    assert store.parquet(OTHER.digest).exists()
+    assert (store.folder / "b" / "run.json").exists()
+
+
+def test_removing_an_unknown_run_is_the_users_error(store):
+    with pytest.raises(UserError, match="make one"):
+        stores.remove_run(store, "a")
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of 2 MB, where the machine lets us."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(folder).free == 0
+
+
+def test_a_full_disk_is_said_when_a_block_is_written_and_nothing_stays(small_disk):
+    store = Store(small_disk / "runs")
+    append(store, IDENTITY, make_rows(64))
+    fill(small_disk)
+    with pytest.raises(HarnessError, match=r"no room to write \(0\.0 MB free.*next: free some space"):
+        append(store, IDENTITY, make_rows(128, text="x" * 1000), blocks=[1])
+    assert leftovers(store) == []
+    assert stores.finished_blocks(store, IDENTITY) == {0}
+
+
+def test_a_full_disk_is_said_when_rows_are_completed_and_the_blocks_stay(small_disk):
+    store = Store(small_disk / "runs")
+    sample = [replace(r, text=os.urandom(300).hex()) for r in make_rows(128)]
+    append(store, IDENTITY, sample)
+    fill(small_disk)
+    with pytest.raises(HarnessError, match="no room to write"):
+        stores.complete_rows(store, IDENTITY, 128)
+    assert leftovers(store) == []
+    (small_disk / "filler").unlink()
+    stores.complete_rows(store, IDENTITY, 128)
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(small_disk):
+    store = Store(small_disk / "runs")
+    stores.save_run(store, make_run("a", []))
+    complete(store, IDENTITY, [replace(r, text=os.urandom(1000).hex()) for r in make_rows(192)])
+    fill(small_disk)
+    os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 16_384)  # for run.json
+    with pytest.raises(HarnessError, match=r"harness\.duckdb: found no room to write"):
+        stores.save_run(store, make_run("b", [IDENTITY.digest]))
+    (small_disk / "filler").unlink()
+    assert [r.run_id for r in stores.list_runs(store)] == ["a"]
+    assert stores.reindex(store).runs == 2
+
+
+LIMITED = """
+import pickle, resource, sys
+from pathlib import Path
+from harness.errors import HarnessError
+from harness.store import Store, append_block
+identity, rows = pickle.load(sys.stdin.buffer)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    append_block(Store(Path(sys.argv[1])), identity, 0, rows)
+except HarnessError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
+    command = [sys.executable, "-c", LIMITED, str(store.folder)]
+    sample = pickle.dumps((IDENTITY, make_rows(64, text="x" * 1000)))
+    done = subprocess.run(command, cwd=ROOT, input=sample, capture_output=True, check=False)
+    assert b"no room to write" in done.stdout, done.stderr.decode()
+    assert leftovers(store) == []
+    assert stores.finished_blocks(store, IDENTITY) == set()
+
+
+# Speed
+
+
+def test_a_hundred_thousand_rows_are_ingested_in_seconds(store):
+    complete(store, IDENTITY, make_rows(1))
+    path, more = store.parquet(IDENTITY.digest), store.folder / "more.parquet"
+    numbered = "one.* REPLACE (i AS position, 'item-' || i AS example_id)"
+    with duckdb.connect() as db:
+        db.execute(f"COPY (SELECT {numbered} FROM '{path}' AS one, range(100_000) AS r(i)) TO '{more}'")
+    more.replace(path)
+    started = time.perf_counter()
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    assert time.perf_counter() - started < 10
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        assert db.execute("SELECT count(*), count(DISTINCT example_id) FROM scores").fetchall() == [
+            (100_000,) * 2
+        ]

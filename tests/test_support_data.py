@@ -1,0 +1,163 @@
+"""The quickstart's data is what suites/make_support.py writes, splits do not leak, and the fight is fair."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+SUITES = Path(__file__).parents[1] / "suites"
+FILES = ("train", "validation", "test", "pairs", "documents")
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    lines = (SUITES / "support" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+ROWS = {name: _read(name) for name in FILES}
+SPLITS = {name: ROWS[name] for name in ("train", "validation", "test")}
+
+
+def _question(row: dict[str, Any]) -> str:
+    """The prompt without pasted passages."""
+    return str(row["prompt"]).rsplit("\n\n", 1)[-1]
+
+
+def _slice(split: str, name: str) -> list[dict[str, Any]]:
+    return [row for row in SPLITS[split] if row["slice"] == name]
+
+
+def _facts(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["documents"][0], row["reference"]) for row in rows]
+
+
+def _states(text: str, value: str) -> bool:
+    """Whether a value stands in a text as whole words and whole numbers."""
+    return re.search(rf"(?<![\w.:]){re.escape(value)}(?!\w)", text) is not None
+
+
+def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, SUITES / "make_support.py", tmp_path], check=True)
+    for name in FILES:
+        file = f"{name}.jsonl"
+        assert (tmp_path / file).read_bytes() == (SUITES / "support" / file).read_bytes(), file
+
+
+def test_every_file_has_the_size_it_needs() -> None:
+    sizes = {name: len(rows) for name, rows in ROWS.items()}
+    assert sizes["train"] >= 300
+    assert sizes["validation"] >= 100
+    assert sizes["test"] >= 200
+    assert sizes["pairs"] >= 150
+    assert sizes["documents"] >= 60
+
+
+def test_both_slices_are_near_half_of_every_split() -> None:
+    for split, rows in SPLITS.items():
+        shares = Counter(row["slice"] for row in rows)
+        assert set(shares) == {"behaviour", "knowledge"}
+        assert min(shares.values()) >= 0.45 * len(rows), split
+
+
+def test_ids_are_unique_over_all_files() -> None:
+    ids = [row["id"] for rows in ROWS.values() for row in rows]
+    assert len(ids) == len(set(ids))
+
+
+def test_no_family_of_wordings_is_in_two_splits() -> None:
+    clusters = [{row["cluster"] for row in rows} for rows in SPLITS.values()]
+    assert sum(map(len, clusters)) == len(set.union(*clusters))
+
+
+def test_every_family_has_several_items() -> None:
+    for rows in SPLITS.values():
+        assert min(Counter(row["cluster"] for row in rows).values()) >= 2
+
+
+def test_pairs_use_families_of_training_only_and_prefer_the_right_reply() -> None:
+    assert {row["cluster"] for row in ROWS["pairs"]} <= {row["cluster"] for row in SPLITS["train"]}
+    assert all(row["chosen"] != row["rejected"] for row in ROWS["pairs"])
+
+
+def test_no_prompt_of_a_held_out_split_is_asked_elsewhere() -> None:
+    prompts = {name: {_question(row).lower() for row in ROWS[name]} for name in FILES[:4]}
+    assert not prompts["test"] & (prompts["train"] | prompts["validation"] | prompts["pairs"])
+    assert not prompts["validation"] & (prompts["train"] | prompts["pairs"])
+
+
+def test_no_prompt_occurs_twice_in_a_split() -> None:
+    for split, rows in SPLITS.items():
+        prompts = Counter(row["prompt"] for row in rows)
+        assert max(prompts.values()) == 1, (split, prompts.most_common(1))
+
+
+def test_half_of_the_facts_asked_in_held_out_splits_are_new() -> None:
+    known = set(_facts(_slice("train", "knowledge")))
+    for split in ("validation", "test"):
+        asked = _facts(_slice(split, "knowledge"))
+        assert sum(fact not in known for fact in asked) * 2 == len(asked)
+
+
+def test_new_facts_and_their_documents_appear_nowhere_in_training() -> None:
+    known = set(_facts(_slice("train", "knowledge")))
+    seen = "\n".join(row["prompt"] + "\n" + row["reference"] for row in SPLITS["train"])
+    seen += "\n".join(" ".join((row["prompt"], row["chosen"], row["rejected"])) for row in ROWS["pairs"])
+    texts = {document["id"]: document["text"] for document in ROWS["documents"]}
+    for split in ("validation", "test"):
+        for document, value in set(_facts(_slice(split, "knowledge"))) - known:
+            assert not _states(seen, value), value
+            assert texts[document] not in seen
+
+
+def test_every_answer_stands_in_its_document_and_in_no_other() -> None:
+    texts = {document["id"]: document["text"] for document in ROWS["documents"]}
+    for rows in SPLITS.values():
+        for document, value in _facts([row for row in rows if row["slice"] == "knowledge"]):
+            assert [name for name, text in texts.items() if _states(text, value)] == [document], value
+
+
+def test_documents_are_short() -> None:
+    assert max(len(document["text"].split()) for document in ROWS["documents"]) <= 60
+
+
+def test_only_training_prompts_carry_pasted_passages() -> None:
+    pasted = {name for name in FILES[:4] for row in ROWS[name] if row["prompt"].startswith("Context:\n")}
+    assert pasted == {"train"}
+
+
+def test_pasted_passages_are_documents_in_the_layout_of_retrieval() -> None:
+    lines = {f"{document['title']}: {document['text']}" for document in ROWS["documents"]}
+    for row in SPLITS["train"]:
+        if row["prompt"].startswith("Context:\n"):
+            context, _ = row["prompt"].removeprefix("Context:\n").split("\n\n")
+            assert set(context.split("\n")) <= lines
+
+
+def test_every_behaviour_reference_is_one_of_eight_choices() -> None:
+    for split in SPLITS:
+        for row in _slice(split, "behaviour"):
+            assert len(row["choices"]) == 8
+            assert row["reference"] in row["choices"]
+
+
+def test_the_labels_are_balanced_in_every_split() -> None:
+    for split in SPLITS:
+        counts = Counter(row["reference"] for row in _slice(split, "behaviour"))
+        assert len(counts) == 8
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_bag_of_words_does_not_decide_the_behaviour_slice() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    train, test = _slice("train", "behaviour"), _slice("test", "behaviour")
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10.0, max_iter=1000))
+    model.fit([_question(row) for row in train], [row["reference"] for row in train])
+    predicted = model.predict([row["prompt"] for row in test])
+    hits = sum(a == row["reference"] for a, row in zip(predicted, test, strict=True))
+    assert hits / len(test) < 0.45
