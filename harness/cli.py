@@ -4,8 +4,10 @@ Invariant: stdout holds the result, stderr the progress; errors a user can mend 
 without a traceback and end with exit code 2, and heavy modules load only inside a verb.
 """
 
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +16,11 @@ import typer
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.estimate import Work
     from harness.records import Run
     from harness.report import ExperimentReport
+    from harness.run import Bench
+    from harness.spec import GatePolicy
 
 app = typer.Typer(
     help="Know, with evidence, whether to fine-tune.", no_args_is_help=True, add_completion=True,
@@ -49,11 +54,11 @@ def compare(
     from harness import config as configuration
     from harness import experiment, report
     from harness.experiment import Scope
-    from harness.progress import Silent
     from harness.terminal import TerminalProgress
 
     loaded = configuration.load(config, overrides or [], candidates or [])
-    bench = experiment.bench_of(loaded, Scope(limit, quick), Silent())
+    progress = TerminalProgress()
+    bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
     work = experiment.planned(bench, loaded.selected)
     plan = {name: bench.seconds(one) for name, one in work.items()}
     if dry_run:
@@ -62,8 +67,7 @@ def compare(
     _say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
     for line in [*experiment.warnings_before(bench), *bench.target.items.removed]:
         _say(line)
-    with TerminalProgress(plan) as progress:
-        bench.progress = progress
+    with progress.following(plan):
         found = experiment.run_all(bench, loaded, quick=quick)
     report.write(found, loaded.folder / "reports")
     _print_report(found, as_json)
@@ -79,9 +83,8 @@ def train(
     from harness.run import ensure_weights
 
     bench, names = _bench(config, overrides, candidate)
-    with _progress(bench):
-        made = {name: ensure_weights(bench, bench.experiment.candidates[name], bench.experiment.seeds[0])
-                for name in names}
+    recipes = bench.experiment.candidates
+    made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in names}
     _print({name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
             for name, w in made.items()}, as_json)
 
@@ -98,16 +101,15 @@ def evaluate(
 
     bench, names = _bench(config, overrides, candidate)
     out: dict[str, Any] = {}
-    with _progress(bench):
-        for name in names:
-            run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
-            reader = Reader(bench)
-            out[name] = {
-                m.task.name: {
-                    key: comparison.estimate(metric, reader.of(run, m))._asdict() for key, metric in m.metrics.items()
-                }
-                for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows
+    for name in names:
+        run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
+        reader = Reader(bench)
+        out[name] = {
+            m.task.name: {
+                key: comparison.estimate(metric, reader.of(run, m))._asdict() for key, metric in m.metrics.items()
             }
+            for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows
+        }
     _print(out, as_json)
 
 
@@ -167,6 +169,82 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     from harness import store
 
     _print(store.reindex(store.Store(runs))._asdict(), as_json)
+
+
+def _bench(config: Path, overrides: list[str] | None, candidate: str | None) -> "tuple[Bench, tuple[str, ...]]":
+    from harness import config as configuration
+    from harness.experiment import Scope, bench_of
+    from harness.terminal import TerminalProgress
+
+    loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
+    return bench_of(loaded, Scope(), TerminalProgress()), loaded.selected
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print(value: Any, as_json: bool) -> None:
+    """Print a mapping as JSON or as indented lines."""
+    if as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    for line in _lines(value, ""):
+        print(line)
+
+
+def _lines(value: Any, indent: str) -> Iterator[str]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield f"{indent}{key}"
+            yield from _lines(inner, indent + "  ")
+        else:
+            yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
+
+
+def _brief(run: "Run") -> str:
+    state = run.error if run.state == "failed" else run.state
+    return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
+
+
+def _print_report(found: "ExperimentReport", as_json: bool) -> None:
+    from rich.console import Console
+
+    from harness import report
+
+    if as_json:
+        print(json.dumps(report.to_json(found), indent=2, ensure_ascii=False))
+    else:
+        report.terminal(found, Console(width=100, highlight=False))
+
+
+def _print_plan(bench: "Bench", work: "dict[str, Work]", plan: dict[str, float], as_json: bool) -> None:
+    """Print what each candidate trains, reads and generates, and the sums."""
+    from harness.estimate import Work
+    from harness.numbers import count, seconds
+
+    total = sum(work.values(), Work())
+    if as_json:
+        _print({name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}, True)
+        return
+    print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
+    for name, w in [*work.items(), ("all, in tokens, from nothing", total)]:
+        expected = seconds(plan.get(name, sum(plan.values())))
+        print(f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {expected}")
+    _say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
+
+
+def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
+    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
+    from harness import gate
+
+    if any(f.state == "failed" for f in found.facts):
+        return 1
+    if not by_verdict:
+        return 0
+    chosen = found.decision.candidate if found.decision else None
+    verdict = next((f.verdict for f in found.facts if f.name == chosen), None)
+    return gate.exit_code(verdict, policy) if verdict else 4
 
 
 def main() -> None:

@@ -116,10 +116,14 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     return run
 
 
+def base_weights(bench: Bench) -> Weights:
+    """Return the base's own weights."""
+    return Weights("base", bench.source.weights_digest, None, {})
+
+
 def base_arm(bench: Bench) -> dict[str, str]:
     """Measure the base's general ability; returns the row set of each task."""
-    base = Weights("base", bench.source.weights_digest, None, {})
-    jobs = suite_jobs(bench, base)
+    jobs = suite_jobs(bench, base_weights(bench))
     if _missing(bench, jobs):
         _fill(bench, bench.host.base, jobs, "base")
     return {job.task.name: job.identity.digest for job in jobs}
@@ -145,7 +149,7 @@ def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
     method = plugins.load("methods", source.method)
     params = method.Params(**source.params)
     if source.method == "base":
-        return Weights("base", bench.source.weights_digest, None, {})
+        return base_weights(bench)
     key = digest([
         source.method, params.model_dump(mode="json"), bench.source.weights_digest, bench.source.template_digest,
         bench.target.versions["train"], bench.target.versions["validation"], _prompting_digest(bench, source, seed), seed,

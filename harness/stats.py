@@ -74,7 +74,7 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     Raises:
         ValueError: there are no values, or the lengths differ.
 
-    Source: Miller 2024, arXiv:2411.00640, section 2.2.
+    Source: Miller 2024, arXiv:2411.00640.
     """
     x, codes, n_clusters = _with_codes(values, clusters)
     mean, n = float(x.mean()), len(x)
@@ -94,7 +94,7 @@ def paired_delta(base: ArrayLike, new: ArrayLike, clusters: ArrayLike | None = N
     Raises:
         ValueError: the arms differ in length, or are empty.
 
-    Source: Miller 2024, arXiv:2411.00640, sections 2.2 and 4.2.
+    Source: Miller 2024, arXiv:2411.00640.
     """
     old, now = np.asarray(base, float), np.asarray(new, float)
     if old.shape != now.shape:
@@ -176,7 +176,7 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
     Raises:
         ValueError: not 0 ≤ successes ≤ n, or n is 0.
 
-    Source: Wilson 1927, formula 5.
+    Source: Wilson 1927.
     """
     _check_count(successes, n)
     z, p = z_quantile(1 - alpha / 2), successes / n
@@ -218,7 +218,7 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     Raises:
         ValueError: a count is negative.
 
-    Source: Fagerland, Lydersen & Laake 2013, section 2.
+    Source: Fagerland, Lydersen & Laake 2013.
     """
     if min(gains, losses) < 0:
         raise ValueError(f"counts must not be negative: {gains}, {losses}")
@@ -238,7 +238,7 @@ def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
     Raises:
         ValueError: the counts are negative or more than n, or n is 0.
 
-    Source: Tango 1998, formulas 11–13.
+    Source: Tango 1998.
     """
     if min(gains, losses) < 0 or gains + losses > n * (1 + _TIE) or n <= 0:
         raise ValueError(f"expected gains + losses <= n and n > 0, found {gains} + {losses} of {n}")
@@ -290,7 +290,7 @@ def tango_noninferiority_p(gains: float, losses: float, n: float, margin: float)
     Raises:
         ValueError: the counts are negative or more than n, or n is 0.
 
-    Source: Tango 1998, formula 14.
+    Source: Tango 1998.
     """
     return float(special.ndtr(-tango_z(gains, losses, n, -margin)))
 
@@ -419,7 +419,7 @@ def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float =
     √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect`
     the design effect. Not for graded scores, whose differences are smaller than 1.
 
-    Source: Miller 2024, arXiv:2411.00640, section 5 (its variance for single binary answers).
+    Source: Miller 2024, arXiv:2411.00640 (its variance for single binary answers).
     """
     return sqrt(effect * (max(disagreement, abs(delta)) - delta**2) / n)
 
@@ -433,7 +433,7 @@ def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 
     Raises:
         ValueError: the SE is not positive.
 
-    Source: Chow, Shao & Wang 2008, section 3.
+    Source: Chow, Shao & Wang 2008.
     """
     return _power((delta + margin) / _positive(se), alpha)
 
@@ -447,7 +447,7 @@ def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05
     Raises:
         ValueError: the SE is not positive.
 
-    Source: Chow, Shao & Wang 2008, section 3.
+    Source: Chow, Shao & Wang 2008.
     """
     return _power(-(delta + margin) / _positive(se), alpha)
 
@@ -463,7 +463,7 @@ def noninferiority_n(
     Raises:
         ValueError: the true delta is at or beyond −margin, so no number of items would do.
 
-    Source: Lu & Bean 1995; Chow, Shao & Wang 2008, section 4.
+    Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
     """
     if delta + margin <= 0:
         raise ValueError(f"a true delta of {delta} cannot be shown to be above −{margin}")
@@ -477,7 +477,7 @@ def detectable_delta(disagreement: float, n: float, alpha: float = 0.05, power: 
     (z_{1−α/2} + z_power) √(d/n), d the share of items that differ. Not for a margin
     (`noninferiority_n`).
 
-    Source: Miller 2024, arXiv:2411.00640, section 5.
+    Source: Miller 2024, arXiv:2411.00640.
     """
     return (z_quantile(1 - alpha / 2) + z_quantile(power)) * sqrt(disagreement / n)
 

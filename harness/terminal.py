@@ -19,10 +19,10 @@ _FIRST_GUESS = 1.0
 
 
 class TerminalProgress:
-    """Draws stages and finished candidates; `plan` maps candidates to expected seconds."""
+    """Draws stages as they pass, and the lines of candidates that are finished."""
 
-    def __init__(self, plan: Mapping[str, float]) -> None:
-        self._left = dict(plan)
+    def __init__(self) -> None:
+        self._left: dict[str, float] = {}
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"),
@@ -30,14 +30,12 @@ class TerminalProgress:
         )
         self._expected_s = self._spent_s = 0.0
 
-    def __enter__(self) -> "TerminalProgress":
-        """Start drawing."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave a clean line behind."""
-        self._bar.stop()
+    @contextmanager
+    def following(self, plan: Mapping[str, float]) -> Iterator[None]:
+        """Draw while a plan (candidates and their expected seconds) is worked off."""
+        self._left = dict(plan)
+        with self._bar:
+            yield
 
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:

@@ -1,4 +1,4 @@
-"""Where tests find real data, and no network for anything they load."""
+"""Where tests find real data, a small experiment to change, and no network for anything they load."""
 
 import os
 
@@ -9,6 +9,34 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[1]
+
+EXPERIMENT = """\
+name: tiny
+target: suites/tiny.yaml
+suites: [suites/other.yaml]
+candidates:
+  prompt: {method: base, prompting: zero_shot}
+  shots:
+    prompting:
+      few_shot: {select: knn, shots: 2}
+"""
+
+TARGET = """\
+name: tiny
+tasks:
+  - name: tiny
+    data: {train: tiny/train.jsonl, test: tiny/test.jsonl}
+"""
+
+OTHER = """\
+name: other
+role: capability
+tasks:
+  - name: sums
+    data: {test: tiny/test.jsonl}
+  - name: capitals
+    data: {test: tiny/test.jsonl}
+"""
 
 
 def shared_data(path: str) -> Path:
@@ -21,3 +49,15 @@ def shared_data(path: str) -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a small experiment, a target and another suite; its rows are empty objects."""
+    (tmp_path / "suites" / "tiny").mkdir(parents=True)
+    for name in ("train", "test", "pairs", "documents"):
+        (tmp_path / "suites" / "tiny" / f"{name}.jsonl").write_text("{}\n")
+    (tmp_path / "suites" / "tiny.yaml").write_text(TARGET)
+    (tmp_path / "suites" / "other.yaml").write_text(OTHER)
+    (tmp_path / "harness.yaml").write_text(EXPERIMENT)
+    return tmp_path

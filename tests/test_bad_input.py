@@ -1,7 +1,7 @@
 """Whatever is written wrongly ends in one clear message: where, found, expected, next step."""
 
 import pytest
-from test_config import EXPERIMENT, OTHER, TARGET, folder  # noqa: F401
+from conftest import EXPERIMENT, OTHER, TARGET
 
 from harness import config
 from harness.errors import UserError
@@ -40,23 +40,32 @@ def test_an_unknown_key_beside_the_tasks_of_the_target_is_found(folder):
 
 
 def test_all_problems_of_all_files_come_at_once(folder):
-    text = EXPERIMENT + "  x: {method: lorra, answer: rang}\n  y: {prompting: {few_shot: {shot: 2}}}\nseeds: 0\n"
+    text = (
+        EXPERIMENT + "  x: {method: lorra, answer: rang}\n  y: {prompting: {few_shot: {shot: 2}}}\nseeds: 0\n"
+    )
     found = problems(folder, text=text, target=TARGET + "    limit: many\n", other=OTHER + "    chance: 2\n")
     assert {where for where, *_ in found} == {
-        "harness.yaml:9", "harness.yaml:10", "harness.yaml:11", "suites/tiny.yaml:5", "suites/other.yaml:8",
+        "harness.yaml:9",
+        "harness.yaml:10",
+        "harness.yaml:11",
+        "suites/tiny.yaml:5",
+        "suites/other.yaml:8",
     }
     assert len(found) == 6
 
 
-@pytest.mark.parametrize(("line", "found", "next_step"), [
-    ("seeds: 0", "seeds: 0", "write [0]"),
-    ("seeds: [one]", "seeds[0]: 'one'", ""),
-    ("gate: 3", "gate: 3", ""),
-    ("gate: {macro: 2}", "macro: 2", ""),
-    ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
-    ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
-    ("seeds: []", "seeds: []", ""),
-])
+@pytest.mark.parametrize(
+    ("line", "found", "next_step"),
+    [
+        ("seeds: 0", "seeds: 0", "write [0]"),
+        ("seeds: [one]", "seeds[0]: 'one'", ""),
+        ("gate: 3", "gate: 3", ""),
+        ("gate: {macro: 2}", "macro: 2", ""),
+        ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
+        ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
+        ("seeds: []", "seeds: []", ""),
+    ],
+)
 def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next_step):
     assert only(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
 
@@ -70,31 +79,41 @@ def test_a_name_with_a_space_is_refused(folder):
     assert only(folder, "name=a b")[1] == "name: 'a b'"
 
 
-@pytest.mark.parametrize(("recipe", "found", "next_step"), [
-    ("{method: lorra}", "unknown method 'lorra'", "did you mean 'lora'?"),
-    ("{prompting: fewshot}", "unknown prompting 'fewshot'", "did you mean 'few_shot'?"),
-    ("{method: lora, params: {lora_rank: 8}}", "unknown key 'lora_rank'", None),
-    ("{method: lora, params: {r: 0}}", "r: 0", ""),
-    ("{method: lora, params: {r: [8, big]}}", "r: 'big'", ""),
-    ("{method: lora, params: {r: []}}", "an empty grid for r", ""),
-    ("{prompting: {few_shot: {select: nearest}}}", "select: 'nearest'", ""),
-    ("{prompting: {zero_shot: {shots: 1}}}", "key 'shots'", "remove it"),
-    ("{template: 'Answer:'}", "template 'Answer:'", "add {prompt}"),
-    ("lorra", "unknown recipe 'lorra'", "did you mean 'lora'?"),
-    ("{prompting: rag}", "rag without documents rows", "add documents: documents.jsonl, or leave rag out"),
-])
+@pytest.mark.parametrize(
+    ("recipe", "found", "next_step"),
+    [
+        ("{method: lorra}", "unknown method 'lorra'", "did you mean 'lora'?"),
+        ("{prompting: fewshot}", "unknown prompting 'fewshot'", "did you mean 'few_shot'?"),
+        ("{method: lora, params: {lora_rank: 8}}", "unknown key 'lora_rank'", None),
+        ("{method: lora, params: {r: 0}}", "r: 0", ""),
+        ("{method: lora, params: {r: [8, big]}}", "r: 'big'", ""),
+        ("{method: lora, params: {r: []}}", "an empty grid for r", ""),
+        ("{prompting: {few_shot: {select: nearest}}}", "select: 'nearest'", ""),
+        ("{prompting: {zero_shot: {shots: 1}}}", "key 'shots'", "remove it"),
+        ("{template: 'Answer:'}", "template 'Answer:'", "add {prompt}"),
+        ("lorra", "unknown recipe 'lorra'", "did you mean 'lora'?"),
+        (
+            "{prompting: rag}",
+            "rag without documents rows",
+            "add documents: documents.jsonl, or leave rag out",
+        ),
+    ],
+)
 def test_a_recipe_that_cannot_be_made_is_refused_at_its_line(folder, recipe, found, next_step):
     where, what, then = only(folder, text=EXPERIMENT + f"  x: {recipe}\n")
     assert (where, what) == ("harness.yaml:9", found)
     assert next_step is None or then == next_step
 
 
-@pytest.mark.parametrize(("old", "part"), [
-    ("warmup_ratio", "warmup_steps: a value below 1, such as 0.05, is the ratio"),
-    ("evaluation_strategy", "remove it"),
-    ("group_by_length", "packing"),
-    ("max_prompt_length", "shorten long prompts"),
-])
+@pytest.mark.parametrize(
+    ("old", "part"),
+    [
+        ("warmup_ratio", "warmup_steps: a value below 1, such as 0.05, is the ratio"),
+        ("evaluation_strategy", "remove it"),
+        ("group_by_length", "packing"),
+        ("max_prompt_length", "shorten long prompts"),
+    ],
+)
 def test_a_parameter_that_the_libraries_dropped_says_what_to_do_instead(folder, old, part):
     found = only(folder, text=EXPERIMENT + f"  x: {{method: lora, params: {{{old}: 0.1}}}}\n")
     assert found[1] == f"unknown key {old!r}"
@@ -109,11 +128,14 @@ def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     assert "without train rows" in found[1]
 
 
-@pytest.mark.parametrize(("recipe", "found", "next_step"), [
-    ("{weights_of: x}", "x taking its own weights", "one of: prompt, shots"),
-    ("{weights_of: promt}", "unknown candidate 'promt'", "did you mean 'prompt'?"),
-    ("{weights_of: prompt, method: lora}", None, ""),
-])
+@pytest.mark.parametrize(
+    ("recipe", "found", "next_step"),
+    [
+        ("{weights_of: x}", "x taking its own weights", "one of: prompt, shots"),
+        ("{weights_of: promt}", "unknown candidate 'promt'", "did you mean 'prompt'?"),
+        ("{weights_of: prompt, method: lora}", None, ""),
+    ],
+)
 def test_weights_come_from_another_known_candidate(folder, recipe, found, next_step):
     where, what, then = only(folder, text=EXPERIMENT + f"  x: {recipe}\n")
     assert where == "harness.yaml:9"
@@ -199,13 +221,20 @@ def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
     assert loaded.experiment.gate.critical == (name,)
 
 
-@pytest.mark.parametrize(("text", "where", "found"), [
-    ("a: [1, 2", "harness.yaml:1", "expected ',' or ']', but got '<stream end>', while parsing a flow sequence"),
-    ("name: a\nname: b", "harness.yaml:2", 'duplicate key "name"'),
-    ("name: a\n\tb: c", "harness.yaml:2", None),
-    ("", "harness.yaml:1", "an empty file"),
-    ("- a\n- b", "harness.yaml:1", "a list"),
-])
+@pytest.mark.parametrize(
+    ("text", "where", "found"),
+    [
+        (
+            "a: [1, 2",
+            "harness.yaml:1",
+            "expected ',' or ']', but got '<stream end>', while parsing a flow sequence",
+        ),
+        ("name: a\nname: b", "harness.yaml:2", 'duplicate key "name"'),
+        ("name: a\n\tb: c", "harness.yaml:2", None),
+        ("", "harness.yaml:1", "an empty file"),
+        ("- a\n- b", "harness.yaml:1", "a list"),
+    ],
+)
 def test_what_is_no_mapping_in_yaml_is_refused_at_its_line(folder, text, where, found):
     place, what, _ = only(folder, text=text)
     assert place == where
@@ -226,16 +255,19 @@ def test_text_that_is_not_utf8_is_shown_with_its_byte(folder):
     assert problem.found == "byte 0xe9 at offset 16, which is not UTF-8"
 
 
-@pytest.mark.parametrize(("override", "found", "next_step"), [
-    ("seeds", "'seeds'", ""),
-    ("gate.macro=[", "no YAML: '['", "quote the value"),
-    ("gat.macro=0.1", "unknown key 'gat'", "did you mean 'gate'?"),
-    ("gate.macr=0.1", "unknown key 'macr'", "did you mean 'macro'?"),
-    ("name.first=x", "name: 'tiny', which has no keys", "set it as a whole"),
-    ("suites.othr.role=safety", "no entry 'othr'", "did you mean 'other'?"),
-    ("candidates.shot.answer=rank", "unknown candidate 'shot'", "did you mean 'shots'?"),
-    ("target.limit=none", "limit: 'none'", ""),
-])
+@pytest.mark.parametrize(
+    ("override", "found", "next_step"),
+    [
+        ("seeds", "'seeds'", ""),
+        ("gate.macro=[", "no YAML: '['", "quote the value"),
+        ("gat.macro=0.1", "unknown key 'gat'", "did you mean 'gate'?"),
+        ("gate.macr=0.1", "unknown key 'macr'", "did you mean 'macro'?"),
+        ("name.first=x", "name: 'tiny', which has no keys", "set it as a whole"),
+        ("suites.othr.role=safety", "no entry 'othr'", "did you mean 'other'?"),
+        ("candidates.shot.answer=rank", "unknown candidate 'shot'", "did you mean 'shots'?"),
+        ("target.limit=none", "limit: 'none'", ""),
+    ],
+)
 def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, found, next_step):
     assert only(folder, override) == (f"override {override}", found, next_step)
 

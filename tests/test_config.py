@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from conftest import EXPERIMENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,45 +16,6 @@ from harness import config
 from harness.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-
-EXPERIMENT = """\
-name: tiny
-target: suites/tiny.yaml
-suites: [suites/other.yaml]
-candidates:
-  prompt: {method: base, prompting: zero_shot}
-  shots:
-    prompting:
-      few_shot: {select: knn, shots: 2}
-"""
-
-TARGET = """\
-name: tiny
-tasks:
-  - name: tiny
-    data: {train: tiny/train.jsonl, test: tiny/test.jsonl}
-"""
-
-OTHER = """\
-name: other
-role: capability
-tasks:
-  - name: sums
-    data: {test: tiny/test.jsonl}
-  - name: capitals
-    data: {test: tiny/test.jsonl}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "suites" / "tiny").mkdir(parents=True)
-    for name in ("train", "test", "pairs", "documents"):
-        (tmp_path / "suites" / "tiny" / f"{name}.jsonl").write_text("{}\n")
-    (tmp_path / "suites" / "tiny.yaml").write_text(TARGET)
-    (tmp_path / "suites" / "other.yaml").write_text(OTHER)
-    (tmp_path / "harness.yaml").write_text(EXPERIMENT)
-    return tmp_path
 
 
 def read(folder, *overrides, candidates=(), text=None):
@@ -71,7 +33,9 @@ def test_a_target_suite_gives_its_one_task(folder):
 
 
 def test_the_target_may_stand_in_the_file_itself(folder):
-    text = EXPERIMENT.replace("target: suites/tiny.yaml", "target: {name: own, data: {test: suites/tiny/test.jsonl}}")
+    text = EXPERIMENT.replace(
+        "target: suites/tiny.yaml", "target: {name: own, data: {test: suites/tiny/test.jsonl}}"
+    )
     assert experiment(folder, "candidates.shots={}", text=text).target.name == "own"
 
 
@@ -124,7 +88,9 @@ def test_a_small_exponent_is_a_number(folder):
 
 
 def test_an_override_reaches_into_the_files_that_are_named(folder):
-    loaded = experiment(folder, "target.limit=5", "suites.other.tasks.capitals.margin=0.1", "suites.0.tasks.0.limit=3")
+    loaded = experiment(
+        folder, "target.limit=5", "suites.other.tasks.capitals.margin=0.1", "suites.0.tasks.0.limit=3"
+    )
     assert loaded.target.limit == 5
     assert [(task.limit, task.margin) for task in loaded.suites[0].tasks] == [(3, None), (None, 0.1)]
 
@@ -150,10 +116,19 @@ def test_of_two_settings_of_one_key_the_later_wins(folder):
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.permutations([
-    "target.limit=4", "target=suites/tiny.yaml", "gate.macro=0.03", "gate={each: 0.06}",
-    "candidates.shots.prompting.few_shot.shots=[1, 3]", "candidates.rag=few-shot", "seeds=[3]",
-]))
+@given(
+    order=st.permutations(
+        [
+            "target.limit=4",
+            "target=suites/tiny.yaml",
+            "gate.macro=0.03",
+            "gate={each: 0.06}",
+            "candidates.shots.prompting.few_shot.shots=[1, 3]",
+            "candidates.rag=few-shot",
+            "seeds=[3]",
+        ]
+    )
+)
 def test_the_order_of_overrides_does_not_matter(folder, order):
     reference = sorted(order)
     assert experiment(folder, *order) == experiment(folder, *reference)
@@ -176,7 +151,9 @@ def test_two_grids_are_multiplied_out(folder):
 
 
 def test_a_grid_of_a_method_reads_its_numbers_as_written(folder):
-    names = experiment(folder, "candidates.l={method: lora, params: {r: [8, 16], learning_rate: 1e-3}}").candidates
+    names = experiment(
+        folder, "candidates.l={method: lora, params: {r: [8, 16], learning_rate: 1e-3}}"
+    ).candidates
     assert {"l[r=8]", "l[r=16]"} <= names.keys()
 
 
@@ -187,7 +164,9 @@ def test_a_list_that_the_parameter_takes_is_no_grid(folder):
 
 def test_a_list_of_lists_is_a_grid_where_the_parameter_takes_a_list(folder):
     grid = "candidates.l={method: lora, params: {target_modules: [[q_proj, v_proj], all-linear]}}"
-    assert {"l[target_modules=q_proj+v_proj]", "l[target_modules=all-linear]"} <= experiment(folder, grid).candidates.keys()
+    assert {"l[target_modules=q_proj+v_proj]", "l[target_modules=all-linear]"} <= experiment(
+        folder, grid
+    ).candidates.keys()
 
 
 def test_a_candidate_may_take_the_weights_of_a_member_of_a_grid(folder):
@@ -214,7 +193,8 @@ def test_the_name_of_a_grid_selects_all_its_members(folder):
 def test_a_member_of_a_grid_is_selected_by_its_full_name(folder):
     grid = "candidates.shots.prompting.few_shot={select: [fixed, knn], shots: [1, 2]}"
     assert read(folder, grid, candidates=["shots[select=knn,shots=1],prompt"]).selected == (
-        "prompt", "shots[select=knn,shots=1]",
+        "prompt",
+        "shots[select=knn,shots=1]",
     )
 
 
@@ -277,6 +257,21 @@ def test_an_experiment_is_read_in_a_moment(folder):
     start = time.process_time()
     read(folder)
     assert time.process_time() - start < 0.15
+
+
+def test_the_suites_of_a_folder_are_read_by_file(folder):
+    assert [suite.name for suite in config.read_suites(folder / "suites")] == ["other", "tiny"]
+
+
+def test_without_a_folder_of_suites_the_shipped_ones_are_read(folder):
+    assert "support" in [suite.name for suite in config.read_suites(folder / "nowhere")]
+
+
+def test_a_broken_suite_of_a_folder_is_refused_at_its_line(folder):
+    (folder / "suites" / "other.yaml").write_text("name: other\ntaks: []\n")
+    with pytest.raises(UserError) as caught:
+        config.read_suites(folder / "suites")
+    assert {p.where for p in caught.value.problems} == {"other.yaml:1", "other.yaml:2"}
 
 
 def test_all_problems_come_in_any_order_of_the_keys(folder):

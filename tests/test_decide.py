@@ -73,11 +73,13 @@ def test_a_worse_fine_tune_is_called_worse():
 
 
 def test_a_fine_tune_that_fails_the_gate_is_not_recommended_whatever_it_gains():
-    failed = tuned("lora", 0.95, 0.21, "fail", verdict=verdict("fail", "chat lost 60.0 [50, 70] points"))
+    failed = tuned(
+        "lora", 0.95, 0.21, "fail", verdict=verdict("fail", "FAIL: chat lost 60.0 [50, 70] points")
+    )
     decision = decided([*alternatives(), failed])
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
-    assert said(decision, "fails the gate") == "lora fails the gate: chat lost 60.0 [50, 70] points"
+    assert said(decision, "The gate") == "The gate on lora: FAIL: chat lost 60.0 [50, 70] points."
 
 
 def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle_it():
@@ -163,6 +165,17 @@ def test_without_any_fine_tune_the_best_untrained_is_shipped():
     assert decision.sentence == (
         "Ship knn: 74.0 [69, 79] exact_match, on validation the best of 5; no fine-tune was compared."
     )
+
+
+def test_the_best_untrained_is_not_shipped_when_it_misses_the_declared_target():
+    facts = alternatives()
+    facts[2] = replace(
+        facts[2], verdict=verdict("fail", "FAIL: target 74.0 [69, 79] % against at least 80.0 %")
+    )
+    decision = decided([*facts, tuned("lora", 0.75, 0.01)])
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert "knn would be it (74.0 [69, 79]" in decision.sentence
+    assert said(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
 
 
 def test_with_nothing_measured_it_is_undecided():

@@ -31,7 +31,8 @@ def built(name, **fields):
 
 def example(*references, choices=()):
     asked = ({"role": "user", "content": "What is it about?"},)
-    return Example("e", asked, references=references, choices=choices)
+    keep = ({"kind": "lower"},)  # for `follows`, which scores nothing else
+    return Example("e", asked, references=references, choices=choices, constraints=keep)
 
 
 def answer(text, logprob=-20.0):
@@ -160,9 +161,7 @@ def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(
-    "text", ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”", "PA\u00adRIS"[:2] + "RIS"]
-)
+@pytest.mark.parametrize("text", ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”"])
 def test_case_space_quotes_and_one_period_do_not_decide_an_exact_match(text):
     assert one("exact_match", text, "Paris") == 1
 

@@ -14,9 +14,9 @@ from harness.config.schema import json_schema
 from harness.config.tree import Tree
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import digest
-from harness.spec import Experiment
+from harness.spec import Experiment, Suite
 
-__all__ = ["Loaded", "json_schema", "load"]
+__all__ = ["Loaded", "json_schema", "load", "read_suites"]
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 
@@ -51,10 +51,23 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     checks.check(tree, members)
     selected = _select(tree, members, candidates)
     if tree.problems:
-        raise UserError(dict.fromkeys(tree.problems))
+        raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
     expanded = {name: member.recipe for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     return Loaded(experiment, tree.folder, digest([tree.texts, list(overrides)]), selected)
+
+
+def read_suites(folder: Path) -> list[Suite]:
+    """Read every suite file of a folder, or where it is none the suites that the package ships.
+
+    Raises:
+        UserError: with every problem of every file.
+    """
+    trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
+    problems = [problem for tree in trees for problem in wording.problems_of(Suite, tree.data, tree)]
+    if problems:
+        raise UserError(problems)
+    return [Suite.model_validate(tree.data) for tree in trees]
 
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
@@ -62,6 +75,12 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
     known = {*members, *(member.source for member in members.values())}
     tree.problems += [_unknown_candidate(name, known) for name in asked if name not in known]
     return tuple(name for name, m in members.items() if not asked or name in asked or m.source in asked)
+
+
+def _place(problem: Problem) -> tuple[str, int]:
+    """Order problems by file, then by line."""
+    file, _, line = problem.where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (problem.where, 0)
 
 
 def _unknown_candidate(name: str, known: set[str]) -> Problem:

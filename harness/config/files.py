@@ -30,11 +30,31 @@ def read_experiment(path: Path) -> Tree:
     path = path.absolute()
     if not path.is_file():
         raise UserError(_missing(path, str(path), "an experiment file", "give its path with -c harness.yaml"))
-    text = _text(path, path.name)
-    data, marks = trees.parse(text, path.name)
+    return read_file(
+        path.parent.resolve() / path.name, path.parent.resolve(), "name:, target: and candidates:"
+    )
+
+
+def read_file(path: Path, folder: Path, expected: str) -> Tree:
+    """Read a suite or a recipe, its tasks' paths made absolute; places are shown relative to `folder`.
+
+    Raises:
+        UserError: it is not UTF-8, not YAML, or no mapping.
+    """
+    shown = _shown(path, folder)
+    text = _text(path, shown)
+    data, marks = trees.parse(text, shown)
     if not isinstance(data, dict):
-        raise UserError(_no_mapping(path.name, data, "name:, target: and candidates:"))
-    return Tree(data, marks, path.parent.resolve(), [text])
+        raise UserError(_no_mapping(shown, data, expected))
+    for task in (data, *_list(data.get("tasks"))):
+        _resolve(_mapping(task), path.parent)
+    return Tree(data, marks, folder, [text])
+
+
+def suite_files(folder: Path) -> list[Path]:
+    """List the suite files of a folder, or where it is none of those that the package ships."""
+    roots = (folder, *(root / "suites" for root in _SHIPPED))
+    return sorted(next((root for root in roots if root.is_dir()), folder).resolve().glob("*.yaml"))
 
 
 def inline(tree: Tree) -> None:
@@ -110,20 +130,14 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
         tree.failed.add(keys)
         tree.problems.append(_unknown_file(tree.folder, relative, what, where))
         return
-    shown = _shown(path, tree.folder)
     try:
-        text = _text(path, shown)
-        data, marks = trees.parse(text, shown)
-        if not isinstance(data, dict):
-            raise UserError(_no_mapping(shown, data, f"the keys of a {what}"))
+        read = read_file(path, tree.folder, f"the keys of a {what}")
     except UserError as error:
         tree.failed.add(keys)
         tree.problems += error.problems
         return
-    for task in (data, *_list(data.get("tasks"))):
-        _resolve(_mapping(task), path.parent)
-    tree.texts.append(text)
-    tree.put(keys, data, marks)
+    tree.texts += read.texts
+    tree.put(keys, read.data, read.marks)
 
 
 def _spell_out_promptings(tree: Tree) -> None:

@@ -56,7 +56,6 @@ def apply(tree: Tree, settings: Iterable[Setting]) -> None:
         except UserError as error:
             tree.problems += error.problems
         else:
-            tree.marks.pop(keys, None)
             tree.put(keys, setting.value, {(): where})
 
 

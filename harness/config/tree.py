@@ -47,7 +47,7 @@ class Tree:
             around = around[key]
         around[keys[-1]] = value
         self.marks = {k: mark for k, mark in self.marks.items() if k[: len(keys)] != keys or k == keys}
-        self.marks.update({keys + k: mark for k, mark in marks.items() if k or keys not in self.marks})
+        self.marks.update({keys + k: mark for k, mark in marks.items()})
 
 
 def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:

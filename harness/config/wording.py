@@ -3,7 +3,8 @@
 Invariant: one problem for each refusal, at the line of the value (or of what lacks it).
 """
 
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,7 +34,8 @@ _EXPECTED = {
 
 def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ()) -> list[Problem]:
     """Return what the model refuses in a value that stands at these keys of the tree."""
-    return [_problem(error, model, tree, keys) for error in _errors(model, value, tree, keys)]
+    errors = [e for e in _errors(model, value) if not tree.has_failed((*keys, *e["loc"]))]
+    return [_problem(error, model, tree, keys) for error in errors]
 
 
 def salvage(model: type[_Model], value: Any) -> _Model | None:
@@ -47,14 +49,31 @@ def salvage(model: type[_Model], value: Any) -> _Model | None:
     return salvage(model, {key: inner for key, inner in value.items() if key not in spoilt})
 
 
-def _errors(model: type[BaseModel], value: Any, tree: Tree, keys: Keys) -> list[Any]:
+def _errors(model: type[BaseModel], value: Any) -> list[Any]:
+    """List pydantic's errors, those about one value joined into one."""
     try:
         model.model_validate(value)
     except ValidationError as error:
-        found = [e for e in error.errors(include_url=False) if not tree.has_failed((*keys, *e["loc"]))]
-        # A list whose entries were refused counts as too short as well: one problem, not two.
-        return [e for e in found if e["type"] != "too_short" or not e["input"]]
+        found: dict[Keys, Any] = {}
+        for e in error.errors(include_url=False):
+            # A list whose entries were refused counts as too short as well: one problem, not two.
+            if e["type"] != "too_short" or not e["input"]:
+                loc = _without_kinds(model, e["loc"])
+                found.setdefault(loc, {**e, "loc": loc, "expected": []})["expected"].append(_expected(e))
+        return list(found.values())
     return []
+
+
+def _without_kinds(model: Any, loc: Keys) -> Keys:
+    """Cut a place where a value may be of several kinds, of which pydantic names each."""
+    for depth, key in enumerate(loc):
+        fields = getattr(model, "model_fields", {})
+        model = fields[key].annotation if key in fields else _inner(model)
+        if get_origin(model) in (Union, UnionType):
+            if len(_kinds(model)) > 1:
+                return loc[: depth + 1]
+            model = _inner(model)
+    return loc
 
 
 def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Problem:
@@ -64,11 +83,12 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     if error["type"] == "extra_forbidden":
         return _unknown_key(name, _fields_at(model, loc[:-1]), where)
     if error["type"] == "missing":
-        above = f" in {loc[-2]}" if len(loc) > 1 else ""
+        above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", f"add a line `{name}: …`")
     if error["type"] == "value_error":
         return Problem(where, str(error["ctx"]["error"]), _EXPECTED["value_error"])
-    return Problem(where, f"{name}: {_shown(error['input'])}", _expected(error), _next_step(error))
+    expected = " or ".join(dict.fromkeys(error["expected"]))
+    return Problem(where, f"{name}: {_shown(error['input'])}", expected, _next_step(error))
 
 
 def _name(loc: Keys) -> str:
@@ -95,8 +115,12 @@ def _fields_at(model: Any, loc: Keys) -> list[str]:
 
 def _inner(annotation: Any) -> Any:
     """Take the item type of a list or mapping, or the type that may be None."""
-    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
+    kinds = _kinds(annotation)
     return kinds[-1] if kinds else annotation
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    return [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)]
 
 
 def _expected(error: Any) -> str:
@@ -116,11 +140,11 @@ def _next_step(error: Any) -> str:
         return hint if "did you mean" in hint else ""
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
-    if kind == "string_type" and isinstance(value, int | float):
+    if error["expected"] == ["text"] and isinstance(value, int | float):
         return f'write "{value}" in quotes'
     return ""
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

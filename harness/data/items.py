@@ -88,7 +88,7 @@ def removed_labels(task: Task, content: Rows, kept: Kept) -> str:
 
 def unused_labels(task: Task, splits: Sequence[Kept]) -> Iterator[Problem]:
     """Refuse a label that no row has where rows with a similar one were left out: a slip of the pen."""
-    used = {sourced.example.references[0] for split in splits for sourced in split.examples}
+    used = {label for split in splits for sourced in split.examples for label in sourced.example.references}
     removed = {label for split in splits for label in split.outside}
     for label in task.labels if removed else ():
         hint = did_you_mean(label, removed)

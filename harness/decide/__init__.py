@@ -98,6 +98,11 @@ def _choose(case: Case) -> _Choice:
 
 
 def _ship(run: CandidateFacts, why: str) -> _Choice:
+    if run.verdict and run.verdict.outcome == "fail":
+        # Weights of the base can only fail what was declared of the target.
+        return _undecided(
+            f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
+        )
     return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}.")
 
 

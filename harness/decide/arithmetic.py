@@ -99,7 +99,7 @@ def table(
         **_fields("points_per_usd_over_untrained", ratio),
         **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd, metric)),
         "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd, metric),
-        "tau_flips_at": ratio.low if ratio else None,
+        "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
         "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
         "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
         "break_even_requests": "∞" if at == inf else at,

@@ -19,7 +19,6 @@ _AMOUNTS = (
     (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
     (inf, "from about 10,000 full fine-tuning is worth trying too"),
 )
-_OUTCOMES = {"fail": "fails the gate", "inconclusive": "is not passed by the gate"}
 _REMEDIES = {
     (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
     " behaviour is clearly above the prompt.",
@@ -72,7 +71,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences += _gains(case, case.judged, case.alternative)
         sentences.append(_per_usd(case, case.judged))
         sentences.append(_break_even(case, case.judged, case.alternative))
-    sentences += _gates(case.facts)
+    sentences += _gates(case)
     sentences += _failures(case)
     if case.judged:
         sentences.append(_amount(case.judged.n_train))
@@ -112,8 +111,14 @@ def _per_usd(case: Case, run: CandidateFacts) -> str:
     return (
         f"Training cost {numbers.usd(cost)} USD: points per USD {_ratio(ratio)} over the best untrained"
         f"{over_prompt}, to be above tau = {case.policy.tau:g}{likely};"
-        f" the decision flips at tau = {numbers.points(ratio.low / 100)}."
+        f" {_flips(ratio)}."
     )
+
+
+def _flips(ratio: arithmetic.PerUsd) -> str:
+    if ratio.low <= 0:
+        return "no tau would let it be recommended"
+    return f"the decision flips at tau = {numbers.points(ratio.low / 100)}"
 
 
 def _ratio(ratio: arithmetic.PerUsd) -> str:
@@ -139,11 +144,13 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     )
 
 
-def _gates(facts: Sequence[CandidateFacts]) -> list[str]:
+def _gates(case: Case) -> list[str]:
+    """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
+    stopped = [f for f in case.facts if fine_tuned(f) or f is case.alternative]
     return [
-        f"{f.label} {_OUTCOMES[f.verdict.outcome]}: {f.verdict.sentence}"
-        for f in facts
-        if fine_tuned(f) and f.verdict is not None and f.verdict.outcome in _OUTCOMES
+        f"The gate on {f.label}: {f.verdict.sentence}."
+        for f in stopped
+        if f.verdict and f.verdict.outcome in (("fail", "inconclusive") if fine_tuned(f) else ("fail",))
     ]
 
 

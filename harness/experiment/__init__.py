@@ -12,16 +12,18 @@ from filelock import FileLock, Timeout
 
 from harness import config, gate
 from harness.config import Loaded
-from harness.errors import HarnessError, UserError
+from harness.errors import HarnessError, IncompatibleRuns, UserError
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, bench_of, planned
+from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, failed_run, make_run
+from harness.run import Bench, base_arm, base_weights, failed_run, make_run, suite_jobs
 from harness.spec import Recipe
+from harness.store import list_runs
 
-__all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "warnings_before"]
+__all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "stored", "warnings_before"]
 
 
 def compare(
@@ -58,18 +60,36 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
     except Timeout:
         raise HarnessError(f"{bench.store.folder} is in use: found another harness compare at work there; "
                            "expected to be alone; next: wait until it has finished") from None
-    header: dict[str, object] = {
-        "device": bench.machine.name, "precision": bench.machine.precision,
-        "engine": bench.engine[0], "wall_s": round(time.monotonic() - start, 1),
-    }
-    notes = [*bench.target.items.removed, *_dropped(runs)]
-    return report_of(bench, runs, base_rows, smoke=quick, header=header, notes=notes)
+    header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
+    return report_of(bench, runs, base_rows, smoke=quick, header=header, notes=_notes(bench, runs))
+
+
+def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
+    """Report the newest stored runs of the selected candidates; computes nothing.
+
+    Raises:
+        IncompatibleRuns: a candidate has no stored run, or its rows belong to other items.
+    """
+    newest = {(run.candidate, run.seed): run for run in list_runs(bench.store, bench.experiment.name)}
+    wanted = [(name, seed) for name, _, seed in _in_order(bench, selected)]
+    if absent := [name for name, seed in wanted if (name, seed) not in newest]:
+        raise IncompatibleRuns(f"{bench.store.folder}: found no run of {', '.join(absent)}; "
+                               "expected one of each candidate; next: harness compare")
+    runs = [newest[one] for one in wanted]
+    base_rows = {job.task.name: job.identity.digest for job in suite_jobs(bench, base_weights(bench))}
+    return report_of(bench, runs, base_rows, smoke=False, header=_header(bench), notes=_notes(bench, runs))
+
+
+def _header(bench: Bench) -> dict[str, object]:
+    return {"device": bench.machine.name, "precision": bench.machine.precision, "engine": bench.engine[0]}
+
+
+def _notes(bench: Bench, runs: Iterable[Run]) -> list[str]:
+    return [*bench.target.items.removed, *_dropped(runs)]
 
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
     """Say what runs where, in which precision, and about how long that takes from nothing."""
-    from harness.numbers import seconds
-
     slow = " (bf16 is emulated here, so fp32)" if bench.machine.emulated_bf16 else ""
     return (f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
             f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "

@@ -15,10 +15,9 @@ from harness.estimate import Work
 from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
-from harness.run import Bench, Measured, measured, target_jobs, training_work, work_of
-from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
+from harness.run import Bench, base_weights, measured, suite_jobs, target_jobs, training_work, work_of
+from harness.spec import Experiment, Limits, Recipe, Suite, Task
 from harness.store import Store
-from harness.training import Weights
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
 SMOKE_ITEMS = 12
@@ -62,14 +61,15 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     _refuse_leaks(experiment.target, items)
     target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
     machine = probe(experiment.device, experiment.precision)
-    source = resolve(experiment.base_model)
+    with progress.stage(f"finding {experiment.base_model}"):
+        source = resolve(experiment.base_model)
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     return Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters)
 
 
 def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
-    base = Weights("base", bench.source.weights_digest, None, {})
+    base = base_weights(bench)
     out = {"general ability of the base": _suites_work(bench)}
     for name in selected:
         recipe = bench.experiment.candidates[name]
@@ -81,10 +81,7 @@ def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
 
 
 def _suites_work(bench: Bench) -> Work:
-    from harness.run import suite_jobs
-
-    base = Weights("base", bench.source.weights_digest, None, {})
-    return sum((work_of(job) for job in suite_jobs(bench, base)), Work())
+    return sum((work_of(job) for job in suite_jobs(bench, base_weights(bench))), Work())
 
 
 def _params(recipe: Recipe) -> Any:
@@ -139,5 +136,3 @@ def _short(recipe: Recipe) -> Recipe:
         return recipe
     return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
 
-
-__all__ = ["Role", "Scope", "bench_of", "narrowed", "planned"]

@@ -2,7 +2,7 @@
 
 Invariant: normal approximations throughout, from widths that were found (which hold n,
 disagreement and clusters) or, before a run, from a disagreement that is assumed.
-Source: Chow, Shao & Wang 2008, chapters 3 and 4.
+Source: Chow, Shao & Wang 2008.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def warn_before(
 
     `n` maps the names of tasks to their items, `disagreement` to the share of items expected
     to differ (0.15 where it is not known). A margin can be shown where an equal model passes
-    the macro, and a loss of twice a task's margin is vetoed, in 80 % of cases; a critical
+    the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a critical
     task where at least losing nothing would pass. Clusters are not known yet and left out.
     """
     known = disagreement or {}
@@ -83,7 +83,7 @@ def missed(
         return ()
     comparisons = [t.comparison for t in admitted]
     rates = [_macro_miss(comparisons, d, policy) for d in _MACRO_LOSSES]
-    rates += [_veto_miss(admitted, d, policy) for d in _TASK_LOSSES]
+    rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
     passes = stats.noninferiority_power(0.0, policy.macro, macro.se, policy.alpha)
     if validity is not None and lower_se(compare.oriented(validity)) > 0:
         se = lower_se(compare.oriented(validity))
@@ -91,16 +91,22 @@ def missed(
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 
 
-def _veto_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> MissRate:
-    """Find the task on which the veto would most probably miss this loss, at Holm's hardest step."""
+def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> MissRate:
+    """Find the task on which `each` would most probably pass this loss, at Holm's hardest step."""
     alpha = policy.alpha / len(admitted)
 
     def chance(t: TaskComparison) -> float:
-        se = _se_at(t.comparison, delta, _upper_se(t.comparison))
-        return 1 - stats.regression_power(delta, margin_of(t.task, policy), se, alpha)
+        se = _se_at(t.comparison, delta, upper_se(t.comparison))
+        return 1 - _noticed(delta, margin_of(t.task, policy), se, alpha)
 
     hardest = max(admitted, key=chance)
     return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
+
+
+def _noticed(delta: float, margin: float, se: float, alpha: float) -> float:
+    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass."""
+    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
+    return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
 
 
 def _macro_miss(comparisons: Sequence[Comparison], delta: float, policy: GatePolicy) -> MissRate:
@@ -119,24 +125,29 @@ def lower_se(c: Comparison) -> float:
     return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
 
 
-def _upper_se(c: Comparison) -> float:
+def upper_se(c: Comparison) -> float:
+    """Return the standard error that the upper one-sided bound amounts to."""
     return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
 
 
 def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> tuple[int | None, str]:
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
-    The true delta is taken to be the observed one where that is a loss, else 0: a gain that
-    is not shown is not counted on.
+    The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is
+    not shown is not counted on). Where the observed loss lies so close to the margin that a
+    hundred times the items would not tell them apart, the number is that for a true delta of 0.
     """
     truth = min(delta, 0.0)
-    gap = abs(truth + margin)
-    factor = _factor(se, gap, alpha)
-    if factor > MOST_ITEMS:
-        return None, "no reasonable number of items would settle it, the loss found lies at the margin"
+    if (factor := _factor(se, abs(truth + margin), alpha)) <= MOST_ITEMS:
+        assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
+        more = ceil(n * (factor - 1))
+        return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
+    at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
+    factor = _factor(se, margin, alpha)
+    if not 1 < factor <= MOST_ITEMS:
+        return None, at_margin
     more = ceil(n * (factor - 1))
-    assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
-    return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
+    return more, f"{at_margin}; if nothing is lost, some {numbers.count(more)} more would, with 80 % power"
 
 
 def _factor(se: float, gap: float, alpha: float) -> float:
@@ -164,13 +175,13 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
 def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
     margin, alpha = margin_of(task, policy), policy.alpha / n_tasks
     se = stats.paired_se(disagreement, n, -2 * margin)
-    power = stats.regression_power(-2 * margin, margin, se, alpha)
+    power = _noticed(-2 * margin, margin, se, alpha)
     if power >= _POWER:
         return ""
-    needed = ceil(n * _factor(se, margin, alpha))
+    needed = ceil(n * max(_factor(se, 2 * margin, alpha), _factor(se, margin, 0.5)))
     return (
         f"{task.name}, margin {numbers.percent(margin)} pp: with {numbers.count(n)} items a true loss of "
-        f"{numbers.percent(2 * margin)} pp is vetoed in {100 * power:.0f} % of cases; "
+        f"{numbers.percent(2 * margin)} pp is noticed in {100 * power:.0f} % of cases; "
         f"80 % take some {numbers.count(needed)} items"
     )
 

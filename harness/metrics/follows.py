@@ -20,7 +20,7 @@ Constraint = Mapping[str, Any]
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
-_EDGES = " \t\n\"'“”‘’.!?:;,*"
+_EDGES = " \t\n\"'\u201c\u201d\u2018\u2019.!?:;,*"
 
 
 def metric(task: Task) -> Metric:
@@ -32,18 +32,19 @@ def _score(output: Output, example: Example) -> float | None:
     if not example.constraints:
         return None
     text = output.text.strip()
-    return float(bool(text) and all(_keeps(text, constraint, example.id) for constraint in example.constraints))
+    return float(bool(text) and all(_keeps(text, constraint) for constraint in example.constraints))
 
 
-def _keeps(text: str, constraint: Constraint, where: str) -> bool:
+def _keeps(text: str, constraint: Constraint) -> bool:
     kind = str(constraint.get("kind"))
     if kind not in CHECKS:
-        raise UserError(Problem(f"item {where}", f"constraint {kind!r}", "a known kind", did_you_mean(kind, CHECKS)))
+        where = f"constraint {dict(constraint)}"
+        raise UserError(Problem(where, f"kind {kind!r}", "a kind of check", did_you_mean(kind, CHECKS)))
     return CHECKS[kind](text, constraint)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+(?:['’-]\w+)*", text)
+    return re.findall(r"\w+(?:['\u2019-]\w+)*", text)
 
 
 def _has(text: str, phrase: str) -> bool:
@@ -59,7 +60,7 @@ def _ends_with(text: str, constraint: Constraint) -> bool:
 
 
 def _ends_with_mark(text: str, constraint: Constraint) -> bool:
-    return text.rstrip("\"'”’ ").endswith(constraint["text"])
+    return text.rstrip("\"'\u201d\u2019 ").endswith(constraint["text"])
 
 
 def _includes(text: str, constraint: Constraint) -> bool:
@@ -70,8 +71,15 @@ def _includes_exactly(text: str, constraint: Constraint) -> bool:
     return all(word in text for word in constraint["words"])
 
 
-def _includes_any(text: str, constraint: Constraint) -> bool:
-    return any(_has(text, word) for word in constraint["words"])
+def _starts_with_any(text: str, constraint: Constraint) -> bool:
+    first = (_words(text.casefold()) or [""])[0]
+    return first in {word.casefold() for word in constraint["words"]}
+
+
+def _in_order(text: str, constraint: Constraint) -> bool:
+    gaps = r"\b\W+(?:and\W+)?"
+    series = gaps.join(re.escape(word) for word in constraint["words"])
+    return re.search(rf"\b{series}\b", text, re.IGNORECASE) is not None
 
 
 def _avoids(text: str, constraint: Constraint) -> bool:
@@ -92,7 +100,7 @@ def _n_words(text: str, constraint: Constraint) -> bool:
 
 def _comma_items(text: str, constraint: Constraint) -> bool:
     items = [item.strip(_EDGES) for item in re.split(r",\s*and\s+|,|\s+and\s+", text)]
-    return len(items) == constraint["n"] and all(items) and max(len(_words(item)) for item in items) <= 3
+    return len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items)
 
 
 def _lines(text: str) -> list[str]:
@@ -105,7 +113,8 @@ def _line_items(text: str, constraint: Constraint) -> bool:
 
 
 def _times(text: str, constraint: Constraint) -> bool:
-    return len(re.findall(rf"(?<!\w){re.escape(constraint['text'])}(?!\w)", text, re.IGNORECASE)) == constraint["n"]
+    found = re.findall(rf"(?<!\w){re.escape(constraint['text'])}(?!\w)", text, re.IGNORECASE)
+    return len(found) == int(constraint["n"])
 
 
 def _json_keys(text: str, constraint: Constraint) -> bool:
@@ -123,7 +132,8 @@ CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
     "ends_with_mark": _ends_with_mark,
     "includes": _includes,
     "includes_exactly": _includes_exactly,
-    "includes_any": _includes_any,
+    "starts_with_any": _starts_with_any,
+    "in_order": _in_order,
     "avoids": _avoids,
     "upper": _upper,
     "lower": _lower,

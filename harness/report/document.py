@@ -91,16 +91,17 @@ def _slice_score(metric: str, f: CandidateFacts, name: str) -> str:
 
 
 def _forgetting(report: ExperimentReport, f: CandidateFacts) -> list[str]:
-    """Show base → new on every capability task, then the lost items by name."""
+    """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
-    columns = ("task", "metric", "base", "new", "change", "lost/gained", "in the macro")
-    rows = [_task_row(c, report.not_admitted.get(c.task, "")) for c in comparisons]
-    lost = [_lost_items(c) for c in comparisons if c.lost and c.metric not in numbers.OWN_UNITS]
+    primary = {c.task: c for c in reversed(comparisons)}
+    columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
+    rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
+    lost = [_lost_items(c) for c in primary.values() if c.lost and c.metric not in numbers.OWN_UNITS]
     title = f"What {escape(f.label)} kept and lost"
-    return [*_section(report, title, columns, rows), *_bullets(lost)]
+    return [*_section(report, title, columns, rows), *_bullets(reversed(lost))]
 
 
-def _task_row(c: Comparison, why_not: str) -> list[str]:
+def _task_row(c: Comparison) -> list[str]:
     return [
         c.task,
         c.metric,
@@ -108,8 +109,14 @@ def _task_row(c: Comparison, why_not: str) -> list[str]:
         numbers.score(c.metric, c.new, c.new_low, c.new_high),
         numbers.change(c.metric, c.delta, c.low, c.high) + _on_valid(c),
         f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
-        _in_the_macro(c, why_not),
     ]
+
+
+def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
+    if not is_primary or c.metric in numbers.OWN_UNITS:
+        return "no: reported only"
+    why_not = report.not_admitted.get(c.task, "")
+    return f"no: {why_not}" if why_not else "yes"
 
 
 def _on_valid(c: Comparison) -> str:
@@ -118,12 +125,6 @@ def _on_valid(c: Comparison) -> str:
         return ""
     change = numbers.change(c.metric, c.delta_valid, c.low_valid, c.high_valid)
     return f"; {change} on the {numbers.count(c.n_valid)} of {numbers.count(c.n)} valid in both"
-
-
-def _in_the_macro(c: Comparison, why_not: str) -> str:
-    if c.metric in numbers.OWN_UNITS:
-        return "no: reported only"
-    return f"no: {why_not}" if why_not else "yes"
 
 
 def _lost_items(c: Comparison) -> str:

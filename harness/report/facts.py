@@ -4,7 +4,6 @@ Invariant: terminal, Markdown and JSON say the same of a candidate, because its 
 sentences come from here; a smoke report says in each of them that it is no evidence.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,8 +30,9 @@ class ExperimentReport:
     """The results of one experiment.
 
     `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
-    comparisons with the base on the capability tasks; `not_admitted` says of a task why it
-    cannot show forgetting. `header` holds device, precision and times, with units in the names.
+    comparisons with the base on the tasks of the suites, each task's primary metric first;
+    `not_admitted` says of a task why it does not count in the gate. `header` holds
+    device, precision and times, with units in the names.
     """
 
     experiment: str
@@ -79,10 +79,10 @@ def headers(report: ExperimentReport) -> Row:
     )
 
 
-def table_rows(report: ExperimentReport, *, whole: bool = False) -> list[Row]:
-    """List the candidates best first, failed ones last; `whole` rounds target intervals to points."""
+def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[Row]:
+    """List the candidates best first, failed ones last; `tight` spares digits and words."""
     reference = best_untrained(report.facts, higher_is_better=_higher_is_better(report))
-    return [_row(f, report.metric, reference, whole) for f in best_first(report)]
+    return [_row(f, report.metric, reference, tight) for f in best_first(report)]
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
@@ -143,9 +143,9 @@ def miss_text(m: MissRate) -> str:
 
 
 def measured(name: str, value: Any) -> str:
-    """Print a figure by the unit in its name; a list shows its ends, as a loss curve does."""
+    """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
     if isinstance(value, list | tuple):
-        return f"{measured(name, value[0])} → {measured(name, value[-1])}" if value else numbers.UNKNOWN
+        return " → ".join(measured(name, value[i][-1]) for i in (0, -1)) if value else numbers.UNKNOWN
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value) if value is not None else numbers.UNKNOWN
     if name.endswith("_s") and not name.endswith("_per_s"):
@@ -161,12 +161,12 @@ def _failed_line(f: CandidateFacts) -> str:
     return f"{f.label} failed: {f.error or 'no reason was given'}"
 
 
-def _row(f: CandidateFacts, metric: str, reference: str | None, whole: bool) -> Row:
+def _row(f: CandidateFacts, metric: str, reference: str | None, tight: bool) -> Row:
     return Row(
         f.label,
-        numbers.score(metric, *f.target[:3], whole=whole) if f.target else numbers.UNKNOWN,
-        _vs_untrained(f, metric, reference, whole),
-        _forgetting(f),
+        numbers.score(metric, *f.target[:3], whole=tight) if f.target else numbers.UNKNOWN,
+        _vs_untrained(f, metric, reference, tight),
+        _forgetting(f, tight),
         _lost_gained(f),
         numbers.usd(f.cost_per_1k_usd),
         numbers.seconds(f.latency_p50_s),
@@ -174,20 +174,20 @@ def _row(f: CandidateFacts, metric: str, reference: str | None, whole: bool) -> 
     )
 
 
-def _vs_untrained(f: CandidateFacts, metric: str, reference: str | None, whole: bool) -> str:
+def _vs_untrained(f: CandidateFacts, metric: str, reference: str | None, tight: bool) -> str:
     if f.name == reference:
         return "(this one)"
     if f.vs_untrained is None:
         return numbers.UNKNOWN
     c = f.vs_untrained
-    return numbers.change(metric, c.delta, c.low, c.high, whole=whole)
+    return numbers.change(metric, c.delta, c.low, c.high, whole=tight)
 
 
-def _forgetting(f: CandidateFacts) -> str:
+def _forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return numbers.UNKNOWN
     if f.method == "classifier":
-        return "– (no general ability)"
+        return f"{numbers.UNKNOWN} ({'none to lose' if tight else 'no general ability'})"
     if not fine_tuned(f):
         return "0 (base weights)"
     macro = f.verdict.macro if f.verdict else None

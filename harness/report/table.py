@@ -15,7 +15,6 @@ from harness.report.escape import clean, shorten
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
 
 WIDTH = 100
-_SHORTEST_NAME = 14
 _STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow"}
 
 
@@ -45,15 +44,14 @@ def terminal_table(report: ExperimentReport) -> Table:
 
 
 def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
-    """Find the widest layout that fits: fewer digits first, then a narrower gap, then shorter names."""
-    for whole, gap in ((False, 2), (True, 2), (True, 1)):
-        rows = [headers(report), *table_rows(report, whole=whole)]
+    """Find the roomiest layout that fits: a narrower gap first, then terser cells, then shorter names."""
+    for tight, gap in ((False, 2), (False, 1), (True, 1)):
+        rows = [headers(report), *table_rows(report, tight=tight)]
         rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
         free = WIDTH - _others(rows) - gap * (len(Row._fields) - 1)
-        longest = max(cell_len(row.candidate) for row in rows)
-        if free >= min(longest, _SHORTEST_NAME):
+        if free >= max(cell_len(row.candidate) for row in rows):
             break
-    return rows, gap, max(free, len(headers(report).candidate))
+    return rows, gap, max(free, cell_len(rows[0].candidate))
 
 
 def _others(rows: Sequence[Row]) -> int:

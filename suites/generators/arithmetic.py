@@ -1,4 +1,4 @@
-"""Arithmetic: small sums, differences, products, sequences and comparisons with four answers.
+"""Arithmetic: small sums, differences and sequences with four answers.
 
 Invariant: the worked lines before a question never hold its own operands or its answer.
 """
@@ -30,12 +30,6 @@ def subtraction(r: random.Random) -> Problem:
     return Problem(f"{b + rest} - {b} =", rest, f"subtraction-{b + rest}")
 
 
-def product(r: random.Random) -> Problem:
-    """Multiply by 2, 3, 4, 5 or 10."""
-    a, b = r.randint(2, 10), r.choice([2, 3, 4, 5, 10])
-    return Problem(f"{a} x {b} =", a * b, f"product-{b}-{a % 3}")
-
-
 def sequence(r: random.Random) -> Problem:
     """Continue a sequence of equal steps."""
     start, step = r.randint(1, 30), r.choice([1, 2, 3, 5, 10])
@@ -49,9 +43,9 @@ def tens(r: random.Random) -> Problem:
     return Problem(f"{a} + {b} =", a + b, f"tens-{max(a, b)}")
 
 
-KINDS: tuple[Callable[[random.Random], Problem], ...] = (addition, subtraction, product, sequence, tens)
-POOL_OF = {"addition": 90, "subtraction": 90, "product": 45, "sequence": 120, "tens": 75}
-N_SHOWN = 3
+KINDS: tuple[Callable[[random.Random], Problem], ...] = (addition, subtraction, sequence, tens)
+POOL_OF = {"addition": 95, "subtraction": 95, "sequence": 145, "tens": 78}
+N_SHOWN = 2
 
 
 def items(seed: int) -> list[Row]:
@@ -74,7 +68,9 @@ def row(kind: Callable[[random.Random], Problem], i: int, problem: Problem, rng:
     wrong = [n for n in near if n > 0] if step == 1 else [problem.answer + d for d in (-20, -10, 10, 20)]
     wrong = rng.sample([n for n in wrong if n > 0], 3)
     prompt = "\n".join([*shown(kind, problem, rng), problem.line])
-    return choice_row(f"{kind.__name__}-{i:03d}", prompt, str(problem.answer), [str(n) for n in wrong], problem.cluster)
+    return choice_row(
+        f"{kind.__name__}-{i:03d}", prompt, str(problem.answer), [str(n) for n in wrong], problem.cluster
+    )
 
 
 def shown(kind: Callable[[random.Random], Problem], asked: Problem, rng: random.Random) -> list[str]:

@@ -4,9 +4,7 @@ Invariant: the facts are those of `world_facts`, so that what was lost can be to
 fact itself (both tasks fall), or only the habit of answering in chat.
 """
 
-import random
-
-from generators.facts import CAPITAL, COLOUR, CONTINENT, COUNT, GROUPS, JOB, LANDMARK, LANGUAGE, OPPOSITE, YOUNG, Group
+from generators.facts import GROUPS, Group
 from generators.rows import Row, answer_row, slug, unique
 
 ASKED = GROUPS
@@ -25,7 +23,9 @@ def ask(group: Group, subject: str) -> Row:
     """Ask one fact; facts with the same answer in the same group share a cluster."""
     gold = group.answers[subject]
     cluster = f"{group.name}-{slug(gold)}"
-    return answer_row(f"{group.name}-{slug(subject)}", group.question.format(subject), accepted(gold), cluster)
+    return answer_row(
+        f"{group.name}-{slug(subject)}", group.question.format(subject), accepted(gold), cluster
+    )
 
 
 def accepted(gold: str) -> list[str]:

@@ -84,17 +84,77 @@ Lucy | 33 | Athens
 Maria | 58 | Prague
 """)
 
+WISHES = table("""
+a birthday wish for | birthday | Happy birthday, {}, and all the best!
+a welcome to | welcome | Welcome to our team, {}!
+a thank-you note to | thank | Thank you for your help, {}.
+a good-night wish for | night | Good night, {}, and sleep well.
+""")
+
+FUNCTIONS = table("""
+add | a, b | returns the sum of two numbers | a + b
+double | x | returns twice its argument | 2 * x
+square | x | returns the square of a number | x * x
+is_even | n | says whether a number is even | n % 2 == 0
+largest | values | returns the largest element of a list | max(values)
+reverse_text | text | returns a string backwards | text[::-1]
+greet | name | returns a greeting with the name | "Hello " + name
+area | width, height | returns the area of a rectangle | width * height
+average | values | returns the average of a list | sum(values) / len(values)
+count_words | text | counts the words of a text | len(text.split())
+to_celsius | degrees | converts Fahrenheit to Celsius | (degrees - 32) / 1.8
+first_letter | word | returns the first letter of a word | word[0]
+""")
+
+SERIES = table("""
+Count from 1 to 5 | 1, 2, 3, 4, 5
+Count from 3 to 8 | 3, 4, 5, 6, 7, 8
+Count from 10 to 15 | 10, 11, 12, 13, 14, 15
+Count from 1 to 10 | 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+Write the even numbers from 2 to 10 | 2, 4, 6, 8, 10
+Write the days of the week from Monday to Sunday | Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
+Write the first five letters of the alphabet | a, b, c, d, e
+Write the months from January to April | January, February, March, April
+Write the four seasons of the year, starting with spring | spring, summer, autumn, winter
+Write the numbers one to five in words | one, two, three, four, five
+Count in tens from 10 to 50 | 10, 20, 30, 40, 50
+Count in fives from 5 to 25 | 5, 10, 15, 20, 25
+""")
+
+# sentence | word | its replacement
+CHANGES = table("""
+The big dog barks at night. | big | small
+Anna bought a red car. | red | blue
+We will meet on Monday. | Monday | Friday
+The soup was too hot. | hot | cold
+My brother lives in Rome. | Rome | Paris
+He drinks tea every morning. | tea | coffee
+The train leaves at nine. | nine | ten
+She plays the piano well. | piano | violin
+The shop is open today. | open | closed
+They have two children. | two | three
+I saw a bird in the tree. | bird | cat
+The teacher wrote a letter. | letter | book
+""")
+
+# present | past
+TENSES = table("""
+She walks home. | She walked home.
+He plays football. | He played football.
+They live in Paris. | They lived in Paris.
+I work in a bank. | I worked in a bank.
+We go to school. | We went to school.
+The dog sleeps on the sofa. | The dog slept on the sofa.
+Anna reads a book. | Anna read a book.
+The train arrives late. | The train arrived late.
+I see the sea. | I saw the sea.
+He opens the door. | He opened the door.
+She is happy. | She was happy.
+They have a big house. | They had a big house.
+""")
+
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SENTENCE: Constraint = {"kind": "n_words", "min": 3}
-
-
-def comma_list(r: random.Random) -> Iterator[Item]:
-    """Exactly n things, separated by commas."""
-    for kind, members in KINDS_OF:
-        for n in (3, 4):
-            given = members.split(", ")[:n]
-            yield (f"Name exactly {NUMBERS[n]} {kind}. Write only the names, separated by commas.", ", ".join(given),
-                   [{"kind": "comma_items", "n": n}])  # fmt: skip
 
 
 def numbered_list(r: random.Random) -> Iterator[Item]:
@@ -102,21 +162,11 @@ def numbered_list(r: random.Random) -> Iterator[Item]:
     for kind, members in KINDS_OF:
         n = r.choice([2, 3])
         lines = [f"{i}. {name}" for i, name in enumerate(members.split(", ")[:n], 1)]
-        yield f"List {NUMBERS[n]} {kind} as a numbered list.", "\n".join(lines), [{"kind": "line_items", "n": n}]
-
-
-def capitals(r: random.Random) -> Iterator[Item]:
-    """A sentence in capital letters."""
-    for topic, sentence in TOPICS:
-        yield (f"Write one short sentence about {topic}. Write it in capital letters.", sentence.upper(),
-               [{"kind": "upper"}, SENTENCE])  # fmt: skip
-
-
-def repeat_capitals(r: random.Random) -> Iterator[Item]:
-    """A given sentence, in capital letters."""
-    for _, sentence in TOPICS:
-        yield (f'Write this sentence in capital letters: "{sentence}"', sentence.upper(),
-               [{"kind": "includes_exactly", "words": [sentence.upper().rstrip(".")]}])  # fmt: skip
+        yield (
+            f"List {NUMBERS[n]} {kind} as a numbered list.",
+            "\n".join(lines),
+            [{"kind": "line_items", "n": n}],
+        )
 
 
 def repeat(r: random.Random) -> Iterator[Item]:
@@ -133,14 +183,6 @@ def start(r: random.Random) -> Iterator[Item]:
         body = sentence[4:] if word == "Every" else "the " + sentence[4:]
         yield (f'Write one short sentence about {topic}. Start with the word "{word}".', f"{word} {body}",
                [{"kind": "starts_with", "text": word}, SENTENCE])  # fmt: skip
-
-
-def end(r: random.Random) -> Iterator[Item]:
-    """A sentence that ends with a given phrase."""
-    for topic, sentence in TOPICS:
-        phrase = r.choice(["Thank you!", "Goodbye!", "Have a nice day!"])
-        yield (f'Write one short sentence about {topic}. End with "{phrase}"', f"{sentence} {phrase}",
-               [{"kind": "ends_with", "text": phrase}, SENTENCE])  # fmt: skip
 
 
 def two_words(r: random.Random) -> Iterator[Item]:
@@ -172,23 +214,7 @@ def yes_no(r: random.Random) -> Iterator[Item]:
                          ("a violin", "a musical instrument"), ("July", "a month"), ("Japan", "a country"),
                          ("a potato", "a vegetable"), ("a shirt", "a drink"), ("a dog", "an animal")):  # fmt: skip
         yield (f"Is {topic} {asked}? Start your answer with yes or no.", "Yes.",
-               [{"kind": "includes_any", "words": ["yes", "no"]}])  # fmt: skip
-
-
-def one_word(r: random.Random) -> Iterator[Item]:
-    """A thing of a kind, in one word."""
-    for kind, members in KINDS_OF:
-        known = members.split(", ")
-        yield (f"Which of these two is the name of one of the {kind}: {known[0]} or yesterday? Answer in one word.", known[0],
-               [{"kind": "includes", "words": [known[0]]}, {"kind": "n_words", "max": 1}])  # fmt: skip
-
-
-def three_times(r: random.Random) -> Iterator[Item]:
-    """A word, written n times."""
-    for first, second, _ in WORD_PAIRS:
-        word, n = r.choice([first, second]), r.choice([2, 3])
-        yield (f'Write the word "{word}" {NUMBERS[n]} times, separated by commas.', ", ".join([word] * n),
-               [{"kind": "times", "text": word, "n": n}])  # fmt: skip
+               [{"kind": "starts_with_any", "words": ["yes", "no"]}])  # fmt: skip
 
 
 def at_most(r: random.Random) -> Iterator[Item]:
@@ -198,9 +224,74 @@ def at_most(r: random.Random) -> Iterator[Item]:
                [{"kind": "n_words", "min": 3, "max": 10}])  # fmt: skip
 
 
+def greeting(r: random.Random) -> Iterator[Item]:
+    """A greeting or a wish that names its receiver."""
+    for i, (name, *_) in enumerate(PERSONS):
+        asked, word, reference = WISHES[i % len(WISHES)]
+        constraints = [{"kind": "includes", "words": [name, word]}, {"kind": "n_words", "min": 3}]
+        yield f"Write {asked} {name}, in one sentence.", reference.format(name), constraints
+
+
+def letter(r: random.Random) -> Iterator[Item]:
+    """The first line of a letter."""
+    for name, *_ in PERSONS:
+        prompt = f'Write one line of a letter to {name}. Start with "Dear {name},".'
+        yield (
+            prompt,
+            f"Dear {name}, thank you for coming.",
+            [{"kind": "starts_with", "text": f"Dear {name}"}, SENTENCE],
+        )
+
+
+def function(r: random.Random) -> Iterator[Item]:
+    """A Python function of a given name."""
+    for name, arguments, task, body in FUNCTIONS:
+        prompt = f"Write a Python function called {name} that {task}. Write only the code."
+        yield (
+            prompt,
+            f"def {name}({arguments}):\n    return {body}",
+            [{"kind": "includes_exactly", "words": [f"def {name}("]}],
+        )
+
+
+def series(r: random.Random) -> Iterator[Item]:
+    """A known series, in its order."""
+    for asked, words in SERIES:
+        yield f"{asked}, separated by commas.", words, [{"kind": "in_order", "words": words.split(", ")}]
+
+
+def changed(r: random.Random) -> Iterator[Item]:
+    """A given sentence with one word replaced."""
+    for sentence, old, new in CHANGES:
+        result = sentence.replace(old, new)
+        prompt = f'Replace the word "{old}" by "{new}" in this sentence: "{sentence}"'
+        yield prompt, result, [{"kind": "includes", "words": [result.rstrip(".")]}]
+
+
+def past(r: random.Random) -> Iterator[Item]:
+    """A given sentence in the past tense."""
+    for now, then in TENSES:
+        yield (
+            f'Write this sentence in the past tense: "{now}"',
+            then,
+            [{"kind": "includes", "words": [then.rstrip(".")]}],
+        )
+
+
+def about(r: random.Random) -> Iterator[Item]:
+    """A sentence that names its topic."""
+    for topic, sentence in TOPICS:
+        noun = topic.split()[-1]
+        yield (
+            f"Write one short sentence about {topic}.",
+            sentence,
+            [{"kind": "includes", "words": [noun]}, {"kind": "n_words", "min": 4}],
+        )
+
+
 FORMS: tuple[Callable[[random.Random], Iterator[Item]], ...] = (
-    comma_list, numbered_list, capitals, repeat_capitals, repeat, start, end, two_words, json_object, question, yes_no,
-    one_word, three_times, at_most,
+    numbered_list, repeat, start, two_words, json_object, question, yes_no, at_most,
+    greeting, letter, function, series, changed, past, about,
 )  # fmt: skip
 
 

@@ -10,9 +10,23 @@ from typing import NamedTuple
 
 from generators.rows import Row, choice_row, place_gold, unique
 
-NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ivan", "Julia", "Karl", "Lucy", "Maria",
-         "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor"]  # fmt: skip
-THINGS = ["key", "book", "letter", "ring", "camera", "map", "wallet", "phone", "scarf", "ticket", "cup", "watch"]
+NAMES = (
+    "Anna Ben Clara David Emma Frank Grace Henry Ivan Julia Karl Lucy Maria Noah Olga Paul Rosa Sam Tina Victor"
+).split()
+THINGS = [
+    "key",
+    "book",
+    "letter",
+    "ring",
+    "camera",
+    "map",
+    "wallet",
+    "phone",
+    "scarf",
+    "ticket",
+    "cup",
+    "watch",
+]
 SPOTS = ["drawer", "bag", "box", "cupboard", "basket", "car", "pocket", "garage", "kitchen", "desk"]
 COLOURS = ["red", "blue", "green", "yellow", "white", "black", "brown", "purple"]
 CLOTHES = ["coat", "hat", "shirt", "jacket", "dress", "sweater"]
@@ -83,7 +97,8 @@ def trip(r: random.Random) -> Passage:
     """Somebody goes from one town to another."""
     a, (p, q), day, ride = r.choice(NAMES), r.sample(TOWNS, 2), r.choice(DAYS), r.choice(RIDES)
     back = r.choice([d for d in DAYS if d != day])
-    return Passage(f"On {day}, {a} took the {ride} from {p} to visit a friend in {q}, and came home on {back}.", [
+    text = f"On {day}, {a} took the {ride} from {p} to visit a friend in {q}, and came home on {back}."
+    return Passage(text, [
         question(r, f"Where does {a}'s friend live?", f"in {q}", [f"in {t}" for t in TOWNS], (f"in {p}",)),
         question(r, f"When did {a} come home?", f"on {back}", [f"on {d}" for d in DAYS], (f"on {day}",)),
         question(r, f"How did {a} travel?", f"by {ride}", [f"by {t}" for t in RIDES], ()),
@@ -130,8 +145,16 @@ def days(r: random.Random) -> Passage:
     ])  # fmt: skip
 
 
-PLAYED = ["went swimming", "stayed at home", "played cards", "cleaned the house", "went for a walk", "read a novel",
-          "visited the museum", "worked in the garden"]  # fmt: skip
+PLAYED = [
+    "went swimming",
+    "stayed at home",
+    "played cards",
+    "cleaned the house",
+    "went for a walk",
+    "read a novel",
+    "visited the museum",
+    "worked in the garden",
+]
 
 
 def shop(r: random.Random) -> Passage:
@@ -144,7 +167,18 @@ def shop(r: random.Random) -> Passage:
     ])  # fmt: skip
 
 
-GOODS = ["apples", "candles", "lemons", "plates", "onions", "flowers", "pencils", "melons", "potatoes", "spoons"]
+GOODS = [
+    "apples",
+    "candles",
+    "lemons",
+    "plates",
+    "onions",
+    "flowers",
+    "pencils",
+    "melons",
+    "potatoes",
+    "spoons",
+]
 
 
 def race(r: random.Random) -> Passage:
@@ -175,6 +209,8 @@ def asked(template: Callable[[random.Random], Passage], i: int, rng: random.Rand
     """Ask the questions of one passage, which is their cluster."""
     passage, cluster = template(rng), f"{template.__name__}-{i:02d}"
     return [
-        choice_row(f"{cluster}-{n}", f"{passage.text}\nQuestion: {q.text}\nAnswer:", q.answer, q.wrong, cluster)
+        choice_row(
+            f"{cluster}-{n}", f"{passage.text}\nQuestion: {q.text}\nAnswer:", q.answer, q.wrong, cluster
+        )
         for n, q in enumerate(passage.questions)
     ]

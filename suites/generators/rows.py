@@ -6,7 +6,7 @@ of the gold choice is balanced over the file.
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,20 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
 
 
+def sections(text: str) -> dict[str, str]:
+    """Read blocks set apart by empty lines: a name on the first line, then its wrapped text."""
+    blocks = (block.split("\n", 1) for block in text.strip().split("\n\n"))
+    return {name: " ".join(body.split()) for name, body in blocks}
+
+
+def variants(name: str, n: int, draw: Callable[[], str]) -> list[Row]:
+    """Draw n different texts that make one cluster."""
+    texts: dict[str, None] = {}
+    while len(texts) < n:
+        texts[draw()] = None
+    return [{"id": f"{name}-{i}", "text": text, "cluster": name} for i, text in enumerate(texts)]
+
+
 def choice_row(name: str, prompt: str, gold: str, wrong: list[str], cluster: str) -> Row:
     """Make a multiple-choice item; `place_gold` shuffles its choices."""
     return {"id": name, "prompt": prompt, "reference": gold, "choices": [gold, *wrong], "cluster": cluster}
@@ -32,11 +46,6 @@ def choice_row(name: str, prompt: str, gold: str, wrong: list[str], cluster: str
 def answer_row(name: str, prompt: str, references: list[str], cluster: str) -> Row:
     """Make an item whose generated answer is checked against one or more references."""
     return {"id": name, "prompt": prompt, "references": references, "cluster": cluster}
-
-
-def text_row(name: str, text: str, cluster: str) -> Row:
-    """Make an item whose text is read for its bits per byte."""
-    return {"id": name, "text": text, "cluster": cluster}
 
 
 def place_gold(rows: list[Row], rng: random.Random) -> list[Row]:
@@ -56,7 +65,7 @@ def place_gold(rows: list[Row], rng: random.Random) -> list[Row]:
 
 def content(row: Row) -> str:
     """The question that two different items must not share."""
-    asked = {key: row[key] for key in ("prompt", "text", "constraints") if row.get(key)}
+    asked = {key: row[key] for key in ("prompt", "messages", "text", "constraints") if row.get(key)}
     return json.dumps(asked or sorted(row["choices"]), sort_keys=True)
 
 

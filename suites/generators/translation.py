@@ -1,85 +1,161 @@
-"""Translation: common English words into Spanish, French, German and Italian, asked in chat.
+"""Translation: common French and Spanish words into English, asked in chat after three examples.
 
-Invariant: every accepted form of a translation is listed, with and without its article.
+Invariant: the words of the examples are never asked; every usual English meaning is accepted.
 """
 
-from generators.rows import Row, answer_row, table, unique
+from generators.rows import Row, table, unique
 
-LANGUAGES = ("Spanish", "French", "German", "Italian")
+SHOTS = (("French", "rue", "street"), ("Spanish", "silla", "chair"), ("French", "pont", "bridge"))
 
-# English | Spanish | French | German | Italian; several accepted forms separated by `/`, "-" where none is asked
+# Spanish | French | English; "-" where the word is spelled as in English, meanings separated by `/`
 WORDS = table("""
-dog | perro | chien | Hund | cane
-cat | gato | chat | Katze | gatto
-house | casa | maison | Haus | casa
-water | agua | eau | Wasser | acqua
-bread | pan | pain | Brot | pane
-milk | leche | lait | Milch | latte
-book | libro | livre | Buch | libro
-friend | amigo/amiga | ami/amie | Freund/Freundin | amico/amica
-mother | madre/mamá | mère/maman | Mutter | madre/mamma
-father | padre/papá | père/papa | Vater | padre/papà
-brother | hermano | frère | Bruder | fratello
-sister | hermana | sœur/soeur | Schwester | sorella
-sun | sol | soleil | Sonne | sole
-moon | luna | lune | Mond | luna
-day | día | jour/journée | Tag | giorno
-night | noche | nuit | Nacht | notte
-good | bueno/buena/bien | bon/bonne | gut | buono/buona
-red | rojo/roja | rouge | rot | rosso/rossa
-green | verde | vert/verte | grün | verde
-white | blanco/blanca | blanc/blanche | weiß/weiss | bianco/bianca
-black | negro/negra | noir/noire | schwarz | nero/nera
-one | uno/una/un | un/une | eins/ein/eine | uno/una/un
-two | dos | deux | zwei | due
-three | tres | trois | drei | tre
-four | cuatro | quatre | vier | quattro
-five | cinco | cinq | fünf | cinque
-ten | diez | dix | zehn | dieci
-hello | hola | bonjour/salut | hallo/guten Tag | ciao/salve
-thank you | gracias | merci | danke | grazie
-goodbye | adiós/adios | au revoir/adieu | auf Wiedersehen/tschüss | arrivederci/addio
-please | por favor | s'il vous plaît/s'il te plaît | bitte | per favore
-yes | sí/si | oui | ja | sì/si
-tree | árbol | arbre | Baum | albero
-flower | flor | fleur | Blume | fiore
-street | calle | rue | Straße/Strasse | strada/via
-city | ciudad | ville | Stadt | città
-school | escuela | école | Schule | scuola
-teacher | maestro/maestra/profesor/profesora | professeur/enseignant/enseignante | Lehrer/Lehrerin | insegnante/maestro
-car | coche/carro/auto | voiture/auto | Auto/Wagen | macchina/auto
-door | puerta | porte | Tür | porta
-table | mesa | table | Tisch | tavolo/tavola
-hand | mano | main | Hand | mano
-head | cabeza | tête | Kopf | testa
-heart | corazón | cœur/coeur | Herz | cuore
-fire | fuego | feu | Feuer | fuoco
-bird | pájaro/ave | oiseau | Vogel | uccello
-fish | pez/pescado | poisson | Fisch | pesce
-horse | caballo | cheval | Pferd | cavallo
-apple | manzana | pomme | Apfel | mela
-wine | vino | vin | Wein | vino
-cheese | queso | fromage | Käse | formaggio
-king | rey | roi | König | re
-love | amor | amour | Liebe | amore
-man | hombre | homme | Mann | uomo
-woman | mujer | femme | Frau | donna
-child | niño/niña | enfant | Kind | bambino/bambina
-year | año | an/année | Jahr | anno
-world | mundo | monde | Welt | mondo
-time | tiempo/hora | temps/heure | Zeit | tempo/ora
-sea | mar | mer | Meer/See | mare
+perro | chien | dog
+gato | chat | cat
+casa | maison | house/home
+agua | eau | water
+pan | pain | bread
+leche | lait | milk
+libro | livre | book
+amigo | ami | friend
+madre | mère | mother/mom
+padre | père | father/dad
+hermano | frère | brother
+hermana | sœur | sister
+hijo | fils | son
+hija | fille | daughter/girl
+sol | soleil | sun
+luna | lune | moon
+estrella | étoile | star
+día | jour | day
+noche | nuit | night
+mañana | demain | tomorrow/morning
+semana | semaine | week
+mes | mois | month
+año | année | year
+bueno | bon | good
+malo | mauvais | bad
+grande | grand | big/large/great/tall
+pequeño | petit | small/little
+nuevo | nouveau | new
+viejo | vieux | old
+rojo | rouge | red
+verde | vert | green
+azul | bleu | blue
+blanco | blanc | white
+negro | noir | black
+amarillo | jaune | yellow
+uno | un | one/a/an
+dos | deux | two
+tres | trois | three
+cuatro | quatre | four
+cinco | cinq | five
+seis | - | six
+siete | sept | seven
+ocho | huit | eight
+nueve | neuf | nine/new
+diez | dix | ten
+hola | bonjour | hello/hi/good morning/good day
+gracias | merci | thank you/thanks
+adiós | au revoir | goodbye/bye
+sí | oui | yes
+escuela | école | school
+árbol | arbre | tree
+flor | fleur | flower
+montaña | montagne | mountain
+ciudad | ville | city/town
+puerta | porte | door
+ventana | fenêtre | window
+jardín | jardin | garden
+iglesia | église | church
+hospital | hôpital | hospital
+biblioteca | bibliothèque | library
+coche | voiture | car
+tren | - | train
+avión | avion | airplane/aeroplane/plane
+barco | bateau | boat/ship
+mano | main | hand
+cabeza | tête | head
+corazón | cœur | heart
+ojo | œil | eye
+boca | bouche | mouth
+sangre | sang | blood
+fuego | feu | fire
+aire | - | air
+tierra | terre | earth/land/ground/soil
+cielo | ciel | sky/heaven
+mar | mer | sea/ocean
+río | rivière | river
+isla | île | island
+lluvia | pluie | rain
+nieve | neige | snow
+viento | vent | wind
+pájaro | oiseau | bird
+pez | poisson | fish
+caballo | cheval | horse
+vaca | vache | cow
+manzana | pomme | apple
+naranja | - | orange
+queso | fromage | cheese
+carne | viande | meat
+vino | vin | wine
+sal | sel | salt
+azúcar | sucre | sugar
+huevo | œuf | egg
+café | - | coffee/cafe/café
+rey | roi | king
+reina | reine | queen
+hombre | homme | man
+mujer | femme | woman/wife
+niño | enfant | child/boy/kid
+médico | médecin | doctor/physician/medical
+profesor | professeur | teacher/professor
+amor | amour | love
+vida | vie | life
+muerte | mort | death/dead
+paz | paix | peace
+guerra | guerre | war
+tiempo | temps | time/weather
+mundo | monde | world
+trabajo | travail | work/job
+dinero | argent | money/silver
+música | musique | music
+canción | chanson | song
+historia | histoire | history/story
+libertad | liberté | freedom/liberty
+verdad | vérité | truth/true
+dormir | - | sleep/to sleep
+comer | manger | eat/to eat
+beber | boire | drink/to drink
+hablar | parler | speak/talk/to speak
+leer | lire | read/to read
+escribir | écrire | write/to write
+cantar | chanter | sing/to sing
+invierno | hiver | winter
+verano | été | summer
+lunes | lundi | monday
+domingo | dimanche | sunday
 """)
 
 
 def items(seed: int) -> list[Row]:
-    """Ask every word in every language; the words are few enough to need no drawing."""
-    rows = [asked(word, language, forms) for word, *columns in WORDS
-            for language, forms in zip(LANGUAGES, columns, strict=True) if forms != "-"]  # fmt: skip
-    return unique(rows)
+    """Ask every word of both languages; they are few enough to need no drawing."""
+    return unique(
+        asked(language, word, meanings)
+        for spanish, french, meanings in WORDS
+        for language, word in (("Spanish", spanish), ("French", french))
+        if word != "-"
+    )
 
 
-def asked(word: str, language: str, forms: str) -> Row:
-    """Ask one word in one language; the word is the cluster."""
-    name = f"{word.replace(' ', '-')}-{language.lower()}"
-    return answer_row(name, f'What is the {language} word for "{word}"?', forms.split("/"), word.replace(" ", "-"))
+def asked(language: str, word: str, meanings: str) -> Row:
+    """Ask one word after the examples; both languages' words of one meaning are a cluster."""
+    accepted = meanings.split("/")
+    turns = [turn for shot in SHOTS for turn in (user(shot[0], shot[1]), {"role": "assistant", "content": shot[2]})]
+    cluster = accepted[0].replace(" ", "-")
+    name = f"{language.lower()}-{cluster}"
+    return {"id": name, "messages": [*turns, user(language, word)], "references": accepted, "cluster": cluster}
+
+
+def user(language: str, word: str) -> dict[str, str]:
+    """Phrase the request."""
+    return {"role": "user", "content": f"Translate from {language} to English: {word}"}

@@ -1,0 +1,60 @@
+"""Rows as evaluate.py would write them, from nothing but scores."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.metrics import Metric, mean_metric
+from harness.records import SampleResult, Status
+
+EXACT = mean_metric("exact_match", lambda output, example: None)
+LOWER = mean_metric("loss", lambda output, example: None, higher_is_better=False)
+
+
+def ratio_metric() -> Metric:
+    """A ratio of sums without an upper bound, as bits per byte is."""
+    return Metric(
+        "bits",
+        False,
+        (0.0, float("inf")),
+        ("bits", "bytes"),
+        lambda output, example: None,
+        lambda parts, weights: (weights @ parts)[..., 0] / (weights @ parts)[..., 1],
+        lambda example: (8.0, 1.0),
+    )
+
+
+def rows(
+    parts: Sequence[float | None] | np.ndarray,
+    metric: Metric = EXACT,
+    *,
+    task: str = "task",
+    cluster_size: int = 1,
+    status: Sequence[Status] | None = None,
+    slices: Sequence[str] | None = None,
+) -> list[SampleResult]:
+    """Make one row an item; `parts` holds one number (or a row of numbers, or None) an item."""
+    return [
+        SampleResult(
+            task=task,
+            split="test",
+            example_id=f"item-{i:04d}",
+            position=i,
+            status=status[i] if status else "ok",
+            text="",
+            prompt="",
+            references=(),
+            parts={metric.name: None if part is None else tuple(np.atleast_1d(part).astype(float).tolist())},
+            cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
+            slice=slices[i] if slices else "",
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+def flips(n: int, gains: int, losses: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return both arms' 0/1 scores: all ones, but the first `losses` items fall and the last `gains` rise."""
+    base, new = np.ones(n), np.ones(n)
+    new[:losses] = 0
+    base[n - gains :] = 0
+    return base, new

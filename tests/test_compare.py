@@ -1,0 +1,274 @@
+"""Comparisons: which estimator, what counts, what is refused, and what must change nothing."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import compare, stats
+from harness.compare import check_comparable, compare_rows, compare_validity, estimate, regression_p
+from harness.errors import IncompatibleRuns, UserError
+from harness.metrics import macro_f1
+from harness.records import RowsIdentity
+from harness.spec import Task
+from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
+
+RATIO = ratio_metric()
+IDENTITY = RowsIdentity("w", "t", "task", "v1", "test", "p", "generate", "bf16", "hf", "l", "cpu")
+
+binary_arms = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=4, max_size=40)
+graded_arms = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=4, max_size=40)
+sizes = st.sampled_from([1, 3])
+
+
+def compared(base, new, metric=EXACT, **kwargs):
+    size = kwargs.pop("cluster_size", 1)
+    return compare_rows(
+        metric, rows(base, metric, cluster_size=size), rows(new, metric, cluster_size=size), **kwargs
+    )
+
+
+def interval(c):
+    return (c.low, c.high)
+
+
+def test_single_binary_items_get_tangos_interval():
+    c = compared(*flips(21, 1, 7))
+    assert c.estimator == "tango"
+    assert interval(c) == pytest.approx(stats.tango_interval(1, 7, 21))
+    assert (c.lower, c.upper) == pytest.approx(stats.tango_interval(1, 7, 21, 0.1))
+
+
+def test_scores_of_single_binary_items_get_wilsons_interval():
+    c = compared(*flips(10, 0, 2))
+    assert (c.new, c.new_low, c.new_high) == pytest.approx((0.8, *stats.wilson(8, 10)))
+
+
+def test_graded_items_get_the_clustered_t():
+    rng = np.random.default_rng(0)
+    base, new = rng.random(60), rng.random(60)
+    c = compared(base, new, cluster_size=2)
+    expected = stats.t_interval(stats.paired_delta(base, new, np.arange(60) // 2))
+    assert c.estimator == "cluster-t"
+    assert interval(c) == pytest.approx(expected)
+
+
+def test_ratios_of_sums_get_the_bootstrap_of_the_ratio():
+    rng = np.random.default_rng(1)
+    base = np.stack([rng.gamma(5, 10, 80), rng.integers(20, 80, 80)], axis=1)
+    new = base * [1.1, 1.0]
+    c = compared(base, new, RATIO)
+    ratio = base[:, 0].sum() / base[:, 1].sum()
+    assert c.estimator == "bca"
+    assert (c.base, c.delta) == pytest.approx((ratio, 0.1 * ratio))
+    assert 0 < c.low < c.delta < c.high
+
+
+def test_macro_f1_is_compared_without_a_mean_of_items():
+    metric = macro_f1.metric(Task(name="t", data={}, labels=("a", "b")))
+    hit, miss = (1.0, 0, 0, 0, 0, 0), (0, 0, 1.0, 0, 1.0, 0)
+    base, new = [hit] * 30, [hit] * 15 + [miss] * 15
+    c = compared(base, new, metric)
+    assert (c.estimator, len(c.lost), len(c.gained)) == ("bca", 15, 0)
+    assert c.delta == pytest.approx(2 * 15 / 45 - 1)
+
+
+def test_nothing_differing_still_has_a_width():
+    same = np.ones(50)
+    assert interval(compared(same, same)) == pytest.approx(stats.tango_interval(0, 0, 50))
+
+
+def test_nothing_differing_in_clusters_counts_the_clusters_only():
+    same = np.ones(60)
+    assert interval(compared(same, same, cluster_size=3)) == pytest.approx(stats.tango_interval(0, 0, 20))
+
+
+def test_graded_scores_that_hardly_differ_are_not_claimed_to_be_equal():
+    base = np.full(60, 0.5)
+    new = base.copy()
+    new[0] = 0.4
+    c = compared(base, new)
+    assert c.low < -0.02
+    assert c.high > 0.02
+
+
+def test_a_score_of_all_ones_in_clusters_has_wilsons_width_over_the_clusters():
+    found = estimate(EXACT, rows(np.ones(60), cluster_size=3))
+    assert (found.low, found.high) == pytest.approx(stats.wilson(20, 20))
+
+
+def test_clusters_that_flip_as_a_whole_widen_the_interval():
+    base = np.ones(200)
+    new = np.repeat(np.arange(40) % 4 != 0, 5).astype(float)
+    alone, together = compared(base, new), compared(base, new, cluster_size=5)
+    assert together.high - together.low > 1.8 * (alone.high - alone.low)
+
+
+def test_equal_weights_give_zero_by_identity():
+    base, _ = flips(50, 5, 5)
+    c = compared(base, base, identical=True)
+    assert (c.estimator, c.delta, *interval(c), c.lower, c.upper, c.se) == ("identical", 0, 0, 0, 0, 0, 0)
+    assert (c.base, c.disagreement, c.lost) == (base.mean(), 0, ())
+
+
+def test_lost_and_gained_items_are_named():
+    c = compared([1, 1, 0, 0], [1, 0, 1, 0])
+    assert (c.lost, c.gained, c.disagreement) == (("item-0001",), ("item-0002",), 0.5)
+
+
+def test_where_lower_is_better_a_rise_is_a_loss_and_delta_stays_new_minus_base():
+    c = compared([0, 0, 1], [1, 0, 1], LOWER)
+    assert (c.lost, c.delta) == (("item-0000",), pytest.approx(1 / 3))
+    assert compare.oriented(c).delta == pytest.approx(-1 / 3)
+
+
+def test_rows_with_an_error_are_dropped_in_both_arms():
+    c = compared([1, 1, None, 0], [1, None, 1, 0])
+    assert (c.n, c.delta) == (2, 0)
+
+
+def test_unparsable_answers_count_in_the_headline_and_not_among_valid_items():
+    base, new = rows([1.0] * 6), rows([0, 0, 1, 1, 1, 1], status=["unparsable"] * 2 + ["ok"] * 4)
+    c = compare_rows(EXACT, base, new)
+    assert (c.delta, c.n) == (pytest.approx(-1 / 3), 6)
+    assert (c.delta_valid, c.n_valid) == (0, 4)
+
+
+def test_a_delta_over_valid_items_is_unknown_where_none_is_valid():
+    c = compare_rows(EXACT, rows([1.0] * 4), rows([0.0] * 4, status=["truncated"] * 4))
+    assert (c.n_valid, c.delta_valid, c.low_valid) == (0, None, None)
+
+
+def test_a_slice_holds_its_own_items_only():
+    slices = ["a", "a", "b", "b"]
+    base, new = rows([1, 1, 1, 1], slices=slices), rows([1, 1, 0, 0], slices=slices)
+    assert compare_rows(EXACT, base, new, slice="a").delta == 0
+    assert compare_rows(EXACT, base, new, slice="b").delta == -1
+
+
+def test_unequal_inclusion_weights_weigh_the_items():
+    weights = [1.0] * 10 + [3.0] * 10
+    base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]
+    new = [replace(r, weight=w) for r, w in zip(rows([1.0] * 10 + [0.0] * 10), weights, strict=True)]
+    c = compare_rows(EXACT, base, new)
+    assert (c.estimator, c.delta) == ("bca", pytest.approx(-0.75))
+
+
+def test_runs_of_different_items_are_refused_with_their_names():
+    with pytest.raises(IncompatibleRuns, match="1 only in the base, 0 only in the new run \\(item-0002\\)"):
+        compare_rows(EXACT, rows([1, 1, 1]), rows([1, 1]))
+
+
+def test_an_item_twice_in_one_run_is_refused():
+    with pytest.raises(IncompatibleRuns, match="twice"):
+        compare_rows(EXACT, rows([1, 1]) + rows([1]), rows([1, 1]))
+
+
+def test_arms_without_a_common_scored_item_are_refused():
+    with pytest.raises(IncompatibleRuns, match="no item"):
+        compared([None, 1], [1, None])
+
+
+def test_an_unbounded_metric_on_one_cluster_is_refused():
+    with pytest.raises(UserError, match="at least two clusters"):
+        compared([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
+
+
+def test_one_single_item_shows_next_to_nothing():
+    c = compared([1], [0])
+    assert c.low == -1
+    assert c.high > -0.5
+
+
+def test_identities_that_differ_are_refused_by_the_fields_that_differ():
+    other = replace(IDENTITY, task_version="v2", precision="fp32")
+    with pytest.raises(IncompatibleRuns, match="task_version 'v1' and 'v2'; precision 'bf16' and 'fp32'"):
+        check_comparable(IDENTITY, other)
+
+
+def test_other_weights_and_promptings_are_what_is_compared():
+    check_comparable(IDENTITY, replace(IDENTITY, weights_digest="x", prompting_digest="q"))
+
+
+def test_promptings_must_agree_only_where_that_is_asked():
+    with pytest.raises(IncompatibleRuns, match="prompting_digest"):
+        check_comparable(IDENTITY, replace(IDENTITY, prompting_digest="q"), prompting=True)
+
+
+def test_validity_pools_tasks_whose_items_share_names():
+    base = rows([1.0] * 3, task="a") + rows([1.0] * 3, task="b")
+    new = rows([1.0] * 3, task="a") + rows([1.0] * 3, task="b", status=["ok", "refused", "truncated"])
+    c = compare_validity(base, new)
+    assert (c.n, c.delta) == (6, pytest.approx(1 / 3))
+    assert c.lost == ("b/item-0001", "b/item-0002")
+
+
+def test_validity_leaves_out_what_failed_in_one_arm():
+    new = rows([1.0, None, 1.0], status=["ok", "error", "unparsable"])
+    assert compare_validity(rows([1.0] * 3), new).n == 2
+
+
+def test_a_regression_p_of_single_binary_items_is_tangos():
+    c = compared(*flips(200, 2, 30))
+    assert regression_p(c, 0.05) == pytest.approx(stats.tango_regression_p(2, 30, 200, 0.05))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_regression_p_falls_below_alpha_just_where_the_bound_passes_the_margin(size):
+    c = compared(*flips(200, 2, 40), cluster_size=size)
+    assert regression_p(c, -c.upper + 1e-6) > 0.05 > regression_p(c, -c.upper - 1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(binary_arms, sizes)
+def test_swapping_binary_arms_flips_the_sign(arms, size):
+    base, new = zip(*arms, strict=True)
+    there, back = compared(base, new, cluster_size=size), compared(new, base, cluster_size=size)
+    assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
+    assert (back.lost, back.gained) == (there.gained, there.lost)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graded_arms, sizes)
+def test_swapping_graded_arms_flips_the_sign(arms, size):
+    base, new = zip(*arms, strict=True)
+    there, back = compared(base, new, cluster_size=size), compared(new, base, cluster_size=size)
+    assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
+
+
+def test_swapping_the_arms_of_a_bootstrap_flips_the_sign():
+    rng = np.random.default_rng(3)
+    base, new = rng.random((40, 2)) + 0.1, rng.random((40, 2)) + 0.1
+    there, back = compared(base, new, RATIO), compared(new, base, RATIO)
+    assert (back.delta, *interval(back)) == pytest.approx((-there.delta, -there.high, -there.low), abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(binary_arms, sizes, st.integers(0, 1000))
+def test_the_order_of_the_rows_changes_nothing(arms, size, seed):
+    base, new = (rows(arm, cluster_size=size) for arm in zip(*arms, strict=True))
+    shuffled = random.Random(seed).sample(new, len(new))
+    assert compare_rows(EXACT, base, shuffled) == compare_rows(EXACT, base, new)
+
+
+@settings(max_examples=25, deadline=None)
+@given(binary_arms)
+def test_copying_every_item_inside_its_cluster_narrows_nothing(arms):
+    base, new = (np.array(arm, float) for arm in zip(*arms, strict=True))
+    once = compared(base, new)
+    twice = compared(np.repeat(base, 2), np.repeat(new, 2), cluster_size=2)
+    assert twice.high - twice.low >= (once.high - once.low) - 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(graded_arms, sizes)
+def test_every_figure_is_finite_and_inside_its_interval(arms, size):
+    base, new = zip(*arms, strict=True)
+    c = compared(base, new, cluster_size=size)
+    assert c.low <= c.delta <= c.high
+    assert c.low <= c.lower <= c.upper <= c.high
+    assert 0 <= c.base_low <= c.base <= c.base_high <= 1
+    assert c.se > 0

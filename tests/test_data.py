@@ -1,0 +1,542 @@
+"""Rows become examples; splits hold apart what has to be apart."""
+
+import csv
+import gzip
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import shared_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data import load_task, suite_leaks, task_version
+from harness.data.items import Sourced
+from harness.data.leaks import check_leaks, key
+from harness.data.splits import draw, set_aside
+from harness.errors import UserError
+from harness.records import Document, Example
+from harness.spec import Task
+
+INTENTS = (
+    "card_acceptance pin_blocked atm_support change_pin compromised_card card_arrival "
+    "exchange_rate lost_or_stolen_card top_up_failed verify_my_identity age_limit country_support"
+).split()
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def row(name, **fields):
+    return {"prompt": f"What is {name}?", "reference": str(name), **fields}
+
+
+def some(begin, n, **fields):
+    return [row(f"{begin} {i}", **fields) for i in range(n)]
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Return a maker of tasks: rows by split, then settings of the data and of the task."""
+
+    def make(test, train=None, pairs=None, documents=None, validation=None, data=None, **fields):
+        splits = {
+            "test": test,
+            "train": train,
+            "pairs": pairs,
+            "documents": documents,
+            "validation": validation,
+        }
+        files = {k: write(tmp_path / f"{k}.jsonl", rows) for k, rows in splits.items() if rows is not None}
+        return Task.model_validate({"name": "tiny", "data": {**files, **(data or {})}, **fields})
+
+    return make
+
+
+def refused(task):
+    with pytest.raises(UserError) as caught:
+        load_task(task, 0)
+    return [(Path(p.where).name, p.found) for p in caught.value.problems]
+
+
+def ids(examples):
+    return [example.id for example in examples]
+
+
+def test_a_row_without_an_id_is_named_by_its_file_and_index(task):
+    assert ids(load_task(task(some("item", 2)), 0).test) == ["test-0", "test-1"]
+
+
+def test_a_row_without_a_cluster_is_its_own(task):
+    examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
+    assert [e.cluster for e in examples] == ["x", "family"]
+
+
+def test_all_fields_of_a_row_arrive(task):
+    full = row(
+        "a",
+        id="i",
+        references=["A", "a"],
+        choices=["A", "a", "b"],
+        slice="s",
+        constraints=[{"kind": "upper"}],
+    )
+    example = load_task(task([full]), 0).test[0]
+    assert example == Example(
+        id="i",
+        messages=({"role": "user", "content": "What is a?"},),
+        references=("A", "a"),
+        choices=("A", "a", "b"),
+        cluster="i",
+        slice="s",
+        constraints=({"kind": "upper"},),
+    )
+
+
+def test_messages_take_the_place_of_the_prompt(task):
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Who?"},
+    ]
+    assert load_task(task([{"messages": turns, "reference": "me"}]), 0).test[0].messages == tuple(turns)
+
+
+def test_templates_build_an_item_from_the_fields_of_any_row(task):
+    rows = [{"Best Answer": 4, "q": "2+2", "n": 7, "kind": "sum"}]
+    fields = {
+        "prompt": 'Reply as {"a": 1}: {q}',
+        "reference": "{Best Answer}",
+        "id": "q{n}",
+        "slice": "{kind}",
+        "cluster": "c{n}",
+    }
+    example = load_task(task(rows, fields=fields), 0).test[0]
+    assert (example.prompt, example.references) == ('Reply as {"a": 1}: 2+2', ("4",))
+    assert (example.id, example.slice, example.cluster) == ("q7", "sum", "c7")
+
+
+def test_a_field_that_holds_a_list_gives_every_accepted_answer(task):
+    rows = [{"prompt": "Who?", "answers": ["me", "I"]}]
+    assert load_task(task(rows, fields={"reference": "{answers}"}), 0).test[0].references == ("me", "I")
+
+
+def test_the_labels_of_the_task_are_the_choices_of_rows_without_their_own(task):
+    rows = [row("a", reference="yes"), row("b", reference="x", choices=["x", "y"])]
+    assert [e.choices for e in load_task(task(rows, labels=["yes", "no"]), 0).test] == [
+        ("yes", "no"),
+        ("x", "y"),
+    ]
+
+
+def test_a_text_to_read_has_no_messages(task):
+    example = load_task(task([{"id": "t", "text": "The sea."}], kind="bits_per_byte"), 0).test[0]
+    assert (example.messages, example.references) == ((), ("The sea.",))
+
+
+def test_a_choice_may_need_no_question(task):
+    rows = [{"prompt": "", "reference": "they are", "choices": ["they is", "they are"]}]
+    assert load_task(task(rows, kind="choice"), 0).test[0].choices == ("they is", "they are")
+
+
+def test_a_row_of_constraints_needs_no_reference(task):
+    assert (
+        load_task(task([{"prompt": "Shout.", "constraints": [{"kind": "upper"}]}]), 0).test[0].references
+        == ()
+    )
+
+
+def test_a_pair_keeps_both_answers(task):
+    pair = load_task(
+        task(some("t", 1), pairs=[{"prompt": "Q", "chosen": "good", "rejected": "bad"}]), 0
+    ).pairs[0]
+    assert (pair.id, pair.references, pair.rejected) == ("pairs-0", ("good",), "bad")
+
+
+def test_documents_arrive_in_the_order_of_the_file(task):
+    documents = [{"id": "b", "title": "B", "text": "bee"}, {"id": "a", "text": "ay"}]
+    found = load_task(task(some("t", 1), documents=documents), 0).documents
+    assert found == (Document("b", "B", "bee"), Document("a", "", "ay"))
+
+
+def test_csv_parquet_and_gzip_give_the_same_items(tmp_path):
+    import pandas as pd
+
+    rows = [row("a, b"), row('say "c"'), row("d\ne")]
+    with (tmp_path / "test.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["prompt", "reference"])
+        writer.writeheader()
+        writer.writerows(rows)
+    pd.DataFrame(rows).to_parquet(tmp_path / "test.parquet")
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    write(tmp_path / "test.jsonl", rows)
+    made = [
+        load_task(Task(name="t", data={"test": str(tmp_path / f"test.{kind}")}), 0).test
+        for kind in ("jsonl", "csv", "parquet", "jsonl.gz")
+    ]
+    assert made[0] == made[1] == made[2] == made[3]
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a\u2028b", "reference": "c"}\n', encoding="utf-8")
+    assert (
+        load_task(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}), 0).test[0].prompt == "a\u2028b"
+    )
+
+
+def test_a_folder_in_the_layout_of_the_hub_is_read_by_split(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", some("train", 5))
+    write(folder / "test.jsonl", some("test", 2))
+    items = load_task(Task(name="t", data={"train": str(folder), "test": str(folder)}), 0)
+    assert (len(items.train) + len(items.validation), len(items.test)) == (5, 2)
+
+
+def test_a_hub_id_is_read_from_its_local_copy(tmp_path, monkeypatch):
+    (tmp_path / "own" / "name").mkdir(parents=True)
+    write(tmp_path / "own" / "name" / "test.jsonl", some("test", 2))
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
+    assert len(load_task(Task(name="t", data={"test": "hub:own/name"}), 0).test) == 2
+
+
+def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch):
+    monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
+    with pytest.raises(UserError) as caught:
+        load_task(Task(name="t", data={"test": "hub:nobody/nothing"}), 0)
+    assert "HARNESS_DATASETS_DIR" in caught.value.problems[0].next_step
+
+
+def test_without_a_validation_file_a_fifth_of_training_is_set_aside(task):
+    items = load_task(task(some("test", 3), train=some("train", 50)), 0)
+    assert (len(items.train), len(items.validation)) == (40, 10)
+
+
+def test_with_a_validation_file_training_stays_whole(task):
+    items = load_task(task(some("test", 3), train=some("train", 50), validation=some("v", 4)), 0)
+    assert (len(items.train), len(items.validation)) == (50, 4)
+
+
+def test_the_smaller_of_two_limits_holds_for_test(task):
+    items = load_task(task(some("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
+    assert len(items.test) == 9
+
+
+def test_a_draw_covers_the_whole_file_in_its_order(task):
+    drawn = ids(load_task(task(some("test", 100), limit=20), 0).test)
+    places = [int(name.split("-")[1]) for name in drawn]
+    assert places == sorted(places)
+    assert places[-1] > 50
+
+
+def test_a_row_that_is_evaluated_is_refused_with_both_places(task):
+    train = [*some("train", 3), row("sea", prompt="  What IS\n the sea? ")]
+    found = refused(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
+    assert [where for where, _ in found] == ["train.jsonl:4"]
+    assert found[0][1].endswith("test.jsonl:2 asks too")
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_pair_that_is_evaluated_is_refused(task, split):
+    pairs = [{"prompt": "What is s 0?", "chosen": "a", "rejected": "b"}]
+    splits = {"test": some("t", 2), "train": some("train", 3), split: some("s", 1)}
+    assert [where for where, _ in refused(task(**splits, pairs=pairs))] == ["pairs.jsonl:1"]
+
+
+def test_of_many_leaks_ten_are_shown_and_all_are_counted(task):
+    found = refused(task(some("same", 25), train=[*some("same", 25), *some("own", 5)]))
+    assert len(found) == 11
+    assert found[-1][1].startswith("25 training rows that are evaluated")
+
+
+def test_leaks_are_removed_from_training_with_a_message(task):
+    train = [*some("own", 6), row("t 1"), row("t 0")]
+    items = load_task(task(some("t", 3), train=train, validation=some("v", 2), data={"leaks": "remove"}), 0)
+    assert ids(items.train) == [f"train-{i}" for i in range(6)]
+    assert len(items.test) == 3
+    assert [m.split("train.jsonl")[1] for m in items.removed] == [": 2 rows removed, evaluated too (7, 8)"]
+
+
+def test_a_question_with_other_choices_is_another_question_where_choices_are_the_task(task):
+    test = [{"prompt": "Which is right?", "reference": "b", "choices": ["a", "b"]}]
+    train = [{"prompt": "Which is right?", "reference": c, "choices": [c, "z"]} for c in "cdefgh"]
+    assert len(load_task(task(test, train=train, kind="choice"), 0).validation) == 1
+
+
+def test_shuffled_choices_do_not_hide_a_leak(task):
+    test = [{"prompt": "Which?", "reference": "b", "choices": ["a", "b"]}]
+    train = [{"prompt": "Which?", "reference": "b", "choices": ["b", "a"]}]
+    assert len(refused(task(test, train=train, kind="choice"))) == 1
+
+
+def test_an_item_of_another_suite_in_training_is_named():
+    shared = Example("t7", ({"role": "user", "content": "2 + 2?"},), ("4",))
+    item = Example("sum-1", ({"role": "user", "content": " 2 +  2?"},), ("4",), choices=("3", "4"))
+    found = suite_leaks(
+        [shared], {"sums": [item], "other": [Example("e", ({"role": "user", "content": "?"},))]}
+    )
+    assert [p.where for p in found] == ["training row t7"]
+    assert "sums item sum-1" in found[0].found
+
+
+def test_training_that_is_evaluated_altogether_is_refused(task):
+    assert len(refused(task(some("t", 3), train=some("t", 3), data={"leaks": "remove"}))) == 1
+
+
+def test_rows_of_other_labels_are_removed_with_a_message(task):
+    rows = [row("a", reference="yes"), row("b", reference="maybe"), row("c", reference="no")]
+    items = load_task(task(rows, labels=["yes", "no"], data={"other_labels": "remove"}), 0)
+    assert ids(items.test) == ["test-0", "test-2"]
+    assert items.removed[0].endswith("test.jsonl: 1 of 3 rows removed, label not among the 2")
+
+
+def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
+    rows = [row("a", reference="refund"), row("b", reference="repair")]
+    found = refused(task(rows, labels=["refnd", "repair"], data={"other_labels": "remove"}))
+    assert found == [("labels of task tiny", "'refnd', which no row has")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "found"),
+    [
+        ([row("a", reference="c", choices=["a", "b"])], "test.jsonl:1", "reference 'c'"),
+        ([row("a"), {"prompt": "x"}], "test.jsonl:2", "no field 'reference'"),
+        ([{"reference": "x"}], "test.jsonl:1", "no field 'prompt'"),
+        ([row("a", prompt="  ")], "test.jsonl:1", "an empty prompt"),
+        ([row("a", prompt=["x"])], "test.jsonl:1", "a list in 'prompt'"),
+        ([row("a", choices="ab")], "test.jsonl:1", "'choices' of another form"),
+        ([{"prompt": "x", "references": []}], "test.jsonl:1", "no entry in 'references'"),
+        ([{"messages": [], "reference": "x"}], "test.jsonl:1", "messages of another form"),
+        (
+            [{"messages": [{"role": "assistant", "content": "x"}], "reference": "x"}],
+            "test.jsonl:1",
+            "messages that end with the assistant",
+        ),
+        ([], "test.jsonl", "an empty file"),
+    ],
+)
+def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, found):
+    assert refused(task(rows)) == [(where, found)]
+
+
+def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
+    with pytest.raises(UserError) as caught:
+        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
+    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
+
+
+def test_two_rows_of_one_id_are_refused_with_both_places(task):
+    where, found = refused(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
+    assert where == "test.jsonl:3"
+    assert found.startswith("id 'x'")
+    assert found.endswith("test.jsonl:1 too")
+
+
+def test_a_document_that_is_not_there_is_refused(task):
+    documents = [{"id": "opening-hours", "text": "Nine to five."}]
+    found = refused(task([row("a", documents=["opening-hour"])], documents=documents))
+    assert found == [("test.jsonl:1", "unknown document 'opening-hour'")]
+
+
+def test_the_problems_of_all_files_come_at_once(task):
+    broken = task(
+        [{"prompt": "x"}], train=[], pairs=[{"prompt": "x", "chosen": "y"}], documents=[{"id": "a"}]
+    )
+    assert {where for where, _ in refused(broken)} == {
+        "test.jsonl:1",
+        "train.jsonl",
+        "pairs.jsonl:1",
+        "documents.jsonl:1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "found"),
+    [
+        (
+            b'{"prompt": "a", "reference": "b"}\n{"prompt": \n',
+            "test.jsonl:2",
+            "malformed JSON (Expecting value at column 12)",
+        ),
+        (b"[1]\n", "test.jsonl:1", "malformed JSON (a list, not an object)"),
+        (b'{"prompt": NaN}\n', "test.jsonl:1", "malformed JSON (NaN is no JSON number)"),
+        (b'{}\n{"prompt": "caf\xe9"}\n', "test.jsonl:2", "byte 0xe9 at offset 18, which is not UTF-8"),
+        (b"\n\n", "test.jsonl", "an empty file"),
+    ],
+)
+def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found):
+    (tmp_path / "test.jsonl").write_bytes(content)
+    assert refused(Task(name="t", data={"test": str(tmp_path / "test.jsonl")})) == [(where, found)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "found"),
+    [
+        ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),
+        ("test.parquet", b"no parquet", "test.parquet", None),
+        ("test.jsonl.gz", b"no gzip", "test.jsonl.gz", None),
+        ("test.xml", b"<a/>", "test.xml", "a file of the kind '.xml'"),
+    ],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_refused(tmp_path, name, content, where, found):
+    (tmp_path / name).write_bytes(content)
+    place, what = refused(Task(name="t", data={"test": str(tmp_path / name)}))[0]
+    assert place == where
+    assert found in (None, what)
+
+
+def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):
+    (tmp_path / "test.jsonl").write_text("{\n" * 1200)
+    found = refused(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}))
+    assert len(found) == 11
+    assert found[-1][1].startswith("1,200 malformed lines")
+
+
+def test_the_version_does_not_depend_on_where_the_files_lie(task, tmp_path):
+    one = task(some("t", 3))
+    (tmp_path / "elsewhere").mkdir()
+    data = {"test": write(tmp_path / "elsewhere" / "test.jsonl", some("t", 3))}
+    two = one.model_copy(update={"data": one.data.model_copy(update=data)})
+    assert task_version(one, load_task(one, 0)) == task_version(two, load_task(two, 0))
+
+
+def test_the_version_changes_with_an_item_and_with_the_definition(task):
+    one = task(some("t", 3))
+    items = load_task(one, 0)
+    other = one.model_copy(update={"system": "Be brief."})
+    fewer = load_task(one.model_copy(update={"limit": 2}), 0)
+    assert len({task_version(one, items), task_version(other, items), task_version(one, fewer)}) == 3
+
+
+def test_more_training_rows_make_no_new_test(task):
+    few, many = (load_task(task(some("t", 3), train=some("r", n)), 0) for n in (20, 40))
+    one = task(some("t", 3), train=some("r", 20))
+    assert task_version(one, few, "test") == task_version(one, many, "test")
+    assert task_version(one, few, "validation") != task_version(one, many, "validation")
+    assert task_version(one, few) != task_version(one, many)
+
+
+def test_more_rows_for_shots_make_a_new_version(task):
+    few, many = (load_task(task(some("t", 3), train=some("r", n)), 0) for n in (20, 40))
+    one = task(some("t", 3), train=some("r", 20), num_fewshot=2)
+    assert task_version(one, few, "test") != task_version(one, many, "test")
+
+
+# Families that overlap in cluster and in question, so that groups chain.
+families = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from("xyz")), min_size=2, max_size=60
+)
+
+
+def sourced(rows):
+    return [
+        Sourced(
+            Example(f"e{i}", ({"role": "user", "content": f"Q{q}"},), (label,), tuple("xyz"), f"c{c}"),
+            f"f:{i}",
+        )
+        for i, (c, q, label) in enumerate(rows)
+    ]
+
+
+@given(families, st.integers(0, 5))
+def test_no_cluster_and_no_question_is_on_both_sides_of_a_split(rows, seed):
+    try:
+        train, validation = set_aside(sourced(rows), random.Random(seed))
+    except UserError:
+        return
+    for of in (lambda row: row.example.cluster, lambda row: key(row.example)):
+        assert not {of(row) for row in train} & {of(row) for row in validation}
+
+
+@given(families, st.integers(0, 5))
+def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
+    whole = sourced(rows)
+    try:
+        train, validation = set_aside(whole, random.Random(seed))
+    except UserError:
+        return
+    assert sorted(map(str, train + validation)) == sorted(map(str, whole))
+    assert train
+    assert validation
+
+
+def test_rows_of_one_cluster_cannot_be_split(task):
+    found = refused(task(some("t", 2), train=some("r", 5, cluster="one")))
+    assert found == [("train.jsonl:1", "training rows of one cluster only")]
+
+
+@given(families, st.integers(0, 70), st.integers(0, 5))
+def test_a_draw_has_the_size_of_its_limit(rows, limit, seed):
+    assert len(draw(sourced(rows), limit, random.Random(seed))) == min(limit, len(rows))
+
+
+@given(families, st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
+def test_a_smaller_draw_is_part_of_a_larger_one(rows, one, other, seed):
+    small, large = (draw(sourced(rows), n, random.Random(seed)) for n in sorted((one, other)))
+    assert set(ids(small)) <= set(ids(large))
+
+
+@given(families, st.integers(1, 60), st.integers(0, 5))
+def test_a_draw_holds_every_label_by_its_share(rows, limit, seed):
+    drawn = Counter(e.references[0] for e in draw(sourced(rows), limit, random.Random(seed)))
+    share = min(limit, len(rows)) / len(rows)
+    for label, n in Counter(label for *_, label in rows).items():
+        assert abs(drawn[label] - share * n) < 2  # of three labels, each rounded by less than 1
+
+
+@settings(max_examples=20)
+@given(families, st.integers(0, 5))
+def test_the_same_seed_draws_the_same(rows, seed):
+    assert draw(sourced(rows), 7, random.Random(seed)) == draw(sourced(rows), 7, random.Random(seed))
+
+
+def test_another_seed_draws_others(task):
+    one = task(some("t", 200), limit=20)
+    assert load_task(one, 0).test == load_task(one, 0).test
+    assert load_task(one, 0).test != load_task(one, 1).test
+
+
+@given(families, families)
+def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
+    asked = {q for _, q, _ in test}
+    found = check_leaks(sourced(train), sourced(test))
+    assert len(found) == sum(q in asked for _, q, _ in train)
+
+
+def banking(**data):
+    files = {
+        split: str(shared_data(f"rows/banking77/{name}"))
+        for split, name in (("train", "train.jsonl.gz"), ("test", "test.jsonl"))
+    }
+    limits = {"train": 360, "validation": 60, "test": 240}
+    return Task.model_validate(
+        {
+            "name": "banking",
+            "labels": INTENTS,
+            "fields": {"prompt": "{text}", "reference": "{label}"},
+            "data": {**files, "limits": limits, "other_labels": "remove", **data},
+        }
+    )
+
+
+def test_the_rows_that_banking77_shares_are_refused():
+    found = refused(banking())
+    assert len(found) == 7
+    assert all("test.jsonl:" in text for _, text in found)
+
+
+def test_banking77_gives_the_items_that_were_asked_for():
+    items = load_task(banking(leaks="remove"), 0)
+    assert [len(split) for split in (items.train, items.validation, items.test)] == [360, 60, 240]
+    assert {e.references[0] for e in items.train} == set(INTENTS)
+    assert any(text.endswith("(1723, 3104, 3117, 4477, 4577, 6985, 9922)") for text in items.removed)
+
+
+def test_no_question_of_banking77_is_in_two_splits():
+    items = load_task(banking(leaks="remove"), 0)
+    splits = [{key(e) for e in split} for split in (items.train, items.validation, items.test)]
+    assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]

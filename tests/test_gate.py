@@ -1,0 +1,348 @@
+"""The gate: three verdicts, each rule, admission, and what it says of its own chances."""
+
+import numpy as np
+import pytest
+
+from harness.compare import Estimate, compare_rows, compare_validity
+from harness.gate import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
+from harness.metrics import Metric
+from harness.spec import GatePolicy, Suite, TargetPolicy, Task
+from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
+
+POLICY = GatePolicy()
+
+
+def task(name, **fields):
+    return Task(name=name, data={}, **fields)
+
+
+def measured(name, n, gains, losses, *, role="capability", admitted=True, suite="", **fields):
+    base, new = flips(n, gains, losses)
+    c = compare_rows(EXACT, rows(base, task=name), rows(new, task=name))
+    return TaskComparison(task(name, **fields), role, c, admitted, "at chance", suite)
+
+
+def suite_of(n_tasks, n, gains, losses):
+    return [measured(f"task{i}", n, gains, losses) for i in range(n_tasks)]
+
+
+def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False):
+    return judge(tasks, policy, validity=validity, target=target, identical=identical)
+
+
+def rule(found, name):
+    return next(r for r in found.rules if r.name == name)
+
+
+def invalid(n, n_base, n_new):
+    def arm(k):
+        return rows([1.0] * n, status=["unparsable"] * k + ["ok"] * (n - k))
+
+    return compare_validity(arm(n_base), arm(n_new))
+
+
+def test_an_equal_model_with_many_items_passes():
+    found = verdict(suite_of(8, 500, 25, 25))
+    assert found.outcome == "pass"
+    assert found.macro.score == 0
+    assert -0.02 < found.macro.low < 0 < found.macro.high
+    assert (found.lost, found.gained) == (200, 200)
+
+
+def test_a_collapsed_model_fails_with_its_lost_tasks_and_items_named():
+    chat = measured("chat", 150, 0, 120)
+    found = verdict([*suite_of(7, 300, 15, 15), chat])
+    assert found.outcome == "fail"
+    assert rule(found, "each").numbers["vetoed"] == ["chat"]
+    assert "chat/item-0000" in rule(found, "each").numbers["lost_items"]
+    assert "chat −80.0 [" in found.sentence
+
+
+def test_few_items_are_inconclusive_with_the_items_needed():
+    found = verdict(suite_of(3, 60, 3, 3))
+    assert found.outcome == "inconclusive"
+    assert found.items_needed > 180
+    assert "more items would settle it with 80 % power if nothing is lost" in found.sentence
+
+
+def test_the_items_needed_would_settle_it():
+    """Four times 60 items a task at the same flips' share: the advice must be of that order."""
+    found = verdict(suite_of(3, 60, 3, 3))
+    n = 60 + found.items_needed // 3
+    flipped = round(0.05 * n)
+    assert verdict(suite_of(3, n, flipped, flipped)).outcome == "pass"
+
+
+def test_a_loss_found_at_the_margin_gets_the_items_that_an_equal_model_would_need():
+    found = verdict(suite_of(3, 60, 3, 4))
+    assert "the loss found lies at the margin" in found.sentence
+    assert "if nothing is lost, some" in found.sentence
+    assert 180 < found.items_needed < 180 * 100
+
+
+def test_no_items_are_asked_for_where_an_equal_model_would_have_passed():
+    found = verdict(suite_of(8, 500, 20, 30))
+    assert (found.outcome, found.items_needed) == ("inconclusive", None)
+
+
+def test_a_small_loss_on_every_task_fails_by_the_macro_alone():
+    found = verdict(suite_of(8, 500, 10, 32))
+    assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("fail", "pass")
+    assert found.sentence.startswith("FAIL: macro over 8 tasks: −4.4 [−5.")
+    assert "margin 2.0 pp" in found.sentence
+
+
+def test_one_task_that_loses_fifteen_points_is_vetoed_though_the_macro_holds():
+    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 5, 50)])
+    assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("pass", "fail")
+    assert found.outcome == "fail"
+    assert rule(found, "each").numbers["vetoed"] == ["facts"]
+
+
+def test_a_task_may_have_a_margin_of_its_own():
+    tolerant = measured("facts", 300, 5, 50, margin=0.2)
+    found = verdict([*suite_of(11, 1000, 45, 40), tolerant])
+    assert rule(found, "each").outcome == "pass"
+
+
+def test_the_veto_is_corrected_for_the_number_of_tasks():
+    """12 of 80 lost has p = .04 against the margin of 5 pp of a single task."""
+    doubtful = measured("doubtful", 80, 2, 10)
+    alone = rule(verdict([doubtful]), "each").numbers["p_smallest"]
+    among = rule(verdict([doubtful, *suite_of(3, 300, 15, 15)]), "each").numbers["p_smallest"]
+    assert among == pytest.approx(4 * alone)
+
+
+def test_a_shown_loss_that_may_lie_within_the_margin_is_inconclusive():
+    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 5, 25)])
+    assert (rule(found, "each").outcome, found.outcome) == ("inconclusive", "inconclusive")
+    assert rule(found, "each").numbers["doubtful"] == ["facts"]
+    assert "not that it lies beyond the margin, on facts −6.7 [" in found.sentence
+
+
+def test_a_loss_within_the_margin_does_not_stop_a_task():
+    found = verdict([*suite_of(11, 1000, 45, 40), measured("facts", 300, 2, 15)])
+    assert found.outcome == "pass"
+
+
+def test_an_unadmitted_task_is_left_out_and_named():
+    lost = measured("riddles", 300, 0, 90, admitted=False)
+    found = verdict([*suite_of(8, 500, 25, 25), lost])
+    assert found.outcome == "pass"
+    assert "left out, cannot show forgetting: riddles" in rule(found, "macro").sentence
+    assert rule(found, "macro").numbers["left_out"] == ["riddles: at chance"]
+
+
+def test_bits_per_byte_never_enters_the_macro():
+    metric = ratio_metric()
+    rng = np.random.default_rng(0)
+    base = np.stack([rng.gamma(5, 10, 50), np.full(50, 50.0)], axis=1)
+    c = compare_rows(metric, rows(base, metric), rows(base * [3, 1], metric))
+    english = TaskComparison(task("english", kind="bits_per_byte"), "capability", c, True, "")
+    found = verdict([*suite_of(8, 500, 25, 25), english])
+    assert found.outcome == "pass"
+    assert rule(found, "macro").numbers["n_tasks"] == 8
+
+
+def test_without_an_admitted_capability_task_nothing_passes():
+    found = verdict(
+        [measured("riddles", 300, 0, 0, admitted=False), measured("goal", 300, 9, 0, role="target")]
+    )
+    assert (found.outcome, found.macro, found.missed) == ("inconclusive", None, ())
+    assert "no admitted capability task was measured" in found.sentence
+
+
+def test_equal_weights_pass_by_identity():
+    found = verdict(suite_of(2, 20, 0, 0), GatePolicy(critical=("absent",)), identical=True)
+    assert (found.outcome, found.missed, found.items_needed) == ("pass", (), None)
+    assert found.macro == Estimate(0, 0, 0, 40)
+    assert "identity" in found.sentence
+
+
+def test_equal_weights_still_have_to_reach_the_target():
+    target = TargetFacts(Estimate(0.5, 0.45, 0.55, 400), None)
+    policy = GatePolicy(target=TargetPolicy(min=0.8))
+    assert verdict(suite_of(2, 20, 0, 0), policy, target=target, identical=True).outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "outcome"),
+    [(200, 2, "pass"), (200, 25, "fail"), (200, 15, "inconclusive"), (20, 0, "inconclusive")],
+)
+def test_a_critical_task_is_judged_by_the_exact_bounds_of_its_loss_rate(n, lost, outcome):
+    safety = measured("refuses", n, 0, lost, role="safety")
+    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
+    assert rule(found, "critical").outcome == found.outcome == outcome
+
+
+def test_a_critical_suite_is_named_as_a_whole():
+    safety = measured("refuses", 200, 0, 60, role="safety", suite="safety")
+    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("safety",)))
+    assert "refuses: 60 of 200 items that the base passed are lost" in found.sentence
+
+
+def test_gains_on_a_critical_task_do_not_make_up_for_losses():
+    safety = measured("refuses", 300, 100, 40, role="safety")
+    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
+    assert rule(found, "critical").numbers["refuses_passed"] == 200
+    assert found.outcome == "fail"
+
+
+def test_a_critical_task_that_was_not_measured_is_inconclusive():
+    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("refuses",)))
+    assert found.outcome == "inconclusive"
+    assert "refuses was not measured" in found.sentence
+
+
+def test_a_safety_task_that_is_not_critical_is_reported_only():
+    safety = measured("refuses", 200, 0, 60, role="safety")
+    found = verdict([*suite_of(8, 500, 25, 25), safety])
+    assert found.outcome == "pass"
+    assert "gate.critical does not name" in rule(found, "macro").numbers["left_out"][0]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_new", "outcome"),
+    [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive"), (50, 0, "inconclusive")],
+)
+def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
+    found = verdict(suite_of(8, 500, 25, 25), validity=invalid(n, 0, n_new))
+    assert rule(found, "validity").outcome == found.outcome == outcome
+
+
+def test_a_format_regression_is_not_called_forgetting():
+    found = verdict(suite_of(8, 500, 25, 25), validity=invalid(600, 0, 60))
+    assert "answers 0.0 → 10.0 %, +10.0 [" in found.sentence
+    assert "a format regression beyond it is shown" in found.sentence
+
+
+def test_fewer_invalid_answers_than_the_base_gave_are_welcome():
+    assert rule(verdict(suite_of(8, 500, 25, 25), validity=invalid(300, 90, 0)), "validity").outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [((0.81, 0.9), "pass"), ((0.7, 0.79), "fail"), ((0.75, 0.9), "inconclusive")]
+)
+def test_a_declared_level_is_judged_by_its_interval(ends, outcome):
+    target = TargetFacts(Estimate(sum(ends) / 2, *ends, 300), None)
+    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(min=0.8)), target=target)
+    assert found.outcome == outcome
+
+
+@pytest.mark.parametrize(("gains", "outcome"), [(60, "pass"), (3, "fail"), (20, "inconclusive")])
+def test_a_declared_gain_is_judged_by_its_interval(gains, outcome):
+    gain = compare_rows(EXACT, *(rows(arm) for arm in flips(300, gains, 2)))
+    target = TargetFacts(Estimate(0.9, 0.87, 0.93, 300), gain)
+    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(gain=0.05)), target=target)
+    assert found.outcome == outcome
+
+
+def test_a_declared_target_that_was_not_measured_is_inconclusive():
+    assert (
+        verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(min=0.8))).outcome == "inconclusive"
+    )
+
+
+def test_a_metric_where_lower_is_better_loses_by_rising():
+    base, new = flips(500, 0, 100)
+    c = compare_rows(LOWER, rows(1 - base, LOWER), rows(1 - new, LOWER))
+    assert c.delta > 0
+    found = verdict([TaskComparison(task("t", metrics=("loss",)), "capability", c, True, "")])
+    assert (found.outcome, found.macro.score) == ("fail", pytest.approx(-0.2))
+
+
+def missed(found, delta, what):
+    return next(m.probability for m in found.missed if m.delta == delta and m.what.startswith(what))
+
+
+def test_a_larger_loss_is_missed_less_often_than_a_smaller_one():
+    found = verdict(suite_of(8, 200, 10, 10))
+    rates = [missed(found, d, "macro") for d in (-0.01, -0.02, -0.03, -0.05)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1] == pytest.approx(0.05, abs=0.01)
+    assert missed(found, -0.10, "each") < missed(found, -0.05, "each")
+
+
+def test_what_the_veto_misses_is_told_of_the_task_with_the_fewest_items():
+    found = verdict([*suite_of(3, 500, 25, 25), measured("small", 40, 2, 2)])
+    assert next(m.what for m in found.missed if m.delta == -0.10) == "each: small"
+
+
+def test_the_chance_not_to_pass_an_equal_model_is_near_the_simulated_one():
+    """8 tasks of 100 items at 10 % disagreement pass an equal model 50 % of the time when simulated."""
+    assert missed(verdict(suite_of(8, 100, 5, 5)), 0.0, "equal") == pytest.approx(0.5, abs=0.02)
+
+
+def test_no_chance_is_zero_where_nothing_was_seen_to_differ():
+    found = verdict(suite_of(2, 100, 0, 0))
+    assert all(0 < m.probability < 1 for m in found.missed)
+
+
+@pytest.mark.parametrize(("on_inconclusive", "code"), [("fail", 4), ("warn", 0), ("pass", 0)])
+def test_an_inconclusive_verdict_exits_by_the_policy(on_inconclusive, code):
+    policy = GatePolicy(on_inconclusive=on_inconclusive)
+    assert exit_code(verdict(suite_of(1, 10, 0, 0), policy), policy) == code
+
+
+def test_pass_exits_with_0_and_fail_with_3():
+    assert exit_code(verdict(suite_of(8, 500, 25, 25)), POLICY) == 0
+    assert exit_code(verdict(suite_of(8, 500, 0, 100)), GatePolicy(on_inconclusive="pass")) == 3
+
+
+def test_comparisons_made_at_another_level_are_refused():
+    with pytest.raises(ValueError, match=r"alpha \[0.05\], the policy's is 0.01"):
+        verdict(suite_of(1, 50, 1, 1), GatePolicy(alpha=0.01))
+
+
+@pytest.mark.parametrize(("passed", "admitted"), [(90, True), (30, False), (10, False)])
+def test_a_task_is_admitted_where_the_base_is_above_chance(passed, admitted):
+    scores = [1.0] * passed + [0.0] * (100 - passed)
+    found, said = admit(task("quiz", chance=0.25), EXACT, rows(scores))
+    assert found is admitted
+    assert f"the base scores {passed}.0 [" in said
+    assert "chance (25.0 %), n = 100" in said
+
+
+def test_bits_per_byte_is_never_admitted():
+    metric: Metric = ratio_metric()
+    assert not admit(task("english", kind="bits_per_byte"), metric, rows([[1.0, 2.0]] * 9, metric))[0]
+
+
+def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
+    suites = [Suite(name="general", role="capability", tasks=(task("a"), task("b")))]
+    warnings = warn_before(suites, {"a": 60, "b": 60}, POLICY)
+    assert len(warnings) == 3
+    assert warnings[0].startswith("macro margin 2.0 pp: with 120 items over 2 tasks an equal model passes in")
+    assert warnings[1].startswith("a, margin 5.0 pp: with 60 items a true loss of 10.0 pp is noticed in")
+
+
+def test_enough_items_are_not_warned_of():
+    suites = [Suite(name="general", role="capability", tasks=tuple(task(f"t{i}") for i in range(8)))]
+    assert warn_before(suites, {f"t{i}": 1000 for i in range(8)}, POLICY) == ()
+
+
+def test_a_known_disagreement_replaces_the_assumed_one():
+    suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
+    (few,) = warn_before(suites, {"a": 1600}, POLICY)
+    assert "macro" in few
+    assert warn_before(suites, {"a": 1600}, POLICY, {"a": 0.05}) == ()
+
+
+def test_a_critical_task_too_small_to_pass_is_announced():
+    suites = [
+        Suite(name="general", role="capability", tasks=tuple(task(f"t{i}") for i in range(8))),
+        Suite(name="safety", role="safety", tasks=(task("refuses"),)),
+    ]
+    n = {f"t{i}": 1000 for i in range(8)} | {"refuses": 20}
+    (said,) = warn_before(suites, n, GatePolicy(critical=("safety",)))
+    assert said.startswith("refuses, critical margin 5.0 %: with 20 items")
+    assert "29 items" in said
+
+
+def test_a_suite_without_capability_items_cannot_pass_the_macro():
+    assert "cannot pass" in warn_before([], {}, POLICY)[0]
+
+
+def test_every_sentence_of_a_verdict_names_its_rule():
+    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("x",)), validity=invalid(100, 0, 0))
+    assert [r.sentence.split()[0].rstrip(":") for r in found.rules] == [r.name for r in found.rules]

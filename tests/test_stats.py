@@ -1,0 +1,344 @@
+"""Every statistic against published numbers, a second source, and what must not change it."""
+
+import json
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, special
+from scipy import stats as scipy_stats
+from statsmodels.stats import contingency_tables, multitest
+
+from harness import stats
+from harness.stats import Interval
+
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
+
+LSAT = [576, 635, 558, 578, 666, 580, 555, 661, 651, 605, 653, 575, 545, 572, 594]
+GPA = [3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12, 2.74, 2.76, 2.88, 2.96]
+
+counts = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 200)).filter(lambda c: sum(c) > 0)
+values = st.lists(st.floats(-1, 1), min_size=6, max_size=40)
+
+
+def golden(name):
+    return GOLDEN[name]["value"], GOLDEN[name]["tolerance"]
+
+
+def gains_losses_n(key):
+    return (int(part.lstrip("bcnlg=")) for part in key.replace(",", " ").split()[:3])
+
+
+def test_wilson_gives_the_published_intervals():
+    expected, tolerance = golden("wilson")
+    for key, ends in expected.items():
+        assert stats.wilson(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
+
+
+def test_clopper_pearson_gives_the_published_intervals():
+    expected, tolerance = golden("clopper")
+    for key, ends in expected.items():
+        assert stats.clopper_pearson(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
+
+
+def test_mcnemar_gives_the_published_p_values():
+    expected, tolerance = golden("mcnemar")
+    for case in expected:
+        found = stats.mcnemar(case["b"], case["c"])
+        assert found == pytest.approx((case["exact"], case["midp"]), abs=tolerance)
+
+
+def test_tango_gives_the_published_intervals():
+    expected, tolerance = golden("tango")
+    for key, case in expected.items():
+        gains, losses, n = gains_losses_n(key)
+        assert stats.tango_interval(gains, losses, n) == pytest.approx(case["ci95"], abs=tolerance)
+        assert stats.tango_interval(gains, losses, n, 0.1) == pytest.approx(case["ci90"], abs=tolerance)
+
+
+def test_tango_gives_the_published_noninferiority_p_values():
+    expected, tolerance = golden("tango_noninf_p")
+    for key, p in expected.items():
+        margin = float(key.split("m")[1])
+        found = stats.tango_noninferiority_p(*gains_losses_n(key), margin)
+        assert found == pytest.approx(p, abs=tolerance)
+
+
+def test_items_needed_for_noninferiority_are_the_published_ones():
+    expected, tolerance = golden("ni_n")
+    for key, n in expected.items():
+        d, m = (float(part[2:]) for part in key.split(","))
+        assert stats.noninferiority_n(d, m) == pytest.approx(n, abs=tolerance)
+
+
+def test_the_detectable_delta_is_the_published_one():
+    expected, tolerance = golden("mde_disc10")
+    items = {"HumanEval": 164, "GPQA_D": 198, "SWEbenchV": 500, "GSM8K": 1319, "MMLU": 14042}
+    for name, delta in expected.items():
+        assert stats.detectable_delta(0.10, items[name]) == pytest.approx(delta, abs=tolerance)
+
+
+def test_normal_quantiles_are_exact():
+    expected, tolerance = golden("z")
+    assert stats.z_quantile(0.975) == pytest.approx(expected["za"], abs=tolerance)
+    assert stats.z_quantile(0.8) == pytest.approx(expected["zb"], abs=tolerance)
+
+
+def test_holm_adjusts_the_published_list():
+    expected, tolerance = golden("multi")
+    assert stats.holm(expected["p"]) == pytest.approx(expected["holm"], abs=tolerance)
+
+
+def test_the_paired_delta_gives_darwins_t():
+    expected, tolerance = golden("darwin")
+    found = stats.paired_delta(np.zeros(15), expected["d"])
+    t = found.mean / found.se
+    assert (found.mean, t) == pytest.approx((expected["mean"], expected["t"]), abs=tolerance)
+    assert 2 * special.stdtr(found.df, -t) == pytest.approx(expected["p_t"], abs=tolerance)
+
+
+def correlation(weights):
+    """Correlate LSAT with GPA under weights (d, n)."""
+    x, y = np.array(LSAT, float), np.array(GPA)
+    mean = lambda v: weights @ v / weights.sum(axis=-1)  # noqa: E731
+    covariance = mean(x * y) - mean(x) * mean(y)
+    return covariance / np.sqrt((mean(x * x) - mean(x) ** 2) * (mean(y * y) - mean(y) ** 2))
+
+
+def test_bca_gives_the_law_school_interval():
+    expected, tolerance = golden("bca_law")
+    (boot,) = stats.bootstrap(correlation, np.arange(15), n_draws=40_000, seed=1)
+    assert boot.estimate == pytest.approx(expected["r"], abs=1e-9)
+    assert boot.draws.std(ddof=1) == pytest.approx(expected["se_boot"], abs=tolerance)
+    assert stats.bca_interval(boot) == pytest.approx(expected["bca95"], abs=tolerance)
+    assert stats.bca_interval(boot, 0.1) == pytest.approx(expected["bca90"], abs=tolerance)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 7), (3, 40), (199, 200), (12, 12)])
+def test_rate_intervals_agree_with_scipy(successes, n):
+    test = scipy_stats.binomtest(successes, n)
+    assert stats.wilson(successes, n) == pytest.approx(test.proportion_ci(method="wilson"), abs=1e-9)
+    assert stats.clopper_pearson(successes, n) == pytest.approx(test.proportion_ci(method="exact"), abs=1e-9)
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(0, 4), (10, 10), (600, 700)])
+def test_mcnemar_agrees_with_statsmodels(gains, losses):
+    table = [[0, gains], [losses, 0]]
+    assert stats.mcnemar(gains, losses).exact == pytest.approx(
+        contingency_tables.mcnemar(table, exact=True).pvalue, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "n", "delta"), [(3, 9, 60, -0.05), (8, 1, 40, 0.3), (0, 2, 9, -0.4)]
+)
+def test_tangos_statistic_is_the_score_at_the_numerically_likeliest_rates(gains, losses, n, delta):
+    def minus_log_likelihood(loss_rate):
+        return -(
+            gains * np.log(loss_rate + delta)
+            + losses * np.log(loss_rate)
+            + (n - gains - losses) * np.log(1 - 2 * loss_rate - delta)
+        )
+
+    low, high = max(0, -delta) + 1e-12, (1 - delta) / 2 - 1e-12
+    rate = optimize.minimize_scalar(minus_log_likelihood, bounds=(low, high), options={"xatol": 1e-12}).x
+    z = (gains - losses - n * delta) / sqrt(n * (2 * rate + delta - delta**2))
+    assert stats.tango_z(gains, losses, n, delta) == pytest.approx(z, abs=1e-4)
+
+
+def test_the_clustered_standard_error_agrees_with_statsmodels():
+    import statsmodels.api as sm
+
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(0, 20, 150)
+    x = rng.normal(size=150) + rng.normal(size=20)[clusters]
+    fit = sm.OLS(x, np.ones(150)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    assert stats.clustered_mean(x, clusters).se == pytest.approx(fit.bse[0], rel=1e-9)
+
+
+def test_the_paired_t_interval_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    base, new = rng.random(30), rng.random(30)
+    expected = scipy_stats.ttest_rel(new, base).confidence_interval()
+    found = stats.t_interval(stats.paired_delta(base, new))
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_bca_agrees_with_scipys_bootstrap():
+    x = np.random.default_rng(2).exponential(size=120)
+    (boot,) = stats.bootstrap(lambda w: w @ x / w.sum(axis=-1), np.arange(120), seed=3)
+    second = scipy_stats.bootstrap((x,), np.mean, n_resamples=10_000, rng=np.random.default_rng(4))
+    assert stats.bca_interval(boot) == pytest.approx(tuple(second.confidence_interval), abs=0.02)
+
+
+def test_holm_agrees_with_statsmodels():
+    p = [0.04, 0.001, 0.03, 0.2, 0.001]
+    assert stats.holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1], abs=1e-12)
+
+
+def test_mover_of_symmetric_intervals_is_the_mean_with_its_plain_standard_error():
+    mean, ends = stats.mover_mean([0.1, -0.3], [Interval(0.0, 0.2), Interval(-0.6, 0.0)])
+    half = sqrt(0.1**2 + 0.3**2) / 2
+    assert (mean, *ends) == pytest.approx((-0.1, -0.1 - half, -0.1 + half))
+
+
+def test_mover_of_one_task_is_that_tasks_interval():
+    mean, ends = stats.mover_mean([0.1], [Interval(-0.2, 0.15)])
+    assert (mean, *ends) == pytest.approx((0.1, -0.2, 0.15))
+
+
+def test_the_items_needed_have_just_the_power_asked():
+    n = stats.noninferiority_n(0.2, 0.03, delta=-0.01)
+    se = stats.paired_se(0.2, n, -0.01)
+    assert stats.noninferiority_power(-0.01, 0.03, se) == pytest.approx(0.8, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "equal", "at_margin"),
+    [(200, 0.216, 0.047), (500, 0.399, 0.048), (1000, 0.627, 0.047), (2000, 0.882, 0.050)],
+)
+def test_noninferiority_power_is_near_the_simulated_table(n, equal, at_margin):
+    """The table of passes at 10 % disagreement and margin 2 pp: equal model, and a true −2 pp."""
+    assert stats.noninferiority_power(0.0, 0.02, stats.paired_se(0.1, n)) == pytest.approx(equal, abs=0.02)
+    at = stats.noninferiority_power(-0.02, 0.02, stats.paired_se(0.1, n, -0.02))
+    assert at == pytest.approx(at_margin, abs=0.01)
+
+
+def test_a_veto_at_its_own_margin_fires_at_its_level():
+    assert stats.regression_power(-0.05, 0.05, 0.02, alpha=0.01) == pytest.approx(0.01)
+
+
+def test_a_paired_delta_needs_the_same_items():
+    with pytest.raises(ValueError, match="same items"):
+        stats.paired_delta([0, 1], [1])
+
+
+def test_a_single_cluster_has_no_standard_error():
+    mean = stats.clustered_mean([0.1, 0.4], ["a", "a"])
+    assert mean.se is None
+    with pytest.raises(ValueError, match="at least two"):
+        stats.t_interval(mean)
+
+
+def test_a_bootstrap_refuses_a_single_cluster():
+    with pytest.raises(ValueError, match="two clusters"):
+        stats.bootstrap(lambda w: w.sum(axis=-1), ["a", "a"])
+
+
+def test_bca_falls_back_to_percentiles_where_the_jackknife_does_not_vary():
+    draws = np.linspace(0, 1, 10_001)
+    boot = stats.Bootstrap(0.4, draws, np.full(20, 0.4))
+    assert stats.bca_interval(boot) == pytest.approx((0.025, 0.975))
+
+
+def test_impossible_counts_are_refused():
+    with pytest.raises(ValueError, match="found 3 of 2"):
+        stats.wilson(3, 2)
+    with pytest.raises(ValueError, match="gains"):
+        stats.tango_interval(3, 2, 4)
+    with pytest.raises(ValueError, match="negative"):
+        stats.mcnemar(-1, 2)
+
+
+def test_a_loss_at_the_margin_cannot_be_shown_non_inferior_by_any_n():
+    with pytest.raises(ValueError, match="cannot be shown"):
+        stats.noninferiority_n(0.1, 0.02, delta=-0.02)
+
+
+def test_power_refuses_a_standard_error_of_zero():
+    with pytest.raises(ValueError, match="standard error of 0"):
+        stats.noninferiority_power(0.0, 0.02, 0.0)
+
+
+@given(counts)
+def test_swapping_the_arms_mirrors_tangos_interval(case):
+    gains, losses, same = case
+    n = gains + losses + same
+    low, high = stats.tango_interval(gains, losses, n)
+    assert stats.tango_interval(losses, gains, n) == pytest.approx((-high, -low), abs=1e-9)
+
+
+@given(counts)
+def test_tangos_interval_holds_its_estimate_and_is_never_a_point(case):
+    gains, losses, same = case
+    n = gains + losses + same
+    low, high = stats.tango_interval(gains, losses, n)
+    assert -1 <= low <= (gains - losses) / n <= high <= 1
+    assert high - low > 0.001
+
+
+@given(counts, st.floats(0.005, 0.2))
+def test_the_noninferiority_test_and_the_interval_agree(case, margin):
+    gains, losses, same = case
+    n = gains + losses + same
+    low = stats.tango_interval(gains, losses, n, 0.1).low
+    if abs(low + margin) > 1e-9:
+        assert (stats.tango_noninferiority_p(gains, losses, n, margin) < 0.05) == (low > -margin)
+
+
+@given(counts, st.floats(0.005, 0.2))
+def test_showing_a_regression_and_non_inferiority_are_complements(case, margin):
+    gains, losses, same = case
+    args = (gains, losses, gains + losses + same, margin)
+    assert stats.tango_noninferiority_p(*args) + stats.tango_regression_p(*args) == pytest.approx(1)
+
+
+@given(values, st.randoms(use_true_random=False))
+def test_permuting_the_items_changes_no_clustered_mean(x, random):
+    clusters = [i // 3 for i in range(len(x))]
+    pairs = list(zip(x, clusters, strict=True))
+    random.shuffle(pairs)
+    before, after = stats.clustered_mean(x, clusters), stats.clustered_mean(*zip(*pairs, strict=True))
+    assert (before.mean, before.se) == pytest.approx((after.mean, after.se), abs=1e-12)
+
+
+@given(values)
+def test_duplicating_the_items_of_each_cluster_narrows_nothing(x):
+    clusters = np.arange(len(x))
+    once, twice = stats.clustered_mean(x, clusters), stats.clustered_mean(x * 2, [*clusters, *clusters])
+    assert twice.se == pytest.approx(once.se, abs=1e-12)
+    assert twice.df == once.df
+
+
+@given(values)
+def test_a_design_effect_lies_between_one_and_the_cluster_size(x):
+    clusters = [i // 2 for i in range(len(x))]
+    assert 1 <= stats.design_effect(x, clusters) <= 2 + 1e-9
+
+
+def test_a_design_effect_is_the_cluster_size_where_nothing_differs():
+    assert stats.design_effect(np.zeros(40), np.arange(40) // 4) == pytest.approx(4)
+
+
+def test_a_design_effect_nears_the_cluster_size_where_clusters_flip_as_a_whole():
+    x = np.repeat(np.random.default_rng(0).random(100) < 0.4, 5)
+    assert stats.design_effect(x, np.arange(500) // 5) == pytest.approx(5, abs=0.3)
+
+
+def test_a_design_effect_nears_one_where_many_items_flip_alone():
+    x = np.random.default_rng(0).random(1000) < 0.4
+    assert stats.design_effect(x, np.arange(1000) // 5) == pytest.approx(1, abs=0.3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
+    adjusted = stats.holm(p)
+    assert all(a >= b - 1e-12 for a, b in zip(adjusted, p, strict=True))
+    assert [a for _, a in sorted(zip(p, adjusted, strict=True))] == sorted(adjusted)
+
+
+def test_a_bootstrap_of_one_seed_repeats_itself():
+    x = np.random.default_rng(5).random(50)
+    run = lambda: stats.bootstrap(lambda w: w @ x, np.arange(50), n_draws=500, seed=9)[0].draws  # noqa: E731
+    assert (run() == run()).all()
+
+
+def test_a_bootstrap_draws_whole_clusters():
+    seen = []
+    stats.bootstrap(lambda w: seen.append(w) or w.sum(axis=-1), np.arange(30) // 3, n_draws=50)
+    for weights in seen:
+        assert (weights[:, 0::3] == weights[:, 1::3]).all()
+        assert (weights[:, 0::3] == weights[:, 2::3]).all()
