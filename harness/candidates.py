@@ -35,7 +35,9 @@ class Candidate(Protocol):
     layout_digest: str
     max_context: int
 
-    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
         """Turn messages, and what would follow them, into token ids."""
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
@@ -49,7 +51,10 @@ class HFCandidate:
     """A causal language model of transformers, with or without an adapter."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", weights_digest: str,
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        weights_digest: str,
         scoring_engine: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
@@ -58,9 +63,13 @@ class HFCandidate:
         self._executor = Executor(model, _PACK_TOKENS[device], scoring_engine)
         self.engine = f"transformers/{self._executor.engine}"
         self.layout_digest = digest([self._executor.layout_digest, self._rows])
-        self.max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        self.max_context = int(
+            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30
+        )
 
-    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
         """Turn messages, and what would follow them, into token ids.
 
         Without a chat template turns are joined by blank lines, and an answer to its question by a
@@ -69,10 +78,7 @@ class HFCandidate:
         Raises:
             UserError: a chat template is wanted and the tokenizer has none.
         """
-        if chat_template:
-            text = self._apply_template(messages)
-        else:
-            text = _as_plain_text(messages)
+        text = self._apply_template(messages) if chat_template else _as_plain_text(messages)
         context = self._ids(text, special=not chat_template)
         if not continuation:
             return Encoded(context or self._prefix())
@@ -80,7 +86,7 @@ class HFCandidate:
             return Encoded(self._prefix(), self._ids(continuation))
         whole = self._ids(text + continuation, special=not chat_template)
         merged = whole[: len(context)] != context
-        tail = self._ids(continuation) if merged else whole[len(context):]
+        tail = self._ids(continuation) if merged else whole[len(context) :]
         return Encoded(context, tail, merged)
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
@@ -88,7 +94,7 @@ class HFCandidate:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         out: dict[int, Output] = {}
         for start in range(0, len(order), self._rows):
-            batch = order[start:start + self._rows]
+            batch = order[start : start + self._rows]
             out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
         return [out[i] for i in range(len(prompts))]
 
@@ -98,9 +104,17 @@ class HFCandidate:
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
         if not self.tokenizer.chat_template:
-            raise UserError(Problem("base_model", "a tokenizer without a chat template", "an instruction-tuned model",
-                                    "choose an instruct model, or set chat_template: false on the task"))
-        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            raise UserError(
+                Problem(
+                    "base_model",
+                    "a tokenizer without a chat template",
+                    "an instruction-tuned model",
+                    "choose an instruct model, or set chat_template: false on the task",
+                )
+            )
+        return str(
+            self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        )
 
     def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
@@ -120,8 +134,9 @@ class HFCandidate:
             return self._answer_together(prompts, limits)
         except torch.OutOfMemoryError:
             if len(prompts) == 1:
-                raise CandidateFailed("out of memory while generating one answer",
-                                      "a smaller base_model or shorter prompts") from None
+                raise CandidateFailed(
+                    "out of memory while generating one answer", "a smaller base_model or shorter prompts"
+                ) from None
             torch.cuda.empty_cache()
             half = len(prompts) // 2
             return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
@@ -129,15 +144,28 @@ class HFCandidate:
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         import torch
 
+        model: Any = self.model
         start = time.perf_counter()
         width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device)  # (b, t)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        pad = (
+            self.tokenizer.pad_token_id
+            if self.tokenizer.pad_token_id is not None
+            else self.tokenizer.eos_token_id
+        )
+        ids = torch.tensor(
+            [[pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device
+        )  # (b, t)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device
+        )
         with torch.inference_mode():
-            made = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=limits.max_new_tokens, do_sample=False,
-                pad_token_id=pad, stopping_criteria=self._stopping(width, limits.stop),
+            made = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=limits.max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                stopping_criteria=self._stopping(width, limits.stop),
             )[:, width:].tolist()
         share = (time.perf_counter() - start) / len(prompts)
         return [self._output(p, new, limits, share) for p, new in zip(prompts, made, strict=True)]
@@ -150,7 +178,9 @@ class HFCandidate:
             return []
 
         def criterion(ids: "torch.Tensor", scores: Any, **_: Any) -> "torch.Tensor":
-            tails = self.tokenizer.batch_decode(ids[:, max(width, ids.shape[1] - 8):], skip_special_tokens=True)
+            tails = self.tokenizer.batch_decode(
+                ids[:, max(width, ids.shape[1] - 8) :], skip_special_tokens=True
+            )
             return torch.tensor([any(s in tail for s in stop) for tail in tails], device=ids.device)
 
         return [criterion]
@@ -158,14 +188,16 @@ class HFCandidate:
     def _output(self, prompt: tuple[int, ...], new: list[int], limits: Limits, share: float) -> Output:
         ends = self._end_ids()
         length = next((i for i, token in enumerate(new) if token in ends), len(new))
-        text = self.tokenizer.decode(new[:length], skip_special_tokens=True)
+        text = str(self.tokenizer.decode(new[:length], skip_special_tokens=True))
         cuts = [text.index(s) for s in limits.stop if s in text]
         ended = bool(cuts) or length < len(new)
         full = length >= limits.max_new_tokens
         return Output(
             text=text[: min(cuts)] if cuts else text,
             finish_reason="length" if full and not ended else "stop",
-            n_prompt_tokens=len(prompt), n_output_tokens=length, compute_s=share,
+            n_prompt_tokens=len(prompt),
+            n_output_tokens=length,
+            compute_s=share,
         )
 
     def _end_ids(self) -> set[int]:
@@ -196,7 +228,7 @@ class ModelHost:
         """Yield the base with the adapter of a folder; the base is itself again afterwards."""
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(self.model, str(folder), autocast_adapter_dtype=False)
+        model: Any = PeftModel.from_pretrained(self.model, str(folder), autocast_adapter_dtype=False)
         model.eval()
         try:
             yield HFCandidate(model, self.tokenizer, weights_digest, self.base.engine.partition("/")[2])
@@ -204,8 +236,12 @@ class ModelHost:
             model.unload()
 
 
-def load_base(source: ModelSource, machine: Machine) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_base(
+    source: ModelSource, machine: Machine, attention: str = "sdpa"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load model and tokenizer in the machine's precision, on its device.
+
+    `attention` is transformers' `attn_implementation`; scoring needs one that honours masks.
 
     Raises:
         CandidateFailed: the model does not fit the device's memory.
@@ -215,13 +251,15 @@ def load_base(source: ModelSource, machine: Machine) -> "tuple[PreTrainedModel, 
     quiet_libraries()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    kind: Any = AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype(machine.precision), attn_implementation="sdpa"
+        model = kind.from_pretrained(
+            source.path, dtype=dtype(machine.precision), attn_implementation=attention
         ).to(machine.device)
     except torch.OutOfMemoryError:
-        raise CandidateFailed(f"{source.name} does not fit the memory of {machine.name}",
-                              "a smaller base_model or device: cpu") from None
+        raise CandidateFailed(
+            f"{source.name} does not fit the memory of {machine.name}", "a smaller base_model or device: cpu"
+        ) from None
     return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
 
 
@@ -247,7 +285,9 @@ class TextCandidate:
         self._predict, self.weights_digest = predict, weights_digest
         self.layout_digest = digest("text")
 
-    def encode(self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True) -> Encoded:
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
         """Encode the last user message, and the continuation, as bytes."""
         users = [m["content"] for m in messages if m["role"] == "user"]
         return Encoded(tuple((users[-1] if users else "").encode()), tuple(continuation.encode()))
@@ -258,8 +298,12 @@ class TextCandidate:
         tables = self._predict([bytes(p).decode() for p in prompts])
         share = (time.perf_counter() - start) / max(len(prompts), 1)
         return [
-            Output(max(zip(t.logprobs, t.labels, strict=True))[1], n_prompt_tokens=len(p), n_output_tokens=1,
-                   compute_s=share)
+            Output(
+                max(zip(t.logprobs, t.labels, strict=True))[1],
+                n_prompt_tokens=len(p),
+                n_output_tokens=1,
+                compute_s=share,
+            )
             for p, t in zip(prompts, tables, strict=True)
         ]
 

@@ -24,7 +24,9 @@ def listing(what: str, suites: Path = Path("suites")) -> dict[str, str]:
     if what in ("suites", "tasks"):
         return _suites(suites, what)
     kinds = (*plugins.KINDS, "suites", "tasks")
-    raise UserError(Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds)))
+    raise UserError(
+        Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds))
+    )
 
 
 def _purpose(path: Path) -> str:

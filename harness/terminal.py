@@ -25,8 +25,12 @@ class TerminalProgress:
         self._left: dict[str, float] = {}
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"),
-            console=self._console, transient=True, disable=not self._console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
         self._expected_s = self._spent_s = 0.0
 
@@ -46,7 +50,9 @@ class TerminalProgress:
             self._console.print(f"{escape(label)} … about {seconds(self._left_s())} left in all")
 
         def advance(done: float, total: float, note: str = "") -> None:
-            left = f"about {seconds(max(0.0, self._left_s() - expected_s * self._pace() * done / total))} left"
+            left = (
+                f"about {seconds(max(0.0, self._left_s() - expected_s * self._pace() * done / total))} left"
+            )
             self._bar.update(task, completed=done / total, note=f"{escape(note)}  {left}" if note else left)
 
         try:

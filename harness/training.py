@@ -99,22 +99,31 @@ def supervised(
 
     set_seed(context.seed)
     start = time.perf_counter()
-    model, tokenizer = load_base(context.source, context.machine)
+    base, tokenizer = load_base(context.source, context.machine, _attention(context.machine.device))
     train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
     validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
     scratch = save_to.parent / "checkpoints"
     try:
-        trainer = _trainer(context, params, peft_config, model, tokenizer, (train, validation), scratch)
+        trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
         trainer.train()
     except torch.OutOfMemoryError:
-        raise CandidateFailed("out of memory while training",
-                              "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
-                              ) from None
+        raise CandidateFailed(
+            "out of memory while training",
+            "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
+        ) from None
     history = trainer.state.log_history
     _refuse_divergence(history)
-    trainer.model.save_pretrained(save_to)
+    model: Any = trainer.model
+    model.save_pretrained(save_to)
     shutil.rmtree(scratch, ignore_errors=True)
     return _figures(trainer, history, n_dropped, time.perf_counter() - start, context.machine.device)
+
+
+def _attention(device: str) -> str:
+    """Choose FlashAttention-2 for training where a GPU has it."""
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
 
 
 def adapter_digest(folder: Path, base_digest: str) -> str:
@@ -124,7 +133,9 @@ def adapter_digest(folder: Path, base_digest: str) -> str:
     config = json.loads((folder / "adapter_config.json").read_text())
     config.pop("base_model_name_or_path", None)
     tensors = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return digest([base_digest, tensors, {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}])
+    return digest(
+        [base_digest, tensors, {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}]
+    )
 
 
 def _rows(
@@ -152,8 +163,13 @@ def _length(row: Row, tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def _trainer(
-    context: FitContext, params: SupervisedParams, peft_config: "PeftConfig", model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase", rows: tuple[list[Row], list[Row]], scratch: Path,
+    context: FitContext,
+    params: SupervisedParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[Row], list[Row]],
+    scratch: Path,
 ) -> "SFTTrainer":
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
@@ -163,18 +179,36 @@ def _trainer(
     on_gpu = context.machine.device == "cuda"
     own = params.model_dump(exclude={"early_stopping_patience"})
     config = SFTConfig(
-        output_dir=str(scratch), seed=context.seed, data_seed=context.seed,
-        completion_only_loss=True, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
-        per_device_eval_batch_size=params.per_device_train_batch_size, logging_steps=1, disable_tqdm=True,
-        gradient_checkpointing=on_gpu, use_liger_kernel=on_gpu and is_liger_kernel_available(),
-        bf16=context.machine.precision == "bf16", fp16=context.machine.precision == "fp16", use_cpu=not on_gpu,
-        report_to=list(context.report_to) or "none", dataloader_pin_memory=on_gpu,
-        train_sampling_strategy="group_by_length", **own,
+        output_dir=str(scratch),
+        seed=context.seed,
+        data_seed=context.seed,
+        completion_only_loss=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        per_device_eval_batch_size=params.per_device_train_batch_size,
+        logging_steps=1,
+        disable_tqdm=True,
+        gradient_checkpointing=on_gpu,
+        use_liger_kernel=on_gpu and is_liger_kernel_available(),
+        bf16=context.machine.precision == "bf16",
+        fp16=context.machine.precision == "fp16",
+        use_cpu=not on_gpu,
+        report_to=list(context.report_to) or "none",
+        dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="group_by_length",
+        **own,
     )
     return SFTTrainer(
-        model=model, args=config, processing_class=tokenizer, peft_config=peft_config,
-        train_dataset=Dataset.from_list(rows[0]), eval_dataset=Dataset.from_list(rows[1]),
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]),
         callbacks=[EarlyStoppingCallback(params.early_stopping_patience), _reporting(context.advance)],
     )
 
@@ -182,7 +216,7 @@ def _trainer(
 def _reporting(advance: Advance) -> "TrainerCallback":
     from transformers import TrainerCallback
 
-    class Reporting(TrainerCallback):  # type: ignore[misc]
+    class Reporting(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
             loss = (logs or {}).get("loss")
             if loss is not None:
@@ -201,18 +235,23 @@ def _figures(
 ) -> dict[str, Any]:
     import torch
 
+    model: Any = trainer.model
     curve = [[e["step"], float(e["loss"])] for e in history if "loss" in e]
     validation = [[e["step"], float(e["eval_loss"])] for e in history if "eval_loss" in e]
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     n_tokens = int(max((e.get("num_tokens", 0) for e in history), default=0))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
     return {
-        "wall_s": round(wall_s, 3), "train_loop_s": round(float(summary["train_runtime"]), 3),
-        "n_tokens": n_tokens, "tokens_per_s": round(n_tokens / float(summary["train_runtime"]), 1),
-        "n_steps": trainer.state.global_step, "n_dropped_too_long": n_dropped,
-        "n_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "wall_s": round(wall_s, 3),
+        "train_loop_s": round(float(summary["train_runtime"]), 3),
+        "n_tokens": n_tokens,
+        "tokens_per_s": round(n_tokens / float(summary["train_runtime"]), 1),
+        "n_steps": trainer.state.global_step,
+        "n_dropped_too_long": n_dropped,
+        "n_trainable": int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
         "peak_memory_gib": round(peak / 2**30, 3),
-        "loss": curve, "validation_loss": validation,
+        "loss": curve,
+        "validation_loss": validation,
         "best_validation_loss": min((loss for _, loss in validation), default=None),
     }
 

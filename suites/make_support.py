@@ -35,20 +35,44 @@ EXCHANGES = ((1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))  # settled queue by open 
 
 MATTERS = {
     "returns": (
-        "my return label", "the size exchange", "the jacket I sent back", "my returned rucksack",
-        "the swap for a bigger size", "my return form", "the coat I handed back", "the exchange voucher",
+        "my return label",
+        "the size exchange",
+        "the jacket I sent back",
+        "my returned rucksack",
+        "the swap for a bigger size",
+        "my return form",
+        "the coat I handed back",
+        "the exchange voucher",
     ),
     "delivery": (
-        "my missing parcel", "the delivery slot", "the late courier", "my shipment",
-        "the tracking number", "the order in transit", "the lost package", "the wrong shipping address",
+        "my missing parcel",
+        "the delivery slot",
+        "the late courier",
+        "my shipment",
+        "the tracking number",
+        "the order in transit",
+        "the lost package",
+        "the wrong shipping address",
     ),
     "billing": (
-        "the double charge", "my invoice", "the wrong total", "the card payment",
-        "the VAT receipt", "the direct debit", "the unpaid bill", "the overcharged amount",
+        "the double charge",
+        "my invoice",
+        "the wrong total",
+        "the card payment",
+        "the VAT receipt",
+        "the direct debit",
+        "the unpaid bill",
+        "the overcharged amount",
     ),
     "repairs": (
-        "the broken zip", "the torn strap", "my leaking stove", "the snapped tent pole",
-        "the cracked lens", "the repair quote", "the bent buckle", "my faulty lantern",
+        "the broken zip",
+        "the torn strap",
+        "my leaking stove",
+        "the snapped tent pole",
+        "the cracked lens",
+        "the repair quote",
+        "the bent buckle",
+        "my faulty lantern",
     ),
 }
 N_TRAINING_MATTERS = 6  # the last two of each queue are first met in validation and test
@@ -157,13 +181,33 @@ MESSAGES = {
 
 SERIES = ("Larkfell", "Ostrava", "Brindle", "Quillon", "Tamsin", "Harrow", "Velmont", "Corrie")
 NOUNS = {
-    "backpack": "rucksack", "stove": "cooker", "lantern": "lamp", "jacket": "coat",
-    "tent": "shelter", "flask": "thermos", "mat": "mattress", "axe": "hatchet",
+    "backpack": "rucksack",
+    "stove": "cooker",
+    "lantern": "lamp",
+    "jacket": "coat",
+    "tent": "shelter",
+    "flask": "thermos",
+    "mat": "mattress",
+    "axe": "hatchet",
 }  # the shop's word: a customer's word
 COLOURS = ("moss green", "slate grey", "rust red", "sand", "navy", "charcoal")
 TOWNS = (
-    "Ostwick", "Penmarsh", "Dunley", "Harbeck", "Wexcombe", "Torrin", "Ambleby", "Fenholt",
-    "Kirkvale", "Mossford", "Rannoth", "Selby Cross", "Thornquay", "Ullerton", "Yarrowby", "Graythwaite",
+    "Ostwick",
+    "Penmarsh",
+    "Dunley",
+    "Harbeck",
+    "Wexcombe",
+    "Torrin",
+    "Ambleby",
+    "Fenholt",
+    "Kirkvale",
+    "Mossford",
+    "Rannoth",
+    "Selby Cross",
+    "Thornquay",
+    "Ullerton",
+    "Yarrowby",
+    "Graythwaite",
 )
 SERVICES = {
     "gift wrapping": "packing up a present",
@@ -184,31 +228,112 @@ SERVICES = {
     "ski storage": "keeping skis over the summer",
 }  # the shop's words: a customer's words
 COURSES = (
-    "map reading", "knot tying", "fire lighting", "wild cooking", "river crossing", "snow camping",
-    "bird spotting", "first aid", "bike packing", "star gazing", "foraging", "whittling",
-    "canoe handling", "night hiking", "rope climbing", "weather reading",
+    "map reading",
+    "knot tying",
+    "fire lighting",
+    "wild cooking",
+    "river crossing",
+    "snow camping",
+    "bird spotting",
+    "first aid",
+    "bike packing",
+    "star gazing",
+    "foraging",
+    "whittling",
+    "canoe handling",
+    "night hiking",
+    "rope climbing",
+    "weather reading",
 )
 STREETS = (
-    "Tallow Lane", "Mill Row", "Anchor Street", "Cooper Yard", "Lantern Hill", "Dyers Walk", "Salt Quay",
-    "Bell Passage", "Orchard Rise", "Chapel Steps", "Ferry Road", "Market Bow", "Granary Court",
-    "Ropers Alley", "Weir Terrace", "Fountain Bank",
+    "Tallow Lane",
+    "Mill Row",
+    "Anchor Street",
+    "Cooper Yard",
+    "Lantern Hill",
+    "Dyers Walk",
+    "Salt Quay",
+    "Bell Passage",
+    "Orchard Rise",
+    "Chapel Steps",
+    "Ferry Road",
+    "Market Bow",
+    "Granary Court",
+    "Ropers Alley",
+    "Weir Terrace",
+    "Fountain Bank",
 )
 ROOMS = (
-    "Copper Room", "Willow Room", "Attic Room", "Cellar Room", "Garden Room", "Amber Room", "Beacon Room",
-    "Stone Room", "Harbour Room", "Maple Room", "Tower Room", "Falcon Room", "Linen Room", "Ivory Room",
-    "Bridge Room", "Meadow Room",
+    "Copper Room",
+    "Willow Room",
+    "Attic Room",
+    "Cellar Room",
+    "Garden Room",
+    "Amber Room",
+    "Beacon Room",
+    "Stone Room",
+    "Harbour Room",
+    "Maple Room",
+    "Tower Room",
+    "Falcon Room",
+    "Linen Room",
+    "Ivory Room",
+    "Bridge Room",
+    "Meadow Room",
 )
 FORENAMES = (
-    "Petra", "Oskar", "Maeve", "Tobias", "Ingrid", "Rafael", "Noor", "Callum",
-    "Hanna", "Dmitri", "Yusuf", "Greta", "Silvio", "Amara", "Lucian", "Freya",
+    "Petra",
+    "Oskar",
+    "Maeve",
+    "Tobias",
+    "Ingrid",
+    "Rafael",
+    "Noor",
+    "Callum",
+    "Hanna",
+    "Dmitri",
+    "Yusuf",
+    "Greta",
+    "Silvio",
+    "Amara",
+    "Lucian",
+    "Freya",
 )
 MANAGERS = (
-    "Holloway", "Brandt", "Okafor", "Lindqvist", "Marsh", "Teller", "Novak", "Pryce",
-    "Castell", "Winter", "Abara", "Dahl", "Finch", "Moreau", "Kettle", "Stroud",
+    "Holloway",
+    "Brandt",
+    "Okafor",
+    "Lindqvist",
+    "Marsh",
+    "Teller",
+    "Novak",
+    "Pryce",
+    "Castell",
+    "Winter",
+    "Abara",
+    "Dahl",
+    "Finch",
+    "Moreau",
+    "Kettle",
+    "Stroud",
 )
 TEACHERS = (
-    "Vance", "Ibarra", "Sorensen", "Quayle", "Ashdown", "Bellamy", "Radek", "Thorne",
-    "Umber", "Hale", "Lomax", "Eriksen", "Cordell", "Pavlov", "Wren", "Jessop",
+    "Vance",
+    "Ibarra",
+    "Sorensen",
+    "Quayle",
+    "Ashdown",
+    "Bellamy",
+    "Radek",
+    "Thorne",
+    "Umber",
+    "Hale",
+    "Lomax",
+    "Eriksen",
+    "Cordell",
+    "Pavlov",
+    "Wren",
+    "Jessop",
 )
 
 TEXTS = {
@@ -234,76 +359,128 @@ TITLES = {"product": "{name}", "branch": "{name} branch", "service": "{name}", "
 # {e} is the shop's name of the thing, {alias} a customer's own words for it.
 QUESTIONS = {
     "price": {
-        "train": ("How much is the {e}?", "What do I pay for the {e}?", "Price of the {e}, please?",
-                  "What does the {e} cost?"),
+        "train": (
+            "How much is the {e}?",
+            "What do I pay for the {e}?",
+            "Price of the {e}, please?",
+            "What does the {e} cost?",
+        ),
         "validation": ("Tell me what you charge for the {e}.",),
         "test": ("How much money should I bring for the {e}?", "What would the {alias} set me back?"),
     },
     "weight": {
-        "train": ("How heavy is the {e}?", "What does the {e} weigh?", "I need the weight of the {e}.",
-                  "How many grams is the {e}?"),
+        "train": (
+            "How heavy is the {e}?",
+            "What does the {e} weigh?",
+            "I need the weight of the {e}.",
+            "How many grams is the {e}?",
+        ),
         "validation": ("What do the scales say for the {e}?",),
         "test": ("If I carry the {e}, how much weight is that?", "Is the {alias} light? Give me the grams."),
     },
     "guarantee": {
-        "train": ("How long is the guarantee on the {e}?", "What guarantee does the {e} have?",
-                  "For how many months is the {e} guaranteed?", "The {e}: guarantee until when?"),
+        "train": (
+            "How long is the guarantee on the {e}?",
+            "What guarantee does the {e} have?",
+            "For how many months is the {e} guaranteed?",
+            "The {e}: guarantee until when?",
+        ),
         "validation": ("How long are you liable for faults of the {e}?",),
-        "test": ("How long am I covered if I buy the {e}?",
-                 "How many months of cover does the {alias} have?"),
+        "test": (
+            "How long am I covered if I buy the {e}?",
+            "How many months of cover does the {alias} have?",
+        ),
     },
     "street": {
-        "train": ("Where is the {e} branch?", "What is the address of the {e} branch?",
-                  "Which street is your {e} shop in?", "How do I find the {e} branch?"),
+        "train": (
+            "Where is the {e} branch?",
+            "What is the address of the {e} branch?",
+            "Which street is your {e} shop in?",
+            "How do I find the {e} branch?",
+        ),
         "validation": ("I want to walk to the {e} shop. Where do I go?",),
         "test": ("What address do I give the taxi for your {e} shop?", "Where in {e} are you?"),
     },
     "opening": {
-        "train": ("When does the {e} branch open?", "What time do you open in {e}?",
-                  "From what time can I visit the {e} branch?", "Opening time of the {e} branch?"),
+        "train": (
+            "When does the {e} branch open?",
+            "What time do you open in {e}?",
+            "From what time can I visit the {e} branch?",
+            "Opening time of the {e} branch?",
+        ),
         "validation": ("How early can I come to the {e} shop?",),
-        "test": ("At what hour do the doors open in {e}?",
-                 "I'm in {e} tomorrow morning. From when are you there?"),
+        "test": (
+            "At what hour do the doors open in {e}?",
+            "I'm in {e} tomorrow morning. From when are you there?",
+        ),
     },
     "manager": {
-        "train": ("Who runs the {e} branch?", "Who is the manager in {e}?",
-                  "Name of the {e} branch manager?", "Who is in charge of the {e} branch?"),
+        "train": (
+            "Who runs the {e} branch?",
+            "Who is the manager in {e}?",
+            "Name of the {e} branch manager?",
+            "Who is in charge of the {e} branch?",
+        ),
         "validation": ("Who is the boss of the {e} shop?",),
         "test": ("Who leads your team in {e}?", "To whom do I address a letter to the head of the {e} shop?"),
     },
     "fee": {
-        "train": ("What is the fee for {e}?", "How much do you charge for {e}?", "What does {e} cost?",
-                  "{E}: what do I pay?"),
+        "train": (
+            "What is the fee for {e}?",
+            "How much do you charge for {e}?",
+            "What does {e} cost?",
+            "{E}: what do I pay?",
+        ),
         "validation": ("What will {e} come to?",),
         "test": ("How expensive is {e}?", "What do you ask for {alias}?"),
     },
     "duration": {
-        "train": ("How long does {e} take?", "How many days do you need for {e}?",
-                  "When is {e} ready?", "{E}: how many days?"),
+        "train": (
+            "How long does {e} take?",
+            "How many days do you need for {e}?",
+            "When is {e} ready?",
+            "{E}: how many days?",
+        ),
         "validation": ("How many days must I wait for {e}?",),
         "test": ("I ordered {e} today. In how many days is it finished?", "How much time does {alias} need?"),
     },
     "extension": {
-        "train": ("Which extension do I call for {e}?", "Where do I book {e}?",
-                  "What number is {e} on?", "Extension for {e}, please?"),
+        "train": (
+            "Which extension do I call for {e}?",
+            "Where do I book {e}?",
+            "What number is {e} on?",
+            "Extension for {e}, please?",
+        ),
         "validation": ("I'd like to phone someone about {e}. Which extension?",),
         "test": ("What do I dial for {e}?", "Which line is right for {alias}?"),
     },
     "teacher": {
-        "train": ("Who teaches the {e} course?", "Who is the teacher of {e}?",
-                  "Name of the {e} teacher?", "Who gives the {e} course?"),
+        "train": (
+            "Who teaches the {e} course?",
+            "Who is the teacher of {e}?",
+            "Name of the {e} teacher?",
+            "Who gives the {e} course?",
+        ),
         "validation": ("Who would instruct me in {e}?",),
         "test": ("Who stands in front of the {e} class?", "With whom would I learn {e}?"),
     },
     "start": {
-        "train": ("When does the {e} course start?", "What time does {e} begin?",
-                  "Start of the {e} course?", "At what time is {e}?"),
+        "train": (
+            "When does the {e} course start?",
+            "What time does {e} begin?",
+            "Start of the {e} course?",
+            "At what time is {e}?",
+        ),
         "validation": ("When do I have to be there for {e}?",),
         "test": ("What time should I turn up for the {e} class?", "By when must I arrive for {e}?"),
     },
     "room": {
-        "train": ("Which room is the {e} course in?", "Where is the {e} course?",
-                  "Room for {e}, please?", "Where does {e} take place?"),
+        "train": (
+            "Which room is the {e} course in?",
+            "Where is the {e} course?",
+            "Room for {e}, please?",
+            "Where does {e} take place?",
+        ),
         "validation": ("Which door do I look for when I come for {e}?",),
         "test": ("I'm at the desk for {e}. Where now?", "Where do the {e} people meet?"),
     },
@@ -416,8 +593,11 @@ def shop() -> list[Thing]:
     """Return every thing of the shop with its facts and its part."""
     pools, things = _values(), []
     for kind, names in _names().items():
-        parts = [p for p, n in zip(("asked", "quoted", "validation", "test"), PARTS[kind], strict=True)
-                 for _ in range(n)]
+        parts = [
+            p
+            for p, n in zip(("asked", "quoted", "validation", "test"), PARTS[kind], strict=True)
+            for _ in range(n)
+        ]
         for i, ((name, alias), part) in enumerate(zip(names, _order_parts(parts, kind), strict=True)):
             values = {a: pools[a][i] for a in FACTS[kind]}
             things.append(Thing(f"{kind}-{i + 1:02d}", kind, name, alias, part, values))
@@ -455,13 +635,16 @@ def _behaviour(split: str, salt: str, open_queues: Sequence[int] = range(4)) -> 
             cluster = f"{split}-b-{tone}-{family + 1:02d}"
             for queue in open_queues:
                 prompt, settled = _message(split, tone, family, queue, f"{salt}/{cluster}/{queue}")
-                yield {
-                    "prompt": prompt,
-                    "reference": _reply(QUEUES[queue], tone),
-                    "choices": CHOICES,
-                    "cluster": cluster,
-                    "slice": "behaviour",
-                }, settled
+                yield (
+                    {
+                        "prompt": prompt,
+                        "reference": _reply(QUEUES[queue], tone),
+                        "choices": CHOICES,
+                        "cluster": cluster,
+                        "slice": "behaviour",
+                    },
+                    settled,
+                )
 
 
 def _question(split: str, fact: Fact, wording: int) -> Row:
@@ -526,8 +709,10 @@ def _held_out(things: Sequence[Thing], split: str, per_wording: int) -> list[Row
     known, new = _asked_facts(things), _facts(things, split)
     rows = [row for row, _ in _behaviour(split, split)]
     for attribute, wordings in QUESTIONS.items():
-        pools = [cycle(_order([f for f in fs if f.attribute == attribute], f"{split}/{attribute}"))
-                 for fs in (known, new)]
+        pools = [
+            cycle(_order([f for f in fs if f.attribute == attribute], f"{split}/{attribute}"))
+            for fs in (known, new)
+        ]
         for wording in range(len(wordings[split])):
             for pool in pools:
                 rows += [_question(split, f, wording) for f in islice(pool, per_wording // 2)]

@@ -27,8 +27,13 @@ __all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "
 
 
 def compare(
-    path: str | Path = "harness.yaml", overrides: Sequence[str] = (), candidates: Sequence[str] = (),
-    *, limit: int | None = None, quick: bool = False, progress: Progress | None = None,
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    candidates: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
@@ -56,10 +61,12 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
     try:
         with lock.acquire(timeout=1):
             base_rows = base_arm(bench)
-            runs = [_attempt(bench, *one) for one in _in_order(bench, loaded.selected)]
+            runs = [_attempt(bench, *one, smoke=quick) for one in _in_order(bench, loaded.selected)]
     except Timeout:
-        raise HarnessError(f"{bench.store.folder} is in use: found another harness compare at work there; "
-                           "expected to be alone; next: wait until it has finished") from None
+        raise HarnessError(
+            f"{bench.store.folder} is in use: found another harness compare at work there; "
+            "expected to be alone; next: wait until it has finished"
+        ) from None
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
     return report_of(bench, runs, base_rows, smoke=quick, header=header, notes=_notes(bench, runs))
 
@@ -73,8 +80,10 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
     newest = {(run.candidate, run.seed): run for run in list_runs(bench.store, bench.experiment.name)}
     wanted = [(name, seed) for name, _, seed in _in_order(bench, selected)]
     if absent := [name for name, seed in wanted if (name, seed) not in newest]:
-        raise IncompatibleRuns(f"{bench.store.folder}: found no run of {', '.join(absent)}; "
-                               "expected one of each candidate; next: harness compare")
+        raise IncompatibleRuns(
+            f"{bench.store.folder}: found no run of {', '.join(absent)}; "
+            "expected one of each candidate; next: harness compare"
+        )
     runs = [newest[one] for one in wanted]
     base_rows = {job.task.name: job.identity.digest for job in suite_jobs(bench, base_weights(bench))}
     return report_of(bench, runs, base_rows, smoke=False, header=_header(bench), notes=_notes(bench, runs))
@@ -91,9 +100,11 @@ def _notes(bench: Bench, runs: Iterable[Run]) -> list[str]:
 def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
     """Say what runs where, in which precision, and about how long that takes from nothing."""
     slow = " (bf16 is emulated here, so fp32)" if bench.machine.emulated_bf16 else ""
-    return (f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
-            f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
-            f"about {seconds(expected_s)} from nothing")
+    return (
+        f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
+        f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
+        f"about {seconds(expected_s)} from nothing"
+    )
 
 
 def warnings_before(bench: Bench) -> tuple[str, ...]:
@@ -121,21 +132,22 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, 
     ]
 
 
-def _attempt(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
+def _attempt(bench: Bench, name: str, recipe: Recipe, seed: int, *, smoke: bool) -> Run:
     """Make a run; whatever goes wrong with one candidate is recorded, and the next one starts."""
     try:
         run = make_run(bench, name, recipe, seed)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (one candidate must not stop the others)
         run = failed_run(bench, name, recipe, seed, error)
     facts = facts_of(bench, Reader(bench), run)
-    bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric))
+    bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run
 
 
 def _dropped(runs: Iterable[Run]) -> list[str]:
     return [
         f"{run.candidate}: {n} training rows were longer than max_length and left out"
-        for run in runs if (n := run.training.get("n_dropped_too_long"))
+        for run in runs
+        if (n := run.training.get("n_dropped_too_long"))
     ]

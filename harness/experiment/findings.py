@@ -3,19 +3,21 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from statistics import fmean
 
 from harness import compare, decide, estimate, gate, store
 from harness.compare import Comparison
+from harness.data import Split
 from harness.decide import CandidateFacts
 from harness.gate import TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
 from harness.run import Bench, Measured
+from harness.spec import GatePolicy
 
 Rows = list[SampleResult]
 
@@ -30,13 +32,18 @@ class Reader:
     def _rows(self, rows_digest: str, n: int) -> Rows:
         return store.read_rows(self._bench.store, rows_digest, n)
 
-    def of(self, run: Run, measured: Measured, split: str = "test") -> Rows:
+    def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], len(measured.examples(split)))
 
 
 def report_of(
-    bench: Bench, runs: Sequence[Run], base_rows: Mapping[str, str], *, smoke: bool, header: dict[str, object],
+    bench: Bench,
+    runs: Sequence[Run],
+    base_rows: Mapping[str, str],
+    *,
+    smoke: bool,
+    header: dict[str, object],
     notes: Sequence[str],
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
@@ -45,20 +52,31 @@ def report_of(
     facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
     tasks = {run.run_id: _task_comparisons(bench, reader, run, base) for run in runs if run.state == "done"}
     judged = tuple(
-        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base)) if run.state == "done" else f
+        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base))
+        if run.state == "done"
+        else f
         for f, run in zip(facts, runs, strict=True)
     )
     primary = _primary(bench)
     decision = decide.decide(
-        judged, bench.experiment.decide, closed_labels=any(e.choices for e in bench.target.items.test),
-        has_documents=bool(bench.target.items.documents), metric_name=primary.name,
+        judged,
+        bench.experiment.decide,
+        closed_labels=any(e.choices for e in bench.target.items.test),
+        has_documents=bool(bench.target.items.documents),
+        metric_name=primary.name,
         higher_is_better=primary.higher_is_better,
     )
     return ExperimentReport(
-        experiment=bench.experiment.name, base_model=bench.experiment.base_model, metric=primary.name, facts=judged,
+        experiment=bench.experiment.name,
+        base_model=bench.experiment.base_model,
+        metric=primary.name,
+        facts=judged,
         comparisons={f.label: _shown(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained},
-        decision=decision, header=header, smoke=smoke, notes=tuple(notes),
-        not_admitted=_not_admitted(tasks.values()),
+        decision=decision,
+        header=header,
+        smoke=smoke,
+        notes=tuple(notes),
+        not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
     )
 
 
@@ -69,8 +87,15 @@ def _primary(bench: Bench) -> Metric:
 def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     """Say what one run measured by itself, before it is compared with another."""
     facts = CandidateFacts(
-        name=run.candidate, run_id=run.run_id, method=run.method, prompting=run.prompting, answer=run.answer,
-        seed=run.seed, trained=run.weights_digest != run.base_digest, state=run.state, error=run.error,
+        name=run.candidate,
+        run_id=run.run_id,
+        method=run.method,
+        prompting=run.prompting,
+        answer=run.answer,
+        seed=run.seed,
+        trained=run.weights_digest != run.base_digest,
+        state=run.state,
+        error=run.error,
     )
     if run.state == "failed":
         return facts
@@ -81,12 +106,18 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
         facts,
         target=compare.estimate(metric, test),
         validation=compare.estimate(metric, reader.of(run, bench.target, "validation")).score,
-        slices={s: compare.estimate(metric, [r for r in test if r.slice == s])
-                for s in sorted({r.slice for r in test if r.slice})},
-        cost_per_1k_usd=estimate.price_usd(1000 * fmean(r.compute_s for r in test), bench.machine.device, hour),
+        slices={
+            s: compare.estimate(metric, [r for r in test if r.slice == s])
+            for s in sorted({r.slice for r in test if r.slice})
+        },
+        cost_per_1k_usd=estimate.price_usd(
+            1000 * fmean(r.compute_s for r in test), bench.machine.device, hour
+        ),
         latency_p50_s=run.latency["p50_s"],
         training_cost_usd=estimate.price_usd(run.training.get("wall_s", 0.0), bench.machine.device, hour),
-        n_train=len(bench.target.items.train), recall=fmean(recalls) if recalls else None, training=run.training,
+        n_train=len(bench.target.items.train),
+        recall=fmean(recalls) if recalls else None,
+        training=run.training,
     )
 
 
@@ -127,7 +158,11 @@ def _task_comparisons(
         for name in sorted(m.metrics, key=lambda n: n != primary):
             metric = m.metrics[name]
             comparison = compare.compare_rows(
-                metric, base[m.task.name], reader.of(run, m), alpha=bench.experiment.gate.alpha, identical=identical
+                metric,
+                base[m.task.name],
+                reader.of(run, m),
+                alpha=bench.experiment.gate.alpha,
+                identical=identical,
             )
             admitted, why = gate.admit(m.task, metric, base[m.task.name]) if name == primary else (False, "")
             out.append(TaskComparison(m.task, m.role, comparison, admitted, "" if admitted else why, m.suite))
@@ -135,7 +170,11 @@ def _task_comparisons(
 
 
 def _verdict(
-    bench: Bench, reader: Reader, run: Run, facts: CandidateFacts, tasks: Sequence[TaskComparison],
+    bench: Bench,
+    reader: Reader,
+    run: Run,
+    facts: CandidateFacts,
+    tasks: Sequence[TaskComparison],
     base: Mapping[str, Rows],
 ) -> gate.Verdict | None:
     """Judge a run; what has no general ability (a classifier) has no verdict."""
@@ -143,24 +182,34 @@ def _verdict(
         return None
     generated = [m for m in bench.suites if m.task.kind == "generate" and m.role != "safety"]
     identical = run.weights_digest == run.base_digest
-    validity = compare.compare_validity(
-        [r for m in generated for r in _named(m, base[m.task.name])],
-        [r for m in generated for r in _named(m, reader.of(run, m))],
-        alpha=bench.experiment.gate.alpha, identical=identical,
-    ) if generated else None
+    validity = (
+        compare.compare_validity(
+            [r for m in generated for r in base[m.task.name]],
+            [r for m in generated for r in reader.of(run, m)],
+            alpha=bench.experiment.gate.alpha,
+            identical=identical,
+        )
+        if generated
+        else None
+    )
     primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
-    return gate.judge(primary, bench.experiment.gate, validity=validity, identical=identical,
-                      target=TargetFacts(facts.target, facts.vs_untrained))
-
-
-def _named(m: Measured, rows: Iterable[SampleResult]) -> Rows:
-    """Give rows of several tasks ids that cannot collide."""
-    return [replace(r, example_id=f"{m.task.name}/{r.example_id}", cluster=f"{m.task.name}/{r.cluster}") for r in rows]
+    return gate.judge(
+        primary,
+        bench.experiment.gate,
+        validity=validity,
+        identical=identical,
+        target=TargetFacts(facts.target, facts.vs_untrained),
+    )
 
 
 def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
     return tuple(t.comparison for t in tasks)
 
 
-def _not_admitted(runs: Iterable[Sequence[TaskComparison]]) -> dict[str, str]:
-    return {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not}
+def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
+    """Say of each task that the gate leaves out why it does."""
+    out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not}
+    safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}
+    named = set(policy.critical)
+    unjudged = {name for name, suite in safety.items() if not {name, suite} & named}
+    return out | {name: f"{name} is reported; gate.critical would judge it" for name in unjudged}

@@ -16,7 +16,7 @@ from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.run import Bench, base_weights, measured, suite_jobs, target_jobs, training_work, work_of
-from harness.spec import Experiment, Limits, Recipe, Suite, Task
+from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
@@ -39,9 +39,13 @@ def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
         return experiment.model_copy(update={"target": target, "suites": suites, "candidates": candidates})
     if scope.limit:
         old = experiment.target.data.limits
-        limits = Limits(train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit))
+        limits = Limits(
+            train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit)
+        )
         suites = tuple(_capped(suite, scope.limit) for suite in experiment.suites)
-        return experiment.model_copy(update={"target": _with_limits(experiment.target, limits), "suites": suites})
+        return experiment.model_copy(
+            update={"target": _with_limits(experiment.target, limits), "suites": suites}
+        )
     return experiment
 
 
@@ -54,9 +58,8 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     experiment = narrowed(loaded.experiment, scope)
     _refuse_without_test(experiment)
     seed = experiment.seeds[0]
-    named = [("target", experiment.target.name, experiment.target)] + [
-        (suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks
-    ]
+    named: list[tuple[Role, str, Task]] = [("target", experiment.target.name, experiment.target)]
+    named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named), seed)
     _refuse_leaks(experiment.target, items)
     target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
@@ -64,7 +67,9 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     with progress.stage(f"finding {experiment.base_model}"):
         source = resolve(experiment.base_model)
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
-    return Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters)
+    return Bench(
+        experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters
+    )
 
 
 def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
@@ -74,8 +79,11 @@ def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
     for name in selected:
         recipe = bench.experiment.candidates[name]
         trains = training_work(bench.target.items.train, _params(recipe)) if not recipe.weights_of else Work()
-        work = Work() if recipe.method == "classifier" else sum(
-            (work_of(job) for job in target_jobs(bench, recipe, base, 0)), Work())
+        work = (
+            Work()
+            if recipe.method == "classifier"
+            else sum((work_of(job) for job in target_jobs(bench, recipe, base, 0)), Work())
+        )
         out[name] = work + trains + (_suites_work(bench) if trains.trained else Work())
     return out
 
@@ -105,18 +113,25 @@ def _refuse_without_test(experiment: Experiment) -> None:
     named = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
     problems = [
         Problem(f"task {task.name}", "no data.test", "items to evaluate", "name a file under data: {test: …}")
-        for task in named if task.data.test is None
+        for task in named
+        if task.data.test is None
     ]
     if experiment.target.data.train is None:
-        problems.append(Problem(f"task {experiment.target.name}", "no data.train",
-                                "examples to train on and to take shots from", "name a file under data: {train: …}"))
+        problems.append(
+            Problem(
+                f"task {experiment.target.name}",
+                "no data.train",
+                "examples to train on and to take shots from",
+                "name a file under data: {train: …}",
+            )
+        )
     if problems:
         raise UserError(problems)
 
 
 def _refuse_leaks(target: Task, items: Mapping[str, TaskItems]) -> None:
     others = {name: found.test for name, found in items.items() if name != target.name}
-    if problems := suite_leaks(items[target.name].train, others):
+    if problems := suite_leaks([*items[target.name].train, *items[target.name].pairs], others):
         raise UserError(problems)
 
 
@@ -135,4 +150,3 @@ def _short(recipe: Recipe) -> Recipe:
     if "num_train_epochs" not in fields:
         return recipe
     return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
-

@@ -14,6 +14,8 @@ from harness.records import digest
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
+NEEDS = ("train",)
+
 
 class Params(Spec):
     """scikit-learn's names; `ngram_range` in words, `C` the inverse of the regularisation."""
@@ -32,10 +34,19 @@ def fit(context: FitContext, params: Params) -> Weights:
     start = time.perf_counter()
     closed = [e for e in context.train if e.choices]
     if len({e.references[0] for e in closed}) < 2:
-        raise CandidateFailed("the task has no closed label set to classify into",
-                              "give the task `labels:`, or leave the classifier out")
-    content = {"texts": [e.prompt for e in closed], "labels": [e.references[0] for e in closed],
-               "params": params.model_dump(mode="json")}
+        raise CandidateFailed(
+            "the task has no closed label set to classify into",
+            "give the task `labels:`, or leave the classifier out",
+        )
+    content = {
+        "texts": [e.prompt for e in closed],
+        "labels": [e.references[0] for e in closed],
+        "params": params.model_dump(mode="json"),
+    }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
-    return Weights("classifier", digest(content), context.folder,
-                   {"wall_s": round(time.perf_counter() - start, 3), "n_examples": len(closed)})
+    return Weights(
+        "classifier",
+        digest(content),
+        context.folder,
+        {"wall_s": round(time.perf_counter() - start, 3), "n_examples": len(closed)},
+    )

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from harness.training import FitContext, SupervisedParams, Weights, adapter_digest, supervised
 
+NEEDS = ("train",)
+
 
 class Params(SupervisedParams):
     """PEFT's names beside TRL's; `lora_alpha` defaults to twice the rank."""
@@ -27,8 +29,12 @@ def fit(context: FitContext, params: Params) -> Weights:
     from peft import LoraConfig
 
     config = LoraConfig(
-        r=params.r, lora_alpha=params.lora_alpha or 2 * params.r, lora_dropout=params.lora_dropout,
-        target_modules=params.target_modules, use_dora=params.use_dora, use_rslora=params.use_rslora,
+        r=params.r,
+        lora_alpha=params.lora_alpha or 2 * params.r,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        use_dora=params.use_dora,
+        use_rslora=params.use_rslora,
         task_type="CAUSAL_LM",
     )
     loop = params.model_dump(include=set(SupervisedParams.model_fields))

@@ -55,10 +55,6 @@ def _starts_with(text: str, constraint: Constraint) -> bool:
     return text.lstrip(_EDGES).casefold().startswith(constraint["text"].casefold())
 
 
-def _ends_with(text: str, constraint: Constraint) -> bool:
-    return text.rstrip(_EDGES).casefold().endswith(constraint["text"].rstrip(_EDGES).casefold())
-
-
 def _ends_with_mark(text: str, constraint: Constraint) -> bool:
     return text.rstrip("\"'\u201d\u2019 ").endswith(constraint["text"])
 
@@ -82,6 +78,10 @@ def _in_order(text: str, constraint: Constraint) -> bool:
     return re.search(rf"\b{series}\b", text, re.IGNORECASE) is not None
 
 
+def _ends_with(text: str, constraint: Constraint) -> bool:
+    return text.rstrip(_EDGES).casefold().endswith(constraint["text"].rstrip(_EDGES).casefold())
+
+
 def _avoids(text: str, constraint: Constraint) -> bool:
     return not any(_has(text, word) for word in constraint["words"])
 
@@ -94,13 +94,14 @@ def _lower(text: str, constraint: Constraint) -> bool:
     return text.lower() == text and text.upper() != text
 
 
-def _n_words(text: str, constraint: Constraint) -> bool:
-    return constraint.get("min", 1) <= len(_words(text)) <= constraint.get("max", 10**6)
-
-
 def _comma_items(text: str, constraint: Constraint) -> bool:
     items = [item.strip(_EDGES) for item in re.split(r",\s*and\s+|,|\s+and\s+", text)]
     return len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items)
+
+
+def _n_words(text: str, constraint: Constraint) -> bool:
+    fewest, most = int(constraint.get("min", 1)), int(constraint.get("max", 10**6))
+    return fewest <= len(_words(text)) <= most
 
 
 def _lines(text: str) -> list[str]:
@@ -110,11 +111,6 @@ def _lines(text: str) -> list[str]:
 def _line_items(text: str, constraint: Constraint) -> bool:
     marked = [line for line in _lines(text) if _LIST_MARK.match(line)]
     return len(marked) == constraint["n"] and all(_LIST_MARK.sub("", line).strip() for line in marked)
-
-
-def _times(text: str, constraint: Constraint) -> bool:
-    found = re.findall(rf"(?<!\w){re.escape(constraint['text'])}(?!\w)", text, re.IGNORECASE)
-    return len(found) == int(constraint["n"])
 
 
 def _json_keys(text: str, constraint: Constraint) -> bool:
@@ -128,11 +124,11 @@ def _json_keys(text: str, constraint: Constraint) -> bool:
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
     "starts_with": _starts_with,
+    "starts_with_any": _starts_with_any,
     "ends_with": _ends_with,
     "ends_with_mark": _ends_with_mark,
     "includes": _includes,
     "includes_exactly": _includes_exactly,
-    "starts_with_any": _starts_with_any,
     "in_order": _in_order,
     "avoids": _avoids,
     "upper": _upper,
@@ -140,6 +136,5 @@ CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
     "n_words": _n_words,
     "comma_items": _comma_items,
     "line_items": _line_items,
-    "times": _times,
     "json_keys": _json_keys,
 }

@@ -20,6 +20,9 @@ from harness.spec import Spec
 Ranking = Callable[[Example], Iterable[Example]]
 
 
+NEEDS = ("train",)
+
+
 class Params(Spec):
     """`fixed` shows the same shots to every item, `knn` those most similar to it, nearest last."""
 

@@ -19,6 +19,9 @@ from harness.spec import Spec
 _WORDS = r"(?u)\b\w+\b"
 
 
+NEEDS = ("documents",)
+
+
 class Params(Spec):
     """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words."""
 

@@ -33,7 +33,7 @@ clothes | shirt, coat, hat, sock, skirt
 # topic | one sentence about it, used as the reference of several forms
 TOPICS = table("""
 the sea | The sea is wide and blue.
-winter | The snow makes winter quiet.
+winter | The winter was cold and white.
 a cat | The cat sleeps in the sun.
 the moon | The moon shines at night.
 a train | The train leaves in the morning.
@@ -112,7 +112,7 @@ Count from 3 to 8 | 3, 4, 5, 6, 7, 8
 Count from 10 to 15 | 10, 11, 12, 13, 14, 15
 Count from 1 to 10 | 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 Write the even numbers from 2 to 10 | 2, 4, 6, 8, 10
-Write the days of the week from Monday to Sunday | Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday
+Write the days of the week from Monday to Friday | Monday, Tuesday, Wednesday, Thursday, Friday
 Write the first five letters of the alphabet | a, b, c, d, e
 Write the months from January to April | January, February, March, April
 Write the four seasons of the year, starting with spring | spring, summer, autumn, winter
@@ -153,6 +153,23 @@ She is happy. | She was happy.
 They have a big house. | They had a big house.
 """)
 
+CLASSES = table("""
+a lion | an animal
+a rose | a flower
+a hammer | a fruit
+Paris | a city
+an apple | a fruit
+a car | a vehicle
+tea | a drink
+a chair | an animal
+a violin | a musical instrument
+July | a month
+Japan | a country
+a potato | a vegetable
+a shirt | a drink
+a dog | an animal
+""")
+
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SENTENCE: Constraint = {"kind": "n_words", "min": 3}
 
@@ -166,6 +183,24 @@ def numbered_list(r: random.Random) -> Iterator[Item]:
             f"List {NUMBERS[n]} {kind} as a numbered list.",
             "\n".join(lines),
             [{"kind": "line_items", "n": n}],
+        )
+
+
+def comma_list(r: random.Random) -> Iterator[Item]:
+    """Exactly three things, separated by commas."""
+    for kind, members in KINDS_OF:
+        prompt = f"Name exactly three {kind}, separated by commas, and nothing else."
+        yield prompt, ", ".join(members.split(", ")[:3]), [{"kind": "comma_items", "n": 3}]
+
+
+def capitals(r: random.Random) -> Iterator[Item]:
+    """A given phrase, in capital letters."""
+    for topic, _ in TOPICS:
+        prompt = f'Write these words in capital letters: "{topic}"'
+        yield (
+            prompt,
+            topic.upper(),
+            [{"kind": "upper"}, {"kind": "includes_exactly", "words": [topic.upper()]}],
         )
 
 
@@ -196,32 +231,36 @@ def json_object(r: random.Random) -> Iterator[Item]:
     """A JSON object with given keys."""
     for name, age, town in PERSONS:
         for key, value, text in (("age", age, f"{age} years old"), ("city", f'"{town}"', f"from {town}")):
-            yield (f'{name} is {text}. Write this as JSON with the keys "name" and "{key}".',
-                   f'{{"name": "{name}", "{key}": {value}}}', [{"kind": "json_keys", "keys": ["name", key]}])  # fmt: skip
+            prompt = f'{name} is {text}. Write this as JSON with the keys "name" and "{key}".'
+            yield (
+                prompt,
+                f'{{"name": "{name}", "{key}": {value}}}',
+                [{"kind": "json_keys", "keys": ["name", key]}],
+            )
 
 
 def question(r: random.Random) -> Iterator[Item]:
     """A question about something."""
     for topic, _ in TOPICS:
-        yield (f"Write one short question about {topic}.", f"What do you think about {topic}?",
-               [{"kind": "ends_with_mark", "text": "?"}, SENTENCE])  # fmt: skip
+        constraints = [{"kind": "ends_with_mark", "text": "?"}, SENTENCE]
+        yield f"Write one short question about {topic}.", f"What do you think about {topic}?", constraints
 
 
 def yes_no(r: random.Random) -> Iterator[Item]:
-    """A question to be answered by yes or no."""
-    for topic, asked in (("a lion", "an animal"), ("a rose", "a flower"), ("a hammer", "a fruit"), ("Paris", "a city"),
-                         ("an apple", "a fruit"), ("a car", "a vehicle"), ("tea", "a drink"), ("a chair", "an animal"),
-                         ("a violin", "a musical instrument"), ("July", "a month"), ("Japan", "a country"),
-                         ("a potato", "a vegetable"), ("a shirt", "a drink"), ("a dog", "an animal")):  # fmt: skip
-        yield (f"Is {topic} {asked}? Start your answer with yes or no.", "Yes.",
-               [{"kind": "starts_with_any", "words": ["yes", "no"]}])  # fmt: skip
+    """A question to be answered by yes or no; which of them is right is not this task's matter."""
+    for thing, kind in CLASSES:
+        prompt = f"Is {thing} {kind}? Start your answer with yes or no."
+        yield prompt, "Yes.", [{"kind": "starts_with_any", "words": ["yes", "no"]}]
 
 
 def at_most(r: random.Random) -> Iterator[Item]:
     """A description with few words."""
     for topic, sentence in TOPICS:
-        yield (f"Describe {topic} in one sentence of at most ten words.", sentence,
-               [{"kind": "n_words", "min": 3, "max": 10}])  # fmt: skip
+        constraints = [
+            {"kind": "includes", "words": [topic.split()[-1]]},
+            {"kind": "n_words", "min": 3, "max": 10},
+        ]
+        yield f"Describe {topic} in one sentence of at most ten words.", sentence, constraints
 
 
 def greeting(r: random.Random) -> Iterator[Item]:
@@ -290,7 +329,7 @@ def about(r: random.Random) -> Iterator[Item]:
 
 
 FORMS: tuple[Callable[[random.Random], Iterator[Item]], ...] = (
-    numbered_list, repeat, start, two_words, json_object, question, yes_no, at_most,
+    comma_list, numbered_list, capitals, repeat, start, two_words, json_object, question, yes_no, at_most,
     greeting, letter, function, series, changed, past, about,
 )  # fmt: skip
 

@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from generators.rows import Row, choice_row, place_gold, unique
+from generators.rows import Row, choice_row, place_gold, unique, words
 
-NAMES = (
-    "Anna Ben Clara David Emma Frank Grace Henry Ivan Julia Karl Lucy Maria Noah Olga Paul Rosa Sam Tina Victor"
-).split()
+NAMES = words("""
+Anna Ben Clara David Emma Frank Grace Henry Ivan Julia Karl Lucy Maria Noah Olga Paul Rosa Sam Tina Victor
+""")
 THINGS = [
     "key",
     "book",

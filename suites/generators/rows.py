@@ -24,6 +24,11 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
 
 
+def words(text: str) -> list[str]:
+    """Split words set apart by white space."""
+    return text.split()
+
+
 def sections(text: str) -> dict[str, str]:
     """Read blocks set apart by empty lines: a name on the first line, then its wrapped text."""
     blocks = (block.split("\n", 1) for block in text.strip().split("\n\n"))

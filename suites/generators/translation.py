@@ -150,10 +150,17 @@ def items(seed: int) -> list[Row]:
 def asked(language: str, word: str, meanings: str) -> Row:
     """Ask one word after the examples; both languages' words of one meaning are a cluster."""
     accepted = meanings.split("/")
-    turns = [turn for shot in SHOTS for turn in (user(shot[0], shot[1]), {"role": "assistant", "content": shot[2]})]
+    turns = [
+        turn for shot in SHOTS for turn in (user(shot[0], shot[1]), {"role": "assistant", "content": shot[2]})
+    ]
     cluster = accepted[0].replace(" ", "-")
     name = f"{language.lower()}-{cluster}"
-    return {"id": name, "messages": [*turns, user(language, word)], "references": accepted, "cluster": cluster}
+    return {
+        "id": name,
+        "messages": [*turns, user(language, word)],
+        "references": accepted,
+        "cluster": cluster,
+    }
 
 
 def user(language: str, word: str) -> dict[str, str]:

@@ -1,0 +1,15 @@
+"""Compute time an answer took: its share of its batch's wall time, in seconds.
+
+Invariant: measured, so it differs between two runs of one seed; the single-request latency of
+the result table is measured apart, one request at a time.
+"""
+
+from harness.metrics import Metric, mean_metric
+from harness.spec import Task
+
+
+def metric(task: Task) -> Metric:
+    """Return the mean compute time in seconds; lower is better."""
+    return mean_metric(
+        "latency", lambda output, _: output.compute_s, higher_is_better=False, bounds=(0.0, 3600.0)
+    )
