@@ -36,7 +36,7 @@ _TOKENIZER_FILES = (
 
 
 class ModelSource(NamedTuple):
-_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "*.model", "vocab*", "merges.txt", "special_tokens*")
+    """A model on disk: its name as written, folder, digests of weights and tokenizer, and its size."""
 
     name: str
     path: Path
