@@ -147,11 +147,7 @@ class HFCandidate:
         model: Any = self.model
         start = time.perf_counter()
         width = max(map(len, prompts))
-        pad = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id
-        )
+        pad = self._pad_id()
         ids = torch.tensor(
             [[pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device
         )  # (b, t)
@@ -186,7 +182,7 @@ class HFCandidate:
         return [criterion]
 
     def _output(self, prompt: tuple[int, ...], new: list[int], limits: Limits, share: float) -> Output:
-        ends = self._end_ids()
+        ends = self._end_ids() | {self._pad_id()}  # what fills up a row that stopped before its neighbours
         length = next((i for i, token in enumerate(new) if token in ends), len(new))
         text = str(self.tokenizer.decode(new[:length], skip_special_tokens=True))
         cuts = [text.index(s) for s in limits.stop if s in text]
@@ -199,6 +195,10 @@ class HFCandidate:
             n_output_tokens=length,
             compute_s=share,
         )
+
+    def _pad_id(self) -> int:
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(pad if pad is not None else eos)
 
     def _end_ids(self) -> set[int]:
         config = self.model.generation_config.eos_token_id

@@ -124,6 +124,8 @@ def _ranked(
 ) -> Route:
     """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
     wanted = [i for i in left if examples[i].choices and (job.task.kind == "choice" or job.answer == "rank")]
+    if not wanted:
+        return {}
     encoded = {
         i: [_continued(candidate, job, examples[i], choice) for choice in examples[i].choices] for i in wanted
     }

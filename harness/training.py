@@ -172,7 +172,7 @@ def _trainer(
     scratch: Path,
 ) -> "SFTTrainer":
     from datasets import Dataset
-    from transformers import EarlyStoppingCallback
+    from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.utils import is_liger_kernel_available
     from trl import SFTConfig, SFTTrainer
 
@@ -192,6 +192,7 @@ def _trainer(
         per_device_eval_batch_size=params.per_device_train_batch_size,
         logging_steps=1,
         disable_tqdm=True,
+        prediction_loss_only=True,
         gradient_checkpointing=on_gpu,
         use_liger_kernel=on_gpu and is_liger_kernel_available(),
         bf16=context.machine.precision == "bf16",
@@ -202,7 +203,7 @@ def _trainer(
         train_sampling_strategy="group_by_length",
         **own,
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
@@ -211,6 +212,9 @@ def _trainer(
         eval_dataset=Dataset.from_list(rows[1]),
         callbacks=[EarlyStoppingCallback(params.early_stopping_patience), _reporting(context.advance)],
     )
+    # Without its bars the trainer would print every log line on stdout, which belongs to the result.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _reporting(advance: Advance) -> "TrainerCallback":

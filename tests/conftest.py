@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 from pathlib import Path
 
 import pytest
+import tiny_model
 
 _ROOT = Path(__file__).parents[1]
 
@@ -61,3 +62,22 @@ def folder(tmp_path):
     (tmp_path / "suites" / "other.yaml").write_text(OTHER)
     (tmp_path / "harness.yaml").write_text(EXPERIMENT)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Make the tiny language model once; tests that change it work on a copy."""
+    import torch
+
+    torch.set_num_threads(1)  # threads that wait for each other cost more than such a model
+    return tiny_model.build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """Point the cache, for one module, at a folder that all modules of the session share."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(folder))
+        yield folder

@@ -1,0 +1,29 @@
+"""Two runs of one seed on the real model: the same table but for what is measured by a clock."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import harness.experiment as experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+def answers(folder: Path) -> dict[str, tuple]:
+    text = (ROOT / "harness.yaml").read_text()
+    (folder / "harness.yaml").write_text(re.sub(r"suites/", f"{ROOT}/suites/", text))
+    report = experiment.compare(folder / "harness.yaml", candidates=["prompt,bag,lora"], quick=True)
+    return {
+        f.name: (f.state, f.target, f.validation, f.slices, f.vs_untrained, f.verdict, f.training.get("loss"))
+        for f in report.facts
+    }
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_seed_give_the_same_numbers(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    first = answers(tmp_path / "first")
+    assert first["lora"][0] == "done"
+    assert first == answers(tmp_path / "second")

@@ -1,0 +1,304 @@
+"""Prompts are encoded in one place, answers come back in order, adapters leave the base as it was."""
+
+import json
+
+import pytest
+import tiny_model
+
+from harness.candidates import ModelHost, classifier, scripted
+from harness.embedded import resolve
+from harness.errors import UserError
+from harness.machine import Machine
+from harness.records import Limits
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+QUESTIONS = (
+    "Where is my parcel?",
+    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
+    "Yes?",
+    "How do I change the address of my account?",
+)
+
+
+def host_of(folder):
+    return ModelHost(resolve(str(folder)), CPU)
+
+
+@pytest.fixture(scope="module")
+def host(tiny, own_cache):
+    return host_of(tiny)
+
+
+def prompts(candidate):
+    return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
+
+
+def text(candidate, ids):
+    return candidate.tokenizer.decode(ids)
+
+
+# Encoding
+
+
+def test_a_chat_is_encoded_through_the_template_and_asks_for_an_answer(host):
+    ids = host.base.encode(ASKED).context
+    assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_without_the_template_turns_are_joined_as_plain_text(host):
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "Three?"},
+    ]
+    found = text(host.base, host.base.encode(turns, chat_template=False).context)
+    assert found == "One? two\n\nThree?"
+
+
+def test_a_continuation_follows_its_context(host):
+    encoded = host.base.encode(ASKED, " late")
+    assert encoded.context == host.base.encode(ASKED).context
+    assert text(host.base, encoded.continuation) == " late"
+    assert not encoded.merged
+
+
+def test_an_empty_context_becomes_one_prefix_token(host):
+    bos = host.tokenizer.bos_token_id
+    assert host.base.encode((), chat_template=False).context == (bos,)
+    encoded = host.base.encode((), "A red fox", chat_template=False)
+    assert encoded.context == (bos,)
+    assert text(host.base, encoded.continuation) == "A red fox"
+
+
+def test_without_a_beginning_of_sequence_token_the_prefix_is_its_end(tiny, own_cache):
+    base = host_of(tiny).base
+    base.tokenizer.bos_token = None
+    assert base.encode((), chat_template=False).context == (base.tokenizer.eos_token_id,)
+
+
+def test_a_token_across_the_boundary_is_flagged_and_the_context_stays(host):
+    asked = [{"role": "user", "content": "Where is my par"}]
+    encoded = host.base.encode(asked, "cel", chat_template=False)
+    assert encoded.merged
+    assert text(host.base, encoded.context) == "Where is my par"
+    assert text(host.base, encoded.continuation) == "cel"
+
+
+@pytest.mark.parametrize("template", [tiny_model.CHATML, tiny_model.STARTED])
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("chat", [True, False])
+def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos, chat):
+    base = host_of(tiny_model.build(tmp_path / "m", template=template, adds_bos=adds_bos)).base
+    bos = base.tokenizer.bos_token_id
+    expected = (template == tiny_model.STARTED) if chat else adds_bos
+    for encoded in (base.encode(ASKED, chat_template=chat), base.encode(ASKED, " late", chat_template=chat)):
+        assert encoded.context.count(bos) == expected
+        assert encoded.continuation.count(bos) == 0
+
+
+def test_a_text_that_begins_with_the_token_itself_gets_no_second_one(tmp_path, own_cache):
+    base = host_of(tiny_model.build(tmp_path / "m", adds_bos=True)).base
+    found = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
+    assert found.context.count(base.tokenizer.bos_token_id) == 1
+
+
+def test_a_chat_without_a_template_is_refused_with_what_to_do(tmp_path, own_cache):
+    base = host_of(tiny_model.build(tmp_path / "m", template=None)).base
+    with pytest.raises(UserError, match="without a chat template.*chat_template: false"):
+        base.encode(ASKED)
+    assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
+
+
+# Generating
+
+
+def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths(host):
+    asked = prompts(host.base)
+    together = host.base.generate(asked, Limits(6))
+    backwards = host.base.generate(asked[::-1], Limits(6))
+    assert [o.text for o in together] == [o.text for o in backwards[::-1]]
+    assert [o.n_prompt_tokens for o in together] == list(map(len, asked))
+
+
+def test_padding_on_the_left_changes_no_greedy_answer(host):
+    asked = prompts(host.base)
+    alone = [host.base.generate([prompt], Limits(8))[0].text for prompt in asked]
+    assert [o.text for o in host.base.generate(asked, Limits(8))] == alone
+    assert len(set(alone)) > 1
+
+
+def test_generation_is_greedy_by_the_likelihood_of_the_model_itself(host):
+    prompt = prompts(host.base)[0]
+    answer = host.model.generate(
+        input_ids=_tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=-1
+    )[0, len(prompt) :]
+    assert host.base.loglikelihood([(prompt, tuple(answer.tolist()))])[0].greedy
+
+
+def _tensor(rows):
+    import torch
+
+    return torch.tensor(rows)
+
+
+def test_an_answer_cut_at_the_limit_says_so(host):
+    found = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
+    assert (found.finish_reason, found.n_output_tokens) == ("length", 3)
+
+
+def ending_with(host, token_id):
+    """Return a host whose model regards one token as the end of an answer."""
+    host.model.generation_config.eos_token_id = [token_id, host.tokenizer.eos_token_id]
+    return host
+
+
+def second_token(host, prompt):
+    answer = host.model.generate(input_ids=_tensor([prompt]), max_new_tokens=2, do_sample=False)
+    return answer[0, -1].item()
+
+
+def test_an_answer_ends_at_the_models_own_end_token(tiny, own_cache):
+    host = host_of(tiny)
+    prompt = prompts(host.base)[0]
+    before = host.base.generate([prompt], Limits(6))[0]
+    found = ending_with(host, second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
+    assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
+    assert before.text.startswith(found.text)
+    assert len(found.text) < len(before.text)
+
+
+def test_the_end_at_the_very_limit_is_an_end(tiny, own_cache):
+    host = host_of(tiny)
+    prompt = prompts(host.base)[0]
+    found = ending_with(host, second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
+    assert found.finish_reason == "stop"
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(host):
+    prompt = prompts(host.base)[0]
+    whole = host.base.generate([prompt], Limits(8))[0].text
+    stop = whole[len(whole) // 2]
+    found = host.base.generate([prompt], Limits(8, (stop,)))[0]
+    assert found.text == whole[: whole.index(stop)]
+    assert found.finish_reason == "stop"
+
+
+def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
+    asked = prompts(host.base)
+    whole = host.base.generate(asked[:1], Limits(8))[0].text
+    limits = Limits(8, (whole[1],))
+    alone = host.base.generate(asked[:1], limits)[0]
+    beside = host.base.generate(asked, limits)[0]
+    assert (beside.text, beside.n_output_tokens) == (alone.text, alone.n_output_tokens)
+
+
+def test_nothing_asked_is_nothing_answered(host):
+    assert host.base.generate([], Limits(4)) == []
+    assert host.base.loglikelihood([]) == []
+
+
+# Adapters
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory):
+    """Save two adapters with random weights, as training would leave them."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=4, target_modules="all-linear", init_lora_weights="gaussian", task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(tensor.data, std=0.3)
+        folders.append(tmp_path_factory.mktemp("adapter"))
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+def scores(candidate):
+    asked = prompts(candidate)
+    return [x.logprob for x in candidate.loglikelihood([(p, p[3:6]) for p in asked])]
+
+
+def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters):
+    fresh = host_of(tiny)
+    with fresh.adapted(adapters[1], "two") as candidate:
+        alone = scores(candidate)
+    host = host_of(tiny)
+    with host.adapted(adapters[0], "one") as candidate:
+        first = scores(candidate)
+    with host.adapted(adapters[1], "two") as candidate:
+        assert scores(candidate) == alone
+        assert candidate.weights_digest == "two"
+    assert first != alone
+
+
+def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters):
+    host = host_of(tiny)
+    before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
+    with host.adapted(adapters[0], "one") as candidate:
+        assert scores(candidate) != before
+    assert scores(host.base) == before
+    assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
+
+
+def test_the_base_is_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
+    host = host_of(tiny)
+    before = scores(host.base)
+    with pytest.raises(ZeroDivisionError), host.adapted(adapters[0], "one"):
+        raise ZeroDivisionError
+    assert scores(host.base) == before
+
+
+# The classifier and the scripted fake
+
+
+@pytest.fixture
+def bag(tmp_path):
+    content = {
+        "texts": ["late parcel", "parcel not here", "money back", "wrong invoice sum"],
+        "labels": ["delivery", "delivery", "payment", "payment"],
+        "params": {"ngram_range": [1, 2], "min_df": 1, "C": 10.0},
+    }
+    (tmp_path / "classifier.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def asked_of(candidate, text, choice=""):
+    return candidate.encode([{"role": "system", "content": "x"}, {"role": "user", "content": text}], choice)
+
+
+def test_the_classifier_answers_with_its_best_label(bag):
+    candidate = classifier(bag, "bag")
+    contexts = [asked_of(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
+    assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
+
+
+def test_the_classifier_ranks_labels_by_their_log_probability(bag):
+    candidate = classifier(bag, "bag")
+    encoded = [asked_of(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
+    found = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
+    assert found[0].logprob > found[1].logprob > found[2].logprob
+    assert [x.greedy for x in found] == [True, False, False]
+
+
+def test_the_classifier_opened_twice_is_the_same(bag):
+    first, second = classifier(bag, "bag"), classifier(bag, "bag")
+    pair = asked_of(first, "the parcel and the money", "payment")
+    assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
+
+
+def test_a_scripted_candidate_answers_by_its_function():
+    candidate = scripted(str.upper)
+    contexts = [asked_of(candidate, t).context for t in ("a", "b")]
+    assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]

@@ -1,0 +1,79 @@
+"""A language model of some 30,000 parameters, made on the spot: whole experiments run in seconds on it.
+
+Invariant: the same seed gives the same files; fp32, so that packing and batching can be held to 1e-4.
+"""
+
+from pathlib import Path
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STARTED = "{{ bos_token }}" + CHATML
+
+_LINES = (
+    "The desk answers every letter with one word.",
+    "My parcel is late, and nobody at the depot picks up the telephone.",
+    "Where is the parcel that I paid for on Monday?",
+    "The invoice shows the wrong sum; please send the money back.",
+    "I was charged two times for one lamp.",
+    "How do I change the address of my account?",
+    "A red fox and a brown hen walk past a green gate at noon.",
+    "system user assistant",
+    "Context: question and answer, yes or no, one two three four five six seven eight nine ten.",
+)
+
+
+def build(folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bos: bool = False) -> Path:
+    """Save model and tokenizer; `adds_bos` makes the tokenizer itself write `<s>` before a text."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _tokenizer(template, adds_bos)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,  # at the usual 0.02 every token is about as likely as any other
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(template, adds_bos):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", "<pad>", "<s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_LINES, trainer)
+    if adds_bos:
+        bos = [("<s>", tokenizer.token_to_id("<s>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )
