@@ -71,7 +71,8 @@ def addressed(example: Example, system: str | None, template: str | None) -> Exa
 def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
     """Ask the candidate one block of 64 items and score what it answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    contexts = [candidate.encode(e.messages, chat_template=job.task.chat_template) for e in examples]
+    chat = job.task.chat_template and job.task.kind != "bits_per_byte"  # a whole text answers nobody
+    contexts = [candidate.encode(e.messages, chat_template=chat) for e in examples]
     outputs: dict[int, Output] = {}
     merged: dict[int, bool] = {}
     for route in (_too_long, _ranked, _whole_texts, _generated):

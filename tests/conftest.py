@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 from pathlib import Path
 
 import pytest
+import tiny_experiment
 import tiny_model
 
 _ROOT = Path(__file__).parents[1]
@@ -73,11 +74,25 @@ def tiny(tmp_path_factory):
     return tiny_model.build(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    """Make one cache for the session, apart from the user's own."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="module")
-def own_cache(tmp_path_factory):
-    """Point the cache, for one module, at a folder that all modules of the session share."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    folder.mkdir(exist_ok=True)
+def own_cache(cache_folder):
+    """Point the cache at the session's folder for one module."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(folder))
-        yield folder
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        yield cache_folder
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, cache_folder, tmp_path_factory):
+    """Run the tiny experiment once; returns its folder and its report. Tests change copies of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = tiny_experiment.write(folder, tiny)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        return folder, tiny_experiment.run(path)

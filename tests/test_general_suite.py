@@ -157,7 +157,7 @@ def test_an_answer_collapsed_into_a_label_scores_nothing(task):
 @named([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
 def test_the_answer_to_another_item_is_mostly_wrong(task):
     all_rows = rows(task)
-    others = all_rows[len(all_rows) // 2 :] + all_rows[: len(all_rows) // 2]
+    others = all_rows[len(all_rows) // 3 :] + all_rows[: len(all_rows) // 3]
     right = [scored(task, row, references(other)[0]) for row, other in zip(all_rows, others, strict=True)]
     assert sum(right) / len(right) < 0.1
 
@@ -170,9 +170,9 @@ def test_the_questions_of_a_passage_share_its_cluster():
     assert {len(texts) for texts in passages.values()} == {1}
 
 
-def test_an_arithmetic_story_does_not_name_its_answer():
-    task = next(task for task in TASKS if task.name == "arithmetic_words")
-    assert not [row["id"] for row in rows(task) if scored(task, row, row["prompt"])]
+@named([t for t in TASKS if t.name in ("arithmetic_words", "translation", "chat_facts")])
+def test_repeating_the_question_scores_nothing(task):
+    assert not [row["id"] for row in rows(task) if scored(task, row, example(row).prompt)]
 
 
 def test_harmful_and_harmless_requests_are_as_many_and_never_the_same():

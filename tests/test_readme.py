@@ -1,19 +1,38 @@
-"""README is held to the truth: its tree is the real tree, its commands are the CLI's.
+"""README is held to the truth: its tree, its commands, its examples and its result table are the real ones.
 
 The tree is the block fenced with ```text that starts with `harness/`: one name a line, two spaces a
 level, folders end with a slash, a comment follows after two or more spaces. A folder whose
 children are shown shows all of them. Commands are the lines of ```sh blocks, and `harness …` or
-`make …` in backticks.
+`make …` in backticks. An example that is a file begins with a comment that names it.
 """
 
+import importlib.util
+import inspect
+import io
+import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from test_architecture import ORDER
 from typer.main import get_command
 
-from harness import cli
+from harness import cli, config, data, embedded, errors, records, report, spec
+from harness.candidates import ModelHost
+from harness.compare import Comparison, Estimate
+from harness.decide import CandidateFacts, Decision
+from harness.gate import Verdict
+from harness.machine import Machine
+from harness.progress import Silent
+from harness.prompting import PromptingContext
+from harness.records import Example, Output
+from harness.report import ExperimentReport
+from harness.report.facts import headers, last_line
+from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -127,3 +146,195 @@ def test_every_verb_and_every_option_has_help(command):
 def test_every_verb_stands_in_readme():
     called = {words[0] for words in commands("harness") if words}
     assert set(get_command(cli.app).commands) <= called
+
+
+def table(first: str) -> list[list[str]]:
+    """Return the rows of the table whose first column has this header."""
+    lines = README.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_every_exit_code_of_an_error_stands_in_readme():
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if hasattr(kind, "exit_code")]
+    assert {str(kind.exit_code) for kind in kinds} | {"0", "3", "4", "130"} == {
+        row[0] for row in table("exit code")
+    }
+
+
+def test_every_column_of_the_result_table_is_explained():
+    of_quickstart = ExperimentReport("support", "smollm2-135m", "exact_match", ())
+    assert [row[0].strip("`") for row in table("column")] == list(headers(of_quickstart))
+
+
+def public(module) -> set[str]:
+    return {
+        name
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if kind.__module__ == module.__name__
+    }
+
+
+def test_every_noun_of_records_and_spec_is_in_the_glossary():
+    terms = set(re.findall(r"\*\*(\w+)\*\*", README.split("## Glossary")[1]))
+    assert public(records) | public(spec) - {"Spec"} <= terms
+
+
+def example_file(path: str) -> str:
+    """Return the example that begins with a comment naming this file."""
+    return next(
+        "\n".join(block)
+        for language in ("python", "yaml")
+        for block in blocks(language)
+        if block[0] == f"# {path}"
+    )
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Write the experiment of README with rows as it describes them."""
+    (tmp_path / "tickets").mkdir()
+    labels = ("card lost", "pin blocked", "refund", "new card")
+    rows = [(f"{word} {label}?", label) for word in ("Where is my", "Why the") for label in labels]
+    train = [{"text": text, "label": label} for text, label in [*rows, ("Rates?", "exchange rate")]]
+    (tmp_path / "tickets" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
+    test = "".join(f"Help with {label},{label}\n" for label in labels) + "WHERE is my  refund?,refund\n"
+    (tmp_path / "tickets" / "test.csv").write_text("text,label\n" + test)
+    text = next("\n".join(block) for block in blocks("yaml") if block[0].startswith("name:"))
+    (tmp_path / "harness.yaml").write_text(text)
+    return tmp_path
+
+
+def test_the_experiment_of_readme_loads_from_any_folder(own):
+    loaded = config.load(own / "harness.yaml")
+    assert [suite.name for suite in loaded.experiment.suites] == ["general"]
+    assert [name for name in loaded.selected if name.startswith("lora")] == [
+        "lora[learning_rate=0.0002]",
+        "lora[learning_rate=0.001]",
+    ]
+
+
+def test_the_data_of_readme_is_read_as_it_says(own):
+    items = data.load_task(config.load(own / "harness.yaml").experiment.target, 0)
+    assert len(items.test) == 5
+    assert len(items.train) + len(items.validation) == 7  # one of another label and one leak are removed
+    assert len(items.removed) == 2
+
+
+def test_the_row_of_readme_is_an_item(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(blocks("json")[0]))
+    task = spec.Task(name="row", data=spec.TaskData(test=str(tmp_path / "rows.jsonl")))
+    item = data.load_task(task, 0).test[0]
+    assert (item.prompt, item.references, item.cluster, item.slice) == (
+        "Where is my parcel?",
+        ("delivery",),
+        "parcels",
+        "behaviour",
+    )
+
+
+def test_the_suite_of_readme_loads(own):
+    (own / "suites" / "house").mkdir(parents=True)
+    (own / "suites" / "house" / "style.jsonl").write_text('{"prompt": "Greet", "reference": "Ahoy"}\n')
+    (own / "suites" / "house.yaml").write_text(example_file("suites/house.yaml"))
+    loaded = config.load(own / "harness.yaml", ["suites=[suites/house.yaml]"])
+    assert loaded.experiment.suites[0].tasks[0].margin == 0.05
+
+
+def plugin(path: str, folder: Path):
+    """Import an example as the file that it names."""
+    file = folder / Path(path).name
+    file.write_text(example_file(path))
+    found = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+ASKED = Example("e", ({"role": "user", "content": "Which queue?"},), references=("billing",))
+
+
+def test_the_metric_of_readme_scores_an_answer(tmp_path):
+    task = spec.Task(name="t", data=spec.TaskData())
+    metric = plugin("harness/metrics/starts_right.py", tmp_path).metric(task)
+    assert metric.name == "starts_right"
+    assert metric.score(Output("Billing, I think"), ASKED) == (1.0,)
+    assert metric.score(Output("no billing"), ASKED) == (0.0,)
+
+
+def test_the_prompting_of_readme_changes_the_question_alone(tmp_path):
+    module = plugin("harness/prompting/reminder.py", tmp_path)
+    context = PromptingContext(spec.Task(name="t", data=spec.TaskData()), (), (), 0)
+    asked = module.build(context, module.Params(text="One word."))(ASKED)
+    assert asked.prompt == "Which queue?\n\nOne word."
+    assert (asked.id, asked.references) == (ASKED.id, ASKED.references)
+
+
+def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, own_cache):
+    module = plugin("harness/methods/ia3.py", tmp_path)
+    source, machine = embedded.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
+    rows = (ASKED,) * 4
+    with Silent().stage("training") as advance:
+        context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, (), advance)
+        made = module.fit(context, module.Params(max_steps=2, learning_rate=0.1))
+    host = ModelHost(source, machine)
+    asked = host.base.encode(ASKED.messages, "billing")
+    before = host.base.loglikelihood([asked[:2]])[0].logprob
+    with host.adapted(made.folder / "adapter", made.digest) as candidate:
+        assert candidate.loglikelihood([asked[:2]])[0].logprob > before
+
+
+def kept_report(name: str) -> str:
+    """Return a report as git has it staged: a later run changes the file, not what README shows."""
+    command = ["git", "show", f":./reports/{name}"]
+    staged = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    file = ROOT / "reports" / name
+    if staged.returncode and not file.exists():
+        reason = f"no reports/{name} yet; make compare writes it"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    return file.read_text() if staged.returncode else staged.stdout
+
+
+def read_back(raw: dict) -> ExperimentReport:
+    """Make a report of its JSON, as far as the result table needs it."""
+
+    def made(kind, value, **inner):
+        parts = {key: made(of, value[key]) for key, of in inner.items()} if value else {}
+        return kind(**{**value, **parts}) if value else None
+
+    def facts(value):
+        verdict = made(Verdict, value["verdict"], macro=Estimate)
+        fields = made(dict, value, target=Estimate, vs_untrained=Comparison)
+        return CandidateFacts(**{**fields, "verdict": verdict})
+
+    return ExperimentReport(
+        raw["experiment"],
+        raw["base_model"],
+        raw["metric"],
+        tuple(map(facts, raw["facts"])),
+        decision=made(Decision, raw["decision"]),
+        smoke=raw["smoke"],
+    )
+
+
+def test_the_result_table_of_readme_is_that_of_the_kept_run():
+    found = read_back(json.loads(kept_report("support.json")))
+    console = Console(width=100, file=io.StringIO())
+    console.print(report.terminal_table(found))
+    rows = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    block = README.split("<!-- result table -->\n```text\n")[1].split("\n```\n<!-- /result table -->")[0]
+    shown = block.splitlines()
+    assert not found.smoke
+    assert shown[: len(rows)] == rows
+    assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(found)
+
+
+def test_every_file_of_slow_tests_has_its_line_of_minutes():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = set(re.findall(r"^\| `(test_\w+\.py)` \|", contributing, re.MULTILINE))
+    assert listed == {file.name for file in (ROOT / "tests" / "slow").glob("test_*.py")}
+
+
+def test_contributing_shows_the_order_of_the_modules_that_there_are():
+    order = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    there = [name for name in ORDER if {Path("harness", name), Path("harness", f"{name}.py")} & set(tree())]
+    assert re.findall(r"\w+", order) == there

@@ -18,7 +18,7 @@ class Params(SupervisedParams):
 
     r: int = Field(16, ge=1, le=1024)
     lora_alpha: int | None = Field(None, ge=1)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
     use_dora: bool = False
     use_rslora: bool = False

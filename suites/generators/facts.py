@@ -24,9 +24,14 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def inverted(text: str) -> dict[str, str]:
-    """Read `answer: subject, subject; …` into subject → answer."""
+    """Read `answer: subject, subject; …` into subject → answer, each subject with its article."""
     classes = pairs(text.replace(":", "="))
-    return {subject.strip(): answer for answer, members in classes.items() for subject in members.split(",")}
+    return {with_article(one.strip()): answer for answer, many in classes.items() for one in many.split(",")}
+
+
+def with_article(noun: str) -> str:
+    """Put `a` or `an` before the noun."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 # country | capital | continent | currency | language; "-" where no single answer is right
@@ -191,7 +196,7 @@ sour; war = peace; love = hate; first = last; inside = outside; summer = winter;
 
 ANIMAL = Group(
     "animal",
-    "What kind of animal is a {}?",
+    "What kind of animal is {}?",
     inverted("""
 mammal: dolphin, whale, bat, elephant, lion, rabbit, cow; bird: penguin, eagle, sparrow, owl, parrot,
 robin, pigeon; fish: salmon, tuna, trout, shark, cod; reptile: lizard, snake, crocodile, turtle; insect:
@@ -201,7 +206,7 @@ beetle, butterfly, mosquito, grasshopper, bee; amphibian: frog, toad, salamander
 
 THING = Group(
     "thing",
-    "What kind of thing is a {}?",
+    "What kind of thing is {}?",
     inverted("""
 fruit: banana, pear, peach, mango, strawberry; vegetable: carrot, cabbage, potato, turnip; tool: hammer,
 screwdriver, wrench, chisel; musical instrument: violin, trumpet, piano, flute, drum; vehicle: truck, bus,

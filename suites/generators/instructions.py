@@ -48,6 +48,10 @@ coffee | The coffee smells good today.
 a dog | The dog runs after the ball.
 summer | The summer was long and hot.
 a city | The city never sleeps at night.
+a tree | The tree gives shade in summer.
+a horse | The horse runs over the field.
+a kitchen | The kitchen smells of soup.
+a bridge | The bridge crosses the river.
 """)
 
 WORD_PAIRS = table("""
@@ -85,10 +89,10 @@ Maria | 58 | Prague
 """)
 
 WISHES = table("""
-a birthday wish for | birthday | Happy birthday, {}, and all the best!
-a welcome to | welcome | Welcome to our team, {}!
-a thank-you note to | thank | Thank you for your help, {}.
-a good-night wish for | night | Good night, {}, and sleep well.
+a birthday wish for | Happy birthday, {}, and all the best!
+a welcome to | Welcome to our team, {}!
+a compliment for | You are a good friend, {}.
+a good-night wish for | Good night, {}, and sleep well.
 """)
 
 FUNCTIONS = table("""
@@ -106,21 +110,6 @@ to_celsius | degrees | converts Fahrenheit to Celsius | (degrees - 32) / 1.8
 first_letter | word | returns the first letter of a word | word[0]
 """)
 
-SERIES = table("""
-Count from 1 to 5 | 1, 2, 3, 4, 5
-Count from 3 to 8 | 3, 4, 5, 6, 7, 8
-Count from 10 to 15 | 10, 11, 12, 13, 14, 15
-Count from 1 to 10 | 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-Write the even numbers from 2 to 10 | 2, 4, 6, 8, 10
-Write the days of the week from Monday to Friday | Monday, Tuesday, Wednesday, Thursday, Friday
-Write the first five letters of the alphabet | a, b, c, d, e
-Write the months from January to April | January, February, March, April
-Write the four seasons of the year, starting with spring | spring, summer, autumn, winter
-Write the numbers one to five in words | one, two, three, four, five
-Count in tens from 10 to 50 | 10, 20, 30, 40, 50
-Count in fives from 5 to 25 | 5, 10, 15, 20, 25
-""")
-
 # sentence | word | its replacement
 CHANGES = table("""
 The big dog barks at night. | big | small
@@ -135,22 +124,14 @@ The shop is open today. | open | closed
 They have two children. | two | three
 I saw a bird in the tree. | bird | cat
 The teacher wrote a letter. | letter | book
-""")
-
-# present | past
-TENSES = table("""
-She walks home. | She walked home.
-He plays football. | He played football.
-They live in Paris. | They lived in Paris.
-I work in a bank. | I worked in a bank.
-We go to school. | We went to school.
-The dog sleeps on the sofa. | The dog slept on the sofa.
-Anna reads a book. | Anna read a book.
-The train arrives late. | The train arrived late.
-I see the sea. | I saw the sea.
-He opens the door. | He opened the door.
-She is happy. | She was happy.
-They have a big house. | They had a big house.
+The window is very dirty. | dirty | clean
+Paul works in a hospital. | hospital | school
+Our garden is full of roses. | roses | trees
+The film was long. | long | short
+I need a new coat. | coat | lamp
+She speaks French at home. | French | Spanish
+The bus stops here. | bus | taxi
+We ate fish for dinner. | fish | rice
 """)
 
 CLASSES = table("""
@@ -188,14 +169,14 @@ def numbered_list(r: random.Random) -> Iterator[Item]:
 
 def comma_list(r: random.Random) -> Iterator[Item]:
     """Exactly three things, separated by commas."""
-    for kind, members in KINDS_OF:
+    for kind, members in KINDS_OF[:8]:
         prompt = f"Name exactly three {kind}, separated by commas, and nothing else."
         yield prompt, ", ".join(members.split(", ")[:3]), [{"kind": "comma_items", "n": 3}]
 
 
 def capitals(r: random.Random) -> Iterator[Item]:
     """A given phrase, in capital letters."""
-    for topic, _ in TOPICS:
+    for topic, _ in TOPICS[:8]:
         prompt = f'Write these words in capital letters: "{topic}"'
         yield (
             prompt,
@@ -213,11 +194,11 @@ def repeat(r: random.Random) -> Iterator[Item]:
 
 def start(r: random.Random) -> Iterator[Item]:
     """A sentence that starts with a given word."""
-    for topic, sentence in TOPICS:
-        word = r.choice(["Today", "Sometimes", "Often", "Every"])
-        body = sentence[4:] if word == "Every" else "the " + sentence[4:]
-        yield (f'Write one short sentence about {topic}. Start with the word "{word}".', f"{word} {body}",
-               [{"kind": "starts_with", "text": word}, SENTENCE])  # fmt: skip
+    for i, (topic, sentence) in enumerate(TOPICS):
+        word, opening = (("Today", "Today"), ("Every", "Every day"))[i % 2]
+        reference = f"{opening} {sentence[0].lower()}{sentence[1:]}"
+        prompt = f'Write one short sentence about {topic}. Start with the word "{word}".'
+        yield prompt, reference, [{"kind": "starts_with", "text": word}, SENTENCE]
 
 
 def two_words(r: random.Random) -> Iterator[Item]:
@@ -266,8 +247,8 @@ def at_most(r: random.Random) -> Iterator[Item]:
 def greeting(r: random.Random) -> Iterator[Item]:
     """A greeting or a wish that names its receiver."""
     for i, (name, *_) in enumerate(PERSONS):
-        asked, word, reference = WISHES[i % len(WISHES)]
-        constraints = [{"kind": "includes", "words": [name, word]}, {"kind": "n_words", "min": 3}]
+        asked, reference = WISHES[i % len(WISHES)]
+        constraints = [{"kind": "includes", "words": [name]}, {"kind": "n_words", "min": 4}]
         yield f"Write {asked} {name}, in one sentence.", reference.format(name), constraints
 
 
@@ -278,7 +259,7 @@ def letter(r: random.Random) -> Iterator[Item]:
         yield (
             prompt,
             f"Dear {name}, thank you for coming.",
-            [{"kind": "starts_with", "text": f"Dear {name}"}, SENTENCE],
+            [{"kind": "starts_with", "text": f"Dear {name}"}],
         )
 
 
@@ -293,28 +274,12 @@ def function(r: random.Random) -> Iterator[Item]:
         )
 
 
-def series(r: random.Random) -> Iterator[Item]:
-    """A known series, in its order."""
-    for asked, words in SERIES:
-        yield f"{asked}, separated by commas.", words, [{"kind": "in_order", "words": words.split(", ")}]
-
-
 def changed(r: random.Random) -> Iterator[Item]:
     """A given sentence with one word replaced."""
     for sentence, old, new in CHANGES:
         result = sentence.replace(old, new)
         prompt = f'Replace the word "{old}" by "{new}" in this sentence: "{sentence}"'
         yield prompt, result, [{"kind": "includes", "words": [result.rstrip(".")]}]
-
-
-def past(r: random.Random) -> Iterator[Item]:
-    """A given sentence in the past tense."""
-    for now, then in TENSES:
-        yield (
-            f'Write this sentence in the past tense: "{now}"',
-            then,
-            [{"kind": "includes", "words": [then.rstrip(".")]}],
-        )
 
 
 def about(r: random.Random) -> Iterator[Item]:
@@ -329,9 +294,9 @@ def about(r: random.Random) -> Iterator[Item]:
 
 
 FORMS: tuple[Callable[[random.Random], Iterator[Item]], ...] = (
-    comma_list, numbered_list, capitals, repeat, start, two_words, json_object, question, yes_no, at_most,
-    greeting, letter, function, series, changed, past, about,
-)  # fmt: skip
+    *(comma_list, numbered_list, capitals, repeat, start, two_words, json_object, question, yes_no, at_most),
+    *(greeting, letter, function, changed, about),
+)
 
 
 def items(seed: int) -> list[Row]:

@@ -1,13 +1,13 @@
-"""Translation: common French and Spanish words into English, asked in chat after three examples.
+"""Translation: common French and Spanish words into English, asked in chat after two examples.
 
 Invariant: the words of the examples are never asked; every usual English meaning is accepted.
 """
 
 from generators.rows import Row, table, unique
 
-SHOTS = (("French", "rue", "street"), ("Spanish", "silla", "chair"), ("French", "pont", "bridge"))
+SHOTS = (("French", "rue", "street"), ("Spanish", "luz", "light"))
 
-# Spanish | French | English; "-" where the word is spelled as in English, meanings separated by `/`
+# Spanish | French | English; "-" where a word is spelled as in English; meanings separated by `/`
 WORDS = table("""
 perro | chien | dog
 gato | chat | cat
@@ -67,7 +67,7 @@ puerta | porte | door
 ventana | fenêtre | window
 jardín | jardin | garden
 iglesia | église | church
-hospital | hôpital | hospital
+- | hôpital | hospital
 biblioteca | bibliothèque | library
 coche | voiture | car
 tren | - | train
@@ -101,7 +101,7 @@ vino | vin | wine
 sal | sel | salt
 azúcar | sucre | sugar
 huevo | œuf | egg
-café | - | coffee/cafe/café
+café | - | coffee
 rey | roi | king
 reina | reine | queen
 hombre | homme | man
@@ -150,9 +150,7 @@ def items(seed: int) -> list[Row]:
 def asked(language: str, word: str, meanings: str) -> Row:
     """Ask one word after the examples; both languages' words of one meaning are a cluster."""
     accepted = meanings.split("/")
-    turns = [
-        turn for shot in SHOTS for turn in (user(shot[0], shot[1]), {"role": "assistant", "content": shot[2]})
-    ]
+    turns = [turn for shot in SHOTS for turn in (user(*shot[:2]), assistant(*shot))]
     cluster = accepted[0].replace(" ", "-")
     name = f"{language.lower()}-{cluster}"
     return {
@@ -164,5 +162,10 @@ def asked(language: str, word: str, meanings: str) -> Row:
 
 
 def user(language: str, word: str) -> dict[str, str]:
-    """Phrase the request."""
-    return {"role": "user", "content": f"Translate from {language} to English: {word}"}
+    """Ask for the meaning of a word."""
+    return {"role": "user", "content": f'What does the {language} word "{word}" mean in English?'}
+
+
+def assistant(language: str, word: str, meaning: str) -> dict[str, str]:
+    """Answer in a sentence."""
+    return {"role": "assistant", "content": f'The {language} word "{word}" means "{meaning}".'}

@@ -1,0 +1,136 @@
+"""Time and memory of the command line, of the quickstart and of the hot loops, measured in one go.
+
+Invariant: nothing is asserted of a time, because the machine may be busy; the page that is
+written says which goals were met where.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import bench_page
+import pytest
+from bench_page import Row
+
+from harness import config, data, embedded
+from harness.candidates import HFCandidate, ModelHost
+from harness.machine import Machine, probe
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (
+    "import sys\n"
+    "from harness.cli import main\n"
+    "try: main()\n"
+    "finally: print('torch' in sys.modules, file=sys.stderr)\n"
+)
+LIMIT_S = 40 * 60  # then the quickstart is stopped, and the benchmark fails
+ITEMS_A_TASK = 32
+
+
+class Finished(NamedTuple):
+    """A command that ended well, with the peak resident memory of its process."""
+
+    wall_s: float
+    peak_gb: float
+    imported_torch: bool
+
+
+def run(folder: Path, *arguments: str) -> Finished:
+    """Run the command line in a folder; what it prints goes into `out.txt` and `err.txt` there."""
+    start = time.perf_counter()
+    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        command = [sys.executable, "-c", COMMAND, *arguments]
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err)
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        limit.cancel()
+    wall_s = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    said = (folder / "err.txt").read_text()
+    assert process.returncode == 0, said
+    return Finished(wall_s, usage.ru_maxrss * 1024 / 1e9, said.splitlines()[-1] == "True")
+
+
+def command_rows(folder: Path) -> list[Row]:
+    """Time the help, then the quickstart with nothing to build on, then once more."""
+    help_s = statistics.median(run(folder, "--help").wall_s for _ in range(5))
+    (folder / "harness.yaml").write_text((ROOT / "harness.yaml").read_text())
+    first, again = run(folder, "compare"), run(folder, "compare")
+    facts = json.loads((folder / "reports" / "support.json").read_text())["facts"]
+    fit = next(f["training"] for f in facts if f["name"] == "lora")
+    trained = f"{fit['wall_s'] / 60:.1f} min train the adapter; the rest generates and scores"
+    memory = f"one process; {fit['peak_memory_gib']:.1f} GiB were reached by the end of training"
+    unchanged = f"files, rows and statistics; torch {'was' if again.imported_torch else 'was not'} imported"
+    whole = f"`harness compare` from nothing, {len(facts)} candidates"
+    speed = fit["tokens_per_s"]
+    return [
+        Row("`harness --help`, median of 5", help_s, "s", 0.3, "starting Python and importing typer"),
+        Row(whole, first.wall_s / 60, "min", 12.0, trained),
+        Row("its peak resident memory", first.peak_gb, "GB", 8.0, memory),
+        Row("`harness compare` again, unchanged", again.wall_s, "s", 5.0, unchanged),
+        Row("training the adapter", speed, "tokens/s", None, arithmetic(4 * speed, probe())),
+    ]
+
+
+def arithmetic(passes_per_s: float, machine: Machine) -> str:
+    """Say which share of the machine's matrix speed so many operations on every parameter are."""
+    n_parameters = embedded.resolve("smollm2-135m").n_parameters
+    share = passes_per_s * n_parameters / (machine.gflops * 1e9)
+    return f"arithmetic, at {100 * share:.0f} % of the speed of a large matrix product"
+
+
+def scoring_rows() -> list[Row]:
+    """Score choices of the general suite with shared contexts packed, and one branch at a time."""
+    machine = probe()
+    host = ModelHost(embedded.resolve("smollm2-135m"), machine)
+    plain = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
+    pairs = choices(host.base)
+    host.base.loglikelihood(pairs[:8])  # the first call warms up
+    asked = sum(len(context) + len(continuation) for context, continuation in pairs)
+    packed, alone = asked / least_s(host.base, pairs), asked / least_s(plain, pairs)
+    once = "arithmetic; a shared context counts for each choice, and is computed once"
+    return [
+        Row("scoring choices, packed", packed, "tokens/s", None, once),
+        Row("scoring them one at a time", alone, "tokens/s", None, arithmetic(2 * alone, machine)),
+        Row(
+            "packed against one at a time",
+            packed / alone,
+            "times as fast",
+            None,
+            "the context that choices share",
+        ),
+    ]
+
+
+def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Encode every choice of some items of each multiple-choice task."""
+    tasks = [t for suite in config.read_suites(ROOT / "suites") for t in suite.tasks if t.kind == "choice"]
+    items = [item for task in tasks for item in data.load_task(task, 0).test[:ITEMS_A_TASK]]
+    asked = [(item.messages, f" {choice}") for item in items for choice in item.choices]
+    return [candidate.encode(*one, chat_template=False)[:2] for one in asked]
+
+
+def least_s(candidate: HFCandidate, pairs: list) -> float:
+    """Return the shorter of two times."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        candidate.loglikelihood(pairs)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.bench
+def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    rows = [*command_rows(tmp_path), *scoring_rows()]
+    assert all(row.measured > 0 for row in rows)
+    folder = ROOT / "reports" / "benchmarks"
+    bench_page.write("Time and memory of the quickstart", rows, probe(), folder / "quickstart")

@@ -1,0 +1,418 @@
+"""The main job on a tiny model: same items for all, nothing twice, one failure stops nobody else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+import tiny_model
+from filelock import FileLock
+
+from harness import config, report, store
+from harness.compare import IncompatibleRuns
+from harness.errors import HarnessError, UserError
+from harness.experiment import Scope, bench_of, stored
+from harness.progress import Silent
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+NAMES = ("prompt", "shots", "ranked", "bag", "lora", "hybrid")
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """Copy the finished experiment; returns the path of its harness.yaml."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def runs_of(path):
+    return {run.candidate: run for run in store.list_runs(Store(path.parent / "runs"))}
+
+
+def files(folder):
+    """Map the files that hold results to size and time of change."""
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in kept}
+
+
+def facts(found, name):
+    return next(f for f in found.facts if f.name == name)
+
+
+def without_measurements(found):
+    """Return a report as JSON, without times, prices and what is derived from them."""
+    measured = ("cost_per_1k_usd", "latency_p50_s", "training_cost_usd")
+    figures = ("wall_s", "train_loop_s", "tokens_per_s", "peak_memory_gib")
+    plain = report.to_json(found)
+    for one in plain["facts"]:
+        for name in measured:
+            del one[name]
+        one["training"] = {k: v for k, v in one["training"].items() if k not in figures}
+    decision = plain.pop("decision")
+    return {**plain, "header": None, "decided": (decision["action"], decision["candidate"])}
+
+
+# One experiment, seen from all sides
+
+
+def test_every_candidate_is_done(finished):
+    assert {(f.name, f.state) for f in finished[1].facts} == {(name, "done") for name in NAMES}
+
+
+def test_all_candidates_answer_the_same_items_of_every_task(finished):
+    folder = finished[0]
+    asked: dict[str, set] = {}
+    for run in runs_of(folder / "harness.yaml").values():
+        for task, rows_digest in run.rows.items():
+            ids = tuple(row.example_id for row in store.read_rows(Store(folder / "runs"), rows_digest))
+            asked.setdefault(task, set()).add(ids)
+    assert {task: len(orders) for task, orders in asked.items()} == dict.fromkeys(asked, 1)
+    assert len(next(iter(asked["letters/test"]))) == 12
+    assert set(asked) == {
+        "letters/test",
+        "letters/validation",
+        "sums/test",
+        "facts/test",
+        "prose/test",
+    }
+
+
+def test_candidates_with_the_bases_weights_share_its_capability_rows(finished):
+    runs = runs_of(finished[0] / "harness.yaml")
+    shared = [{k: v for k, v in runs[name].rows.items() if "letters" not in k} for name in NAMES[:3]]
+    assert shared[0] == shared[1] == shared[2]
+    assert len(shared[0]) == 3
+
+
+def test_a_hybrid_shares_the_capability_rows_of_whose_weights_it_takes(finished):
+    runs = runs_of(finished[0] / "harness.yaml")
+    for task in ("sums/test", "facts/test", "prose/test"):
+        assert runs["hybrid"].rows[task] == runs["lora"].rows[task] != runs["prompt"].rows[task]
+    assert runs["hybrid"].rows["letters/test"] != runs["lora"].rows["letters/test"]
+
+
+def test_what_is_trained_is_judged_and_the_classifier_is_not(finished):
+    outcome = {f.name: f.verdict and f.verdict.outcome for f in finished[1].facts}
+    assert outcome["prompt"] == outcome["shots"] == outcome["ranked"] == "pass"
+    assert outcome["lora"] in ("pass", "fail", "inconclusive")
+    assert outcome["bag"] is None
+
+
+def test_the_base_weights_cannot_forget(finished):
+    verdict = facts(finished[1], "prompt").verdict
+    assert (verdict.lost, verdict.gained) == (0, 0)
+
+
+def test_ranked_answers_are_always_labels(finished):
+    folder = finished[0]
+    rows = store.read_rows(
+        Store(folder / "runs"), runs_of(folder / "harness.yaml")["ranked"].rows["letters/test"]
+    )
+    assert {row.text for row in rows} <= {"late", "money"}
+    assert {row.status for row in rows} == {"ok"}
+
+
+# Nothing is computed twice
+
+
+def test_a_second_compare_computes_nothing_and_says_the_same(finished, copy):
+    before = files(copy.parent / "runs")
+    again = tiny_experiment.run(copy)
+    assert files(copy.parent / "runs") == before
+    first, second = (report.to_json(r) for r in (finished[1], again))
+    assert {k for k in first if first[k] != second[k]} <= {"header"}
+
+
+def test_a_second_compare_loads_no_model(copy):
+    code = (
+        "import sys; from harness.experiment import compare; compare(sys.argv[1]); "
+        "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_changed_recipe_computes_only_itself(copy):
+    before = files(copy.parent / "runs" / "rows") | files(copy.parent / "runs" / "weights")
+    tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
+    after = files(copy.parent / "runs" / "rows") | files(copy.parent / "runs" / "weights")
+    assert {name: after[name] for name in before} == before
+    new = {name.split("/")[0] for name in set(after) - set(before)}
+    assert new == {runs_of(copy)["shots"].rows[f"letters/{split}"] for split in ("validation", "test")}
+
+
+def test_a_new_name_for_a_candidate_computes_no_row(copy):
+    before = files(copy.parent / "runs" / "rows")
+    copy.write_text(copy.read_text().replace("prompt:", "plain:"))
+    found = tiny_experiment.run(copy, candidates=("plain",))
+    assert facts(found, "plain").state == "done"
+    assert files(copy.parent / "runs" / "rows") == before
+
+
+def test_other_training_rows_train_anew_but_leave_the_prompts_rows(copy):
+    before = files(copy.parent / "runs" / "rows")
+    train = copy.parent / "suites" / "letters" / "train.jsonl"
+    tiny_experiment.rows(train, tiny_experiment.letters(slice(0, 4)))
+    digest = runs_of(copy)["lora"].weights_digest
+    tiny_experiment.run(copy, candidates=("prompt", "lora"))
+    assert runs_of(copy)["lora"].weights_digest != digest
+    after = files(copy.parent / "runs" / "rows")
+    assert {name: after[name] for name in before} == before
+
+
+def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
+    folder = copy.parent / "runs"
+    rows_digest = runs_of(copy)["prompt"].rows["letters/test"]
+    before = store.read_rows(Store(folder), rows_digest)
+    shutil.rmtree(folder / "rows" / rows_digest)
+    tiny_experiment.run(copy, candidates=("prompt",))
+    after = store.read_rows(Store(folder), rows_digest)
+    assert [(r.example_id, r.text, r.parts) for r in after] == [
+        (r.example_id, r.text, r.parts) for r in before
+    ]
+
+
+def test_the_same_seed_in_another_folder_gives_the_same_report(finished, tiny, tmp_path):
+    again = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny))
+    assert without_measurements(again) == without_measurements(finished[1])
+    first, second = runs_of(finished[0] / "harness.yaml"), runs_of(tmp_path / "harness.yaml")
+    assert {name: run.rows for name, run in first.items()} == {name: run.rows for name, run in second.items()}
+
+
+def test_each_seed_trains_its_own_adapter(copy):
+    found = tiny_experiment.run(copy, "seeds=[0, 1]", candidates=("prompt", "lora"))
+    assert sorted((f.name, f.seed) for f in found.facts) == [("lora", 0), ("lora", 1), ("prompt", 0)]
+    loras = [run for run in store.list_runs(Store(copy.parent / "runs")) if run.candidate == "lora"]
+    assert len({run.weights_digest for run in loras}) == 2
+
+
+# Selection and size
+
+
+def test_with_only_a_trained_candidate_selected_the_base_is_measured_for_it(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, candidates=("lora",))
+    assert [f.name for f in found.facts] == ["lora"]
+    assert {c.task for c in found.comparisons["lora"]} == {"sums", "facts", "prose"}
+    assert facts(found, "lora").verdict is not None
+
+
+def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, candidates=("hybrid",))
+    assert [(f.name, f.state) for f in found.facts] == [("hybrid", "done")]
+    assert facts(found, "hybrid").training["n_steps"] > 0
+
+
+def test_a_limit_caps_the_items_of_each_evaluated_split(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, candidates=("prompt",), limit=4)
+    assert facts(found, "prompt").target.n == 4
+    run = runs_of(path)["prompt"]
+    sizes = {name: len(store.read_rows(Store(tmp_path / "runs"), d)) for name, d in run.rows.items()}
+    assert sizes == {
+        "letters/validation": 4,
+        "letters/test": 4,
+        "sums/test": 4,
+        "facts/test": 4,
+        "prose/test": 4,
+    }
+
+
+def test_a_quick_run_is_marked_and_kept_apart(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, candidates=("prompt",), quick=True)
+    assert found.smoke
+    assert store.list_runs(Store(tmp_path / "runs")) == []
+    assert [run.candidate for run in store.list_runs(Store(tmp_path / "runs" / "smoke"))] == ["prompt"]
+
+
+def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "bag"))
+    assert {f.state for f in found.facts} == {"done"}
+    assert facts(found, "prompt").verdict is None
+
+
+# One candidate fails
+
+
+def test_a_candidate_that_fails_is_reported_with_its_knob_and_the_others_finish(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, "target.labels=[]", candidates=("bag", "prompt"))
+    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed"}
+    assert "no closed label set" in facts(found, "bag").error
+    assert "labels" in facts(found, "bag").error
+    assert runs_of(path)["bag"].state == "failed"
+
+
+def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
+    candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    found = tiny_experiment.run(path, "target.labels=[]")
+    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
+
+
+def test_a_failed_candidate_leaves_no_half_made_weights(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    tiny_experiment.run(path, "target.labels=[]", candidates=("bag", "prompt"))
+    assert list((tmp_path / "runs").glob("weights/*")) == []
+
+
+def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    path = tiny_experiment.write(tmp_path, broken)
+    found = tiny_experiment.run(path, "suites=[]", candidates=("bag", "lora"))
+    assert {f.name: f.state for f in found.facts} == {"bag": "done", "lora": "failed"}
+    assert "loss is not a number" in facts(found, "lora").error
+    assert "learning_rate" in facts(found, "lora").error
+
+
+def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    tiny_experiment.run(path, "target.labels=[]", candidates=("bag",))
+    found = tiny_experiment.run(path, candidates=("bag",))
+    assert facts(found, "bag").state == "done"
+
+
+# The report from what is stored
+
+
+def reported(path, *overrides, candidates=()):
+    loaded = config.load(path, overrides, candidates)
+    return stored(bench_of(loaded, Scope(), Silent()), loaded.selected)
+
+
+def test_the_stored_report_is_that_of_compare(finished, copy):
+    first, second = (report.to_json(r) for r in (finished[1], reported(copy)))
+    assert {k for k in first if first[k] != second[k]} <= {"header"}
+
+
+def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
+    with pytest.raises(IncompatibleRuns, match="no run of prompt.*harness compare"):
+        reported(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
+
+
+def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished, copy):
+    tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
+    tiny_experiment.run(copy)
+    assert facts(reported(copy), "shots").run_id == facts(finished[1], "shots").run_id
+
+
+def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished, copy):
+    tiny_experiment.run(copy, "target.labels=[]", candidates=("bag",))
+    assert facts(reported(copy), "bag").run_id == facts(finished[1], "bag").run_id
+
+
+# Bad input
+
+
+def refusal(path, *overrides, **options):
+    with pytest.raises(UserError) as caught:
+        tiny_experiment.run(path, *overrides, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["prompt", "lora"])
+def test_a_base_without_a_chat_template_is_refused_before_anything_is_written(tmp_path, name):
+    model = tiny_model.build(tmp_path / "plain", template=None)
+    path = tiny_experiment.write(tmp_path / "work", model)
+    error = refusal(path, candidates=(name,))
+    assert "without a chat template" in str(error)
+    assert "chat_template: false" in str(error)
+    assert files(tmp_path / "work" / "runs") == {}
+
+
+def test_a_base_without_a_chat_template_serves_tasks_that_ask_plainly(tmp_path):
+    model = tiny_model.build(tmp_path / "plain", template=None)
+    path = tiny_experiment.write(tmp_path / "work", model)
+    overrides = ("target.chat_template=false", "suites=[]")
+    found = tiny_experiment.run(path, *overrides, candidates=("prompt", "ranked", "lora"))
+    assert {f.state for f in found.facts} == {"done"}
+
+
+def test_rows_with_a_label_outside_the_set_are_refused_with_file_and_line(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    error = refusal(path, "target.labels=[late, weather]", candidates=("prompt",))
+    assert "test.jsonl:7" in str(error)
+    assert "money" in str(error)
+
+
+def test_retrieval_without_documents_is_refused(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  rag: {prompting: rag}\n")
+    assert "rag without documents" in str(refusal(path))
+
+
+def test_an_unknown_base_model_is_refused_with_the_nearest_name(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    assert "did you mean 'smollm2-135m'?" in str(refusal(path, "base_model=smolm2-135"))
+
+
+def test_an_unknown_task_in_the_gate_is_refused_with_the_nearest_name(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    assert "did you mean 'facts'?" in str(refusal(path, "gate.critical=[fact]"))
+
+
+def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    for name in ("facts", "sums"):
+        (tmp_path / "suites" / "general" / f"{name}.jsonl").write_text("{\n")
+    error = refusal(path)
+    assert {problem.where.rpartition("/")[2] for problem in error.problems} == {"facts.jsonl:1", "sums.jsonl:1"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_test_item_of_a_suite_that_is_trained_on_is_refused(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    train = tmp_path / "suites" / "letters" / "train.jsonl"
+    leaked = {"id": "leak", "prompt": "What follows the number 3?", "reference": "late"}
+    tiny_experiment.rows(train, [*tiny_experiment.letters(slice(0, 5)), leaked])
+    assert "facts.jsonl" in str(refusal(path))
+
+
+def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    test = tmp_path / "suites" / "letters" / "test.jsonl"
+    long = {"id": "long", "prompt": "parcel " * 300, "reference": "late"}
+    tiny_experiment.rows(test, [*tiny_experiment.letters(slice(6, 8)), long])
+    found = tiny_experiment.run(path, candidates=("prompt",))
+    rows = store.read_rows(Store(tmp_path / "runs"), runs_of(path)["prompt"].rows["letters/test"])
+    assert [(r.example_id, r.status) for r in rows if r.status == "error"] == [("long", "error")]
+    assert facts(found, "prompt").target.n == 12
+
+
+def test_a_second_compare_in_the_same_folder_is_told_to_wait(copy):
+    with FileLock(copy.parent / "runs" / "compare.lock"):
+        code = "import sys; from harness.experiment import compare; compare(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, str(copy)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "another harness compare" in done.stderr
+
+
+def test_two_processes_at_once_on_one_folder_end_well(copy):
+    """One does the work; the other is told to wait, or finds all done."""
+    code = (
+        "import sys; from harness.experiment import compare\n"
+        "try: compare(sys.argv[1], ['candidates.shots.prompting.few_shot.shots=1'], ['shots'])\n"
+        "except Exception as error: sys.exit(str(error))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(copy)], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes
+    assert all(code == 0 or "another harness compare" in text for code, text in zip(codes, said, strict=True))
+    assert runs_of(copy)["shots"].state == "done"

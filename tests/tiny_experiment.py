@@ -1,0 +1,108 @@
+"""A whole experiment on the tiny model: twelve letters to sort, three capability tasks, seconds to run.
+
+Invariant: what is written depends on the arguments alone.
+"""
+
+import json
+from pathlib import Path
+
+from harness.experiment import compare
+
+LATE = ("parcel", "depot", "letter", "lamp box", "courier", "delivery", "package", "post")
+MONEY = ("invoice", "sum", "refund", "charge", "price", "bill", "receipt", "payment")
+
+TARGET = """\
+name: letters
+tasks:
+  - name: letters
+    data: {train: letters/train.jsonl, validation: letters/validation.jsonl, test: letters/test.jsonl}
+    metrics: [exact_match, macro_f1]
+    labels: [late, money]
+    max_new_tokens: 4
+"""
+
+GENERAL = """\
+name: general
+role: capability
+tasks:
+  - {name: sums, kind: choice, data: {test: general/sums.jsonl}, metrics: [accuracy], chat_template: false}
+  - {name: facts, data: {test: general/facts.jsonl}, metrics: [contains], max_new_tokens: 4}
+  - {name: prose, kind: bits_per_byte, data: {test: general/prose.jsonl}, metrics: [bits_per_byte]}
+"""
+
+CANDIDATES = """\
+  prompt: {method: base}
+  shots: {prompting: {few_shot: {select: knn, shots: 2}}}
+  ranked: {answer: rank}
+  bag: {method: classifier}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}
+"""
+
+
+def write(folder: Path, model: Path, candidates: str = CANDIDATES, *, extra: str = "") -> Path:
+    """Write harness.yaml, two suites and their rows; returns the path of harness.yaml."""
+    suites = folder / "suites"
+    for name in ("letters", "general"):
+        (suites / name).mkdir(parents=True, exist_ok=True)
+    (suites / "letters.yaml").write_text(TARGET)
+    (suites / "general.yaml").write_text(GENERAL)
+    for split, words in (("train", slice(0, 5)), ("validation", slice(5, 6)), ("test", slice(6, 8))):
+        rows(suites / "letters" / f"{split}.jsonl", letters(words))
+    rows(suites / "general" / "sums.jsonl", sums())
+    rows(suites / "general" / "facts.jsonl", facts())
+    rows(suites / "general" / "prose.jsonl", prose())
+    path = folder / "harness.yaml"
+    path.write_text(
+        f"name: tiny\nbase_model: {model}\nprecision: fp32\ndevice: cpu\ntarget: suites/letters.yaml\n"
+        f"suites: [suites/general.yaml]\ncandidates:\n{candidates}{extra}"
+    )
+    return path
+
+
+def rows(path: Path, content: list[dict]) -> None:
+    """Write JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def letters(words: slice) -> list[dict]:
+    """Make three letters a word, the label being what the word is about."""
+    patterns = ("Where is the {} of Monday?", "Please look at my {} again.", "Nobody tells me about the {}.")
+    named = [(word, label) for label, known in (("late", LATE), ("money", MONEY)) for word in known[words]]
+    return [
+        {"id": f"{word}-{i}", "prompt": pattern.format(word), "reference": label, "cluster": word}
+        for word, label in named
+        for i, pattern in enumerate(patterns)
+    ]
+
+
+def sums() -> list[dict]:
+    """Make six sums with three choices each."""
+    return [
+        {
+            "id": f"sum-{n}",
+            "prompt": f"One and {n} make",
+            "reference": str(n + 1),
+            "choices": [str(n + 1), str(n + 2), str(n + 3)],
+        }
+        for n in range(6)
+    ]
+
+
+def facts() -> list[dict]:
+    """Make six questions with a short answer."""
+    return [
+        {"id": f"fact-{n}", "prompt": f"What follows the number {n}?", "reference": str(n + 1)}
+        for n in range(6)
+    ]
+
+
+def prose() -> list[dict]:
+    """Make four texts."""
+    lines = ("A brown hen walks past a gate.", "Send the lamp back.", "It is noon.", "The desk answers.")
+    return [{"id": f"text-{n}", "text": text} for n, text in enumerate(lines)]
+
+
+def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):
+    """Run the experiment as `harness.compare` does."""
+    return compare(path, overrides, candidates, **options)
