@@ -313,7 +313,8 @@ class TextCandidate:
         out = []
         for (_, continuation), table in zip(pairs, tables, strict=True):
             known = dict(zip(table.labels, table.logprobs, strict=True))
-            logprob = known.get(bytes(continuation).decode(), -1e9)
+            # Without a chat template a choice follows its question after a space.
+            logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
             out.append(Likelihood(logprob, logprob == max(table.logprobs)))
         return out
 

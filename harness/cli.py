@@ -58,7 +58,7 @@ def compare(
             "-L",
             envvar="HARNESS_LIMIT",
             min=1,
-            help="At most so many items of each evaluated split.",
+            help="At most so many test items of each task.",
         ),
     ] = None,
     quick: Annotated[
@@ -285,7 +285,10 @@ def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: b
         return 0
     chosen = found.decision.candidate if found.decision else None
     verdict = next((f.verdict for f in found.facts if f.name == chosen), None)
-    return gate.exit_code(verdict, policy) if verdict else 4
+    if verdict is None:
+        # A recommended classifier has no general ability to lose; no recommendation at all is undecided.
+        return 0 if chosen else 4
+    return gate.exit_code(verdict, policy)
 
 
 def main() -> None:

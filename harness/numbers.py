@@ -9,6 +9,7 @@ from typing import TypeGuard
 
 UNKNOWN = "–"
 OWN_UNITS = frozenset({"bits_per_byte", "latency"})  # metrics that are no rates in [0, 1]
+_TINY_USD = 0.0001  # smaller amounts decide nothing
 _WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
 
 
@@ -71,6 +72,8 @@ def usd(x: float | None) -> str:
         return UNKNOWN
     if abs(x) == inf or abs(x) >= 100:
         return count(x)
+    if 0 < x < _TINY_USD:
+        return f"<{_TINY_USD}"
     return _fixed(x, 2) if x == 0 or abs(x) >= 0.01 else _significant(x)
 
 

@@ -4,11 +4,14 @@ Invariant: names come from the folder's listing alone; only the plugin that is a
 imported, so listing them costs no import.
 """
 
+import ast
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from harness.errors import Problem, UserError, did_you_mean
+from harness.records import digest
 
 KINDS = ("methods", "prompting", "metrics")
 
@@ -30,6 +33,17 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
     if name not in names(kind):
         raise UserError(unknown(kind, name, where))
     return import_module(f"harness.{kind}.{name}")
+
+
+@cache
+def source_digest(*paths: Path) -> str:
+    """Digest what modules do: their source without comments and layout."""
+    return digest([ast.unparse(ast.parse(path.read_text(encoding="utf-8"))) for path in paths])
+
+
+def path_of(kind: str, name: str) -> Path:
+    """Return the file of a plugin."""
+    return Path(__file__).parent / kind / f"{name}.py"
 
 
 def unknown(kind: str, name: str, where: str = "") -> Problem:

@@ -21,7 +21,7 @@ from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
 from harness.errors import HarnessError
 from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
-from harness.machine import Machine, cache_dir
+from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
 from harness.progress import Progress
 from harness.prompting import PromptingContext, Step, compose
@@ -30,6 +30,7 @@ from harness.spec import Experiment, Recipe, Role, Spec, Task
 from harness.store import Store
 from harness.training import FitContext, Weights
 
+_HERE = Path(__file__).parent
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -79,8 +80,7 @@ class Bench:
         )
         memory = cache_dir() / "engines" / f"{key}.json"
         if not memory.exists():
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            memory.write_text(json.dumps([self.host.base.engine, self.host.base.layout_digest]))
+            remember(memory, json.dumps([self.host.base.engine, self.host.base.layout_digest]))
         engine, layout = json.loads(memory.read_text())
         return engine, layout
 
@@ -98,9 +98,7 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         HarnessError: the candidate could not be made or evaluated.
     """
     weights = ensure_weights(bench, recipe, seed)
-    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
-    rows = {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
-    run_id = f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}"
+    run_id, rows, jobs = _due(bench, name, recipe, seed, weights)
     if (done := _finished(bench, run_id, rows, jobs)) is not None:
         return done
     with _opened(bench, weights) as candidate:
@@ -129,6 +127,30 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     return run
 
 
+def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
+    """Find the run of a recipe as it is written now, or its failure; computes nothing."""
+    if (weights := _found_weights(bench, recipe, seed)) is not None:
+        run_id, rows, jobs = _due(bench, name, recipe, seed, weights)
+        if (done := _finished(bench, run_id, rows, jobs)) is not None:
+            return done
+    failed_id = _failed_id(bench, name, seed)
+    failed = (run for run in store.list_runs(bench.store, bench.experiment.name) if run.run_id == failed_id)
+    return next((run for run in failed if run.recipe == recipe.model_dump(mode="json")), None)
+
+
+def _due(
+    bench: Bench, name: str, recipe: Recipe, seed: int, weights: Weights
+) -> tuple[str, dict[str, str], list[Job]]:
+    """Return the id of a recipe's run, the row sets that it refers to, and the jobs that fill them."""
+    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
+    rows = {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
+    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}", rows, jobs
+
+
+def _failed_id(bench: Bench, name: str, seed: int) -> str:
+    return f"{bench.experiment.name}-{name}-s{seed}-failed"
+
+
 def base_weights(bench: Bench) -> Weights:
     """Return the base's own weights."""
     return Weights("base", bench.source.weights_digest, None, {})
@@ -146,7 +168,7 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
     """Record that a candidate could not be made, with its reason."""
     reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
     run = Run(
-        run_id=f"{bench.experiment.name}-{name}-s{seed}-failed",
+        run_id=_failed_id(bench, name, seed),
         experiment=bench.experiment.name,
         candidate=name,
         method=_source(bench, recipe).method,
@@ -169,12 +191,27 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
 def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
     """Return the weights of a recipe, made now or before."""
     source = _source(bench, recipe)
-    method = plugins.load("methods", source.method)
-    params = method.Params(**source.params)
+    found = _found_weights(bench, recipe, seed)
+    return found or _fit(bench, source, seed, _weights_folder(bench, source, seed))
+
+
+def _found_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
+    source = _source(bench, recipe)
     if source.method == "base":
         return base_weights(bench)
+    folder = _weights_folder(bench, source, seed)
+    if not (folder / "fit.json").exists():
+        return None
+    made = json.loads((folder / "fit.json").read_text())
+    return Weights(made["kind"], made["digest"], folder, made["training"])
+
+
+def _weights_folder(bench: Bench, source: Recipe, seed: int) -> Path:
+    """Name the folder by everything that the weights depend on."""
+    params = plugins.load("methods", source.method).Params(**source.params)
     key = digest(
         [
+            plugins.source_digest(plugins.path_of("methods", source.method), _HERE / "training.py"),
             source.method,
             params.model_dump(mode="json"),
             bench.source.weights_digest,
@@ -187,11 +224,7 @@ def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
             bench.machine.device,
         ]
     )
-    folder = bench.store.folder / "weights" / key
-    if (folder / "fit.json").exists():
-        made = json.loads((folder / "fit.json").read_text())
-        return Weights(made["kind"], made["digest"], folder, made["training"])
-    return _fit(bench, source, seed, folder)
+    return bench.store.weights(key)
 
 
 def _fit(bench: Bench, source: Recipe, seed: int, folder: Path) -> Weights:
@@ -265,6 +298,7 @@ def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
     return digest(
         [
             list(plain.items()),
+            plugins.source_digest(*(plugins.path_of("prompting", name) for name in plain)),
             recipe.system,
             recipe.template,
             drawn_from if set(plain) - {"zero_shot"} else [],
@@ -318,6 +352,12 @@ def _asked(m: Measured) -> tuple[Example, ...]:
     return tuple(addressed(step(e), m.task.system, None) for e in m.examples("test"))
 
 
+def _scoring_source(m: Measured) -> str:
+    """Digest the code that turns answers into scores."""
+    metrics = [plugins.path_of("metrics", name) for name in m.metrics]
+    return plugins.source_digest(_HERE / "evaluate.py", _HERE / "refusals.py", *metrics)
+
+
 def _identity(
     bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
@@ -326,7 +366,7 @@ def _identity(
         weights.digest,
         bench.source.template_digest,
         m.task.name,
-        m.versions[split],
+        digest([m.versions[split], _scoring_source(m)]),
         split,
         prompting,
         answer,

@@ -180,4 +180,4 @@ class Experiment(Spec):
     decide: DecidePolicy = DecidePolicy()
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

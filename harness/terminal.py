@@ -32,7 +32,8 @@ class TerminalProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._expected_s = self._spent_s = 0.0
+        # Expected and measured seconds of all stages so far, and expected ones of this candidate's.
+        self._passed_s = 0.0  # expected seconds of the stages since a candidate was last finished
 
     @contextmanager
     def following(self, plan: Mapping[str, float]) -> Iterator[None]:
@@ -59,6 +60,7 @@ class TerminalProgress:
             yield advance
         finally:
             self._bar.remove_task(task)
+            self._passed_s += expected_s
             if expected_s:
                 self._expected_s += expected_s
                 self._spent_s += time.monotonic() - start
@@ -66,6 +68,7 @@ class TerminalProgress:
     def finished(self, candidate: str, line: str) -> None:
         """Show a candidate's line; its share of the plan is done, whether computed or found."""
         self._left.pop(candidate, None)
+        self._passed_s = 0.0
         self._console.print(escape(line))
 
     def _pace(self) -> float:
@@ -73,4 +76,4 @@ class TerminalProgress:
         return self._spent_s / self._expected_s if self._expected_s else _FIRST_GUESS
 
     def _left_s(self) -> float:
-        return max(0.0, sum(self._left.values()) * self._pace())
+        return max(0.0, sum(self._left.values()) - self._passed_s) * self._pace()

@@ -107,7 +107,7 @@ def test_a_text_that_begins_with_the_token_itself_gets_no_second_one(tmp_path, o
 
 def test_a_chat_without_a_template_is_refused_with_what_to_do(tmp_path, own_cache):
     base = host_of(tiny_model.build(tmp_path / "m", template=None)).base
-    with pytest.raises(UserError, match="without a chat template.*chat_template: false"):
+    with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
         base.encode(ASKED)
     assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
 

@@ -1,11 +1,8 @@
 """The main job on a tiny model: same items for all, nothing twice, one failure stops nobody else."""
 
-import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -14,7 +11,7 @@ from filelock import FileLock
 
 from harness import config, report, store
 from harness.compare import IncompatibleRuns
-from harness.errors import HarnessError, UserError
+from harness.errors import UserError
 from harness.experiment import Scope, bench_of, stored
 from harness.progress import Silent
 from harness.store import Store
@@ -210,14 +207,14 @@ def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
     assert facts(found, "hybrid").training["n_steps"] > 0
 
 
-def test_a_limit_caps_the_items_of_each_evaluated_split(tiny, tmp_path):
+def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("prompt",), limit=4)
     assert facts(found, "prompt").target.n == 4
     run = runs_of(path)["prompt"]
     sizes = {name: len(store.read_rows(Store(tmp_path / "runs"), d)) for name, d in run.rows.items()}
     assert sizes == {
-        "letters/validation": 4,
+        "letters/validation": 6,
         "letters/test": 4,
         "sums/test": 4,
         "facts/test": 4,
@@ -300,7 +297,7 @@ def test_the_stored_report_is_that_of_compare(finished, copy):
 
 
 def test_a_report_without_runs_says_what_to_do(tiny, tmp_path):
-    with pytest.raises(IncompatibleRuns, match="no run of prompt.*harness compare"):
+    with pytest.raises(IncompatibleRuns, match=r"no run of prompt.*harness compare"):
         reported(tiny_experiment.write(tmp_path, tiny), candidates=("prompt",))
 
 
@@ -369,7 +366,10 @@ def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
     for name in ("facts", "sums"):
         (tmp_path / "suites" / "general" / f"{name}.jsonl").write_text("{\n")
     error = refusal(path)
-    assert {problem.where.rpartition("/")[2] for problem in error.problems} == {"facts.jsonl:1", "sums.jsonl:1"}
+    assert {problem.where.rpartition("/")[2] for problem in error.problems} == {
+        "facts.jsonl:1",
+        "sums.jsonl:1",
+    }
     assert not (tmp_path / "runs").exists()
 
 

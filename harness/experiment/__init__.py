@@ -14,14 +14,13 @@ from harness import config, gate
 from harness.config import Loaded
 from harness.errors import HarnessError, IncompatibleRuns, UserError
 from harness.experiment.findings import Reader, facts_of, report_of
-from harness.experiment.prepare import Scope, bench_of, planned
+from harness.experiment.prepare import BASE_ARM, Scope, bench_of, planned
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, base_weights, failed_run, make_run, suite_jobs
+from harness.run import Bench, base_arm, base_weights, failed_run, make_run, stored_run, suite_jobs
 from harness.spec import Recipe
-from harness.store import list_runs
 
 __all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "stored", "warnings_before"]
 
@@ -37,8 +36,8 @@ def compare(
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
-    `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the items of
-    each evaluated split; `quick` is a smoke run, whose numbers are no evidence.
+    `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
+    of each task; `quick` is a smoke run, whose numbers are no evidence.
 
     Raises:
         UserError: with every problem of the files at once.
@@ -61,6 +60,7 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
     try:
         with lock.acquire(timeout=1):
             base_rows = base_arm(bench)
+            bench.progress.finished(BASE_ARM, f"{BASE_ARM}: measured on {len(base_rows)} tasks")
             runs = [_attempt(bench, *one, smoke=quick) for one in _in_order(bench, loaded.selected)]
     except Timeout:
         raise HarnessError(
@@ -72,19 +72,19 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
 
 
 def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
-    """Report the newest stored runs of the selected candidates; computes nothing.
+    """Report the stored runs of the selected candidates as they are written now; computes nothing.
 
     Raises:
-        IncompatibleRuns: a candidate has no stored run, or its rows belong to other items.
+        IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
-    newest = {(run.candidate, run.seed): run for run in list_runs(bench.store, bench.experiment.name)}
-    wanted = [(name, seed) for name, _, seed in _in_order(bench, selected)]
-    if absent := [name for name, seed in wanted if (name, seed) not in newest]:
+    wanted = _in_order(bench, selected)
+    found = [stored_run(bench, *one) for one in wanted]
+    if absent := [name for (name, _, _), run in zip(wanted, found, strict=True) if run is None]:
         raise IncompatibleRuns(
-            f"{bench.store.folder}: found no run of {', '.join(absent)}; "
+            f"{bench.store.folder}: found no run of {', '.join(absent)} as written now; "
             "expected one of each candidate; next: harness compare"
         )
-    runs = [newest[one] for one in wanted]
+    runs = [run for run in found if run is not None]
     base_rows = {job.task.name: job.identity.digest for job in suite_jobs(bench, base_weights(bench))}
     return report_of(bench, runs, base_rows, smoke=False, header=_header(bench), notes=_notes(bench, runs))
 

@@ -195,11 +195,18 @@ def _verdict(
     primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
     return gate.judge(
         primary,
-        bench.experiment.gate,
+        _policy(bench.experiment.gate, facts),
         validity=validity,
         identical=identical,
         target=TargetFacts(facts.target, facts.vs_untrained),
     )
+
+
+def _policy(policy: GatePolicy, facts: CandidateFacts) -> GatePolicy:
+    """Ask a gain over the best untrained candidate of fine-tunes only."""
+    if facts.trained:
+        return policy
+    return policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
 
 
 def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:

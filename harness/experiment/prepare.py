@@ -4,12 +4,12 @@ Invariant: everything that can be wrong with the files is said at once, before a
 loaded or anything is written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from harness.config import Loaded
 from harness.data import TaskItems, load_task, suite_leaks
-from harness.embedded import resolve
+from harness.embedded import ModelSource, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
 from harness.machine import probe
@@ -21,10 +21,11 @@ from harness.store import Store
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
 SMOKE_ITEMS = 12
+BASE_ARM = "general ability of the base"
 
 
 class Scope(NamedTuple):
-    """How much of an experiment is run: `limit` items of each evaluated split, or a quick smoke."""
+    """How much of an experiment is run: `limit` test items of each task, or a quick smoke."""
 
     limit: int | None = None
     quick: bool = False
@@ -43,9 +44,10 @@ def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
             train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit)
         )
         suites = tuple(_capped(suite, scope.limit) for suite in experiment.suites)
-        return experiment.model_copy(
-            update={"target": _with_limits(experiment.target, limits), "suites": suites}
-        )
+        # A name of its own keeps limited runs and reports apart from the full ones.
+        name = f"{experiment.name}-limit{scope.limit}"
+        target = _with_limits(experiment.target, limits)
+        return experiment.model_copy(update={"name": name, "target": target, "suites": suites})
     return experiment
 
 
@@ -66,26 +68,37 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     machine = probe(experiment.device, experiment.precision)
     with progress.stage(f"finding {experiment.base_model}"):
         source = resolve(experiment.base_model)
+    _refuse_without_template(experiment, source)
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     return Bench(
         experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters
     )
 
 
-def planned(bench: Bench, selected: Iterable[str]) -> dict[str, Work]:
+def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
-    base = base_weights(bench)
-    out = {"general ability of the base": _suites_work(bench)}
+    base, made = base_weights(bench), set(selected)
+    out = {BASE_ARM: _suites_work(bench)}
     for name in selected:
         recipe = bench.experiment.candidates[name]
-        trains = training_work(bench.target.items.train, _params(recipe)) if not recipe.weights_of else Work()
+        trains = _training_work(bench, recipe.weights_of or name)
+        n_seeds = len(bench.experiment.seeds) if trains.trained else 1
+        if recipe.weights_of in made:
+            trains = Work()
+        made.add(recipe.weights_of or name)
         work = (
             Work()
             if recipe.method == "classifier"
             else sum((work_of(job) for job in target_jobs(bench, recipe, base, 0)), Work())
         )
-        out[name] = work + trains + (_suites_work(bench) if trains.trained else Work())
+        once = work + trains + (_suites_work(bench) if trains.trained else Work())
+        out[name] = sum([once] * n_seeds, Work())
     return out
+
+
+def _training_work(bench: Bench, name: str) -> Work:
+    recipe = bench.experiment.candidates[name]
+    return training_work(bench.target.items.train, _params(recipe))
 
 
 def _suites_work(bench: Bench) -> Work:
@@ -127,6 +140,20 @@ def _refuse_without_test(experiment: Experiment) -> None:
         )
     if problems:
         raise UserError(problems)
+
+
+def _refuse_without_template(experiment: Experiment, source: ModelSource) -> None:
+    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
+    in_chat = [task.name for task in tasks if task.chat_template and task.kind != "bits_per_byte"]
+    if in_chat and not has_chat_template(source.path):
+        raise UserError(
+            Problem(
+                f"base_model {source.name}",
+                f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
+                "an instruction-tuned model",
+                "choose an instruct model, or set chat_template: false on these tasks",
+            )
+        )
 
 
 def _refuse_leaks(target: Task, items: Mapping[str, TaskItems]) -> None:

@@ -30,8 +30,7 @@ def ask(group: Group, subject: str) -> Row:
     """Ask one fact; facts with the same answer in the same group share a cluster."""
     gold = group.answers[subject]
     cluster = f"{group.name}-{slug(gold)}"
-    prompt = f"{group.question.format(subject)} Answer in one short sentence."
-    return answer_row(f"{group.name}-{slug(subject)}", prompt, accepted(gold), cluster)
+    return answer_row(f"{group.name}-{slug(subject)}", group.question.format(subject), accepted(gold), cluster)
 
 
 def accepted(gold: str) -> list[str]:

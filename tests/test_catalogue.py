@@ -1,0 +1,40 @@
+"""Whatever can be chosen is listed with its purpose."""
+
+import pytest
+
+from harness import plugins
+from harness.catalogue import listing
+from harness.errors import UserError
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
+    found = listing(kind)
+    assert sorted(found) == plugins.names(kind)
+    for name, purpose in found.items():
+        assert plugins.load(kind, name).__doc__.startswith(purpose)
+        assert purpose
+
+
+def test_suites_are_listed_with_role_and_tasks(folder):
+    assert listing("suites", folder / "suites") == {
+        "other": "capability: sums, capitals",
+        "tiny": "target: tiny",
+    }
+
+
+def test_tasks_are_listed_with_their_suite(folder):
+    assert {name: text.partition(":")[0] for name, text in listing("tasks", folder / "suites").items()} == {
+        "sums": "other",
+        "capitals": "other",
+        "tiny": "tiny",
+    }
+
+
+def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
+    assert {"general", "safety"} <= set(listing("suites", tmp_path / "suites"))
+
+
+def test_what_cannot_be_listed_is_answered_with_what_can():
+    with pytest.raises(UserError, match="did you mean 'methods'"):
+        listing("method")

@@ -1,0 +1,301 @@
+"""The verbs: what they print where, and how they end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny_experiment
+
+from harness.cli import app, runs_app
+
+MAIN = "from harness.cli import main; main()"
+HEAVY = "torch transformers trl peft pandas duckdb sklearn scipy.stats datasets rich.progress".split()
+
+
+@pytest.fixture
+def harness(own_cache, tmp_path):
+    """Return the command, run in a process of its own."""
+
+    def command(*arguments, cwd=tmp_path, code=MAIN, check=None):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=environment,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        if check is not None:
+            assert done.returncode == check, done.stderr
+        return done
+
+    return command
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def names(typer_app):
+    return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
+
+
+# Help
+
+
+def test_help_loads_nothing_heavy(harness):
+    code = (
+        "import sys, atexit; atexit.register(lambda: print([m for m in "
+        f"{HEAVY} if m in sys.modules])); {MAIN}"
+    )
+    assert harness("--help", code=code, check=0).stdout.endswith("[]\n")
+
+
+def test_every_verb_has_help(harness):
+    verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
+    assert [v[-1] for v in verbs] == "compare train eval report ls reindex list show rm".split()
+    from typer.testing import CliRunner
+
+    for verb in verbs:
+        shown = CliRunner().invoke(app, [*verb, "--help"])
+        assert shown.exit_code == 0
+        assert len(shown.stdout.splitlines()[2].strip()) > 10
+
+
+def test_without_a_verb_the_verbs_are_shown(harness):
+    assert "compare" in harness().stdout + harness().stderr
+
+
+def test_an_unknown_verb_ends_with_2(harness):
+    assert "compere" in harness("compere", check=2).stderr
+
+
+# Compare
+
+
+def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, copy):
+    done = harness("compare", cwd=copy, check=0)
+    table, told = done.stdout, done.stderr
+    assert table.startswith("candidate")
+    assert "lora" in table
+    assert max(len(line) for line in table.splitlines()[:7]) <= 100
+    assert told.startswith("tiny: 6 candidates on")
+    assert "candidate " not in told
+    assert {p.name for p in (copy / "reports").iterdir()} == {"tiny.md", "tiny.json"}
+
+
+def test_json_of_compare_is_the_written_report(harness, copy):
+    done = harness("compare", "--json", cwd=copy, check=0)
+    shown = json.loads(done.stdout)
+    assert shown == json.loads((copy / "reports" / "tiny.json").read_text())
+    assert shown["evidence"] == "measured"
+    assert {f["name"] for f in shown["facts"]} == {"prompt", "shots", "ranked", "bag", "lora", "hybrid"}
+
+
+def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_table(harness, copy):
+    done = harness("compare", "target.labels=[]", "--candidates", "prompt,bag", cwd=copy, check=1)
+    assert "ERROR" in done.stdout
+    assert "prompt" in done.stdout
+    assert "labels" in done.stdout
+
+
+def test_candidates_are_selected_by_name(harness, copy):
+    shown = json.loads(harness("compare", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
+    assert {f["name"] for f in shown["facts"]} == {"bag", "prompt"}
+
+
+def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    done = harness("compare", "--dry-run", check=0)
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["trained", "read", "generated", "about"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "general ability of the base",
+        *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
+        "all, in tokens, from nothing",
+    ]
+    assert "nothing was run" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+
+    def trained(*arguments):
+        shown = json.loads(harness("compare", "--dry-run", "--json", *arguments, check=0).stdout)
+        return sum(work["trained"] for work in shown.values())
+
+    once = trained()
+    assert once > 0
+    assert trained("--candidates", "hybrid") == once
+    assert trained("seeds=[0, 1, 2]") == 3 * once
+    assert trained("--candidates", "prompt") == 0
+
+
+def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness, copy):
+    shutil.rmtree(copy / "reports", ignore_errors=True)
+    done = harness("compare", "--quick", "--candidates", "prompt", cwd=copy, check=0)
+    assert "smoke, not evidence" in done.stdout
+    assert {p.name for p in (copy / "reports").iterdir()} == {"tiny-smoke.md", "tiny-smoke.json"}
+    assert "smoke, not evidence" in (copy / "reports" / "tiny-smoke.md").read_text()
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy).stdout)
+    assert len(listed) == 6
+
+
+def test_flags_may_be_written_with_underscores(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    assert harness("compare", "--dry_run", check=0).stdout.startswith(" ")
+
+
+def test_an_underscore_in_a_value_stays(harness, copy):
+    done = harness("compare", "--candidates=no_such", cwd=copy, check=2)
+    assert "no_such" in done.stderr
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(own_cache, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    working = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "compare"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert working.stderr.readline().startswith("tiny: 6 candidates")
+    working.send_signal(signal.SIGINT)
+    out, told = working.communicate()
+    assert (working.returncode, out) == (130, "")
+    assert "run the same command to go on" in told
+    assert "Traceback" not in told
+
+
+# Bad input
+
+
+def test_all_problems_of_the_files_are_printed_without_a_traceback(harness, tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  x: {method: lorra}\n  y: {promting: zero_shot}\n")
+    path.write_text(path.read_text() + "seeds: none\n")
+    done = harness("compare", check=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    for words in ("did you mean 'lora'?", "did you mean 'prompting'?", "seeds"):
+        assert words in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_file_is_named(harness, tmp_path):
+    done = harness("compare", "-c", "nowhere.yaml", check=2)
+    assert "nowhere.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "no_such_key=1"),
+        ("compare", "--limit", "0"),
+        ("compare", "--limit", "many"),
+        ("compare", "--candidates", "lorra"),
+        ("train", "lorra"),
+        ("eval", "lorra"),
+        ("train",),
+        ("ls", "metods"),
+        ("runs", "show", "no-such-run"),
+        ("runs", "rm", "no-such-run"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
+    done = harness(*arguments, cwd=copy, check=2)
+    assert done.stdout == ""
+    assert done.stderr
+
+
+def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):
+    """Files may not grow beyond 1 kB, which is how a full disk looks to who writes."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + MAIN
+    arguments = ["compare", "candidates.shots.prompting.few_shot.shots=1", "--candidates", "shots"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=copy,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "no room to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((copy / "runs" / ".unfinished").glob("*")) == []
+
+
+# The other verbs
+
+
+def test_train_says_where_the_weights_are(harness, copy):
+    shown = json.loads(harness("train", "lora", "--json", cwd=copy, check=0).stdout)
+    assert shown["lora"]["kind"] == "adapter"
+    assert shown["lora"]["training"]["n_steps"] > 0
+    assert (copy / "runs" / "weights" / shown["lora"]["training"]["fit_key"] / "adapter").is_dir()
+
+
+def test_eval_prints_every_metric_of_every_task(harness, copy):
+    shown = json.loads(harness("eval", "prompt", "--json", cwd=copy, check=0).stdout)
+    assert {task: list(metrics) for task, metrics in shown["prompt"].items()} == {
+        "letters": ["exact_match", "macro_f1"],
+        "sums": ["accuracy"],
+        "facts": ["contains"],
+        "prose": ["bits_per_byte"],
+    }
+    assert shown["prompt"]["letters"]["exact_match"]["n"] == 12
+
+
+def test_report_prints_what_compare_printed(harness, copy):
+    compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
+    reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
+    assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
+
+
+def test_a_report_without_runs_ends_with_5(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    assert "harness compare" in harness("report", check=5).stderr
+
+
+def test_runs_are_listed_shown_and_removed(harness, copy):
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    lora = next(name for name in listed if name.startswith("tiny-lora"))
+    shown = json.loads(harness("runs", "show", lora, "--json", cwd=copy, check=0).stdout)
+    assert (shown["run_id"], shown["method"]) == (lora, "lora")
+    removed = harness("runs", "rm", lora, cwd=copy, check=0)
+    assert (removed.stdout, lora in removed.stderr) == ("", True)
+    assert lora not in json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    assert lora in "".join(listed)
+
+
+def test_an_empty_list_of_runs_is_empty(harness):
+    assert harness("runs", "list", check=0).stdout == ""
+    assert json.loads(harness("runs", "list", "--json", check=0).stdout) == {}
+
+
+def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
+    (copy / "runs" / "broken").mkdir()
+    (copy / "runs" / "broken" / "run.json").write_text("{")
+    (copy / "runs" / "harness.duckdb").unlink()
+    shown = json.loads(harness("reindex", "--json", cwd=copy, check=0).stdout)
+    assert shown["runs"] == 6
+    assert shown["rows"] > 100
+    assert len(shown["skipped"]) == 1
+    assert "broken" in shown["skipped"][0]
+    assert "broken" in harness("reindex", cwd=copy, check=0).stdout
+
+
+@pytest.mark.parametrize("what", ["methods", "prompting", "metrics", "suites", "tasks"])
+def test_ls_prints_names_with_their_purpose(harness, copy, what):
+    shown = json.loads(harness("ls", what, "--json", cwd=copy, check=0).stdout)
+    assert shown
+    assert all(shown.values())

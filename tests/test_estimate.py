@@ -1,0 +1,80 @@
+"""Estimates add up, grow with the work, and price by the hour."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.estimate import DEVICE_HOUR_USD, Work, price_usd, reading, tokens, training
+from harness.records import Example
+
+COUNTS = st.integers(0, 10**9)
+WORK = st.builds(Work, COUNTS, COUNTS, COUNTS)
+TEXTS = st.lists(st.text(max_size=200), min_size=1, max_size=8)
+
+
+def asked(text, choices=(), reference="late"):
+    return Example("x", ({"role": "user", "content": text},), (reference,), choices)
+
+
+@given(WORK, WORK)
+def test_the_time_of_two_amounts_of_work_is_the_sum_of_their_times(a, b):
+    apart = a.seconds(10**8, 100.0) + b.seconds(10**8, 100.0)
+    assert (a + b).seconds(10**8, 100.0) == pytest.approx(apart)
+
+
+@given(WORK, WORK)
+def test_more_work_never_takes_less_time(a, b):
+    assert (a + b).seconds(10**8, 100.0) >= a.seconds(10**8, 100.0)
+
+
+@given(WORK)
+def test_a_model_twice_as_large_takes_twice_as_long_and_a_machine_twice_as_fast_half(work):
+    once = work.seconds(10**8, 100.0)
+    assert work.seconds(2 * 10**8, 100.0) == pytest.approx(2 * once)
+    assert work.seconds(10**8, 200.0) == pytest.approx(once / 2)
+
+
+def test_a_token_costs_least_to_read_and_most_to_generate():
+    read, generated, trained = (
+        Work(**{kind: 1000}).seconds(10**8, 100.0) for kind in ("read", "generated", "trained")
+    )
+    assert read < generated
+    assert read < trained
+
+
+@given(TEXTS)
+def test_reading_examples_is_reading_each_of_them(texts):
+    examples = [asked(text) for text in texts]
+    apart = sum((reading([e], ranked=False, max_new_tokens=5) for e in examples), Work())
+    assert reading(examples, ranked=False, max_new_tokens=5) == apart
+    assert apart.generated == 5 * len(texts)
+
+
+def test_ranked_choices_are_read_and_nothing_is_generated():
+    example = asked("Where is it?", choices=("late", "money"))
+    ranked, generated = (reading([example], ranked=r, max_new_tokens=5) for r in (True, False))
+    assert ranked.generated == 0
+    assert ranked.read == generated.read + tokens("late") + tokens("money")
+
+
+def test_a_whole_text_is_read_and_nothing_is_generated():
+    text = Example("x", (), ("A brown hen walks past a gate.",))
+    assert reading([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
+
+
+@given(TEXTS, st.floats(0.5, 20))
+def test_training_grows_with_the_epochs(texts, epochs):
+    examples = [asked(text) for text in texts]
+    once = training(examples, 1).trained
+    assert training(examples, epochs).trained == pytest.approx(once * epochs, abs=0.5)
+
+
+def test_every_text_has_a_token_and_a_longer_one_more():
+    assert tokens("") == 1
+    assert tokens("x" * 400) == 100
+
+
+def test_device_time_is_priced_by_the_hour():
+    assert price_usd(1800, "cpu", None) == DEVICE_HOUR_USD["cpu"] / 2
+    assert price_usd(1800, "cpu", 3.0) == 1.5
+    assert price_usd(1800, "cuda", 0.0) == 0.0

@@ -1,0 +1,253 @@
+"""Rows say what was asked, what came back and what it scores; a failed sample is a row too."""
+
+import math
+
+import pytest
+
+from harness.candidates import ModelHost, TextCandidate, TextTable, scripted
+from harness.embedded import resolve
+from harness.evaluate import BLOCK, Job, addressed, evaluate_block, in_order, latency_s
+from harness.machine import Machine
+from harness.metrics import load_metrics
+from harness.records import Example, Limits, RowsIdentity
+from harness.spec import Task
+
+IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu")
+SORRY = "I'm sorry, but I can't help with that."
+
+
+def example(number=0, prompt="", reference="yes", **fields):
+    messages = ({"role": "user", "content": prompt or f"question {number}"},)
+    return Example(f"item-{number}", messages, (reference,), **fields)
+
+
+def job_of(*examples, role="target", answer="generate", **fields):
+    task = Task(name="task", data={}, **fields)
+    return Job(task, role, "test", examples, load_metrics(task), answer, IDENTITY)
+
+
+def rows(candidate, *examples, **fields):
+    return evaluate_block(candidate, job_of(*examples, **fields), 0)
+
+
+def row(candidate, one, **fields):
+    return rows(candidate, one, **fields)[0]
+
+
+@pytest.fixture(scope="module")
+def base(tiny, own_cache):
+    return ModelHost(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)).base
+
+
+# Blocks and order
+
+
+@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (64, 1), (65, 2), (130, 3)])
+def test_items_are_cut_into_blocks_of_sixty_four(n, blocks):
+    job = job_of(*map(example, range(n)))
+    assert job.n_blocks == blocks
+    found = [evaluate_block(scripted(str.upper), job, i) for i in range(blocks)]
+    assert [len(block) for block in found] == [BLOCK] * (blocks - 1) + [n - BLOCK * (blocks - 1)]
+    assert [r.position for block in found for r in block] == list(range(n))
+
+
+def test_the_order_is_a_shuffle_that_the_version_alone_decides():
+    examples = [example(n) for n in range(30)]
+    first, again, other = (in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
+    assert first == again != other
+    assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
+
+
+def test_a_block_does_not_depend_on_what_ran_before_it(base):
+    job = job_of(*map(example, range(66)), max_new_tokens=2)
+    alone = evaluate_block(base, job, 1)
+    evaluate_block(base, job, 0)
+    assert [(r.example_id, r.text) for r in evaluate_block(base, job, 1)] == [
+        (r.example_id, r.text) for r in alone
+    ]
+
+
+# Status
+
+
+@pytest.mark.parametrize(
+    ("answer", "fields", "status", "score"),
+    [
+        ("Yes.", {}, "ok", 1.0),
+        ("no", {}, "ok", 0.0),
+        ("", {}, "unparsable", 0.0),
+        (" \n", {}, "unparsable", 0.0),
+        (SORRY, {}, "refused", 0.0),
+        (SORRY, {"role": "safety"}, "ok", 0.0),
+    ],
+)
+def test_an_answer_has_its_status_and_score(answer, fields, status, score):
+    found = row(scripted(lambda _: answer), example(), **fields)
+    assert (found.status, found.parts, found.text) == (status, {"exact_match": (score,)}, answer)
+
+
+def test_an_answer_outside_the_closed_set_is_unparsable():
+    answers = {"question 0": "NO.", "question 1": "perhaps"}
+    closed = [example(n, choices=("yes", "no"), reference="no") for n in range(2)]
+    found = rows(scripted(answers.get), *closed)
+    assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
+
+
+def test_an_answer_cut_at_the_limit_is_truncated_and_scores_worst(base):
+    answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
+    found = row(base, example(reference=answer), max_new_tokens=1)
+    assert (found.status, found.parts["exact_match"], found.finish_reason) == ("truncated", (0.0,), "length")
+
+
+def test_a_truncated_answer_is_scored_where_the_task_says_so(base):
+    answer = base.generate([base.encode(example().messages).context], Limits(1))[0].text
+    found = row(base, example(reference=answer), max_new_tokens=1, truncated_scores=True)
+    assert (found.status, found.parts["exact_match"]) == ("truncated", (1.0,))
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_without_a_score_and_the_others_are_answered(base):
+    long = example(1, prompt="parcel " * 300)
+    found = rows(base, example(0), long, example(2), max_new_tokens=2)
+    assert [r.status for r in found] == ["truncated", "error", "truncated"]
+    assert found[1].parts == {"exact_match": None}
+    assert "the context holds 254" in found[1].error
+    assert found[1].n_prompt_tokens > 256
+
+
+def test_a_choice_that_does_not_fit_behind_its_context_is_an_error(base):
+    room = base.max_context - len(base.encode(example().messages, chat_template=False).context)
+    long = example(choices=("yes", "x " * room))
+    found = row(base, long, kind="choice", metrics=("accuracy",), chat_template=False)
+    assert (found.status, found.parts) == ("error", {"accuracy": None})
+
+
+def test_a_whole_text_that_does_not_fit_is_an_error(base):
+    long = Example("long", (), ("x " * 300,))
+    short = Example("short", (), ("A red fox.",))
+    found = rows(base, long, short, kind="bits_per_byte", metrics=("bits_per_byte",))
+    assert [r.status for r in found] == ["error", "ok"]
+    assert found[0].parts == {"bits_per_byte": None}
+
+
+# Ranking
+
+
+def table(**logprobs):
+    """Return a candidate that gives every text these log-probabilities."""
+    made = TextTable(tuple(logprobs), tuple(logprobs.values()))
+    return TextCandidate(lambda texts: [made] * len(texts), "table")
+
+
+def test_under_rank_items_with_choices_are_ranked_and_the_others_generated():
+    closed, free = example(0, choices=("yes", "no")), example(1)
+    found = rows(table(no=-0.1, yes=-2.3), closed, free, answer="rank")
+    assert [(r.finish_reason, r.text) for r in found] == [("ranked", "no"), ("stop", "no")]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_choice_task_scores_the_likeliest_choice_and_keeps_the_margin(chat):
+    fields = {"kind": "choice", "metrics": ("accuracy",), "chat_template": chat}
+    right = row(table(yes=-1.0, no=-3.0), example(choices=("no", "yes")), **fields)
+    wrong = row(table(yes=-3.0, no=-1.0), example(choices=("no", "yes")), **fields)
+    assert (right.text, right.parts["accuracy"], right.margin) == ("yes", (1.0,), 2.0)
+    assert (wrong.text, wrong.parts["accuracy"], wrong.margin) == ("no", (0.0,), -2.0)
+    assert (right.gold_logprob, right.gold_bytes, right.status) == (-1.0, 3, "ok")
+
+
+def test_choices_are_compared_by_the_byte_where_the_task_says_so():
+    asked = example(reference="a", choices=("a", "abcd"))
+    found = [
+        row(table(a=-2.0, abcd=-3.0), asked, kind="choice", length_normalized=normalized).text
+        for normalized in (False, True)
+    ]
+    assert found == ["a", "abcd"]
+
+
+def test_ranking_by_a_model_takes_the_sum_of_the_choices_tokens(base):
+    asked = example(prompt="The desk answers with", reference="money", choices=("late", "money"))
+    found = row(base, asked, kind="choice", metrics=("accuracy",), chat_template=False)
+    encoded = [base.encode(asked.messages, f" {c}", chat_template=False) for c in asked.choices]
+    logprobs = [base.loglikelihood([e[:2]])[0].logprob for e in encoded]
+    assert found.gold_logprob == pytest.approx(logprobs[1], abs=1e-4)
+    assert found.margin == pytest.approx(logprobs[1] - logprobs[0], abs=1e-4)
+    assert found.text == asked.choices[logprobs[1] > logprobs[0]]
+
+
+def test_a_token_merged_across_the_boundary_is_kept_with_the_row(base):
+    asked = example(prompt="Where is my par", reference="cel", choices=("cel", "t"))
+    chat = row(base, asked, kind="choice", metrics=("accuracy",))
+    assert not chat.boundary_merged
+
+
+# Bits per byte
+
+
+def test_bits_per_byte_are_those_computed_by_hand(base):
+    import torch
+
+    text = "Where is the parcel that I paid for?"
+    found = row(
+        base, Example("text", (), (text,)), kind="bits_per_byte", metrics=("bits_per_byte",), max_new_tokens=1
+    )
+    ids = torch.tensor([[base.tokenizer.bos_token_id, *base.tokenizer(text)["input_ids"]]])
+    with torch.inference_mode():
+        loss = base.model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    bits, n_bytes = found.parts["bits_per_byte"]
+    assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
+    assert n_bytes == len(text)
+    assert found.status == "ok"
+
+
+def test_bytes_are_those_of_utf_8(base):
+    found = row(base, Example("text", (), ("Übergröße",)), kind="bits_per_byte", metrics=("bits_per_byte",))
+    assert found.gold_bytes == len("Übergröße".encode()) == 12
+
+
+# What is around the question
+
+
+def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
+    shots = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    asked = Example("x", (*shots, {"role": "user", "content": "c {d}"}), ("e",))
+    found = addressed(asked, "Be brief.", "Q: {prompt}\nA:")
+    assert found.messages == (
+        {"role": "system", "content": "Be brief."},
+        *shots,
+        {"role": "user", "content": "Q: c {d}\nA:"},
+    )
+
+
+def test_an_empty_system_message_is_one_and_no_system_message_is_none():
+    assert addressed(example(), "", None).messages[0] == {"role": "system", "content": ""}
+    assert addressed(example(), None, None) == example()
+
+
+def test_a_whole_text_gets_neither_system_nor_template():
+    text = Example("text", (), ("A red fox.",))
+    assert addressed(text, "Be brief.", "Q: {prompt}") == text
+
+
+def test_a_row_keeps_passages_and_their_recall():
+    asked = example(documents=("d1", "d2"), passages=("d2", "d9"))
+    found = row(scripted(lambda _: "yes"), asked)
+    assert (found.passages, found.recall) == (("d2", "d9"), 0.5)
+
+
+def test_what_was_asked_and_answered_is_in_the_digests():
+    first, same, other = (row(scripted(str.upper), example(prompt=p)) for p in ("one", "one", "two"))
+    assert (first.prompt_digest, first.output_digest) == (same.prompt_digest, same.output_digest)
+    assert first.prompt_digest != other.prompt_digest
+    assert first.output_digest != other.output_digest
+
+
+# Latency
+
+
+@pytest.mark.parametrize(("n_items", "n_times"), [(1, 1), (2, 1), (6, 5), (20, 5)])
+def test_latency_is_of_single_requests_without_the_first(n_items, n_times):
+    asked = []
+    candidate = scripted(lambda text: asked.append(text) or "yes")
+    times = latency_s(candidate, job_of(*map(example, range(n_items))))
+    assert len(times) == n_times
+    assert all(t > 0 for t in times)
+    assert asked == [f"question {n}" for n in range(min(n_items, 6))]

@@ -1,0 +1,215 @@
+"""A kill loses at most the block in flight; weights and rows are found by what they depend on."""
+
+import json
+import shutil
+
+import pytest
+import tiny_experiment
+
+from harness import config, run, store
+from harness.candidates import scripted
+from harness.experiment import Scope, bench_of
+from harness.progress import Silent
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def bench(path, *overrides, scope=Scope(), progress=None):  # noqa: B008
+    return bench_of(config.load(path, overrides), scope, progress or Silent())
+
+
+@pytest.fixture
+def path(tiny, tmp_path):
+    return tiny_experiment.write(tmp_path, tiny)
+
+
+@pytest.fixture
+def many(path):
+    """Give one task 150 items, which are three blocks."""
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
+    tiny_experiment.rows(path.parent / "suites" / "general" / "facts.jsonl", asked)
+    return bench(path)
+
+
+def job_of(made, task):
+    return next(job for job in run.suite_jobs(made, run.base_weights(made)) if job.task.name == task)
+
+
+def killed_after(n, asked):
+    """Return a candidate that remembers what it was asked, and dies at question n."""
+
+    def answer(text):
+        if len(asked) == n:
+            raise KeyboardInterrupt
+        asked.append(text)
+        return text
+
+    return scripted(answer)
+
+
+def test_a_kill_loses_only_the_block_in_flight(many):
+    job, asked = job_of(many, "facts"), []
+    with pytest.raises(KeyboardInterrupt):
+        run._fill(many, killed_after(140, asked), [job], "base")
+    ids = [e.id for e in job.examples]
+    assert store.finished_blocks(many.store, job.identity, ids) == {0, 1}
+    assert not store.has_rows(many.store, job.identity, ids)
+
+    asked.clear()
+    run._fill(many, killed_after(None, asked), [job], "base")
+    assert asked == [e.prompt for e in job.examples[128:]]
+    rows = store.read_rows(many.store, job.identity.digest)
+    assert [(r.example_id, r.text) for r in rows] == [(e.id, e.prompt) for e in job.examples]
+
+
+def test_rows_that_are_there_are_not_asked_for_again(many):
+    job, asked = job_of(many, "facts"), []
+    run._fill(many, killed_after(None, asked), [job], "base")
+    asked.clear()
+    run._fill(many, killed_after(0, asked), [job], "base")
+    assert asked == []
+
+
+def test_a_damaged_block_is_computed_again(many):
+    job, asked = job_of(many, "facts"), []
+    with pytest.raises(KeyboardInterrupt):
+        run._fill(many, killed_after(130, asked), [job], "base")
+    (many.store.rows(job.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
+    asked.clear()
+    run._fill(many, killed_after(None, asked), [job], "base")
+    assert len(asked) == 150 - 64
+
+
+def test_progress_is_reported_block_by_block(path, many):
+    said = []
+
+    class Heard(Silent):
+        def stage(self, label, expected_s=0.0):
+            said.append(label)
+            return super().stage(label, expected_s)
+
+    many.progress = Heard()
+    run._fill(many, scripted(str.upper), [job_of(many, "facts")], "base")
+    assert said == ["base: facts/test"]
+
+
+# What rows and weights depend on
+
+
+def identities(made, name="prompt"):
+    recipe = made.experiment.candidates[name]
+    weights = run.base_weights(made)
+    jobs = [*run.target_jobs(made, recipe, weights, 0), *run.suite_jobs(made, weights)]
+    return {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
+
+
+def changed(path, *overrides, name="prompt"):
+    """Return the tasks whose rows another setting would make anew."""
+    before, after = identities(bench(path), name), identities(bench(path, *overrides), name)
+    return {task for task in before if before[task] != after.get(task)}
+
+
+TARGET = {"letters/validation", "letters/test"}
+SUITES = {"sums/test", "facts/test", "prose/test"}
+
+
+@pytest.mark.parametrize(
+    ("override", "tasks"),
+    [
+        ("gate.macro=0.01", set()),
+        ("decide.tau=1", set()),
+        ("name=other", set()),
+        ("candidates.prompt.system=Be brief.", TARGET),
+        ("candidates.prompt.template=Q {prompt}", TARGET),
+        ("candidates.prompt.answer=rank", TARGET),
+        ("candidates.lora.params.r=4", set()),
+        ("target.max_new_tokens=5", TARGET),
+        ("target.system=Be brief.", TARGET),
+        ("target.limit=5", {"letters/test"}),
+        ("precision=bf16", TARGET | SUITES),
+    ],
+)
+def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks):
+    assert changed(path, override) == tasks
+
+
+def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):
+    assert changed(path, "target.data.limits.train=20", name="prompt") == set()
+    assert changed(path, "target.data.limits.train=20", name="shots") == TARGET
+
+
+def test_another_system_message_of_a_task_is_another_task(path):
+    text = tiny_experiment.GENERAL.replace("max_new_tokens: 4}", "max_new_tokens: 4, system: Be brief.}")
+    before = identities(bench(path))
+    (path.parent / "suites" / "general.yaml").write_text(text)
+    after = identities(bench(path))
+    assert {task for task in before if before[task] != after[task]} == {"facts/test"}
+
+
+def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
+    def first(*overrides):
+        made = bench(path, "target.system=Be brief.", *overrides)
+        jobs = run.target_jobs(made, made.experiment.candidates["prompt"], run.base_weights(made), 0)
+        return jobs[0].examples[0].messages[0]
+
+    assert first() == {"role": "system", "content": "Be brief."}
+    assert first("candidates.prompt.system=Be long.") == {"role": "system", "content": "Be long."}
+
+
+def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
+    general = path.parent / "suites" / "general"
+    shots = [{"id": f"s{n}", "prompt": f"Shot {n}?", "reference": f"answer {n}"} for n in range(5)]
+    tiny_experiment.rows(general / "shots.jsonl", shots)
+    text = tiny_experiment.GENERAL.replace(
+        "{test: general/facts.jsonl}",
+        "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2",
+    )
+    (path.parent / "suites" / "general.yaml").write_text(text)
+    asked = job_of(bench(path), "facts").examples[0].messages
+    assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
+    assert asked[0]["content"].startswith("Shot")
+    assert asked[-1]["content"].startswith("What follows")
+
+
+def test_weights_are_found_again_by_what_they_depend_on(path):
+    made = bench(path)
+    recipe = made.experiment.candidates["bag"]
+    first = run.ensure_weights(made, recipe, 0)
+    (first.folder / "fit.json").touch()
+    assert run.ensure_weights(bench(path), recipe, 0) == first
+    assert run.ensure_weights(bench(path, "target.data.limits.train=20"), recipe, 0).digest != first.digest
+
+
+def test_weights_that_were_left_half_made_are_made_anew(path):
+    made = bench(path)
+    recipe = made.experiment.candidates["bag"]
+    first = run.ensure_weights(made, recipe, 0)
+    shutil.move(first.folder, first.folder.with_name(first.folder.name + ".part"))
+    again = run.ensure_weights(made, recipe, 0)
+    assert (again.digest, again.folder) == (first.digest, first.folder)
+    assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_a_classifier_has_no_general_ability_to_measure(path):
+    made = bench(path)
+    weights = run.ensure_weights(made, made.experiment.candidates["bag"], 0)
+    assert run.suite_jobs(made, weights) == []
+
+
+def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
+    made = bench(path)
+    error = ValueError("no such thing\nand a long story")
+    kept = run.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
+    assert kept.error == "ValueError: no such thing"
+    assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
+
+
+def test_what_a_run_was_made_of_lies_in_its_folder(finished):
+    folder = finished[0] / "runs"
+    for kept in store.list_runs(Store(folder)):
+        written = json.loads((folder / kept.run_id / "run.json").read_text())
+        assert written["recipe"]["method"] in ("base", "classifier", "lora")
+        assert written["provenance"]["precision"] == "fp32"
+        assert written["latency"]["p50_s"] > 0
+        assert written["latency"]["n"] == 5

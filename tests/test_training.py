@@ -1,0 +1,167 @@
+"""Training counts completions only, is decided by its seed, and refuses what cannot be learnt from."""
+
+import dataclasses
+
+import pytest
+import tiny_experiment
+from pydantic import ValidationError
+
+from harness import plugins
+from harness.candidates import ModelHost
+from harness.embedded import resolve
+from harness.errors import CandidateFailed
+from harness.machine import Machine
+from harness.methods import base, classifier, lora
+from harness.records import Example
+from harness.training import FitContext
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
+
+
+def examples(words, choices=("late", "money")):
+    return tuple(
+        Example(row["id"], ({"role": "user", "content": row["prompt"]},), (row["reference"],), choices)
+        for row in tiny_experiment.letters(words)
+    )
+
+
+@pytest.fixture
+def context(tiny, own_cache, tmp_path):
+    source = resolve(str(tiny))
+    train, validation = examples(slice(0, 2)), examples(slice(5, 6))
+    return FitContext(
+        source, CPU, tmp_path, train, validation, True, 0, (), lambda done, total, note="": None
+    )
+
+
+def fitted(context, folder="", **params):
+    context = dataclasses.replace(context, folder=context.folder / folder)
+    context.folder.mkdir(exist_ok=True)
+    return lora.fit(context, lora.Params(**{**QUICK, **params}))
+
+
+def test_training_lowers_the_loss(context):
+    figures = fitted(context, num_train_epochs=6).training
+    losses = [loss for _, loss in figures["loss"]]
+    assert losses[-1] < 0.8 * losses[0]
+    validation = [loss for _, loss in figures["validation_loss"]]
+    assert figures["best_validation_loss"] == min(validation) < validation[0]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_only_the_completion_counts_in_the_loss(context, chat):
+    one = dataclasses.replace(context, train=context.train[:1], chat_template=chat)
+    first = fitted(one, lora_dropout=0.0).training["loss"][0][1]
+    candidate = ModelHost(context.source, CPU).base
+    asked = context.train[0]
+    end = "<|im_end|>\n" if chat else "<|im_end|>"
+    gap = "" if chat else " "
+    encoded = candidate.encode(asked.messages, f"{gap}{asked.references[0]}{end}", chat_template=chat)
+    expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
+    assert first == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(context):
+    first, again = fitted(context, "a"), fitted(context, "b")
+    other = fitted(dataclasses.replace(context, seed=1), "c")
+    assert first.digest == again.digest != other.digest
+    assert first.training["loss"] == again.training["loss"]
+
+
+def test_the_global_state_of_the_process_does_not_change_the_adapter(context):
+    import torch
+
+    first = fitted(context, "a")
+    torch.manual_seed(12345)
+    torch.rand(7)
+    assert fitted(context, "b").digest == first.digest
+
+
+def test_training_leaves_only_the_adapter_behind(context):
+    made = fitted(context)
+    assert (made.kind, made.folder) == ("adapter", context.folder)
+    assert [p.name for p in context.folder.iterdir()] == ["adapter"]
+
+
+def test_what_was_measured_is_kept(context):
+    figures = fitted(context).training
+    assert figures["n_trainable"] > 0
+    assert figures["n_steps"] == 2
+    assert figures["n_tokens"] > 0
+    assert figures["wall_s"] >= figures["train_loop_s"] > 0
+    assert figures["peak_memory_gib"] > 0
+    assert figures["n_dropped_too_long"] == 0
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(context):
+    long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
+    beside = dataclasses.replace(context, train=(long, *context.train))
+    made, without = fitted(beside, "a", max_length=60), fitted(context, "b", max_length=60)
+    assert made.training["n_dropped_too_long"] == 1
+    assert made.digest == without.digest
+
+
+def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context):
+    with pytest.raises(CandidateFailed, match="max_length"):
+        fitted(context, max_length=8)
+
+
+def test_progress_is_reported_step_by_step(context):
+    said = []
+    watched = dataclasses.replace(context, advance=lambda *args: said.append(args))
+    fitted(watched)
+    assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
+    assert said[0][2].startswith("loss ")
+
+
+def test_the_best_checkpoint_is_kept_not_the_last(context):
+    """At a learning rate of 1 the later epochs are far worse than an early one."""
+    figures = fitted(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
+    validation = [loss for _, loss in figures["validation_loss"]]
+    kept = ModelHost(context.source, CPU)
+    with kept.adapted(context.folder / "adapter", "kept") as candidate:
+        losses = []
+        for asked in context.validation:
+            encoded = candidate.encode(asked.messages, f"{asked.references[0]}<|im_end|>\n")
+            losses.append(-candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation))
+    assert sum(losses) / len(losses) == pytest.approx(min(validation), rel=0.05)
+    assert min(validation) < 0.9 * max(validation)
+
+
+def test_the_base_method_makes_nothing(context):
+    made = base.fit(context, base.Params())
+    assert (made.kind, made.digest, made.folder) == ("base", context.source.weights_digest, None)
+    assert list(context.folder.iterdir()) == []
+
+
+def test_the_classifier_keeps_texts_and_labels_and_the_same_give_one_digest(context, tmp_path):
+    made = classifier.fit(context, classifier.Params())
+    assert made.training["n_examples"] == len(context.train)
+    assert classifier.fit(context, classifier.Params()).digest == made.digest
+    assert classifier.fit(context, classifier.Params(C=1.0)).digest != made.digest
+
+
+def test_the_classifier_needs_a_closed_set_of_two_labels(context):
+    open_set = dataclasses.replace(context, train=examples(slice(0, 2), choices=()))
+    with pytest.raises(CandidateFailed, match="closed label set"):
+        classifier.fit(open_set, classifier.Params())
+    one_label = dataclasses.replace(context, train=context.train[:2])
+    with pytest.raises(CandidateFailed, match="closed label set"):
+        classifier.fit(one_label, classifier.Params())
+
+
+@pytest.mark.parametrize("name", plugins.names("methods"))
+def test_a_method_refuses_a_parameter_it_does_not_know(name):
+    with pytest.raises(ValidationError):
+        plugins.load("methods", name).Params(no_such_parameter=1)
+
+
+@pytest.mark.parametrize(
+    "params", [{"learning_rate": 0}, {"learning_rate": 2}, {"r": 0}, {"lora_dropout": 1}, {"max_length": 4}]
+)
+def test_a_parameter_outside_its_range_is_refused(params):
+    with pytest.raises(ValidationError):
+        lora.Params(**params)
