@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -90,7 +91,7 @@ def supervised(
         Measured figures: losses by step, tokens a second, wall time, peak memory, parameters.
 
     Raises:
-        CandidateFailed: out of memory, or the loss was not a number.
+        CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     import torch
 
@@ -112,7 +113,6 @@ def supervised(
             "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
         ) from None
     history = trainer.state.log_history
-    _refuse_divergence(history)
     model: Any = trainer.model
     model.save_pretrained(save_to)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -144,6 +144,11 @@ def _rows(
     """Return prompt/completion rows that fit, and how many did not."""
     rows = [_row(e, chat, tokenizer) for e in examples]
     fitting = [r for r in rows if _length(r, tokenizer) <= max_length]
+    if rows and not fitting:
+        raise CandidateFailed(
+            f"all {len(rows)} rows to train or validate on are longer than {max_length} tokens",
+            "a larger params.max_length",
+        )
     return fitting, len(rows) - len(fitting)
 
 
@@ -191,6 +196,7 @@ def _trainer(
         greater_is_better=False,
         per_device_eval_batch_size=params.per_device_train_batch_size,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # else a loss that is no number is shown as a number
         include_num_input_tokens_seen="non_padding",
         disable_tqdm=True,
         prediction_loss_only=True,
@@ -252,6 +258,7 @@ def _reporting(advance: Advance) -> "TrainerCallback":
 
     class Reporting(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+            _refuse_divergence(logs or {})
             loss = (logs or {}).get("loss")
             if loss is not None:
                 advance(state.global_step, state.max_steps, f"loss {float(loss):.2f}")
@@ -259,8 +266,9 @@ def _reporting(advance: Advance) -> "TrainerCallback":
     return Reporting()
 
 
-def _refuse_divergence(history: Sequence[Row]) -> None:
-    if any(not abs(float(entry["loss"])) < float("inf") for entry in history if "loss" in entry):
+def _refuse_divergence(logs: Row) -> None:
+    """Stop at the first loss that is no number: no later step would mend it."""
+    if any(not isfinite(float(logs[name])) for name in ("loss", "eval_loss") if name in logs):
         raise CandidateFailed("the training loss is not a number", "a lower params.learning_rate")
 
 

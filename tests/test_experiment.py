@@ -18,6 +18,7 @@ from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
+UNLABELLED = ("target.labels=[]", "target.metrics=[exact_match]")
 NAMES = ("prompt", "shots", "ranked", "bag", "lora", "hybrid")
 
 
@@ -242,7 +243,7 @@ def test_an_experiment_without_suites_compares_on_the_target_alone(tiny, tmp_pat
 
 def test_a_candidate_that_fails_is_reported_with_its_knob_and_the_others_finish(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, "target.labels=[]", candidates=("bag", "prompt"))
+    found = tiny_experiment.run(path, *UNLABELLED, candidates=("bag", "prompt"))
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed"}
     assert "no closed label set" in facts(found, "bag").error
     assert "labels" in facts(found, "bag").error
@@ -252,13 +253,13 @@ def test_a_candidate_that_fails_is_reported_with_its_knob_and_the_others_finish(
 def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
     candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
-    found = tiny_experiment.run(path, "target.labels=[]")
+    found = tiny_experiment.run(path, *UNLABELLED)
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
 
 
 def test_a_failed_candidate_leaves_no_half_made_weights(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
-    tiny_experiment.run(path, "target.labels=[]", candidates=("bag", "prompt"))
+    tiny_experiment.run(path, *UNLABELLED, candidates=("bag", "prompt"))
     assert list((tmp_path / "runs").glob("weights/*")) == []
 
 
@@ -278,7 +279,7 @@ def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tin
 
 def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
-    tiny_experiment.run(path, "target.labels=[]", candidates=("bag",))
+    tiny_experiment.run(path, *UNLABELLED, candidates=("bag",))
     found = tiny_experiment.run(path, candidates=("bag",))
     assert facts(found, "bag").state == "done"
 
@@ -308,7 +309,7 @@ def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(fin
 
 
 def test_a_failure_of_another_recipe_does_not_hide_a_finished_run(finished, copy):
-    tiny_experiment.run(copy, "target.labels=[]", candidates=("bag",))
+    tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
     assert facts(reported(copy), "bag").run_id == facts(finished[1], "bag").run_id
 
 
@@ -378,7 +379,7 @@ def test_a_test_item_of_a_suite_that_is_trained_on_is_refused(tiny, tmp_path):
     train = tmp_path / "suites" / "letters" / "train.jsonl"
     leaked = {"id": "leak", "prompt": "What follows the number 3?", "reference": "late"}
     tiny_experiment.rows(train, [*tiny_experiment.letters(slice(0, 5)), leaked])
-    assert "facts.jsonl" in str(refusal(path))
+    assert "facts item fact-3 asks too" in str(refusal(path))
 
 
 def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path):

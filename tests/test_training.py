@@ -104,9 +104,11 @@ def test_rows_that_are_too_long_are_left_out_and_counted(context):
     assert made.digest == without.digest
 
 
-def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context):
-    with pytest.raises(CandidateFailed, match="max_length"):
-        fitted(context, max_length=8)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context, split):
+    long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
+    with pytest.raises(CandidateFailed, match=r"longer than 60 tokens; try: a larger params\.max_length"):
+        fitted(dataclasses.replace(context, **{split: (long,)}), max_length=60)
 
 
 def test_progress_is_reported_step_by_step(context):

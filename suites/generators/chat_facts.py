@@ -30,7 +30,9 @@ def ask(group: Group, subject: str) -> Row:
     """Ask one fact; facts with the same answer in the same group share a cluster."""
     gold = group.answers[subject]
     cluster = f"{group.name}-{slug(gold)}"
-    return answer_row(f"{group.name}-{slug(subject)}", group.question.format(subject), accepted(gold), cluster)
+    return answer_row(
+        f"{group.name}-{slug(subject)}", group.question.format(subject), accepted(gold), cluster
+    )
 
 
 def accepted(gold: str) -> list[str]:
