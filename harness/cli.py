@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.run import Bench
     from harness.spec import GatePolicy
 
+_INTERRUPTED = 130  # how typer ends on Ctrl-C
+
 app = typer.Typer(
     help="Know, with evidence, whether to fine-tune.",
     no_args_is_help=True,
@@ -303,6 +305,13 @@ def main() -> None:
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        found = f"found {(error.strerror or '').lower()}; expected room and folders that may be written"
+        print(f"error: {error.filename or 'disk'}: {found}; next: mend that and run again", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
+        raise

@@ -32,7 +32,7 @@ class TerminalProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        # Expected and measured seconds of all stages so far, and expected ones of this candidate's.
+        self._expected_s = self._spent_s = 0.0
         self._passed_s = 0.0  # expected seconds of the stages since a candidate was last finished
 
     @contextmanager

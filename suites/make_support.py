@@ -81,98 +81,101 @@ MESSAGES = {
     "train": {
         "calm": (
             "Thanks, {b} is sorted. Could someone look at {a} next?",
-            "Hi, {a} is still open on my side. {B} is done, so no need to check that.",
             "Please skip {b}, I fixed that myself. I'd like help with {a}.",
-            "Could you check on {a}? {B} has already been taken care of.",
             "It's not {b} I'm writing about today, it's {a}.",
-            "I'm asking about {a}, not {b}. Whenever it suits you.",
-            "Your colleague Mia settled {b} yesterday, very kind. {A} is all that is left.",
-            "{A} is still pending, I believe. {B} was solved on Friday, thank you.",
-            "Good morning. {B}: all good now. {A}: not yet. Thanks for your help.",
-            "No hurry, but {a} has not moved yet. {B} has.",
+            "Your colleague Mia settled {b} yesterday, very kind. I'm still waiting for {a}.",
+            "Good morning. All good with {b} now. Not yet with {a}. Thanks for your help.",
             "I mentioned {b} before; you can close that one. Today I need a hand with {a}.",
-            "Just a friendly reminder about {a}. You already dealt with {b}.",
             "Great job with {b}! May I now ask for the same with {a}?",
-            "Nothing has happened with {a} so far. {B} went smoothly. Kind regards.",
             "My wife called about {b} and that is settled. I have a question about {a}.",
-            "I would still like {a} looked into. {B} no longer matters.",
             "I was worried about {b}, but it worked out. Only {a} remains, take your time.",
-            "Please reopen {a}, it came back. {B} can stay closed.",
-            "Of the two things I reported, {b} is finished and {a} is not. Cheers.",
+            "Of the two things I reported, you finished {b}. Still open is {a}. Cheers.",
+            "{B} has been fixed, thank you. Next on my list is {a}.",
+            "No more trouble with {b}, I'm glad to say. There is some with {a}, though.",
+            "Forget {b}, that one is done. Could you please check {a}?",
+            "You were quick with {b}, which is fine again. Would you see to {a} as well?",
+            "Hi, {a} is still open on my side. {B} is done, so no need to check that.",
+            "Could you check on {a}? {B} has already been taken care of.",
+            "I'm asking about {a}, not {b}. Whenever it suits you.",
+            "Still no news on {a}, no hurry. {B} was solved on Friday, thank you.",
+            "Just a friendly reminder about {a}. You already dealt with {b}.",
+            "Please help me with {a}. There's nothing left to do for {b}. Kind regards.",
+            "I would still like someone to look into {a}. {B} no longer matters.",
             "Is there any news on {a}? I ask because {b} was handled so quickly.",
         ),
         "upset": (
             "{B} is finally done. But {a}? Three weeks and not one word!",
-            "I am sick of asking about {a}. {B} you managed, so why not this?",
             "Stop writing to me about {b}, that is over. Fix {a} already!",
-            "Why is nobody dealing with {a}? I only hear about {b}, which was solved ages ago.",
-            "Don't tell me about {b} again. It's {a} that you keep ignoring.",
-            "This is the fifth time I report {a}. And no, {b} is not the problem, that works.",
-            "You closed {b}, fine. You also closed {a}, and that one is NOT solved. Unbelievable.",
-            "{A} is a disgrace. {B} at least got done.",
+            "Don't tell me about {b} again, that's solved. You keep ignoring {a}.",
+            "You closed {b}, fine. Why on earth is nobody working on {a}?",
             "I had to fix {b} on my own. Do I have to do {a} as well?",
-            "Nobody has lifted a finger over {a}. Even {b} was quicker, and that took a month.",
-            "Fine, {b} is settled. Now explain to me why {a} still isn't!",
-            "I want {a} solved today or I cancel everything. Forget {b}, that is done.",
-            "You thanked me for my patience with {b}. It's used up. {A}, now.",
-            "Still nothing on {a}! Last week you sorted {b} in an hour, so don't tell me it's hard.",
+            "Fine, {b} is settled. Now explain to me what is wrong with {a}!",
+            "My patience went into {b}, which is finished. I have none left for {a}!",
             "After all that fuss {b} got fixed. How long must I beg for {a}?",
-            "{A}: ignored. {B}: done after two complaints. What a service.",
+            "{B}: done after two complaints. And still nothing on {a}. What a service.",
             "I didn't ask about {b}, that's long finished. I asked about {a}. Do you even read this?",
+            "Three people answered me on {b}, which is solved. Not one cares about {a}. Ridiculous.",
+            "Enough about {b}, that works. I'm furious about {a}.",
+            "So {b} is closed. Big deal. I still can't get an answer on {a}!",
+            "You can be quick, {b} took an hour. Then why this chaos with {a}?",
+            "I am sick of asking about {a}. {B} you managed, so why not this?",
+            "This is the fifth time I report {a}. And no, {b} is not the problem, that works.",
+            "Nobody has lifted a finger over {a}. Even {b} got done faster.",
+            "I want {a} solved today or I cancel everything. Forget {b}, that is done.",
+            "Still nothing on {a}! You sorted {b} in an hour, so don't tell me it's hard.",
             "What on earth is going on with {a}? {B} is fixed, no thanks to you.",
-            "Three people answered me on {b}, which is solved. Zero on {a}. Ridiculous.",
             "I refuse to wait any longer for {a}. {B} has been put right, that's not enough.",
         ),
     },
     "validation": {
         "calm": (
-            "Hello, {b} has been resolved, many thanks. {A} still needs some attention.",
-            "May I bring up {a} again? There is nothing left to do about {b}.",
+            "Hello, {b} has been resolved, many thanks. I still need support with {a}.",
             "You can tick off {b}. Please put {a} back on the list.",
-            "I'm still curious about {a}. {B} turned out fine.",
             "First of all, thanks for finishing {b}. How are things with {a}?",
-            "{A} is the one I need. We already closed {b} together.",
-            "Never mind {b}, my neighbour helped me. {A} is what I can't solve.",
+            "Never mind {b}, my neighbour helped me. What I can't solve is {a}.",
+            "{B} turned out fine. I'm just curious about {a}.",
+            "May I bring up {a} again? We already closed {b} together.",
+            "I'm still hoping for help with {a}. Nothing more is needed for {b}.",
         ),
         "upset": (
             "Wonderful, {b} is solved. And who looks after {a}? Nobody, as usual.",
-            "I have had enough. {A} is still a mess, and you answer me about {b}, which is finished.",
-            "Yes, {b} is over and done with. That doesn't excuse the chaos over {a}!",
+            "Yes, {b} is over and done with. That doesn't excuse the mess with {a}!",
+            "You answer me about {b}, which is finished. I have had enough of waiting for {a}.",
+            "You promised me both. You fixed {b}. You forgot {a}. Pathetic.",
             "How often do I have to write about {a}? {B} is fixed, leave that alone.",
-            "You promised me both. {B} you delivered. {A} you forgot. Pathetic.",
-            "{A} is driving me mad! {B} was nothing compared to it, and that got solved.",
+            "I'm losing sleep over {a}! {B} was nothing compared to it, and that got solved.",
         ),
     },
     "test": {
         "calm": (
             "{B} is off my list, thank you so much. The remaining point is {a}.",
-            "Would you mind helping me with {a}? I no longer need anything for {b}.",
             "Everything is in order with {b}. I haven't had an answer on {a} yet.",
-            "I'm getting in touch because of {a}. The matter of {b} is behind us.",
             "Tom from your team kindly solved {b}. Could he do {a} too?",
-            "About {a}: it hasn't been fixed so far. About {b}: it has. All the best.",
             "I had two requests. You have completed {b}. I'm waiting for {a}, no rush.",
-            "{A} has yet to be done, if I'm not mistaken. I've ticked off {b}.",
             "Scrap my note on {b}, it resolved itself. My question is about {a}.",
-            "When you get round to it, please see to {a}. {B} was cleared up on Monday.",
             "I was cross about {b}, but you made up for it. One last wish: {a}.",
-            "There seems to be an open point, {a}. I'm happy with how {b} ended.",
-            "Not {b}, please, that's fine now. {A} is the topic of this mail.",
+            "I'm happy with how {b} ended. There seems to be an open point, {a}.",
+            "I don't need anything for {b}, that's all right again. This mail concerns {a}.",
+            "{B} was cleared up on Monday. When you get round to it, please see to {a}.",
+            "Would you mind helping me with {a}? I have no further questions about {b}.",
+            "I'm getting in touch because of {a}. The matter of {b} is behind us.",
+            "{A} has yet to be done, if I'm not mistaken. I've crossed out {b}.",
+            "About {a}: it hasn't been fixed so far. About {b}: it has. All the best.",
         ),
         "upset": (
             "Congratulations, you got {b} done. Shame about {a}, which nobody touches!",
-            "{A} is still not fixed and I'm losing my temper. {B} is, before you ask.",
             "Do not send me another mail on {b}. That's solved. What about {a}?!",
-            "How dare you mark {a} as solved? Only {b} was.",
-            "I've heard enough excuses. {B} worked out in the end, {a} never did.",
-            "Is {a} a joke to you? Don't point at {b}, we finished that in spring.",
+            "I've heard enough excuses. {B} worked out in the end, so where is my answer on {a}?",
             "So you can do it: {b} is settled. Then get {a} done, for heaven's sake!",
-            "{A}, for the last time! I couldn't care less about {b}, that's history.",
-            "First {b} took forever, and now that it's done you let {a} rot.",
-            "Worst shop ever. Nobody cares about {a}. {B} I had to solve myself.",
+            "First {b} took forever, and now that it's done you let me down with {a}.",
             "Everyone hides behind {b}, although it's closed. I demand an answer on {a}.",
-            "I'm fed up waiting for {a}. The only thing you ever completed is {b}.",
-            "Seriously? {B} gets done the same day, and for {a} I'm told to wait until autumn?",
+            "The only thing you ever completed is {b}. I'm fed up waiting for {a}.",
+            "Seriously? {B} gets done the same day, and I'm told to wait until autumn for {a}?",
+            "I couldn't care less about {b}, that's history. For the last time: {a}!",
+            "{A} is still not fixed and I'm losing my temper. {B} is, before you ask.",
+            "How dare you mark {a} as solved? Only {b} was.",
+            "Is {a} a joke to you? Don't point at {b}, we finished that in spring.",
+            "Worst shop ever. Nobody cares about {a}. I had to solve {b} myself.",
         ),
     },
 }
@@ -366,7 +369,10 @@ QUESTIONS = {
             "What does the {e} cost?",
         ),
         "validation": ("Tell me what you charge for the {e}.",),
-        "test": ("How much money should I bring for the {e}?", "What would the {alias} set me back?"),
+        "test": (
+            "What is the price tag on the {e}?",
+            "How much would the {alias} be?",
+        ),
     },
     "weight": {
         "train": (
@@ -376,7 +382,10 @@ QUESTIONS = {
             "How many grams is the {e}?",
         ),
         "validation": ("What do the scales say for the {e}?",),
-        "test": ("If I carry the {e}, how much weight is that?", "Is the {alias} light? Give me the grams."),
+        "test": (
+            "What weight does the {e} have?",
+            "Do you know the weight of the {alias}?",
+        ),
     },
     "guarantee": {
         "train": (
@@ -387,8 +396,8 @@ QUESTIONS = {
         ),
         "validation": ("How long are you liable for faults of the {e}?",),
         "test": (
-            "How long am I covered if I buy the {e}?",
-            "How many months of cover does the {alias} have?",
+            "How many months of guarantee come with the {e}?",
+            "How long does the guarantee of the {alias} last?",
         ),
     },
     "street": {
@@ -399,7 +408,10 @@ QUESTIONS = {
             "How do I find the {e} branch?",
         ),
         "validation": ("I want to walk to the {e} shop. Where do I go?",),
-        "test": ("What address do I give the taxi for your {e} shop?", "Where in {e} are you?"),
+        "test": (
+            "At which address is your {e} shop?",
+            "I'm looking for your {e} shop. Which street and number?",
+        ),
     },
     "opening": {
         "train": (
@@ -410,8 +422,8 @@ QUESTIONS = {
         ),
         "validation": ("How early can I come to the {e} shop?",),
         "test": (
-            "At what hour do the doors open in {e}?",
-            "I'm in {e} tomorrow morning. From when are you there?",
+            "At what hour does the {e} store open?",
+            "I'm in {e} tomorrow morning. When do your doors open?",
         ),
     },
     "manager": {
@@ -422,7 +434,10 @@ QUESTIONS = {
             "Who is in charge of the {e} branch?",
         ),
         "validation": ("Who is the boss of the {e} shop?",),
-        "test": ("Who leads your team in {e}?", "To whom do I address a letter to the head of the {e} shop?"),
+        "test": (
+            "Who heads the {e} branch?",
+            "Who leads your team in {e}?",
+        ),
     },
     "fee": {
         "train": (
@@ -432,7 +447,10 @@ QUESTIONS = {
             "{E}: what do I pay?",
         ),
         "validation": ("What will {e} come to?",),
-        "test": ("How expensive is {e}?", "What do you ask for {alias}?"),
+        "test": (
+            "What is the charge for {e}?",
+            "What do you ask for {alias}?",
+        ),
     },
     "duration": {
         "train": (
@@ -442,7 +460,10 @@ QUESTIONS = {
             "{E}: how many days?",
         ),
         "validation": ("How many days must I wait for {e}?",),
-        "test": ("I ordered {e} today. In how many days is it finished?", "How much time does {alias} need?"),
+        "test": (
+            "How many days until {e} is finished?",
+            "How much time does {alias} need?",
+        ),
     },
     "extension": {
         "train": (
@@ -452,7 +473,10 @@ QUESTIONS = {
             "Extension for {e}, please?",
         ),
         "validation": ("I'd like to phone someone about {e}. Which extension?",),
-        "test": ("What do I dial for {e}?", "Which line is right for {alias}?"),
+        "test": (
+            "Which number do I dial for {e}?",
+            "Which extension is right for {alias}?",
+        ),
     },
     "teacher": {
         "train": (
@@ -462,7 +486,10 @@ QUESTIONS = {
             "Who gives the {e} course?",
         ),
         "validation": ("Who would instruct me in {e}?",),
-        "test": ("Who stands in front of the {e} class?", "With whom would I learn {e}?"),
+        "test": (
+            "Who leads the {e} class?",
+            "With whom would I learn {e}?",
+        ),
     },
     "start": {
         "train": (
@@ -472,7 +499,10 @@ QUESTIONS = {
             "At what time is {e}?",
         ),
         "validation": ("When do I have to be there for {e}?",),
-        "test": ("What time should I turn up for the {e} class?", "By when must I arrive for {e}?"),
+        "test": (
+            "What time should I come for the {e} class?",
+            "By when must I arrive for {e}?",
+        ),
     },
     "room": {
         "train": (
@@ -482,7 +512,10 @@ QUESTIONS = {
             "Where does {e} take place?",
         ),
         "validation": ("Which door do I look for when I come for {e}?",),
-        "test": ("I'm at the desk for {e}. Where now?", "Where do the {e} people meet?"),
+        "test": (
+            "In which room do I find the {e} class?",
+            "Where do the {e} people meet?",
+        ),
     },
 }
 FACTS = {
@@ -493,10 +526,10 @@ FACTS = {
 }
 # Documents of each kind by part: asked about in training, quoted in training, new in validation, new in test.
 PARTS = {
-    "product": (6, 6, 4, 8),
-    "branch": (4, 4, 2, 6),
-    "service": (4, 4, 2, 6),
-    "course": (4, 4, 2, 6),
+    "product": (2, 10, 4, 8),
+    "branch": (2, 6, 2, 6),
+    "service": (2, 6, 2, 6),
+    "course": (2, 6, 2, 6),
 }
 N_QUOTED = {"knowledge": 52, "behaviour": 24}  # training rows with pasted passages
 
@@ -663,12 +696,6 @@ def _facts(things: Iterable[Thing], part: str) -> list[Fact]:
     return [Fact(t, a) for t in things if t.part == part for a in FACTS[t.kind]]
 
 
-def _asked_facts(things: Sequence[Thing]) -> list[Fact]:
-    """Return two facts of each thing that training asks about."""
-    asked = [t for t in things if t.part == "asked"]
-    return [Fact(t, FACTS[t.kind][(i + j) % 3]) for i, t in enumerate(asked) for j in range(2)]
-
-
 def _training_questions(facts: Iterable[Fact], n_wordings: int, first: int = 0) -> Iterator[tuple[Fact, Row]]:
     """Yield each fact in several training wordings; an attribute's wordings take turns."""
     turns: Counter[str] = Counter()
@@ -685,7 +712,7 @@ def _paste(row: Row, passages: Sequence[Thing]) -> Row:
 
 
 def _quoted_questions(things: Sequence[Thing]) -> list[Row]:
-    """Return training questions with the right document and one of the same kind pasted in."""
+    """Return training questions with the right document and another of its kind pasted in."""
     quoted = [t for t in things if t.part == "quoted"]
     facts = _order(_facts(things, "quoted"), "quoted questions")[: N_QUOTED["knowledge"]]
     rows = []
@@ -700,13 +727,13 @@ def _training(things: Sequence[Thing]) -> list[Row]:
     messages = _order((row for row, _ in _behaviour("train", "train")), "which messages quote")
     n = N_QUOTED["behaviour"]
     pasted = [_paste(row, _order(quotable, row["prompt"])[:2]) for row in messages[:n]]
-    closed = [row for _, row in _training_questions(_asked_facts(things), 3)]
+    closed = [row for _, row in _training_questions(_facts(things, "asked"), 4)]
     return _numbered("train", [*pasted, *messages[n:], *closed, *_quoted_questions(things)])
 
 
 def _held_out(things: Sequence[Thing], split: str, per_wording: int) -> list[Row]:
     """Return a split whose questions are half on facts known from training, half on new ones."""
-    known, new = _asked_facts(things), _facts(things, split)
+    known, new = _facts(things, "asked"), _facts(things, split)
     rows = [row for row, _ in _behaviour(split, split)]
     for attribute, wordings in QUESTIONS.items():
         pools = [
@@ -731,9 +758,9 @@ def _pairs(things: Sequence[Thing]) -> list[Row]:
         (row, _reply(settled, row["reference"].rsplit(" ", 1)[1]))
         for row, settled in _behaviour("train", "pairs", (1, 2))
     ]
-    facts = _asked_facts(things)
-    for fact, row in _training_questions(facts, 2):
-        others = [f.value for f in facts if f.attribute == fact.attribute and f != fact]
+    known = [fact for part in ("asked", "quoted") for fact in _facts(things, part)]
+    for fact, row in _training_questions(_facts(things, "asked"), 3):
+        others = [f.value for f in known if f.attribute == fact.attribute and f != fact]
         rows.append((row, _pick(others, row["prompt"])))
     return _numbered("pair", (_preference(row, rejected) for row, rejected in rows))
 

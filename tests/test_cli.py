@@ -6,35 +6,53 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import tiny_experiment
+from fake_facts import candidate, tuned
 
-from harness.cli import app, runs_app
+from harness.cli import _exit_code, app, main, runs_app
+from harness.decide import Decision
+from harness.report import ExperimentReport
+from harness.spec import GatePolicy
 
 MAIN = "from harness.cli import main; main()"
 HEAVY = "torch transformers trl peft pandas duckdb sklearn scipy.stats datasets rich.progress".split()
 
 
-@pytest.fixture
-def harness(own_cache, tmp_path):
-    """Return the command, run in a process of its own."""
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
-    def command(*arguments, cwd=tmp_path, code=MAIN, check=None):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env=environment,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        if check is not None:
-            assert done.returncode == check, done.stderr
+
+@pytest.fixture
+def harness(own_cache, tmp_path, monkeypatch, capsys):
+    """Return the command; it runs in this process, in a folder."""
+
+    def command(*arguments, cwd=tmp_path, check=None):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        done = Done(ended.value.code or 0, *capsys.readouterr())
+        assert check is None or done.returncode == check, done.stderr
         return done
 
     return command
+
+
+def alone(cwd, *arguments, code=MAIN):
+    """Start the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture
@@ -49,12 +67,12 @@ def names(typer_app):
 # Help
 
 
-def test_help_loads_nothing_heavy(harness):
+def test_help_loads_nothing_heavy(tmp_path):
     code = (
         "import sys, atexit; atexit.register(lambda: print([m for m in "
         f"{HEAVY} if m in sys.modules])); {MAIN}"
     )
-    assert harness("--help", code=code, check=0).stdout.endswith("[]\n")
+    assert alone(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
 def test_every_verb_has_help(harness):
@@ -162,14 +180,7 @@ def test_an_underscore_in_a_value_stays(harness, copy):
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(own_cache, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
-    working = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "compare"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    working = alone(tmp_path, "compare")
     assert working.stderr.readline().startswith("tiny: 6 candidates")
     working.send_signal(signal.SIGINT)
     out, told = working.communicate()
@@ -221,18 +232,55 @@ def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
 def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):
     """Files may not grow beyond 1 kB, which is how a full disk looks to who writes."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + MAIN
-    arguments = ["compare", "candidates.shots.prompting.few_shot.shots=1", "--candidates", "shots"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=copy,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 1
-    assert "no room to write" in done.stderr
-    assert "Traceback" not in done.stderr
+    arguments = ["compare", "candidates.bag.params.C=5", "--candidates", "bag"]
+    limited = alone(copy, *arguments, code=code)
+    out, told = limited.communicate()
+    assert (limited.returncode, out) == (1, "")
+    assert "no room to write" in told
+    assert "Traceback" not in told
     assert list((copy / "runs" / ".unfinished").glob("*")) == []
+    assert list((copy / "runs" / "weights").glob("*.part")) == []
+
+
+def test_a_folder_that_cannot_be_made_ends_with_one_message(harness, copy):
+    shutil.rmtree(copy / "reports", ignore_errors=True)
+    (copy / "reports").write_text("in the way")
+    done = harness("compare", "--candidates", "prompt", cwd=copy, check=1)
+    assert done.stderr.splitlines()[-1].startswith(f"error: {copy}/reports: found file exists; expected")
+
+
+# The exit code by the verdict
+
+
+@pytest.mark.parametrize(
+    ("outcome", "policy", "code"),
+    [
+        ("pass", {}, 0),
+        ("fail", {}, 3),
+        ("inconclusive", {}, 4),
+        ("inconclusive", {"on_inconclusive": "warn"}, 0),
+        (None, {}, 0),
+    ],
+)
+def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, code):
+    found = found_with(candidate("a", 0.2), tuned("b", 0.8, 0.1, outcome), recommended="b")
+    assert _exit_code(found, GatePolicy(**policy), by_verdict=True) == code
+    assert _exit_code(found, GatePolicy(**policy), by_verdict=False) == 0
+
+
+def test_with_gate_no_recommendation_is_undecided():
+    found = found_with(candidate("a", 0.2), recommended=None)
+    assert _exit_code(found, GatePolicy(), by_verdict=True) == 4
+
+
+def test_a_failed_candidate_goes_before_any_verdict():
+    found = found_with(candidate("a", 0.2, state="failed"), tuned("b", 0.8, 0.1), recommended="b")
+    assert _exit_code(found, GatePolicy(), by_verdict=True) == 1
+
+
+def found_with(*facts, recommended):
+    decision = Decision("undecided", recommended, "sentence", (), {}, ())
+    return ExperimentReport("e", "m", "exact_match", facts, decision=decision)
 
 
 # The other verbs

@@ -18,7 +18,7 @@ from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
 LABELS = ("billing", "delivery", "other")
-LOWER_IS_BETTER = {"bits_per_byte"}
+LOWER_IS_BETTER = {"bits_per_byte", "latency"}
 
 
 def task(*metrics, labels=LABELS):
