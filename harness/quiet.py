@@ -13,14 +13,20 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # read when tqdm is imported
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 
 
-def quiet_libraries() -> None:
-    """Mute transformers, datasets, TRL and PEFT; call it before a model is loaded."""
+def quiet_environment() -> None:
+    """Set what libraries read when they are imported; costs nothing, so call it first."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def quiet_libraries() -> None:
+    """Mute transformers, datasets, TRL and PEFT; call it before they are imported elsewhere."""
+    quiet_environment()
     warnings.filterwarnings("ignore")
     for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -93,9 +93,8 @@ def supervised(
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
-    import torch
-
     quiet_libraries()
+    import torch
     from transformers import set_seed
 
     set_seed(context.seed)
