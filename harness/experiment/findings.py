@@ -75,9 +75,24 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=tuple(notes),
+        notes=(*notes, *_unanswered(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
     )
+
+
+def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
+    """Count the test rows that could not be asked or scored, with the first one's reason."""
+    out = []
+    for run in runs:
+        if run.state == "done":
+            errors = [r for r in reader.of(run, bench.target) if r.status == "error"]
+            if errors:
+                n = len(bench.target.items.test)
+                out.append(
+                    f"{run.candidate}: {len(errors)} of {n} test rows are errors and left out, the first one "
+                    f"{errors[0].example_id}: {errors[0].error}"
+                )
+    return out
 
 
 def _primary(bench: Bench) -> Metric:
