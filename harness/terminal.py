@@ -47,7 +47,9 @@ class TerminalProgress:
         """Open a stage; what it is expected to take teaches the estimate of the time left."""
         start = time.monotonic()
         task = self._bar.add_task(escape(label), total=1.0, note="")
-        if not self._console.is_terminal and expected_s > _WORTH_A_LINE_S:
+        if expected_s > _WORTH_A_LINE_S and not self._left:
+            self._console.print(f"{escape(label)} … about {seconds(expected_s)}")
+        elif expected_s > _WORTH_A_LINE_S and not self._console.is_terminal:
             self._console.print(f"{escape(label)} … about {seconds(self._left_s())} left in all")
 
         def advance(done: float, total: float, note: str = "") -> None:

@@ -250,6 +250,15 @@ def test_a_candidate_that_fails_is_reported_with_its_knob_and_the_others_finish(
     assert runs_of(path)["bag"].state == "failed"
 
 
+def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_path):
+    endless = f"{'word ' * 3000}{{prompt}}"
+    candidates = f"  prompt: {{method: base}}\n  endless: {{method: base, template: '{endless}'}}\n"
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
+    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "endless": "failed"}
+    assert "the context holds" in facts(found, "endless").error
+    assert "fewer shots" in facts(found, "endless").error
+
+
 def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
     candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)

@@ -136,11 +136,13 @@ def _attempt(bench: Bench, name: str, recipe: Recipe, seed: int, *, smoke: bool)
     """Make a run; whatever goes wrong with one candidate is recorded, and the next one starts."""
     try:
         run = make_run(bench, name, recipe, seed)
+        # A run without any row that could be scored has no facts: it failed as well.
+        facts = facts_of(bench, Reader(bench), run)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one candidate must not stop the others)
         run = failed_run(bench, name, recipe, seed, error)
-    facts = facts_of(bench, Reader(bench), run)
+        facts = facts_of(bench, Reader(bench), run)
     bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run
 

@@ -12,6 +12,7 @@ from harness import compare, decide, estimate, gate, store
 from harness.compare import Comparison
 from harness.data import Split
 from harness.decide import CandidateFacts
+from harness.errors import CandidateFailed
 from harness.gate import TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
@@ -100,7 +101,11 @@ def _primary(bench: Bench) -> Metric:
 
 
 def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
-    """Say what one run measured by itself, before it is compared with another."""
+    """Say what one run measured by itself, before it is compared with another.
+
+    Raises:
+        CandidateFailed: every test row is an error.
+    """
     facts = CandidateFacts(
         name=run.candidate,
         run_id=run.run_id,
@@ -115,6 +120,10 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     if run.state == "failed":
         return facts
     metric, test = _primary(bench), reader.of(run, bench.target)
+    if all(row.status == "error" for row in test):
+        raise CandidateFailed(
+            f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
+        )
     hour = bench.experiment.decide.device_hour_usd
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(

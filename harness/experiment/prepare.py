@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.config import Loaded
 from harness.data import TaskItems, load_task, suite_leaks
-from harness.embedded import ModelSource, has_chat_template, resolve
+from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
 from harness.machine import probe
@@ -66,7 +66,7 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     _refuse_leaks(experiment.target, items)
     target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
     machine = probe(experiment.device, experiment.precision)
-    with progress.stage(f"finding {experiment.base_model}"):
+    with progress.stage(f"getting {experiment.base_model} ready, once", expected_s(experiment.base_model)):
         source = resolve(experiment.base_model)
     _refuse_without_template(experiment, source)
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
