@@ -16,8 +16,8 @@ from harness.records import Example
 _CHARS_PER_TOKEN = 4.0
 _CHAT_TOKENS = 12
 # Share of a large matrix product's speed that each kind of work reaches, measured with a
-# 135M-parameter model on two CPU cores (713 GFLOP/s in bf16).
-_READ_SHARE, _GENERATE_SHARE, _TRAIN_SHARE = 0.55, 0.15, 0.22
+# 135M-parameter model on two CPU cores (432 GFLOP/s in bf16).
+_READ_SHARE, _GENERATE_SHARE, _TRAIN_SHARE = 0.50, 0.11, 0.37
 
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
 # data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
