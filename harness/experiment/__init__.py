@@ -54,21 +54,21 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
     Raises:
         HarnessError: another process is working in the same runs folder.
     """
-    start = time.monotonic()
+    start, reader = time.monotonic(), Reader(bench)
     bench.store.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(bench.store.folder / "compare.lock")
     try:
         with lock.acquire(timeout=1):
             base_rows = base_arm(bench)
             bench.progress.finished(BASE_ARM, f"{BASE_ARM}: measured on {len(base_rows)} tasks")
-            runs = [_attempt(bench, *one, smoke=quick) for one in _in_order(bench, loaded.selected)]
+            runs = [_attempt(bench, reader, *one, smoke=quick) for one in _in_order(bench, loaded.selected)]
     except Timeout:
         raise HarnessError(
             f"{bench.store.folder} is in use: found another harness compare at work there; "
             "expected to be alone; next: wait until it has finished"
         ) from None
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
-    return report_of(bench, runs, base_rows, smoke=quick, header=header, notes=_notes(bench, runs))
+    return report_of(bench, reader, runs, base_rows, smoke=quick, header=header, notes=_notes(bench, runs))
 
 
 def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
@@ -86,7 +86,8 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
         )
     runs = [run for run in found if run is not None]
     base_rows = {job.task.name: job.identity.digest for job in suite_jobs(bench, base_weights(bench))}
-    return report_of(bench, runs, base_rows, smoke=False, header=_header(bench), notes=_notes(bench, runs))
+    header, notes = _header(bench), _notes(bench, runs)
+    return report_of(bench, Reader(bench), runs, base_rows, smoke=False, header=header, notes=notes)
 
 
 def _header(bench: Bench) -> dict[str, object]:
@@ -132,17 +133,17 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, 
     ]
 
 
-def _attempt(bench: Bench, name: str, recipe: Recipe, seed: int, *, smoke: bool) -> Run:
+def _attempt(bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int, *, smoke: bool) -> Run:
     """Make a run; whatever goes wrong with one candidate is recorded, and the next one starts."""
     try:
         run = make_run(bench, name, recipe, seed)
         # A run without any row that could be scored has no facts: it failed as well.
-        facts = facts_of(bench, Reader(bench), run)
+        facts = facts_of(bench, reader, run)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one candidate must not stop the others)
         run = failed_run(bench, name, recipe, seed, error)
-        facts = facts_of(bench, Reader(bench), run)
+        facts = facts_of(bench, reader, run)
     bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run
 

@@ -40,6 +40,7 @@ class Reader:
 
 def report_of(
     bench: Bench,
+    reader: Reader,
     runs: Sequence[Run],
     base_rows: Mapping[str, str],
     *,
@@ -48,10 +49,9 @@ def report_of(
     notes: Sequence[str],
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
-    reader = Reader(bench)
     base = {m.task.name: reader.rows(base_rows[m.task.name], len(m.examples("test"))) for m in bench.suites}
     facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
-    tasks = {run.run_id: _task_comparisons(bench, reader, run, base) for run in runs if run.state == "done"}
+    tasks = _all_comparisons(bench, reader, runs, base)
     judged = tuple(
         replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base))
         if run.state == "done"
@@ -167,6 +167,16 @@ def _with_comparisons(
 
 def _is_prompt(run: Run) -> bool:
     return run.method == "base" and run.prompting == "zero_shot" and run.answer == "generate"
+
+
+def _all_comparisons(
+    bench: Bench, reader: Reader, runs: Sequence[Run], base: Mapping[str, Rows]
+) -> dict[str, list[TaskComparison]]:
+    """Compare every run with the base, once for all runs of the same weights."""
+    done = [run for run in runs if run.state == "done"]
+    one_of_each = {run.weights_digest: run for run in done}
+    by_weights = {w: _task_comparisons(bench, reader, run, base) for w, run in one_of_each.items()}
+    return {run.run_id: by_weights[run.weights_digest] for run in done}
 
 
 def _task_comparisons(
