@@ -98,9 +98,10 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         HarnessError: the candidate could not be made or evaluated.
     """
     weights = ensure_weights(bench, recipe, seed)
-    run_id, rows, jobs = _due(bench, name, recipe, seed, weights)
-    if (done := _finished(bench, run_id, rows, jobs)) is not None:
+    run_id, sets = _due(bench, name, recipe, seed, weights)
+    if (done := _finished(bench, run_id, sets)) is not None:
         return done
+    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
     with _opened(bench, weights) as candidate:
         _fill(bench, candidate, jobs, name)
         times = latency_s(candidate, jobs[0])
@@ -117,7 +118,7 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         base_digest=bench.source.weights_digest,
         state="done",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows=rows,
+        rows={s.name: s.identity.digest for s in sets},
         recipe=recipe.model_dump(mode="json"),
         training=weights.training,
         latency={"p50_s": statistics.median(times), "n": float(len(times))},
@@ -130,21 +131,38 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
 def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the run of a recipe as it is written now, or its failure; computes nothing."""
     if (weights := _found_weights(bench, recipe, seed)) is not None:
-        run_id, rows, jobs = _due(bench, name, recipe, seed, weights)
-        if (done := _finished(bench, run_id, rows, jobs)) is not None:
+        run_id, sets = _due(bench, name, recipe, seed, weights)
+        if (done := _finished(bench, run_id, sets)) is not None:
             return done
     failed_id = _failed_id(bench, name, seed)
     failed = (run for run in store.list_runs(bench.store, bench.experiment.name) if run.run_id == failed_id)
     return next((run for run in failed if run.recipe == recipe.model_dump(mode="json")), None)
 
 
-def _due(
-    bench: Bench, name: str, recipe: Recipe, seed: int, weights: Weights
-) -> tuple[str, dict[str, str], list[Job]]:
-    """Return the id of a recipe's run, the row sets that it refers to, and the jobs that fill them."""
-    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
-    rows = {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
-    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}", rows, jobs
+class RowSet(NamedTuple):
+    """Rows that a run refers to: "task/split", what they depend on, and their example ids in order."""
+
+    name: str
+    identity: RowsIdentity
+    ids: tuple[str, ...]
+
+
+def _due(bench: Bench, name: str, recipe: Recipe, seed: int, weights: Weights) -> tuple[str, list[RowSet]]:
+    """Return the id of a recipe's run and the row sets it refers to, without building a prompt."""
+    prompting = _prompting_digest(bench, recipe, seed)
+    wanted = [(bench.target, split, prompting, recipe.answer) for split in SPLITS[1:]]
+    if weights.kind != "classifier":
+        wanted += [(m, "test", "task", "generate") for m in bench.suites]
+    sets = [
+        RowSet(
+            f"{m.task.name}/{split}",
+            _identity(bench, weights, m, split, asked, answer),
+            tuple(e.id for e in m.examples(split)),
+        )
+        for m, split, asked, answer in wanted
+    ]
+    rows = {s.name: s.identity.digest for s in sets}
+    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}", sets
 
 
 def _failed_id(bench: Bench, name: str, seed: int) -> str:
@@ -377,12 +395,12 @@ def _identity(
     )
 
 
-def _finished(bench: Bench, run_id: str, rows: dict[str, str], jobs: Sequence[Job]) -> Run | None:
+def _finished(bench: Bench, run_id: str, sets: Sequence[RowSet]) -> Run | None:
     path = bench.store.folder / run_id / "run.json"
-    if not path.exists() or _missing(bench, jobs):
+    if not path.exists() or not all(store.has_rows(bench.store, s.identity, s.ids) for s in sets):
         return None
     run = store.get_run(bench.store, run_id)
-    return run if run.rows == rows else None
+    return run if run.rows == {s.name: s.identity.digest for s in sets} else None
 
 
 def _missing(bench: Bench, jobs: Sequence[Job]) -> list[Job]:

@@ -1,12 +1,13 @@
 """Estimates add up, grow with the work, and price by the hour."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.estimate import DEVICE_HOUR_USD, Work, price_usd, reading, tokens, training
 from harness.records import Example
 
+PURE = settings(deadline=None)
 COUNTS = st.integers(0, 10**9)
 WORK = st.builds(Work, COUNTS, COUNTS, COUNTS)
 TEXTS = st.lists(st.text(max_size=200), min_size=1, max_size=8)
@@ -16,17 +17,20 @@ def asked(text, choices=(), reference="late"):
     return Example("x", ({"role": "user", "content": text},), (reference,), choices)
 
 
+@PURE
 @given(WORK, WORK)
 def test_the_time_of_two_amounts_of_work_is_the_sum_of_their_times(a, b):
     apart = a.seconds(10**8, 100.0) + b.seconds(10**8, 100.0)
     assert (a + b).seconds(10**8, 100.0) == pytest.approx(apart)
 
 
+@PURE
 @given(WORK, WORK)
 def test_more_work_never_takes_less_time(a, b):
     assert (a + b).seconds(10**8, 100.0) >= a.seconds(10**8, 100.0)
 
 
+@PURE
 @given(WORK)
 def test_a_model_twice_as_large_takes_twice_as_long_and_a_machine_twice_as_fast_half(work):
     once = work.seconds(10**8, 100.0)
@@ -42,6 +46,7 @@ def test_a_token_costs_least_to_read_and_most_to_generate():
     assert read < trained
 
 
+@PURE
 @given(TEXTS)
 def test_reading_examples_is_reading_each_of_them(texts):
     examples = [asked(text) for text in texts]
@@ -62,6 +67,7 @@ def test_a_whole_text_is_read_and_nothing_is_generated():
     assert reading([text], ranked=False, max_new_tokens=5) == Work(read=tokens(text.references[0]))
 
 
+@PURE
 @given(TEXTS, st.floats(0.5, 20))
 def test_training_grows_with_the_epochs(texts, epochs):
     examples = [asked(text) for text in texts]

@@ -15,16 +15,19 @@ TREES = st.builds(
     st.lists(st.lists(IDS, min_size=1, max_size=5), min_size=1, max_size=4),
 )
 FORESTS = st.lists(TREES, min_size=1, max_size=6)
+PURE = settings(deadline=None)
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # The planner
 
 
+@PURE
 @given(FORESTS, st.integers(1, 60))
 def test_the_plan_holds_every_tree_once(trees, budget):
     assert sorted(i for group in plan(trees, budget) for i in group) == list(range(len(trees)))
 
 
+@PURE
 @given(FORESTS, st.integers(1, 60))
 def test_a_group_of_several_trees_keeps_to_the_budget(trees, budget):
     for group in plan(trees, budget):
@@ -32,12 +35,14 @@ def test_a_group_of_several_trees_keeps_to_the_budget(trees, budget):
         assert len(group) == 1 or sum(trees[i].n_tokens for i in group) <= budget
 
 
+@PURE
 @given(FORESTS, st.integers(1, 60))
 def test_groups_go_from_small_trees_to_large_ones_and_ties_keep_their_order(trees, budget):
     order = [i for group in plan(trees, budget) for i in group]
     assert order == sorted(range(len(trees)), key=lambda i: (trees[i].n_tokens, i))
 
 
+@PURE
 @given(FORESTS)
 def test_with_room_for_all_there_is_one_group(trees):
     assert len(plan(trees, sum(tree.n_tokens for tree in trees))) == 1
@@ -63,6 +68,7 @@ def test_a_pack_says_where_each_token_belongs_and_what_predicts_it():
     assert packed.spans == [(0, 1), (1, 3), (3, 4)]
 
 
+@PURE
 @given(FORESTS)
 def test_every_continuation_token_is_scored_once(trees):
     packed = pack(trees)
