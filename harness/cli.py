@@ -310,7 +310,7 @@ def main() -> None:
             raise
         found = f"found {(error.strerror or '').lower()}; expected room and folders that may be written"
         print(f"error: {error.filename or 'disk'}: {found}; next: mend that and run again", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)

@@ -118,7 +118,7 @@ def test_json_of_compare_is_the_written_report(harness, copy):
 
 def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_table(harness, copy):
     overrides = ("target.labels=[]", "target.metrics=[exact_match]")
-    done = harness("compare", *overrides, "--candidates", "prompt,bag", cwd=copy, check=1)
+    done = harness("compare", *overrides, "--candidates", "prompt,bag", cwd=copy, check=2)
     assert "ERROR" in done.stdout
     assert "prompt" in done.stdout
     assert "labels" in done.stdout
@@ -235,7 +235,7 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_ca
     arguments = ["compare", "candidates.bag.params.C=5", "--candidates", "bag"]
     limited = alone(copy, *arguments, code=code)
     out, told = limited.communicate()
-    assert (limited.returncode, out) == (1, "")
+    assert (limited.returncode, out) == (2, "")
     assert "no room to write" in told
     assert "Traceback" not in told
     assert list((copy / "runs" / ".unfinished").glob("*")) == []
@@ -245,7 +245,7 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_ca
 def test_a_folder_that_cannot_be_made_ends_with_one_message(harness, copy):
     shutil.rmtree(copy / "reports", ignore_errors=True)
     (copy / "reports").write_text("in the way")
-    done = harness("compare", "--candidates", "prompt", cwd=copy, check=1)
+    done = harness("compare", "--candidates", "prompt", cwd=copy, check=2)
     assert done.stderr.splitlines()[-1].startswith(f"error: {copy}/reports: found file exists; expected")
 
 

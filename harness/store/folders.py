@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HarnessError, Problem
+from harness.errors import HarnessError, Problem, UserError
 
 BLOCK = 64  # rows of a block
 AGAIN = "run the same command again"
@@ -128,7 +128,7 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
             free_mb = shutil.disk_usage(store.folder).free / 1e6
             found = f"no room to write ({free_mb:,.1f} MB free on this disk)"
             step = f"free some space, then: {next_step}; finished blocks are kept"
-            raise failure(where, found, "enough disk space", step) from error
+            raise UserError(Problem(where, found, "enough disk space", step)) from error
         our_mistake = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
         if not isinstance(error, duckdb.Error) or isinstance(error, our_mistake):
             raise
