@@ -8,7 +8,8 @@ The shop, its people and every sentence are made up here. Two slices:
 
 - `behaviour`: a customer names two matters of which one is settled; the reply names the queue
   of the other one and the customer's tone. Each wording is used with the matters exchanged, so
-  the words of a message alone do not give the queue.
+  the words of a message alone do not give the queue. Two thirds of the wordings name the open matter
+  last, as people do: that rule alone finds the queue of 69 % of the test messages.
 - `knowledge`: a question about one fact of the shop. In test and validation half of the facts
   stand in documents that training never asks about or quotes.
 
