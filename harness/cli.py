@@ -134,7 +134,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Train (if need be) and evaluate one candidate on the target and all suites."""
-    from harness import compare as comparison
+    from harness import comparison
     from harness.experiment.findings import Reader
     from harness.run import make_run
 
@@ -279,7 +279,7 @@ def _print_plan(bench: "Bench", work: "dict[str, Work]", plan: dict[str, float],
 
 def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
     """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
-    from harness import gate
+    from harness import gating
 
     if any(f.state == "failed" for f in found.facts):
         return 1
@@ -290,7 +290,7 @@ def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: b
     if verdict is None:
         # A recommended classifier has no general ability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
-    return gate.exit_code(verdict, policy)
+    return gating.exit_code(verdict, policy)
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ block in flight, and the next call goes on from there.
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import estimate, plugins, provenance, store
 from harness.candidates import Candidate, ModelHost, classifier
@@ -98,28 +98,22 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         HarnessError: the candidate could not be made or evaluated.
     """
     weights = ensure_weights(bench, recipe, seed)
-    run_id, sets = _due(bench, name, recipe, seed, weights)
+    sets = _row_sets(bench, recipe, weights, seed)
+    run_id = _run_id(bench, name, seed, weights, sets)
     if (done := _finished(bench, run_id, sets)) is not None:
         return done
-    jobs = [*target_jobs(bench, recipe, weights, seed), *suite_jobs(bench, weights)]
     with _opened(bench, weights) as candidate:
-        _fill(bench, candidate, jobs, name)
-        times = latency_s(candidate, jobs[0])
-    run = Run(
+        _fill(bench, candidate, sets, name)
+        times = latency_s(candidate, sets[0].job())
+    run = _record(
+        bench,
+        name,
+        recipe,
+        seed,
         run_id=run_id,
-        experiment=bench.experiment.name,
-        candidate=name,
-        method=_source(bench, recipe).method,
-        prompting=_spelled(recipe),
-        answer=recipe.answer,
-        seed=seed,
-        base_model=bench.experiment.base_model,
         weights_digest=weights.digest,
-        base_digest=bench.source.weights_digest,
         state="done",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
         rows={s.name: s.identity.digest for s in sets},
-        recipe=recipe.model_dump(mode="json"),
         training=weights.training,
         latency={"p50_s": statistics.median(times), "n": float(len(times))},
         provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
@@ -131,8 +125,8 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
 def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the run of a recipe as it is written now, or its failure; computes nothing."""
     if (weights := _found_weights(bench, recipe, seed)) is not None:
-        run_id, sets = _due(bench, name, recipe, seed, weights)
-        if (done := _finished(bench, run_id, sets)) is not None:
+        sets = _row_sets(bench, recipe, weights, seed)
+        if (done := _finished(bench, _run_id(bench, name, seed, weights, sets), sets)) is not None:
             return done
     failed_id = _failed_id(bench, name, seed)
     failed = (run for run in store.list_runs(bench.store, bench.experiment.name) if run.run_id == failed_id)
@@ -140,29 +134,41 @@ def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None
 
 
 class RowSet(NamedTuple):
-    """Rows that a run refers to: "task/split", what they depend on, and their example ids in order."""
+    """Rows that a run refers to: which items, asked how, and the identity that names their folder.
 
-    name: str
+    `ask` puts the prompts around the items. It is called only where rows are missing, because
+    building prompts may mean building a retriever first.
+    """
+
+    measured: Measured
+    split: Split
+    answer: Literal["generate", "rank"]
     identity: RowsIdentity
-    ids: tuple[str, ...]
+    ask: Callable[[], tuple[Example, ...]]
+
+    @property
+    def name(self) -> str:
+        """The key of these rows in a run: task and split."""
+        return f"{self.measured.task.name}/{self.split}"
+
+    @property
+    def ids(self) -> list[str]:
+        """Example ids, in the order in which they are asked."""
+        return [e.id for e in self.measured.examples(self.split)]
+
+    def job(self) -> Job:
+        """Return the items as the candidate is asked them."""
+        m = self.measured
+        return Job(m.task, m.role, self.split, self.ask(), m.metrics, self.answer, self.identity)
 
 
-def _due(bench: Bench, name: str, recipe: Recipe, seed: int, weights: Weights) -> tuple[str, list[RowSet]]:
-    """Return the id of a recipe's run and the row sets it refers to, without building a prompt."""
-    prompting = _prompting_digest(bench, recipe, seed)
-    wanted = [(bench.target, split, prompting, recipe.answer) for split in SPLITS[1:]]
-    if weights.kind != "classifier":
-        wanted += [(m, "test", "task", "generate") for m in bench.suites]
-    sets = [
-        RowSet(
-            f"{m.task.name}/{split}",
-            _identity(bench, weights, m, split, asked, answer),
-            tuple(e.id for e in m.examples(split)),
-        )
-        for m, split, asked, answer in wanted
-    ]
+def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    return [*target_sets(bench, recipe, weights, seed), *suite_sets(bench, weights)]
+
+
+def _run_id(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
     rows = {s.name: s.identity.digest for s in sets}
-    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}", sets
+    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}"
 
 
 def _failed_id(bench: Bench, name: str, seed: int) -> str:
@@ -176,17 +182,33 @@ def base_weights(bench: Bench) -> Weights:
 
 def base_arm(bench: Bench) -> dict[str, str]:
     """Measure the base's general ability; returns the row set of each task."""
-    jobs = suite_jobs(bench, base_weights(bench))
-    if _missing(bench, jobs):
-        _fill(bench, bench.host.base, jobs, "base")
-    return {job.task.name: job.identity.digest for job in jobs}
+    sets = suite_sets(bench, base_weights(bench))
+    if any(not _is_there(bench, s) for s in sets):
+        _fill(bench, bench.host.base, sets, "base")
+    return {s.measured.task.name: s.identity.digest for s in sets}
 
 
 def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
     reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-    run = Run(
+    run = _record(
+        bench,
+        name,
+        recipe,
+        seed,
         run_id=_failed_id(bench, name, seed),
+        weights_digest="",
+        state="failed",
+        rows={},
+        error=reason.splitlines()[0] if reason else type(error).__name__,
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
+    """Join what a recipe says of its run with what became of it."""
+    return Run(
         experiment=bench.experiment.name,
         candidate=name,
         method=_source(bench, recipe).method,
@@ -194,16 +216,11 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
         answer=recipe.answer,
         seed=seed,
         base_model=bench.experiment.base_model,
-        weights_digest="",
         base_digest=bench.source.weights_digest,
-        state="failed",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows={},
         recipe=recipe.model_dump(mode="json"),
-        error=reason.splitlines()[0] if reason else type(error).__name__,
+        **outcome,
     )
-    store.save_run(bench.store, run)
-    return run
 
 
 def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
@@ -324,38 +341,39 @@ def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
     )
 
 
-def target_jobs(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[Job]:
+def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
-    step = _step(bench, recipe, seed)
     prompting = _prompting_digest(bench, recipe, seed)
-    target = bench.target
+    target, answer = bench.target, recipe.answer
+
+    step = cache(partial(_step, bench, recipe, seed))
+
+    def asked(split: Split) -> tuple[Example, ...]:
+        return tuple(map(step(), target.examples(split)))
+
     return [
-        Job(
-            target.task,
-            target.role,
+        RowSet(
+            target,
             split,
-            tuple(map(step, target.examples(split))),
-            target.metrics,
-            recipe.answer,
-            _identity(bench, weights, target, split, prompting, recipe.answer),
+            answer,
+            _identity(bench, weights, target, split, prompting, answer),
+            partial(asked, split),
         )
         for split in SPLITS[1:]
     ]
 
 
-def suite_jobs(bench: Bench, weights: Weights) -> list[Job]:
+def suite_sets(bench: Bench, weights: Weights) -> list[RowSet]:
     """List the capability tasks; a classifier has no general ability to measure."""
     if weights.kind == "classifier":
         return []
     return [
-        Job(
-            m.task,
-            m.role,
+        RowSet(
+            m,
             "test",
-            _asked(m),
-            m.metrics,
             "generate",
             _identity(bench, weights, m, "test", "task", "generate"),
+            partial(_asked, m),
         )
         for m in bench.suites
     ]
@@ -397,33 +415,30 @@ def _identity(
 
 def _finished(bench: Bench, run_id: str, sets: Sequence[RowSet]) -> Run | None:
     path = bench.store.folder / run_id / "run.json"
-    if not path.exists() or not all(store.has_rows(bench.store, s.identity, s.ids) for s in sets):
+    if not path.exists() or not all(_is_there(bench, s) for s in sets):
         return None
     run = store.get_run(bench.store, run_id)
     return run if run.rows == {s.name: s.identity.digest for s in sets} else None
 
 
-def _missing(bench: Bench, jobs: Sequence[Job]) -> list[Job]:
-    return [
-        job for job in jobs if not store.has_rows(bench.store, job.identity, [e.id for e in job.examples])
-    ]
+def _is_there(bench: Bench, rows: RowSet) -> bool:
+    return store.has_rows(bench.store, rows.identity, rows.ids)
 
 
-def _fill(bench: Bench, candidate: Candidate, jobs: Sequence[Job], name: str) -> None:
+def _fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) -> None:
     """Compute the blocks that are not there yet."""
-    for job in _missing(bench, jobs):
-        ids = [e.id for e in job.examples]
-        done = store.finished_blocks(bench.store, job.identity, ids)
-        with bench.progress.stage(
-            f"{name}: {job.task.name}/{job.split}", bench.seconds(work_of(job))
-        ) as advance:
+    for rows in sets:
+        if _is_there(bench, rows):
+            continue
+        job = rows.job()
+        done = store.finished_blocks(bench.store, job.identity, rows.ids)
+        with bench.progress.stage(f"{name}: {rows.name}", bench.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
-                    store.append_block(
-                        bench.store, job.identity, index, evaluate_block(candidate, job, index)
-                    )
+                    block = evaluate_block(candidate, job, index)
+                    store.append_block(bench.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
-        store.complete_rows(bench.store, job.identity, len(ids))
+        store.complete_rows(bench.store, job.identity, len(rows.ids))
 
 
 def work_of(job: Job) -> estimate.Work:

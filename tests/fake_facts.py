@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from harness.compare import Comparison, Estimate
+from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts
-from harness.gate import MissRate, Rule, Verdict
+from harness.gating import MissRate, Rule, Verdict
 
 
 def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:

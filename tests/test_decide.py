@@ -7,7 +7,7 @@ from fake_facts import alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.compare import Estimate
+from harness.comparison import Estimate
 from harness.decide import Decision, best_trained, best_untrained, decide
 from harness.spec import DecidePolicy
 

@@ -10,7 +10,7 @@ import tiny_model
 from filelock import FileLock
 
 from harness import config, report, store
-from harness.compare import IncompatibleRuns
+from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
 from harness.experiment import Scope, bench_of, stored
 from harness.progress import Silent

@@ -23,9 +23,9 @@ from typer.main import get_command
 
 from harness import cli, config, data, embedded, errors, records, report, spec
 from harness.candidates import ModelHost
-from harness.compare import Comparison, Estimate
+from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts, Decision
-from harness.gate import Verdict
+from harness.gating import Verdict
 from harness.machine import Machine
 from harness.progress import Silent
 from harness.prompting import PromptingContext

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.compare import Estimate
+from harness.comparison import Estimate
 from harness.decide import decide
-from harness.gate import MissRate
+from harness.gating import MissRate
 from harness.report import ExperimentReport, live_line, markdown, terminal, to_json, write
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape

@@ -32,8 +32,8 @@ def many(path):
     return bench(path)
 
 
-def job_of(made, task):
-    return next(job for job in run.suite_jobs(made, run.base_weights(made)) if job.task.name == task)
+def rows_of(made, task):
+    return next(s for s in run.suite_sets(made, run.base_weights(made)) if s.measured.task.name == task)
 
 
 def killed_after(n, asked):
@@ -49,35 +49,34 @@ def killed_after(n, asked):
 
 
 def test_a_kill_loses_only_the_block_in_flight(many):
-    job, asked = job_of(many, "facts"), []
+    rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run._fill(many, killed_after(140, asked), [job], "base")
-    ids = [e.id for e in job.examples]
-    assert store.finished_blocks(many.store, job.identity, ids) == {0, 1}
-    assert not store.has_rows(many.store, job.identity, ids)
+        run._fill(many, killed_after(140, asked), [rows], "base")
+    assert store.finished_blocks(many.store, rows.identity, rows.ids) == {0, 1}
+    assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
-    run._fill(many, killed_after(None, asked), [job], "base")
-    assert asked == [e.prompt for e in job.examples[128:]]
-    rows = store.read_rows(many.store, job.identity.digest)
-    assert [(r.example_id, r.text) for r in rows] == [(e.id, e.prompt) for e in job.examples]
+    run._fill(many, killed_after(None, asked), [rows], "base")
+    assert asked == [e.prompt for e in rows.job().examples[128:]]
+    stored = store.read_rows(many.store, rows.identity.digest)
+    assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
 
 
 def test_rows_that_are_there_are_not_asked_for_again(many):
-    job, asked = job_of(many, "facts"), []
-    run._fill(many, killed_after(None, asked), [job], "base")
+    rows, asked = rows_of(many, "facts"), []
+    run._fill(many, killed_after(None, asked), [rows], "base")
     asked.clear()
-    run._fill(many, killed_after(0, asked), [job], "base")
+    run._fill(many, killed_after(0, asked), [rows], "base")
     assert asked == []
 
 
 def test_a_damaged_block_is_computed_again(many):
-    job, asked = job_of(many, "facts"), []
+    rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run._fill(many, killed_after(130, asked), [job], "base")
-    (many.store.rows(job.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
+        run._fill(many, killed_after(130, asked), [rows], "base")
+    (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
-    run._fill(many, killed_after(None, asked), [job], "base")
+    run._fill(many, killed_after(None, asked), [rows], "base")
     assert len(asked) == 150 - 64
 
 
@@ -90,7 +89,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    run._fill(many, scripted(str.upper), [job_of(many, "facts")], "base")
+    run._fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 
@@ -100,8 +99,8 @@ def test_progress_is_reported_block_by_block(path, many):
 def identities(made, name="prompt"):
     recipe = made.experiment.candidates[name]
     weights = run.base_weights(made)
-    jobs = [*run.target_jobs(made, recipe, weights, 0), *run.suite_jobs(made, weights)]
-    return {f"{job.task.name}/{job.split}": job.identity.digest for job in jobs}
+    sets = [*run.target_sets(made, recipe, weights, 0), *run.suite_sets(made, weights)]
+    return {s.name: s.identity.digest for s in sets}
 
 
 def changed(path, *overrides, name="prompt"):
@@ -150,8 +149,8 @@ def test_another_system_message_of_a_task_is_another_task(path):
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def first(*overrides):
         made = bench(path, "target.system=Be brief.", *overrides)
-        jobs = run.target_jobs(made, made.experiment.candidates["prompt"], run.base_weights(made), 0)
-        return jobs[0].examples[0].messages[0]
+        sets = run.target_sets(made, made.experiment.candidates["prompt"], run.base_weights(made), 0)
+        return sets[0].job().examples[0].messages[0]
 
     assert first() == {"role": "system", "content": "Be brief."}
     assert first("candidates.prompt.system=Be long.") == {"role": "system", "content": "Be long."}
@@ -166,7 +165,7 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
         "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2",
     )
     (path.parent / "suites" / "general.yaml").write_text(text)
-    asked = job_of(bench(path), "facts").examples[0].messages
+    asked = rows_of(bench(path), "facts").job().examples[0].messages
     assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
     assert asked[0]["content"].startswith("Shot")
     assert asked[-1]["content"].startswith("What follows")
@@ -194,7 +193,7 @@ def test_weights_that_were_left_half_made_are_made_anew(path):
 def test_a_classifier_has_no_general_ability_to_measure(path):
     made = bench(path)
     weights = run.ensure_weights(made, made.experiment.candidates["bag"], 0)
-    assert run.suite_jobs(made, weights) == []
+    assert run.suite_sets(made, weights) == []
 
 
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):

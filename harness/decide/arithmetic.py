@@ -8,7 +8,7 @@ from math import ceil, erf, inf, sqrt
 from typing import NamedTuple
 
 from harness import numbers
-from harness.compare import Comparison
+from harness.comparison import Comparison
 from harness.decide.facts import CandidateFacts, gain
 from harness.spec import DecidePolicy
 

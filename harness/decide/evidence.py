@@ -8,7 +8,7 @@ from math import ceil, inf
 from typing import NamedTuple
 
 from harness import numbers
-from harness.compare import Comparison
+from harness.comparison import Comparison
 from harness.decide import arithmetic
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
 from harness.spec import DecidePolicy

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.compare import Comparison, Estimate, oriented
-from harness.gate import Verdict
+from harness.comparison import Comparison, Estimate, oriented
+from harness.gating import Verdict
 
 Action = Literal[
     "prompt",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness import config, gate
+from harness import config, gating
 from harness.config import Loaded
 from harness.errors import HarnessError, IncompatibleRuns, UserError
 from harness.experiment.findings import Reader, facts_of, report_of
@@ -19,7 +19,7 @@ from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, base_weights, failed_run, make_run, stored_run, suite_jobs
+from harness.run import Bench, base_arm, base_weights, failed_run, make_run, stored_run, suite_sets
 from harness.spec import Recipe
 
 __all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "stored", "warnings_before"]
@@ -85,7 +85,8 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
             "expected one of each candidate; next: harness compare"
         )
     runs = [run for run in found if run is not None]
-    base_rows = {job.task.name: job.identity.digest for job in suite_jobs(bench, base_weights(bench))}
+    sets = suite_sets(bench, base_weights(bench))
+    base_rows = {s.measured.task.name: s.identity.digest for s in sets}
     header, notes = _header(bench), _notes(bench, runs)
     return report_of(bench, Reader(bench), runs, base_rows, smoke=False, header=header, notes=notes)
 
@@ -111,7 +112,7 @@ def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
 def warnings_before(bench: Bench) -> tuple[str, ...]:
     """Say which margins the items at hand probably cannot show."""
     n = {m.task.name: len(m.items.test) for m in bench.suites}
-    return gate.warn_before(bench.experiment.suites, n, bench.experiment.gate)
+    return gating.warn_before(bench.experiment.suites, n, bench.experiment.gate)
 
 
 def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, int]]:

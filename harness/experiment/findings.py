@@ -8,12 +8,12 @@ from dataclasses import replace
 from functools import cache
 from statistics import fmean
 
-from harness import compare, decide, estimate, gate, store
-from harness.compare import Comparison
+from harness import comparison, decide, estimate, gating, store
+from harness.comparison import Comparison
 from harness.data import Split
 from harness.decide import CandidateFacts
 from harness.errors import CandidateFailed
-from harness.gate import TargetFacts, TaskComparison
+from harness.gating import TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
@@ -128,10 +128,10 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
-        target=compare.estimate(metric, test),
-        validation=compare.estimate(metric, reader.of(run, bench.target, "validation")).score,
+        target=comparison.estimate(metric, test),
+        validation=comparison.estimate(metric, reader.of(run, bench.target, "validation")).score,
         slices={
-            s: compare.estimate(metric, [r for r in test if r.slice == s])
+            s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
         },
         cost_per_1k_usd=estimate.price_usd(
@@ -157,7 +157,7 @@ def _with_comparisons(
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        return compare.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
+        return comparison.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
 
     return [
         replace(f, vs_untrained=against(run, by_name.get(best or "")), vs_prompt=against(run, prompt))
@@ -191,15 +191,17 @@ def _task_comparisons(
         primary = m.task.primary_metric
         for name in sorted(m.metrics, key=lambda n: n != primary):
             metric = m.metrics[name]
-            comparison = compare.compare_rows(
+            difference = comparison.compare_rows(
                 metric,
                 base[m.task.name],
                 reader.of(run, m),
                 alpha=bench.experiment.gate.alpha,
                 identical=identical,
             )
-            admitted, why = gate.admit(m.task, metric, base[m.task.name]) if name == primary else (False, "")
-            out.append(TaskComparison(m.task, m.role, comparison, admitted, "" if admitted else why, m.suite))
+            admitted, why = False, ""
+            if name == primary:
+                admitted, why = gating.admit(m.task, metric, base[m.task.name])
+            out.append(TaskComparison(m.task, m.role, difference, admitted, "" if admitted else why, m.suite))
     return out
 
 
@@ -210,14 +212,14 @@ def _verdict(
     facts: CandidateFacts,
     tasks: Sequence[TaskComparison],
     base: Mapping[str, Rows],
-) -> gate.Verdict | None:
+) -> gating.Verdict | None:
     """Judge a run; what has no general ability (a classifier) has no verdict."""
     if not tasks or facts.target is None:
         return None
     generated = [m for m in bench.suites if m.task.kind == "generate" and m.role != "safety"]
     identical = run.weights_digest == run.base_digest
     validity = (
-        compare.compare_validity(
+        comparison.compare_validity(
             [r for m in generated for r in base[m.task.name]],
             [r for m in generated for r in reader.of(run, m)],
             alpha=bench.experiment.gate.alpha,
@@ -227,7 +229,7 @@ def _verdict(
         else None
     )
     primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
-    return gate.judge(
+    return gating.judge(
         primary,
         _policy(bench.experiment.gate, facts),
         validity=validity,

@@ -15,7 +15,7 @@ from harness.estimate import Work
 from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
-from harness.run import Bench, base_weights, measured, suite_jobs, target_jobs, training_work, work_of
+from harness.run import Bench, base_weights, measured, suite_sets, target_sets, training_work, work_of
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
@@ -89,7 +89,7 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
         work = (
             Work()
             if recipe.method == "classifier"
-            else sum((work_of(job) for job in target_jobs(bench, recipe, base, 0)), Work())
+            else sum((work_of(rows.job()) for rows in target_sets(bench, recipe, base, 0)), Work())
         )
         once = work + trains + (_suites_work(bench) if trains.trained else Work())
         out[name] = sum([once] * n_seeds, Work())
@@ -102,7 +102,7 @@ def _training_work(bench: Bench, name: str) -> Work:
 
 
 def _suites_work(bench: Bench) -> Work:
-    return sum((work_of(job) for job in suite_jobs(bench, base_weights(bench))), Work())
+    return sum((work_of(rows.job()) for rows in suite_sets(bench, base_weights(bench))), Work())
 
 
 def _params(recipe: Recipe) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 
 from harness import numbers
-from harness.compare import Comparison
+from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape

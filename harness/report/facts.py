@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness import numbers
-from harness.compare import Comparison
+from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, best_untrained, fine_tuned
-from harness.gate import MissRate, Verdict
+from harness.gating import MissRate, Verdict
 
 SMOKE = "smoke, not evidence"
 _SHORT = {

@@ -12,8 +12,8 @@ import pytest
 from scipy import special
 
 from harness import stats
-from harness.compare import Comparison, compare_rows
-from harness.gate import TaskComparison, judge
+from harness.comparison import Comparison, compare_rows
+from harness.gating import TaskComparison, judge
 from harness.spec import GatePolicy, Task
 from tests.fake_rows import EXACT, flips, ratio_metric, rows
 

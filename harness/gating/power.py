@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil, inf, log, sqrt
 from typing import NamedTuple
 
-from harness import compare, numbers, stats
-from harness.compare import Comparison
-from harness.gate.verdict import MissRate, TaskComparison, count_of, is_reported_only, margin_of
+from harness import comparison, numbers, stats
+from harness.comparison import Comparison
+from harness.gating.verdict import MissRate, TaskComparison, count_of, is_reported_only, margin_of
 from harness.spec import GatePolicy, Suite, Task
 from harness.stats import Interval
 
@@ -85,8 +85,8 @@ def missed(
     rates = [_macro_miss(comparisons, d, policy) for d in _MACRO_LOSSES]
     rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
     passes = stats.noninferiority_power(0.0, policy.macro, macro.se, policy.alpha)
-    if validity is not None and lower_se(compare.oriented(validity)) > 0:
-        se = lower_se(compare.oriented(validity))
+    if validity is not None and lower_se(comparison.oriented(validity)) > 0:
+        se = lower_se(comparison.oriented(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 

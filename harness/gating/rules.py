@@ -8,10 +8,10 @@ Source: statistics in `stats`; a veto beside a pass that needs no correction: Be
 from collections.abc import Sequence
 from math import ceil
 
-from harness import compare, numbers, stats
-from harness.compare import Comparison, Estimate
-from harness.gate.power import MOST_ITEMS, Macro, lower_se, more_items, upper_se
-from harness.gate.verdict import (
+from harness import comparison, numbers, stats
+from harness.comparison import Comparison, Estimate
+from harness.gating.power import MOST_ITEMS, Macro, lower_se, more_items, upper_se
+from harness.gating.verdict import (
     Number,
     Outcome,
     Rule,
@@ -96,7 +96,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
     pairs = zip(admitted, margins, strict=True)
-    return stats.holm([compare.regression_p(t.comparison, margin) for t, margin in pairs])
+    return stats.holm([comparison.regression_p(t.comparison, margin) for t, margin in pairs])
 
 
 def _doubtful_rule(
@@ -175,7 +175,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         )
     if validity is None:
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
-    c = compare.oriented(validity)
+    c = comparison.oriented(validity)
     outcome = _outcome(c.lower, c.upper, policy.validity)
     more, advice = more_items(c.delta, lower_se(c), policy.validity, c.n, policy.alpha)
     facts: dict[str, Number] = {
@@ -227,7 +227,7 @@ def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
             "inconclusive",
             f"a gain of {numbers.percent(wanted)} pp has no untrained candidate to be measured against",
         )
-    c = compare.oriented(gain)
+    c = comparison.oriented(gain)
     outcome = _reached(c.low, c.high, wanted)
     shown = numbers.points(c.delta, c.low, c.high)
     return (

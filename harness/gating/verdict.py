@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from harness import numbers
-from harness.compare import Comparison, Estimate
+from harness.comparison import Comparison, Estimate
 from harness.spec import GatePolicy, Task
 
 Outcome = Literal["pass", "fail", "inconclusive"]

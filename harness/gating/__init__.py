@@ -7,11 +7,11 @@ Admission looks at the base only.
 
 from collections.abc import Sequence
 
-from harness import compare, numbers
-from harness.compare import Comparison
-from harness.gate import rules as rule
-from harness.gate.power import macro_of, missed, warn_before
-from harness.gate.verdict import (
+from harness import comparison, numbers
+from harness.comparison import Comparison
+from harness.gating import rules as rule
+from harness.gating.power import macro_of, missed, warn_before
+from harness.gating.verdict import (
     MissRate,
     Outcome,
     Rule,
@@ -50,7 +50,7 @@ def admit(task: Task, metric: Metric, base_rows: Sequence[SampleResult]) -> tupl
     """
     if is_reported_only(task) or not metric.higher_is_better:
         return False, f"{task.name}: {metric.name} is reported, never part of the macro"
-    score = compare.estimate(metric, base_rows)
+    score = comparison.estimate(metric, base_rows)
     found = f"the base scores {numbers.interval(score.score, score.low, score.high)} %"
     chance = f"chance ({numbers.percent(task.chance)} %), n = {numbers.count(score.n)}"
     if score.low > task.chance:
@@ -75,7 +75,7 @@ def judge(
         ValueError: a comparison was made at another alpha.
     """
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
-    tasks = [t._replace(comparison=compare.oriented(t.comparison)) for t in tasks]
+    tasks = [t._replace(comparison=comparison.oriented(t.comparison)) for t in tasks]
     admitted = [t for t in tasks if in_macro(t)]
     macro = macro_of(admitted, policy.alpha) if admitted else None
     rules = (

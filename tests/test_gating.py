@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.compare import Estimate, compare_rows, compare_validity
-from harness.gate import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
+from harness.comparison import Estimate, compare_rows, compare_validity
+from harness.gating import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
 from harness.metrics import Metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
