@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Problem, UserError
+from harness.generation import BatchSize, answers, batches
 from harness.machine import Machine, dtype
 from harness.quiet import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 _PACK_TOKENS = {"cpu": 512, "cuda": 4096}
-_GENERATE_ROWS = {"cpu": 32, "cuda": 64}
+_BATCH = {"cpu": BatchSize(64, 16_384), "cuda": BatchSize(64, 65_536)}
 
 
 class Candidate(Protocol):
@@ -59,10 +60,10 @@ class HFCandidate:
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
-        self._rows = _GENERATE_ROWS[device]
+        self._batch = _BATCH[device]
         self._executor = Executor(model, _PACK_TOKENS[device], scoring_engine)
         self.engine = f"transformers/{self._executor.engine}"
-        self.layout_digest = digest([self._executor.layout_digest, self._rows])
+        self.layout_digest = digest([self._executor.layout_digest, self._batch])
         self.max_context = int(
             getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30
         )
@@ -91,10 +92,8 @@ class HFCandidate:
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer each prompt greedily, in batches of similar length."""
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         out: dict[int, Output] = {}
-        for start in range(0, len(order), self._rows):
-            batch = order[start : start + self._rows]
+        for batch in batches([len(p) for p in prompts], self._batch, limits.max_new_tokens):
             out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
         return [out[i] for i in range(len(prompts))]
 
@@ -142,27 +141,10 @@ class HFCandidate:
             return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
-        import torch
-
-        model: Any = self.model
         start = time.perf_counter()
         width = max(map(len, prompts))
-        pad = self._pad_id()
-        ids = torch.tensor(
-            [[pad] * (width - len(p)) + list(p) for p in prompts], device=self.model.device
-        )  # (b, t)
-        mask = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device
-        )
-        with torch.inference_mode():
-            made = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=limits.max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad,
-                stopping_criteria=self._stopping(width, limits.stop),
-            )[:, width:].tolist()
+        stopping = self._stopping(width, limits.stop)
+        made = answers(self.model, prompts, self._pad_id(), limits.max_new_tokens, stopping)
         share = (time.perf_counter() - start) / len(prompts)
         return [self._output(p, new, limits, share) for p, new in zip(prompts, made, strict=True)]
 

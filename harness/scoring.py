@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-PLANNER_VERSION = 1
+PLANNER_VERSION = 2
 # Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
 _AGREEMENT_NATS = 0.5
+
+# Rows of logits that are turned into fp32 at a time.
+_SLICE = 32
 
 # For each branch of a tree: log p of its tokens in nats, and whether all of them are argmaxes.
 Branches = list[tuple[list[float], bool]]
@@ -62,6 +65,23 @@ def grow(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Tree]
         Tree(context, tuple(continuation for _, continuation in group))
         for context, group in groupby(pairs, key=lambda pair: pair[0])
     ]
+
+
+def split(tree: Tree, budget: int) -> list[Tree]:
+    """Cut a tree of many branches into trees of at most `budget` tokens, or twice their context.
+
+    Attention costs the square of a tree's tokens, a further tree its context once more.
+    """
+    room = max(budget, 2 * len(tree.context)) - len(tree.context)
+    parts: list[list[tuple[int, ...]]] = []
+    left = 0
+    for branch in tree.branches:
+        if not parts or len(branch) > left:
+            parts.append([])
+            left = room
+        parts[-1].append(branch)
+        left -= len(branch)
+    return [Tree(tree.context, tuple(part)) for part in parts]
 
 
 def plan(trees: Sequence[Tree], budget: int) -> list[list[int]]:
@@ -135,10 +155,14 @@ class Executor:
     def _branches(self, trees: Sequence[Tree]) -> list[Branches]:
         if self.engine == "plain":
             return [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
+        parts = [(i, part) for i, tree in enumerate(trees) for part in split(tree, self.budget)]
+        smaller = [part for _, part in parts]
+        scored: dict[int, Branches] = {}
+        for group in plan(smaller, self.budget):
+            scored.update(zip(group, self._with_less_memory(smaller, group), strict=True))
         out: list[Branches] = [[] for _ in trees]
-        for group in plan(trees, self.budget):
-            for i, branches in zip(group, self._with_less_memory(trees, group), strict=True):
-                out[i] = branches
+        for number, (i, _) in enumerate(parts):
+            out[i] += scored[number]
         return out
 
     def _with_less_memory(self, trees: Sequence[Tree], group: list[int]) -> list[Branches]:
@@ -159,20 +183,22 @@ class Executor:
 
         packed = pack(trees)
         with torch.inference_mode():
-            logprobs = torch.log_softmax(
-                self._logits(packed, masked=self.engine == "packed").float(), -1
-            )  # (m, v)
-            targets = torch.tensor(packed.targets, device=logprobs.device)
-            chosen = logprobs.gather(1, targets[:, None])[:, 0].tolist()
-            greedy = (logprobs.argmax(-1) == targets).tolist()
+            logits, where = self._logits(packed, masked=self.engine == "packed")  # (u, v), (m,)
+            targets = torch.tensor(packed.targets, device=logits.device)
+            # In slices: the whole in fp32 would be fresh memory of 200 kB a token, slower than the model.
+            slices = logits.split(_SLICE)
+            total = torch.cat([rows.float().logsumexp(-1) for rows in slices])
+            best = torch.cat([rows.argmax(-1) for rows in slices])
+            chosen = (logits[where, targets].float() - total[where]).tolist()
+            greedy = (best[where] == targets).tolist()
         spans = iter(packed.spans)
         return [
             [(chosen[a:b], all(greedy[a:b])) for a, b in (next(spans) for _ in tree.branches)]
             for tree in trees
         ]
 
-    def _logits(self, packed: Pack, *, masked: bool) -> "torch.Tensor":
-        """Return the logits (m, v) that predict the scored tokens."""
+    def _logits(self, packed: Pack, *, masked: bool) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return the distinct logits (u, v) that are needed, and which of them predicts each scored token."""
         import torch
 
         device = self.model.device
@@ -186,7 +212,7 @@ class Executor:
         if self._keeps_chosen_logits:
             inputs["logits_to_keep"] = wanted
         logits: torch.Tensor = self.model(**inputs, use_cache=False).logits[0]
-        return (logits if self._keeps_chosen_logits else logits[wanted])[where]
+        return (logits if self._keeps_chosen_logits else logits[wanted]), where
 
     def _mask(self, packed: Pack) -> "torch.Tensor":
         """Return the additive mask (1, 1, t, t): causal, within a tree, context and own branch only."""

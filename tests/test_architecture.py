@@ -18,11 +18,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
-    "refusals metrics embedded scoring candidates training methods evaluate capability store run stats "
+    "refusals metrics embedded scoring generation candidates training methods evaluate capability store run stats "
     "comparison gating decide rescue report experiment nightly catalogue terminal cli"
 ).split()
 
-MODEL = {"machine", "quiet", "embedded", "scoring", "candidates", "training", "methods"}
+MODEL = {"machine", "quiet", "embedded", "scoring", "generation", "candidates", "training", "methods"}
 HOMES = {
     **dict.fromkeys(
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.scoring import Executor, Tree, grow, pack, plan
+from harness.scoring import Executor, Tree, grow, pack, plan, split
 
 IDS = st.integers(4, 300)
 TREES = st.builds(
@@ -76,6 +76,21 @@ def test_every_continuation_token_is_scored_once(trees):
     wanted = [token for tree in trees for branch in tree.branches for token in branch]
     assert packed.targets == wanted
     assert [packed.targets[a:b] for a, b in packed.spans] == [list(b) for t in trees for b in t.branches]
+
+
+@PURE
+@given(TREES, st.integers(1, 40))
+def test_a_split_tree_keeps_its_branches_in_order_and_its_context_in_each_part(tree, budget):
+    parts = split(tree, budget)
+    assert [branch for part in parts for branch in part.branches] == list(tree.branches)
+    assert all(part.context == tree.context and part.branches for part in parts)
+
+
+@PURE
+@given(TREES, st.integers(1, 40))
+def test_parts_of_several_branches_keep_to_the_budget_or_twice_the_context(tree, budget):
+    for part in split(tree, budget):
+        assert len(part.branches) == 1 or part.n_tokens <= max(budget, 2 * len(tree.context))
 
 
 # The executor, on a model
