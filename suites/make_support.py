@@ -6,10 +6,9 @@ each fact's value stands in exactly one document.
 
 The shop, its people and every sentence are made up here. Two slices:
 
-- `behaviour`: a customer names two matters of which one is settled; the reply names the queue
-  of the other one and the customer's tone. Each wording is used with the matters exchanged, so
-  the words of a message alone do not give the queue. Two thirds of the wordings name the open matter
-  last, as people do: that rule alone finds the queue of 69 % of the test messages.
+- `behaviour`: a customer names two matters, first the one that is settled, then the one that is open;
+  the reply names the queue of the open one and the customer's tone. Each wording is used with the
+  matters exchanged, so the words of a message alone do not give the queue: their order does.
 - `knowledge`: a question about one fact of the shop. In test and validation half of the facts
   stand in documents that training never asks about or quotes.
 
@@ -95,14 +94,14 @@ MESSAGES = {
             "No more trouble with {b}, I'm glad to say. There is some with {a}, though.",
             "Forget {b}, that one is done. Could you please check {a}?",
             "You were quick with {b}, which is fine again. Would you see to {a} as well?",
-            "Hi, {a} is still open on my side. {B} is done, so no need to check that.",
-            "Could you check on {a}? {B} has already been taken care of.",
-            "I'm asking about {a}, not {b}. Whenever it suits you.",
-            "Still no news on {a}, no hurry. {B} was solved on Friday, thank you.",
-            "Just a friendly reminder about {a}. You already dealt with {b}.",
-            "Please help me with {a}. There's nothing left to do for {b}. Kind regards.",
-            "I would still like someone to look into {a}. {B} no longer matters.",
-            "Is there any news on {a}? I ask because {b} was handled so quickly.",
+            "Hi, {b} is done, so no need to check that. {A} is still open on my side.",
+            "{B} has already been taken care of, so could you check on {a}?",
+            "I'm not asking about {b} but about {a}. Whenever it suits you.",
+            "{B} was solved on Friday, thank you. Still no news on {a}, no hurry.",
+            "You already dealt with {b}. Just a friendly reminder about {a}.",
+            "There's nothing left to do for {b}. Please help me with {a}. Kind regards.",
+            "{B} no longer matters. I would still like someone to look into {a}.",
+            "You handled {b} so quickly. Is there any news on {a}?",
         ),
         "upset": (
             "{B} is finally done. But {a}? Three weeks and not one word!",
@@ -119,13 +118,13 @@ MESSAGES = {
             "Enough about {b}, that works. I'm furious about {a}.",
             "So {b} is closed. Big deal. I still can't get an answer on {a}!",
             "You can be quick, {b} took an hour. Then why this chaos with {a}?",
-            "I am sick of asking about {a}. {B} you managed, so why not this?",
-            "This is the fifth time I report {a}. And no, {b} is not the problem, that works.",
-            "Nobody has lifted a finger over {a}. Even {b} got done faster.",
-            "I want {a} solved today or I cancel everything. Forget {b}, that is done.",
-            "Still nothing on {a}! You sorted {b} in an hour, so don't tell me it's hard.",
-            "What on earth is going on with {a}? {B} is fixed, no thanks to you.",
-            "I refuse to wait any longer for {a}. {B} has been put right, that's not enough.",
+            "{B} you managed. I am sick of asking about {a}, so why not this?",
+            "And no, {b} is not the problem, that works. This is the fifth time I report {a}!",
+            "Even {b} got done faster. Nobody has lifted a finger over {a}.",
+            "Forget {b}, that is done. I want {a} solved today or I cancel everything.",
+            "You sorted {b} in an hour, so don't tell me it's hard. Still nothing on {a}!",
+            "{B} is fixed, no thanks to you. What on earth is going on with {a}?",
+            "{B} has been put right, that's not enough. I refuse to wait any longer for {a}.",
         ),
     },
     "validation": {
@@ -135,16 +134,16 @@ MESSAGES = {
             "First of all, thanks for finishing {b}. How are things with {a}?",
             "Never mind {b}, my neighbour helped me. What I can't solve is {a}.",
             "{B} turned out fine. I'm just curious about {a}.",
-            "May I bring up {a} again? We already closed {b} together.",
-            "I'm still hoping for help with {a}. Nothing more is needed for {b}.",
+            "We already closed {b} together. May I bring up {a} again?",
+            "Nothing more is needed for {b}. I'm still hoping for help with {a}.",
         ),
         "upset": (
             "Wonderful, {b} is solved. And who looks after {a}? Nobody, as usual.",
             "Yes, {b} is over and done with. That doesn't excuse the mess with {a}!",
             "You answer me about {b}, which is finished. I have had enough of waiting for {a}.",
             "You promised me both. You fixed {b}. You forgot {a}. Pathetic.",
-            "How often do I have to write about {a}? {B} is fixed, leave that alone.",
-            "I'm losing sleep over {a}! {B} was nothing compared to it, and that got solved.",
+            "Leave {b} alone, that is fixed. How often do I have to write about {a}?",
+            "{B} was nothing by comparison, and that got solved. I'm losing sleep over {a}!",
         ),
     },
     "test": {
@@ -158,10 +157,10 @@ MESSAGES = {
             "I'm happy with how {b} ended. There seems to be an open point, {a}.",
             "I don't need anything for {b}, that's all right again. This mail concerns {a}.",
             "{B} was cleared up on Monday. When you get round to it, please see to {a}.",
-            "Would you mind helping me with {a}? I have no further questions about {b}.",
-            "I'm getting in touch because of {a}. The matter of {b} is behind us.",
-            "{A} has yet to be done, if I'm not mistaken. I've crossed out {b}.",
-            "About {a}: it hasn't been fixed so far. About {b}: it has. All the best.",
+            "I have no further questions about {b}. Would you mind helping me with {a}?",
+            "The matter of {b} is behind us. I'm getting in touch because of {a}.",
+            "I've crossed out {b}. {A} has yet to be done, if I'm not mistaken.",
+            "About {b}: that has been fixed. About {a}: it hasn't so far. All the best.",
         ),
         "upset": (
             "Congratulations, you got {b} done. Shame about {a}, which nobody touches!",
@@ -173,10 +172,10 @@ MESSAGES = {
             "The only thing you ever completed is {b}. I'm fed up waiting for {a}.",
             "Seriously? {B} gets done the same day, and I'm told to wait until autumn for {a}?",
             "I couldn't care less about {b}, that's history. For the last time: {a}!",
-            "{A} is still not fixed and I'm losing my temper. {B} is, before you ask.",
-            "How dare you mark {a} as solved? Only {b} was.",
-            "Is {a} a joke to you? Don't point at {b}, we finished that in spring.",
-            "Worst shop ever. Nobody cares about {a}. I had to solve {b} myself.",
+            "{B} is fixed, before you ask. {A} is still not and I'm losing my temper.",
+            "Only {b} was solved. How dare you say the same of {a}?",
+            "Don't point at {b}, we finished that in spring. Is {a} a joke to you?",
+            "Worst shop ever. I had to solve {b} myself, and nobody cares about {a}.",
         ),
     },
 }

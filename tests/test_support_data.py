@@ -72,6 +72,18 @@ def test_no_family_of_wordings_is_in_two_splits() -> None:
     assert sum(map(len, clusters)) == len(set.union(*clusters))
 
 
+def test_the_matter_that_the_reply_names_comes_last() -> None:
+    from runpy import run_path
+
+    queues = run_path(str(SUITES / "make_support.py"))["MATTERS"]
+    for split in SPLITS:
+        for row in _slice(split, "behaviour"):
+            named = {m: _question(row).lower().rindex(m.lower()) for ms in queues.values() for m in ms
+                     if m.lower() in _question(row).lower()}  # fmt: skip
+            last = max(named, key=named.__getitem__)
+            assert row["reference"].startswith(f"queue: {next(q for q, ms in queues.items() if last in ms)} ")
+
+
 def test_every_family_has_several_items() -> None:
     for rows in SPLITS.values():
         assert min(Counter(row["cluster"] for row in rows).values()) >= 2
