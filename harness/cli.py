@@ -95,7 +95,7 @@ def compare(
         _print_plan(bench, work, plan, as_json)
         return
     _say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
-    for line in [*experiment.warnings_before(bench), *bench.target.items.removed]:
+    for line in [*experiment.warnings_before(bench), *bench.target.items.notes]:
         _say(line)
     with progress.following(plan):
         found = experiment.run_all(bench, loaded, quick=quick)

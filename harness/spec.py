@@ -30,11 +30,14 @@ class Limits(Spec):
 class TaskData(Spec):
     """Files of a task, relative to the file that names them.
 
-    Without `validation` a part of the training rows is set aside (grouped by cluster).
+    Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is
+    one file for the three splits: the test part is set aside from it in the same way.
     `leaks` says what happens to rows of an evaluated split that also occur in training.
-    `other_labels` says what happens to rows whose reference is outside `labels`.
+    `other_labels` says what happens to rows whose reference is outside `labels`, `unusable`
+    to rows that lack something.
     """
 
+    all: str | None = None
     train: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -43,10 +46,22 @@ class TaskData(Spec):
     limits: Limits = Limits()
     leaks: Literal["refuse", "remove"] = "refuse"
     other_labels: Literal["refuse", "remove"] = "refuse"
+    unusable: Literal["refuse", "remove"] = "refuse"
+
+    @model_validator(mode="after")
+    def _one_source_of_splits(self) -> "TaskData":
+        if self.all and (self.train or self.validation or self.test):
+            raise ValueError("all is split into train, validation and test: leave these three out")
+        return self
+
+    def source(self, part: str) -> str | None:
+        """Return the file that a split, the pairs or the documents come from."""
+        own: str | None = getattr(self, part)
+        return own or (self.all if part in ("train", "test") else None)
 
 
 class Fields(Spec):
-    """How a row becomes an item: templates over the row's own fields, as in `{text}`."""
+    """How a row becomes an item: templates over the row's own fields, as in `{text}` or `{answers.text}`."""
 
     prompt: str = "{prompt}"
     reference: str = "{reference}"

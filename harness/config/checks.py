@@ -47,10 +47,10 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         if name not in plugins.names("metrics"):
             yield plugins.unknown("metrics", name, tree.where((*keys, "metrics", index)))
     where = tree.where((*keys, "data"))
-    if task.data.test is None:
+    if task.data.source("test") is None:
         found = f"task {task.name} without test rows"
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
-    if task.num_fewshot and task.data.train is None:
+    if task.num_fewshot and task.data.source("train") is None:
         at = tree.where((*keys, "num_fewshot"))
         yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
 
@@ -111,7 +111,7 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
 def _needs(plugin: ModuleType, name: str, target: Task | None, where: str) -> Iterator[Problem]:
     """Compare what the plugin's NEEDS name (files of the data) with what the target has."""
     for need in getattr(plugin, "NEEDS", ()) if target else ():
-        if target is not None and getattr(target.data, need) is None:
+        if target is not None and target.data.source(need) is None:
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
             yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")

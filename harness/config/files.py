@@ -14,7 +14,7 @@ from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import Suite
 
-DATA_FILES = ("train", "validation", "test", "pairs", "documents")
+DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")
 HUB = "hub:"
 
 _PACKAGE = Path(__file__).parents[1]
