@@ -36,11 +36,13 @@ HOMES = {
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
     "bm25s": {"prompting"},
+    "sentence_transformers": {"prompting"},
+    "evaluate": {"metrics"},
 }
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb"
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate"
 ).split()
 # What has to work on a machine without torch.
 LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "cli")

@@ -14,7 +14,7 @@ from harness.data.items import Kept, Notes, Sourced
 from harness.data.leaks import Leak, check_leaks, suite_leaks
 from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest
-from harness.spec import Task
+from harness.spec import Task, metric_name
 
 __all__ = ["Leak", "TaskItems", "check_leaks", "load_task", "suite_leaks", "task_version"]
 
@@ -84,6 +84,7 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     that more training rows do not make a new test.
     """
     definition = task.model_dump(exclude={"data", "limit"})
+    definition |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
     content = asdict(replace(items, removed=(), read_as=()))
     del content["read_as"]
     if split is not None:

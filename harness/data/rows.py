@@ -192,6 +192,9 @@ def _dataset(reference: str, split: str) -> list[Row]:
         table = datasets.load_dataset(source, config or None, split=split)
     except (OSError, ValueError) as error:
         found = f"no {split} rows to be had ({str(error).splitlines()[0]})"
-        next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
+        next_step = "name the part that there is, as in hub:owner/name:config:split"
+        if not Path(source).is_dir():
+            next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
         raise UserError(Problem(reference, found, "a data set on the hub or a copy", next_step)) from None
-    return [Row(f"{reference} {split} row {i}", dict(fields)) for i, fields in enumerate(table)]
+    where = reference if named else f"{reference} {split}"
+    return [Row(f"{where} row {i}", dict(fields)) for i, fields in enumerate(table)]
