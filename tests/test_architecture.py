@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
     "refusals metrics embedded scoring candidates training methods evaluate capability store run stats "
-    "comparison gating decide rescue report experiment nightly catalogue terminal cli"
+    "comparison gating decide rescue report experiment nightly starting catalogue terminal cli"
 ).split()
 
 MODEL = {"machine", "quiet", "embedded", "scoring", "candidates", "training", "methods"}
