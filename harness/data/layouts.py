@@ -164,7 +164,8 @@ def _slice(row: Row) -> dict[str, Any]:
 def _text(row: Row, field: str) -> str:
     value = row.fields[field]
     if not isinstance(value, str | int | float) or not str(value).strip():
-        found = f"an empty {field!r}" if not value else f"a {type(value).__name__} in {field!r}"
+        kind = type(value).__name__
+        found = f"an empty {field!r}" if isinstance(value, str) else f"a {kind} in {field!r}"
         raise UserError(Problem(row.where, found, "a text", _REMOVE))
     return str(value).strip()
 

@@ -92,7 +92,7 @@ def _loaded(name: str, where: str) -> Any:
         ) from None
     try:
         return evaluate.load(name, keep_in_memory=True)
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
         raise UserError(
