@@ -67,7 +67,7 @@ def test_instructions_are_learnt_from_rows_as_they_are(dolly):
     lora = next(fact for fact in dolly.facts if fact.name == "lora")
     assert {fact.state for fact in dolly.facts} == {"done"}
     assert {fact.target.n for fact in dolly.facts} == {24}
-    assert lora.training["validation_loss"][-1] < lora.training["validation_loss"][0]
+    assert lora.training["loss"][-1][1] < lora.training["loss"][0][1]
 
 
 @pytest.mark.slow
@@ -78,6 +78,8 @@ def test_how_the_rows_were_read_and_split_is_in_the_report(dolly, xquad):
 
 @pytest.mark.slow
 def test_retrieval_beats_the_closed_book(xquad):
+    rag = next(fact for fact in xquad.facts if fact.name == "rag")
+    assert rag.recall > 0.6
     assert scores(xquad)["rag"] > scores(xquad)["closed-book"] + 0.1
 
 
