@@ -49,6 +49,54 @@ RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help=
 
 
 @app.command()
+def init(
+    data: Annotated[
+        str, typer.Option("--data", envvar="HARNESS_DATA", help="Your rows: a file, or hub:owner/name.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write.")] = Path(),
+    base_model: Annotated[
+        str,
+        typer.Option(
+            "--base-model", envvar="HARNESS_BASE_MODEL", help="A hub id, a folder, or the embedded one."
+        ),
+    ] = "smollm2-135m",
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", envvar="HARNESS_PAIRS", help="A file of preference pairs.")
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option("--documents", envvar="HARNESS_DOCUMENTS", help="A file of documents to retrieve from."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The column that asks, or a template over columns.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The column that answers, or a template.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at your rows and write a folder in which compare runs as it is."""
+    from harness import starting
+
+    request = starting.Request(folder, data, base_model, pairs, documents, prompt, reference)
+    proposal = starting.propose(request)
+    written = [str(path) for path in starting.write(proposal)]
+    config = "" if folder == Path() else f" -c {folder / 'harness.yaml'}"
+    if as_json:
+        facts = {
+            "task": proposal.kind,
+            "metrics": proposal.task.metrics,
+            "candidates": list(proposal.candidates),
+        }
+        _print({**facts, "said": proposal.said, "files": written}, True)
+        return
+    for line in proposal.said:
+        print(line)
+    print(f"wrote {' and '.join(written)}")
+    print(f"next: harness compare{config} --dry-run says what would run; without it, it runs")
+
+
+@app.command()
 def compare(
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
@@ -95,7 +143,7 @@ def compare(
         _print_plan(bench, work, plan, as_json)
         return
     _say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
-    for line in [*experiment.warnings_before(bench), *bench.target.items.removed]:
+    for line in [*experiment.warnings_before(bench), *bench.target.items.notes]:
         _say(line)
     with progress.following(plan):
         found = experiment.run_all(bench, loaded, quick=quick)

@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
 from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
+from harness.metrics import sources as metric_sources
 from harness.progress import Progress
 from harness.prompting import PromptingContext, Step, compose
 from harness.records import Example, RowsIdentity, Run, digest
@@ -325,10 +326,7 @@ def _step(bench: Bench, recipe: Recipe, seed: int) -> Step:
 
 def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
-    plain = {
-        name: plugins.load("prompting", name).Params(**params).model_dump(mode="json")
-        for name, params in recipe.prompting.items()
-    }
+    plain = {name: _drawn_with(name, params) for name, params in recipe.prompting.items()}
     drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
     return digest(
         [
@@ -339,6 +337,18 @@ def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
             drawn_from if set(plain) - {"zero_shot"} else [],
         ]
     )
+
+
+def _drawn_with(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompting's parameters; a model among them stands as its content, not as its path."""
+    plugin = plugins.load("prompting", name)
+    built = plugin.Params(**params)
+    plain: dict[str, Any] = built.model_dump(mode="json")
+    if plain.get("model") is None:
+        plain.pop("model", None)
+        return plain
+    content = plugin.drawn_from(built)
+    return {**plain, "model": content or plain["model"]}
 
 
 def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -390,7 +400,7 @@ def _asked(m: Measured) -> tuple[Example, ...]:
 
 def _scoring_source(m: Measured) -> str:
     """Digest the code that turns answers into scores."""
-    metrics = [plugins.path_of("metrics", name) for name in m.metrics]
+    metrics = [path for written in m.task.metrics for path in metric_sources(written)]
     return plugins.source_digest(_HERE / "evaluate.py", _HERE / "refusals.py", *metrics)
 
 

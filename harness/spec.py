@@ -4,6 +4,7 @@ Invariant: every model is frozen and refuses unknown keys; paths are kept as wri
 whoever reads a file resolves them against that file's folder (see `config`).
 """
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+EVALUATE = "evaluate:"
+
+
+def metric_name(written: str) -> str:
+    """Return the short name of a metric: of a file its stem, of `evaluate:` no folders; else itself."""
+    prefix = EVALUATE if written.startswith(EVALUATE) else ""
+    name, colon, key = written.removeprefix(prefix).partition(":")
+    name = PurePath(name).name.removesuffix(".py") if prefix and is_path(name) else name
+    return f"{prefix}{name}{colon}{key}" if prefix else PurePath(written).name.removesuffix(".py")
+
+
+def is_path(metric: str) -> bool:
+    """Tell whether a metric is written as a path and not as a name."""
+    return metric.endswith(".py") or metric.startswith((".", "/", "~"))
 
 
 class Spec(BaseModel):
@@ -30,11 +45,14 @@ class Limits(Spec):
 class TaskData(Spec):
     """Files of a task, relative to the file that names them.
 
-    Without `validation` a part of the training rows is set aside (grouped by cluster).
+    Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is
+    one file for the three splits: the test part is set aside from it in the same way.
     `leaks` says what happens to rows of an evaluated split that also occur in training.
-    `other_labels` says what happens to rows whose reference is outside `labels`.
+    `other_labels` says what happens to rows whose reference is outside `labels`, `unusable`
+    to rows that lack something.
     """
 
+    all: str | None = None
     train: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -43,10 +61,22 @@ class TaskData(Spec):
     limits: Limits = Limits()
     leaks: Literal["refuse", "remove"] = "refuse"
     other_labels: Literal["refuse", "remove"] = "refuse"
+    unusable: Literal["refuse", "remove"] = "refuse"
+
+    @model_validator(mode="after")
+    def _one_source_of_splits(self) -> "TaskData":
+        if self.all and (self.train or self.validation or self.test):
+            raise ValueError("all is split into train, validation and test: leave these three out")
+        return self
+
+    def source(self, part: str) -> str | None:
+        """Return the file that a split, the pairs or the documents come from."""
+        own: str | None = getattr(self, part)
+        return own or (self.all if part in ("train", "test") else None)
 
 
 class Fields(Spec):
-    """How a row becomes an item: templates over the row's own fields, as in `{text}`."""
+    """How a row becomes an item: templates over the row's own fields, as in `{text}` or `{answers.text}`."""
 
     prompt: str = "{prompt}"
     reference: str = "{reference}"
@@ -60,9 +90,11 @@ class Task(Spec):
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
     `bits_per_byte`. `chance` is the score of a guesser, `margin` the loss that counts as a
-    regression on this task, both in [0, 1]. `num_fewshot` shots come from the `train` file
-    and are given as turns where `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores
-    worst unless `truncated_scores`, which suits questions whose answer comes first.
+    regression on this task, both in [0, 1]. A metric is the name of one of ours, a file of one's
+    own (`./mine.py`), or `evaluate:NAME` of the evaluate library. `num_fewshot` shots come from
+    the `train` file and are given as turns where `fewshot_as_multiturn`. An answer cut at
+    `max_new_tokens` scores worst unless `truncated_scores`, which suits questions whose answer
+    comes first.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -87,14 +119,14 @@ class Task(Spec):
 
     @model_validator(mode="after")
     def _primary_is_a_metric(self) -> "Task":
-        if self.primary and self.primary not in self.metrics:
+        if self.primary and metric_name(self.primary) not in map(metric_name, self.metrics):
             raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
         return self
 
     @property
     def primary_metric(self) -> str:
-        """The metric that decides: `primary`, else the first of `metrics`."""
-        return self.primary or self.metrics[0]
+        """The short name of the metric that decides: `primary`, else the first of `metrics`."""
+        return metric_name(self.primary or self.metrics[0])
 
 
 class Suite(Spec):

@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_model
+from hypothesis import settings
+
+# A busy machine is no failure: the first example of a property may import a slow package.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 _ROOT = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
     "refusals metrics embedded scoring generation candidates training methods evaluate capability store run stats "
-    "comparison gating decide rescue report experiment nightly catalogue terminal cli"
+    "comparison gating decide rescue report experiment nightly starting catalogue terminal cli"
 ).split()
 
 MODEL = {"machine", "quiet", "embedded", "scoring", "generation", "candidates", "training", "methods"}
@@ -36,11 +36,13 @@ HOMES = {
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
     "bm25s": {"prompting"},
+    "sentence_transformers": {"prompting"},
+    "evaluate": {"metrics"},
 }
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb"
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate"
 ).split()
 # What has to work on a machine without torch.
 LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "cli")

@@ -176,6 +176,11 @@ def test_a_missing_suite_is_the_only_thing_said_of_it(folder):
     assert then == "did you mean 'tiny.yaml'?"
 
 
+def test_an_unknown_suite_is_shown_with_the_nearest_name(folder):
+    found = only(folder, "suites=[generl]")
+    assert found[1:] == ("unknown suite 'generl'", "did you mean 'general'?")
+
+
 def test_a_file_in_a_folder_that_is_not_there_names_the_folder(folder):
     assert only(folder, "target=nowhere/tiny.yaml")[1] == f"no folder {folder}/nowhere"
 

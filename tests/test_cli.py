@@ -348,3 +348,29 @@ def test_ls_prints_names_with_their_purpose(harness, copy, what):
     shown = json.loads(harness("ls", what, "--json", cwd=copy, check=0).stdout)
     assert shown
     assert all(shown.values())
+
+
+CSV = "text,label\n" + "".join(
+    f"Where is {what} {i}?,{what}\n" for i in range(10) for what in ("card", "pin")
+)
+
+
+def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
+    (tmp_path / "mine.csv").write_text(CSV)
+    done = harness("init", "new", "--data", "mine.csv", check=0)
+    assert done.stdout.splitlines()[0] == "mine.csv: 20 rows that ask {text} and answer {label}"
+    assert "new/harness.yaml" in done.stdout.splitlines()[-1]
+    assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
+
+
+def test_init_prints_json(harness, tmp_path):
+    (tmp_path / "mine.csv").write_text(CSV)
+    found = json.loads(harness("init", "--data", "mine.csv", "--json", check=0).stdout)
+    assert (found["task"], found["files"]) == ("labels", ["harness.yaml", "suites/mine.yaml"])
+
+
+def test_init_never_overwrites(harness, tmp_path):
+    (tmp_path / "mine.csv").write_text(CSV)
+    harness("init", "--data", "mine.csv", check=0)
+    done = harness("init", "--data", "mine.csv", check=2)
+    assert done.stderr.count("a file that is there already") == 2

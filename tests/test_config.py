@@ -78,6 +78,30 @@ def test_a_shipped_suite_is_found_from_any_folder(folder):
     assert experiment(folder, "target=suites/support.yaml").target.name == "support"
 
 
+@pytest.mark.parametrize("name", ["general", "safety"])
+def test_a_shipped_suite_is_found_by_its_bare_name(folder, name):
+    assert experiment(folder, f"suites=[{name}]").suites[0].name == name
+
+
+def test_a_suite_of_ones_own_is_found_by_its_bare_name_first(folder):
+    (folder / "suites" / "general.yaml").write_text((folder / "suites" / "other.yaml").read_text())
+    assert experiment(folder, "suites=[general]").suites[0].name == "other"
+
+
+def test_the_folder_of_a_retriever_is_relative_to_the_experiment(folder):
+    (folder / "minilm").mkdir()
+    rag = "candidates.x={prompting: {rag: {retriever: dense, model: minilm}}}"
+    documents = "target.data.documents=suites/tiny/documents.jsonl"
+    recipe = experiment(folder, documents, rag).candidates["x"]
+    assert recipe.prompting["rag"]["model"] == str(folder / "minilm")
+
+
+def test_one_file_for_all_splits_is_enough_to_train_and_test(folder):
+    target = "target={name: t, data: {all: suites/tiny/train.jsonl}}"
+    found = experiment(folder, target, "candidates.x={method: classifier}")
+    assert found.target.data.source("test") == str(folder / "suites" / "tiny" / "train.jsonl")
+
+
 def test_an_empty_candidate_is_the_base_model_asked_without_examples(folder):
     recipe = experiment(folder, text=EXPERIMENT + "  bare:\n").candidates["bare"]
     assert (recipe.method, recipe.prompting) == ("base", {"zero_shot": {}})

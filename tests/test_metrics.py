@@ -8,7 +8,7 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from harness import plugins
 from harness.errors import UserError
@@ -128,6 +128,11 @@ def test_only_the_proportions_of_the_weights_count(name, scale):
         ("token_f1", "the"),
         ("rougeL", "the lamp costs 40 dollars"),
         ("bleu", "the lamp costs 40 dollars"),
+        ("rougeLsum", "the lamp\ncosts 40 dollars"),
+        ("chrf", "the lamp costs 40 dollars"),
+        ("chrf", "ランプ"),
+        ("precision", "billing"),
+        ("recall", "billing"),
         ("json_valid", '{"queue": "billing"}'),
         ("contains", "40 dollars."),
         ("contains", "C++"),
@@ -195,6 +200,22 @@ def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
     parts = np.array([metric.score(answer(s), example(g)) for g, s in pairs])
     expected = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("precision", precision_score), ("recall", recall_score)])
+@given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
+def test_precision_and_recall_are_those_of_scikit_learn_over_the_labels_that_occur(name, expected, pairs):
+    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
+    metric = built(name)
+    parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
+    known = expected(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
+    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(known)
+
+
+@pytest.mark.parametrize("name", ["precision", "recall"])
+def test_precision_and_recall_without_labels_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} on a task without labels"):
+        built(name, labels=())
 
 
 def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
@@ -269,6 +290,40 @@ def test_bleu_with_several_references_is_that_of_sacrebleu():
     expected = sacrebleu.corpus_bleu(said, [first, second]).score / 100
     assert expected > 0.1
     assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
+
+
+CHRF = st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=5)
+
+
+@given(CHRF)
+def test_chrf_is_that_of_sacrebleu_on_the_corpus(pairs):
+    said, gold = [s for s, _ in pairs], [g for _, g in pairs]
+    metric = built("chrf")
+    parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
+    expected = sacrebleu.corpus_chrf(said, [gold]).score / 100
+    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
+
+
+def test_chrf_with_several_references_is_that_of_sacrebleu():
+    rng = random.Random(1)
+    said, first, second = ([" ".join(rng.choices(WORDS, k=6)) for _ in range(20)] for _ in range(3))
+    metric = built("chrf")
+    rows = zip(said, first, second, strict=True)
+    parts = np.array([metric.score(answer(s), example(a, b)) for s, a, b in rows])
+    expected = sacrebleu.corpus_chrf(said, [first, second]).score / 100
+    assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
+
+
+def test_chrf_says_with_which_settings_it_was_made():
+    scorer = sacrebleu.CHRF()
+    scorer.corpus_score(["a lamp"], [["a lamp"]])
+    assert f"nrefs:1|{built('chrf').signature}" == str(scorer.get_signature())
+
+
+def test_summary_level_rouge_reads_line_by_line():
+    said, gold = "blue lamp\nred cup", "red cup\nblue lamp"
+    assert one("rougeLsum", said, gold) == 1
+    assert one("rougeL", said, gold) == 0.5
 
 
 def test_bleu_says_with_which_settings_it_was_made():

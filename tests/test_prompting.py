@@ -1,9 +1,13 @@
 """Promptings: one contract over every file, then shots, retrieval and recall."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -240,6 +244,96 @@ def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
 def test_passages_of_one_document_name_it_once():
     asked = apply({"rag": {"top_k": 4, "chunk_words": 4, "chunk_overlap": 0}}, ask("lamp lamps"))
     assert len(asked.passages) == len(set(asked.passages))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory):
+    """Save a random sentence-transformers model of a few thousand parameters."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("embedder")
+    words = sorted({word for d in DOCUMENTS for word in f"{d.title} {d.text} how much is".lower().split()})
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words])
+    )
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    bert = Transformer(str(folder / "bert"), max_seq_length=64)
+    SentenceTransformer(modules=[bert, Pooling(16)], device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings(embedder):
+    from sentence_transformers import SentenceTransformer
+
+    encode = SentenceTransformer(str(embedder), device="cpu").encode
+    texts = encode([f"{d.title} {d.text}" for d in DOCUMENTS])
+    asked = encode(ITEM.prompt)
+    cosines = texts @ asked / np.linalg.norm(texts, axis=1) / np.linalg.norm(asked)
+    expected = tuple(DOCUMENTS[i].id for i in np.argsort(-cosines))
+    assert len(set(cosines)) == 3
+    assert apply({"rag": {"retriever": "dense", "model": str(embedder), "top_k": 3}}).passages == expected
+
+
+def test_dense_retrieval_prints_nothing(embedder, capfd):
+    apply({"rag": {"retriever": "dense", "model": str(embedder)}})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tmp_path):
+    rag = plugins.load("prompting", "rag")
+    copy = shutil.copytree(embedder, tmp_path / "copy")
+
+    def drawn_from(folder):
+        return rag.drawn_from(rag.Params(retriever="dense", model=str(folder)))
+
+    same = drawn_from(copy)
+    (copy / "model.safetensors").write_bytes(b"other")
+    assert drawn_from(embedder) == same != drawn_from(copy)
+
+
+@pytest.mark.parametrize(
+    ("params", "found"),
+    [
+        ({"retriever": "dense"}, "dense without model"),
+        ({"model": "own/model"}, "a model with retriever bm25"),
+    ],
+)
+def test_only_dense_retrieval_takes_a_model(params, found):
+    with pytest.raises(ValidationError, match=found):
+        apply({"rag": params})
+
+
+def test_a_retriever_that_cannot_be_had_is_refused(tmp_path):
+    with pytest.raises(UserError, match="model own/nothing could not be loaded"):
+        apply({"rag": {"retriever": "dense", "model": "own/nothing"}})
+
+
+def test_without_sentence_transformers_the_line_to_install_it_is_said():
+    program = (
+        "import sys; sys.modules['sentence_transformers'] = None\n"
+        "from harness.errors import UserError\n"
+        "from harness.prompting import PromptingContext, compose\n"
+        "from harness.records import Document\n"
+        "from harness.spec import Task, TaskData\n"
+        "context = PromptingContext(Task(name='t', data=TaskData()), (), (Document('d', '', 'x'),), 0)\n"
+        "try: compose({'rag': {'retriever': 'dense', 'model': 'own/model'}}, context)\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'harness-evals[dense]'" in done.stdout
 
 
 def test_rag_without_documents_is_refused():

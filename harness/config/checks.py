@@ -14,7 +14,7 @@ from harness.config.files import DATA_FILES, HUB, missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import GatePolicy, Recipe, Task
+from harness.spec import EVALUATE, GatePolicy, Recipe, Task, is_path
 
 _NAME_SIGNS = frozenset("_.-")
 
@@ -44,15 +44,27 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
             where = tree.where((*keys, "data", name))
             yield missing_file(Path(path), where, f"the {name} rows of task {task.name}")
     for index, name in enumerate(task.metrics):
-        if name not in plugins.names("metrics"):
-            yield plugins.unknown("metrics", name, tree.where((*keys, "metrics", index)))
+        yield from _metric(name, tree.where((*keys, "metrics", index)))
     where = tree.where((*keys, "data"))
-    if task.data.test is None:
+    if task.data.source("test") is None:
         found = f"task {task.name} without test rows"
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
-    if task.num_fewshot and task.data.train is None:
+    if task.num_fewshot and task.data.source("train") is None:
         at = tree.where((*keys, "num_fewshot"))
         yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+
+
+def _metric(written: str, where: str) -> Iterator[Problem]:
+    """Refuse a metric that is none of ours, a file that is not there or has the name of one of ours."""
+    path = Path(written.removeprefix(EVALUATE).partition(":")[0])
+    if is_path(str(path)) and not path.exists():
+        yield missing_file(path, where, "the file of a metric")
+    elif written.endswith(".py") and not written.startswith(EVALUATE):
+        if path.stem in plugins.names("metrics"):
+            found = f"a file of the name of our own metric {path.stem}"
+            yield Problem(where, found, "a name of its own", "rename the file")
+    elif not written.startswith(EVALUATE) and written not in plugins.names("metrics"):
+        yield plugins.unknown("metrics", written, where)
 
 
 def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
@@ -111,7 +123,7 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
 def _needs(plugin: ModuleType, name: str, target: Task | None, where: str) -> Iterator[Problem]:
     """Compare what the plugin's NEEDS name (files of the data) with what the target has."""
     for need in getattr(plugin, "NEEDS", ()) if target else ():
-        if target is not None and getattr(target.data, need) is None:
+        if target is not None and target.data.source(need) is None:
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
             yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")

@@ -12,9 +12,9 @@ from harness.config import tree as trees
 from harness.config import wording
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import Suite
+from harness.spec import EVALUATE, Suite, is_path
 
-DATA_FILES = ("train", "validation", "test", "pairs", "documents")
+DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")
 HUB = "hub:"
 
 _PACKAGE = Path(__file__).parents[1]
@@ -77,9 +77,10 @@ def finish(tree: Tree) -> None:
     _spell_out_promptings(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
-    base = tree.data.get("base_model")
-    if isinstance(base, str) and (base.startswith(("./", "../", "~")) or (tree.folder / base).is_dir()):
-        tree.data["base_model"] = str((tree.folder / Path(base).expanduser()).resolve())
+    _resolve_model(tree.data, "base_model", tree.folder)
+    for recipe in _mapping(tree.data.get("candidates")).values():
+        for params in _mapping(_mapping(recipe).get("prompting")).values():
+            _resolve_model(_mapping(params), "model", tree.folder)
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
@@ -156,16 +157,46 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         path = data.get(split)
         if isinstance(path, str) and not path.startswith(HUB):
             data[split] = str((folder / Path(path).expanduser()).resolve())
+    metrics = task.get("metrics")
+    if isinstance(metrics, list):
+        task["metrics"] = [_resolve_metric(m, folder) if isinstance(m, str) else m for m in metrics]
+
+
+def _resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
+    """Make the folder of a model absolute; a hub id or the name of an embedded model stays."""
+    name = around.get(key)
+    if isinstance(name, str) and (name.startswith(("./", "../", "~")) or (folder / name).is_dir()):
+        around[key] = str((folder / Path(name).expanduser()).resolve())
+
+
+def _resolve_metric(written: str, folder: Path) -> str:
+    """Make the path of a metric absolute, also behind `evaluate:`; a name stays."""
+    prefix = EVALUATE if written.startswith(EVALUATE) else ""
+    name, colon, key = written.removeprefix(prefix).partition(":")
+    if not is_path(name):
+        return written
+    return f"{prefix}{(folder / Path(name).expanduser()).resolve()}{colon}{key}"
 
 
 def _locate(folder: Path, relative: str) -> Path | None:
-    tried = (root / Path(relative).expanduser() for root in (folder, *_SHIPPED))
+    """Find a file by its path beside harness.yaml or in the package; a suite by its bare name as well."""
+    names = (relative, f"suites/{relative}.yaml") if _is_bare(relative) else (relative,)
+    tried = (root / Path(name).expanduser() for root in (folder, *_SHIPPED) for name in names)
     return next((path.resolve() for path in tried if path.is_file()), None)
 
 
+def _is_bare(name: str) -> bool:
+    return "/" not in name and not name.endswith((".yaml", ".yml"))
+
+
 def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
-    if what == "suite":
+    if what == "suite" and not _is_bare(relative):
         return missing_file(folder / relative, where, f"a suite file, relative to {folder}")
+    if what == "suite":
+        roots = (folder, *_SHIPPED)
+        known = {file.stem for root in roots for file in (root / "suites").glob("*.yaml")}
+        expected = "a suite file, or the name of one in suites/"
+        return Problem(where, f"unknown suite {relative!r}", expected, did_you_mean(relative, known))
     name = Path(relative).stem
     known = {file.stem for root in (folder, *_SHIPPED) for file in (root / "baselines").glob("*.yaml")}
     found = f"unknown recipe {name!r}"

@@ -5,16 +5,16 @@ row and no preference pair asks what an evaluated split asks.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 from harness.data import items, leaks, rows, splits
-from harness.data.items import Kept, Sourced
+from harness.data.items import Kept, Notes, Sourced
 from harness.data.leaks import Leak, check_leaks, suite_leaks
 from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest
-from harness.spec import Task
+from harness.spec import Task, metric_name
 
 __all__ = ["Leak", "TaskItems", "check_leaks", "load_task", "suite_leaks", "task_version"]
 
@@ -28,7 +28,8 @@ _Made = TypeVar("_Made")
 class TaskItems:
     """The items of a task; `removed` says in sentences which rows were left out and why.
 
-    A pair's `references` hold the chosen answer, its `rejected` the other one.
+    A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
+    sentences by which layout a file was read, and how one file became three splits.
     """
 
     train: tuple[Example, ...]
@@ -37,6 +38,12 @@ class TaskItems:
     pairs: tuple[Example, ...]
     documents: tuple[Document, ...]
     removed: tuple[str, ...]
+    read_as: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the files: how they were read, then what was left out."""
+        return (*self.read_as, *self.removed)
 
 
 class _Files(NamedTuple):
@@ -47,7 +54,7 @@ class _Files(NamedTuple):
     test: list[Sourced]
     pairs: list[Sourced]
     documents: list[Document]
-    removed: list[str]
+    notes: Notes
 
 
 def load_task(task: Task, seed: int) -> TaskItems:
@@ -56,19 +63,17 @@ def load_task(task: Task, seed: int) -> TaskItems:
     Raises:
         UserError: with the problems of all files at once, or with the leaks between them.
     """
-    files = _without_leaks(task, _read(task))
-    train, validation = files.train, files.validation
-    if train and not validation:
-        train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), task.kind == "choice")
+    files = _split_up(task, _without_leaks(task, _read(task)), seed)
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
-        train=splits.draw(train, limits.train, _rng(task, seed, "train")),
-        validation=splits.draw(validation, limits.validation, _rng(task, seed, "validation")),
+        train=splits.draw(files.train, limits.train, _rng(task, seed, "train")),
+        validation=splits.draw(files.validation, limits.validation, _rng(task, seed, "validation")),
         test=splits.draw(files.test, n_test, _rng(task, seed, "test")),
         pairs=tuple(sourced.example for sourced in files.pairs),
         documents=tuple(files.documents),
-        removed=tuple(files.removed),
+        removed=tuple(dict.fromkeys(files.notes.removed)),
+        read_as=tuple(dict.fromkeys(files.notes.read_as)),
     )
 
 
@@ -79,7 +84,9 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     that more training rows do not make a new test.
     """
     definition = task.model_dump(exclude={"data", "limit"})
-    content = asdict(replace(items, removed=()))
+    definition |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
+    content = asdict(replace(items, removed=(), read_as=()))
+    del content["read_as"]
     if split is not None:
         content = {split: content[split], "shots": content["train"] if task.num_fewshot else ()}
     return digest([definition, content])
@@ -92,19 +99,23 @@ def _rng(task: Task, seed: int, purpose: str) -> random.Random:
 def _read(task: Task) -> _Files:
     """Read every file, going on after a bad one, so that all problems come at once."""
     problems: list[Problem] = []
-    removed: list[str] = []
-    train, validation, test = (
-        _tried(problems, Kept([], []), _split, task, getattr(task.data, split), split, removed)
-        for split in ("train", "validation", "test")
-    )
-    pairs = _tried(problems, [], _pairs, task)
+    notes = Notes([], [])
     documents = _tried(problems, [], _documents, task)
+    train, validation, test = (
+        _tried(problems, Kept([], []), _split, task, path, split, notes, documents)
+        for split, path in (
+            ("train", task.data.source("train")),
+            ("validation", task.data.validation),
+            ("test", task.data.test),
+        )
+    )
+    pairs = _tried(problems, [], _pairs, task, notes)
     if not problems:
         problems += items.unused_labels(task, (train, validation, test))
         problems += items.unknown_documents((train, validation, test), documents) if documents else []
     if problems:
         raise UserError(problems)
-    return _Files(train.examples, validation.examples, test.examples, pairs, documents, removed)
+    return _Files(train.examples, validation.examples, test.examples, pairs, documents, notes)
 
 
 def _tried(
@@ -122,18 +133,12 @@ def _tried(
         return otherwise
 
 
-def _split(task: Task, path: str | None, split: str, removed: list[str]) -> Kept:
-    if path is None:
-        return Kept([], [])
-    content = rows.read(path, split)
-    kept = items.examples(task, content)
-    if kept.outside:
-        removed.append(items.removed_labels(task, content, kept))
-    return kept
+def _split(task: Task, path: str | None, split: str, notes: Notes, documents: Sequence[Document]) -> Kept:
+    return items.examples(task, rows.read(path, split), notes, documents) if path else Kept([], [])
 
 
-def _pairs(task: Task) -> list[Sourced]:
-    return items.pairs(task, rows.read(task.data.pairs, "train")) if task.data.pairs else []
+def _pairs(task: Task, notes: Notes) -> list[Sourced]:
+    return items.pairs(task, rows.read(task.data.pairs, "train"), notes) if task.data.pairs else []
 
 
 def _documents(task: Task) -> list[Document]:
@@ -151,17 +156,49 @@ def _without_leaks(task: Task, files: _Files) -> _Files:
         "train": check_leaks(files.train, evaluated, task.kind == "choice"),
         "pairs": check_leaks(files.pairs, evaluated),
     }
-    where = {split: rows.shown_path(getattr(task.data, split) or "") for split in found}
+    where = {part: rows.shown_path(task.data.source(part) or "") for part in found}
     if task.data.leaks == "refuse" and any(found.values()):
         next_step = "remove the row, or set leaks: remove in data: of the task"
         raise UserError(
             [p for split, leaked in found.items() for p in leaks.problems(leaked, where[split], next_step)]
         )
-    removed = [leaks.removed(leaked, where[split]) for split, leaked in found.items() if leaked]
+    files.notes.removed.extend(leaks.removed(leaked, where[part]) for part, leaked in found.items() if leaked)
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:
         raise UserError(Problem(where["train"], "only rows that are evaluated too", "other training rows"))
-    return files._replace(train=train, pairs=pairs, removed=[*files.removed, *removed])
+    return files._replace(train=train, pairs=pairs)
+
+
+def _split_up(task: Task, files: _Files, seed: int) -> _Files:
+    """Set aside what no file holds: test rows from the one file of all, validation rows from training.
+
+    The test rows do not depend on the seed, so every seed is judged on the same items.
+    """
+    train, validation, test = files.train, files.validation, files.test
+    choice = task.kind == "choice"
+    if task.data.all:
+        train, test = splits.set_aside(train, random.Random(f"{task.name}/test"), choice)
+    if train and not validation:
+        train, validation = splits.set_aside(train, _rng(task, seed, "set aside"), choice)
+    if task.data.all:
+        counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
+        by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
+        files.notes.read_as.append(f"{rows.shown_path(task.data.all)}: split into {counts}{by}")
+    pairs = _not_set_aside(task, files, [*validation, *test])
+    return files._replace(train=train, validation=validation, test=test, pairs=pairs)
+
+
+def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[Sourced]:
+    """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
+    asking = {leak.training.where for leak in check_leaks(files.pairs, evaluated)}
+    clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
+    kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
+    if n := len(files.pairs) - len(kept):
+        shown = rows.shown_path(task.data.pairs or "")
+        files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
+    if files.pairs and not kept:
+        raise UserError(Problem(task.data.pairs or "", "only pairs that are evaluated too", "other pairs"))
+    return kept
 
 
 def _keep(training: list[Sourced], leaked: list[Leak]) -> list[Sourced]:

@@ -5,9 +5,13 @@ reference is one of them.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from harness.data import layouts
+from harness.data.layouts import Layout
 from harness.data.rows import Row, Rows, capped
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
@@ -34,13 +38,31 @@ class Kept(NamedTuple):
     outside: list[str]
 
 
-def examples(task: Task, content: Rows) -> Kept:
+class Notes(NamedTuple):
+    """Sentences to say of files: how they were read, and which rows were left out and why."""
+
+    read_as: list[str]
+    removed: list[str]
+
+
+def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Document] = ()) -> Kept:
     """Make the examples of a split, without those of other labels where the task says so.
+
+    Where there are `documents` to retrieve from, a context that stands beside a question is left
+    to retrieval, and noted as the document that holds the answer if it is one of them.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
-    made = _each(content, lambda row, name: Sourced(_example(task, row, name), row.where))
+    layout, known = layouts.layout_of(task, content), {document.id for document in documents}
+    if layout:
+        notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
+
+    def sourced(row: Row, name: str) -> Sourced:
+        example = _example(task, layouts.read(row, layout, bool(documents)), name)
+        return Sourced(_with_context(example, row, known), row.where)
+
+    made = _each(content, sourced, task.data.unusable, notes.removed)
     problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
     kept = [sourced for sourced in made if _is_closed(sourced.example)]
     outside = [sourced for sourced in made if not _is_closed(sourced.example)]
@@ -51,16 +73,23 @@ def examples(task: Task, content: Rows) -> Kept:
     if not kept:
         expected = f"at least one with one of the {len(task.labels)} labels"
         raise UserError(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
+    if outside:
+        notes.removed.append(_removed_labels(task, content, len(outside)))
     return Kept(kept, [sourced.example.references[0] for sourced in outside])
 
 
-def pairs(task: Task, content: Rows) -> list[Sourced]:
+def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
-    made = _each(content, lambda row, name: Sourced(_pair(task, row, name), row.where))
+    made = _each(
+        content,
+        lambda row, name: Sourced(_pair(task, layouts.read_pair(row), name), row.where),
+        task.data.unusable,
+        notes.removed,
+    )
     problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
     if problems:
         raise UserError(capped(problems, content.shown, "ids that stand twice"))
@@ -68,22 +97,18 @@ def pairs(task: Task, content: Rows) -> list[Sourced]:
 
 
 def documents(content: Rows) -> list[Document]:
-    """Make the documents of a knowledge base.
+    """Make the documents of a knowledge base; of rows with questions, one of every context.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
+    if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
+        return list({document.id: document for document in map(_context, content.rows)}.values())
     made = _each(content, _document)
     problems = _twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)])
     if problems:
         raise UserError(capped(problems, content.shown, "ids that stand twice"))
     return made
-
-
-def removed_labels(task: Task, content: Rows, kept: Kept) -> str:
-    """Say how many rows were left out for their label."""
-    n, n_labels = len(content.rows), len(task.labels)
-    return f"{content.shown}: {len(kept.outside):,} of {n:,} rows removed, label not among the {n_labels}"
 
 
 def unused_labels(task: Task, splits: Sequence[Kept]) -> Iterator[Problem]:
@@ -111,7 +136,12 @@ def unknown_documents(splits: Sequence[Kept], known: Sequence[Document]) -> list
     return capped(problems, "documents", "unknown documents")
 
 
-def _each(content: Rows, make: Callable[[Row, str], _Made]) -> list[_Made]:
+def _each(
+    content: Rows,
+    make: Callable[[Row, str], _Made],
+    unusable: Literal["refuse", "remove"] = "refuse",
+    notes: list[str] | None = None,
+) -> list[_Made]:
     """Make something of every row; ids of rows without one are the file's stem and the row's index."""
     made: list[_Made] = []
     problems: list[Problem] = []
@@ -120,9 +150,46 @@ def _each(content: Rows, make: Callable[[Row, str], _Made]) -> list[_Made]:
             made.append(make(row, f"{content.stem}-{index}"))
         except UserError as error:
             problems += error.problems
-    if problems:
+    if problems and (unusable == "refuse" or not made):
         raise UserError(capped(problems, content.shown, "rows that cannot be used"))
+    if problems and notes is not None:
+        notes.append(_removed_rows(content, problems))
     return made
+
+
+def _removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
+    """Say how many rows were left out because they cannot be used, and what was wrong with them."""
+    n_rows = len({problem.where for problem in problems})
+    kinds = Counter(problem.found for problem in problems).most_common(3)
+    why = ", ".join(f"{found} ({count})" for found, count in kinds)
+    more = ", …" if len({problem.found for problem in problems}) > len(kinds) else ""
+    first = problems[0].where.removeprefix(content.shown).lstrip(": ")
+    return (
+        f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows removed, unusable: "
+        f"{why}{more}; the first is {first}"
+    )
+
+
+def _removed_labels(task: Task, content: Rows, n_outside: int) -> str:
+    n, n_labels = len(content.rows), len(task.labels)
+    return f"{content.shown}: {n_outside:,} of {n:,} rows removed, label not among the {n_labels}"
+
+
+def _read_as(content: Rows, layout: Layout, *, apart: bool) -> str:
+    held = "; contexts are left to retrieval" if apart and layout.name == "question" else ""
+    return f"{content.shown}: read as {layout.name} rows ({layout.form}){held}"
+
+
+def _with_context(example: Example, row: Row, known: set[str]) -> Example:
+    """Name the document that a question's own context is, where it is one of those that are known."""
+    context = row.fields.get("context")
+    ident = layouts.context_id(context) if isinstance(context, str) else ""
+    return replace(example, documents=(ident,)) if ident in known and not example.documents else example
+
+
+def _context(row: Row) -> Document:
+    text = _filled(row, "{context}")
+    return Document(layouts.context_id(text), layouts.title(row), text)
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
@@ -146,12 +213,14 @@ def _example(task: Task, row: Row, name: str) -> Example:
 def _pair(task: Task, row: Row, name: str) -> Example:
     prompt = _DEFAULT.prompt if row.fields.keys() & {"prompt", "messages"} else task.fields.prompt
     ident = _own(row, None, "id") or name
+    # Pairs in a file of their own need not have the field that clusters the items.
+    cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
     return Example(
         id=ident,
         messages=_messages(row, prompt),
         references=(_filled(row, "{chosen}"),),
         rejected=_filled(row, "{rejected}"),
-        cluster=_own(row, None, "cluster") or ident,
+        cluster=_own(row, cluster, "cluster") or ident,
         slice=_own(row, None, "slice"),
     )
 
@@ -191,12 +260,16 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
         return ()
     field = _FIELD.fullmatch(template)
-    if field and isinstance(row.fields.get(field[1]), list):
+    if field and isinstance(_value(row, field[1]), list):
         accepted = _texts(row, field[1])
         if not accepted:
             raise UserError(Problem(row.where, f"no entry in {field[1]!r}", "at least one accepted answer"))
         return accepted
-    return (_filled(row, template),)
+    reference = _filled(row, template)
+    if not reference.strip():
+        next_step = "fill it in, or set unusable: remove in data: of the task"
+        raise UserError(Problem(row.where, "an empty reference", "the right answer", next_step))
+    return (reference,)
 
 
 def _text(row: Row, template: str) -> tuple[str, ...]:
@@ -218,8 +291,22 @@ def _filled(row: Row, template: str) -> str:
     return _FIELD.sub(lambda field: _scalar(row, field[1]), template)
 
 
+def _has_fields(row: Row, template: str) -> bool:
+    return all(_value(row, field) is not None for field in _FIELD.findall(template))
+
+
+def _value(row: Row, field: str) -> Any:
+    """Take a field of the row, or as `answers.text` a field of what stands in it."""
+    value: Any = row.fields.get(field)
+    if value is None and "." in field:
+        value = row.fields
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def _scalar(row: Row, field: str) -> str:
-    value = row.fields.get(field)
+    value = _value(row, field)
     if value is None:
         here = ", ".join(sorted(row.fields))
         hint = f"its fields are {here}; name another one under fields: of the task"
@@ -232,7 +319,7 @@ def _scalar(row: Row, field: str) -> str:
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:
-    value = row.fields.get(field)
+    value = _value(row, field)
     if value is None:
         return ()
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):

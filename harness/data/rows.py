@@ -1,4 +1,4 @@
-"""Files to rows: JSON Lines (also gzipped), CSV, Parquet, and data sets in the hub's layout.
+"""Files to rows: JSON Lines, JSON and CSV (also gzipped), Parquet, and data sets in the hub's layout.
 
 Invariant: every row knows where it was written; a file with a malformed row is refused with
 all of its malformed rows.
@@ -36,7 +36,9 @@ class Rows(NamedTuple):
 
 
 def read(path: str, split: str) -> Rows:
-    """Read a file, a folder in the hub's layout, or `hub:owner/name[:config]`; `split` names the part.
+    """Read a file, a folder in the hub's layout, or `hub:owner/name[:config[:split]]`.
+
+    `split` names the part of a folder or of a hub id that names none.
 
     Raises:
         UserError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind.
@@ -72,10 +74,11 @@ def capped(problems: list[Problem], where: str, what: str) -> list[Problem]:
 
 def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
     name = file.name.removesuffix(".gz")
-    for ending, reader in ((".jsonl", _json_lines), (".csv", _csv), (".parquet", _parquet)):
+    readers = ((".jsonl", _json_lines), (".json", _json_array), (".csv", _csv), (".parquet", _parquet))
+    for ending, reader in readers:
         if name.endswith(ending):
             return reader
-    expected = "a file named *.jsonl, *.csv (either also .gz) or *.parquet"
+    expected = "a file named *.jsonl, *.json, *.csv (each also .gz) or *.parquet"
     raise UserError(
         Problem(shown, f"a file of the kind {file.suffix!r}", expected, "convert it to JSON Lines")
     )
@@ -108,6 +111,23 @@ def _json_lines(file: Path, shown: str) -> list[Row]:
     if problems:
         raise UserError(capped(problems, shown, "malformed lines"))
     return rows
+
+
+def _json_array(file: Path, shown: str) -> list[Row]:
+    try:
+        rows = json.loads(_text(file, shown), parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        found = f"malformed JSON ({error.msg} at column {error.colno})"
+        expected = "a list of objects (one object a line is a .jsonl file)"
+        raise UserError(
+            Problem(f"{shown}:{error.lineno}", found, expected, "mend or rename the file")
+        ) from None
+    except ValueError as error:
+        raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "mend it")) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        found = "JSON that is no list of objects"
+        raise UserError(Problem(shown, found, "[{…}, {…}]", "convert it to JSON Lines"))
+    return [Row(f"{shown} row {i}", fields) for i, fields in enumerate(rows)]
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -164,13 +184,17 @@ def _dataset(reference: str, split: str) -> list[Row]:
     import datasets
 
     datasets.disable_progress_bars()
-    name, _, config = reference.removeprefix(HUB).partition(":")
+    name, config, named = [*reference.removeprefix(HUB).split(":"), "", ""][:3]
+    split = named or split
     copies = os.environ.get("HARNESS_DATASETS_DIR")
     source = str(Path(copies, name)) if copies and Path(copies, name).is_dir() else name
     try:
         table = datasets.load_dataset(source, config or None, split=split)
     except (OSError, ValueError) as error:
         found = f"no {split} rows to be had ({str(error).splitlines()[0]})"
-        next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
+        next_step = "name the part that there is, as in hub:owner/name:config:split"
+        if not Path(source).is_dir():
+            next_step = "without a network point HARNESS_DATASETS_DIR at local copies, or name a file"
         raise UserError(Problem(reference, found, "a data set on the hub or a copy", next_step)) from None
-    return [Row(f"{reference} {split} row {i}", dict(fields)) for i, fields in enumerate(table)]
+    where = reference if named else f"{reference} {split}"
+    return [Row(f"{where} row {i}", dict(fields)) for i, fields in enumerate(table)]

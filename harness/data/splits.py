@@ -1,4 +1,4 @@
-"""Seeded draws: which rows are set aside for validation, and which of many are used.
+"""Seeded draws: which rows are set aside for validation or test, and which of many are used.
 
 Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a
 split; what is drawn keeps the order of the file, and a smaller draw is part of a larger one.
@@ -13,22 +13,22 @@ from harness.data.leaks import key
 from harness.errors import Problem, UserError
 from harness.records import Example
 
-VALIDATION_SHARE = 0.2
+SHARE = 0.2
 
 
 def set_aside(
     rows: Sequence[Sourced], rng: random.Random, with_choices: bool = False
 ) -> tuple[list[Sourced], list[Sourced]]:
-    """Split rows into training and validation (a fifth, at least one) by whole groups.
+    """Split rows into training and another split (a fifth, at least one) by whole groups.
 
     Raises:
         UserError: all rows belong to one group.
     """
     groups = _groups([row.example for row in rows], with_choices)
     if len(groups) < 2:
-        found, next_step = "training rows of one cluster only", "name a validation file"
-        raise UserError(Problem(rows[0].where, found, "two clusters, one to set aside", next_step))
-    quota = max(round(VALIDATION_SHARE * len(rows)), min(map(len, groups)))
+        found, next_step = "training rows of one cluster only", "name files for train, validation and test"
+        raise UserError(Problem(rows[0].where, found, "clusters to set aside as a whole", next_step))
+    quota = max(round(SHARE * len(rows)), min(map(len, groups)))
     chosen: set[int] = set()
     for group in _spread([_stratum([rows[i].example for i in group]) for group in groups], rng):
         if len(chosen) + len(groups[group]) <= quota:

@@ -96,7 +96,7 @@ def _header(bench: Bench) -> dict[str, object]:
 
 
 def _notes(bench: Bench, runs: Iterable[Run]) -> list[str]:
-    return [*bench.target.items.removed, *_dropped(runs)]
+    return [*bench.target.items.notes, *_dropped(runs)]
 
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:

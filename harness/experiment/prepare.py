@@ -127,9 +127,9 @@ def _refuse_without_test(experiment: Experiment) -> None:
     problems = [
         Problem(f"task {task.name}", "no data.test", "items to evaluate", "name a file under data: {test: …}")
         for task in named
-        if task.data.test is None
+        if task.data.source("test") is None
     ]
-    if experiment.target.data.train is None:
+    if experiment.target.data.source("train") is None:
         problems.append(
             Problem(
                 f"task {experiment.target.name}",

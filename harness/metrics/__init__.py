@@ -6,13 +6,14 @@ inclusion probabilities change weights and never score an answer again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness import plugins
 from harness.records import Example, Output
-from harness.spec import Task
+from harness.spec import EVALUATE, Task, metric_name
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -68,13 +69,32 @@ def mean_metric(
 
 
 def load_metrics(task: Task) -> dict[str, Metric]:
-    """Build the metrics a task names, in its order.
+    """Build the metrics a task names, in its order, by their short names.
 
     Raises:
         UserError: a name is unknown, or a metric cannot be computed on this task.
     """
-    where = f"task {task.name}"
-    return {name: plugins.load("metrics", name, where).metric(task) for name in task.metrics}
+    return {metric_name(written): _built(written, task) for written in task.metrics}
+
+
+def sources(written: str) -> tuple[Path, ...]:
+    """Return the files that hold the code of a metric."""
+    here = Path(__file__).parent
+    shared = (here / "__init__.py", here / "_labels.py")
+    if not written.startswith(EVALUATE):
+        return (*shared, plugins.path_of("metrics", written))
+    script = Path(written.removeprefix(EVALUATE).partition(":")[0])
+    script = script / f"{script.name}.py" if script.is_dir() else script
+    return (*shared, here / "_evaluate.py", *((script,) if script.is_file() else ()))
+
+
+def _built(written: str, task: Task) -> Metric:
+    if written.startswith(EVALUATE):
+        from harness.metrics import _evaluate
+
+        return _evaluate.metric(task, written)
+    built: Metric = plugins.load("metrics", written, f"task {task.name}").metric(task)
+    return built
 
 
 def normalize(text: str) -> str:

@@ -5,60 +5,15 @@ items are always averaged over the same labels.
 Source: Opitz & Burst 2019, arXiv:1911.03347, the "averaged F1" (formula 2).
 """
 
-import numpy as np
-
-from harness.errors import Problem, UserError
-from harness.metrics import Array, Metric, Parts, normalize, ratio
-from harness.records import Example, Output
+from harness.metrics import Metric, ratio
+from harness.metrics._labels import macro
 from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
     """Build macro-F1 in [0, 1] over the labels of the task.
 
-    The parts are three indicators a label: true positive, false positive, false negative.
-
     Raises:
         UserError: the task has no `labels`.
     """
-    if not task.labels:
-        raise UserError(_no_labels(task))
-    index = {normalize(label): i for i, label in enumerate(task.labels)}
-
-    def score(output: Output, example: Example) -> Parts | None:
-        gold = index.get(normalize(example.references[0]))
-        return None if gold is None else _counts(index.get(normalize(output.text)), gold, len(index))
-
-    def worst(example: Example) -> Parts:
-        return _counts(None, index[normalize(example.references[0])], len(index))
-
-    names = tuple(f"{count}:{label}" for label in index for count in ("tp", "fp", "fn"))
-    return Metric("macro_f1", True, (0.0, 1.0), names, score, _aggregate, worst)
-
-
-def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
-    counts = [0.0] * (3 * n_labels)
-    if predicted == gold:
-        counts[3 * gold] = 1.0
-    else:
-        counts[3 * gold + 2] = 1.0
-        if predicted is not None:
-            counts[3 * predicted + 1] = 1.0
-    return tuple(counts)
-
-
-def _aggregate(parts: Array, weights: Array) -> Array:
-    sums = weights @ parts  # (…, 3·labels)
-    tp, fp, fn = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]  # (…, labels)
-    occurs = tp + fn > 0
-    f1 = np.where(occurs, ratio(2 * tp, 2 * tp + fp + fn), 0.0)
-    return ratio(f1.sum(axis=-1), occurs.sum(axis=-1))
-
-
-def _no_labels(task: Task) -> Problem:
-    return Problem(
-        f"task {task.name}",
-        "metric macro_f1 on a task without labels",
-        "a closed label set",
-        "add `labels: [...]` to the task, or use exact_match",
-    )
+    return macro("macro_f1", task, lambda tp, fp, fn: ratio(2 * tp, 2 * tp + fp + fn))

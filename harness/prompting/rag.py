@@ -2,30 +2,39 @@
 
 Invariant: passages come from the documents alone, best first; equally good ones keep the
 order of the documents.
-Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (bm25s, Lucene's variant).
+Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (bm25s, Lucene's
+variant); dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, with_context
-from harness.records import Document, Example
+from harness.quiet import quiet_libraries
+from harness.records import Document, Example, digest
 from harness.spec import Spec
 
-_WORDS = r"(?u)\b\w+\b"
+Scores = Callable[[str], list[float]]
 
+_WORDS = r"(?u)\b\w+\b"
 
 NEEDS = ("documents",)
 
 
 class Params(Spec):
-    """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words."""
+    """`top_k` passages of at most `chunk_words` words; neighbours share `chunk_overlap` words.
 
-    retriever: Literal["bm25"] = "bm25"
+    `retriever: dense` compares embeddings of `model`, a sentence-transformers id or folder.
+    """
+
+    retriever: Literal["bm25", "dense"] = "bm25"
+    model: str | None = None
     top_k: int = Field(2, ge=1)
     chunk_words: int = Field(120, ge=1)
     chunk_overlap: int = Field(20, ge=0)
@@ -38,6 +47,24 @@ class Params(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_dense_has_a_model(self) -> "Params":
+        if self.retriever == "dense" and not self.model:
+            raise ValueError("retriever dense without model: name a sentence-transformers id or folder")
+        if self.retriever != "dense" and self.model:
+            raise ValueError(
+                f"a model with retriever {self.retriever}: set retriever: dense, or leave it out"
+            )
+        return self
+
+
+def drawn_from(params: Params) -> str:
+    """Digest what passages are found with beside the documents: the weights of the retriever."""
+    if params.model is None:
+        return ""
+    files = sorted(path for path in Path(params.model).rglob("*") if path.is_file())
+    return digest([[file.name, _sha256(file)] for file in files]) if files else _revision(params.model)
+
 
 def build(context: PromptingContext, params: Params) -> Step:
     """Chunk and index the documents once and return the prompting.
@@ -48,7 +75,8 @@ def build(context: PromptingContext, params: Params) -> Step:
     if not context.documents:
         raise UserError(_no_documents(context.task.name))
     chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
-    scores = _bm25([f"{chunk.title} {chunk.text}" for chunk in chunks])
+    texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
+    scores = _dense(texts, params.model, context.task.name) if params.model else _bm25(texts)
 
     def retrieve(example: Example) -> Example:
         best = sorted(
@@ -66,7 +94,7 @@ def _chunks(document: Document, params: Params) -> list[Document]:
     return [document._replace(text=" ".join(words[start : start + params.chunk_words])) for start in starts]
 
 
-def _bm25(texts: list[str]) -> Callable[[str], list[float]]:
+def _bm25(texts: list[str]) -> Scores:
     import bm25s
 
     words = partial(
@@ -80,6 +108,49 @@ def _bm25(texts: list[str]) -> Callable[[str], list[float]]:
         return list(map(float, index.get_scores(asked))) if asked else [0.0] * len(texts)
 
     return scores
+
+
+def _dense(texts: list[str], model: str, task: str) -> Scores:
+    """Score by the cosine of embeddings."""
+    encoder = _encoder(model, task)
+    vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
+
+    def scores(query: str) -> list[float]:
+        asked = encoder.encode_query([query], normalize_embeddings=True, show_progress_bar=False)[0]  # (d,)
+        return list(map(float, vectors @ asked))
+
+    return scores
+
+
+def _encoder(model: str, task: str) -> Any:
+    where = f"task {task}: retriever dense"
+    quiet_libraries()
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        next_step = "pip install 'harness-evals[dense]', or use retriever: bm25"
+        raise UserError(
+            Problem(where, "no package sentence-transformers", "the package that embeds texts", next_step)
+        ) from None
+    try:
+        return SentenceTransformer(model)
+    except (OSError, ValueError) as error:
+        found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
+        expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
+        raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _revision(model: str) -> str:
+    """Return the cached commit of a hub id, whose folder is named by it; "" where none is cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json") if "/" in model else None
+    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 def _no_documents(task: str) -> Problem:

@@ -1,0 +1,63 @@
+"""What the metrics over a closed label set share: counts of each label.
+
+Invariant: only labels that occur among the references count, so two candidates on the same
+items are always averaged over the same labels.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from harness.errors import Problem, UserError
+from harness.metrics import Array, Metric, Parts, normalize, ratio
+from harness.records import Example, Output
+from harness.spec import Task
+
+
+def macro(name: str, task: Task, of_label: Callable[[Array, Array, Array], Array]) -> Metric:
+    """Build the mean over labels of `of_label` (true positives, false positives, false negatives).
+
+    The parts are these three as indicators for each label.
+
+    Raises:
+        UserError: the task has no `labels`.
+    """
+    if not task.labels:
+        raise UserError(_no_labels(name, task))
+    index = {normalize(label): i for i, label in enumerate(task.labels)}
+
+    def score(output: Output, example: Example) -> Parts | None:
+        gold = index.get(normalize(example.references[0]))
+        return None if gold is None else _counts(index.get(normalize(output.text)), gold, len(index))
+
+    def worst(example: Example) -> Parts:
+        return _counts(None, index[normalize(example.references[0])], len(index))
+
+    def aggregate(parts: Array, weights: Array) -> Array:
+        sums = weights @ parts  # (…, 3·labels)
+        tp, fp, fn = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]  # (…, labels)
+        occurs = tp + fn > 0
+        return ratio(np.where(occurs, of_label(tp, fp, fn), 0.0).sum(axis=-1), occurs.sum(axis=-1))
+
+    names = tuple(f"{count}:{label}" for label in index for count in ("tp", "fp", "fn"))
+    return Metric(name, True, (0.0, 1.0), names, score, aggregate, worst)
+
+
+def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
+    counts = [0.0] * (3 * n_labels)
+    if predicted == gold:
+        counts[3 * gold] = 1.0
+    else:
+        counts[3 * gold + 2] = 1.0
+        if predicted is not None:
+            counts[3 * predicted + 1] = 1.0
+    return tuple(counts)
+
+
+def _no_labels(name: str, task: Task) -> Problem:
+    return Problem(
+        f"task {task.name}",
+        f"metric {name} on a task without labels",
+        "a closed label set",
+        "add `labels: [...]` to the task, or use exact_match",
+    )

@@ -1,0 +1,19 @@
+"""Mean over labels of the share of each label's items that were given it.
+
+Invariant: only labels that occur among the references count. Where every answer is one of the
+labels this is the balanced accuracy.
+Source: Grandini et al. 2020, arXiv:2008.05756, formulas 5 and 8.
+"""
+
+from harness.metrics import Metric, ratio
+from harness.metrics._labels import macro
+from harness.spec import Task
+
+
+def metric(task: Task) -> Metric:
+    """Build macro-averaged recall in [0, 1] over the labels of the task.
+
+    Raises:
+        UserError: the task has no `labels`.
+    """
+    return macro("recall", task, lambda tp, fp, fn: ratio(tp, tp + fn))

@@ -1,0 +1,90 @@
+"""Rows that users have, from a short harness.yaml without code: instructions, and questions on articles."""
+
+import pytest
+
+import harness.experiment as experiment
+from harness import config
+from harness.data import load_task
+from tests.conftest import shared_data
+
+DOLLY = """
+name: dolly
+target:
+  name: dolly
+  data: {{all: {rows}, limits: {{train: 96, validation: 16, test: 24}}}}
+  metrics: [token_f1, rougeL]
+  max_new_tokens: 64
+  truncated_scores: true
+suites: [general]
+candidates:
+  prompt: prompt
+  lora: {{method: lora, params: {{r: 16, learning_rate: 5.0e-4, num_train_epochs: 2, max_length: 512}}}}
+"""
+
+XQUAD = """
+name: xquad
+target:
+  name: xquad
+  data: {{all: {rows}, documents: {rows}, limits: {{train: 64, validation: 16, test: 60}}}}
+  fields: {{cluster: "{{article}}"}}
+  metrics: [token_f1, exact_match]
+  system: Answer with the answer only, in a few words.
+  max_new_tokens: 24
+candidates:
+  closed-book: prompt
+  rag: rag
+"""
+
+
+def written(folder, text, rows):
+    path = folder / "harness.yaml"
+    path.write_text(text.format(rows=shared_data(rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dolly(tmp_path_factory):
+    path = written(tmp_path_factory.mktemp("dolly"), DOLLY, "rows/dolly_3k/train.jsonl.gz")
+    return experiment.compare(path, limit=24)
+
+
+@pytest.fixture(scope="module")
+def xquad_path(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("xquad"), XQUAD, "rows/squad_xquad_en/all.jsonl.gz")
+
+
+@pytest.fixture(scope="module")
+def xquad(xquad_path):
+    return experiment.compare(xquad_path)
+
+
+def scores(report):
+    return {f.name: f.target.score for f in report.facts}
+
+
+@pytest.mark.slow
+def test_instructions_are_learnt_from_rows_as_they_are(dolly):
+    lora = next(fact for fact in dolly.facts if fact.name == "lora")
+    assert {fact.state for fact in dolly.facts} == {"done"}
+    assert {fact.target.n for fact in dolly.facts} == {24}
+    assert lora.training["loss"][-1][1] < lora.training["loss"][0][1]
+
+
+@pytest.mark.slow
+def test_how_the_rows_were_read_and_split_is_in_the_report(dolly, xquad):
+    assert any("read as Alpaca rows" in note for note in dolly.notes)
+    assert any("by cluster" in note for note in xquad.notes)
+
+
+@pytest.mark.slow
+def test_retrieval_beats_the_closed_book(xquad):
+    rag = next(fact for fact in xquad.facts if fact.name == "rag")
+    assert rag.recall > 0.6
+    assert scores(xquad)["rag"] > scores(xquad)["closed-book"] + 0.1
+
+
+@pytest.mark.slow
+def test_no_article_is_on_two_sides(xquad_path):
+    items = load_task(config.load(xquad_path).experiment.target, 0)
+    sides = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides))

@@ -1,0 +1,403 @@
+"""Rows that other tools write become items without templates; one file becomes three splits."""
+
+import gzip
+import json
+
+import pytest
+from conftest import shared_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data import layouts, load_task
+from harness.data.rows import Row
+from harness.errors import UserError
+from harness.spec import Task
+
+ASKED = {"role": "user", "content": "Who?"}
+BRIEF = {"role": "system", "content": "Be brief."}
+SAID = {"role": "assistant", "content": "Me."}
+
+ROWS = {
+    "Alpaca": {"instruction": "Who?", "input": "", "output": "Me."},
+    "Alpaca without input": {"instruction": "Who?", "output": "Me."},
+    "Dolly": {"instruction": "Who?", "context": "", "response": "Me.", "category": "open_qa"},
+    "mirror of Dolly": {"instruction": "Who?", "category": "open_qa", "input": "", "output": "Me."},
+    "ShareGPT": {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]},
+    "chat": {"messages": [ASKED, SAID]},
+    "prompt and completion": {"prompt": "Who?", "completion": "Me."},
+    "conversational completion": {"prompt": [ASKED], "completion": [SAID]},
+    "question": {"question": "Who?", "answer": "Me."},
+    "question with many answers": {"question": "Who?", "answers": ["Me."]},
+    "SQuAD": {"question": "Who?", "answers": {"text": ["Me.", "Me."], "answer_start": [0, 4]}},
+    "preference as texts": {"prompt": "Who?", "chosen": "Me.", "rejected": "No."},
+    "preference of questions": {"question": "Who?", "chosen": "Me.", "rejected": "No."},
+    "preference as turns": {"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "No."}]},
+    "preference as last turns": {
+        "prompt": [ASKED],
+        "chosen": [SAID],
+        "rejected": [{**SAID, "content": "No."}],
+    },
+    "transcript": {
+        "chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
+        "rejected": "\n\nHuman: Who?\n\nAssistant: No.",
+    },
+}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a loader of files by part; other arguments are settings of the data or of the task."""
+
+    def made(data=None, fields=None, seed=0, labels=(), **parts):
+        files = {part: write(tmp_path / f"{part}.jsonl", rows) for part, rows in parts.items()}
+        task = {"name": "tiny", "data": {**files, **(data or {})}, "fields": fields or {}, "labels": labels}
+        return load_task(Task.model_validate(task), seed)
+
+    return made
+
+
+def refused(load, **parts):
+    with pytest.raises(UserError) as caught:
+        load(**parts)
+    return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.value.problems]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
+    example = load(test=[ROWS[name]]).test[0]
+    assert (example.messages, example.references) == ((ASKED,), ("Me.",))
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith(("preference", "transcript"))])
+def test_a_preference_row_becomes_a_pair(load, name):
+    pair = load(test=[{"prompt": "x", "reference": "y"}], pairs=[ROWS[name]]).pairs[0]
+    assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
+
+
+def test_what_the_instruction_is_about_follows_it(load):
+    rows = [{"instruction": "Translate.", "input": "chat", "output": "cat"}]
+    assert load(test=rows).test[0].prompt == "Translate.\n\nchat"
+
+
+def test_the_category_of_an_instruction_is_its_slice(load):
+    assert load(test=[ROWS["mirror of Dolly"]]).test[0].slice == "open_qa"
+
+
+def test_a_system_message_stays_in_front(load):
+    turns = [{"from": "system", "value": "Be brief."}, *ROWS["ShareGPT"]["conversations"]]
+    apart = {**ROWS["ShareGPT"], "system": "Be brief."}
+    items = load(test=[{"conversations": turns}, apart]).test
+    assert [item.messages for item in items] == [(BRIEF, ASKED)] * 2
+
+
+def test_earlier_turns_of_a_conversation_are_asked(load):
+    again = {"role": "user", "content": "Sure?"}
+    item = load(test=[{"messages": [ASKED, SAID, again, {**SAID, "content": "Yes."}]}]).test[0]
+    assert (item.messages, item.references) == ((ASKED, SAID, again), ("Yes.",))
+
+
+def test_the_shared_beginning_of_two_transcripts_is_the_prompt(load):
+    begin = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Sure?\n\nAssistant:"
+    pair = {"chosen": f"{begin} Yes, quite.", "rejected": f"{begin} Yes, no."}
+    found = load(test=[ROWS["chat"]], pairs=[pair]).pairs[0]
+    assert found.messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
+    assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
+
+
+turns = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1).filter(
+    lambda text: text.strip() == text and "Human:" not in text and "Assistant:" not in text
+)
+
+
+@settings(deadline=None)
+@given(st.lists(turns, min_size=1, max_size=5).filter(lambda t: len(t) % 2 == 1), turns, turns)
+def test_a_transcript_is_read_back_as_it_was_written(asked, chosen, rejected):
+    speakers = ("Human", "Assistant")
+    begin = "".join(f"\n\n{speakers[i % 2]}: {text}" for i, text in enumerate(asked))
+    row = Row(
+        "row", {k: f"{begin}\n\nAssistant: {t}" for k, t in (("chosen", chosen), ("rejected", rejected))}
+    )
+    if " ".join(chosen.split()) == " ".join(rejected.split()):
+        with pytest.raises(UserError, match="two equal answers"):
+            layouts.read_pair(row)
+        return
+    fields = layouts.read_pair(row).fields
+    assert [turn["content"] for turn in fields["messages"]] == asked
+    assert (fields["chosen"], fields["rejected"]) == (chosen, rejected)
+
+
+def test_the_layout_is_said(load):
+    assert (
+        load(test=[ROWS["Dolly"]])
+        .read_as[0]
+        .endswith("read as Dolly rows (instruction, context (may be empty), response)")
+    )
+
+
+def test_our_own_rows_are_read_without_a_word(load):
+    assert (
+        load(test=[{"prompt": "Who?", "reference": "Me.", "output": "x", "instruction": "y"}]).read_as == ()
+    )
+
+
+def test_templates_win_over_a_layout(load):
+    fields = {"prompt": "Do: {instruction}", "reference": "{score}"}
+    item = load(test=[{**ROWS["Alpaca"], "score": 3}], fields=fields).test[0]
+    assert (item.prompt, item.references) == ("Do: Who?", ("3",))
+
+
+def test_one_template_leaves_the_rest_to_the_layout(load):
+    item = load(test=[ROWS["SQuAD"]], fields={"prompt": "Q: {question}"}).test[0]
+    assert (item.prompt, item.references) == ("Q: Who?", ("Me.",))
+
+
+def test_a_template_reaches_into_a_field(load):
+    item = load(
+        test=[{"q": "Who?", "a": {"text": ["Me.", "I"]}}], fields={"prompt": "{q}", "reference": "{a.text}"}
+    )
+    assert item.test[0].references == ("Me.", "I")
+
+
+def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(load):
+    rows = [ROWS["Alpaca"], {"instruction": "Who?", "output": "Me.", "extra": "x"}]
+    found = refused(load, test=rows, fields={"prompt": "{instruction} {extra}", "reference": "{output}"})
+    assert [(where, what) for where, what, _ in found] == [("test.jsonl:1", "no field 'extra'")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "found"),
+    [
+        ([ROWS["Alpaca"]] * 2 + [{"instruction": "x"}], "test.jsonl:3", "fields instruction"),
+        ([{**ROWS["Alpaca"], "output": ""}], "test.jsonl:1", "an empty 'output'"),
+        ([{**ROWS["Alpaca"], "instruction": " "}], "test.jsonl:1", "an empty question"),
+        ([{"messages": [ASKED]}], "test.jsonl:1", "messages that end with the user"),
+        (
+            [{"messages": [ASKED, {**SAID, "content": ""}]}],
+            "test.jsonl:1",
+            "messages whose last turn is empty",
+        ),
+        ([{"conversations": "Who?"}], "test.jsonl:1", "'conversations' of another form"),
+        ([{"conversations": [{"from": "cat", "value": "x"}]}], "test.jsonl:1", "a turn of 'cat'"),
+        ([{"question": "Who?", "answers": []}], "test.jsonl:1", "no answer in 'answers'"),
+        ([{"prompt": "Who?", "reference": ""}], "test.jsonl:1", "an empty reference"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_layout_is_refused_at_its_line(load, rows, where, found):
+    assert refused(load, test=rows)[0][:2] == (where, found)
+
+
+def test_a_row_of_another_layout_says_which_one_the_file_has(load):
+    expected = refused(load, test=[ROWS["Dolly"], ROWS["Dolly"], ROWS["chat"]])[0][2]
+    assert expected.startswith("Dolly rows (instruction, context (may be empty), response)")
+
+
+@pytest.mark.parametrize(
+    ("pair", "found"),
+    [
+        ({"prompt": "Q", "chosen": "same", "rejected": " same"}, "two equal answers"),
+        ({"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, "two equal answers"),
+        ({"prompt": "Q", "chosen": "", "rejected": "x"}, "an empty chosen answer"),
+        (
+            {"chosen": "\n\nHuman: Who?\n\nAssistant:", "rejected": "\n\nHuman: Who?\n\nAssistant: No."},
+            "an empty chosen answer",
+        ),
+        (
+            {"chosen": [ASKED, SAID], "rejected": [BRIEF, ASKED, SAID]},
+            "two conversations that part before the last answer",
+        ),
+        ({"chosen": "x", "rejected": "y"}, "no field 'prompt'"),
+        ({"prompt": "Q", "chosen": "x"}, "no field 'rejected'"),
+        ({"chosen": [], "rejected": []}, "an empty conversation"),
+    ],
+)
+def test_a_pair_that_prefers_nothing_is_refused(load, pair, found):
+    assert refused(load, test=[ROWS["chat"]], pairs=[pair])[0][:2] == ("pairs.jsonl:1", found)
+
+
+def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
+    rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
+    items = load(test=rows, data={"unusable": "remove"})
+    assert len(items.test) == 1
+    assert "2 of 3 rows removed, unusable: fields instruction (1), an empty 'output' (1)" in items.removed[0]
+
+
+def test_a_file_without_one_usable_row_is_refused_all_the_same(load):
+    with pytest.raises(UserError, match="an empty 'output'"):
+        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"unusable": "remove"})
+
+
+def articles(n=12, per_article=5):
+    return [
+        {
+            "article": f"Article_{a}",
+            "context": f"Text {a} has part {i // 2}.",
+            "question": f"What is {i} of {a}?",
+            "answers": [f"part {i}"],
+        }
+        for a in range(n)
+        for i in range(per_article)
+    ]
+
+
+def test_a_context_stands_in_front_of_its_question(load):
+    assert load(test=articles(1, 1)).test[0].prompt == "Context:\nText 0 has part 0.\n\nWhat is 0 of 0?"
+
+
+def test_a_context_is_left_to_retrieval_where_there_are_documents(load):
+    item = load(test=articles(1, 1), documents=[{"id": "kb", "text": "Else."}]).test[0]
+    assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
+
+
+def test_the_contexts_of_questions_are_documents_and_each_question_names_its_own(load):
+    items = load(test=articles(2, 4), documents=articles(2, 4))
+    assert [d.text for d in items.documents] == [f"Text {a} has part {p}." for a in (0, 1) for p in (0, 1)]
+    assert items.documents[0].title == "Article 0"
+    named = {d.id: d.text for d in items.documents}
+    assert all(named[item.documents[0]].startswith(f"Text {item.prompt[-2]}") for item in items.test)
+
+
+def test_questions_on_one_context_are_one_cluster(load):
+    clusters = [item.cluster for item in load(test=articles(1, 4)).test]
+    assert len(set(clusters)) == 2
+
+
+def test_one_file_is_split_by_article(load):
+    items = load(all=articles(), fields={"cluster": "{article}"})
+    seen = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 12
+    assert len(items.train) + len(items.validation) + len(items.test) == 60
+    assert 5 <= len(items.test) <= 15
+
+
+def test_the_split_of_one_file_is_said(load):
+    assert (
+        "split into 40 to train on, 10 for validation, 10 for test, by cluster"
+        in (load(all=articles(), fields={"cluster": "{article}"}).read_as[-1])
+    )
+
+
+def test_the_test_rows_of_one_file_do_not_depend_on_the_seed(load):
+    rows = [{"prompt": f"What is {i}?", "reference": str(i)} for i in range(50)]
+    one, two = load(all=rows, seed=0), load(all=rows, seed=1)
+    assert one.test == two.test
+    assert one.validation != two.validation
+
+
+def test_labels_are_spread_over_the_splits_of_one_file(load):
+    rows = [{"prompt": f"What is {i}?", "reference": "rare" if i % 10 == 0 else "often"} for i in range(100)]
+    items = load(all=rows, labels=["rare", "often"])
+    for split, n in ((items.train, 64), (items.validation, 16), (items.test, 20)):
+        assert len(split) == n
+        assert 0.05 < sum(item.references == ("rare",) for item in split) / n < 0.15
+
+
+def test_equal_questions_of_one_file_stay_on_one_side(load):
+    rows = [{"prompt": f"what is {i // 2}?", "reference": str(i)} for i in range(60)]
+    items = load(all=rows)
+    sides = [{item.prompt for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, sides)) == 30
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_one_file_and_a_split_are_refused_together(part):
+    with pytest.raises(ValueError, match="leave these three out"):
+        Task.model_validate({"name": "t", "data": {"all": "a.jsonl", part: "b.jsonl"}})
+
+
+def test_one_file_of_one_cluster_is_refused(load):
+    assert (
+        refused(load, all=articles(1), fields={"cluster": "{article}"})[0][1]
+        == "training rows of one cluster only"
+    )
+
+
+def transcripts(n):
+    begin = "\n\nHuman: Who is {}?\n\nAssistant:"
+    return [{"chosen": begin.format(i) + " Me.", "rejected": begin.format(i) + " No."} for i in range(n)]
+
+
+def test_pairs_in_the_one_file_of_all_are_those_of_its_training_rows(load, tmp_path):
+    path = write(tmp_path / "pairs.jsonl", transcripts(50))
+    items = load(data={"all": path, "pairs": path})
+    assert [p.messages for p in items.pairs] == [item.messages for item in items.train]
+    assert items.removed[0].endswith("18 pairs left out, set aside for validation or test")
+
+
+def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
+    rows = [{"prompt": f"What is {i}?", "reference": "x", "cluster": f"c{i // 5}"} for i in range(50)]
+    pairs = [{"prompt": f"Why {i}?", "chosen": "a", "rejected": "b", "cluster": f"c{i}"} for i in range(10)]
+    items = load(all=rows, pairs=pairs)
+    assert {pair.cluster for pair in items.pairs} == {item.cluster for item in items.train}
+
+
+def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
+    path = str(shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
+    task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "unusable": "remove"}})
+    items = load_task(task, 0)
+    assert len(items.train) + len(items.validation) + len(items.test) == 2303
+    assert [pair.messages for pair in items.pairs] == [item.messages for item in items.train]
+    assert all(pair.references[0] != pair.rejected for pair in items.pairs)
+    assert "9 of 2,312 rows removed" in items.removed[0]
+
+
+def test_the_articles_of_xquad_are_in_one_split_each():
+    path = str(shared_data("rows/squad_xquad_en/all.jsonl.gz"))
+    data = {"all": path, "documents": path}
+    items = load_task(Task.model_validate({"name": "x", "data": data, "fields": {"cluster": "{article}"}}), 0)
+    sides = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, sides)) == 48
+    assert len(items.documents) == 240
+    assert all(item.documents for item in items.test)
+
+
+@pytest.mark.parametrize("kind", ["json", "json.gz", "csv", "parquet", "folder"])
+def test_every_kind_of_file_holds_another_tools_rows(tmp_path, kind):
+    import pandas as pd
+
+    rows = [{"instruction": f"Who is {i}?", "input": "", "output": "Me."} for i in range(3)]
+    path = tmp_path / f"test.{kind}"
+    if kind.startswith("json"):
+        content = json.dumps(rows, indent=1).encode()
+        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    elif kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif kind == "parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.mkdir()
+        write(path / "test.jsonl", rows)
+    items = load_task(Task.model_validate({"name": "t", "data": {"test": str(path)}}), 0)
+    assert [item.prompt for item in items.test] == [row["instruction"] for row in rows]
+
+
+def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(shared_data("hub")))
+    data = {"train": "hub:openai/gsm8k:main", "test": "hub:baber/piqa:default:validation"}
+    fields = {"prompt": "{goal}", "reference": "{sol1}"}
+    train = load_task(Task.model_validate({"name": "t", "data": {**data, "test": data["train"]}}), 0)
+    test = load_task(Task.model_validate({"name": "t", "data": {"test": data["test"]}, "fields": fields}), 0)
+    assert train.read_as[0].startswith("hub:openai/gsm8k:main: read as question rows")
+    assert len(test.test) > 1000
+
+
+def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(shared_data("hub")))
+    with pytest.raises(
+        UserError, match=r"Should be one of \['train', 'validation'\].*hub:owner/name:config:split"
+    ):
+        load_task(Task.model_validate({"name": "t", "data": {"test": "hub:baber/piqa"}}), 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("[{]", "malformed JSON"), ('{"a": 1}', "JSON that is no list of objects"), ("[NaN]", "malformed JSON")],
+)
+def test_a_json_file_of_another_form_is_refused(tmp_path, content, found):
+    (tmp_path / "test.json").write_text(content)
+    with pytest.raises(UserError, match=found):
+        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "test.json")}}), 0)

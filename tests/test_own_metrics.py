@@ -1,0 +1,223 @@
+"""Metrics that are not ours: a file beside the suite, and those of the evaluate library."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness import config, metrics
+from harness.data import load_task, task_version
+from harness.errors import UserError
+from harness.records import Example, Output
+from harness.spec import Task, TaskData, metric_name
+from tests import tiny_experiment
+
+STARTS = """\
+from harness.metrics import mean_metric
+
+def metric(task):
+    return mean_metric("starts", lambda output, example: float(output.text.startswith(example.references)))
+"""
+
+SCRIPT = """\
+import datasets
+import evaluate
+
+TEXT = datasets.Value("string")
+
+
+class Shared(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({{"predictions": {said}, "references": {gold}}})
+        return evaluate.MetricInfo(description="words", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        best = [
+            max(len(set(p.split()) & set(r.split())) / len(r.split()) for r in ([rs] if isinstance(rs, str) else rs))
+            for p, rs in zip(predictions, references)
+        ]
+        return {returned}
+"""
+
+
+def script(folder, name, said="TEXT", gold="TEXT", returned='{"shared": sum(best) / len(best)}'):
+    path = folder / f"{name}.py"
+    path.write_text(SCRIPT.format(said=said, gold=gold, returned=returned))
+    return path
+
+
+def loaded(written):
+    return metrics.load_metrics(Task(name="t", data=TaskData(), metrics=(str(written),)))
+
+
+def scored(written, text, *references):
+    """Score one answer as a corpus of one."""
+    (metric,) = loaded(written).values()
+    parts = metric.score(Output(text), Example("e", (), references=references))
+    return float(metric.aggregate(np.array([parts]), np.ones(1)))
+
+
+@pytest.fixture
+def own(folder):
+    """Put a metric beside the suite of the small experiment."""
+    (folder / "suites" / "starts.py").write_text(STARTS)
+    return folder
+
+
+def test_a_metric_of_ones_own_is_a_file_beside_the_suite(own):
+    target = config.load(own / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
+    task = target.experiment.target
+    assert list(metrics.load_metrics(task)) == ["exact_match", "starts"]
+
+
+def test_a_path_in_a_suite_is_relative_to_it(own):
+    text = (own / "suites" / "tiny.yaml").read_text() + "    metrics: [./starts.py]\n    primary: starts\n"
+    (own / "suites" / "tiny.yaml").write_text(text)
+    task = config.load(own / "harness.yaml").experiment.target
+    assert task.metrics == (str(own / "suites" / "starts.py"),)
+    assert task.primary_metric == "starts"
+
+
+def test_a_metric_of_ones_own_scores(own):
+    assert scored(own / "suites" / "starts.py", "Paris, I think", "Paris") == 1
+    assert scored(own / "suites" / "starts.py", "I think Paris", "Paris") == 0
+
+
+def test_its_source_is_among_the_sources_and_its_folder_not_in_the_version(tmp_path):
+    versions = set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        (folder / "starts.py").write_text(STARTS)
+        (folder / "test.jsonl").write_text('{"prompt": "Q", "reference": "A"}\n')
+        data = {"test": str(folder / "test.jsonl")}
+        task = Task(name="t", data=TaskData(**data), metrics=(str(folder / "starts.py"),))
+        assert folder / "starts.py" in metrics.sources(task.metrics[0])
+        versions.add(task_version(task, load_task(task, 0), "test"))
+    assert len(versions) == 1
+
+
+def test_a_changed_metric_of_ones_own_is_computed_anew(tmp_path, tiny, own_cache):
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    (tmp_path / "starts.py").write_text(STARTS)
+    settings = ("target.metrics=[starts.py]", "suites=[]")
+    tiny_experiment.run(path, *settings)
+    before = set((tmp_path / "runs" / "rows").iterdir())
+    tiny_experiment.run(path, *settings)
+    assert set((tmp_path / "runs" / "rows").iterdir()) == before
+    (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
+    # A new process reads the source anew; this one remembers what it has digested.
+    metrics.plugins.source_digest.cache_clear()
+    tiny_experiment.run(path, *settings)
+    assert set((tmp_path / "runs" / "rows").iterdir()) > before
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def metric(task:", r"own\.py:1: found SyntaxError"),
+        ("x = 1\nimport no_such_package_anywhere", r"own\.py:2: found ModuleNotFoundError"),
+        ("x = 1", "no function 'metric'"),
+    ],
+)
+def test_a_file_that_is_no_metric_is_refused_at_its_line(tmp_path, source, found):
+    (tmp_path / "own.py").write_text(source)
+    with pytest.raises(UserError, match=found):
+        loaded(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("./nothing.py", "no file"),
+        ("evaluate:./nothing.py", "no file"),
+        ("exact_mach", "unknown metric 'exact_mach'"),
+        ("own/exact_match.py", "a file of the name of our own metric exact_match"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_refused_with_the_file(folder, written, found):
+    (folder / "own").mkdir()
+    (folder / "own" / "exact_match.py").write_text(STARTS)
+    with pytest.raises(UserError) as caught:
+        config.load(folder / "harness.yaml", [f"target.metrics=['{written}']"])
+    assert [p.found.split(" /")[0] for p in caught.value.problems] == [found]
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("exact_match", "exact_match"),
+        ("/x/mine.py", "mine"),
+        ("evaluate:rouge:rougeL", "evaluate:rouge:rougeL"),
+        ("evaluate:/x/mine.py:f", "evaluate:mine:f"),
+        ("evaluate:owner/name", "evaluate:owner/name"),
+    ],
+)
+def test_a_metric_is_shown_by_a_name_without_folders(written, name):
+    assert metric_name(written) == name
+
+
+def test_a_script_of_evaluate_scores_every_answer(tmp_path):
+    path = script(tmp_path, "shared")
+    assert scored(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5
+
+
+def test_several_references_count_by_the_nearest(tmp_path):
+    assert scored(f"evaluate:{script(tmp_path, 'shared')}", "a blue lamp", "red", "blue lamp") == 1
+
+
+def test_a_script_that_takes_all_references_gets_them(tmp_path):
+    path = script(
+        tmp_path, "many", gold="datasets.Sequence(TEXT)", returned='{"n": max(map(len, references))}'
+    )
+    assert scored(f"evaluate:{path}", "a", "a", "b", "c") == 3
+
+
+def test_of_several_numbers_one_is_named(tmp_path):
+    path = script(tmp_path, "two", returned='{"first": best, "second": 2.0}')
+    with pytest.raises(UserError, match=r"a metric that gives first, second.*evaluate:two:first"):
+        loaded(f"evaluate:{path}")
+    assert scored(f"evaluate:{path}:second", "a", "a") == 2
+    assert scored(f"evaluate:{path}:first", "a", "a") == 1
+
+
+def test_a_number_of_the_metrics_own_name_needs_no_naming(tmp_path):
+    path = script(tmp_path, "shared", returned='{"shared": best, "n": 1}')
+    assert scored(f"evaluate:{path}", "a", "a") == 1
+
+
+def test_errors_are_better_when_they_are_fewer(tmp_path):
+    path = script(tmp_path, "wer", returned='{"wer": 1 - best[0]}')
+    (metric,) = loaded(f"evaluate:{path}").values()
+    assert not metric.higher_is_better
+    assert metric.worst(Example("e", ())) == (1.0,)
+    assert scored(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
+
+
+def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
+    (metric,) = loaded(f"evaluate:{script(tmp_path, 'shared')}").values()
+    assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")
+    assert math.isinf(metric.bounds[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"said": 'datasets.Value("int32")'}, "does not compare an answer with references as texts"),
+        ({"returned": '{"list": [1, 2]}'}, "gives no number at all"),
+        ({"returned": "1 / 0"}, "could not score an answer \\(ZeroDivisionError"),
+    ],
+)
+def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
+    with pytest.raises(UserError, match=found):
+        loaded(f"evaluate:{script(tmp_path, 'odd', **changes)}")
+
+
+def test_a_broken_script_is_refused(tmp_path):
+    (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
+    with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or mend the script"):
+        loaded(f"evaluate:{tmp_path / 'broken.py'}")
+
+
+def test_a_metric_by_name_needs_the_hub_and_says_so():
+    with pytest.raises(UserError, match="check the name and the network"):
+        loaded("evaluate:no_such_metric")

@@ -1,0 +1,217 @@
+"""`harness init` looks at rows, proposes a task, and writes a folder in which compare runs."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+
+from harness import config, starting
+from harness.data import load_task
+from harness.errors import UserError
+from harness.starting import Request
+
+LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
+WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
+FREE = [{"instruction": f"Say {i}.", "input": "", "output": f"{i} {WORDS} {i}"} for i in range(40)]
+QUESTIONS = [
+    {
+        "title": f"Article_{a}",
+        "context": f"Text {a} says {a}{i}.",
+        "question": f"What {i} of {a}?",
+        "answers": {"text": [f"{a}{i}"], "answer_start": [12]},
+    }
+    for a in range(10)
+    for i in range(4)
+]
+PAIRS = [
+    {"chosen": f"\n\nHuman: Who {i}?\n\nAssistant: Me.", "rejected": f"\n\nHuman: Who {i}?\n\nAssistant: No."}
+    for i in range(40)
+]
+DOCUMENTS = [{"id": "a", "title": "A", "text": "The lamp is blue."}]
+
+
+def rows(folder, name, content):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def proposed(tmp_path):
+    """Return a maker of proposals from rows; other arguments are fields of the request."""
+
+    def made(content, **given):
+        return starting.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given))
+
+    return made
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        starting.propose(*args, **kwargs)
+    return [problem.found for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "metrics", "candidates"),
+    [
+        (LABELLED, "labels", ("exact_match", "macro_f1"), ["prompt", "knn", "ranked", "bag", "lora"]),
+        (FREE, "text", ("token_f1", "rougeL"), ["prompt", "knn", "lora"]),
+        (QUESTIONS, "question", ("token_f1", "exact_match"), ["prompt", "rag", "lora", "hybrid"]),
+        (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "lora"]),
+    ],
+    ids=["labels", "text", "question", "preference"],
+)
+def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candidates):
+    found = proposed(content)
+    assert (found.kind, found.task.metrics) == (kind, metrics)
+    assert [name for name in found.candidates if name != "dpo"] == candidates
+
+
+@pytest.mark.parametrize(
+    "content", [LABELLED, FREE, QUESTIONS, PAIRS], ids=["labels", "text", "question", "preference"]
+)
+def test_what_is_written_loads_as_what_was_proposed(proposed, content):
+    found = proposed(content)
+    path = starting.write(found)[0]
+    loaded = config.load(path)
+    assert loaded.experiment.target == found.task
+    assert list(loaded.selected) == list(found.candidates)
+    assert [suite.name for suite in loaded.experiment.suites] == ["general", "safety"]
+    assert load_task(loaded.experiment.target, 0).test
+
+
+def test_labels_are_closed_and_named_in_the_system_message(proposed):
+    task = proposed(LABELLED).task
+    assert task.labels == ("card", "pin")
+    assert task.system == "Reply with one of: card, pin."
+
+
+def test_questions_are_split_by_the_field_that_holds_them_together(proposed):
+    found = proposed(QUESTIONS)
+    assert found.task.fields.cluster == "{title}"
+    assert any(line.startswith("split by title:") for line in found.said)
+
+
+def test_the_contexts_of_questions_become_documents(proposed):
+    found = proposed(QUESTIONS)
+    assert found.task.data.documents == found.task.data.all
+    assert "documents: 40 to retrieve from" in found.said
+
+
+def test_documents_of_ones_own_bring_retrieval(proposed, tmp_path):
+    found = proposed(FREE, documents=rows(tmp_path, "kb.jsonl", DOCUMENTS))
+    assert {"rag", "hybrid"} <= found.candidates.keys()
+
+
+def test_pairs_of_ones_own_are_named(proposed, tmp_path):
+    found = proposed(FREE, pairs=rows(tmp_path, "pairs.jsonl", PAIRS))
+    assert found.task.data.pairs.endswith("pairs.jsonl")
+    assert any(line.startswith("pairs: 40") for line in found.said)
+
+
+def test_long_answers_are_scored_although_they_are_cut(proposed):
+    assert proposed(FREE).task.truncated_scores
+    assert not proposed(QUESTIONS).task.truncated_scores
+
+
+def test_answers_in_another_script_are_compared_by_their_letters(proposed):
+    content = [{"prompt": f"{i}?", "reference": f"これは長い答えです{i}"} for i in range(30)]
+    assert proposed(content).task.metrics == ("chrf",)
+
+
+def test_many_rows_are_drawn_from_and_it_is_said(proposed):
+    found = proposed([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
+    assert found.task.data.limits.test == 400
+    assert any("drawn" in line for line in found.said)
+
+
+def test_a_larger_base_gets_a_lower_learning_rate(proposed):
+    rates = {
+        base: proposed(FREE, base_model=base).candidates["lora"]["params"]["learning_rate"]
+        for base in ("smollm2-135m", "own/model")
+    }
+    assert rates["own/model"] < rates["smollm2-135m"]
+
+
+def test_a_few_unusable_rows_are_left_out_and_said(proposed):
+    found = proposed([*FREE, {**FREE[0], "output": ""}])
+    assert found.task.data.unusable == "remove"
+    assert any("1 of 41 rows removed, unusable" in line for line in found.said)
+
+
+def test_many_unusable_rows_are_refused(tmp_path):
+    content = [*FREE, *({**row, "output": ""} for row in FREE[:10])]
+    found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
+    assert found[0] == "an empty 'output'"
+
+
+@pytest.mark.parametrize("columns", [("q", "a"), ("Text", "Intent"), ("Query", "kind")])
+def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
+    with (tmp_path / "my rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *((row["text"], row["label"]) for row in LABELLED)])
+    found = starting.propose(Request(tmp_path, str(tmp_path / "my rows.csv")))
+    assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
+    assert found.name == "my-rows"
+
+
+def test_columns_that_say_nothing_are_asked_for(tmp_path):
+    content = [{"a": str(i), "b": "x", "c": "y"} for i in range(9)]
+    found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
+    assert found == ["columns a, b, c, none of them clearly the question and answer"]
+
+
+def test_columns_that_were_named_are_taken(proposed):
+    content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
+    task = proposed(content, prompt="a", reference="<{b}>").task
+    assert (task.fields.prompt, task.fields.reference) == ("{a}", "<{b}>")
+
+
+def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
+    (tmp_path / "harness.yaml").write_text("mine")
+    request = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
+    found = refused(request)
+    assert found == [
+        "no such file",
+        "no such file",
+        "a file that is there already",
+        "no such folder or hub id",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["harness.yaml"]
+
+
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(proposed, tmp_path):
+    found = proposed(LABELLED)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "harness.yaml").write_text("mine")
+    with pytest.raises(UserError, match="there already"):
+        starting.write(found)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["harness.yaml"]
+
+
+def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
+    (tmp_path / "one").mkdir()
+    starting.write(
+        starting.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)))
+    )
+    moved = (tmp_path / "one").rename(tmp_path / "two")
+    assert Path(config.load(moved / "harness.yaml").experiment.target.data.all).parent == moved
+
+
+@pytest.mark.parametrize("label", ["yes", "no", "1", "a: b", "it's", "[x]", "true", "# x", "naïve", "{text}"])
+def test_any_label_survives_the_yaml(proposed, label):
+    content = [{"prompt": f"What is {i}?", "reference": (label, "other one")[i % 2]} for i in range(20)]
+    loaded = config.load(starting.write(proposed(content))[0])
+    assert set(loaded.experiment.target.labels) == {label, "other one"}
+
+
+def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
+    found = proposed(LABELLED, base_model=str(tiny))
+    path = starting.write(found)[0]
+    report = tiny_experiment.run(
+        path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "bag")
+    )
+    assert {fact.name: fact.state for fact in report.facts} == {"prompt": "done", "bag": "done"}
+    assert next(fact for fact in report.facts if fact.name == "bag").target.score == 1.0
