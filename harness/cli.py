@@ -90,7 +90,7 @@ def compare(
     progress = TerminalProgress()
     bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
     work = experiment.planned(bench, loaded.selected)
-    plan = {name: bench.seconds(one) for name, one in work.items()}
+    plan = experiment.seconds_planned(bench, work)
     if dry_run:
         _print_plan(bench, work, plan, as_json)
         return

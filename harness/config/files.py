@@ -48,6 +48,8 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         raise UserError(_no_mapping(shown, data, expected))
     for task in (data, *_list(data.get("tasks"))):
         _resolve(_mapping(task), path.parent)
+    if "method" in data:
+        _resolve_recipe(data, path.parent)
     return Tree(data, marks, folder, [text])
 
 
@@ -77,9 +79,8 @@ def finish(tree: Tree) -> None:
     _spell_out_promptings(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
-    base = tree.data.get("base_model")
-    if isinstance(base, str) and (base.startswith(("./", "../", "~")) or (tree.folder / base).is_dir()):
-        tree.data["base_model"] = str((tree.folder / Path(base).expanduser()).resolve())
+    for around in (tree.data, *_mapping(tree.data.get("candidates")).values()):
+        _resolve_recipe(_mapping(around), tree.folder)
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
@@ -156,6 +157,15 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         path = data.get(split)
         if isinstance(path, str) and not path.startswith(HUB):
             data[split] = str((folder / Path(path).expanduser()).resolve())
+
+
+def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Make absolute where weights lie; a base model may also be a name."""
+    base, path = recipe.get("base_model"), recipe.get("path")
+    if isinstance(base, str) and (base.startswith(("./", "../", "~")) or (folder / base).is_dir()):
+        recipe["base_model"] = str((folder / Path(base).expanduser()).resolve())
+    if isinstance(path, str):
+        recipe["path"] = str((folder / Path(path).expanduser()).resolve())
 
 
 def _locate(folder: Path, relative: str) -> Path | None:

@@ -1,0 +1,190 @@
+"""Direct preference optimisation: an adapter learns to prefer the chosen answer of each pair.
+
+Invariant: the reference is the policy as training found it (the base, or the adapter that training
+starts from); its log-probabilities are computed once, before the first step.
+
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.candidates import load_base
+from harness.quiet import quiet_libraries
+from harness.records import Example
+from harness.spec import Spec
+from harness.training import loop
+from harness.training.context import FitContext
+from harness.training.loop import Row
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import DPOTrainer
+
+
+class PreferenceParams(Spec):
+    """Parameters of preference training, under TRL's own names.
+
+    `beta` says how dear it is to leave the reference. `warmup_steps` below 1 is a share of all
+    steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
+    counted, never cut.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    max_steps: int = Field(-1, ge=-1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=8)
+
+
+def preference(
+    context: FitContext, params: PreferenceParams, peft_config: "PeftConfig", save_to: Path
+) -> dict[str, Any]:
+    """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
+
+    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used.
+
+    Returns:
+        Measured figures: loss, reward margin (in nats times beta) and reward accuracy by step,
+        tokens a second, wall time, peak memory, parameters.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    start, device = time.perf_counter(), context.machine.device
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(device))
+    rows, n_dropped = _rows(context.pairs, tokenizer, context.chat_template, params.max_length)
+    scratch = save_to.parent / "checkpoints"
+    trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
+    loop.run(trainer)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    shutil.rmtree(scratch, ignore_errors=True)
+    history = trainer.state.log_history
+    margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
+    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device)
+    return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+
+
+def _rows(
+    pairs: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat: bool, max_length: int
+) -> tuple[list[Row], int]:
+    """Return the pairs that fit, and how many did not; `length` groups pairs of similar length."""
+    rows = [_row(pair, chat, tokenizer) for pair in pairs]
+    return loop.fitting(rows, [row["length"] for row in rows], max_length, "pairs to train on")
+
+
+def _row(pair: Example, chat: bool, tokenizer: "PreTrainedTokenizerBase") -> Row:
+    answers = {"chosen": pair.references[0], "rejected": pair.rejected}
+    if chat:
+        prompt: Any = list(pair.messages)
+        ends: Row = {k: [{"role": "assistant", "content": text}] for k, text in answers.items()}
+        lengths = [loop.chat_length(prompt + end, tokenizer) for end in ends.values()]
+    else:
+        prompt = "\n\n".join(m["content"] for m in pair.messages)
+        ends = {k: f" {text}{tokenizer.eos_token}" for k, text in answers.items()}
+        lengths = [len(tokenizer(prompt + end)["input_ids"]) for end in ends.values()]
+    return {"prompt": prompt, **ends, "length": max(lengths)}
+
+
+def _trainer(
+    context: FitContext,
+    params: PreferenceParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Row],
+    scratch: Path,
+) -> "DPOTrainer":
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        output_dir=str(scratch),
+        precompute_ref_log_probs=True,
+        save_strategy="no",
+        remove_unused_columns=False,  # `length` is read by the sampler
+        **loop.settings(context),
+        **params.model_dump(include=set(PreferenceParams.model_fields)),
+    )
+    return (DPOTrainer if context.machine.device == "cuda" else _cpu_trainer())(
+        model=_policy(model, context.init) if context.init else model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=None if context.init else peft_config,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[loop.reporting(context.advance)],
+    )
+
+
+def _policy(model: "PreTrainedModel", init: Path) -> Any:
+    """Put the adapter on the base to be trained further; TRL copies the one called `default` as reference."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
+
+
+def _cpu_trainer() -> "type[DPOTrainer]":
+    """Return TRL's trainer with logits made only where some answer has a token.
+
+    Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
+    converted to fp32 in chunks. The value is the same.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+    from trl import DPOTrainer
+    from trl.trainer.utils import use_adapter
+
+    class ChosenLogitsTrainer(DPOTrainer):
+        def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
+            policy = self.accelerator.unwrap_model(self.model)
+            copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
+            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
+                return _answer_logprobs(model, inputs).chunk(2)
+
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            logprobs = _answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
+            margins = chosen - rejected
+            seen = self._metrics["train"]
+            seen["rewards/margins"].append(margins.detach().mean().item())
+            seen["rewards/accuracies"].append((margins > 0).float().mean().item())
+            loss = -logsigmoid(margins).mean()
+            return (loss, {}) if return_outputs else loss
+
+    return ChosenLogitsTrainer
+
+
+def _answer_logprobs(model: Any, inputs: Row) -> "torch.Tensor":
+    """Return log p of each row's answer given its prompt, in nats (2 b,)."""
+    import torch
+
+    answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
+    wanted = answers.any(0).nonzero()[:, 0]
+    known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    logits = model(**known, logits_to_keep=wanted, use_cache=False).logits.float()  # (2 b, w, v)
+    targets = inputs["input_ids"][:, 1:][:, wanted].masked_fill(~answers[:, wanted], -100)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+    )
+    return -losses.view(targets.shape).sum(1)
