@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 from harness import config, gating
 from harness.config import Loaded
 from harness.embedded import ModelSource
-from harness.errors import HarnessError, IncompatibleRuns, UserError
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
+from harness.experiment.remarks import remarks
+from harness.gating import Verdict
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
@@ -24,12 +26,16 @@ from harness.run import Bench, base_arm, failed_run, make_run, stored_run
 from harness.run.weights import base_of, served_base, source_of
 from harness.spec import Recipe
 
+MANY = 64  # candidates
+
 __all__ = [
     "Scope",
     "bench_of",
     "compare",
     "first_line",
+    "gate",
     "planned",
+    "refuse_many",
     "run_all",
     "seconds_planned",
     "stored",
@@ -44,20 +50,62 @@ def compare(
     *,
     limit: int | None = None,
     quick: bool = False,
+    yes: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
-    of each task; `quick` is a smoke run, whose numbers are no evidence.
+    of each task; `quick` is a smoke run, whose numbers are no evidence; `yes` allows more than 64
+    candidates.
 
     Raises:
         UserError: with every problem of the files at once.
         HarnessError: another process is working in the same runs folder.
     """
     loaded = config.load(Path(path), overrides, candidates)
+    refuse_many(loaded, yes=yes)
     bench = bench_of(loaded, Scope(limit, quick), progress or Silent())
     return run_all(bench, loaded, quick=quick)
+
+
+def refuse_many(loaded: Loaded, *, yes: bool) -> None:
+    """Ask before a grid grows into more candidates than anybody meant.
+
+    Raises:
+        UserError: more than 64 candidates are selected, and nobody said yes.
+    """
+    n = len(loaded.selected)
+    if n > MANY and not yes:
+        found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
+        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
+        raise UserError(Problem("candidates", found, expected, step))
+
+
+def gate(
+    path: str | Path = "harness.yaml", overrides: Sequence[str] = (), *, candidate: str, seed: int = 0
+) -> Verdict:
+    """Return the gate's verdict on the stored run of a candidate; computes nothing.
+
+    Raises:
+        UserError: with every problem of the files at once, or there is no such candidate.
+        IncompatibleRuns: there is no run of the candidate as it is written now, or it has no verdict.
+    """
+    loaded = config.load(Path(path), overrides)
+    if candidate not in loaded.selected:
+        found = f"unknown candidate {candidate!r}"
+        hint = did_you_mean(candidate, loaded.selected)
+        raise UserError(Problem(str(path), found, "a candidate of the experiment", hint))
+    bench = bench_of(loaded, Scope(), Silent())
+    there = {one[0] for one in _in_order(bench, loaded.selected) if stored_run(bench, *one)}
+    facts = stored(bench, [name for name in loaded.selected if name in there or name == candidate]).facts
+    verdict = next((f.verdict for f in facts if (f.name, f.seed) == (candidate, seed)), None)
+    if verdict is None:
+        raise IncompatibleRuns(
+            f"{path}: found no verdict on {candidate}, seed {seed}; expected a candidate that was judged; "
+            "next: harness compare, with a suite of the role capability"
+        )
+    return verdict
 
 
 def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
@@ -120,8 +168,8 @@ def _header(bench: Bench) -> dict[str, object]:
     }
 
 
-def _notes(bench: Bench, runs: Iterable[Run]) -> list[str]:
-    return [*bench.target.items.removed, *_dropped(runs)]
+def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
+    return [*bench.target.items.removed, *remarks(bench, runs)]
 
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
@@ -182,11 +230,3 @@ def _attempt(bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int,
         facts = facts_of(bench, reader, run)
     bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run
-
-
-def _dropped(runs: Iterable[Run]) -> list[str]:
-    return [
-        f"{run.candidate}: {n} training rows were longer than max_length and left out"
-        for run in runs
-        if (n := run.training.get("n_dropped_too_long"))
-    ]

@@ -170,11 +170,21 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
             1000 * fmean(r.compute_s for r in test), bench.machine.device, hour
         ),
         latency_p50_s=run.latency["p50_s"],
-        training_cost_usd=estimate.price_usd(run.training.get("wall_s", 0.0), bench.machine.device, hour),
-        n_train=len(bench.target.items.train),
+        training_cost_usd=estimate.price_usd(
+            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")), bench.machine.device, hour
+        ),
+        n_train=_n_train(bench, run),
         recall=fmean(recalls) if recalls else None,
         training=run.training,
     )
+
+
+def _n_train(bench: Bench, run: Run) -> int:
+    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+    rows = len(bench.target.items.train)
+    if "n_pairs" not in run.training:
+        return rows
+    return int(run.training["n_pairs"]) + (rows if "init_wall_s" in run.training else 0)
 
 
 def _with_comparisons(

@@ -107,7 +107,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     else:
         _convert(context.path / _PICKLED, folder / WEIGHTS)
     own = adapter_digest(folder, context.source.weights_digest)
-    figures = {"copying_s": round(time.perf_counter() - start, 3)}
+    named = json.loads((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    figures = {"copying_s": round(time.perf_counter() - start, 3), "named_base": named}
     return Weights("adapter", own, context.folder, figures)
 
 

@@ -60,9 +60,8 @@ def _freeze(model: Any, freeze: Freeze) -> None:
     layers = _decoder_layers(model)
     n = freeze.first or freeze.all_but_last or 0
     if n >= len(layers):
-        raise CandidateFailed(
-            f"freeze names {n} of the model's {len(layers)} layers", "fewer layers in freeze"
-        )
+        found = f"freeze names {n} layers, and the model has {len(layers)}"
+        raise CandidateFailed(found, "fewer layers in freeze")
     if freeze.first:
         model.get_input_embeddings().requires_grad_(False)
         layers[:n].requires_grad_(False)

@@ -282,7 +282,10 @@ def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bo
     if found is None and make:
         made.fit(bench, source, seed, folder, init)
         found = made.found(bench, recipe, folder)
-    return found
+    if found is None or init is None:
+        return found
+    before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
+    return found._replace(training={**found.training, "init_wall_s": round(before_s, 3)})
 
 
 def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
@@ -304,9 +307,9 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         score = None if found is None else _validation(bench, trial, found, make=make)
         if found is None or score is None:
             return None
-        tried.append({"params": point, "validation": score, "wall_s": found.training.get("wall_s", 0.0)})
-    sign = 1 if metric.higher_is_better else -1
-    best = max(tried, key=lambda t: -np.inf if t["validation"] is None else sign * t["validation"])
+        measured = {name: found.training.get(name) for name in ("best_validation_loss", "wall_s")}
+        tried.append({"params": point, "validation": score, **measured})
+    best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
     if best["validation"] is None:
         raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
     chosen = next(trial for point, trial in made.trials(source) if point == best["params"])
@@ -317,6 +320,13 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
     wall_s = round(sum(t["wall_s"] for t in tried) + again, 3)
     sweep = [{**t, "chosen": t is best} for t in tried]
     return found._replace(training={**found.training, "wall_s": wall_s, "sweep": sweep})
+
+
+def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, float]:
+    """Order trials by their validation score; of equal ones the lower validation loss is the better."""
+    score, loss = trial["validation"], trial.get("best_validation_loss")
+    signed = -np.inf if score is None else score if higher_is_better else -score
+    return float(signed), -np.inf if loss is None else -float(loss)
 
 
 def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) -> float | None:

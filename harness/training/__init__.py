@@ -6,8 +6,8 @@ evaluated later is what was saved.
 
 from harness.training.adapters import LoraParams, adapter_digest, lora_config, model_digest
 from harness.training.context import FitContext, Weights
-from harness.training.preference import PreferenceParams, preference
-from harness.training.supervised import SupervisedParams, supervised
+from harness.training.preferences import PreferenceParams, preference
+from harness.training.supervision import SupervisedParams, supervised
 
 __all__ = [
     "FitContext",

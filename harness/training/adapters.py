@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from harness.quiet import quiet_libraries
 from harness.records import digest
 from harness.spec import Spec
 
@@ -49,6 +50,7 @@ class LoraParams(Spec):
 
 def lora_config(params: LoraParams) -> "LoraConfig":
     """Return PEFT's configuration of a new adapter."""
+    quiet_libraries()
     from peft import LoraConfig
 
     return LoraConfig(

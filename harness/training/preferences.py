@@ -6,6 +6,7 @@ starts from); its log-probabilities are computed once, before the first step.
 Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
 """
 
+import random
 import shutil
 import time
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def preference(
     set_seed(context.seed)
     start, device = time.perf_counter(), context.machine.device
     base, tokenizer = load_base(context.source, context.machine, loop.attention(device))
-    rows, n_dropped = _rows(context.pairs, tokenizer, context.chat_template, params.max_length)
+    rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
     scratch = save_to.parent / "checkpoints"
     trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
     loop.run(trainer)
@@ -81,6 +82,14 @@ def preference(
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device)
     return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+
+
+def _used(context: FitContext, params: PreferenceParams) -> Sequence[Example]:
+    """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
+    n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
+    if params.max_steps < 0 or n_seen >= len(context.pairs):
+        return context.pairs
+    return random.Random(context.seed).sample(context.pairs, n_seen)
 
 
 def _rows(
