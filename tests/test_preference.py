@@ -12,6 +12,7 @@ from harness.errors import CandidateFailed
 from harness.methods import dpo, lora
 from harness.records import Example
 from harness.training import loop, preferences
+from harness.training.logprobs import row_by_row, sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -61,7 +62,7 @@ def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_
     ]
 
 
-def both_trainers(tiny, folder, init):
+def both_trainers(tiny, folder, init, way):
     """Make TRL's own trainer and ours on the same pairs, their adapters moved off the reference alike."""
     import torch
     from datasets import Dataset
@@ -71,7 +72,7 @@ def both_trainers(tiny, folder, init):
 
     context = tiny_methods.context(tiny, folder)
     made = []
-    for kind in (DPOTrainer, preferences._cpu_trainer()):
+    for kind in (DPOTrainer, preferences._cpu_trainer(way)):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
         rows, _ = preferences._rows(context.pairs, tokenizer, True, 200)
@@ -98,9 +99,10 @@ def both_trainers(tiny, folder, init):
     return made
 
 
+@pytest.mark.parametrize("way", [row_by_row, sharing_prompts])
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
-def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts):
-    theirs, ours = both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None)
+def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts, way):
+    theirs, ours = both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)
     seen = []
     for trainer in (theirs, ours):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 3, 5, 7)])

@@ -12,7 +12,7 @@ from harness import comparison, decide, estimate, gating, store
 from harness.comparison import Comparison
 from harness.data import Split
 from harness.decide import CandidateFacts
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.prepare import arms
 from harness.experiment.steps import steps_of
 from harness.gating import TargetFacts, TaskComparison
@@ -85,15 +85,24 @@ def report_of(
 
 
 def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
-    """Map digests of the bases that runs are measured against to their rows of each suite's task."""
-    recipes = [bench.experiment.candidates[run.candidate] for run in runs if run.state == "done"]
-    return {
-        source.weights_digest: {
-            m.task.name: reader.rows(measured[m.task.name], len(m.examples("test"))) for m in bench.suites
-        }
-        for source in arms(bench, recipes)
-        if (measured := measured_arm(bench, source)) is not None
-    }
+    """Map digests of the bases that runs are measured against to their rows of each suite's task.
+
+    Raises:
+        IncompatibleRuns: a base's general ability was not measured as it is written now.
+    """
+    done = [run for run in runs if run.state == "done"]
+    out: dict[str, dict[str, Rows]] = {}
+    for source in arms(bench, [bench.experiment.candidates[run.candidate] for run in done]):
+        rows = measured_arm(bench, source)
+        if rows is not None:
+            sizes = {m.task.name: len(m.examples("test")) for m in bench.suites}
+            out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
+    if any(run.base_digest not in out for run in done):
+        raise IncompatibleRuns(
+            f"{bench.store.folder}: found no rows of the base's general ability as written now; "
+            "expected them beside the runs; next: harness compare"
+        )
+    return out
 
 
 def _steps(

@@ -18,7 +18,7 @@ from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.run import Bench, base_weights, measured, suite_sets, target_sets, work_of
-from harness.run.weights import base_of, fit_work, served_base, source_of, trials
+from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
@@ -100,13 +100,16 @@ def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSour
 def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems: list[Problem] = []
-    recipes = {name: source_of(bench, bench.experiment.candidates[name]) for name in selected}
+    written = bench.experiment.candidates
+    named = [(name, *_lineage(bench, written[name].weights_of or name)) for name in selected]
+    recipes = {name: written[name] for names in named for name in names}
     for name, recipe in recipes.items():
         method = load_plugin("methods", recipe.method)
         where = f"candidate {name}"
         if hasattr(method, "problems"):
             problems += method.problems(recipe, base_of(bench, recipe), where)
-        if served_base(bench, recipe).quantization and not _has_bitsandbytes():
+        bases = (served_base(bench, recipe), trained_base(bench, source_of(bench, recipe)))
+        if any(base.quantization for base in bases) and not _has_bitsandbytes():
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))

@@ -45,6 +45,11 @@ def served_base(bench: "Bench", recipe: Recipe) -> ModelSource:
     return quantized(base_of(bench, recipe), _served(bench, recipe))
 
 
+def trained_base(bench: "Bench", source: Recipe) -> ModelSource:
+    """Return the base as weights are trained on it."""
+    return quantized(base_of(bench, source), _trained_on(bench, source))
+
+
 def _served(bench: "Bench", recipe: Recipe) -> str:
     source = source_of(bench, recipe)
     if wanted := recipe.serve_on or source.serve_on:
@@ -71,7 +76,7 @@ def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
 def folder_of(bench: "Bench", source: Recipe, seed: int, init: Weights | None) -> Path:
     """Name the folder of weights by everything that they depend on."""
     method = plugins.load("methods", source.method)
-    base = quantized(base_of(bench, source), _trained_on(bench, source))
+    base = trained_base(bench, source)
     code = (plugins.path_of("methods", source.method), *sorted((_PACKAGE / "training").glob("*.py")))
     return bench.store.weights(
         digest(
@@ -128,7 +133,7 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    base = quantized(base_of(bench, source), _trained_on(bench, source))
+    base = trained_base(bench, source)
     label = f"training {source.method}, seed {seed}"
     try:
         with bench.progress.stage(

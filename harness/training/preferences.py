@@ -9,7 +9,7 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,11 @@ from pydantic import Field
 from harness.candidates import load_base
 from harness.quiet import quiet_libraries
 from harness.records import Example
+from harness.scoring import Executor
 from harness.spec import Spec
 from harness.training import loop
 from harness.training.context import FitContext
+from harness.training.logprobs import row_by_row, sharing_prompts
 from harness.training.loop import Row
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import DPOTrainer
+
+AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 
 
 class PreferenceParams(Spec):
@@ -133,7 +137,11 @@ def _trainer(
         **loop.settings(context),
         **params.model_dump(include=set(PreferenceParams.model_fields)),
     )
-    return (DPOTrainer if context.machine.device == "cuda" else _cpu_trainer())(
+    kind = DPOTrainer
+    if context.machine.device == "cpu":
+        honours_masks = Executor(model, 1).engine == "packed"
+        kind = _cpu_trainer(sharing_prompts if honours_masks else row_by_row)
+    return kind(
         model=_policy(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,
@@ -150,8 +158,8 @@ def _policy(model: "PreTrainedModel", init: Path) -> Any:
     return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
 
 
-def _cpu_trainer() -> "type[DPOTrainer]":
-    """Return TRL's trainer with logits made only where some answer has a token.
+def _cpu_trainer(answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+    """Return TRL's trainer with another way to come by the log-probabilities of answers.
 
     Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
     converted to fp32 in chunks. The value is the same.
@@ -161,17 +169,17 @@ def _cpu_trainer() -> "type[DPOTrainer]":
     from trl import DPOTrainer
     from trl.trainer.utils import use_adapter
 
-    class ChosenLogitsTrainer(DPOTrainer):
+    class AnswersTrainer(DPOTrainer):
         def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
             copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
             with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
-                return _answer_logprobs(model, inputs).chunk(2)
+                return answer_logprobs(model, inputs).chunk(2)
 
         def compute_loss(
             self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            logprobs = _answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
+            logprobs = answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
             margins = chosen - rejected
@@ -181,19 +189,4 @@ def _cpu_trainer() -> "type[DPOTrainer]":
             loss = -logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
-    return ChosenLogitsTrainer
-
-
-def _answer_logprobs(model: Any, inputs: Row) -> "torch.Tensor":
-    """Return log p of each row's answer given its prompt, in nats (2 b,)."""
-    import torch
-
-    answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
-    wanted = answers.any(0).nonzero()[:, 0]
-    known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-    logits = model(**known, logits_to_keep=wanted, use_cache=False).logits.float()  # (2 b, w, v)
-    targets = inputs["input_ids"][:, 1:][:, wanted].masked_fill(~answers[:, wanted], -100)
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-    )
-    return -losses.view(targets.shape).sum(1)
+    return AnswersTrainer
