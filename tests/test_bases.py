@@ -183,7 +183,7 @@ PAIRS = tiny_methods.pair_rows(slice(0, 1))
     ("candidate", "said"),
     [
         ("{method: lora, init_from: lora}", "init_from with the method lora"),
-        ("{method: dpo, init_from: lora}", "did you mean 'lora'?"),
+        ("{method: dpo, init_from: lorra}", "did you mean 'lora'?"),
         ("{method: dpo, init_from: x}", "x starting from itself"),
         ("{method: dpo, init_from: bag}", "bag, which makes no weights of its own"),
         (

@@ -95,7 +95,11 @@ def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_
     )
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, "compare", "-c", str(path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "candidate qlora" in done.stderr
