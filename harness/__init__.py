@@ -1,3 +1,22 @@
-"""Know, with evidence, whether to fine-tune."""
+"""Know, with evidence, whether to fine-tune.
+
+Invariant: importing the package costs nothing; `compare` and `gate` load what they need when they
+are first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.experiment import compare, gate
+
+__all__ = ["__version__", "compare", "gate"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("compare", "gate"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from harness import experiment
+
+    return getattr(experiment, name)

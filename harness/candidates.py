@@ -199,11 +199,11 @@ def _as_plain_text(messages: Sequence[Message]) -> str:
 class ModelHost:
     """One base in memory; adapters are put on it and taken off again."""
 
-    def __init__(self, source: ModelSource, machine: Machine) -> None:
+    def __init__(self, source: ModelSource, machine: Machine, scoring_engine: str | None = None) -> None:
         self.source, self.machine = source, machine
         self.model, self.tokenizer = load_base(source, machine)
         self.model.eval()
-        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest)
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
 
     @contextmanager
     def adapted(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
@@ -221,7 +221,7 @@ class ModelHost:
 def load_base(
     source: ModelSource, machine: Machine, attention: str = "sdpa"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load model and tokenizer in the machine's precision, on its device.
+    """Load model and tokenizer in the machine's precision, on its device, quantised where the source is.
 
     `attention` is transformers' `attn_implementation`; scoring needs one that honours masks.
 
@@ -230,18 +230,55 @@ def load_base(
     """
     quiet_libraries()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    kind: Any = AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(
-            source.path, dtype=dtype(machine.precision), attn_implementation=attention
-        ).to(machine.device)
+        model = (_load_nf4 if source.quantization else _load_plain)(source, machine, attention)
     except torch.OutOfMemoryError:
         raise CandidateFailed(
             f"{source.name} does not fit the memory of {machine.name}", "a smaller base_model or device: cpu"
         ) from None
     return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
+
+
+def _load_plain(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(
+        source.path, dtype=dtype(machine.precision), attn_implementation=attention
+    ).to(machine.device)
+    return model
+
+
+def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once.
+
+    A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward
+    pass of an evaluation, rounding their scales again and cutting the gradient of later training.
+
+    Source: Dettmers et al. 2023 (arXiv:2305.14314).
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kind: Any = AutoModelForCausalLM
+    model: Any = kind.from_pretrained(
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        device_map={"": machine.device},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype(machine.precision),
+        ),
+    )
+    if machine.device != "cuda":
+        model = model.dequantize(dtype(machine.precision))
+        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 class TextTable(NamedTuple):

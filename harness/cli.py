@@ -126,6 +126,13 @@ def compare(
             "--gate", envvar="HARNESS_GATE", help="Exit by the verdict of the recommended candidate."
         ),
     ] = False,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option("--seeds", envvar="HARNESS_SEEDS", help="Train with each of these: 0,1,2."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", envvar="HARNESS_YES", help="Go on with more than 64 candidates.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
@@ -134,11 +141,13 @@ def compare(
     from harness.experiment import Scope
     from harness.terminal import TerminalProgress
 
-    loaded = configuration.load(config, overrides or [], candidates or [])
+    settings = [*(overrides or []), *([f"seeds=[{','.join(seeds)}]"] if seeds else [])]
+    loaded = configuration.load(config, settings, candidates or [])
+    experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
     bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
     work = experiment.planned(bench, loaded.selected)
-    plan = {name: bench.seconds(one) for name, one in work.items()}
+    plan = experiment.seconds_planned(bench, work)
     if dry_run:
         _print_plan(bench, work, plan, as_json)
         return

@@ -39,13 +39,17 @@ _TOKENIZER_FILES = (
 
 
 class ModelSource(NamedTuple):
-    """A model on disk: its name as written, folder, digests of weights and tokenizer, and its size."""
+    """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
+
+    `quantization` is empty or `nf4`; it belongs to the weights digest.
+    """
 
     name: str
     path: Path
     weights_digest: str
     template_digest: str
     n_parameters: int
+    quantization: str = ""
 
 
 def resolve(name: str) -> ModelSource:
@@ -74,10 +78,18 @@ def resolve(name: str) -> ModelSource:
     return ModelSource(
         name,
         path,
-        _content_digest([*weights, *configs]),
-        _content_digest(_matching(path, _TOKENIZER_FILES)),
+        content_digest([*weights, *configs]),
+        content_digest(_matching(path, _TOKENIZER_FILES)),
         _count_parameters(path),
     )
+
+
+def quantized(source: ModelSource, quantization: str) -> ModelSource:
+    """Return the base as it is served with quantised weights; as it is where `quantization` is empty."""
+    if not quantization:
+        return source
+    weights = digest([source.weights_digest, quantization, "double quantisation"])
+    return source._replace(weights_digest=weights, quantization=quantization)
 
 
 def has_chat_template(path: Path) -> bool:
@@ -206,7 +218,8 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _content_digest(files: Iterable[Path]) -> str:
+def content_digest(files: Iterable[Path]) -> str:
+    """Digest files by their names and contents."""
     return digest({p.name: _file_sha256(p) for p in files})
 
 

@@ -7,6 +7,7 @@ command shows everything that has to be mended.
     ├── UserError           exit 2   what was written or given cannot be used
     ├── IncompatibleRuns    exit 5   a baseline is missing, or two runs must not be compared
     └── CandidateFailed     exit 1   one candidate died; the others go on
+        └── Diverged        exit 1   its loss was no number, and would be again
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,6 +58,10 @@ class CandidateFailed(HarnessError):
     def __init__(self, reason: str, knob: str = "") -> None:
         self.reason, self.knob = reason, knob
         super().__init__(f"{reason}; try: {knob}" if knob else reason)
+
+
+class Diverged(CandidateFailed):
+    """Training came to a loss that is no number; the same training would come to it again."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

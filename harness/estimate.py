@@ -71,6 +71,17 @@ def training(examples: Sequence[Example], epochs: float) -> Work:
     return Work(trained=round(once * epochs))
 
 
+def preference(pairs: Sequence[Example], epochs: float) -> Work:
+    """Estimate what training on pairs takes: both answers, and the reference's reading of them once."""
+    once = sum(
+        2 * sum(tokens(m["content"]) + _CHAT_TOKENS for m in pair.messages)
+        + tokens(pair.references[0])
+        + tokens(pair.rejected)
+        for pair in pairs
+    )
+    return Work(read=once, trained=round(once * epochs))
+
+
 def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:
     """Price device time; the hour's price is the device's own where none is given."""
     hour = DEVICE_HOUR_USD[device] if device_hour_usd is None else device_hour_usd

@@ -25,10 +25,10 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Mute transformers, datasets, TRL and PEFT; call it before they are imported elsewhere."""
+    """Mute transformers, datasets, TRL, PEFT and bitsandbytes; call it before they are imported elsewhere."""
     quiet_environment()
     warnings.filterwarnings("ignore")
-    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch"):
+    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

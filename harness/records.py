@@ -168,7 +168,9 @@ class Run:
     """One candidate and one seed, trained and evaluated; what `runs/<run_id>/run.json` holds.
 
     `rows` maps "task/split" to the digest of the row folder. `training` and `latency` hold
-    measured figures with units in their names. `state` is "done" or "failed".
+    measured figures with units in their names. `state` is "done" or "failed". `base_digest` names
+    the base as it was published, `served_digest` the one that was served where that is another
+    (quantised).
     """
 
     run_id: str
@@ -189,3 +191,4 @@ class Run:
     latency: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    served_digest: str = ""

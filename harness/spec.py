@@ -142,12 +142,22 @@ class Recipe(Spec):
 
     `prompting` maps the names of promptings to their parameters, applied in order; a bare
     name is the prompting with its defaults. `weights_of` takes the weights of another
-    candidate instead of making its own. `template` wraps the user message, `{prompt}`.
+    candidate instead of making its own; `init_from` trains the adapter of another candidate
+    further. `path` is where weights made elsewhere lie. `base_model` is this candidate's own,
+    where it is not the experiment's. `serve_on` puts an adapter on the base quantised to NF4, or
+    on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of
+    the parameters it names and keeps the best on validation. `template` wraps the user message,
+    `{prompt}`.
     """
 
     method: str = "base"
     params: dict[str, Any] = {}
     weights_of: str | None = None
+    init_from: str | None = None
+    path: str | None = None
+    base_model: str | None = None
+    serve_on: Literal["nf4", "bf16"] | None = None
+    sweep: dict[str, list[Any]] = {}
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
     system: str | None = None
@@ -164,8 +174,14 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> "Recipe":
-        if self.weights_of and (self.method != "base" or self.params):
-            raise ValueError("weights_of takes another candidate's weights: leave out method and params")
+        own = (self.params, self.init_from, self.path, self.base_model, self.sweep)
+        if self.weights_of and (self.method != "base" or any(own)):
+            raise ValueError(
+                "weights_of takes another candidate's weights: leave out method, params, init_from, path, "
+                "base_model and sweep"
+            )
+        if self.init_from and self.base_model:
+            raise ValueError("init_from takes another candidate's base: leave out base_model")
         return self
 
 

@@ -6,6 +6,7 @@ children are shown shows all of them. Commands are the lines of ```sh blocks, an
 `make …` in backticks. An example that is a file begins with a comment that names it.
 """
 
+import ast
 import importlib.util
 import inspect
 import io
@@ -13,7 +14,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,6 +284,24 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
     before = host.base.loglikelihood([asked[:2]])[0].logprob
     with host.adapted(made.folder / "adapter", made.digest) as candidate:
         assert candidate.loglikelihood([asked[:2]])[0].logprob > before
+
+
+def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished, own_cache, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    code = example_file("notebook.py")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    scores, verdict, decision = done.stdout.splitlines()
+    expected = {f.label: f.target.score for f in finished[1].facts if f.label in ("prompt", "lora")}
+    assert ast.literal_eval(scores) == expected, done.stderr
+    assert verdict.split(":")[0] in ("PASS", "FAIL", "INCONCLUSIVE")
+    assert decision.startswith(("Ship", "Undecided"))
 
 
 def kept_report(name: str) -> str:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from harness import plugins
-from harness.config import wording
+from harness.config import weights, wording
 from harness.config.files import DATA_FILES, HUB, missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
@@ -33,7 +33,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
         recipe = wording.salvage(Recipe, member.recipe)
         if recipe is not None:
             tree.problems += _recipe(recipe, ("candidates", member.source), target, tree)
-            tree.problems += _weights(name, recipe, members, tree)
+            tree.problems += weights.check(name, recipe, members, tree)
     tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
 
 
@@ -127,32 +127,6 @@ def _needs(plugin: ModuleType, name: str, target: Task | None, where: str) -> It
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
             yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")
-
-
-def _weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
-    source = recipe.weights_of
-    if source is None:
-        return
-    where = tree.where(("candidates", members[name].source, "weights_of"))
-    if source == name:
-        found = f"{name} taking its own weights"
-        yield Problem(where, found, "the name of another candidate", _others(name, members))
-    elif source not in members:
-        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
-    elif _mapping(members[source].recipe).get("weights_of"):
-        found = f"weights of {source}, which has none of its own"
-        yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
-
-
-def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:
-    grid = [member for member, m in members.items() if m.source == source]
-    if grid:
-        return "one candidate of that grid", f"one of: {', '.join(grid)}"
-    return "the name of another candidate", did_you_mean(source, members.keys() - {name})
-
-
-def _others(name: str, members: Mapping[str, Member]) -> str:
-    return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"
 
 
 def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:

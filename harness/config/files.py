@@ -48,6 +48,8 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         raise UserError(_no_mapping(shown, data, expected))
     for task in (data, *_list(data.get("tasks"))):
         _resolve(_mapping(task), path.parent)
+    if "method" in data:
+        _resolve_recipe(data, path.parent)
     return Tree(data, marks, folder, [text])
 
 
@@ -77,10 +79,8 @@ def finish(tree: Tree) -> None:
     _spell_out_promptings(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
-    _resolve_model(tree.data, "base_model", tree.folder)
-    for recipe in _mapping(tree.data.get("candidates")).values():
-        for params in _mapping(_mapping(recipe).get("prompting")).values():
-            _resolve_model(_mapping(params), "model", tree.folder)
+    for around in (tree.data, *_mapping(tree.data.get("candidates")).values()):
+        _resolve_recipe(_mapping(around), tree.folder)
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
@@ -176,6 +176,16 @@ def _resolve_metric(written: str, folder: Path) -> str:
     if not is_path(name):
         return written
     return f"{prefix}{(folder / Path(name).expanduser()).resolve()}{colon}{key}"
+
+
+def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Make absolute where weights lie: of a base, of an adapter, of a retriever."""
+    _resolve_model(recipe, "base_model", folder)
+    for params in _mapping(recipe.get("prompting")).values():
+        _resolve_model(_mapping(params), "model", folder)
+    path = recipe.get("path")
+    if isinstance(path, str):
+        recipe["path"] = str((folder / Path(path).expanduser()).resolve())
 
 
 def _locate(folder: Path, relative: str) -> Path | None:

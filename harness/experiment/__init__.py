@@ -12,17 +12,35 @@ from filelock import FileLock, Timeout
 
 from harness import config, gating
 from harness.config import Loaded
-from harness.errors import HarnessError, IncompatibleRuns, UserError
+from harness.embedded import ModelSource
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.findings import Reader, facts_of, report_of
-from harness.experiment.prepare import BASE_ARM, Scope, bench_of, planned
+from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
+from harness.experiment.remarks import remarks
+from harness.gating import Verdict
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, base_weights, failed_run, make_run, stored_run, suite_sets
+from harness.run import Bench, base_arm, failed_run, make_run, stored_run
+from harness.run.weights import base_of, served_base, source_of
 from harness.spec import Recipe
 
-__all__ = ["Scope", "bench_of", "compare", "first_line", "planned", "run_all", "stored", "warnings_before"]
+MANY = 64  # candidates
+
+__all__ = [
+    "Scope",
+    "bench_of",
+    "compare",
+    "first_line",
+    "gate",
+    "planned",
+    "refuse_many",
+    "run_all",
+    "seconds_planned",
+    "stored",
+    "warnings_before",
+]
 
 
 def compare(
@@ -32,20 +50,62 @@ def compare(
     *,
     limit: int | None = None,
     quick: bool = False,
+    yes: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
-    of each task; `quick` is a smoke run, whose numbers are no evidence.
+    of each task; `quick` is a smoke run, whose numbers are no evidence; `yes` allows more than 64
+    candidates.
 
     Raises:
         UserError: with every problem of the files at once.
         HarnessError: another process is working in the same runs folder.
     """
     loaded = config.load(Path(path), overrides, candidates)
+    refuse_many(loaded, yes=yes)
     bench = bench_of(loaded, Scope(limit, quick), progress or Silent())
     return run_all(bench, loaded, quick=quick)
+
+
+def refuse_many(loaded: Loaded, *, yes: bool) -> None:
+    """Ask before a grid grows into more candidates than anybody meant.
+
+    Raises:
+        UserError: more than 64 candidates are selected, and nobody said yes.
+    """
+    n = len(loaded.selected)
+    if n > MANY and not yes:
+        found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
+        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
+        raise UserError(Problem("candidates", found, expected, step))
+
+
+def gate(
+    path: str | Path = "harness.yaml", overrides: Sequence[str] = (), *, candidate: str, seed: int = 0
+) -> Verdict:
+    """Return the gate's verdict on the stored run of a candidate; computes nothing.
+
+    Raises:
+        UserError: with every problem of the files at once, or there is no such candidate.
+        IncompatibleRuns: there is no run of the candidate as it is written now, or it has no verdict.
+    """
+    loaded = config.load(Path(path), overrides)
+    if candidate not in loaded.selected:
+        found = f"unknown candidate {candidate!r}"
+        hint = did_you_mean(candidate, loaded.selected)
+        raise UserError(Problem(str(path), found, "a candidate of the experiment", hint))
+    bench = bench_of(loaded, Scope(), Silent())
+    there = {one[0] for one in _in_order(bench, loaded.selected) if stored_run(bench, *one)}
+    facts = stored(bench, [name for name in loaded.selected if name in there or name == candidate]).facts
+    verdict = next((f.verdict for f in facts if (f.name, f.seed) == (candidate, seed)), None)
+    if verdict is None:
+        raise IncompatibleRuns(
+            f"{path}: found no verdict on {candidate}, seed {seed}; expected a candidate that was judged; "
+            "next: harness compare, with a suite of the role capability"
+        )
+    return verdict
 
 
 def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
@@ -54,21 +114,32 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
     Raises:
         HarnessError: another process is working in the same runs folder.
     """
-    start, reader = time.monotonic(), Reader(bench)
+    start, reader, ordered = time.monotonic(), Reader(bench), _in_order(bench, loaded.selected)
     bench.store.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(bench.store.folder / "compare.lock")
     try:
         with lock.acquire(timeout=1):
-            base_rows = base_arm(bench)
-            bench.progress.finished(BASE_ARM, f"{BASE_ARM}: measured on {len(base_rows)} tasks")
-            runs = [_attempt(bench, reader, *one, smoke=quick) for one in _in_order(bench, loaded.selected)]
+            published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
+            for source in published:
+                _measure_base(bench, source)
+            runs = [_attempt(bench, reader, *one, smoke=quick) for one in ordered]
+            done = {run.candidate for run in runs if run.state == "done"}
+            for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
+                if source not in published:
+                    _measure_base(bench, source)
     except Timeout:
         raise HarnessError(
             f"{bench.store.folder} is in use: found another harness compare at work there; "
             "expected to be alone; next: wait until it has finished"
         ) from None
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
-    return report_of(bench, reader, runs, base_rows, smoke=quick, header=header, notes=_notes(bench, runs))
+    return report_of(bench, reader, runs, smoke=quick, header=header, notes=_notes(bench, runs))
+
+
+def _measure_base(bench: Bench, source: ModelSource) -> None:
+    """Measure a base's general ability as far as that is not done yet."""
+    label, rows = arm_label(bench, source), base_arm(bench, source)
+    bench.progress.finished(label, f"{label}: measured on {len(rows)} tasks")
 
 
 def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
@@ -85,18 +156,20 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
             "expected one of each candidate; next: harness compare"
         )
     runs = [run for run in found if run is not None]
-    sets = suite_sets(bench, base_weights(bench))
-    base_rows = {s.measured.task.name: s.identity.digest for s in sets}
     header, notes = _header(bench), _notes(bench, runs)
-    return report_of(bench, Reader(bench), runs, base_rows, smoke=False, header=header, notes=notes)
+    return report_of(bench, Reader(bench), runs, smoke=False, header=header, notes=notes)
 
 
 def _header(bench: Bench) -> dict[str, object]:
-    return {"device": bench.machine.name, "precision": bench.machine.precision, "engine": bench.engine[0]}
+    return {
+        "device": bench.machine.name,
+        "precision": bench.machine.precision,
+        "engine": bench.engine(bench.source)[0],
+    }
 
 
-def _notes(bench: Bench, runs: Iterable[Run]) -> list[str]:
-    return [*bench.target.items.notes, *_dropped(runs)]
+def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
+    return [*bench.target.items.notes, *remarks(bench, runs)]
 
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
@@ -116,20 +189,30 @@ def warnings_before(bench: Bench) -> tuple[str, ...]:
 
 
 def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, int]]:
-    """List recipes and seeds: the base's first, then what trains, then what borrows weights.
+    """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
 
-    Only what trains has more than one seed: everything else would answer the same again.
+    What starts from another candidate comes after it, and what is served on one base together,
+    because one base at a time is in memory. Only what trains has more than one seed: everything
+    else would answer the same again.
     """
     recipes = {name: bench.experiment.candidates[name] for name in selected}
+    places: dict[str, int] = {}
 
     def trains(recipe: Recipe) -> bool:
-        source = bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
-        return source.method not in ("base", "classifier")
+        return source_of(bench, recipe).method not in ("base", "classifier", "adapter")
 
-    ordered = sorted(recipes.items(), key=lambda item: (trains(item[1]), item[1].weights_of is not None))
+    def generation(recipe: Recipe) -> int:
+        init = source_of(bench, recipe).init_from
+        return 1 + generation(bench.experiment.candidates[init]) if init else 0
+
+    def key(item: tuple[str, Recipe]) -> tuple[bool, bool, int, int]:
+        recipe = item[1]
+        place = places.setdefault(served_base(bench, recipe).weights_digest, len(places))
+        return trains(recipe), recipe.weights_of is not None, generation(recipe), place
+
     return [
         (name, recipe, seed)
-        for name, recipe in ordered
+        for name, recipe in sorted(recipes.items(), key=key)
         for seed in (bench.experiment.seeds if trains(recipe) else bench.experiment.seeds[:1])
     ]
 
@@ -147,11 +230,3 @@ def _attempt(bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int,
         facts = facts_of(bench, reader, run)
     bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run
-
-
-def _dropped(runs: Iterable[Run]) -> list[str]:
-    return [
-        f"{run.candidate}: {n} training rows were longer than max_length and left out"
-        for run in runs
-        if (n := run.training.get("n_dropped_too_long"))
-    ]

@@ -12,12 +12,14 @@ from harness import comparison, decide, estimate, gating, store
 from harness.comparison import Comparison
 from harness.data import Split
 from harness.decide import CandidateFacts
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, IncompatibleRuns
+from harness.experiment.prepare import arms
+from harness.experiment.steps import steps_of
 from harness.gating import TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
-from harness.report import ExperimentReport
-from harness.run import Bench, Measured
+from harness.report import ExperimentReport, Step
+from harness.run import Bench, Measured, measured_arm
 from harness.spec import GatePolicy
 
 Rows = list[SampleResult]
@@ -42,18 +44,18 @@ def report_of(
     bench: Bench,
     reader: Reader,
     runs: Sequence[Run],
-    base_rows: Mapping[str, str],
     *,
     smoke: bool,
     header: dict[str, object],
     notes: Sequence[str],
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
-    base = {m.task.name: reader.rows(base_rows[m.task.name], len(m.examples("test"))) for m in bench.suites}
+    base = bases_of(bench, reader, runs)
     facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
     tasks = _all_comparisons(bench, reader, runs, base)
+    steps = _steps(bench, reader, runs, base, tasks)
     judged = tuple(
-        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base))
+        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base[run.base_digest]))
         if run.state == "done"
         else f
         for f, run in zip(facts, runs, strict=True)
@@ -78,7 +80,46 @@ def report_of(
         smoke=smoke,
         notes=(*notes, *_unanswered(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
+        steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
     )
+
+
+def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
+    """Map digests of the bases that runs are measured against to their rows of each suite's task.
+
+    Raises:
+        IncompatibleRuns: a base's general ability was not measured as it is written now.
+    """
+    done = [run for run in runs if run.state == "done"]
+    out: dict[str, dict[str, Rows]] = {}
+    for source in arms(bench, [bench.experiment.candidates[run.candidate] for run in done]):
+        rows = measured_arm(bench, source)
+        if rows is not None:
+            sizes = {m.task.name: len(m.examples("test")) for m in bench.suites}
+            out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
+    if any(run.base_digest not in out for run in done):
+        raise IncompatibleRuns(
+            f"{bench.store.folder}: found no rows of the base's general ability as written now; "
+            "expected them beside the runs; next: harness compare"
+        )
+    return out
+
+
+def _steps(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    base: Mapping[str, Mapping[str, Rows]],
+    tasks: Mapping[str, Sequence[TaskComparison]],
+) -> dict[str, tuple[Step, ...]]:
+    """Split the changes of fine-tunes that went over a quantised base or another run."""
+    done = [run for run in runs if run.run_id in tasks and f"{bench.target.task.name}/test" in run.rows]
+    rows: dict[str, Mapping[str, Rows]] = dict(base)
+    for run in done:
+        measured = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+        rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
+    tuned = (run for run in done if run.method not in ("base", "classifier"))
+    return {run.run_id: steps_of(bench, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
 def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
@@ -138,11 +179,21 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
             1000 * fmean(r.compute_s for r in test), bench.machine.device, hour
         ),
         latency_p50_s=run.latency["p50_s"],
-        training_cost_usd=estimate.price_usd(run.training.get("wall_s", 0.0), bench.machine.device, hour),
-        n_train=len(bench.target.items.train),
+        training_cost_usd=estimate.price_usd(
+            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")), bench.machine.device, hour
+        ),
+        n_train=_n_train(bench, run),
         recall=fmean(recalls) if recalls else None,
         training=run.training,
     )
+
+
+def _n_train(bench: Bench, run: Run) -> int:
+    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+    rows = len(bench.target.items.train)
+    if "n_pairs" not in run.training:
+        return rows
+    return int(run.training["n_pairs"]) + (rows if "init_wall_s" in run.training else 0)
 
 
 def _with_comparisons(
@@ -152,7 +203,9 @@ def _with_comparisons(
     metric = _primary(bench)
     best = decide.best_untrained(facts, higher_is_better=metric.higher_is_better)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
-    prompt = next((r for r in by_name.values() if _is_prompt(r)), None)
+    prompts = [r for r in by_name.values() if _is_prompt(r)]
+    prompt_of = {r.base_digest: r for r in reversed(prompts)}
+    first = prompts[0] if prompts else None
 
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
@@ -160,7 +213,11 @@ def _with_comparisons(
         return comparison.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
 
     return [
-        replace(f, vs_untrained=against(run, by_name.get(best or "")), vs_prompt=against(run, prompt))
+        replace(
+            f,
+            vs_untrained=against(run, by_name.get(best or "")),
+            vs_prompt=against(run, prompt_of.get(run.base_digest, first)),
+        )
         for f, run in zip(facts, runs, strict=True)
     ]
 
@@ -170,12 +227,14 @@ def _is_prompt(run: Run) -> bool:
 
 
 def _all_comparisons(
-    bench: Bench, reader: Reader, runs: Sequence[Run], base: Mapping[str, Rows]
+    bench: Bench, reader: Reader, runs: Sequence[Run], base: Mapping[str, Mapping[str, Rows]]
 ) -> dict[str, list[TaskComparison]]:
-    """Compare every run with the base, once for all runs of the same weights."""
+    """Compare every run with its own base, once for all runs of the same weights."""
     done = [run for run in runs if run.state == "done"]
     one_of_each = {run.weights_digest: run for run in done}
-    by_weights = {w: _task_comparisons(bench, reader, run, base) for w, run in one_of_each.items()}
+    by_weights = {
+        w: _task_comparisons(bench, reader, run, base[run.base_digest]) for w, run in one_of_each.items()
+    }
     return {run.run_id: by_weights[run.weights_digest] for run in done}
 
 

@@ -5,7 +5,9 @@ loaded or anything is written.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import NamedTuple
 
 from harness.config import Loaded
 from harness.data import TaskItems, load_task, suite_leaks
@@ -15,12 +17,13 @@ from harness.estimate import Work
 from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
-from harness.run import Bench, base_weights, measured, suite_sets, target_sets, training_work, work_of
+from harness.run import Bench, base_weights, measured, suite_sets, target_sets, work_of
+from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
-SMOKE_ITEMS = 12
+SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
 BASE_ARM = "general ability of the base"
 
 
@@ -64,49 +67,146 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named), seed)
     _refuse_leaks(experiment.target, items)
+    if scope.quick:
+        few = items[experiment.target.name].pairs[:SMOKE_PAIRS]
+        items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
     target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
     machine = probe(experiment.device, experiment.precision)
-    with progress.stage(f"getting {experiment.base_model} ready, once", expected_s(experiment.base_model)):
-        source = resolve(experiment.base_model)
-    _refuse_without_template(experiment, source)
+    sources = _resolved(experiment, progress)
+    _refuse_without_template(experiment, sources.values())
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
-    return Bench(
-        experiment, Store(folder), source, machine, target, tuple(suites), progress, source.n_parameters
-    )
+    source = sources[experiment.base_model]
+    bench = Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, sources)
+    _refuse_weights(bench, loaded.selected)
+    return bench
+
+
+def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSource]:
+    """Find every base model that the experiment or one of its candidates names."""
+    named = [experiment.base_model, *(r.base_model for r in experiment.candidates.values() if r.base_model)]
+    out: dict[str, ModelSource] = {}
+    problems: list[Problem] = []
+    for name in dict.fromkeys(named):
+        try:
+            with progress.stage(f"getting {name} ready, once", expected_s(name)):
+                out[name] = resolve(name)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(problems)
+    return out
+
+
+def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
+    """Refuse candidates whose weights cannot be made or opened here."""
+    problems: list[Problem] = []
+    written = bench.experiment.candidates
+    named = [(name, *_lineage(bench, written[name].weights_of or name)) for name in selected]
+    recipes = {name: written[name] for names in named for name in names}
+    for name, recipe in recipes.items():
+        method = load_plugin("methods", recipe.method)
+        where = f"candidate {name}"
+        if hasattr(method, "problems"):
+            problems += method.problems(recipe, base_of(bench, recipe), where)
+        bases = (served_base(bench, recipe), trained_base(bench, source_of(bench, recipe)))
+        if any(base.quantization for base in bases) and not _has_bitsandbytes():
+            found = "a base in NF4, and no package bitsandbytes"
+            step = "pip install 'harness-evals[qlora]', or leave the candidate out"
+            problems.append(Problem(where, found, "the package that quantises", step))
+    if any("pairs" in getattr(load_plugin("methods", r.method), "NEEDS", ()) for r in recipes.values()):
+        problems += _same_answers(bench.target.task, bench.target.items)
+    if problems:
+        raise UserError(problems)
+
+
+def _has_bitsandbytes() -> bool:
+    return find_spec("bitsandbytes") is not None
+
+
+def _same_answers(task: Task, items: TaskItems) -> list[Problem]:
+    """Refuse pairs that prefer an answer to itself; at most ten are shown."""
+    same = [p.id for p in items.pairs if p.references[0].strip() == p.rejected.strip()]
+    found, expected = "one answer, both chosen and rejected", "two different answers"
+    problems = [
+        Problem(f"pair {name} of task {task.name}", found, expected, "remove the pair") for name in same[:10]
+    ]
+    if len(same) > len(problems):
+        problems.append(Problem(f"pairs of task {task.name}", f"{len(same)} such pairs in all", expected))
+    return problems
 
 
 def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
-    base, made = base_weights(bench), set(selected)
-    out = {BASE_ARM: _suites_work(bench)}
-    for name in selected:
-        recipe = bench.experiment.candidates[name]
-        trains = _training_work(bench, recipe.weights_of or name)
-        n_seeds = len(bench.experiment.seeds) if trains.trained else 1
-        if recipe.weights_of in made:
-            trains = Work()
-        made.add(recipe.weights_of or name)
-        work = (
-            Work()
-            if recipe.method == "classifier"
-            else sum((work_of(rows.job()) for rows in target_sets(bench, recipe, base, 0)), Work())
-        )
-        once = work + trains + (_suites_work(bench) if trains.trained else Work())
+    recipes = bench.experiment.candidates
+    chosen = {name: recipes[name] for name in selected}
+    out = {arm_label(bench, source): _suites_work(bench) for source in arms(bench, chosen.values())}
+    made: set[str] = set()
+    for name, recipe in chosen.items():
+        makes = [at for at in _lineage(bench, recipe.weights_of or name) if at not in made]
+        made.update(makes)
+        trains = sum((_making_work(bench, recipes[at]) for at in makes), Work())
+        tuned = _is_tuned(bench, recipe)
+        n_seeds = len(bench.experiment.seeds) if tuned else 1
+        asked = sum(_asking_work(bench, recipe), Work())
+        once = asked + trains + (_suites_work(bench) if tuned else Work())
         out[name] = sum([once] * n_seeds, Work())
     return out
 
 
-def _training_work(bench: Bench, name: str) -> Work:
-    recipe = bench.experiment.candidates[name]
-    return training_work(bench.target.items.train, _params(recipe))
+def seconds_planned(bench: Bench, work: Mapping[str, Work]) -> dict[str, float]:
+    """Say how long planned work takes, each on its own base."""
+    recipes = bench.experiment.candidates
+    of_arms = {arm_label(bench, s): s for s in arms(bench, recipes.values())}
+    return {
+        name: bench.seconds(one, of_arms[name] if name in of_arms else base_of(bench, recipes[name]))
+        for name, one in work.items()
+    }
+
+
+def arms(bench: Bench, recipes: Iterable[Recipe]) -> list[ModelSource]:
+    """List the bases that candidates are measured against: as published, then as served otherwise."""
+    recipes = list(recipes)
+    published = [base_of(bench, r) for r in recipes]
+    served = [served_base(bench, r) for r in recipes]
+    return list(dict.fromkeys([*published, *served]))
+
+
+def arm_label(bench: Bench, source: ModelSource) -> str:
+    """Name the measurement of a base's general ability."""
+    other = "" if source.name == bench.experiment.base_model else f" {source.name}"
+    return f"{BASE_ARM}{other}{' in NF4' if source.quantization else ''}"
+
+
+def _lineage(bench: Bench, name: str) -> list[str]:
+    """Name a candidate and those its adapter starts from."""
+    init = bench.experiment.candidates[name].init_from
+    return [name, *(_lineage(bench, init) if init else [])]
+
+
+def _is_tuned(bench: Bench, recipe: Recipe) -> bool:
+    """Tell whether the weights are a language model's other than the base's."""
+    return source_of(bench, recipe).method not in ("base", "classifier")
+
+
+def _making_work(bench: Bench, source: Recipe) -> Work:
+    """Estimate all trials of a sweep, each with its answers to the validation rows; or the one fit."""
+    tried = [recipe for _, recipe in trials(source)]
+    fits = [fit_work(bench.target.items, recipe) for recipe in tried]
+    if source.sweep:
+        validation = target_sets(bench, source, base_weights(bench), 0)[0]
+        fits += [work_of(validation.job())] * (len(tried) - 1)
+    return sum(fits, Work())
+
+
+def _asking_work(bench: Bench, recipe: Recipe) -> list[Work]:
+    if recipe.method == "classifier":
+        return []
+    base = base_weights(bench)
+    return [work_of(rows.job()) for rows in target_sets(bench, recipe, base, 0)]
 
 
 def _suites_work(bench: Bench) -> Work:
     return sum((work_of(rows.job()) for rows in suite_sets(bench, base_weights(bench))), Work())
-
-
-def _params(recipe: Recipe) -> Any:
-    return load_plugin("methods", recipe.method).Params(**recipe.params)
 
 
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
@@ -142,18 +242,21 @@ def _refuse_without_test(experiment: Experiment) -> None:
         raise UserError(problems)
 
 
-def _refuse_without_template(experiment: Experiment, source: ModelSource) -> None:
+def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSource]) -> None:
     tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
     in_chat = [task.name for task in tasks if task.chat_template and task.kind != "bits_per_byte"]
-    if in_chat and not has_chat_template(source.path):
-        raise UserError(
-            Problem(
-                f"base_model {source.name}",
-                f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
-                "an instruction-tuned model",
-                "choose an instruct model, or set chat_template: false on these tasks",
-            )
+    problems = [
+        Problem(
+            f"base_model {source.name}",
+            f"a tokenizer without a chat template, and tasks asked in chat: {', '.join(in_chat)}",
+            "an instruction-tuned model",
+            "choose an instruct model, or set chat_template: false on these tasks",
         )
+        for source in sources
+        if in_chat and not has_chat_template(source.path)
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def _refuse_leaks(target: Task, items: Mapping[str, TaskItems]) -> None:

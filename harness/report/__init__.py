@@ -13,11 +13,13 @@ from typing import Any
 
 from harness.report.document import markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
+from harness.report.steps import Step
 from harness.report.table import terminal, terminal_table
 
 __all__ = [
     "SMOKE",
     "ExperimentReport",
+    "Step",
     "live_line",
     "markdown",
     "terminal",

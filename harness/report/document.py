@@ -10,6 +10,7 @@ from math import isfinite
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
+from harness.report import steps
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import (
@@ -37,7 +38,9 @@ def markdown(report: ExperimentReport) -> str:
         *(_bullets(sentences(report))),
         *_slices(report, done),
         *(line for f in tuned for line in _forgetting(report, f)),
+        *(line for f in tuned for line in _steps(report, f)),
         *(line for f in tuned for line in _gate(report, f)),
+        *(line for f in tuned for line in _sweep(report, f)),
         *_training(report, [f for f in done if f.training or f.training_cost_usd]),
         *(_arithmetic(report, report.decision) if report.decision else ()),
     ]
@@ -133,6 +136,33 @@ def _lost_items(c: Comparison) -> str:
     return f"{c.task}, lost {numbers.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
 
 
+def _steps(report: ExperimentReport, f: CandidateFacts) -> list[str]:
+    """Show the change of each task from one step to the next."""
+    if f.label not in report.steps:
+        return []
+    columns, rows = steps.rows(report.steps[f.label])
+    return _section(report, f"Where the change of {escape(f.label)} comes from", columns, rows)
+
+
+def _sweep(report: ExperimentReport, f: CandidateFacts) -> list[str]:
+    """Show every trial of a sweep, and which one validation chose."""
+    trials = f.training.get("sweep", [])
+    if not trials:
+        return []
+    rows = [
+        [
+            *map(str, trial["params"].values()),
+            numbers.score(report.metric, trial["validation"])
+            if trial["validation"] is not None
+            else "diverged",
+            "chosen" if trial["chosen"] else "",
+        ]
+        for trial in trials
+    ]
+    columns = [*trials[0]["params"], f"validation {report.metric}", ""]
+    return _section(report, f"Sweep: {escape(f.label)}", columns, rows)
+
+
 def _gate(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """Show each rule with its sentence, and what the gate would have missed."""
     if f.verdict is None:
@@ -145,7 +175,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 def _training(report: ExperimentReport, trained: Sequence[CandidateFacts]) -> list[str]:
     """Show the measured figures of each training run; one row a candidate."""
-    names = list(dict.fromkeys(name for f in trained for name in f.training))
+    names = list(dict.fromkeys(name for f in trained for name in f.training if name != "sweep"))
     columns = ["candidate", "training examples", "cost USD", *map(_titled, names)]
     rows = [
         [

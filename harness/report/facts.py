@@ -11,6 +11,8 @@ from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, best_untrained, fine_tuned
 from harness.gating import MissRate, Verdict
+from harness.report import steps
+from harness.report.steps import Step
 
 SMOKE = "smoke, not evidence"
 _SHORT = {
@@ -31,7 +33,8 @@ class ExperimentReport:
 
     `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
     comparisons with the base on the tasks of the suites, each task's primary metric first;
-    `not_admitted` says of a task why it does not count in the gate. `header` holds
+    `not_admitted` says of a task why it does not count in the gate. `steps` splits the change of
+    a run, by `label`, where there was a base or a run in between. `header` holds
     device, precision and times, with units in the names.
     """
 
@@ -45,6 +48,7 @@ class ExperimentReport:
     smoke: bool = False
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -102,6 +106,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(_failed_line(f) for f in report.facts if f.state == "failed"),
         *(report.decision.reasons if report.decision else ()),
         *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *filter(None, (steps.sentence(label, of) for label, of in report.steps.items())),
         *(_recall_line(f) for f in report.facts if f.recall is not None),
         *report.notes,
     ]

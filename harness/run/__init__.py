@@ -4,34 +4,38 @@ Invariant: nothing is computed whose identity already lies on disk; a kill loses
 block in flight, and the next call goes on from there.
 """
 
+import gc
 import json
-import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from harness import estimate, plugins, provenance, store
 from harness.candidates import Candidate, ModelHost, classifier
 from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
-from harness.errors import HarnessError
+from harness.errors import Diverged, HarnessError
 from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
 from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
 from harness.metrics import sources as metric_sources
 from harness.progress import Progress
-from harness.prompting import PromptingContext, Step, compose
+from harness.prompting import PromptingContext, compose
 from harness.records import Example, RowsIdentity, Run, digest
-from harness.spec import Experiment, Recipe, Role, Spec, Task
+from harness.run import weights as made
+from harness.run.weights import base_of, served_base
+from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
-from harness.training import FitContext, Weights
+from harness.training import Weights
 
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -52,7 +56,10 @@ class Measured(NamedTuple):
 
 @dataclass
 class Bench:
-    """What all runs of one experiment share: data, machine, store, and one base in memory."""
+    """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
+
+    `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
+    """
 
     experiment: Experiment
     store: Store
@@ -61,27 +68,33 @@ class Bench:
     target: Measured
     suites: tuple[Measured, ...]
     progress: Progress
-    n_parameters: int
+    sources: Mapping[str, ModelSource] = field(default_factory=dict)
+    _host: ModelHost | None = None
 
-    def seconds(self, work: estimate.Work) -> float:
-        """Estimate how long an amount of work takes here."""
-        return work.seconds(self.n_parameters, self.machine.gflops)
+    def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
+        """Estimate how long an amount of work takes here, on the experiment's base or another."""
+        return work.seconds((source or self.source).n_parameters, self.machine.gflops)
 
-    @cached_property
-    def host(self) -> ModelHost:
-        """The base, loaded when it is first needed."""
-        with self.progress.stage("loading the base model"):
-            return ModelHost(self.source, self.machine)
+    def host(self, source: ModelSource) -> ModelHost:
+        """Load a base as it is served, unless it is the one in memory; that one then goes first."""
+        if self._host is None or self._host.source != source:
+            if self._host is not None:
+                self._host = None
+                gc.collect()
+            # What is not a base as published has that one's layers, and so its scoring engine.
+            known = None if source == self.sources[source.name] else self.engine(source)[0]
+            with self.progress.stage("loading the base model"):
+                self._host = ModelHost(source, self.machine, known.partition("/")[2] if known else None)
+        return self._host
 
-    @cached_property
-    def engine(self) -> tuple[str, str]:
-        """Engine and layout digest of language models here; remembered, so that no model is loaded for it."""
-        key = digest(
-            [self.source.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
-        )
+    def engine(self, source: ModelSource) -> tuple[str, str]:
+        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
+        plain = self.sources[source.name]
+        key = digest([plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)])
         memory = cache_dir() / "engines" / f"{key}.json"
         if not memory.exists():
-            remember(memory, json.dumps([self.host.base.engine, self.host.base.layout_digest]))
+            base = self.host(plain).base
+            remember(memory, json.dumps([base.engine, base.layout_digest]))
         engine, layout = json.loads(memory.read_text())
         return engine, layout
 
@@ -125,13 +138,20 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
 
 def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the run of a recipe as it is written now, or its failure; computes nothing."""
-    if (weights := _found_weights(bench, recipe, seed)) is not None:
+    if (weights := _stored_weights(bench, recipe, seed)) is not None:
         sets = _row_sets(bench, recipe, weights, seed)
         if (done := _finished(bench, _run_id(bench, name, seed, weights, sets), sets)) is not None:
             return done
     failed_id = _failed_id(bench, name, seed)
     failed = (run for run in store.list_runs(bench.store, bench.experiment.name) if run.run_id == failed_id)
     return next((run for run in failed if run.recipe == recipe.model_dump(mode="json")), None)
+
+
+def _stored_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
+    try:
+        return _weights(bench, recipe, seed, make=False)
+    except Diverged:
+        return None
 
 
 class RowSet(NamedTuple):
@@ -176,16 +196,25 @@ def _failed_id(bench: Bench, name: str, seed: int) -> str:
     return f"{bench.experiment.name}-{name}-s{seed}-failed"
 
 
-def base_weights(bench: Bench) -> Weights:
-    """Return the base's own weights."""
-    return Weights("base", bench.source.weights_digest, None, {})
+def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
+    """Return the own weights of a base, the experiment's where none is named."""
+    source = source or bench.source
+    return Weights("base", source.weights_digest, None, {}, source)
 
 
-def base_arm(bench: Bench) -> dict[str, str]:
-    """Measure the base's general ability; returns the row set of each task."""
-    sets = suite_sets(bench, base_weights(bench))
+def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
+    """Measure a base's general ability, as it is served; returns the row set of each task."""
+    sets = suite_sets(bench, base_weights(bench, source))
     if any(not _is_there(bench, s) for s in sets):
-        _fill(bench, bench.host.base, sets, "base")
+        _fill(bench, bench.host(source).base, sets, f"base {source.quantization}".rstrip())
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def measured_arm(bench: Bench, source: ModelSource) -> dict[str, str] | None:
+    """Find a base's general ability where it was measured; None where rows are missing."""
+    sets = suite_sets(bench, base_weights(bench, source))
+    if not all(_is_there(bench, s) for s in sets):
+        return None
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
@@ -209,15 +238,17 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
 
 def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
     """Join what a recipe says of its run with what became of it."""
+    base, served = base_of(bench, recipe), served_base(bench, recipe)
     return Run(
         experiment=bench.experiment.name,
         candidate=name,
-        method=_source(bench, recipe).method,
+        method=made.source_of(bench, recipe).method,
         prompting=_spelled(recipe),
         answer=recipe.answer,
         seed=seed,
-        base_model=bench.experiment.base_model,
-        base_digest=bench.source.weights_digest,
+        base_model=base.name,
+        base_digest=base.weights_digest,
+        served_digest=served.weights_digest if served != base else "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         **outcome,
@@ -226,86 +257,91 @@ def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) 
 
 def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
     """Return the weights of a recipe, made now or before."""
-    source = _source(bench, recipe)
-    found = _found_weights(bench, recipe, seed)
-    return found or _fit(bench, source, seed, _weights_folder(bench, source, seed))
+    found = _weights(bench, recipe, seed, make=True)
+    assert found is not None
+    return found
 
 
-def _found_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
-    source = _source(bench, recipe)
+def _weights(bench: Bench, recipe: Recipe, seed: int, *, make: bool) -> Weights | None:
+    """Find weights; without `make`, None where they or what they start from are missing."""
+    source = made.source_of(bench, recipe)
     if source.method == "base":
-        return base_weights(bench)
-    folder = _weights_folder(bench, source, seed)
-    if not (folder / "fit.json").exists():
+        return base_weights(bench, base_of(bench, recipe))
+    if source.sweep:
+        return _swept(bench, recipe, source, seed, make=make)
+    return _single(bench, recipe, source, seed, make=make)
+
+
+def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
+    init = None
+    if source.init_from:
+        init = _weights(bench, bench.experiment.candidates[source.init_from], seed, make=make)
+        if init is None:
+            return None
+    folder = made.folder_of(bench, source, seed, init)
+    found = made.found(bench, recipe, folder)
+    if found is None and make:
+        made.fit(bench, source, seed, folder, init)
+        found = made.found(bench, recipe, folder)
+    if found is None or init is None:
+        return found
+    before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
+    return found._replace(training={**found.training, "init_wall_s": round(before_s, 3)})
+
+
+def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
+    """Return the weights of the trial that is best on validation with the first seed.
+
+    Every trial has the same budget; those that lose stay in the store.
+
+    Raises:
+        Diverged: every trial did.
+    """
+    tried: list[dict[str, Any]] = []
+    metric = bench.target.metrics[bench.target.task.primary_metric]
+    for point, trial in made.trials(source):
+        try:
+            found = _single(bench, recipe, trial, bench.experiment.seeds[0], make=make)
+        except Diverged:
+            tried.append({"params": point, "validation": None, "wall_s": 0.0})
+            continue
+        score = None if found is None else _validation(bench, trial, found, make=make)
+        if found is None or score is None:
+            return None
+        measured = {name: found.training.get(name) for name in ("best_validation_loss", "wall_s")}
+        tried.append({"params": point, "validation": score, **measured})
+    best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
+    if best["validation"] is None:
+        raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
+    chosen = next(trial for point, trial in made.trials(source) if point == best["params"])
+    found = _single(bench, recipe, chosen, seed, make=make)
+    if found is None:
         return None
-    made = json.loads((folder / "fit.json").read_text())
-    return Weights(made["kind"], made["digest"], folder, made["training"])
+    again = 0.0 if seed == bench.experiment.seeds[0] else found.training.get("wall_s", 0.0)
+    wall_s = round(sum(t["wall_s"] for t in tried) + again, 3)
+    sweep = [{**t, "chosen": t is best} for t in tried]
+    return found._replace(training={**found.training, "wall_s": wall_s, "sweep": sweep})
 
 
-def _weights_folder(bench: Bench, source: Recipe, seed: int) -> Path:
-    """Name the folder by everything that the weights depend on."""
-    params = plugins.load("methods", source.method).Params(**source.params)
-    key = digest(
-        [
-            plugins.source_digest(plugins.path_of("methods", source.method), _HERE / "training.py"),
-            source.method,
-            params.model_dump(mode="json"),
-            bench.source.weights_digest,
-            bench.source.template_digest,
-            bench.target.versions["train"],
-            bench.target.versions["validation"],
-            _prompting_digest(bench, source, seed),
-            seed,
-            bench.machine.precision,
-            bench.machine.device,
-        ]
-    )
-    return bench.store.weights(key)
+def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, float]:
+    """Order trials by their validation score; of equal ones the lower validation loss is the better."""
+    score, loss = trial["validation"], trial.get("best_validation_loss")
+    signed = -np.inf if score is None else score if higher_is_better else -score
+    return float(signed), -np.inf if loss is None else -float(loss)
 
 
-def _fit(bench: Bench, source: Recipe, seed: int, folder: Path) -> Weights:
-    """Make weights in a folder of another name, which gets its own when they are complete."""
-    method = plugins.load("methods", source.method)
-    params = method.Params(**source.params)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    step = _step(bench, source, seed)
-    label = f"training {source.method}, seed {seed}"
-    try:
-        train = tuple(map(step, bench.target.items.train))
-        with bench.progress.stage(label, bench.seconds(training_work(train, params))) as advance:
-            context = FitContext(
-                bench.source,
-                bench.machine,
-                part,
-                train,
-                tuple(map(step, bench.target.items.validation)),
-                bench.target.task.chat_template,
-                seed,
-                bench.experiment.report_to,
-                advance,
-            )
-            made = method.fit(context, params)
-        training = {**made.training, "fit_key": folder.name}
-        record = {"kind": made.kind, "digest": made.digest, "training": training}
-        (part / "fit.json").write_text(json.dumps(record))
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return Weights(made.kind, made.digest, folder, training)
-
-
-def training_work(train: Sequence[Example], params: Spec) -> estimate.Work:
-    """Estimate the tokens a method trains on; methods without epochs train no language model."""
-    epochs = getattr(params, "num_train_epochs", None)
-    return estimate.training(train, epochs) if epochs else estimate.Work()
-
-
-def _source(bench: Bench, recipe: Recipe) -> Recipe:
-    """Return the recipe whose weights are used: the named one's, or its own."""
-    return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) -> float | None:
+    """Return a trial's score on the validation rows of the target; None where they are missing."""
+    rows = target_sets(bench, trial, weights, bench.experiment.seeds[0])[0]
+    if not _is_there(bench, rows):
+        if not make:
+            return None
+        with _opened(bench, weights) as candidate:
+            _fill(bench, candidate, [rows], "sweep")
+    metric = bench.target.metrics[bench.target.task.primary_metric]
+    answered = store.read_rows(bench.store, rows.identity.digest, len(rows.ids))
+    parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
+    return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
 
 
 def _spelled(recipe: Recipe) -> str:
@@ -316,47 +352,12 @@ def _spelled(recipe: Recipe) -> str:
     )
 
 
-def _step(bench: Bench, recipe: Recipe, seed: int) -> Step:
-    """Return what turns an example of the target into what this recipe asks."""
-    task, items = bench.target.task, bench.target.items
-    prompted = compose(recipe.prompting, PromptingContext(task, items.train, items.documents, seed))
-    system = recipe.system if recipe.system is not None else task.system
-    return lambda example: addressed(prompted(example), system, recipe.template)
-
-
-def _prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
-    """Digest what is put around a question; and what shots and passages are drawn from."""
-    plain = {name: _drawn_with(name, params) for name, params in recipe.prompting.items()}
-    drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
-    return digest(
-        [
-            list(plain.items()),
-            plugins.source_digest(*(plugins.path_of("prompting", name) for name in plain)),
-            recipe.system,
-            recipe.template,
-            drawn_from if set(plain) - {"zero_shot"} else [],
-        ]
-    )
-
-
-def _drawn_with(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompting's parameters; a model among them stands as its content, not as its path."""
-    plugin = plugins.load("prompting", name)
-    built = plugin.Params(**params)
-    plain: dict[str, Any] = built.model_dump(mode="json")
-    if plain.get("model") is None:
-        plain.pop("model", None)
-        return plain
-    content = plugin.drawn_from(built)
-    return {**plain, "model": content or plain["model"]}
-
-
 def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
-    prompting = _prompting_digest(bench, recipe, seed)
+    prompting = made.prompting_digest(bench, recipe, seed)
     target, answer = bench.target, recipe.answer
 
-    step = cache(partial(_step, bench, recipe, seed))
+    step = cache(partial(made.step_of, bench, recipe, seed))
 
     def asked(split: Split) -> tuple[Example, ...]:
         return tuple(map(step(), target.examples(split)))
@@ -401,16 +402,17 @@ def _asked(m: Measured) -> tuple[Example, ...]:
 def _scoring_source(m: Measured) -> str:
     """Digest the code that turns answers into scores."""
     metrics = [path for written in m.task.metrics for path in metric_sources(written)]
-    return plugins.source_digest(_HERE / "evaluate.py", _HERE / "refusals.py", *metrics)
+    return plugins.source_digest(_PACKAGE / "evaluate.py", _PACKAGE / "refusals.py", *metrics)
 
 
 def _identity(
     bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
-    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine
+    base = weights.source or bench.source
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
     return RowsIdentity(
         weights.digest,
-        bench.source.template_digest,
+        base.template_digest,
         m.task.name,
         digest([m.versions[split], _scoring_source(m)]),
         split,
@@ -460,12 +462,16 @@ def work_of(job: Job) -> estimate.Work:
 @contextmanager
 def _opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
     """Open weights as something that generates and scores."""
+    source = weights.source or bench.source
     if weights.kind == "base":
-        yield bench.host.base
-    elif weights.kind == "classifier":
-        assert weights.folder is not None
+        yield bench.host(source).base
+        return
+    assert weights.folder is not None
+    if weights.kind == "classifier":
         yield classifier(weights.folder, weights.digest)
+    elif weights.kind == "model":
+        whole = source._replace(path=weights.folder / "model", weights_digest=weights.digest)
+        yield bench.host(whole).base
     else:
-        assert weights.folder is not None
-        with bench.host.adapted(weights.folder / "adapter", weights.digest) as candidate:
+        with bench.host(source).adapted(weights.folder / "adapter", weights.digest) as candidate:
             yield candidate

@@ -1,0 +1,76 @@
+"""What a reader should know of how the candidates were made, said under the table.
+
+Invariant: sentences about recipes and stored figures; nothing here compares scores.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.records import Run
+from harness.run import Bench
+from harness.run.weights import source_of
+from harness.spec import Recipe
+
+
+def remarks(bench: Bench, runs: Sequence[Run]) -> list[str]:
+    """List the sentences about finished runs."""
+    done = [run for run in runs if run.state == "done"]
+    of_runs = dict.fromkeys([*_dropped(done), *_chosen(done), *_theirs(done)])  # seeds say the same again
+    return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done)]
+
+
+def _dropped(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if n := run.training.get("n_dropped_too_long"):
+            what = "pairs" if "n_pairs" in run.training else "training rows"
+            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+
+
+def _chosen(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        trials = run.training.get("sweep", [])
+        for trial in (t for t in trials if t["chosen"]):
+            point = ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items()
+            )
+            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _unswept(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
+    tried: dict[tuple[str, str], set[object]] = {}
+    named: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        recipe = bench.experiment.candidates[run.candidate]
+        if recipe.weights_of is None and "loss" in run.training:
+            key = (run.base_digest, run.method)
+            tried.setdefault(key, set()).update(_rates(source_of(bench, recipe)))
+            named.setdefault(key, []).append(run.candidate)
+    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
+    if once:
+        yield f"learning rate not swept: {', '.join(once)}; another one may do better"
+
+
+def _rates(source: Recipe) -> list[object]:
+    return source.sweep.get("learning_rate") or [source.params.get("learning_rate")]
+
+
+def _other_bases(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+    others = {run.candidate: run.base_model for run in runs if run.base_digest != bench.source.weights_digest}
+    for candidate, base in others.items():
+        yield f"{candidate}: made from {base}, and measured against that"
+
+
+def _theirs(runs: Iterable[Run]) -> Iterator[str]:
+    """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
+    for run in runs:
+        named = run.training.get("named_base")
+        if (
+            named
+            and str(named).rstrip("/").rpartition("/")[2] != run.base_model.rstrip("/").rpartition("/")[2]
+        ):
+            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+
+
+def _last(name: str) -> str:
+    """Return a model's own name, without its owner or folder."""
+    return name.rstrip("/").rpartition("/")[2].lower()

@@ -1,0 +1,32 @@
+"""Low-rank adapters on a base quantised to four bits (NF4, with its scales quantised too).
+
+Invariant: what is trained on is what is served and judged: the adapter on its NF4 base. `serve_on: bf16`
+puts the same adapter on the base as it was, and is another candidate.
+
+Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
+"""
+
+from harness.training import (
+    FitContext,
+    LoraParams,
+    SupervisedParams,
+    Weights,
+    adapter_digest,
+    lora_config,
+    supervised,
+)
+
+NEEDS = ("train",)
+MAKES = "adapter"
+QUANTIZATION = "nf4"
+
+
+class Params(SupervisedParams, LoraParams):
+    """PEFT's names beside TRL's, as for `lora`."""
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the adapter and save it under `adapter/`."""
+    folder = context.folder / "adapter"
+    training = supervised(context, params, lora_config(params), folder)
+    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)

@@ -1,0 +1,221 @@
+"""Weights: which folder they lie in, how they are made, and which base they are served on.
+
+Invariant: a folder is named by everything its weights depend on, and exists only when they are complete.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import estimate, plugins
+from harness.data import TaskItems
+from harness.embedded import ModelSource, content_digest, quantized
+from harness.errors import Diverged
+from harness.evaluate import addressed
+from harness.prompting import PromptingContext, Step, compose
+from harness.records import digest
+from harness.spec import Recipe
+from harness.training import FitContext, Weights, adapter_digest
+
+if TYPE_CHECKING:
+    from harness.run import Bench
+
+_PACKAGE = Path(__file__).parents[1]
+_DIVERGED = "diverged.json"
+
+
+def source_of(bench: "Bench", recipe: Recipe) -> Recipe:
+    """Return the recipe whose weights are used: the named one's, or its own."""
+    return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+
+
+def base_of(bench: "Bench", recipe: Recipe) -> ModelSource:
+    """Return the base, as it was published, that a recipe's weights are made from."""
+    source = source_of(bench, recipe)
+    while source.init_from:
+        source = bench.experiment.candidates[source.init_from]
+    return bench.sources[source.base_model or bench.experiment.base_model]
+
+
+def served_base(bench: "Bench", recipe: Recipe) -> ModelSource:
+    """Return the base as a recipe serves it: quantised where its weights were trained so, or as it says."""
+    return quantized(base_of(bench, recipe), _served(bench, recipe))
+
+
+def trained_base(bench: "Bench", source: Recipe) -> ModelSource:
+    """Return the base as weights are trained on it."""
+    return quantized(base_of(bench, source), _trained_on(bench, source))
+
+
+def _served(bench: "Bench", recipe: Recipe) -> str:
+    source = source_of(bench, recipe)
+    if wanted := recipe.serve_on or source.serve_on:
+        return "" if wanted == "bf16" else wanted
+    return _trained_on(bench, source)
+
+
+def _trained_on(bench: "Bench", source: Recipe) -> str:
+    """Name the quantisation of the base that weights are trained on."""
+    if source.init_from:
+        return _served(bench, bench.experiment.candidates[source.init_from])
+    return str(getattr(plugins.load("methods", source.method), "QUANTIZATION", ""))
+
+
+def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
+    """List the points of a recipe's sweep, each with the recipe it stands for; without one, the recipe."""
+    points = [dict(zip(source.sweep, values, strict=True)) for values in product(*source.sweep.values())]
+    return [
+        (point, source.model_copy(update={"sweep": {}, "params": {**source.params, **point}}))
+        for point in points
+    ]
+
+
+def folder_of(bench: "Bench", source: Recipe, seed: int, init: Weights | None) -> Path:
+    """Name the folder of weights by everything that they depend on."""
+    method = plugins.load("methods", source.method)
+    base = trained_base(bench, source)
+    code = (plugins.path_of("methods", source.method), *sorted((_PACKAGE / "training").glob("*.py")))
+    return bench.store.weights(
+        digest(
+            [
+                plugins.source_digest(*code),
+                source.method,
+                method.Params(**source.params).model_dump(mode="json"),
+                base.weights_digest,
+                base.template_digest,
+                _examples_digest(bench, method),
+                prompting_digest(bench, source, seed),
+                seed,
+                bench.machine.precision,
+                bench.machine.device,
+                init.digest if init else "",
+                content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+            ]
+        )
+    )
+
+
+def _examples_digest(bench: "Bench", method: Any) -> str:
+    """Digest what a method draws from: pairs where it needs them, else training and validation rows."""
+    if "pairs" in getattr(method, "NEEDS", ()):
+        return digest([asdict(pair) for pair in bench.target.items.pairs])
+    return digest([bench.target.versions["train"], bench.target.versions["validation"]])
+
+
+def found(bench: "Bench", recipe: Recipe, folder: Path) -> Weights | None:
+    """Read finished weights, to be served as the recipe says.
+
+    Raises:
+        Diverged: making them ended in a loss that is no number, and would again.
+    """
+    if (folder / _DIVERGED).exists():
+        raise Diverged(*json.loads((folder / _DIVERGED).read_text()))
+    if not (folder / "fit.json").exists():
+        return None
+    made = json.loads((folder / "fit.json").read_text())
+    served = served_base(bench, recipe)
+    own = made["digest"]
+    if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
+        own = adapter_digest(folder / "adapter", served.weights_digest)
+    return Weights(made["kind"], own, folder, made["training"], served)
+
+
+def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights | None) -> None:
+    """Make weights in a folder of another name, which gets its own when they are complete.
+
+    Raises:
+        CandidateFailed: they cannot be made; a training that diverged is remembered.
+    """
+    method = plugins.load("methods", source.method)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    base = trained_base(bench, source)
+    label = f"training {source.method}, seed {seed}"
+    try:
+        with bench.progress.stage(
+            label, bench.seconds(fit_work(bench.target.items, source), base)
+        ) as advance:
+            step, items = step_of(bench, source, seed), bench.target.items
+            context = FitContext(
+                base,
+                bench.machine,
+                part,
+                tuple(map(step, items.train)),
+                tuple(map(step, items.validation)),
+                bench.target.task.chat_template,
+                seed,
+                bench.experiment.report_to,
+                advance,
+                tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
+                init.folder / "adapter" if init and init.folder else None,
+                Path(source.path) if source.path else None,
+            )
+            made = method.fit(context, method.Params(**source.params))
+        training = {**made.training, "fit_key": folder.name}
+        record = {
+            "kind": made.kind,
+            "digest": made.digest,
+            "trained_on": base.weights_digest,
+            "training": training,
+        }
+        (part / "fit.json").write_text(json.dumps(record))
+        part.rename(folder)
+    except Diverged as error:
+        shutil.rmtree(part, ignore_errors=True)
+        folder.mkdir()
+        (folder / _DIVERGED).write_text(json.dumps([error.reason, error.knob]))
+        raise
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def fit_work(items: TaskItems, source: Recipe) -> estimate.Work:
+    """Estimate the tokens one fit trains on; methods without epochs train no language model."""
+    method = plugins.load("methods", source.method)
+    epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
+    if not epochs:
+        return estimate.Work()
+    if "pairs" in getattr(method, "NEEDS", ()):
+        return estimate.preference(items.pairs, epochs)
+    return estimate.training(items.train, epochs)
+
+
+def step_of(bench: "Bench", recipe: Recipe, seed: int) -> Step:
+    """Return what turns an example of the target into what this recipe asks."""
+    task, items = bench.target.task, bench.target.items
+    prompted = compose(recipe.prompting, PromptingContext(task, items.train, items.documents, seed))
+    system = recipe.system if recipe.system is not None else task.system
+    return lambda example: addressed(prompted(example), system, recipe.template)
+
+
+def prompting_digest(bench: "Bench", recipe: Recipe, seed: int) -> str:
+    """Digest what is put around a question; and what shots and passages are drawn from."""
+    plain = {name: _drawn_with(name, params) for name, params in recipe.prompting.items()}
+    drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
+    return digest(
+        [
+            list(plain.items()),
+            plugins.source_digest(*(plugins.path_of("prompting", name) for name in plain)),
+            recipe.system,
+            recipe.template,
+            drawn_from if set(plain) - {"zero_shot"} else [],
+        ]
+    )
+
+
+def _drawn_with(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompting's parameters; a model among them stands as its content, not as its path."""
+    plugin = plugins.load("prompting", name)
+    built = plugin.Params(**params)
+    plain: dict[str, Any] = built.model_dump(mode="json")
+    if plain.get("model") is None:
+        plain.pop("model", None)
+        return plain
+    content = plugin.drawn_from(built)
+    return {**plain, "model": content or plain["model"]}

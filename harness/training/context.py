@@ -1,0 +1,51 @@
+"""What a method is given, and what it gives back.
+
+Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness.embedded import ModelSource
+from harness.machine import Machine
+from harness.progress import Advance
+from harness.records import Example
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """What a method may draw from: the base, prompted examples, a folder to write weights into.
+
+    `source` is the base as it will be served, so a quantised one where the method quantises.
+    `pairs` are preference pairs, prompted like the examples. `init` is the folder of the adapter
+    that training starts from; `path` is where weights made elsewhere lie.
+    """
+
+    source: ModelSource
+    machine: Machine
+    folder: Path
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    chat_template: bool
+    seed: int
+    report_to: tuple[str, ...]
+    advance: Advance
+    pairs: tuple[Example, ...] = ()
+    init: Path | None = None
+    path: Path | None = None
+
+
+class Weights(NamedTuple):
+    """What a method made: how it is opened, its digest, its folder and what making it cost.
+
+    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`. `training` holds
+    measured figures with units in their names, among them `wall_s`. `source` is the base as it is
+    served; None is the experiment's own, and what a method gives back.
+    """
+
+    kind: Literal["base", "adapter", "model", "classifier"]
+    digest: str
+    folder: Path | None
+    training: dict[str, Any]
+    source: ModelSource | None = None

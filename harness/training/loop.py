@@ -1,0 +1,143 @@
+"""What every training loop shares: TRL's settings, the run itself, and what is measured of it.
+
+Invariant: a loss that is no number ends the training at once, and running out of memory says
+which knob to turn.
+"""
+
+import resource
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import CandidateFailed, Diverged
+from harness.progress import Advance
+from harness.training.context import FitContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+Row = dict[str, Any]
+
+
+def attention(device: str) -> str:
+    """Choose FlashAttention-2 for training where a GPU has it."""
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
+
+
+def settings(context: FitContext) -> dict[str, Any]:
+    """Return TRL's arguments that no method and no user sets."""
+    from transformers.utils import is_liger_kernel_available
+
+    on_gpu = context.machine.device == "cuda"
+    return {
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is shown as a number
+        "include_num_input_tokens_seen": "non_padding",
+        "disable_tqdm": True,
+        "gradient_checkpointing": on_gpu,
+        "use_liger_kernel": on_gpu and is_liger_kernel_available(),
+        "bf16": context.machine.precision == "bf16",
+        "fp16": context.machine.precision == "fp16",
+        "use_cpu": not on_gpu,
+        "report_to": list(context.report_to) or "none",
+        "dataloader_pin_memory": on_gpu,
+        "train_sampling_strategy": "group_by_length",
+    }
+
+
+def run(trainer: "Trainer") -> None:
+    """Train.
+
+    Raises:
+        CandidateFailed: out of memory.
+        Diverged: the loss was not a number.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    # Without its bars the trainer would print every log line on stdout, which belongs to the result.
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError:
+        raise CandidateFailed(
+            "out of memory while training",
+            "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
+        ) from None
+
+
+def fitting(
+    rows: list[Row], lengths: Sequence[int], max_length: int, what: str = "rows to train or validate on"
+) -> tuple[list[Row], int]:
+    """Return the rows of at most `max_length` tokens, and how many are longer.
+
+    Raises:
+        CandidateFailed: there are rows and none fits.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    if rows and not kept:
+        raise CandidateFailed(
+            f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
+        )
+    return kept, len(rows) - len(kept)
+
+
+def chat_length(messages: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Count the tokens of a conversation in the model's own template."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def reporting(advance: Advance) -> "TrainerCallback":
+    """Return a callback that says where training is, and ends it when the loss is no number."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+            _refuse_divergence(logs or {})
+            loss = (logs or {}).get("loss")
+            if loss is not None:
+                advance(state.global_step, state.max_steps, f"loss {float(loss):.2f}")
+
+    return Reporting()
+
+
+def _refuse_divergence(logs: Row) -> None:
+    """Stop at the first loss that is no number: no later step would mend it."""
+    if any(not isfinite(float(logs[name])) for name in ("loss", "eval_loss") if name in logs):
+        raise Diverged("the training loss is not a number", "a lower params.learning_rate")
+
+
+def curve(history: Sequence[Row], name: str) -> list[list[float]]:
+    """Return what was logged under a name, as [step, value]."""
+    return [[entry["step"], float(entry[name])] for entry in history if name in entry]
+
+
+def figures(trainer: "Trainer", n_dropped: int, wall_s: float, device: str) -> dict[str, Any]:
+    """Return what was measured: time, tokens, memory, parameters and the loss by step."""
+    import torch
+
+    model: Any = trainer.model
+    history = trainer.state.log_history
+    summary = next(e for e in reversed(history) if "train_runtime" in e)
+    n_tokens = int(trainer.state.num_input_tokens_seen)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
+    return {
+        "wall_s": round(wall_s, 3),
+        "train_loop_s": round(float(summary["train_runtime"]), 3),
+        "n_tokens": n_tokens,
+        "tokens_per_s": round(n_tokens / float(summary["train_runtime"]), 1),
+        "n_steps": trainer.state.global_step,
+        "n_dropped_too_long": n_dropped,
+        "n_trainable": int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        "peak_memory_gib": round(peak / 2**30, 3),
+        "loss": curve(history, "loss"),
+    }
+
+
+def _resident_peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

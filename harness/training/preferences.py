@@ -1,0 +1,192 @@
+"""Direct preference optimisation: an adapter learns to prefer the chosen answer of each pair.
+
+Invariant: the reference is the policy as training found it (the base, or the adapter that training
+starts from); its log-probabilities are computed once, before the first step.
+
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.candidates import load_base
+from harness.quiet import quiet_libraries
+from harness.records import Example
+from harness.scoring import Executor
+from harness.spec import Spec
+from harness.training import loop
+from harness.training.context import FitContext
+from harness.training.logprobs import row_by_row, sharing_prompts
+from harness.training.loop import Row
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import DPOTrainer
+
+AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
+
+
+class PreferenceParams(Spec):
+    """Parameters of preference training, under TRL's own names.
+
+    `beta` says how dear it is to leave the reference. `warmup_steps` below 1 is a share of all
+    steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
+    counted, never cut.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    max_steps: int = Field(-1, ge=-1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=8)
+
+
+def preference(
+    context: FitContext, params: PreferenceParams, peft_config: "PeftConfig", save_to: Path
+) -> dict[str, Any]:
+    """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
+
+    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used.
+
+    Returns:
+        Measured figures: loss, reward margin (in nats times beta) and reward accuracy by step,
+        tokens a second, wall time, peak memory, parameters.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    start, device = time.perf_counter(), context.machine.device
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(device))
+    rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
+    scratch = save_to.parent / "checkpoints"
+    trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
+    loop.run(trainer)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    shutil.rmtree(scratch, ignore_errors=True)
+    history = trainer.state.log_history
+    margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
+    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device)
+    return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+
+
+def _used(context: FitContext, params: PreferenceParams) -> Sequence[Example]:
+    """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
+    n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
+    if params.max_steps < 0 or n_seen >= len(context.pairs):
+        return context.pairs
+    return random.Random(context.seed).sample(context.pairs, n_seen)
+
+
+def _rows(
+    pairs: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat: bool, max_length: int
+) -> tuple[list[Row], int]:
+    """Return the pairs that fit, and how many did not; `length` groups pairs of similar length."""
+    rows = [_row(pair, chat, tokenizer) for pair in pairs]
+    return loop.fitting(rows, [row["length"] for row in rows], max_length, "pairs to train on")
+
+
+def _row(pair: Example, chat: bool, tokenizer: "PreTrainedTokenizerBase") -> Row:
+    answers = {"chosen": pair.references[0], "rejected": pair.rejected}
+    if chat:
+        prompt: Any = list(pair.messages)
+        ends: Row = {k: [{"role": "assistant", "content": text}] for k, text in answers.items()}
+        lengths = [loop.chat_length(prompt + end, tokenizer) for end in ends.values()]
+    else:
+        prompt = "\n\n".join(m["content"] for m in pair.messages)
+        ends = {k: f" {text}{tokenizer.eos_token}" for k, text in answers.items()}
+        lengths = [len(tokenizer(prompt + end)["input_ids"]) for end in ends.values()]
+    return {"prompt": prompt, **ends, "length": max(lengths)}
+
+
+def _trainer(
+    context: FitContext,
+    params: PreferenceParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Row],
+    scratch: Path,
+) -> "DPOTrainer":
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        output_dir=str(scratch),
+        precompute_ref_log_probs=True,
+        save_strategy="no",
+        remove_unused_columns=False,  # `length` is read by the sampler
+        **loop.settings(context),
+        **params.model_dump(include=set(PreferenceParams.model_fields)),
+    )
+    kind = DPOTrainer
+    if context.machine.device == "cpu":
+        honours_masks = Executor(model, 1).engine == "packed"
+        kind = _cpu_trainer(sharing_prompts if honours_masks else row_by_row)
+    return kind(
+        model=_policy(model, context.init) if context.init else model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=None if context.init else peft_config,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[loop.reporting(context.advance)],
+    )
+
+
+def _policy(model: "PreTrainedModel", init: Path) -> Any:
+    """Put the adapter on the base to be trained further; TRL copies the one called `default` as reference."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
+
+
+def _cpu_trainer(answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+    """Return TRL's trainer with another way to come by the log-probabilities of answers.
+
+    Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
+    converted to fp32 in chunks. The value is the same.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+    from trl import DPOTrainer
+    from trl.trainer.utils import use_adapter
+
+    class AnswersTrainer(DPOTrainer):
+        def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
+            policy = self.accelerator.unwrap_model(self.model)
+            copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
+            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
+                return answer_logprobs(model, inputs).chunk(2)
+
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            logprobs = answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
+            margins = chosen - rejected
+            seen = self._metrics["train"]
+            seen["rewards/margins"].append(margins.detach().mean().item())
+            seen["rewards/accuracies"].append((margins > 0).float().mean().item())
+            loss = -logsigmoid(margins).mean()
+            return (loss, {}) if return_outputs else loss
+
+    return AnswersTrainer

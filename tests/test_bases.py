@@ -1,0 +1,222 @@
+"""A candidate may bring its own base, be served on another one, start from another, or be one of several trials."""
+
+import pytest
+import tiny_experiment
+import tiny_methods
+import tiny_model
+
+from harness import report, store
+from harness.errors import UserError
+from harness.experiment import compare, refuse_many
+from harness.store import Store
+
+CANDIDATES = """\
+  prompt: {method: base}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  qlora: {method: qlora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  plain: {weights_of: qlora, serve_on: bf16}
+  dpo: {method: dpo, init_from: lora, params: {learning_rate: 0.05}}
+  full: {method: full, params: {num_train_epochs: 1, learning_rate: 0.01}}
+  other: {method: base, base_model: ./other}
+  theirs: {method: lora, base_model: ./other, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  swept: {method: lora, params: {r: 2, num_train_epochs: 1}, sweep: {learning_rate: [1.0e-5, 0.05]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, own_cache, tmp_path_factory):
+    """Run an experiment with every way to come by weights; returns its file and its report."""
+    folder = tmp_path_factory.mktemp("bases")
+    tiny_model.build(folder / "other", seed=5)
+    path = tiny_experiment.write(folder, tiny, CANDIDATES)
+    tiny_experiment.rows(folder / "suites" / "letters" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 5)))
+    suite = folder / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
+    return path, tiny_experiment.run(path)
+
+
+def runs_of(path):
+    return {run.candidate: run for run in store.list_runs(Store(path.parent / "runs"))}
+
+
+def facts(found, name):
+    return next(f for f in found.facts if f.name == name)
+
+
+def change(comparisons, task):
+    return next(
+        c.delta
+        for c in comparisons
+        if c.task == task and c.metric in ("accuracy", "contains", "bits_per_byte")
+    )
+
+
+def test_every_candidate_is_done(measured):
+    assert {(f.name, f.state, f.error) for f in measured[1].facts} == {
+        (name, "done", "") for name in ("prompt lora qlora plain dpo full other theirs swept").split()
+    }
+
+
+def test_a_second_compare_computes_nothing(measured):
+    path, found = measured
+    before = {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")}
+    again = tiny_experiment.run(path)
+    assert {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")} == before
+    first, second = (report.to_json(r) for r in (found, again))
+    assert {k for k in first if first[k] != second[k]} <= {"header"}
+
+
+def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(measured):
+    runs = runs_of(measured[0])
+    assert runs["qlora"].training["fit_key"] == runs["plain"].training["fit_key"]
+    assert runs["qlora"].weights_digest != runs["plain"].weights_digest
+    assert runs["qlora"].base_digest == runs["plain"].base_digest == runs["prompt"].weights_digest
+    assert runs["qlora"].served_digest not in ("", runs["qlora"].base_digest)
+    assert runs["plain"].served_digest == ""
+
+
+def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees(measured):
+    found = measured[1]
+    quantisation, training = found.steps["qlora"]
+    assert (quantisation.what, training.what) == ("quantisation", "training")
+    for task in ("sums", "facts", "prose"):
+        whole = change(found.comparisons["qlora"], task)
+        assert change(quantisation.tasks, task) + change(training.tasks, task) == pytest.approx(whole)
+    assert change(quantisation.tasks, "prose") != 0
+    parts = quantisation.macro.score + training.macro.score if quantisation.macro else None
+    assert parts == pytest.approx(facts(found, "qlora").verdict.macro.score)
+    assert "plain" not in found.steps
+
+
+def test_what_starts_from_another_candidate_is_compared_with_it_too(measured):
+    path, found = measured
+    (step,) = found.steps["dpo"]
+    assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
+    assert step.target.delta == pytest.approx(
+        facts(found, "dpo").target.score - facts(found, "lora").target.score
+    )
+    runs = runs_of(path)
+    assert runs["dpo"].training["init_wall_s"] == runs["lora"].training["wall_s"]
+    assert facts(found, "dpo").n_train == 30 + 30
+
+
+def test_each_is_measured_against_its_own_base(measured):
+    path, found = measured
+    runs = runs_of(path)
+    assert runs["theirs"].base_digest == runs["other"].weights_digest != runs["prompt"].weights_digest
+    whole = next(c for c in found.comparisons["theirs"] if c.metric == "bits_per_byte")
+    rows = store.read_rows(Store(path.parent / "runs"), runs["other"].rows["prose/test"])
+    nats = sum(-row.gold_logprob for row in rows)
+    assert whole.base == pytest.approx(
+        nats / sum(row.gold_bytes for row in rows) / 0.6931471805599453, rel=1e-6
+    )
+    assert facts(found, "other").trained is False
+    assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
+
+
+def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured):
+    path, found = measured
+    training = runs_of(path)["swept"].training
+    trials = training["sweep"]
+    assert [t["params"]["learning_rate"] for t in trials] == [1e-5, 0.05]
+    order = [(t["validation"], -t["best_validation_loss"]) for t in trials]
+    assert [t["chosen"] for t in trials] == [pair == max(order) for pair in order]
+    assert training["wall_s"] == pytest.approx(sum(t["wall_s"] for t in trials), abs=0.01)
+    assert "## Sweep: swept" in report.markdown(found)
+
+
+def test_a_report_says_which_learning_rates_were_not_swept(measured):
+    said = next(note for note in measured[1].notes if note.startswith("learning rate not swept"))
+    named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
+    assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
+
+
+def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny, own_cache, tmp_path):
+    swept = "{method: full, params: {max_steps: 3}, sweep: {weight_decay: [1.0e+30, 0.0]}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  swept: {swept}\n")
+    for _ in range(2):
+        found = tiny_experiment.run(path, "suites=[]")
+        assert facts(found, "swept").state == "done"
+        trials = facts(found, "swept").training["sweep"]
+        assert [(t["validation"] is None, t["chosen"]) for t in trials] == [(True, False), (False, True)]
+    (kept,) = (tmp_path / "runs" / "weights").glob("*/diverged.json")
+    before = kept.stat().st_mtime_ns
+    tiny_experiment.run(path, "suites=[]")
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_adapters_of_the_same_seed_meet_where_one_starts_from_the_other(measured):
+    path, _ = measured
+    found = tiny_experiment.run(path, "seeds=[0, 1]", candidates=("prompt", "lora", "dpo"))
+    assert {f.label for f in found.facts} == {"prompt", "lora", "lora (seed 1)", "dpo", "dpo (seed 1)"}
+    assert [step.base for step in found.steps["dpo (seed 1)"]] == ["lora"]
+
+
+def test_more_than_64_candidates_need_a_yes(tiny, own_cache, tmp_path):
+    from harness import config
+
+    rates = ", ".join(f"{n}.0e-5" for n in range(1, 66))
+    grid = f"  lora: {{method: lora, params: {{learning_rate: [{rates}]}}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, grid)
+    with pytest.raises(UserError, match=r"65 candidates; expected at most 64.*--yes"):
+        compare(path)
+    refuse_many(config.load(path), yes=True)
+    refuse_many(config.load(path, candidates=["lora[learning_rate=1e-05]"]), yes=False)
+
+
+def refusal(tiny, tmp_path, candidates, pairs=None):
+    path = tiny_experiment.write(tmp_path, tiny, f"  lora: {{method: lora}}\n{candidates}")
+    if pairs:
+        tiny_experiment.rows(tmp_path / "suites" / "letters" / "pairs.jsonl", pairs)
+        suite = tmp_path / "suites" / "letters.yaml"
+        suite.write_text(suite.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
+    with pytest.raises(UserError) as caught:
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs").exists()
+    return str(caught.value)
+
+
+PAIRS = tiny_methods.pair_rows(slice(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("{method: lora, init_from: lora}", "init_from with the method lora"),
+        ("{method: dpo, init_from: lorra}", "did you mean 'lora'?"),
+        ("{method: dpo, init_from: x}", "x starting from itself"),
+        ("{method: dpo, init_from: bag}", "bag, which makes no weights of its own"),
+        (
+            "{method: dpo, init_from: lora, params: {r: 4, beta: 0.2}}",
+            "r of an adapter that lora has made already",
+        ),
+        ("{method: dpo, init_from: lora, base_model: ./elsewhere}", "leave out base_model"),
+        ("{method: adapter}", "adapter without path"),
+        ("{method: adapter, path: ./nowhere}", "nowhere"),
+        ("{method: lora, path: .}", "path with the method lora"),
+        ("{method: full, serve_on: nf4}", "serve_on for a whole model"),
+        ("{method: lora, serve_on: int8}", "'nf4' or 'bf16'"),
+        ("{method: lora, sweep: {learning_rate: [0.1]}}", "1 values"),
+        ("{method: lora, sweep: {learning_rates: [0.1, 0.2]}}", "did you mean 'learning_rate'?"),
+        ("{method: lora, sweep: {learning_rate: [0.1, 7]}}", "learning_rate: 7"),
+        ("{method: lora, params: {r: 2}, sweep: {r: [2, 4]}}", "r in params and in sweep"),
+        ("{method: base, sweep: {learning_rate: [0.1, 0.2]}}", "which trains no language model"),
+        ("{weights_of: lora, init_from: lora}", "leave out method, params, init_from"),
+    ],
+)
+def test_weights_that_cannot_be_made_so_are_refused(tiny, own_cache, tmp_path, candidate, said):
+    candidates = f"  bag: {{method: classifier}}\n  x: {candidate}\n"
+    assert said in refusal(tiny, tmp_path, candidates, PAIRS)
+
+
+def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_path):
+    said = refusal(tiny, tmp_path, "  dpo: {method: dpo}\n")
+    assert "dpo without pairs rows" in said
+    assert "harness.yaml:9" in said
+
+
+def test_pairs_of_one_answer_are_refused_by_name(tiny, own_cache, tmp_path):
+    same = [PAIRS[0], {**PAIRS[1], "rejected": f" {PAIRS[1]['chosen']} "}]
+    said = refusal(tiny, tmp_path, "  dpo: {method: dpo}\n", same)
+    assert f"pair {PAIRS[1]['id']} of task letters" in said
+    assert PAIRS[0]["id"] not in said

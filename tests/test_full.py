@@ -1,0 +1,88 @@
+"""Full fine-tuning changes all of the model but what is frozen, and leaves a folder that loads anywhere."""
+
+import pytest
+import tiny_methods
+from pydantic import ValidationError
+from tiny_methods import CPU
+
+from harness.candidates import ModelHost
+from harness.embedded import resolve
+from harness.errors import CandidateFailed
+from harness.methods import full
+
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def changed(tiny, folder, precision="fp32", **params):
+    """Train, and return the names of the tensors that changed."""
+    context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision))
+    made = full.fit(context, full.Params(learning_rate=0.01, num_train_epochs=1, **params))
+    before, after = tensors(tiny), tensors(made.folder / "model")
+    assert before.keys() == after.keys()
+    return {name for name in before if not after[name].float().equal(before[name])}, made
+
+
+def test_every_tensor_is_trained(tiny, tmp_path):
+    names, made = changed(tiny, tmp_path)
+    assert names == set(tensors(tiny))
+    assert made.kind == "model"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert made.training["n_trainable"] == sum(t.numel() for t in tensors(tiny).values())
+
+
+def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(tiny, tmp_path):
+    import torch
+
+    _, made = changed(tiny, tmp_path, "bf16")
+    assert {t.dtype for t in tensors(made.folder / "model").values()} == {torch.bfloat16}
+    host = ModelHost(resolve(str(made.folder / "model")), CPU._replace(precision="bf16"))
+    assert host.base.encode(ASKED) == ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED)
+
+
+def test_small_steps_add_up_because_the_weights_are_trained_in_fp32(tiny, tmp_path):
+    """In bf16 a weight near 1 does not move by less than 0.004; many such steps still must."""
+    context = tiny_methods.context(tiny, tmp_path, machine=CPU._replace(precision="bf16"))
+    small = {"lr_scheduler_type": "constant", "warmup_steps": 0, "per_device_train_batch_size": 1}
+    made = full.fit(context, full.Params(learning_rate=1e-3, num_train_epochs=3, weight_decay=0, **small))
+    before, after = tensors(tiny)["model.norm.weight"], tensors(made.folder / "model")["model.norm.weight"]
+    assert (after.float() - before).abs().max() > 0.007
+
+
+@pytest.mark.parametrize(
+    ("freeze", "moves"),
+    [
+        ({"first": 1}, lambda name: "layers.1." in name or name == "model.norm.weight"),
+        ({"all_but_last": 1}, lambda name: "layers.1." in name),
+    ],
+)
+def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, freeze, moves):
+    names, _ = changed(tiny, tmp_path, freeze=freeze)
+    assert names == {name for name in tensors(tiny) if moves(name)}
+
+
+def test_freezing_every_layer_is_refused_with_their_number(tiny, tmp_path):
+    with pytest.raises(CandidateFailed, match="names 2 layers, and the model has 2"):
+        changed(tiny, tmp_path, freeze={"first": 2})
+
+
+@pytest.mark.parametrize("freeze", [{}, {"first": 1, "all_but_last": 1}, {"first": 0}, {"last": 1}])
+def test_freeze_takes_one_of_its_two_forms(freeze):
+    with pytest.raises(ValidationError):
+        full.Params(freeze=freeze)
+
+
+def test_another_learning_rate_gives_another_digest_and_the_same_one_the_same(tiny, tmp_path):
+    def made(name, **params):
+        return full.fit(
+            tiny_methods.context(tiny, tmp_path / name), full.Params(max_steps=1, warmup_steps=0, **params)
+        ).digest
+
+    assert made("a") == made("b") != made("c", learning_rate=0.01)

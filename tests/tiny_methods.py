@@ -1,0 +1,59 @@
+"""Contexts to fit methods in, on the tiny model: letters to sort, and pairs of a right and a wrong label.
+
+Invariant: what a method is given depends on the arguments alone.
+"""
+
+from tiny_experiment import letters
+
+from harness.embedded import resolve
+from harness.machine import Machine
+from harness.records import Example
+from harness.training import FitContext
+
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+OTHER = {"late": "money", "money": "late"}
+
+
+def examples(words: slice, choices=("late", "money")) -> tuple[Example, ...]:
+    """Make examples of letters."""
+    return tuple(
+        Example(row["id"], ({"role": "user", "content": row["prompt"]},), (row["reference"],), choices)
+        for row in letters(words)
+    )
+
+
+def pairs(words: slice) -> tuple[Example, ...]:
+    """Make pairs that prefer the right label to the other one."""
+    return tuple(
+        Example(e.id, e.messages, e.references, rejected=OTHER[e.references[0]]) for e in examples(words)
+    )
+
+
+def pair_rows(words: slice) -> list[dict]:
+    """Make the rows of such pairs."""
+    return [
+        {
+            "id": f"pair-{row['id']}",
+            "prompt": row["prompt"],
+            "chosen": row["reference"],
+            "rejected": OTHER[row["reference"]],
+        }
+        for row in letters(words)
+    ]
+
+
+def context(model, folder, *, source=None, machine=CPU, **given) -> FitContext:
+    """Make a context in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FitContext(
+        source or resolve(str(model)),
+        machine,
+        folder,
+        examples(slice(0, 2)),
+        examples(slice(5, 6)),
+        True,
+        0,
+        (),
+        lambda done, total, note="": None,
+        **{"pairs": pairs(slice(0, 2)), **given},
+    )
