@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from harness import numbers
 from harness.decide import arithmetic
+from harness.decide.ablation import Ablation, Factor, ablations
 from harness.decide.evidence import Case, gain_text, reasons, score_text
 from harness.decide.facts import (
     Action,
@@ -26,17 +27,24 @@ from harness.decide.facts import (
     passing,
     untrained,
 )
+from harness.decide.seeds import UNKNOWN, OverSeeds, by_recipe, over_seeds
 from harness.spec import DecidePolicy
 
 __all__ = [
+    "UNKNOWN",
+    "Ablation",
     "Action",
     "CandidateFacts",
     "Decision",
+    "Factor",
+    "OverSeeds",
+    "ablations",
     "best_trained",
     "best_untrained",
     "decide",
     "fine_tuned",
     "gain",
+    "over_seeds",
 ]
 
 
@@ -70,8 +78,10 @@ def decide(
     """Recommend one candidate, or say what has to be measured first.
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one
-    of those is missing, no fine-tune is recommended.
+    of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
+    that over its seeds, by random effects.
     """
+    facts = by_recipe(facts, metric_name)
     case = Case(
         facts=facts,
         policy=policy,

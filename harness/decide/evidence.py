@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
-from harness import numbers
+from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide import arithmetic
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
@@ -195,9 +195,12 @@ def _amount(n_train: int) -> str:
 
 def _seeds(facts: Sequence[CandidateFacts], name: str) -> str:
     n = sum(f.name == name and f.state == "done" for f in facts)
-    if n < 3:
+    if n < stats.MIN_SEEDS:
         return (
             f"Trained with {n} seed{'s' if n > 1 else ''}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
-    return f"Trained with {n} seeds; the one judged is the best on validation."
+    return (
+        f"Trained with {n} seeds: the gain is their mean by random effects; the checkpoint judged is the"
+        " best on validation."
+    )

@@ -78,6 +78,8 @@ def report_of(
         smoke=smoke,
         notes=(*notes, *_unanswered(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
+        seeds=decide.over_seeds(judged, primary.name),
+        ablations=_ablations(bench, reader, runs, judged),
     )
 
 
@@ -163,6 +165,20 @@ def _with_comparisons(
         replace(f, vs_untrained=against(run, by_name.get(best or "")), vs_prompt=against(run, prompt))
         for f, run in zip(facts, runs, strict=True)
     ]
+
+
+def _ablations(
+    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[decide.Ablation, ...]:
+    metric, by_id = _primary(bench), {run.run_id: run for run in runs}
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
+        base, now = (reader.of(by_id[f.run_id], bench.target) for f in (old, new))
+        return comparison.compare_rows(metric, base, now)
+
+    in_file = {name: at for at, name in enumerate(bench.experiment.candidates)}
+    ordered = sorted(facts, key=lambda f: in_file[f.name])
+    return decide.ablations(ordered, pair, metric.name, higher_is_better=metric.higher_is_better)
 
 
 def _is_prompt(run: Run) -> bool:

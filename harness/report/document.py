@@ -10,6 +10,7 @@ from math import isfinite
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
+from harness.report import recipes
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import (
@@ -35,6 +36,8 @@ def markdown(report: ExperimentReport) -> str:
         *_head(report),
         *_section(report, "Candidates", headers(report), table_rows(report)),
         *(_bullets(sentences(report))),
+        *_ablations(report),
+        *_section(report, "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.metric)),
         *_slices(report, done),
         *(line for f in tuned for line in _forgetting(report, f)),
         *(line for f in tuned for line in _gate(report, f)),
@@ -74,6 +77,15 @@ def _cells(values: Sequence[str]) -> str:
 def _bullets(texts: Iterable[str]) -> list[str]:
     lines = [f"- {markdown_line(text)}" for text in texts]
     return [*lines, ""] if lines else []
+
+
+def _ablations(report: ExperimentReport) -> list[str]:
+    lines: list[str] = []
+    for a in report.ablations:
+        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.metric)
+        lines += _section(report, f"Ablation: {escape(a.grid)}", columns, rows)
+        lines += _bullets([recipes.ablation_note(a)])
+    return lines
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from harness import numbers
 from harness.comparison import Comparison
-from harness.decide import CandidateFacts, Decision, best_untrained, fine_tuned
+from harness.decide import Ablation, CandidateFacts, Decision, OverSeeds, best_untrained, fine_tuned
 from harness.gating import MissRate, Verdict
+from harness.report import recipes
 
 SMOKE = "smoke, not evidence"
 _SHORT = {
@@ -32,7 +33,8 @@ class ExperimentReport:
     `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
     comparisons with the base on the tasks of the suites, each task's primary metric first;
     `not_admitted` says of a task why it does not count in the gate. `header` holds
-    device, precision and times, with units in the names.
+    device, precision and times, with units in the names. `seeds` joins the seeds of each
+    recipe that trains, `ablations` holds one table for each grid.
     """
 
     experiment: str
@@ -45,6 +47,8 @@ class ExperimentReport:
     smoke: bool = False
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
+    seeds: tuple[OverSeeds, ...] = ()
+    ablations: tuple[Ablation, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -102,6 +106,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(_failed_line(f) for f in report.facts if f.state == "failed"),
         *(report.decision.reasons if report.decision else ()),
         *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *recipes.seed_sentences(report.seeds, report.metric),
         *(_recall_line(f) for f in report.facts if f.recall is not None),
         *report.notes,
     ]
