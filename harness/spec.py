@@ -4,13 +4,17 @@ Invariant: every model is frozen and refuses unknown keys; paths are kept as wri
 whoever reads a file resolves them against that file's folder (see `config`).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Margin = Fraction | Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?\s*%$")]
 
 
 class Spec(BaseModel):
@@ -59,10 +63,11 @@ class Task(Spec):
     """Examples, metrics and generation limits; all of it enters the task's version digest.
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
-    `bits_per_byte`. `chance` is the score of a guesser, `margin` the loss that counts as a
-    regression on this task, both in [0, 1]. `num_fewshot` shots come from the `train` file
-    and are given as turns where `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores
-    worst unless `truncated_scores`, which suits questions whose answer comes first.
+    `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
+    as a regression on this task: in (0, 1), or `10%` of what the base has above chance.
+    `num_fewshot` shots come from the `train` file and are given as turns where
+    `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores worst unless
+    `truncated_scores`, which suits questions whose answer comes first.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -74,7 +79,7 @@ class Task(Spec):
     primary: str = ""
     labels: tuple[str, ...] = ()
     chance: float = Field(0.0, ge=0, lt=1)
-    margin: float | None = Field(None, gt=0, lt=1)
+    margin: Margin | None = None
     limit: int | None = Field(None, ge=1)
     chat_template: bool = True
     system: str | None = None
@@ -145,14 +150,19 @@ class TargetPolicy(Spec):
 
 
 class GatePolicy(Spec):
-    """Margins of the gate in [0, 1]; see the README's glossary for what each rule asks."""
+    """Margins of the gate in (0, 1); see the README's glossary for what each rule asks.
 
-    macro: float = Field(0.02, gt=0, lt=1)
-    each: float = Field(0.05, gt=0, lt=1)
+    `macro` and `each` may be a share of the base's skill above chance, written `10%`. `drift` is
+    a rise in bits per byte that fails; without it the rise is reported only.
+    """
+
+    macro: Margin = 0.02
+    each: Margin = 0.05
     critical: tuple[str, ...] = ()
     critical_margin: float = Field(0.05, gt=0, lt=1)
     validity: float = Field(0.02, gt=0, lt=1)
     target: TargetPolicy = TargetPolicy()
+    drift: float | None = Field(None, gt=0)
     on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
     alpha: float = Field(0.05, gt=0, lt=0.5)
 
