@@ -391,7 +391,8 @@ def _asked(m: Measured) -> tuple[Example, ...]:
 def _scoring_source(m: Measured) -> str:
     """Digest the code that turns answers into scores."""
     metrics = [plugins.path_of("metrics", name) for name in m.metrics]
-    return plugins.source_digest(_HERE / "evaluate.py", _HERE / "refusals.py", *metrics)
+    shared = [_HERE / "evaluate.py", _HERE / "refusals.py", _HERE / "metrics" / "__init__.py"]
+    return plugins.source_digest(*shared, *metrics)
 
 
 def _identity(

@@ -34,6 +34,7 @@ __all__ = [
     "admit",
     "compare_measurements",
     "exit_code",
+    "in_macro",
     "judge",
     "judge_measurements",
     "warn_before",

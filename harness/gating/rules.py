@@ -7,6 +7,7 @@ Source: statistics in `stats`; a veto beside a pass that needs no correction: Be
 
 from collections.abc import Collection, Mapping, Sequence
 from math import ceil
+from statistics import fmean
 
 from harness import comparison, numbers, stats
 from harness.comparison import Comparison, Estimate
@@ -54,6 +55,8 @@ def macro_rule(
     more, advice = more_items(macro.delta, macro.se, margin, found.n, policy.alpha)
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
+    facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
+    facts |= {"disagreement": fmean(t.comparison.disagreement for t in admitted)}
     of_skill = f", {numbers.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
     said = f"macro over {count_of(len(admitted))}: {numbers.points(*found[:3])} pp{of_skill}, " + _judged(
         outcome, shown(policy.macro), advice

@@ -20,6 +20,7 @@ from harness.report.facts import (
     headers,
     last_line,
     measured,
+    miss_basis,
     miss_text,
     sentences,
     table_rows,
@@ -152,7 +153,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
     missed = [miss_text(m) for m in f.verdict.missed]
     section = _section(report, f"Gate: {escape(f.label)}", ("rule", "outcome", "evidence"), rows)
-    return [*section, *_bullets(missed)]
+    basis = miss_basis(f.verdict)
+    lead = [f"{basis[0].upper()}{basis[1:]}", ""] if basis else []
+    return [*section, *lead, *_bullets(missed)]
 
 
 def _training(report: ExperimentReport, trained: Sequence[CandidateFacts]) -> list[str]:

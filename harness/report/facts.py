@@ -147,6 +147,22 @@ def miss_text(m: MissRate) -> str:
     return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {100 * m.probability:.0f} %"
 
 
+def miss_basis(verdict: Verdict) -> str:
+    """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
+    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
+    if not verdict.missed or not isinstance(share, float):
+        return ""
+    return (
+        f"at {_counted(n)} items in {_counted(clusters)} clusters, of which {numbers.percent(share)} % of a "
+        "task changed on average, the gate"
+    )
+
+
+def _counted(n: object) -> str:
+    return numbers.count(n) if isinstance(n, int) else numbers.UNKNOWN
+
+
 def measured(name: str, value: Any) -> str:
     """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
     if isinstance(value, list | tuple):
