@@ -171,6 +171,23 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
 
 
 @app.command()
+def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+    """Say from stored runs what to ship, with the reasons and every number behind them."""
+    from harness import experiment
+    from harness.report import arithmetic_lines, to_plain
+
+    bench, names = _bench(config, overrides, None)
+    found = experiment.stored(bench, names).decision
+    if found is None:
+        raise HarnessError("no decision: found no finished candidate; next: harness compare")
+    if as_json:
+        print(json.dumps(to_plain(found), indent=2, ensure_ascii=False))
+        return
+    for line in [*found.reasons, *arithmetic_lines(found), found.sentence]:
+        print(line)
+
+
+@app.command()
 def gate(
     overrides: Overrides = None,
     candidate: Annotated[

@@ -17,6 +17,11 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Margin = Fraction | Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?\s*%$")]
 
 
+Need = Literal[
+    "changing_facts", "private_knowledge", "style_or_format", "low_latency", "knowledge_and_behaviour"
+]
+
+
 class Spec(BaseModel):
     """Frozen and strict: an unknown key is an error."""
 
@@ -168,13 +173,24 @@ class GatePolicy(Spec):
 
 
 class DecidePolicy(Spec):
-    """Prices and volumes; `tau` in points of the target metric per USD of training cost."""
+    """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
+
+    `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
+    labels. `max_latency_s` is the longest median time of a request. `point_usd` is what one point
+    of the target metric is worth over the horizon. `needs` is what is known of the problem where
+    no slices measure it.
+    """
 
     requests_per_month: float = Field(100_000, gt=0)
     horizon_months: float = Field(6, gt=0)
     device_hour_usd: float | None = Field(None, ge=0)
     label_cost_usd: float = Field(0.0, ge=0)
+    evaluation_usd: float = Field(0.0, ge=0)
+    hosting_usd_per_month: float = Field(0.0, ge=0)
+    max_latency_s: float | None = Field(None, gt=0)
+    point_usd: float | None = Field(None, ge=0)
     tau: float = Field(0.0, ge=0)
+    needs: tuple[Need, ...] = ()
 
 
 class Experiment(Spec):

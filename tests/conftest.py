@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_model
+from hypothesis import settings
+
+# How long an example takes says more of who else uses the machine than of the code.
+settings.register_profile("harness", deadline=None)
+settings.load_profile("harness")
 
 _ROOT = Path(__file__).parents[1]
 

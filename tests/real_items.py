@@ -125,6 +125,7 @@ def comparison(gains: float, losses: float) -> Comparison:
         estimator="tango",
         lower=lower,
         upper=upper,
+        base_passed=N,
     )
 
 

@@ -1,6 +1,8 @@
 """Forgetting, fronts, likelihoods, calibration and diversity: published numbers and a second source."""
 
 import csv
+import gzip
+import json
 from math import log
 
 import numpy as np
@@ -190,3 +192,22 @@ def test_signal_to_noise_is_the_spread_over_repeats():
 def test_impossible_input_is_refused(call):
     with pytest.raises(ValueError):  # noqa: PT011 (each says its own numbers)
         call()
+
+
+WINS = {
+    "weighted_alpaca_eval_gpt4_turbo": lambda p: p - 1,
+    "alpaca_eval_gpt4": lambda p: {1: 0.0, 2: 1.0}.get(p, 0.5),
+}
+
+
+@pytest.mark.parametrize(("file", "n_published"), [(name, n) for name, n in zip(WINS, (59, 52), strict=True)])
+def test_published_win_rates_and_their_standard_errors_are_found(file, n_published):
+    """AlpacaEval's leaderboards: a win rate is a mean over prompts, its error the plain one of the mean."""
+    with gzip.open(shared_data(f"rows/alpaca_eval_annotations/{file}.jsonl.gz"), "rt") as lines:
+        rows = [row for row in map(json.loads, lines) if row["published"]]
+    assert len(rows) == n_published
+    for row in rows:
+        wins = [100 * WINS[file](p) for p in row["preference"] if p is not None]
+        found = stats.clustered_mean(wins, range(len(wins)))
+        assert found.mean == pytest.approx(float(row["published"]["win_rate"]), abs=0.05)
+        assert found.se == pytest.approx(float(row["published"]["standard_error"]), abs=0.01)

@@ -6,7 +6,7 @@ Source: Chow, Shao & Wang 2008.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, inf, log, sqrt
+from math import ceil, floor, inf, log, sqrt
 from typing import NamedTuple
 
 from harness import comparison, numbers, stats
@@ -19,6 +19,7 @@ from harness.stats import Interval
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
 _TASK_LOSSES = (-0.05, -0.10)
 _POWER = 0.8
+_ROUNDING = 1e-9
 _ASSUMED_DISAGREEMENT = 0.15
 MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
 
@@ -105,15 +106,24 @@ def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePol
 
     def chance(t: TaskComparison) -> float:
         se = _se_at(t.comparison, delta, upper_se(t.comparison))
-        return 1 - _noticed(delta, margin_of(t, policy), se, alpha)
+        return 1 - _noticed(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
 
     hardest = max(admitted, key=chance)
     return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
 
 
-def _noticed(delta: float, margin: float, se: float, alpha: float) -> float:
-    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass."""
-    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
+def _step(c: Comparison) -> float:
+    """Return how far apart the deltas are that can be found: one item for scores of 0 and 1."""
+    return 0.0 if c.base_passed is None else 1 / c.n
+
+
+def _noticed(delta: float, margin: float, se: float, alpha: float, step: float = 0.0) -> float:
+    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass.
+
+    Where deltas come in steps, the normal is cut half a step beyond the last that is not beyond.
+    """
+    beyond = (floor(margin / step + _ROUNDING) + 0.5) * step if step else margin
+    found_beyond = stats.regression_power(delta, beyond, se, alpha=0.5)
     return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
 
 

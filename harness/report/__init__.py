@@ -11,13 +11,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.report.document import markdown
+from harness.report.document import arithmetic_lines, markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
 from harness.report.table import terminal, terminal_table
 
 __all__ = [
     "SMOKE",
     "ExperimentReport",
+    "arithmetic_lines",
     "live_line",
     "markdown",
     "terminal",

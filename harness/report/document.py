@@ -180,6 +180,12 @@ def _arithmetic(report: ExperimentReport, decision: Decision) -> list[str]:
     return [*_section(report, "Arithmetic of the decision", ("input", "value"), rows), *_bullets(missing)]
 
 
+def arithmetic_lines(decision: Decision) -> list[str]:
+    """List the numbers behind a decision for a terminal."""
+    missing = [f"Missing from the comparison: {what}" for what in decision.missing]
+    return [*(f"  {_words(name)}: {_value(value)}" for name, value in decision.arithmetic.items()), *missing]
+
+
 def _value(value: float | str | None) -> str:
     if value is None:
         return numbers.UNKNOWN

@@ -141,10 +141,15 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 def miss_text(m: MissRate) -> str:
     """Say one line of the gate's operating characteristic; `what` names the rule that would err."""
     if m.what == "equal":
-        return f"would not have passed an equally good model: {100 * m.probability:.0f} %"
+        return f"would not have passed an equally good model: {_chance(m.probability)}"
     task = m.what.removeprefix("each: ")
     where = "" if m.what == "macro" else f" on {task} alone"
-    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {100 * m.probability:.0f} %"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {_chance(m.probability)}"
+
+
+def _chance(p: float) -> str:
+    """Print a probability in whole percent; never as impossible or certain."""
+    return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
 
 
 def miss_basis(verdict: Verdict) -> str:

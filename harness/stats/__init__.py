@@ -72,6 +72,7 @@ from harness.stats.sequential import (
     sign_alarm,
     sign_e_value,
 )
+from harness.stats.value import perfect_information, sample_information
 
 __all__ = [
     "MIN_SEEDS",
@@ -123,11 +124,13 @@ __all__ = [
     "paired_n",
     "paired_se",
     "pareto_front",
+    "perfect_information",
     "random_effects",
     "random_effects_interval",
     "random_effects_p",
     "regression_power",
     "retention",
+    "sample_information",
     "score_variance",
     "sign_alarm",
     "sign_e_value",
