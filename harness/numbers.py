@@ -101,6 +101,13 @@ def count(n: float | None) -> str:
     return _fixed(n, 0)
 
 
+def p_value(p: float | None) -> str:
+    """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
+    if not _known(p):
+        return UNKNOWN
+    return "<0.001" if p < 0.001 else _fixed(p, 2 if p >= 0.0995 else 3)
+
+
 def _known(x: float | None) -> TypeGuard[float]:
     return x is not None and not isnan(x)
 

@@ -5,7 +5,7 @@ whoever reads a file resolves them against that file's folder (see `config`).
 """
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,15 @@ def metric_name(written: str) -> str:
 def is_path(metric: str) -> bool:
     """Tell whether a metric is written as a path and not as a name."""
     return metric.endswith(".py") or metric.startswith((".", "/", "~"))
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Margin = Fraction | Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?\s*%$")]
+
+
+Need = Literal[
+    "changing_facts", "private_knowledge", "style_or_format", "low_latency", "knowledge_and_behaviour"
+]
 
 
 class Spec(BaseModel):
@@ -89,12 +98,12 @@ class Task(Spec):
     """Examples, metrics and generation limits; all of it enters the task's version digest.
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
-    `bits_per_byte`. `chance` is the score of a guesser, `margin` the loss that counts as a
-    regression on this task, both in [0, 1]. A metric is the name of one of ours, a file of one's
-    own (`./mine.py`), or `evaluate:NAME` of the evaluate library. `num_fewshot` shots come from
-    the `train` file and are given as turns where `fewshot_as_multiturn`. An answer cut at
-    `max_new_tokens` scores worst unless `truncated_scores`, which suits questions whose answer
-    comes first.
+    `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
+    as a regression on this task: in (0, 1), or `10%` of what the base has above chance. A metric
+    is the name of one of ours, a file of one's own (`./mine.py`), or `evaluate:NAME` of the
+    evaluate library. `num_fewshot` shots come from the `train` file and are given as turns where
+    `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores worst unless
+    `truncated_scores`, which suits questions whose answer comes first.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -106,7 +115,7 @@ class Task(Spec):
     primary: str = ""
     labels: tuple[str, ...] = ()
     chance: float = Field(0.0, ge=0, lt=1)
-    margin: float | None = Field(None, gt=0, lt=1)
+    margin: Margin | None = None
     limit: int | None = Field(None, ge=1)
     chat_template: bool = True
     system: str | None = None
@@ -193,26 +202,42 @@ class TargetPolicy(Spec):
 
 
 class GatePolicy(Spec):
-    """Margins of the gate in [0, 1]; see the README's glossary for what each rule asks."""
+    """Margins of the gate in (0, 1); see the README's glossary for what each rule asks.
 
-    macro: float = Field(0.02, gt=0, lt=1)
-    each: float = Field(0.05, gt=0, lt=1)
+    `macro` and `each` may be a share of the base's skill above chance, written `10%`. `drift` is
+    a rise in bits per byte that fails; without it the rise is reported only.
+    """
+
+    macro: Margin = 0.02
+    each: Margin = 0.05
     critical: tuple[str, ...] = ()
     critical_margin: float = Field(0.05, gt=0, lt=1)
     validity: float = Field(0.02, gt=0, lt=1)
     target: TargetPolicy = TargetPolicy()
+    drift: float | None = Field(None, gt=0)
     on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
     alpha: float = Field(0.05, gt=0, lt=0.5)
 
 
 class DecidePolicy(Spec):
-    """Prices and volumes; `tau` in points of the target metric per USD of training cost."""
+    """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
+
+    `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
+    labels. `max_latency_s` is the longest median time of a request. `point_usd` is what one point
+    of the target metric is worth over the horizon. `needs` is what is known of the problem where
+    no slices measure it.
+    """
 
     requests_per_month: float = Field(100_000, gt=0)
     horizon_months: float = Field(6, gt=0)
     device_hour_usd: float | None = Field(None, ge=0)
     label_cost_usd: float = Field(0.0, ge=0)
+    evaluation_usd: float = Field(0.0, ge=0)
+    hosting_usd_per_month: float = Field(0.0, ge=0)
+    max_latency_s: float | None = Field(None, gt=0)
+    point_usd: float | None = Field(None, ge=0)
     tau: float = Field(0.0, ge=0)
+    needs: tuple[Need, ...] = ()
 
 
 class Experiment(Spec):

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
     "refusals metrics embedded scoring generation candidates training methods evaluate capability store run stats "
-    "comparison gating decide rescue report experiment nightly starting catalogue terminal cli"
+    "comparison gating decide rescue report experiment release nightly starting catalogue terminal cli"
 ).split()
 
 MODEL = {"machine", "quiet", "embedded", "scoring", "generation", "candidates", "training", "methods"}
@@ -45,7 +45,7 @@ HEAVY = (
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate"
 ).split()
 # What has to work on a machine without torch.
-LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "cli")
+LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "release", "cli")
 
 
 class Import(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import tiny_experiment
 from fake_facts import candidate, tuned
 
-from harness.cli import _exit_code, app, main, runs_app
+from harness.cli import _exit_code, app, main, regressions_app, runs_app
 from harness.decide import Decision
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
@@ -77,7 +77,10 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
-    assert [v[-1] for v in verbs] == "compare train eval report ls reindex list show rm".split()
+    verbs += [["regressions", name] for name in names(regressions_app)]
+    assert [v[-1] for v in verbs] == (
+        "init compare train eval report decide gate promote ls reindex list show rm add confirm".split()
+    )
     from typer.testing import CliRunner
 
     for verb in verbs:
@@ -374,3 +377,36 @@ def test_init_never_overwrites(harness, tmp_path):
     harness("init", "--data", "mine.csv", check=0)
     done = harness("init", "--data", "mine.csv", check=2)
     assert done.stderr.count("a file that is there already") == 2
+
+
+# Decide, gate, promote, pin
+
+
+def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, copy):
+    done = harness("decide", cwd=copy, check=0)
+    report = json.loads((copy / "reports" / "tiny.json").read_text()) if (copy / "reports").exists() else None
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("  forecast requests: ") for line in lines)
+    assert lines[-1].endswith(".")
+    assert report is None or lines[-1] == report["decision"]["sentence"]
+    assert json.loads(harness("decide", "--json", cwd=copy, check=0).stdout)["sentence"] == lines[-1]
+
+
+def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness, copy):
+    done = harness("regressions", "add", "lora", "facts/fact-1", "facts/fact-2", cwd=copy, check=0)
+    assert "2 new" in done.stderr
+    assert "add regressions.yaml to suites:" in done.stderr
+    file = copy / "harness.yaml"
+    file.write_text(
+        file.read_text().replace("[suites/general.yaml]", "[suites/general.yaml, suites/regressions.yaml]")
+    )
+    harness("compare", "--candidates", "prompt,lora", cwd=copy, check=0)
+    found = json.loads(harness("gate", "--candidate", "lora", "--json", cwd=copy).stdout)[0]
+    (rule,) = [r for r in found["rules"] if r["name"] == "regressions"]
+    assert rule["outcome"] in ("pass", "fail")  # the tiny experiment runs in fp32, so nothing is open
+    assert "facts-pinned in fp32" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
+
+
+def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):
+    assert "champions/letters.json" in harness("promote", "lora", cwd=copy, check=0).stderr
+    assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout

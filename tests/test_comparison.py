@@ -269,6 +269,13 @@ def test_every_figure_is_finite_and_inside_its_interval(arms, size):
     base, new = zip(*arms, strict=True)
     c = compared(base, new, cluster_size=size)
     assert c.low <= c.delta <= c.high
-    assert c.low <= c.lower <= c.upper <= c.high
+    assert c.low <= max(c.lower, -1) <= min(c.upper, 1) <= c.high
     assert 0 <= c.base_low <= c.base <= c.base_high <= 1
     assert c.se > 0
+
+
+def test_the_interval_of_two_clusters_ends_where_the_metric_does():
+    c = compared([0, 0, 0, 0], [0, 0, 0, 1], cluster_size=3)
+    assert (c.low, c.high) == (-1, 1)
+    assert c.se > 0.15
+    assert c.upper > 1

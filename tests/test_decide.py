@@ -261,8 +261,8 @@ def test_break_even_counts_training_and_labels_against_the_saving_per_request():
     # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
     assert said(decision, "Break-even") == (
-        "Break-even after 2,005,556 requests, beyond the 600,000 forecast: 180 USD for training and labels,"
-        " 0.11 USD per 1,000 requests against 0.20 with knn."
+        "Break-even after 2,005,556 requests (1,671,297 to 2,506,945 with a saving ±20 %), beyond the"
+        " 600,000 forecast: 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
     )
 
 
@@ -324,3 +324,49 @@ def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain
     lora = tuned("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
     shipped = decided([*alternatives(), lora]).action == "fine-tune"
     assert shipped == (outcome == "pass" and gain - half > 0)
+
+
+# What may be set beside prices
+
+
+def test_a_fine_tune_over_the_latency_budget_is_not_shipped():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], max_latency_s=0.1)
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert "its median request takes 0.2 s and the budget is 0.1 s" in decision.sentence
+
+
+def test_hosting_and_evaluation_are_paid_back_too():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    plain, dearer = decided(facts), decided(facts, hosting_usd_per_month=10.0, evaluation_usd=5.0)
+    assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] + 65
+    assert dearer.arithmetic["break_even_requests"] > plain.arithmetic["break_even_requests"]
+    assert "for training, labels, evaluation and hosting" in said(dearer, "Break-even")
+
+
+def test_the_break_even_has_a_band_for_a_saving_that_is_a_fifth_off():
+    found = decided([*alternatives(), tuned("lora", 0.81, 0.07)]).arithmetic
+    at = found["break_even_requests"]
+    assert found["break_even_if_saving_is_a_fifth_more"] == pytest.approx(at / 1.2)
+    assert found["break_even_if_saving_is_a_fifth_less"] == pytest.approx(at / 0.8)
+
+
+def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
+    close = decided([*alternatives(), tuned("lora", 0.75, 0.01)]).arithmetic
+    clear = decided([*alternatives(), tuned("lora", 0.90, 0.15)]).arithmetic
+    assert close["as_many_items_again_points"] > 0.1 > clear["as_many_items_again_points"]
+    assert close["perfect_information_points"] > close["as_many_items_again_points"]
+
+
+def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
+    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01)], point_usd=100.0)
+    assert "USD at 100 a point" in said(decision, "Next best spend")
+
+
+def test_declared_needs_answer_what_no_slice_measures_and_say_so():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    decision = decided(facts, needs=("changing_facts", "style_or_format"))
+    assert said(decision, "Declared, not measured (changing facts)").endswith(
+        "a fine-tune would soon be old."
+    )
+    sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
+    assert not [r for r in decided(sliced, needs=("changing_facts",)).reasons if "Declared" in r]

@@ -426,3 +426,16 @@ def test_two_processes_at_once_on_one_folder_end_well(copy):
     assert 0 in codes
     assert all(code == 0 or "another harness compare" in text for code, text in zip(codes, said, strict=True))
     assert runs_of(copy)["shots"].state == "done"
+
+
+def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_path):
+    lora = "{method: lora, params: {r: [1, 2], max_steps: 2, learning_rate: 0.01, max_length: 200}}"
+    path = tiny_experiment.write(
+        tmp_path, tiny, f"  prompt: {{method: base}}\n  lora: {lora}\n", extra="seeds: [0, 1, 2]\n"
+    )
+    found = tiny_experiment.run(path)
+    (ablation,) = found.ablations
+    assert [(f.candidate, f.n_seeds) for f in ablation.factors] == [("lora[r=1]", 3), ("lora[r=2]", 3)]
+    assert ablation.factors[1].p_adjusted == ablation.factors[1].p
+    assert [len(s.scores) for s in found.seeds] == [3, 3]
+    assert all(s.score is not None for s in found.seeds)

@@ -346,3 +346,100 @@ def test_a_suite_without_capability_items_cannot_pass_the_macro():
 def test_every_sentence_of_a_verdict_names_its_rule():
     found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("x",)), validity=invalid(100, 0, 0))
     assert [r.sentence.split()[0].rstrip(":") for r in found.rules] == [r.name for r in found.rules]
+
+
+# Margins relative to the base's skill
+
+
+def relative(macro, tasks, **fields):
+    return verdict(tasks, GatePolicy(macro=macro, **fields))
+
+
+def test_a_relative_margin_of_a_perfect_base_is_the_absolute_one():
+    """The base of `flips` passes all but what is gained: with no gains its skill above chance 0 is 1."""
+    tasks = suite_of(8, 500, 0, 5)
+    absolute, share = relative(0.02, tasks), relative("2%", tasks)
+    assert [rule(v, "macro").outcome for v in (absolute, share)] == ["pass", "pass"]
+    assert rule(share, "macro").numbers["lower"] == pytest.approx(rule(absolute, "macro").numbers["lower"])
+    assert [m.probability for m in share.missed] == pytest.approx([m.probability for m in absolute.missed])
+
+
+def test_a_relative_margin_is_stricter_where_the_base_has_little_above_chance():
+    weak = [t._replace(task=task(t.task.name, chance=0.9)) for t in suite_of(8, 500, 10, 15)]
+    assert rule(relative(0.05, weak), "macro").outcome == "pass"
+    assert rule(relative("5%", weak), "macro").outcome == "fail"
+    assert "% of the base's skill" in rule(relative("5%", weak), "macro").sentence
+
+
+def test_a_tasks_own_margin_may_be_relative():
+    lost = measured("facts", 300, 5, 50, margin="50%")
+    assert rule(verdict([*suite_of(11, 1000, 45, 40), lost]), "each").outcome == "pass"
+    strict = measured("facts", 300, 5, 50, margin="5%")
+    assert rule(verdict([*suite_of(11, 1000, 45, 40), strict]), "each").outcome == "fail"
+
+
+def test_a_relative_margin_is_announced_as_unknown_before_the_base_is_measured():
+    suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
+    (said,) = warn_before(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
+    assert said.startswith("macro margin 10.0 % of the base's skill")
+
+
+# Ten items
+
+
+def test_ten_items_end_undecided_with_the_number_that_would_do():
+    found = verdict(suite_of(1, 10, 0, 0))
+    assert found.outcome == "inconclusive"
+    assert found.items_needed > 1000
+    assert "more items would settle it with 80 % power if nothing is lost" in found.sentence
+    assert "lies at the margin" not in found.sentence
+
+
+# Pinned items
+
+
+def pinned(lost, **fields):
+    return [*suite_of(8, 500, 25, 25), measured("facts-pinned", 6, 0, lost, role="regression", **fields)]
+
+
+def test_without_pinned_items_the_rule_is_skipped():
+    assert rule(verdict(suite_of(1, 50, 0, 0)), "regressions").outcome == "skipped"
+
+
+def test_pinned_items_that_are_kept_pass_and_do_not_enter_the_macro():
+    found = verdict(pinned(0))
+    assert (rule(found, "regressions").outcome, rule(found, "macro").numbers["n_tasks"]) == ("pass", 8)
+    assert rule(found, "macro").numbers["left_out"] == []
+
+
+def test_one_lost_pinned_item_is_open_until_fp32_confirms_it():
+    open_ = verdict(pinned(1))
+    assert open_.outcome == "inconclusive"
+    assert "fp32 has not confirmed" in rule(open_, "regressions").sentence
+
+
+@pytest.mark.parametrize(("in_fp32", "outcome"), [(("item-0000",), "fail"), ((), "pass")])
+def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_fp32, outcome):
+    found = judge(
+        pinned(1), POLICY, validity=None, target=None, identical=False, confirmed={"facts-pinned": in_fp32}
+    )
+    assert rule(found, "regressions").outcome == found.outcome == outcome
+
+
+# Drift
+
+
+def text(factor):
+    metric = ratio_metric()
+    rng = np.random.default_rng(0)
+    base = np.stack([rng.gamma(50, 1, 80), np.full(80, 50.0)], axis=1)
+    c = compare_rows(metric, rows(base, metric), rows(base * [factor, 1], metric))
+    return TaskComparison(task("english", kind="bits_per_byte"), "capability", c, False, "reported")
+
+
+def test_a_rise_in_bits_per_byte_is_reported_and_judged_only_where_asked():
+    tasks = [*suite_of(8, 500, 25, 25), text(1.2)]
+    assert rule(verdict(tasks), "drift").outcome == "skipped"
+    assert "drift: english +0.197 [" in rule(verdict(tasks), "drift").sentence
+    assert verdict(tasks, GatePolicy(drift=0.1)).outcome == "fail"
+    assert verdict(tasks, GatePolicy(drift=0.5)).outcome == "pass"

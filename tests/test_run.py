@@ -51,12 +51,12 @@ def killed_after(n, asked):
 def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run._fill(many, killed_after(140, asked), [rows], "base")
+        run.fill(many, killed_after(140, asked), [rows], "base")
     assert store.finished_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
-    run._fill(many, killed_after(None, asked), [rows], "base")
+    run.fill(many, killed_after(None, asked), [rows], "base")
     assert asked == [e.prompt for e in rows.job().examples[128:]]
     stored = store.read_rows(many.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
@@ -64,19 +64,19 @@ def test_a_kill_loses_only_the_block_in_flight(many):
 
 def test_rows_that_are_there_are_not_asked_for_again(many):
     rows, asked = rows_of(many, "facts"), []
-    run._fill(many, killed_after(None, asked), [rows], "base")
+    run.fill(many, killed_after(None, asked), [rows], "base")
     asked.clear()
-    run._fill(many, killed_after(0, asked), [rows], "base")
+    run.fill(many, killed_after(0, asked), [rows], "base")
     assert asked == []
 
 
 def test_a_damaged_block_is_computed_again(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run._fill(many, killed_after(130, asked), [rows], "base")
+        run.fill(many, killed_after(130, asked), [rows], "base")
     (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
-    run._fill(many, killed_after(None, asked), [rows], "base")
+    run.fill(many, killed_after(None, asked), [rows], "base")
     assert len(asked) == 150 - 64
 
 
@@ -89,7 +89,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    run._fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
+    run.fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 

@@ -14,9 +14,9 @@ from harness.config.schema import json_schema
 from harness.config.tree import Tree
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import digest
-from harness.spec import Experiment, Suite
+from harness.spec import Experiment, GatePolicy, Spec, Suite
 
-__all__ = ["Loaded", "json_schema", "load", "read_suites"]
+__all__ = ["Loaded", "gate_policy", "json_schema", "load", "read_suites"]
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 
@@ -55,6 +55,26 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     expanded = {name: member.recipe for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     return Loaded(experiment, tree.folder, digest([tree.texts, list(overrides)]), selected)
+
+
+class _GateAlone(Spec):
+    """What may be set where there is no experiment."""
+
+    gate: GatePolicy = GatePolicy()
+
+
+def gate_policy(overrides: Sequence[str]) -> GatePolicy:
+    """Read a gate's policy from settings such as `gate.macro=0.03` alone.
+
+    Raises:
+        UserError: with every setting that cannot be used.
+    """
+    tree = Tree({"gate": {}}, {(): "the command line"}, Path())
+    overriding.apply(tree, overriding.parse(overrides, tree))
+    tree.problems += wording.problems_of(_GateAlone, tree.data, tree)
+    if tree.problems:
+        raise UserError(tree.problems)
+    return _GateAlone.model_validate(tree.data).gate
 
 
 def read_suites(folder: Path) -> list[Suite]:

@@ -124,6 +124,8 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _expected(error: Any) -> str:
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"].endswith("%$"):
+        return "a share such as 10%"
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
     if error["type"] == "literal_error":

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from harness import numbers
 from harness.decide import arithmetic
+from harness.decide.ablation import Ablation, Factor, ablations
 from harness.decide.evidence import Case, gain_text, reasons, score_text
 from harness.decide.facts import (
     Action,
@@ -26,17 +27,24 @@ from harness.decide.facts import (
     passing,
     untrained,
 )
+from harness.decide.seeds import UNKNOWN, OverSeeds, by_recipe, over_seeds
 from harness.spec import DecidePolicy
 
 __all__ = [
+    "UNKNOWN",
+    "Ablation",
     "Action",
     "CandidateFacts",
     "Decision",
+    "Factor",
+    "OverSeeds",
+    "ablations",
     "best_trained",
     "best_untrained",
     "decide",
     "fine_tuned",
     "gain",
+    "over_seeds",
 ]
 
 
@@ -70,8 +78,10 @@ def decide(
     """Recommend one candidate, or say what has to be measured first.
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one
-    of those is missing, no fine-tune is recommended.
+    of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
+    that over its seeds, by random effects.
     """
+    facts = by_recipe(facts, metric_name)
     case = Case(
         facts=facts,
         policy=policy,
@@ -97,7 +107,11 @@ def _choose(case: Case) -> _Choice:
     return _without_gain(case, case.winner or case.strongest, case.alternative)
 
 
-def _ship(run: CandidateFacts, why: str) -> _Choice:
+def _ship(run: CandidateFacts, why: str, most_s: float | None = None) -> _Choice:
+    if most_s is not None and run.latency_p50_s is not None and run.latency_p50_s > most_s:
+        slow = f"its median request takes {numbers.seconds(run.latency_p50_s)}"
+        budget = f"the budget is {numbers.seconds(most_s)}"
+        return _undecided(f"{run.name} would be it ({why}), but {slow} and {budget}", "try faster candidates")
     if run.verdict and run.verdict.outcome == "fail":
         # Weights of the base can only fail what was declared of the target.
         return _undecided(
@@ -129,6 +143,7 @@ def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
         alternative,
         f"{score_text(case, alternative)}, on validation the best of {numbers.count(n)};"
         " no fine-tune was compared",
+        case.policy.max_latency_s,
     )
 
 
@@ -143,13 +158,15 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
     ratio = arithmetic.per_usd(gain(winner.vs_untrained), winner.training_cost_usd, case.metric)
     if ratio and ratio.high <= tau:
         less = f"less than {tau:g} points per USD of training"
-        return _ship(alternative, f"{score_text(case, alternative)}; {gains}, but {less}")
+        why = f"{score_text(case, alternative)}; {gains}, but {less}"
+        return _ship(alternative, why, case.policy.max_latency_s)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
     return _ship(
         winner,
         f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
+        case.policy.max_latency_s,
     )
 
 
@@ -169,6 +186,7 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
         alternative,
         f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, the best of them,"
         f" {verb} ({gain_text(case, g)})",
+        case.policy.max_latency_s,
     )
 
 
@@ -185,4 +203,5 @@ def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _C
 
 def _blocked(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
-    return _ship(alternative, f"{score_text(case, alternative)}; {gains}, but fails the gate")
+    why = f"{score_text(case, alternative)}; {gains}, but fails the gate"
+    return _ship(alternative, why, case.policy.max_latency_s)

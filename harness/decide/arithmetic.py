@@ -7,12 +7,13 @@ Rates per USD are in points of the target metric (its own unit where it is no ra
 from math import ceil, erf, inf, sqrt
 from typing import NamedTuple
 
-from harness import numbers
+from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide.facts import CandidateFacts, gain
 from harness.spec import DecidePolicy
 
 _POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
+_SHAKEN = 0.2  # by how much the saving per request is varied
 _MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
 
 
@@ -41,8 +42,37 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float, metric:
 
 
 def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
-    """Add what the fine-tune costs before its first request: training and labels."""
-    return run.training_cost_usd + policy.label_cost_usd * run.n_train
+    """Add what the fine-tune costs whatever is asked of it: training, labels, evaluation, hosting."""
+    hosting = policy.hosting_usd_per_month * policy.horizon_months
+    return run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
+
+
+def break_even_band(at: float | None) -> tuple[float, float] | None:
+    """Return the break-even if the saving per request were a fifth more, and a fifth less."""
+    return None if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
+
+
+class Worth(NamedTuple):
+    """What knowing the gain better is worth, in points: all there is to know, and as many items again."""
+
+    perfect: float
+    sample: float
+
+
+def worth_of_items(run: CandidateFacts, policy: DecidePolicy, metric: str) -> Worth | None:
+    """Value more test items before the choice between a fine-tune and the best untrained candidate.
+
+    The option value of the gain less τ times the training cost, in points of the target metric.
+    None where the gain is unknown or without spread.
+
+    Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or g.se <= 0:
+        return None
+    scale = _scale(metric)
+    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se
+    return Worth(stats.perfect_information(mean, sd), stats.sample_information(mean, sd, sd * sqrt(g.n), g.n))
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
@@ -90,7 +120,8 @@ def table(
         return rows
     over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
     ratio = per_usd(over, run.training_cost_usd, metric)
-    at = break_even(run, alternative, policy)
+    at, worth = break_even(run, alternative, policy), worth_of_items(run, policy, metric)
+    band = break_even_band(at)
     return rows | {
         **_fields("gain_over_untrained", over),
         **_fields("gain_over_prompt", prompt),
@@ -102,7 +133,12 @@ def table(
         "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
         "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
         "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
+        "spent_once_usd": spent_once_usd(run, policy),
         "break_even_requests": "∞" if at == inf else at,
+        "break_even_if_saving_is_a_fifth_more": band[0] if band else None,
+        "break_even_if_saving_is_a_fifth_less": band[1] if band else None,
+        "perfect_information_points": worth.perfect if worth else None,
+        "as_many_items_again_points": worth.sample if worth else None,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
-from harness import numbers
+from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide import arithmetic
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
@@ -26,6 +26,15 @@ _REMEDIES = {
     ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that.",
     ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval mends, and on behaviour, which"
     " fine-tuning mends: a hybrid can do both.",
+}
+
+
+_BY_NEED = {
+    "changing_facts": "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
+    "private_knowledge": "knowledge that the base never saw is found by retrieval, which can name its source",
+    "style_or_format": "style and format are learned by a fine-tune; retrieval does not bring them",
+    "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+    "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
 }
 
 
@@ -71,6 +80,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences += _gains(case, case.judged, case.alternative)
         sentences.append(_per_usd(case, case.judged))
         sentences.append(_break_even(case, case.judged, case.alternative))
+        sentences += _next_spend(case, case.judged)
     sentences += _gates(case)
     sentences += _failures(case)
     if case.judged:
@@ -137,11 +147,47 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     forecast = arithmetic.forecast_requests(case.policy)
+    band = arithmetic.break_even_band(at) or (at, at)
+    shaken = f" ({numbers.count(ceil(band[0]))} to {numbers.count(ceil(band[1]))} with a saving ±20 %)"
     return (
-        f"Break-even after {numbers.count(ceil(at))} requests, {'within' if at <= forecast else 'beyond'} the"
+        f"Break-even after {numbers.count(ceil(at))} requests{shaken},"
+        f" {'within' if at <= forecast else 'beyond'} the"
         f" {numbers.count(forecast)} forecast: {numbers.usd(arithmetic.spent_once_usd(run, case.policy))} USD"
-        f" for training and labels, {costs}."
+        f" {_once(case.policy)}, {costs}."
     )
+
+
+def _once(policy: DecidePolicy) -> str:
+    also = [
+        name
+        for name, usd in (("evaluation", policy.evaluation_usd), ("hosting", policy.hosting_usd_per_month))
+        if usd
+    ]
+    named = ["training", "labels", *also]
+    return f"for {', '.join(named[:-1])} and {named[-1]}"
+
+
+def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
+    """Say what more test items are worth before the choice is made."""
+    worth = arithmetic.worth_of_items(run, case.policy, case.metric)
+    if worth is None:
+        return []
+    of = case.policy.point_usd
+    price = f", {numbers.usd(worth.sample * of)} USD at {numbers.usd(of)} a point" if of is not None else ""
+    points = numbers.unit(case.metric)
+    said = (
+        f"Next best spend: as many test items again are worth {numbers.plain(worth.sample)} {points} on "
+        f"average{price}; knowing the gain exactly would be worth {numbers.plain(worth.perfect)}. "
+        "What more labels would bring is not measured."
+    )
+    return [said]
+
+
+def _needs(case: Case) -> list[str]:
+    """Answer from declared needs what no slice measures."""
+    return [
+        f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}." for need in case.policy.needs
+    ]
 
 
 def _gates(case: Case) -> list[str]:
@@ -164,7 +210,7 @@ def _failures(case: Case) -> list[str]:
     prompt = by["prompt"]
     slices = [s for s in ("knowledge", "behaviour") if prompt and s in prompt.slices]
     if prompt is None or not slices:
-        return []
+        return _needs(case)
     remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
     mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
     shown = [run for run in by.values() if run is not None]
@@ -195,9 +241,12 @@ def _amount(n_train: int) -> str:
 
 def _seeds(facts: Sequence[CandidateFacts], name: str) -> str:
     n = sum(f.name == name and f.state == "done" for f in facts)
-    if n < 3:
+    if n < stats.MIN_SEEDS:
         return (
             f"Trained with {n} seed{'s' if n > 1 else ''}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
-    return f"Trained with {n} seeds; the one judged is the best on validation."
+    return (
+        f"Trained with {n} seeds: the gain is their mean by random effects; the checkpoint judged is the"
+        " best on validation."
+    )

@@ -15,7 +15,7 @@ from harness.decide import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.prepare import arms
 from harness.experiment.steps import steps_of
-from harness.gating import TargetFacts, TaskComparison
+from harness.gating import Measurement, TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Step
@@ -81,6 +81,8 @@ def report_of(
         notes=(*notes, *_unanswered(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
+        seeds=decide.over_seeds(judged, primary.name),
+        ablations=_ablations(bench, reader, runs, judged),
     )
 
 
@@ -222,6 +224,20 @@ def _with_comparisons(
     ]
 
 
+def _ablations(
+    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[decide.Ablation, ...]:
+    metric, by_id = _primary(bench), {run.run_id: run for run in runs}
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
+        base, now = (reader.of(by_id[f.run_id], bench.target) for f in (old, new))
+        return comparison.compare_rows(metric, base, now)
+
+    in_file = {name: at for at, name in enumerate(bench.experiment.candidates)}
+    ordered = sorted(facts, key=lambda f: in_file[f.name])
+    return decide.ablations(ordered, pair, metric.name, higher_is_better=metric.higher_is_better)
+
+
 def _is_prompt(run: Run) -> bool:
     return run.method == "base" and run.prompting == "zero_shot" and run.answer == "generate"
 
@@ -242,26 +258,18 @@ def _task_comparisons(
     bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]
 ) -> list[TaskComparison]:
     """Compare a run with the base on every metric of every capability task, the primary one first."""
-    out = []
-    for m in bench.suites:
-        if f"{m.task.name}/test" not in run.rows:
-            continue
-        identical = run.weights_digest == run.base_digest
-        primary = m.task.primary_metric
-        for name in sorted(m.metrics, key=lambda n: n != primary):
-            metric = m.metrics[name]
-            difference = comparison.compare_rows(
-                metric,
-                base[m.task.name],
-                reader.of(run, m),
-                alpha=bench.experiment.gate.alpha,
-                identical=identical,
-            )
-            admitted, why = False, ""
-            if name == primary:
-                admitted, why = gating.admit(m.task, metric, base[m.task.name])
-            out.append(TaskComparison(m.task, m.role, difference, admitted, "" if admitted else why, m.suite))
-    return out
+    measured = _measured(bench, reader, run, base)
+    identical = run.weights_digest == run.base_digest
+    return gating.compare_measurements(measured, bench.experiment.gate.alpha, identical=identical)
+
+
+def _measured(bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+    """Put the rows of both arms beside each task that the run answered."""
+    return [
+        Measurement(m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m))
+        for m in bench.suites
+        if f"{m.task.name}/test" in run.rows
+    ]
 
 
 def _verdict(
@@ -275,25 +283,12 @@ def _verdict(
     """Judge a run; what has no general ability (a classifier) has no verdict."""
     if not tasks or facts.target is None:
         return None
-    generated = [m for m in bench.suites if m.task.kind == "generate" and m.role != "safety"]
-    identical = run.weights_digest == run.base_digest
-    validity = (
-        comparison.compare_validity(
-            [r for m in generated for r in base[m.task.name]],
-            [r for m in generated for r in reader.of(run, m)],
-            alpha=bench.experiment.gate.alpha,
-            identical=identical,
-        )
-        if generated
-        else None
-    )
-    primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
-    return gating.judge(
-        primary,
+    return gating.judge_measurements(
+        _measured(bench, reader, run, base),
+        tasks,
         _policy(bench.experiment.gate, facts),
-        validity=validity,
-        identical=identical,
         target=TargetFacts(facts.target, facts.vs_untrained),
+        identical=run.weights_digest == run.base_digest,
     )
 
 
@@ -310,7 +305,7 @@ def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
 
 def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
     """Say of each task that the gate leaves out why it does."""
-    out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not}
+    out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
     safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}
     named = set(policy.critical)
     unjudged = {name for name, suite in safety.items() if not {name, suite} & named}

@@ -5,11 +5,12 @@ between is inconclusive, and so is a run of which no admitted capability task wa
 Admission looks at the base only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from harness import comparison, numbers
+from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
+from harness.gating.measure import Measurement, admit, compare_measurements, validity_of
 from harness.gating.power import macro_of, missed, warn_before
 from harness.gating.verdict import (
     MissRate,
@@ -19,43 +20,25 @@ from harness.gating.verdict import (
     TaskComparison,
     Verdict,
     in_macro,
-    is_reported_only,
     worst,
 )
-from harness.metrics import Metric
-from harness.records import SampleResult
-from harness.spec import GatePolicy, Task
+from harness.spec import GatePolicy
 
 __all__ = [
+    "Measurement",
     "MissRate",
     "Rule",
     "TargetFacts",
     "TaskComparison",
     "Verdict",
     "admit",
+    "compare_measurements",
     "exit_code",
+    "in_macro",
     "judge",
+    "judge_measurements",
     "warn_before",
 ]
-
-
-def admit(task: Task, metric: Metric, base_rows: Sequence[SampleResult]) -> tuple[bool, str]:
-    """Decide from the base's rows whether the task can show forgetting, and say why.
-
-    Admitted where the 95 % interval of the base's score lies above the task's chance level.
-    Bits per byte, and any other metric where lower is better, never count.
-
-    Raises:
-        IncompatibleRuns: no row could be scored.
-    """
-    if is_reported_only(task) or not metric.higher_is_better:
-        return False, f"{task.name}: {metric.name} is reported, never part of the macro"
-    score = comparison.estimate(metric, base_rows)
-    found = f"the base scores {numbers.interval(score.score, score.low, score.high)} %"
-    chance = f"chance ({numbers.percent(task.chance)} %), n = {numbers.count(score.n)}"
-    if score.low > task.chance:
-        return True, f"{task.name}: {found}, above {chance}"
-    return False, f"{task.name} cannot show forgetting: {found}, not above {chance}"
 
 
 def judge(
@@ -65,11 +48,13 @@ def judge(
     validity: Comparison | None,
     target: TargetFacts | None,
     identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
 ) -> Verdict:
     """Judge a run by every rule of the policy; comparisons must be made at `policy.alpha`.
 
-    `identical` says that the weights digest is the base's own: what the weights decide then
-    passes by identity, not by test, and only the target is judged.
+    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
+    weights digest is the base's own: what the weights decide then passes by identity, not by
+    test, and only the target is judged.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -77,13 +62,15 @@ def judge(
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
     tasks = [t._replace(comparison=comparison.oriented(t.comparison)) for t in tasks]
     admitted = [t for t in tasks if in_macro(t)]
-    macro = macro_of(admitted, policy.alpha) if admitted else None
+    macro = macro_of(admitted, policy) if admitted else None
     rules = (
         rule.macro_rule(tasks, admitted, macro, policy, identical),
         rule.each_rule(admitted, policy, identical),
         rule.critical_rule(tasks, policy, identical),
+        rule.regressions_rule(tasks, identical, confirmed),
         rule.validity_rule(validity, policy, identical),
         rule.target_rule(target, policy),
+        rule.drift_rule(tasks, policy, identical),
     )
     outcome = worst([r.outcome for r in rules])
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
@@ -97,6 +84,25 @@ def judge(
         items_needed=max(needed) if needed and outcome == "inconclusive" else None,
         sentence=_verdict_sentence(outcome, rules),
     )
+
+
+def judge_measurements(
+    measured: Sequence[Measurement],
+    tasks: Sequence[TaskComparison],
+    policy: GatePolicy,
+    *,
+    target: TargetFacts | None,
+    identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
+) -> Verdict:
+    """Judge what `compare_measurements` found, by each task's primary metric and the rows' validity.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
+    primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
+    validity = validity_of(measured, policy.alpha, identical)
+    return judge(primary, policy, validity=validity, target=target, identical=identical, confirmed=confirmed)
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:

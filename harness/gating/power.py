@@ -6,40 +6,49 @@ Source: Chow, Shao & Wang 2008.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, inf, log, sqrt
+from math import ceil, floor, inf, log, sqrt
 from typing import NamedTuple
 
 from harness import comparison, numbers, stats
 from harness.comparison import Comparison
-from harness.gating.verdict import MissRate, TaskComparison, count_of, is_reported_only, margin_of
+from harness.gating.margins import is_relative, macro_scales, margin_of, own_margin, share, shown
+from harness.gating.verdict import MissRate, TaskComparison, count_of, is_reported_only
 from harness.spec import GatePolicy, Suite, Task
 from harness.stats import Interval
 
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
 _TASK_LOSSES = (-0.05, -0.10)
 _POWER = 0.8
+_ROUNDING = 1e-9
 _ASSUMED_DISAGREEMENT = 0.15
 MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
 
 
 class Macro(NamedTuple):
-    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to."""
+    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
+
+    In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
+    then multiplied by its own of the `scales`.
+    """
 
     delta: float
     lower: float
     upper: float
     se: float
+    scales: tuple[float, ...]
 
 
-def macro_of(admitted: Sequence[TaskComparison], alpha: float) -> Macro:
+def macro_of(admitted: Sequence[TaskComparison], policy: GatePolicy) -> Macro:
     """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
 
     Raises:
         ValueError: no task is admitted.
     """
-    bounds = [Interval(t.comparison.lower, t.comparison.upper) for t in admitted]
-    delta, (lower, upper) = stats.mover_mean([t.comparison.delta for t in admitted], bounds)
-    return Macro(delta, lower, upper, (delta - lower) / stats.z_quantile(1 - alpha))
+    scales = macro_scales(admitted, policy)
+    scaled = [(s, t.comparison) for s, t in zip(scales, admitted, strict=True)]
+    bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
+    delta, (lower, upper) = stats.mover_mean([s * c.delta for s, c in scaled], bounds)
+    return Macro(delta, lower, upper, (delta - lower) / stats.z_quantile(1 - policy.alpha), scales)
 
 
 def warn_before(
@@ -81,10 +90,10 @@ def missed(
     """
     if macro.se <= 0:
         return ()
-    comparisons = [t.comparison for t in admitted]
-    rates = [_macro_miss(comparisons, d, policy) for d in _MACRO_LOSSES]
+    scaled = [(s, t.comparison) for s, t in zip(macro.scales, admitted, strict=True)]
+    rates = [_macro_miss(scaled, d, policy) for d in _MACRO_LOSSES]
     rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
-    passes = stats.noninferiority_power(0.0, policy.macro, macro.se, policy.alpha)
+    passes = stats.noninferiority_power(0.0, share(policy.macro), macro.se, policy.alpha)
     if validity is not None and lower_se(comparison.oriented(validity)) > 0:
         se = lower_se(comparison.oriented(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
@@ -97,21 +106,32 @@ def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePol
 
     def chance(t: TaskComparison) -> float:
         se = _se_at(t.comparison, delta, upper_se(t.comparison))
-        return 1 - _noticed(delta, margin_of(t.task, policy), se, alpha)
+        return 1 - _noticed(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
 
     hardest = max(admitted, key=chance)
     return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
 
 
-def _noticed(delta: float, margin: float, se: float, alpha: float) -> float:
-    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass."""
-    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
+def _step(c: Comparison) -> float:
+    """Return how far apart the deltas are that can be found: one item for scores of 0 and 1."""
+    return 0.0 if c.base_passed is None else 1 / c.n
+
+
+def _noticed(delta: float, margin: float, se: float, alpha: float, step: float = 0.0) -> float:
+    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass.
+
+    Where deltas come in steps, the normal is cut half a step beyond the last that is not beyond.
+    """
+    beyond = (floor(margin / step + _ROUNDING) + 0.5) * step if step else margin
+    found_beyond = stats.regression_power(delta, beyond, se, alpha=0.5)
     return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
 
 
-def _macro_miss(comparisons: Sequence[Comparison], delta: float, policy: GatePolicy) -> MissRate:
-    se = sqrt(sum(_se_at(c, delta, lower_se(c)) ** 2 for c in comparisons)) / len(comparisons)
-    return MissRate(delta, stats.noninferiority_power(delta, policy.macro, se, policy.alpha), "macro")
+def _macro_miss(scaled: Sequence[tuple[float, Comparison]], delta: float, policy: GatePolicy) -> MissRate:
+    """Work out the chance to miss that every task lost so many points."""
+    se = sqrt(sum((s * _se_at(c, delta, lower_se(c))) ** 2 for s, c in scaled)) / len(scaled)
+    lost = delta * sum(s for s, _ in scaled) / len(scaled)
+    return MissRate(delta, stats.noninferiority_power(lost, share(policy.macro), se, policy.alpha), "macro")
 
 
 def _se_at(c: Comparison, delta: float, se: float) -> float:
@@ -134,17 +154,18 @@ def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> 
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
     The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is
-    not shown is not counted on). Where the observed loss lies so close to the margin that a
-    hundred times the items would not tell them apart, the number is that for a true delta of 0.
+    not shown is not counted on), however many items that takes. Where the observed loss lies so
+    close to the margin that a hundred times the items would not tell them apart, the number is
+    that for a true delta of 0.
     """
     truth = min(delta, 0.0)
-    if (factor := _factor(se, abs(truth + margin), alpha)) <= MOST_ITEMS:
+    if (factor := _factor(se, abs(truth + margin), alpha)) <= MOST_ITEMS or truth == 0:
         assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
         more = ceil(n * (factor - 1))
         return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
     at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
     factor = _factor(se, margin, alpha)
-    if not 1 < factor <= MOST_ITEMS:
+    if factor <= 1:
         return None, at_margin
     more = ceil(n * (factor - 1))
     return more, f"{at_margin}; if nothing is lost, some {numbers.count(more)} more would, with 80 % power"
@@ -160,20 +181,26 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
     """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
     if not items:
         return "no capability task has items: the macro cannot pass"
+    if is_relative(policy.macro):
+        return f"macro margin {shown(policy.macro)}: what it takes is known once the base is measured"
+    margin = share(policy.macro)
     n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
-    power = stats.noninferiority_power(0.0, policy.macro, se, policy.alpha)
+    power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
     if power >= _POWER:
         return ""
-    needed = ceil(n * _factor(se, policy.macro, policy.alpha))
+    needed = ceil(n * _factor(se, margin, policy.alpha))
     return (
-        f"macro margin {numbers.percent(policy.macro)} pp: with {numbers.count(n)} items over "
+        f"macro margin {numbers.percent(margin)} pp: with {numbers.count(n)} items over "
         f"{count_of(len(items))} an equal model passes in {100 * power:.0f} % of cases; "
         f"80 % take some {numbers.count(needed)} items"
     )
 
 
 def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy) -> str:
-    margin, alpha = margin_of(task, policy), policy.alpha / n_tasks
+    written, alpha = own_margin(task, policy), policy.alpha / n_tasks
+    if is_relative(written):
+        return ""
+    margin = share(written)
     se = stats.paired_se(disagreement, n, -2 * margin)
     power = _noticed(-2 * margin, margin, se, alpha)
     if power >= _POWER:

@@ -5,11 +5,13 @@ bounds are one-sided at `policy.alpha`. `identical` passes what the weights deci
 Source: statistics in `stats`; a veto beside a pass that needs no correction: Berger 1982.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
+from statistics import fmean
 
 from harness import comparison, numbers, stats
 from harness.comparison import Comparison, Estimate
+from harness.gating.margins import is_relative, margin_of, share, shown
 from harness.gating.power import MOST_ITEMS, Macro, lower_se, more_items, upper_se
 from harness.gating.verdict import (
     Number,
@@ -20,7 +22,6 @@ from harness.gating.verdict import (
     count_of,
     in_macro,
     is_reported_only,
-    margin_of,
     worst,
 )
 from harness.spec import GatePolicy
@@ -39,7 +40,8 @@ def macro_rule(
     """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
     left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
     unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
-    facts: dict[str, Number] = {"margin": policy.macro, "n_tasks": len(admitted), "left_out": left_out}
+    margin = share(policy.macro)
+    facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     if identical:
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
@@ -48,13 +50,16 @@ def macro_rule(
     if macro is None:
         said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", said + tail, facts)
-    shown = macro_estimate(admitted, identical)
-    outcome = _outcome(macro.lower, macro.upper, policy.macro)
-    more, advice = more_items(macro.delta, macro.se, policy.macro, shown.n, policy.alpha)
-    facts |= {"delta": shown.score, "low": shown.low, "high": shown.high, "n_items": shown.n}
+    found = macro_estimate(admitted, identical)
+    outcome = _outcome(macro.lower, macro.upper, margin)
+    more, advice = more_items(macro.delta, macro.se, margin, found.n, policy.alpha)
+    facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
-    said = f"macro over {count_of(len(admitted))}: {numbers.points(*shown[:3])} pp, " + _judged(
-        outcome, policy.macro, advice
+    facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
+    facts |= {"disagreement": fmean(t.comparison.disagreement for t in admitted)}
+    of_skill = f", {numbers.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+    said = f"macro over {count_of(len(admitted))}: {numbers.points(*found[:3])} pp{of_skill}, " + _judged(
+        outcome, shown(policy.macro), advice
     )
     return Rule("macro", outcome, said + tail, _with_items(facts, outcome, more))
 
@@ -69,7 +74,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
         return Rule("each", "pass", "each: no task can have lost anything, by identity of the weights", {})
     if not admitted:
         return Rule("each", "skipped", "each: no admitted capability task was measured", {})
-    margins = [margin_of(t.task, policy) for t in admitted]
+    margins = [margin_of(t, policy) for t in admitted]
     some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
     vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
     doubtful = [
@@ -105,7 +110,7 @@ def _doubtful_rule(
     said, most = [], 0
     for t in doubtful:
         c = t.comparison
-        more, advice = more_items(c.delta, upper_se(c), margin_of(t.task, policy), c.n, alpha)
+        more, advice = more_items(c.delta, upper_se(c), margin_of(t, policy), c.n, alpha)
         said.append(f"{_against_margin(t, policy)}: {advice}")
         most = max(most, more or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
@@ -189,9 +194,65 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     said = (
         f"validity: unparsable, truncated or refused answers {numbers.percent(c.base)} → "
         f"{numbers.percent(c.new)} %, {rise} pp, "
-        + _judged(outcome, policy.validity, advice, "a format regression beyond it is shown")
+        + _judged(outcome, shown(policy.validity), advice, "a format regression beyond it is shown")
     )
     return Rule("validity", outcome, said, _with_items(facts, outcome, more))
+
+
+def regressions_rule(
+    tasks: Sequence[TaskComparison], identical: bool, confirmed: Mapping[str, Collection[str]] | None
+) -> Rule:
+    """Fail when one pinned item is lost; in another precision than fp32 only once fp32 confirms it.
+
+    `confirmed` maps tasks to the items that are lost in fp32 too; None where nothing was re-scored,
+    and then a lost item leaves the verdict open.
+    """
+    pinned = [t for t in tasks if t.role == "regression"]
+    if not pinned:
+        return Rule("regressions", "skipped", "regressions: no item is pinned", {})
+    n = numbers.count(sum(t.comparison.n for t in pinned))
+    if identical:
+        said = f"regressions: all {n} pinned items are kept, by identity of the weights"
+        return Rule("regressions", "pass", said, {})
+    lost = [(t.task.name, i) for t in pinned for i in t.comparison.lost]
+    sure = [(task, i) for task, i in lost if confirmed and i in confirmed.get(task, ())]
+    facts: dict[str, Number] = {"n_items": sum(t.comparison.n for t in pinned), "n_lost": len(lost)}
+    if sure:
+        named = [f"{task}/{i}" for task, i in sure]
+        facts["lost_items"] = named[:_NAMED]
+        said = f"regressions: {numbers.count(len(sure))} of {n} pinned items are lost: {_listed(named)}"
+        return Rule("regressions", "fail", said, facts)
+    if lost and confirmed is None:
+        named = [f"{task}/{i}" for task, i in lost]
+        facts["lost_items"] = named[:_NAMED]
+        said = f"regressions: of {n} pinned items {_listed(named)} are lost, which fp32 has not confirmed yet"
+        return Rule("regressions", "inconclusive", said, facts)
+    rounding = f", {numbers.count(len(lost))} lost by rounding alone" if lost else ""
+    said = f"regressions: all {n} pinned items are kept{rounding}"
+    return Rule("regressions", "pass", said, facts)
+
+
+def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Report the largest rise in bits per byte on held-out text; judge it where the policy sets a limit."""
+    texts = [t for t in reported if is_reported_only(t.task)]
+    if not texts:
+        return Rule("drift", "skipped", "drift: no text was measured in bits per byte", {})
+    if identical:
+        return Rule("drift", "pass", "drift: none, by identity of the weights", {})
+    t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
+    c, limit = t.comparison, policy.drift
+    facts: dict[str, Number] = {"rise": -c.delta, "low": -c.high, "high": -c.low}
+    rise = numbers.plain(-c.delta, -c.high, -c.low, sign=True)
+    said = f"drift: {t.task.name} {rise} bits per byte"
+    if limit is None:
+        return Rule("drift", "skipped", f"{said}, an early warning that gate.drift would judge", facts)
+    outcome: Outcome = "fail" if c.upper < -limit else "pass" if c.lower > -limit else "inconclusive"
+    words = {
+        "pass": "less is shown",
+        "fail": "more is shown",
+        "inconclusive": "neither less nor more is shown",
+    }
+    return Rule("drift", outcome, f"{said}, limit {numbers.plain(limit)}: {words[outcome]}", facts)
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
@@ -260,14 +321,14 @@ def _with_items(facts: dict[str, Number], outcome: str, more: int | None) -> dic
     return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
 
 
-def _judged(outcome: Outcome, margin: float, advice: str, broken: str = "a loss beyond it is shown") -> str:
+def _judged(outcome: Outcome, margin: str, advice: str, broken: str = "a loss beyond it is shown") -> str:
     words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice}"}
-    return f"margin {numbers.percent(margin)} pp: {words[outcome]}"
+    return f"margin {margin}: {words[outcome]}"
 
 
 def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
     is_critical = bool({t.task.name, t.suite} & set(policy.critical))
-    return t.role != "target" and not in_macro(t) and not is_critical
+    return t.role not in ("target", "regression") and not in_macro(t) and not is_critical
 
 
 def _cannot_show(t: TaskComparison) -> bool:
@@ -286,7 +347,7 @@ def _task_delta(t: TaskComparison) -> str:
 
 
 def _against_margin(t: TaskComparison, policy: GatePolicy) -> str:
-    return f"{_task_delta(t)}, margin {numbers.percent(margin_of(t.task, policy))} pp"
+    return f"{_task_delta(t)}, margin {numbers.percent(margin_of(t, policy))} pp"
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from harness import numbers
 from harness.comparison import Comparison, Estimate
-from harness.spec import GatePolicy, Task
+from harness.spec import Task
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "skipped"]
@@ -47,7 +47,7 @@ class MissRate(NamedTuple):
 class Rule:
     """What one rule of the policy says, and the numbers its sentence rests on."""
 
-    name: Literal["macro", "each", "critical", "validity", "target"]
+    name: Literal["macro", "each", "critical", "regressions", "validity", "target", "drift"]
     outcome: RuleOutcome
     sentence: str
     numbers: dict[str, Number]
@@ -85,11 +85,6 @@ def in_macro(t: TaskComparison) -> bool:
 def is_reported_only(task: Task) -> bool:
     """Tell whether a task is measured in bits per byte, which no rule judges."""
     return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
-
-
-def margin_of(task: Task, policy: GatePolicy) -> float:
-    """Return the loss in [0, 1] that counts as a regression on this task."""
-    return task.margin or policy.each
 
 
 def count_of(n_tasks: int) -> str:

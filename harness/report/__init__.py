@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.report.document import markdown
+from harness.report.document import arithmetic_lines, markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
 from harness.report.steps import Step
 from harness.report.table import terminal, terminal_table
@@ -20,18 +20,20 @@ __all__ = [
     "SMOKE",
     "ExperimentReport",
     "Step",
+    "arithmetic_lines",
     "live_line",
     "markdown",
     "terminal",
     "terminal_table",
     "to_json",
+    "to_plain",
     "write",
 ]
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:
     """Turn a report into plain types; what is unknown or not finite is null."""
-    plain: dict[str, Any] = _plain(report)
+    plain: dict[str, Any] = to_plain(report)
     return {"evidence": SMOKE if report.smoke else "measured", **plain}
 
 
@@ -54,18 +56,18 @@ def _replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(v) for name, v in value._asdict().items()}
+        return {name: to_plain(v) for name, v in value._asdict().items()}
     if isinstance(value, Mapping):
-        return {str(key): _plain(v) for key, v in value.items()}
+        return {str(key): to_plain(v) for key, v in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -10,7 +10,7 @@ from math import isfinite
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
-from harness.report import steps
+from harness.report import recipes, steps
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import (
@@ -20,6 +20,7 @@ from harness.report.facts import (
     headers,
     last_line,
     measured,
+    miss_basis,
     miss_text,
     sentences,
     table_rows,
@@ -36,6 +37,8 @@ def markdown(report: ExperimentReport) -> str:
         *_head(report),
         *_section(report, "Candidates", headers(report), table_rows(report)),
         *(_bullets(sentences(report))),
+        *_ablations(report),
+        *_section(report, "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.metric)),
         *_slices(report, done),
         *(line for f in tuned for line in _forgetting(report, f)),
         *(line for f in tuned for line in _steps(report, f)),
@@ -77,6 +80,15 @@ def _cells(values: Sequence[str]) -> str:
 def _bullets(texts: Iterable[str]) -> list[str]:
     lines = [f"- {markdown_line(text)}" for text in texts]
     return [*lines, ""] if lines else []
+
+
+def _ablations(report: ExperimentReport) -> list[str]:
+    lines: list[str] = []
+    for a in report.ablations:
+        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.metric)
+        lines += _section(report, f"Ablation: {escape(a.grid)}", columns, rows)
+        lines += _bullets([recipes.ablation_note(a)])
+    return lines
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> list[str]:
@@ -170,7 +182,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
     missed = [miss_text(m) for m in f.verdict.missed]
     section = _section(report, f"Gate: {escape(f.label)}", ("rule", "outcome", "evidence"), rows)
-    return [*section, *_bullets(missed)]
+    basis = miss_basis(f.verdict)
+    lead = [f"{basis[0].upper()}{basis[1:]}", ""] if basis else []
+    return [*section, *lead, *_bullets(missed)]
 
 
 def _training(report: ExperimentReport, trained: Sequence[CandidateFacts]) -> list[str]:
@@ -193,6 +207,12 @@ def _arithmetic(report: ExperimentReport, decision: Decision) -> list[str]:
     rows = [[_words(name), _value(value)] for name, value in decision.arithmetic.items()]
     missing = [f"Missing from the comparison: {what}" for what in decision.missing]
     return [*_section(report, "Arithmetic of the decision", ("input", "value"), rows), *_bullets(missing)]
+
+
+def arithmetic_lines(decision: Decision) -> list[str]:
+    """List the numbers behind a decision for a terminal."""
+    missing = [f"Missing from the comparison: {what}" for what in decision.missing]
+    return [*(f"  {_words(name)}: {_value(value)}" for name, value in decision.arithmetic.items()), *missing]
 
 
 def _value(value: float | str | None) -> str:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from harness import numbers
 from harness.comparison import Comparison
-from harness.decide import CandidateFacts, Decision, best_untrained, fine_tuned
+from harness.decide import Ablation, CandidateFacts, Decision, OverSeeds, best_untrained, fine_tuned
 from harness.gating import MissRate, Verdict
-from harness.report import steps
+from harness.report import recipes, steps
 from harness.report.steps import Step
 
 SMOKE = "smoke, not evidence"
@@ -34,8 +34,9 @@ class ExperimentReport:
     `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
     comparisons with the base on the tasks of the suites, each task's primary metric first;
     `not_admitted` says of a task why it does not count in the gate. `steps` splits the change of
-    a run, by `label`, where there was a base or a run in between. `header` holds
-    device, precision and times, with units in the names.
+    a run, by `label`, where there was a base or a run in between. `header` holds device, precision
+    and times, with units in the names. `seeds` joins the seeds of each recipe that trains,
+    `ablations` holds one table for each grid.
     """
 
     experiment: str
@@ -49,6 +50,8 @@ class ExperimentReport:
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    seeds: tuple[OverSeeds, ...] = ()
+    ablations: tuple[Ablation, ...] = ()
 
     @property
     def file_name(self) -> str:
@@ -107,6 +110,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(report.decision.reasons if report.decision else ()),
         *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
         *filter(None, (steps.sentence(label, of) for label, of in report.steps.items())),
+        *recipes.seed_sentences(report.seeds, report.metric),
         *(_recall_line(f) for f in report.facts if f.recall is not None),
         *report.notes,
     ]
@@ -141,10 +145,31 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 def miss_text(m: MissRate) -> str:
     """Say one line of the gate's operating characteristic; `what` names the rule that would err."""
     if m.what == "equal":
-        return f"would not have passed an equally good model: {100 * m.probability:.0f} %"
+        return f"would not have passed an equally good model: {_chance(m.probability)}"
     task = m.what.removeprefix("each: ")
     where = "" if m.what == "macro" else f" on {task} alone"
-    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {100 * m.probability:.0f} %"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {_chance(m.probability)}"
+
+
+def _chance(p: float) -> str:
+    """Print a probability in whole percent; never as impossible or certain."""
+    return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
+
+
+def miss_basis(verdict: Verdict) -> str:
+    """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
+    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
+    if not verdict.missed or not isinstance(share, float):
+        return ""
+    return (
+        f"at {_counted(n)} items in {_counted(clusters)} clusters, of which {numbers.percent(share)} % of a "
+        "task changed on average, the gate"
+    )
+
+
+def _counted(n: object) -> str:
+    return numbers.count(n) if isinstance(n, int) else numbers.UNKNOWN
 
 
 def measured(name: str, value: Any) -> str:

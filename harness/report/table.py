@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.decide import Ablation
+from harness.report import recipes
 from harness.report.escape import clean, shorten
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
 
@@ -21,6 +23,9 @@ _STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow"
 def terminal(report: ExperimentReport, console: Console) -> None:
     """Print the table and its sentences; the last line is the verdict, never broken in two."""
     console.print(terminal_table(report))
+    for ablation in report.ablations:
+        console.print(_ablation(ablation, report.metric))
+        console.print(Text(clean(recipes.ablation_note(ablation))))
     for sentence in sentences(report):
         console.print(Text(clean(sentence)))
     console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
@@ -40,6 +45,19 @@ def terminal_table(report: ExperimentReport) -> Table:
     for row in rows[1:]:
         name = Text(shorten(row.candidate, name_width))
         table.add_row(name, *map(Text, row[1:-1]), Text(row.verdict, style=_STYLES.get(row.verdict, "")))
+    return table
+
+
+def _ablation(ablation: Ablation, metric: str) -> Table:
+    """Lay one grid out; its members are named by what differs."""
+    rows = recipes.ablation_rows(ablation, metric)
+    columns = recipes.ablation_columns(ablation)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(clean(column)), no_wrap=True, overflow="ellipsis")
+    free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
+    for name, *cells in rows:
+        table.add_row(Text(shorten(clean(name), max(free, cell_len(columns[0])))), *map(Text, cells))
     return table
 
 

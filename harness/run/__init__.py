@@ -116,8 +116,8 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     run_id = _run_id(bench, name, seed, weights, sets)
     if (done := _finished(bench, run_id, sets)) is not None:
         return done
-    with _opened(bench, weights) as candidate:
-        _fill(bench, candidate, sets, name)
+    with opened(bench, weights) as candidate:
+        fill(bench, candidate, sets, name)
         times = latency_s(candidate, sets[0].job())
     run = _record(
         bench,
@@ -206,7 +206,7 @@ def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
     """Measure a base's general ability, as it is served; returns the row set of each task."""
     sets = suite_sets(bench, base_weights(bench, source))
     if any(not _is_there(bench, s) for s in sets):
-        _fill(bench, bench.host(source).base, sets, f"base {source.quantization}".rstrip())
+        fill(bench, bench.host(source).base, sets, f"base {source.quantization}".rstrip())
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
@@ -336,8 +336,8 @@ def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) ->
     if not _is_there(bench, rows):
         if not make:
             return None
-        with _opened(bench, weights) as candidate:
-            _fill(bench, candidate, [rows], "sweep")
+        with opened(bench, weights) as candidate:
+            fill(bench, candidate, [rows], "sweep")
     metric = bench.target.metrics[bench.target.task.primary_metric]
     answered = store.read_rows(bench.store, rows.identity.digest, len(rows.ids))
     parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
@@ -437,8 +437,8 @@ def _is_there(bench: Bench, rows: RowSet) -> bool:
     return store.has_rows(bench.store, rows.identity, rows.ids)
 
 
-def _fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) -> None:
-    """Compute the blocks that are not there yet."""
+def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) -> None:
+    """Compute the blocks that are not there yet; `name` is who answers, for the progress."""
     for rows in sets:
         if _is_there(bench, rows):
             continue
@@ -460,7 +460,7 @@ def work_of(job: Job) -> estimate.Work:
 
 
 @contextmanager
-def _opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
+def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
     """Open weights as something that generates and scores."""
     source = weights.source or bench.source
     if weights.kind == "base":

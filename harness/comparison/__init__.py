@@ -1,0 +1,168 @@
+"""Two sets of rows of the same items → what changed, with intervals; or a refusal that names what differs.
+
+Invariant: an item counts only where both arms scored it, and swapping the arms flips the
+sign and nothing else. The headline delta counts an unparsable, truncated or refused answer
+as evaluate.py stored it (the metric's worst parts); `delta_valid` leaves such items out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness import stats
+from harness.comparison.arms import arms_of, improvements, is_binary, named, validity_rows
+from harness.comparison.difference import (
+    Comparison,
+    Estimate,
+    Estimator,
+    difference_p,
+    oriented,
+    quantile,
+    regression_p,
+)
+from harness.comparison.intervals import difference, on_valid, same, within_range
+from harness.errors import IncompatibleRuns
+from harness.metrics import Metric, mean_metric
+from harness.records import RowsIdentity, SampleResult
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Estimator",
+    "check_comparable",
+    "compare_rows",
+    "compare_validity",
+    "difference_p",
+    "estimate",
+    "oriented",
+    "regression_p",
+]
+
+_MUST_AGREE = (
+    "task",
+    "task_version",
+    "split",
+    "template_digest",
+    "precision",
+    "engine",
+    "layout_digest",
+    "device_class",
+)
+
+
+def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
+    """Refuse two sets of rows that differ in more than their weights (and, unless asked, their prompting).
+
+    Raises:
+        IncompatibleRuns: names every field that differs, with both values.
+    """
+    fields = (*_MUST_AGREE, "prompting_digest", "answer") if prompting else _MUST_AGREE
+    differing = [
+        f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
+    ]
+    if differing:
+        raise IncompatibleRuns(
+            f"rows of task {a.task!r} cannot be compared: they differ in {'; '.join(differing)}. "
+            "Next: evaluate both runs again with the same settings"
+        )
+
+
+def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Estimate:
+    """Estimate the score of one run with its 95 % interval, leaving out rows with an error.
+
+    Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
+    than the clustered t) where items share clusters; the clustered t for graded means; BCa
+    over clusters for any other metric. Clipped to the metric's bounds.
+
+    Raises:
+        IncompatibleRuns: no row could be scored.
+        UserError: an unbounded metric on a single cluster, which has no interval.
+    """
+    return same(metric, arms_of(metric, rows, rows, ""), seed).base
+
+
+def compare_rows(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    *,
+    slice: str = "",  # noqa: A002 (the noun of the rows)
+    seed: int = 0,
+    alpha: float = 0.05,
+    identical: bool = False,
+) -> Comparison:
+    """Compare two runs on the same items; with `slice` on the items of that slice only.
+
+    - Scores all 0 or 1, every item its own cluster: Tango's score interval.
+    - Other means of items: the clustered t. For scores of 0 and 1 it is never narrower than
+      Tango's interval with all counts divided by the design effect of the differences
+      (`stats.design_effect`); for graded scores the same holds where fewer than ten clusters
+      differ, a graded difference counting as its share of the metric's range.
+    - Other metrics, and unequal inclusion weights: BCa over clusters, guarded in the same way.
+    - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
+
+    An unbounded metric has no such guard: where none of its items differ the interval is a point.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
+        UserError: an unbounded metric on a single cluster, which has no interval.
+    """
+    arms = arms_of(metric, base, base if identical else new, slice)
+    found = same(metric, arms, seed) if identical else difference(metric, arms, seed)
+    changes = improvements(metric, arms)  # (n,)
+    n_clusters = int(arms.clusters.max()) + 1
+    both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
+    shown = within_range(metric, both_ends)
+    valid = on_valid(metric, arms, found, seed, alpha)
+    return Comparison(
+        task=base[0].task,
+        metric=metric.name,
+        slice=slice,
+        n=len(arms.ids),
+        n_clusters=n_clusters,
+        base=found.base.score,
+        base_low=found.base.low,
+        base_high=found.base.high,
+        new=found.new.score,
+        new_low=found.new.low,
+        new_high=found.new.high,
+        delta=found.delta,
+        low=shown.low,
+        high=shown.high,
+        se=(both_ends.high - both_ends.low) / (2 * quantile(found.estimator, n_clusters, 1 - alpha / 2)),
+        disagreement=float(np.mean(np.abs(changes) > stats.TIE)),
+        lost=named(arms.ids, changes < -stats.TIE),
+        gained=named(arms.ids, changes > stats.TIE),
+        n_valid=int(arms.valid.sum()),
+        delta_valid=valid.score if valid else None,
+        low_valid=valid.low if valid else None,
+        high_valid=valid.high if valid else None,
+        higher_is_better=metric.higher_is_better,
+        estimator=found.estimator,
+        lower=one_end.low,
+        upper=one_end.high,
+        alpha=alpha,
+        design_effect=stats.design_effect(changes, arms.clusters),
+        base_passed=int(arms.base.sum()) if is_binary(arms) else None,
+    )
+
+
+def compare_validity(
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    *,
+    seed: int = 0,
+    alpha: float = 0.05,
+    identical: bool = False,
+) -> Comparison:
+    """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
+
+    A rise is a loss. Give the generated rows of tasks where a refusal is not what is wanted.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or none was answered in both.
+    """
+    metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
+    return compare_rows(
+        metric, validity_rows(base), validity_rows(new), seed=seed, alpha=alpha, identical=identical
+    )

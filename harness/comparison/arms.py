@@ -1,0 +1,133 @@
+"""Two arms' rows as arrays: the items that both scored, in one order.
+
+Invariant: an item counts only where both arms hold and scored it; an arm that holds other
+items, or one of them twice, is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import IncompatibleRuns
+from harness.metrics import Metric
+from harness.records import SampleResult
+from harness.stats import Array
+
+_INVALID = ("unparsable", "truncated", "refused")
+_BLOCK = 256  # items scored alone at once
+
+
+class Arms(NamedTuple):
+    """Both arms' parts on the items that both scored, in the order of their ids."""
+
+    ids: tuple[str, ...]
+    clusters: NDArray[np.intp]
+    weights: Array
+    base: Array  # (n, k)
+    new: Array  # (n, k)
+    valid: NDArray[np.bool_]
+
+    def only(self, mask: NDArray[np.bool_]) -> "Arms":
+        """Keep the items of a mask (n,)."""
+        codes = np.unique(self.clusters[mask], return_inverse=True)[1]
+        return Arms(
+            named(self.ids, mask),
+            codes,
+            self.weights[mask],
+            self.base[mask],
+            self.new[mask],
+            self.valid[mask],
+        )
+
+
+def arms_of(
+    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str
+) -> Arms:
+    """Match the rows of two runs by item; with `only_slice`, those of that slice.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
+    """
+    old, now = _by_id(base), _by_id(new)
+    if old.keys() != now.keys():
+        raise IncompatibleRuns(_different_items(old.keys() - now.keys(), now.keys() - old.keys()))
+    ids = [
+        i
+        for i in sorted(old)
+        if (not only_slice or old[i].slice == only_slice)
+        and old[i].parts[metric.name] is not None
+        and now[i].parts[metric.name] is not None
+    ]
+    if not ids:
+        where = f"slice {only_slice!r} of " if only_slice else ""
+        raise IncompatibleRuns(f"{where}metric {metric.name!r}: found no item that both runs scored")
+    codes = np.unique([old[i].cluster or i for i in ids], return_inverse=True)[1]
+    return Arms(
+        ids=tuple(ids),
+        clusters=codes,
+        weights=np.array([old[i].weight for i in ids], float),
+        base=np.array([old[i].parts[metric.name] for i in ids], float),
+        new=np.array([now[i].parts[metric.name] for i in ids], float),
+        valid=np.array([old[i].status == now[i].status == "ok" for i in ids]),
+    )
+
+
+def _by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
+    found = {row.example_id: row for row in rows}
+    if len(found) != len(rows):
+        raise IncompatibleRuns(f"found {len(rows) - len(found)} items twice in one run's rows")
+    return found
+
+
+def _different_items(only_base: set[str], only_new: set[str]) -> str:
+    shown = ", ".join(sorted(only_base | only_new)[:5])
+    return (
+        f"the runs hold different items: {len(only_base)} only in the base, {len(only_new)} only in the new "
+        f"run ({shown}). Next: evaluate both on the same split and limit"
+    )
+
+
+def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
+    """Give each row the one part `invalid`, and names that stay apart when tasks are pooled."""
+    return [
+        replace(
+            row,
+            example_id=f"{row.task}/{row.example_id}",
+            cluster=f"{row.task}/{row.cluster or row.example_id}",
+            parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
+        )
+        for row in rows
+    ]
+
+
+def is_mean(metric: Metric, arms: Arms) -> bool:
+    """Tell whether the aggregate is the mean of one part, with weights that are all the same."""
+    if arms.base.shape[1] != 1 or np.ptp(arms.weights) > 0:
+        return False
+    uneven = np.arange(1.0, len(arms.ids) + 1)
+    return bool(np.isclose(metric.aggregate(arms.base, uneven), np.average(arms.base[:, 0], weights=uneven)))
+
+
+def is_binary(arms: Arms) -> bool:
+    """Tell whether all scores of both arms are 0 or 1."""
+    return arms.base.shape[1] == 1 and bool(np.isin([arms.base, arms.new], (0.0, 1.0)).all())
+
+
+def item_scores(metric: Metric, parts: Array) -> Array:
+    """Score every item alone: parts (n, k) → (n,)."""
+    blocks = [parts[at : at + _BLOCK] for at in range(0, len(parts), _BLOCK)]
+    return np.concatenate([metric.aggregate(block, np.eye(len(block))) for block in blocks])
+
+
+def improvements(metric: Metric, arms: Arms) -> Array:
+    """Return by how much each item (n,) got better, whatever the metric's direction."""
+    change = item_scores(metric, arms.new) - item_scores(metric, arms.base)
+    return change if metric.higher_is_better else -change
+
+
+def named(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Return the ids that a mask (n,) chooses."""
+    return tuple(id_ for id_, chosen in zip(ids, mask, strict=True) if chosen)

@@ -1,0 +1,97 @@
+"""Release decisions on what is already stored: gate, promote, pin; and on results made elsewhere.
+
+Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a
+verdict takes a second and no torch; only `exact` scores again, in fp32.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from harness import config
+from harness.errors import Problem, UserError
+from harness.release import forms
+from harness.release.champions import Champion, promote
+from harness.release.elsewhere import gate_folders
+from harness.release.forms import terminal
+from harness.release.judged import Judged, exit_code
+from harness.release.pinned import SUITE, add_regressions
+from harness.release.stored import Baseline, candidate_runs, gate_stored
+from harness.store import Store
+
+__all__ = [
+    "Champion",
+    "Judged",
+    "exit_code",
+    "gate",
+    "gate_folders",
+    "gate_stored",
+    "pin",
+    "promote_named",
+    "terminal",
+    "to_json",
+    "write",
+]
+
+
+def gate(
+    path: Path,
+    candidate: str,
+    overrides: Sequence[str] = (),
+    *,
+    baseline: str | None = None,
+    base: Path | None = None,
+) -> list[Judged]:
+    """Judge a candidate's stored runs, or with `base` one folder of lm-eval samples against another.
+
+    Raises:
+        UserError: an option, a file or a name cannot be used.
+        IncompatibleRuns: a baseline is missing, or the arms must not be compared.
+    """
+    if not candidate:
+        step = "--candidate lora, or --base DIR --candidate DIR"
+        raise UserError(Problem("--candidate", "none", "what to judge", step))
+    if base is not None:
+        return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
+    if baseline not in (None, "base", "champion"):
+        raise UserError(Problem("--baseline", repr(baseline), "base or champion"))
+    return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline))
+
+
+def promote_named(path: Path, name: str, overrides: Sequence[str] = ()) -> tuple[Path, Champion]:
+    """Promote a run by its id, or the seed of a candidate that is best on validation.
+
+    Raises:
+        UserError: nobody has this name.
+        IncompatibleRuns: the candidate has no finished run.
+    """
+    loaded = config.load(path, overrides)
+    at = Store(loaded.folder / "runs")
+    return promote(loaded, at, candidate_runs(loaded, at, name))
+
+
+def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
+    """Pin items; returns the suite's file, how many are new, and whether the experiment lists the suite.
+
+    Raises:
+        UserError: a name or an item is unknown.
+    """
+    loaded = config.load(path)
+    run = candidate_runs(loaded, Store(loaded.folder / "runs"), name)[0]
+    file, added = add_regressions(loaded, run, items)
+    return file, added, any(suite.name == SUITE for suite in loaded.experiment.suites)
+
+
+def to_json(judged: Judged) -> dict[str, object]:
+    """Turn a verdict into plain types, with the exit code that it alone would give."""
+    return forms.to_json(judged, exit_code([judged]))
+
+
+def write(judged: Sequence[Judged], junit: Path | None, summary: str | None) -> None:
+    """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_text(forms.junit(judged, "harness gate"), "utf-8")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as page:
+            page.write(forms.markdown(judged))

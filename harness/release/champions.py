@@ -1,0 +1,103 @@
+"""The released run of a target, as a file that a review can read: `baselines/champions/<target>.json`.
+
+Invariant: the file holds digests and numbers only, no path of a machine; the rows that its
+digests name are the baseline, whatever becomes of the run's name.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from harness import comparison, store
+from harness.config import Loaded
+from harness.errors import Problem, UserError
+from harness.metrics import load_metrics
+from harness.records import Run
+from harness.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test."""
+
+    target: str
+    run_id: str
+    candidate: str
+    seed: int
+    experiment: str
+    base_model: str
+    weights_digest: str
+    base_digest: str
+    created: str
+    rows: dict[str, str]
+    scores: dict[str, list[float]]
+    recipe: dict[str, Any]
+
+
+def champion_file(folder: Path, target: str) -> Path:
+    """Return where the champion of a target is written, below the experiment's folder."""
+    return folder / "baselines" / "champions" / f"{target}.json"
+
+
+def read_champion(folder: Path, target: str) -> Champion | None:
+    """Read the champion of a target; None where nobody was promoted.
+
+    Raises:
+        UserError: the file is no champion's.
+    """
+    path = champion_file(folder, target)
+    if not path.exists():
+        return None
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        return Champion(**{field.name: raw[field.name] for field in fields(Champion)})
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"a file that cannot be read ({type(error).__name__}: {error})"
+        raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
+
+
+def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]:
+    """Write the run that is best on validation as the champion of the target; returns the file.
+
+    Raises:
+        HarnessError: rows of the run are missing.
+    """
+    run = max(runs, key=lambda r: _on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
+    champion = Champion(
+        target=loaded.experiment.target.name,
+        run_id=run.run_id,
+        candidate=run.candidate,
+        seed=run.seed,
+        experiment=run.experiment,
+        base_model=Path(run.base_model).name,
+        weights_digest=run.weights_digest,
+        base_digest=run.base_digest,
+        created=run.created,
+        rows=dict(sorted(run.rows.items())),
+        scores=_scores(loaded, at, run),
+        recipe=run.recipe,
+    )
+    path = champion_file(loaded.folder, champion.target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_whole(at, path, json.dumps(asdict(champion), indent=2, ensure_ascii=False) + "\n")
+    return path, champion
+
+
+def _on_validation(loaded: Loaded, at: Store, run: Run) -> float:
+    task = loaded.experiment.target
+    metric = load_metrics(task)[task.primary_metric]
+    rows = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
+    return comparison.estimate(metric, rows).score * (1 if metric.higher_is_better else -1)
+
+
+def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, list[float]]:
+    tasks = [loaded.experiment.target, *(t for suite in loaded.experiment.suites for t in suite.tasks)]
+    out: dict[str, list[float]] = {}
+    for task in tasks:
+        if f"{task.name}/test" not in run.rows:
+            continue
+        rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric
+        found = comparison.estimate(load_metrics(task)[name], rows)
+        out[f"{task.name} {name}"] = [round(x, 6) for x in found]
+    return out

@@ -1,0 +1,31 @@
+"""Score a run's pinned items again in fp32, which tells a lost item from one that rounding moved.
+
+Invariant: the weights are the run's own; only the precision of computing differs.
+"""
+
+from dataclasses import replace
+
+from harness import store
+from harness.records import Run
+from harness.run import Bench, ensure_weights, fill, opened, suite_sets
+
+
+def rescore_pinned(bench: Bench, run: Run) -> list[str]:
+    """Answer the regression suites in fp32 with a run's weights; returns the tasks now stored so.
+
+    Raises:
+        HarnessError: the weights cannot be opened.
+    """
+    recipe = bench.experiment.candidates[run.candidate]
+    weights = ensure_weights(bench, recipe, run.seed)
+    exact = replace(
+        bench,
+        machine=bench.machine._replace(precision="fp32"),
+        suites=tuple(m for m in bench.suites if m.role == "regression"),
+        _host=None,  # what is in memory is in the run's precision
+    )
+    sets = suite_sets(exact, weights)
+    if any(not store.has_rows(bench.store, s.identity, s.ids) for s in sets):
+        with opened(exact, weights) as candidate:
+            fill(exact, candidate, sets, f"{run.candidate} in fp32")
+    return [s.measured.task.name for s in sets]

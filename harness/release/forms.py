@@ -1,0 +1,143 @@
+"""A verdict as text, Markdown, JUnit XML and plain types.
+
+Invariant: every form says the same: each rule with its sentence, what the gate could have
+missed, and the verdict last.
+Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from harness import gating, numbers
+from harness.gating import Rule, TaskComparison
+from harness.release.judged import Judged
+from harness.report import to_plain
+from harness.report.escape import clean, markdown_line
+from harness.report.escape import markdown as escape
+from harness.report.facts import miss_basis, miss_text
+
+_LOST_SHOWN = 20
+_LABELS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED", "skipped": "–"}
+
+
+def terminal(judged: Judged) -> list[str]:
+    """List the lines of a verdict, the verdict itself last."""
+    v = judged.verdict
+    tasks = [f"  {clean(_task_line(t))}" for t in _primary(judged)]
+    rules = [f"  {_LABELS[r.outcome]:<9}  {clean(r.sentence)}" for r in v.rules]
+    return [
+        f"{clean(judged.candidate)} against {clean(judged.baseline)}",
+        *tasks,
+        *rules,
+        *([f"  {miss_basis(v)}"] if v.missed else []),
+        *(f"    {clean(miss_text(m))}" for m in v.missed),
+        *(f"  note: {clean(note)}" for note in judged.notes),
+        f"{clean(judged.candidate)}: {clean(v.sentence)}",
+    ]
+
+
+def markdown(judged: Sequence[Judged]) -> str:
+    """Render verdicts for a summary page: the sentence, the rules, the tasks and the lost items."""
+    return "\n".join(line for j in judged for line in _markdown(j)) + "\n"
+
+
+def _markdown(judged: Judged) -> list[str]:
+    v = judged.verdict
+    rules = [[r.name, _LABELS[r.outcome], r.sentence] for r in v.rules]
+    tasks = [_task_cells(t) for t in _primary(judged)]
+    lost = [_lost(t) for t in _primary(judged) if t.comparison.lost and t.comparison.base_passed is not None]
+    return [
+        f"## {_LABELS[v.outcome]}: {escape(judged.candidate)} against {escape(judged.baseline)}",
+        "",
+        f"**{escape(v.sentence)}**",
+        "",
+        *_table(("rule", "outcome", "evidence"), rules),
+        *_table(("task", "metric", "baseline", "candidate", "change", "lost/gained"), tasks),
+        *([f"{miss_basis(v).capitalize()}:", ""] if v.missed else []),
+        *(f"- {markdown_line(text)}" for text in map(miss_text, v.missed)),
+        "",
+        *(f"- {markdown_line(text)}" for text in (*lost, *judged.notes)),
+        "",
+    ]
+
+
+def junit(judged: Sequence[Judged], name: str) -> str:
+    """Write one test case a rule; what is inconclusive fails where the policy says so."""
+    root = ET.Element("testsuites", name="harness gate")
+    for j in judged:
+        cases = [_case(j, r, name) for r in j.verdict.rules]
+        suite = ET.SubElement(
+            root,
+            "testsuite",
+            name=clean(f"{name}: {j.candidate}"),
+            tests=str(len(cases)),
+            failures=str(sum(case.find("failure") is not None for case in cases)),
+            errors="0",
+            skipped=str(sum(case.find("skipped") is not None for case in cases)),
+        )
+        suite.extend(cases)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def to_json(judged: Judged, exit_code: int) -> dict[str, Any]:
+    """Turn a verdict into plain types; `comparisons` holds every metric of every task."""
+    plain: dict[str, Any] = to_plain(asdict(judged.verdict))
+    return {
+        "candidate": judged.candidate,
+        "baseline": judged.baseline,
+        "exit_code": exit_code,
+        **plain,
+        "comparisons": to_plain([t.comparison for t in judged.tasks]),
+        "policy": judged.policy.model_dump(mode="json"),
+        "notes": list(judged.notes),
+    }
+
+
+def _case(judged: Judged, rule: Rule, name: str) -> ET.Element:
+    case = ET.Element("testcase", classname=clean(f"{name}.{judged.candidate}"), name=rule.name, time="0")
+    said = clean(rule.sentence)
+    fails = rule.outcome == "inconclusive" and gating.exit_code(judged.verdict, judged.policy) != 0
+    if rule.outcome == "fail" or fails:
+        ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
+    elif rule.outcome in ("inconclusive", "skipped"):
+        ET.SubElement(case, "skipped", message=said)
+    else:
+        ET.SubElement(case, "system-out").text = said
+    return case
+
+
+def _primary(judged: Judged) -> list[TaskComparison]:
+    return [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
+
+
+def _task_cells(t: TaskComparison) -> list[str]:
+    c = t.comparison
+    return [
+        c.task,
+        c.metric,
+        numbers.score(c.metric, c.base, c.base_low, c.base_high),
+        numbers.score(c.metric, c.new, c.new_low, c.new_high),
+        numbers.change(c.metric, c.delta, c.low, c.high),
+        f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
+    ]
+
+
+def _task_line(t: TaskComparison) -> str:
+    name, metric, base, new, change, flips = _task_cells(t)
+    left_out = "" if gating.in_macro(t) or t.role != "capability" else ", not in the macro"
+    n = numbers.count(t.comparison.n)
+    return f"{name} ({metric}, n = {n}): {base} → {new}, {change}, lost/gained {flips}{left_out}"
+
+
+def _lost(t: TaskComparison) -> str:
+    ids = t.comparison.lost
+    more = f" and {numbers.count(len(ids) - _LOST_SHOWN)} more" if len(ids) > _LOST_SHOWN else ""
+    return f"{t.task.name}, lost {numbers.count(len(ids))}: {', '.join(ids[:_LOST_SHOWN])}{more}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = [f"| {' | '.join(map(escape, row))} |" for row in rows]
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *body, ""] if body else []

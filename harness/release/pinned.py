@@ -1,0 +1,116 @@
+"""Items that were broken once and never may be again: `suites/regressions.yaml`.
+
+Invariant: a pinned item keeps the wording, answer and settings of the task it came from; pinning
+it twice changes nothing.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import config
+from harness.config import Loaded
+from harness.data import load_task
+from harness.errors import Problem, UserError, did_you_mean
+from harness.records import Example, Run
+from harness.spec import Task, TaskData
+
+SUITE = "regressions"
+_SUFFIX = "-pinned"
+_KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
+
+
+def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Path, int]:
+    """Pin items of a run's suites, each written `task/item`; returns the suite's file and how many are new.
+
+    Raises:
+        UserError: an item is unknown, or its task cannot be pinned; all of them at once.
+    """
+    chosen = _chosen(loaded, run, items)
+    folder = loaded.folder / "suites"
+    (folder / SUITE).mkdir(parents=True, exist_ok=True)
+    tasks = {task.name: task for task in _stored_tasks(folder)}
+    added = 0
+    for task, examples in chosen.values():
+        rows_file = folder / SUITE / f"{task.name}.jsonl"
+        rows = _read(rows_file)
+        new = [e for e in examples if e.id not in {row["id"] for row in rows}]
+        added += len(new)
+        _write(rows_file, [*rows, *map(_row, new)])
+        tasks[f"{task.name}{_SUFFIX}"] = _pinned_task(task, folder)
+    path = folder / f"{SUITE}.yaml"
+    lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
+    path.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
+    return path, added
+
+
+def _chosen(loaded: Loaded, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
+    """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
+    tasks = {
+        t.name: t for suite in loaded.experiment.suites if suite.role != "regression" for t in suite.tasks
+    }
+    chosen: dict[str, tuple[Task, list[Example]]] = {}
+    problems: list[Problem] = []
+    for item in dict.fromkeys(items):
+        name, slash, ident = item.partition("/")
+        task = tasks.get(name)
+        if not slash or task is None or f"{name}/test" not in run.rows:
+            hint = did_you_mean(name, tasks) if tasks else "list a suite under suites:"
+            problems.append(Problem("ITEM", repr(item), "task/item of a suite that the run answered", hint))
+            continue
+        if task.kind == "bits_per_byte":
+            problems.append(Problem("ITEM", repr(item), "an item that is right or wrong, not a text"))
+            continue
+        known = {e.id: e for e in load_task(task, loaded.experiment.seeds[0]).test}
+        if ident not in known:
+            problems.append(Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, known)))
+        else:
+            chosen.setdefault(name, (task, []))[1].append(known[ident])
+    if problems:
+        raise UserError(problems)
+    return chosen
+
+
+def _stored_tasks(folder: Path) -> list[Task]:
+    if not (folder / f"{SUITE}.yaml").exists():
+        return []
+    return [t for suite in config.read_suites(folder) if suite.name == SUITE for t in suite.tasks]
+
+
+def _pinned_task(task: Task, folder: Path) -> Task:
+    data = TaskData(
+        train=task.data.train if task.num_fewshot else None,
+        test=str(folder / SUITE / f"{task.name}.jsonl"),
+    )
+    kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
+    stands_for = f"Items of {task.name} that a release lost once."
+    return Task(**{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "stands_for": stands_for})
+
+
+def _plain(task: Task, folder: Path) -> dict[str, Any]:
+    """Write a task without its defaults, with paths relative to the suite's folder."""
+    plain = task.model_dump(mode="json", exclude_defaults=True)
+    paths = {name: _relative(path, folder) for name, path in plain["data"].items()}
+    return {"name": plain.pop("name"), **plain, "data": paths}
+
+
+def _relative(path: str, folder: Path) -> str:
+    return os.path.relpath(path, folder) if Path(path).exists() else path
+
+
+def _row(e: Example) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": e.id, "messages": list(e.messages), "references": list(e.references)}
+    row |= {"choices": list(e.choices)} if e.choices else {}
+    row |= {"constraints": [dict(c) for c in e.constraints]} if e.constraints else {}
+    return row | {"cluster": e.cluster, **({"slice": e.slice} if e.slice else {})}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

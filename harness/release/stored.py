@@ -1,0 +1,228 @@
+"""Stored runs against the base or the champion, without the model, its machine or its data.
+
+Invariant: both arms' rows have identities that differ in their weights alone, so what is
+compared are the same items, prompts, versions, precision and layout, or nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from harness import comparison, config, gating, store
+from harness.comparison import Comparison, Estimate
+from harness.config import Loaded
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.gating import Measurement, TargetFacts
+from harness.metrics import Metric, load_metrics
+from harness.records import RowsIdentity, Run, SampleResult
+from harness.release.champions import Champion, read_champion
+from harness.release.judged import Judged
+from harness.spec import GatePolicy, Role, Task
+from harness.store import Store
+
+Baseline = Literal["base", "champion"]
+Rows = list[SampleResult]
+
+
+def gate_stored(
+    path: Path, candidate: str, overrides: Sequence[str] = (), baseline: Baseline | None = None
+) -> list[Judged]:
+    """Judge a candidate's stored runs, every seed, against the champion where there is one, else the base.
+
+    `candidate` is the name of one in the file, or the id of a run.
+
+    Raises:
+        UserError: the file cannot be used, or nobody has this name.
+        IncompatibleRuns: a run or the baseline is missing, or their rows differ in more than weights.
+    """
+    loaded = config.load(path, overrides)
+    runs_folder = Store(loaded.folder / "runs")
+    champion = read_champion(loaded.folder, loaded.experiment.target.name)
+    if baseline == "champion" and champion is None:
+        raise IncompatibleRuns(
+            f"champion of {loaded.experiment.target.name}: found none in {loaded.folder / 'baselines'}; "
+            "expected a promoted run; next: harness promote RUN, or --baseline base"
+        )
+    against = None if baseline == "base" else champion
+    runs = candidate_runs(loaded, runs_folder, candidate)
+    return [_judge(loaded, runs_folder, run, against) for run in runs]
+
+
+def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
+    """Find the finished runs of a candidate as written now, the newest of each seed, or one run by its id.
+
+    Raises:
+        UserError: neither a candidate nor a run has this name.
+        IncompatibleRuns: the candidate has no finished run, or only of another recipe.
+    """
+    known, stored = loaded.experiment.candidates, store.list_runs(at)
+    if candidate in known:
+        recipe = known[candidate].model_dump(mode="json")
+        own = [r for r in stored if r.candidate == candidate and r.experiment == loaded.experiment.name]
+        done = [r for r in own if r.state == "done" and r.recipe == recipe]
+        newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
+        if newest:
+            return [newest[seed] for seed in sorted(newest)]
+        found = "only runs of another recipe, or failed ones" if own else "no run"
+        raise IncompatibleRuns(
+            f"{at.folder}: found {found} of {candidate}; expected a finished run of it as written now; "
+            f"next: harness compare --candidates {candidate}"
+        )
+    by_id = {r.run_id: r for r in stored if r.state == "done"}
+    if candidate in by_id:
+        return [by_id[candidate]]
+    hint = did_you_mean(candidate, [*known, *by_id])
+    raise UserError(Problem("--candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
+
+
+def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Judged:
+    experiment, target = loaded.experiment, loaded.experiment.target
+    tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
+    if not any(f"{task.name}/test" in run.rows for task, _, _ in tasks) and tasks:
+        found = f"{run.candidate}, which answered no task of the suites"
+        raise UserError(
+            Problem("--candidate", found, "one with general ability to lose", "harness compare --gate")
+        )
+    notes: list[str] = []
+    measured = [m for named in tasks if (m := _measurement(at, run, champion, *named, notes)) is not None]
+    identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
+    compared = gating.compare_measurements(measured, experiment.gate.alpha, identical=identical)
+    policy = experiment.gate
+    if run.weights_digest == run.base_digest:
+        policy = policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
+    verdict = gating.judge_measurements(
+        measured,
+        compared,
+        policy,
+        target=_target(loaded, at, run, policy, target),
+        identical=identical,
+        confirmed=_confirmed(at, run, measured),
+    )
+    label = f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
+    against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
+    return Judged(label, against, tuple(compared), verdict, policy, tuple(notes))
+
+
+def _measurement(
+    at: Store, run: Run, champion: Champion | None, task: Task, role: Role, suite: str, notes: list[str]
+) -> Measurement | None:
+    key = f"{task.name}/test"
+    if key not in run.rows:
+        notes.append(f"{task.name}: the run did not answer it")
+        return None
+    own = store.read_identity(at, run.rows[key])
+    base = _baseline_identity(at, own, key, run, champion)
+    metrics = load_metrics(task)
+    new_rows, base_rows = _cut(_read(at, own, metrics), _read(at, base, metrics), task, notes)
+    return Measurement(task, role, suite, metrics, base_rows, new_rows)
+
+
+def _baseline_identity(
+    at: Store, own: RowsIdentity, key: str, run: Run, champion: Champion | None
+) -> RowsIdentity:
+    """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
+    weights = champion.weights_digest if champion else run.base_digest
+    wanted = replace(own, weights_digest=weights)
+    if at.parquet(wanted.digest).exists():
+        return wanted
+    if champion is None:
+        raise IncompatibleRuns(
+            f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
+            f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
+        )
+    digest = champion.rows.get(key)
+    if digest is None or not at.parquet(digest).exists():
+        raise IncompatibleRuns(
+            f"{key}: found no rows of the champion {champion.run_id}; expected them in {at.folder / 'rows'}; "
+            "next: compare it again and promote it, or --baseline base"
+        )
+    found = store.read_identity(at, digest)
+    comparison.check_comparable(found, own)
+    return found
+
+
+def _read(at: Store, identity: RowsIdentity, metrics: dict[str, Metric]) -> Rows:
+    rows = store.read_rows(at, identity.digest)
+    if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
+        raise IncompatibleRuns(
+            f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
+            "every metric of the task as written now; next: harness compare"
+        )
+    return rows
+
+
+def _cut(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
+    """Cut both arms, whose order is the same, to the task's limit and to the shorter one."""
+    n = min(len(new), len(base), task.limit or len(new))
+    if n < min(len(base), task.limit or len(base)):
+        notes.append(f"{task.name}: judged on {n} of {len(base)} items, as many as the run answered")
+    return new[:n], base[:n]
+
+
+def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
+    """Read what was reached on the target; the gain over the best untrained candidate where one is asked."""
+    if policy.target.min is None and policy.target.gain is None:
+        return None
+    metric = load_metrics(task)[task.primary_metric]
+    limit = task.data.limits.test
+    rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
+    score: Estimate = comparison.estimate(metric, rows)
+    gain = _gain(loaded, at, metric, rows) if policy.target.gain is not None else None
+    return TargetFacts(score, gain)
+
+
+def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison | None:
+    """Compare with the stored candidate that trains no language model and is best on validation."""
+    task, experiment = loaded.experiment.target, loaded.experiment
+    untrained = _untrained(store.list_runs(at, experiment.name), experiment.candidates)
+    if not untrained:
+        return None
+    sign = 1 if metric.higher_is_better else -1
+
+    def on_validation(run: Run) -> float:
+        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
+        return sign * comparison.estimate(metric, validation).score
+
+    best = max(untrained, key=on_validation)
+    other = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test)
+    return comparison.compare_rows(metric, other, rows)
+
+
+def _untrained(runs: Iterable[Run], candidates: Iterable[str]) -> list[Run]:
+    """Keep the newest finished run of each candidate that trains no language model."""
+    done = [r for r in runs if r.state == "done" and r.candidate in set(candidates)]
+    newest = {r.candidate: r for r in done}
+    return [r for r in newest.values() if r.weights_digest == r.base_digest or r.method == "classifier"]
+
+
+def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
+    """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
+    found: dict[str, list[str]] = {}
+    for m in measured:
+        own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
+        if m.role != "regression":
+            continue
+        exact = own if own.precision == "fp32" else _in_fp32(at, own)
+        if exact is None:
+            return None
+        new = store.read_rows(at, exact.digest)[: len(m.base)]
+        c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
+        found[m.task.name] = list(c.lost)
+    return found
+
+
+def _in_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
+    """Find the rows of the same weights, items and prompts that were computed in fp32."""
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        other = store.read_identity(at, path.parent.name)
+        as_own = replace(
+            own,
+            precision="fp32",
+            engine=other.engine,
+            layout_digest=other.layout_digest,
+            device_class=other.device_class,
+        )
+        if other == as_own and at.parquet(path.parent.name).exists():
+            return other
+    return None

@@ -1,0 +1,87 @@
+"""What a report says of recipes and not of single runs: grids against their first member, and seeds.
+
+Invariant: a corrected p-value never stands without the raw one, and how many were looked at.
+"""
+
+from collections.abc import Iterable
+
+from harness import numbers
+from harness.decide import UNKNOWN, Ablation, Factor, OverSeeds
+
+SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+
+
+def ablation_columns(a: Ablation) -> tuple[str, ...]:
+    """Name the columns of one grid's table."""
+    return (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
+
+
+def ablation_rows(a: Ablation, metric: str) -> list[tuple[str, ...]]:
+    """List a grid's members by what differs, the reference first."""
+    return [_factor_row(f, a, metric) for f in a.factors]
+
+
+def ablation_note(a: Ablation) -> str:
+    """Say how a grid was compared and which member validation chose."""
+    looked = f"p corrected for {numbers.count(a.n_tests)} looks (Benjamini-Hochberg)"
+    chosen = f"; best on validation: {_short(a.chosen, a.grid)}" if a.chosen else ""
+    seeds = "" if a.seed_variance_known else f"; {UNKNOWN} (fewer than 3 seeds)"
+    return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
+
+
+def seed_rows(seeds: Iterable[OverSeeds], metric: str) -> list[tuple[str, ...]]:
+    """List every recipe that was trained with several seeds."""
+    return [_seed_row(s, metric) for s in seeds if len(s.seeds) > 1]
+
+
+def seed_sentences(seeds: Iterable[OverSeeds], metric: str) -> list[str]:
+    """Say what is known over seeds, and of which recipes nothing is."""
+    known = [_over_seeds(s, metric) for s in seeds if s.score]
+    unknown = ", ".join(f"{s.candidate} ({_count(s)})" for s in seeds if not s.score)
+    return [*known, *([f"{UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
+
+
+def _factor_row(f: Factor, a: Ablation, metric: str) -> tuple[str, ...]:
+    is_reference = f.candidate == a.reference
+    change = numbers.change(metric, *f.difference[:3]) if f.difference else numbers.UNKNOWN
+    return (
+        _short(f.candidate, a.grid),
+        numbers.score(metric, f.score),
+        "(reference)" if is_reference else change,
+        numbers.p_value(f.p),
+        numbers.p_value(f.p_adjusted),
+        numbers.usd(f.training_cost_usd),
+        numbers.seconds(f.training_s),
+    )
+
+
+def _seed_row(s: OverSeeds, metric: str) -> tuple[str, ...]:
+    over = numbers.score(metric, *s.score[:3]) if s.score else UNKNOWN
+    gain = numbers.change(metric, *s.gain[:3]) if s.gain else numbers.UNKNOWN
+    return (
+        s.candidate,
+        ", ".join(map(str, s.seeds)),
+        ", ".join(numbers.score(metric, x) for x in s.scores),
+        over,
+        numbers.score(metric, s.seed_sd),
+        gain,
+    )
+
+
+def _over_seeds(s: OverSeeds, metric: str) -> str:
+    each = ", ".join(numbers.score(metric, x) for x in s.scores)
+    gain = f", {numbers.change(metric, *s.gain[:3])} over the best untrained" if s.gain else ""
+    over = numbers.score(metric, *s.score[:3]) if s.score else UNKNOWN
+    return (
+        f"{s.candidate} over {_count(s)}: {over} ({each}; SD between seeds "
+        f"{numbers.score(metric, s.seed_sd)}){gain}, by random effects"
+    )
+
+
+def _count(s: OverSeeds) -> str:
+    n = len(s.seeds)
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
+def _short(name: str, grid: str) -> str:
+    return name.removeprefix(f"{grid}[").removesuffix("]")

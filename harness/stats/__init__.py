@@ -1,0 +1,149 @@
+"""Paired statistics on arrays: intervals, tests, the bootstrap, and what a sample can show.
+
+Invariant: pure and seeded. The same arrays give the same numbers, nothing is read or
+written, and an interval never collapses to a point because nothing was seen to differ
+(where a formula does that, its docstring says so and names what to use instead).
+Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base; `alpha` is two-sided
+for intervals and one-sided for tests of a margin, as each docstring says.
+"""
+
+from harness.stats.diversity import distinct_n, signal_to_noise, unique_share
+from harness.stats.forgetting import Continual, continual, retention
+from harness.stats.fronts import hypervolume, pareto_front
+from harness.stats.interval import TIE, Array, Interval, t_quantile, z_quantile
+from harness.stats.likelihood import (
+    bits_per_byte,
+    brier_score,
+    expected_calibration_error,
+    kl_divergence,
+    kl_sampled,
+)
+from harness.stats.means import (
+    Mean,
+    clustered_mean,
+    design_effect,
+    differing_clusters,
+    mover_mean,
+    paired_delta,
+    t_interval,
+)
+from harness.stats.multiplicity import benjamini_hochberg, holm
+from harness.stats.pairs import (
+    McNemar,
+    mcnemar,
+    tango_interval,
+    tango_noninferiority_p,
+    tango_regression_p,
+    tango_z,
+)
+from harness.stats.power import (
+    detectable_delta,
+    noninferiority_n,
+    noninferiority_power,
+    paired_n,
+    paired_se,
+    regression_power,
+    score_variance,
+)
+from harness.stats.rates import beta_interval, binomial_se, clopper_pearson, wilson
+from harness.stats.resampling import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
+from harness.stats.sampling import (
+    difference_estimate,
+    inclusion_weights,
+    neyman_allocation,
+    stratified_estimate,
+)
+from harness.stats.seeds import (
+    MIN_SEEDS,
+    RandomEffects,
+    random_effects,
+    random_effects_interval,
+    random_effects_p,
+)
+from harness.stats.sequential import (
+    ConfidenceSequence,
+    Cusum,
+    betting_process,
+    betting_sequence,
+    cusum,
+    normal_mixture_radius,
+    normal_mixture_rho,
+    normal_mixture_sequence,
+    sign_alarm,
+    sign_e_value,
+)
+from harness.stats.value import perfect_information, sample_information
+
+__all__ = [
+    "MIN_SEEDS",
+    "TIE",
+    "Array",
+    "Bootstrap",
+    "ConfidenceSequence",
+    "Continual",
+    "Cusum",
+    "Interval",
+    "McNemar",
+    "Mean",
+    "RandomEffects",
+    "SignFlip",
+    "Statistic",
+    "bca_interval",
+    "benjamini_hochberg",
+    "beta_interval",
+    "betting_process",
+    "betting_sequence",
+    "binomial_se",
+    "bits_per_byte",
+    "bootstrap",
+    "brier_score",
+    "clopper_pearson",
+    "clustered_mean",
+    "continual",
+    "cusum",
+    "design_effect",
+    "detectable_delta",
+    "difference_estimate",
+    "differing_clusters",
+    "distinct_n",
+    "expected_calibration_error",
+    "holm",
+    "hypervolume",
+    "inclusion_weights",
+    "kl_divergence",
+    "kl_sampled",
+    "mcnemar",
+    "mover_mean",
+    "neyman_allocation",
+    "noninferiority_n",
+    "noninferiority_power",
+    "normal_mixture_radius",
+    "normal_mixture_rho",
+    "normal_mixture_sequence",
+    "paired_delta",
+    "paired_n",
+    "paired_se",
+    "pareto_front",
+    "perfect_information",
+    "random_effects",
+    "random_effects_interval",
+    "random_effects_p",
+    "regression_power",
+    "retention",
+    "sample_information",
+    "score_variance",
+    "sign_alarm",
+    "sign_e_value",
+    "sign_flip",
+    "signal_to_noise",
+    "stratified_estimate",
+    "t_interval",
+    "t_quantile",
+    "tango_interval",
+    "tango_noninferiority_p",
+    "tango_regression_p",
+    "tango_z",
+    "unique_share",
+    "wilson",
+    "z_quantile",
+]

@@ -1,0 +1,55 @@
+"""How varied answers are, and how much of a task's spread is more than noise.
+
+Invariant: no answer at all has no diversity, which is not 0 but unknown.
+"""
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from harness.stats.interval import finite
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float | None:
+    """Return the share of different n-grams among all n-grams of the texts together, in (0, 1].
+
+    Words are split at blanks. None where no text has n words. It falls with the amount of text:
+    compare equal numbers of answers of like length only.
+
+    Raises:
+        ValueError: n is not positive.
+
+    Source: Li et al. 2016, arXiv:1510.03055.
+    """
+    if n < 1:
+        raise ValueError(f"n-grams of n = {n}")
+    words = [text.split() for text in texts]
+    grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def unique_share(outputs: Sequence[str]) -> float | None:
+    """Return the share of different answers among k samples of one prompt, in (0, 1]; None of none.
+
+    Blanks around an answer do not make it another. 1/k is a collapsed model or greedy decoding.
+
+    Source: the simplest case of type-token ratios, Templin 1957.
+    """
+    return len({output.strip() for output in outputs}) / len(outputs) if outputs else None
+
+
+def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
+    """Return a task's spread over models that should differ against that of one measured again.
+
+    (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or
+    candidates, and of A/A measurements of one model. Below some 3 a task ranks by noise. None
+    where the repeats do not vary, so that the noise is below what was seen. Not for repeats on
+    the same items with greedy decoding, unless the layout or the items were drawn anew.
+
+    Raises:
+        ValueError: fewer than two scores or repeats, or a value is NaN.
+
+    Source: Heineman et al. 2025, arXiv:2508.13144.
+    """
+    x, noise = finite(scores, "scores", 2), float(finite(repeats, "repeats", 2).std(ddof=1))
+    return float(x.max() - x.min()) / noise if noise > 0 else None

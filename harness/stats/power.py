@@ -1,0 +1,128 @@
+"""What a sample can show, and how many items would show it.
+
+Invariant: normal approximations, one-sided for margins and two-sided for differences.
+"""
+
+from math import sqrt
+
+from scipy import special
+
+from harness.stats.interval import z_quantile
+
+
+def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float = 1.0) -> float:
+    """Return the standard error of a paired delta of binary scores to be expected.
+
+    √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect`
+    the design effect. Not for graded scores, whose differences are smaller than 1.
+
+    Source: Miller 2024, arXiv:2411.00640 (its variance for single binary answers).
+    """
+    return sqrt(effect * (max(disagreement, abs(delta)) - delta**2) / n)
+
+
+def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
+    """Return the chance to show delta > −margin (one-sided α) when the true delta is given.
+
+    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m it is the chance to miss the loss.
+    A normal approximation: not below some five differing items.
+
+    Raises:
+        ValueError: the SE is not positive.
+
+    Source: Chow, Shao & Wang 2008.
+    """
+    return _power((delta + margin) / _positive(se), alpha)
+
+
+def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
+    """Return the chance to show delta < −margin (one-sided α) when the true delta is given.
+
+    Φ(−(δ + m)/SE − z_{1−α}); 1 minus it is what a veto misses. Under Holm over k tasks give
+    α/k, its hardest step. A normal approximation: not below some five differing items.
+
+    Raises:
+        ValueError: the SE is not positive.
+
+    Source: Chow, Shao & Wang 2008.
+    """
+    return _power(-(delta + margin) / _positive(se), alpha)
+
+
+def noninferiority_n(
+    disagreement: float, margin: float, alpha: float = 0.05, power: float = 0.8, delta: float = 0.0
+) -> float:
+    """Return the items needed to show delta > −margin, one-sided α, with the power asked.
+
+    (z_{1−α} + z_power)² (d − δ²)/(m + δ)², not rounded, d the share of items that differ.
+    With clusters multiply by the design effect.
+
+    Raises:
+        ValueError: the true delta is at or beyond −margin, so no number of items would do.
+
+    Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
+    """
+    if delta + margin <= 0:
+        raise ValueError(f"a true delta of {delta} cannot be shown to be above −{margin}")
+    z = z_quantile(1 - alpha) + z_quantile(power)
+    return z**2 * (disagreement - delta**2) / (margin + delta) ** 2
+
+
+def detectable_delta(disagreement: float, n: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the smallest true |delta| that a two-sided paired test finds with the power asked.
+
+    (z_{1−α/2} + z_power) √(d/n), d the share of items that differ, or for graded scores the
+    variance of one item's difference. Not for a margin (`noninferiority_n`).
+
+    Raises:
+        ValueError: the disagreement is negative, or n is not positive.
+
+    Source: Miller 2024, arXiv:2411.00640.
+    """
+    if disagreement < 0 or n <= 0:
+        raise ValueError(f"expected disagreement >= 0 and n > 0, found {disagreement} and {n}")
+    return (z_quantile(1 - alpha / 2) + z_quantile(power)) * sqrt(disagreement / n)
+
+
+def score_variance(between: float, within: float, n_samples: int) -> float:
+    """Return the variance of an item's score when it is asked K times and averaged.
+
+    ω² + σ²/K: ω² the variance of the items' expected scores, σ² the mean variance of one
+    answer about its item's expectation. Asking again lowers the second alone; a lower
+    temperature is no substitute, because it changes what is measured.
+
+    Raises:
+        ValueError: a variance is negative, or K is not positive.
+
+    Source: Miller 2024, arXiv:2411.00640, section on resampling.
+    """
+    if between < 0 or within < 0 or n_samples < 1:
+        raise ValueError(f"expected variances >= 0 and K >= 1, found {between}, {within}, {n_samples}")
+    return between + within / n_samples
+
+
+def paired_n(variance: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the items needed to find a true |delta|, two-sided, with the power asked; not rounded.
+
+    (z_{1−α/2} + z_power)² v/δ², v the variance of one item's difference: ω² of the differences
+    plus `score_variance`'s second term of each arm, or the disagreement d for binary scores.
+    With clusters multiply by the design effect.
+
+    Raises:
+        ValueError: delta is 0, or the variance is negative.
+
+    Source: Miller 2024, arXiv:2411.00640.
+    """
+    if delta == 0 or variance < 0:
+        raise ValueError(f"expected delta != 0 and variance >= 0, found {delta} and {variance}")
+    return (z_quantile(1 - alpha / 2) + z_quantile(power)) ** 2 * variance / delta**2
+
+
+def _power(distance: float, alpha: float) -> float:
+    return float(special.ndtr(distance - z_quantile(1 - alpha)))
+
+
+def _positive(se: float) -> float:
+    if se <= 0:
+        raise ValueError("a standard error of 0 says nothing about power: use a score interval's width")
+    return se

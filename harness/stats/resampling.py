@@ -1,0 +1,146 @@
+"""Resampling of clusters: the bootstrap and its intervals.
+
+Invariant: seeded; the same arrays and seed give the same draws.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from harness.stats.interval import TIE, Array, Interval, finite, z_quantile
+
+Statistic = Callable[[Array], Array]
+
+_EXACT = 16  # clusters up to which every pattern of signs is tried
+_CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
+
+
+class Bootstrap(NamedTuple):
+    """A statistic, its values over resampled clusters (d,) and with one cluster left out (g,)."""
+
+    estimate: float
+    draws: Array
+    jackknife: Array
+
+
+def bootstrap(
+    statistic: Statistic, clusters: ArrayLike, n_draws: int = 10_000, seed: int = 0
+) -> list[Bootstrap]:
+    """Resample clusters (n,) with replacement, and leave each one out once.
+
+    `statistic` takes weights (d, n), how often each item was drawn, to values (d,) or to
+    several statistics (s, d) of the same draws; one `Bootstrap` comes back for each. Of a
+    difference both arms must share the weights. Not where fewer than some 50 clusters, or
+    hardly any differing items, leave nothing to resample.
+
+    Raises:
+        ValueError: there are fewer than two clusters.
+
+    Source: Efron & Tibshirani 1993, chapters 6 and 11; clusters: Field & Welsh 2007.
+    """
+    names, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    g, n = len(names), len(codes)
+    if g < 2:
+        raise ValueError("resampling needs at least two clusters")
+    rng, step = np.random.default_rng(seed), max(1, _CHUNK // n)
+    items = slice(None) if (codes == np.arange(n)).all() else codes  # a slice saves a copy of the weights
+    estimate = _rows(statistic, np.ones((1, n)))  # (s, 1)
+    draws = np.hstack(
+        [
+            _rows(statistic, _drawn(rng, min(step, n_draws - at), g)[:, items])
+            for at in range(0, n_draws, step)
+        ]
+    )  # (s, d)
+    blocks = [np.arange(at, min(at + step, g))[:, None] for at in range(0, g, step)]
+    left_out = np.hstack([_rows(statistic, (codes != block).astype(float)) for block in blocks])  # (s, g)
+    return [Bootstrap(float(e[0]), d, j) for e, d, j in zip(estimate, draws, left_out, strict=True)]
+
+
+def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
+    """Return the bias-corrected and accelerated interval of a bootstrapped statistic.
+
+    Quantiles of the draws at Φ(z0 + (z0 + z_q)/(1 − a(z0 + z_q))), q = α/2 and 1 − α/2;
+    z0 = Φ⁻¹(share of draws below the estimate, ties counted half); a = Σu³/(6 (Σu²)^{3/2}),
+    u the jackknife's mean minus its values. Plain percentiles where the jackknife does not
+    vary or no draw lies on one side. Not where nothing differs (it is a point there), and
+    coverage at n = 50 is nearer 90 % than 95 %.
+
+    Source: Efron 1987; Efron & Tibshirani 1993, section 14.3.
+    """
+    q = np.array([alpha / 2, 1 - alpha / 2])
+    tie = TIE * max(1.0, abs(boot.estimate))
+    distance = boot.draws - boot.estimate
+    below = float(np.mean(distance < -tie) + np.mean(np.abs(distance) <= tie) / 2)
+    u = boot.jackknife.mean() - boot.jackknife
+    spread = float(u @ u)
+    if spread > tie**2 and 0 < below < 1:
+        z0, a = z_quantile(below), float((u**3).sum()) / (6 * spread**1.5)
+        shifted = z0 + special.ndtri(q)
+        q = special.ndtr(z0 + shifted / (1 - a * shifted))
+    low, high = np.quantile(boot.draws, q)
+    return Interval(float(low), float(high))
+
+
+class SignFlip(NamedTuple):
+    """p-values of a permutation test; `greater` is one-sided, for a mean above 0."""
+
+    two_sided: float
+    greater: float
+    exact: bool
+
+
+def sign_flip(
+    changes: ArrayLike, clusters: ArrayLike | None = None, n_draws: int = 10_000, seed: int = 0
+) -> SignFlip:
+    """Test that paired changes (n,) are as likely to be negative as positive, by flipping their signs.
+
+    The share of sign patterns whose sum is at least as far from 0 as the one seen; clusters flip
+    as a whole. All 2^g patterns where there are at most 65,536, else draws, with (k + 1)/(d + 1).
+    Not for a margin other than 0, nor for an interval.
+
+    Raises:
+        ValueError: there are no changes, one is NaN, or the lengths differ.
+
+    Source: Fisher 1935; (k + 1)/(d + 1): Phipson & Smyth 2010.
+    """
+    x = finite(changes, "changes")
+    labels = np.arange(len(x)) if clusters is None else np.asarray(clusters)
+    if len(labels) != len(x):
+        raise ValueError(f"changes and clusters must be as many: {len(x)} and {len(labels)}")
+    sums: Array = np.bincount(np.unique(labels, return_inverse=True)[1], x).astype(float)  # (g,)
+    exact = len(sums) <= _EXACT
+    flipped = _all_signs(sums) if exact else _drawn_signs(sums, n_draws, seed)  # (d,)
+    tie = TIE * max(1.0, float(np.abs(sums).sum()))
+    far = int((np.abs(flipped) >= abs(sums.sum()) - tie).sum())
+    above = int((flipped >= sums.sum() - tie).sum())
+    extra = 0 if exact else 1
+    total = len(flipped) + extra
+    return SignFlip((far + extra) / total, (above + extra) / total, exact)
+
+
+def _all_signs(sums: Array) -> Array:
+    """Add up the sums under every pattern of signs: (2^g,)."""
+    totals: Array = np.zeros(1)
+    for value in sums:
+        totals = np.concatenate([totals + value, totals - value])
+    return totals
+
+
+def _drawn_signs(sums: Array, n_draws: int, seed: int) -> Array:
+    rng, step = np.random.default_rng(seed), max(1, _CHUNK // len(sums))
+    blocks = [min(step, n_draws - at) for at in range(0, n_draws, step)]
+    return np.concatenate([(2.0 * rng.integers(0, 2, (n, len(sums))) - 1) @ sums for n in blocks])
+
+
+def _rows(statistic: Statistic, weights: Array) -> Array:
+    return np.atleast_2d(statistic(weights))
+
+
+def _drawn(rng: np.random.Generator, n_draws: int, g: int) -> Array:
+    """Draw g of g clusters with replacement, as counts (d, g); many times faster than numpy's multinomial."""
+    picks = rng.integers(0, g, (n_draws, g), dtype=np.int32)  # (d, g)
+    picks += g * np.arange(n_draws, dtype=np.int32)[:, None]
+    return np.bincount(picks.ravel(), minlength=n_draws * g).reshape(n_draws, g).astype(float)

@@ -1,0 +1,11 @@
+"""Published and twice-computed reference values, each with its tolerance."""
+
+import json
+from pathlib import Path
+
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
+
+
+def golden(name):
+    """Return a reference value and its tolerance."""
+    return GOLDEN[name]["value"], GOLDEN[name]["tolerance"]

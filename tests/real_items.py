@@ -1,0 +1,228 @@
+"""What the gate prints of its own chances, against what it does on answers of real models.
+
+Pairs of models from the Open LLM Leaderboard (metabench) stand for a base and a candidate. The
+disagreement that the gate would find comes from a random half of each benchmark's items, and
+what it does from samples drawn from the other half, whose own delta is the true one. The pair's
+own items are never used twice, so the printed chances are tried on items they have not seen.
+
+`PYTHONPATH=.:tests python -m tests.real_items` writes the table to `reports/gate_on_real_items.md`.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from conftest import shared_data
+
+from harness import stats
+from harness.comparison import Comparison
+from harness.gating import TaskComparison
+from harness.gating.power import macro_of, missed
+from harness.numbers import count, percent, points
+from harness.spec import GatePolicy, Task
+
+BENCHMARKS = {
+    "arc": "arc-4PL-MAP-0.005-v2",
+    "gsm8k": "gsm8k-2PL-EAPsum-0.001",
+    "mmlu": "mmlu-3PL-MAP-0.01",
+    "truthfulqa": "truthfulqa-2PL-EAPsum-0.01",
+    "winogrande": "winogrande-4PL-MAP-0.005",
+}
+N = 300  # items a task that the simulated gate sees
+MACRO_DELTAS, TASK_DELTAS = (0.0, -0.01, -0.02, -0.03, -0.05), (-0.05, -0.10)
+WIDTH = 0.0025  # half a bin of true macro deltas
+PAIRS, DRAWS = 450, 40  # pairs a bin, samples a pair
+POLICY = GatePolicy()
+
+
+class Rate(NamedTuple):
+    """One line: how often the gate passes at a true delta, as printed and as done."""
+
+    what: str
+    delta: float
+    n_pairs: int
+    printed: float
+    done: float
+
+
+class Half(NamedTuple):
+    """Share of items gained and lost on one half of a benchmark's items."""
+
+    gained: float
+    lost: float
+
+
+def answers() -> dict[str, np.ndarray]:
+    """Read each benchmark's 0/1 answers (models, items) of the models that all of them hold."""
+    found: dict[str, dict[str, str]] = {}
+    for name, file in BENCHMARKS.items():
+        path = shared_data(f"rows/metabench_irt/{file}.responses.jsonl.gz")
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            rows = map(json.loads, lines)
+            found[name] = {row["model"]: row["y"] for row in rows if row.get("y")}
+    shared = sorted(set.intersection(*(set(of) for of in found.values())))
+    return {
+        name: np.array([np.frombuffer(of[model].encode(), np.uint8) - ord("0") for model in shared])
+        for name, of in found.items()
+    }
+
+
+def halves(old: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> tuple[Half, Half]:
+    """Split a pair's items at random, and count what changed on both halves."""
+    order = rng.permutation(len(old))
+    parts = np.array_split(order, 2)
+    return tuple(Half(*(float(np.mean(f(new[p], old[p]))) for f in (np.greater, np.less))) for p in parts)
+
+
+def pairs(rng: np.random.Generator) -> Iterator[list[tuple[Half, Half]]]:
+    """Draw pairs of models whose macro scores are at most 8 points apart, without end."""
+    matrices = list(answers().values())
+    macro = np.mean([m.mean(axis=1) for m in matrices], axis=0)
+    while True:
+        i, j = rng.integers(0, len(macro), 2)
+        if i != j and abs(macro[i] - macro[j]) < 0.08:
+            yield [halves(m[i], m[j], rng) for m in matrices]
+
+
+@cache
+def ends(gains: float, losses: float) -> tuple[float, float]:
+    """Return Tango's one-sided bounds of so many flips among N items."""
+    return stats.tango_interval(gains, losses, N, 2 * POLICY.alpha)
+
+
+def comparison(gains: float, losses: float) -> Comparison:
+    """Describe N items of which so many were gained and lost, as far as the gate reads it."""
+    lower, upper = stats.tango_interval(gains, losses, N, 2 * POLICY.alpha)
+    delta = (gains - losses) / N
+    return Comparison(
+        task="t",
+        metric="accuracy",
+        slice="",
+        n=N,
+        n_clusters=N,
+        base=0.6,
+        base_low=0.55,
+        base_high=0.65,
+        new=0.6 + delta,
+        new_low=0.5,
+        new_high=0.7,
+        delta=delta,
+        low=lower,
+        high=upper,
+        se=(upper - lower) / 3.29,
+        disagreement=(gains + losses) / N,
+        lost=(),
+        gained=(),
+        n_valid=N,
+        delta_valid=delta,
+        low_valid=lower,
+        high_valid=upper,
+        higher_is_better=True,
+        estimator="tango",
+        lower=lower,
+        upper=upper,
+        base_passed=N,
+    )
+
+
+def printed(first: Sequence[Half]) -> dict[tuple[str, float], float]:
+    """Return the operating characteristic that the gate prints after it saw the first halves."""
+    tasks = [
+        TaskComparison(
+            Task(name=f"t{i}", data={}), "capability", comparison(N * h.gained, N * h.lost), True, ""
+        )
+        for i, h in enumerate(first)
+    ]
+    rates = missed(tasks, macro_of(tasks, POLICY), None, POLICY)
+    return {("each" if m.what.startswith("each") else m.what, m.delta): m.probability for m in rates}
+
+
+def draws(half: Half, rng: np.random.Generator, n_draws: int) -> np.ndarray:
+    """Sample N items from a half: gains and losses (n_draws, 2)."""
+    return rng.multinomial(N, [half.gained, half.lost, 1 - half.gained - half.lost], n_draws)[:, :2]
+
+
+def macro_passes(second: Sequence[Half], rng: np.random.Generator, n_draws: int = DRAWS) -> float:
+    """Return how often the macro rule passes on samples of the second halves."""
+    delta, below = np.zeros(n_draws), np.zeros(n_draws)
+    for half in second:
+        seen = draws(half, rng, n_draws)
+        own = (seen[:, 0] - seen[:, 1]) / N
+        delta += own / len(second)
+        below += (own - np.array([ends(*map(int, row))[0] for row in seen])) ** 2 / len(second) ** 2
+    return float(np.mean(delta - np.sqrt(below) > -POLICY.macro))
+
+
+def task_passes(half: Half, rng: np.random.Generator, n_draws: int = DRAWS) -> float:
+    """Return how often the rule `each` lets one task pass on samples of a half."""
+    return float(np.mean([_each_passes(int(g), int(k)) for g, k in draws(half, rng, n_draws)]))
+
+
+@cache
+def _each_passes(gains: int, losses: int) -> bool:
+    """Decide one task alone as `each` does: a loss that is shown and found beyond the margin stops it."""
+    some = stats.tango_regression_p(gains, losses, N, 0.0) < POLICY.alpha
+    return not (some and (gains - losses) / N < -POLICY.each)
+
+
+def study(seed: int = 0, n_pairs: int = PAIRS) -> list[Rate]:
+    """Fill every bin of true deltas with pairs, and average what is printed and what is done."""
+    rng = np.random.default_rng(seed)
+    macro: dict[float, list[tuple[float, float]]] = {d: [] for d in MACRO_DELTAS}
+    each: dict[float, list[tuple[float, float]]] = {d: [] for d in TASK_DELTAS}
+    for split in pairs(rng):
+        first, second = [a for a, _ in split], [b for _, b in split]
+        truth = float(np.mean([h.gained - h.lost for h in second]))
+        if (bin_ := _bin(truth, macro, n_pairs)) is not None:
+            said = printed(first)
+            macro[bin_].append((_passes(said, bin_), macro_passes(second, rng)))
+        for one, other in split:
+            if (bin_ := _bin(other.gained - other.lost, each, n_pairs)) is not None:
+                each[bin_].append((printed([one])["each", bin_], task_passes(other, rng)))
+        if all(len(found) >= n_pairs for found in (*macro.values(), *each.values())):
+            break
+    return [
+        Rate(what, delta, len(found), *(float(np.mean(x)) for x in zip(*found, strict=True)))
+        for what, bins in (("macro", macro), ("each, one task", each))
+        for delta, found in bins.items()
+    ]
+
+
+def _bin(truth: float, bins: dict[float, list[tuple[float, float]]], n_pairs: int) -> float | None:
+    return next((d for d, of in bins.items() if abs(truth - d) <= WIDTH and len(of) < n_pairs), None)
+
+
+def _passes(said: dict[tuple[str, float], float], delta: float) -> float:
+    return said["macro", delta] if delta else 1 - said["equal", 0.0]
+
+
+def table(rates: Sequence[Rate]) -> str:
+    """Write the study as Markdown."""
+    about = (
+        f"{count(sum(r.n_pairs for r in rates))} pairs of models of the Open LLM Leaderboard on "
+        f"{len(BENCHMARKS)} benchmarks (metabench), {N} items a task. The disagreement is that of one half of "
+        "the items; the rates are those of samples drawn from the other half, whose delta is the true one."
+    )
+    lines = [
+        "# The gate on answers of real models",
+        "",
+        about,
+        "",
+        "| rule | true delta pp | pairs | passes, as printed % | passes, as done % | difference pp |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.what} | {points(r.delta)} | {count(r.n_pairs)} | {percent(r.printed)} | {percent(r.done)} | "
+        f"{points(r.done - r.printed)} |"
+        for r in rates
+    ]
+    again = "`PYTHONPATH=.:tests python -m tests.real_items` makes this table again."
+    return "\n".join([*lines, "", again]) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[1] / "reports" / "gate_on_real_items.md").write_text(table(study()), "utf-8")

@@ -1,0 +1,170 @@
+"""Grids against their first member, and recipes over seeds: what is compared, corrected and said."""
+
+import io
+
+import pytest
+from fake_facts import alternatives, candidate, comparison, tuned
+from rich.console import Console
+
+from harness.comparison import Estimate
+from harness.decide import ablations, decide, over_seeds
+from harness.report import ExperimentReport, markdown, terminal, to_json
+from harness.spec import DecidePolicy
+
+DELTAS = {"lora[r=8]": 0.02, "lora[r=16]": 0.08, "lora[r=64]": 0.05}
+
+
+def grid(*seeds, names=("lora[r=4]", *DELTAS), **changes):
+    return [tuned(n, 0.7, 0.05, run_id=f"{n}-{s}", seed=s, **changes) for n in names for s in seeds]
+
+
+def pair(base, new):
+    """Compare as if the new run were better by what DELTAS says, and a little by its seed."""
+    return comparison(DELTAS[new.name] + 0.01 * new.seed, 0.05, estimator="bca")
+
+
+def table(facts):
+    (found,) = ablations(facts, pair, "exact_match")
+    return found
+
+
+def printed(report):
+    stream = io.StringIO()
+    terminal(report, Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def report(facts, **changes):
+    fields = {
+        "ablations": ablations(facts, pair, "exact_match"),
+        "seeds": over_seeds(facts, "exact_match"),
+    }
+    return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
+
+
+def test_every_member_is_compared_with_the_first_in_the_file():
+    found = table(grid(0))
+    assert (found.grid, found.reference, found.n_tests) == ("lora", "lora[r=4]", 3)
+    assert [f.candidate for f in found.factors] == ["lora[r=4]", *DELTAS]
+    assert [f.difference and f.difference.score for f in found.factors] == [None, 0.02, 0.08, 0.05]
+
+
+def test_the_p_values_are_corrected_for_the_number_of_looks():
+    raw, corrected = zip(*((f.p, f.p_adjusted) for f in table(grid(0)).factors[1:]), strict=True)
+    # z = delta · 1.96 / 0.05; Benjamini-Hochberg over three: the smallest times 3, the next times 3/2.
+    assert raw == pytest.approx((0.4331, 0.00171, 0.0500), abs=1e-3)
+    assert corrected == pytest.approx((0.4331, 0.00514, 0.0750), abs=1e-3)
+
+
+def test_a_grid_of_one_and_a_candidate_without_a_grid_have_no_table():
+    assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair, "exact_match") == ()
+
+
+def test_a_member_that_failed_has_no_difference_and_counts_as_no_look():
+    facts = [*grid(0), candidate("lora[r=256]", 0.0, state="failed", target=None, validation=None)]
+    found = table(facts)
+    assert found.n_tests == 3
+    assert (found.factors[-1].difference, found.factors[-1].p) == (None, None)
+
+
+def test_without_the_reference_nothing_is_compared():
+    facts = grid(0)
+    facts[0] = candidate("lora[r=4]", 0.0, state="failed", target=None, validation=None)
+    found = table(facts)
+    assert (found.reference, found.n_tests) == ("lora[r=4]", 0)
+
+
+def test_the_winner_named_is_that_of_validation():
+    facts = grid(0)
+    facts[1] = tuned("lora[r=8]", 0.7, 0.05, validation=0.9)
+    assert table(facts).chosen == "lora[r=8]"
+    assert "best on validation: r=8" in " ".join(printed(report(facts)).split())
+
+
+def test_one_seed_leaves_the_variance_of_training_unknown_and_an_untrained_grid_has_none():
+    shots = [candidate(f"few-shot[shots={k}]", 0.5) for k in (4, 8)]
+    (untrained,) = ablations(shots, lambda base, new: comparison(0.01), "exact_match")
+    assert (table(grid(0)).seed_variance_known, untrained.seed_variance_known) == (False, True)
+    assert "training-seed variance unknown (fewer than 3 seeds)" in printed(report(grid(0)))
+
+
+def test_from_three_seeds_on_the_difference_is_by_random_effects():
+    one, three = table(grid(0)).factors[1], table(grid(0, 1, 2)).factors[1]
+    assert three.n_seeds == 3
+    assert three.difference.score == pytest.approx(0.03)
+    assert three.difference.high - three.difference.low > one.difference.high - one.difference.low
+
+
+def test_two_seeds_are_averaged_over_items_alone():
+    found = table(grid(0, 1)).factors[1]
+    assert found.difference.score == pytest.approx(0.025)
+    assert (found.difference.low, found.difference.high) == pytest.approx((-0.025, 0.075))
+
+
+def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
+    of = report(grid(0))
+    lines = printed(of).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("lora  "))
+    assert "p corrected" in lines[at]
+    assert "(reference)" in lines[at + 1]
+    assert lines[at + 3].split()[:7] == ["r=16", "70.0", "+8.0", "[+3,", "+13]", "0.002", "0.005"]
+    assert max(map(len, lines)) <= 100
+    assert "## Ablation: lora" in markdown(of)
+    assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(of)
+    assert to_json(of)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)
+
+
+def test_a_third_seed_gives_the_recipe_an_interval():
+    (two,) = over_seeds(grid(0, 1, names=("lora",)), "exact_match")
+    (three,) = over_seeds(grid(0, 1, 2, names=("lora",)), "exact_match")
+    assert (two.score, two.seed_sd) == (None, None)
+    assert three.score.low < 0.65 < three.score.score == pytest.approx(0.7)
+    assert three.seed_sd == pytest.approx(0.0)
+
+
+def test_an_interval_over_seeds_stays_among_the_rates():
+    runs = [
+        tuned("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
+        for s, x in enumerate((0.2, 0.9, 0.95))
+    ]
+    (found,) = over_seeds(runs, "exact_match")
+    assert (found.score.low, found.score.high) == (0.0, 1.0)
+
+
+def test_recipes_with_few_seeds_are_named_in_one_sentence():
+    facts = [*alternatives(), *grid(0, names=("lora",)), *grid(0, 1, names=("qlora",))]
+    assert "training-seed variance unknown: lora (1 seed), qlora (2 seeds); 3 are needed" in printed(
+        report(facts)
+    )
+
+
+def test_what_each_seed_reached_is_shown():
+    facts = [tuned("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
+    text = markdown(report(facts))
+    assert "## Seeds" in text
+    assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [70, 94] | 2.0 |" in text
+    assert "lora over 3 seeds: 82.0 [70, 94] (80.0, 84.0, 82.0; SD between seeds 2.0)" in printed(
+        report(facts)
+    )
+
+
+def test_a_gain_that_one_seed_shows_and_the_recipe_does_not_is_not_recommended():
+    lucky = [
+        tuned("lora", 0.81, g, seed=s, validation=0.81 - s / 100) for s, g in enumerate((0.12, -0.02, 0.0))
+    ]
+    found = decide(
+        [*alternatives(), *lucky],
+        DecidePolicy(),
+        closed_labels=True,
+        has_documents=False,
+        metric_name="exact_match",
+    )
+    assert found.candidate == "knn"
+    alone = decide(
+        [*alternatives(), lucky[0]],
+        DecidePolicy(),
+        closed_labels=True,
+        has_documents=False,
+        metric_name="exact_match",
+    )
+    assert alone.candidate == "lora"

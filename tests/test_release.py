@@ -1,0 +1,405 @@
+"""Gates on stored runs and on lm-eval's folders, champions and pinned items, as the command line gives them."""
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import lmeval_folder
+import numpy as np
+import pytest
+from conftest import shared_data
+
+from harness import config, release, store
+from harness.errors import IncompatibleRuns, UserError
+from harness.release.pinned import add_regressions
+from harness.release.stored import candidate_runs
+from harness.spec import GatePolicy
+from harness.store import Store
+from tests.fake_rows import flips
+
+ROOT = Path(__file__).parents[1]
+BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """Copy the finished tiny experiment; returns the path of its harness.yaml."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def harness(*words, env=None):
+    """Call the command line in a process that has no torch."""
+    program = f"{BLOCK}import time\nfrom harness.cli import main\nsys.argv = ['harness', *{list(words)!r}]\n"
+    program += "try: main()\nfinally: print('cpu:', time.process_time(), file=sys.stderr)\n"
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def arms(folder, n=300, tasks=4, gains=8, losses=8, **changes):
+    """Write two folders of samples whose tasks gain and lose so many items."""
+    base, new = flips(n, gains, losses)
+    names = [f"task_{i}" for i in range(tasks)]
+    old = lmeval_folder.write(folder / "base", dict.fromkeys(names, base))
+    return old, lmeval_folder.write(folder / "tuned", dict.fromkeys(names, new), **changes)
+
+
+# Stored runs
+
+
+def test_the_gate_gives_the_verdict_that_compare_gave(finished, copy):
+    reported = next(f.verdict for f in finished[1].facts if f.name == "lora")
+    (judged,) = release.gate(copy, "lora")
+    assert (judged.verdict.outcome, judged.verdict.sentence) == (reported.outcome, reported.sentence)
+    assert judged.verdict.macro == reported.macro
+    assert judged.baseline == "the base"
+
+
+def test_the_gate_needs_no_torch_and_little_time(copy):
+    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    assert done.returncode in (3, 4), done.stderr
+    assert done.stdout.splitlines()[-1].startswith("lora: ")
+    assert float(done.stderr.split("cpu:")[1]) < 3
+
+
+def test_a_run_may_be_named_by_its_id(copy):
+    run = next(r for r in store.list_runs(Store(copy.parent / "runs")) if r.candidate == "lora")
+    assert release.gate(copy, run.run_id)[0].candidate == "lora"
+
+
+def test_base_weights_pass_by_identity(copy):
+    (judged,) = release.gate(copy, "prompt")
+    assert judged.verdict.outcome == "pass"
+    assert release.exit_code([judged]) == 0
+
+
+def test_a_level_of_the_target_is_judged_on_stored_rows(copy):
+    (judged,) = release.gate(copy, "prompt", ["gate.target={min: 0.99}"])
+    assert judged.verdict.outcome == "fail"
+    (judged,) = release.gate(copy, "lora", ["gate.target={gain: 0.5}"])
+    rule = next(r for r in judged.verdict.rules if r.name == "target")
+    assert "over the best untrained candidate" in rule.sentence
+
+
+def test_an_unknown_candidate_is_refused_with_the_nearest_name(copy):
+    with pytest.raises(UserError, match="did you mean 'lora'"):
+        release.gate(copy, "lra")
+
+
+def test_a_candidate_without_a_run_as_written_now_is_missing(copy):
+    with pytest.raises(IncompatibleRuns, match=r"only runs of another recipe.*harness compare"):
+        release.gate(copy, "lora", ["candidates.lora.params.r=4"])
+
+
+def test_a_classifier_has_nothing_to_lose(copy):
+    with pytest.raises(UserError, match="answered no task of the suites"):
+        release.gate(copy, "bag")
+
+
+def test_without_the_bases_rows_nothing_is_judged(copy):
+    at = Store(copy.parent / "runs")
+    run = candidate_runs(config.load(copy), at, "lora")[0]
+    own = store.read_identity(at, run.rows["facts/test"])
+    shutil.rmtree(at.rows(replace(own, weights_digest=run.base_digest).digest))
+    with pytest.raises(IncompatibleRuns, match="no rows of the base"):
+        release.gate(copy, "lora")
+
+
+def test_no_candidate_and_an_unknown_baseline_are_refused(copy):
+    with pytest.raises(UserError, match="what to judge"):
+        release.gate(copy, "")
+    with pytest.raises(UserError, match="base or champion"):
+        release.gate(copy, "lora", baseline="yesterday")
+
+
+# Champions
+
+
+def test_a_promoted_run_is_what_the_gate_compares_with(copy):
+    path, champion = release.promote_named(copy, "lora")
+    assert path == copy.parent / "baselines" / "champions" / "letters.json"
+    (judged,) = release.gate(copy, "lora")
+    assert judged.baseline.startswith("the champion lora (tiny-lora-s0-")
+    assert judged.verdict.outcome == "pass"  # its own weights, by identity
+    assert release.gate(copy, "lora", baseline="base")[0].baseline == "the base"
+    assert champion.scores["letters exact_match"][3] == 12
+
+
+def test_a_champions_file_holds_no_path_of_a_machine(copy):
+    path, _ = release.promote_named(copy, "lora")
+    assert str(copy.parent) not in path.read_text()
+    assert json.loads(path.read_text())["rows"]
+
+
+def test_the_base_is_judged_against_a_champion_by_test_not_by_identity(copy):
+    release.promote_named(copy, "lora")
+    (judged,) = release.gate(copy, "prompt")
+    assert "identity" not in judged.verdict.sentence
+
+
+def test_asking_for_a_champion_where_there_is_none_is_refused(copy):
+    with pytest.raises(IncompatibleRuns, match="harness promote"):
+        release.gate(copy, "lora", baseline="champion")
+    assert harness("gate", "--candidate", "lora", "--baseline", "champion", "-c", str(copy)).returncode == 5
+
+
+def test_a_champion_whose_rows_are_gone_is_refused(copy):
+    path, champion = release.promote_named(copy, "lora")
+    path.write_text(path.read_text().replace(champion.weights_digest, "0" * 16))
+    for digest in champion.rows.values():
+        shutil.rmtree(copy.parent / "runs" / "rows" / digest)
+    with pytest.raises(IncompatibleRuns, match="no rows of the champion"):
+        release.gate(copy, "prompt")
+
+
+def test_rows_of_another_precision_are_refused_and_the_digest_is_named(copy):
+    path, champion = release.promote_named(copy, "lora")
+    at = Store(copy.parent / "runs")
+    other = replace(
+        store.read_identity(at, champion.rows["facts/test"]), precision="bf16", weights_digest="f" * 16
+    )
+    shutil.copytree(at.rows(champion.rows["facts/test"]), at.rows(other.digest))
+    file = at.rows(other.digest) / "identity.json"
+    file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
+    raw = json.loads(path.read_text())
+    raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
+    path.write_text(json.dumps(raw))
+    done = harness("gate", "--candidate", "prompt", "-c", str(copy))
+    assert done.returncode == 5
+    assert "no rows of the champion" in done.stderr or "precision 'bf16' and 'fp32'" in done.stderr
+
+
+def test_a_damaged_champion_is_refused(copy):
+    path, _ = release.promote_named(copy, "lora")
+    path.write_text("{}")
+    with pytest.raises(UserError, match="promote again"):
+        release.gate(copy, "lora")
+
+
+# Pinned items
+
+
+def test_a_pinned_item_becomes_a_suite_of_its_own(copy):
+    file, added, listed = release.pin(copy, "lora", ["facts/fact-1", "facts/fact-2", "sums/sum-3"])
+    assert (added, listed) == (3, False)
+    suite = next(s for s in config.read_suites(file.parent) if s.name == "regressions")
+    assert [(t.name, t.kind) for t in suite.tasks] == [
+        ("facts-pinned", "generate"),
+        ("sums-pinned", "choice"),
+    ]
+    assert suite.role == "regression"
+
+
+def test_pinning_again_changes_nothing(copy):
+    file, *_ = release.pin(copy, "lora", ["facts/fact-1"])
+    before = {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()}
+    assert release.pin(copy, "lora", ["facts/fact-1"])[1] == 0
+    assert {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()} == before
+
+
+def test_pinned_items_are_asked_as_their_task_asks_them(copy):
+    release.pin(copy, "lora", ["facts/fact-1", "sums/sum-3"])
+    loaded = config.load(copy, ["suites=[suites/general.yaml, suites/regressions.yaml]"])
+    from harness.data import load_task
+
+    tasks = {t.name: t for s in loaded.experiment.suites for t in s.tasks}
+    for name in ("facts", "sums"):
+        (pinned,) = load_task(tasks[f"{name}-pinned"], 0).test
+        original = {e.id: e for e in load_task(tasks[name], 0).test}[pinned.id]
+        assert (pinned.messages, pinned.references, pinned.choices) == (
+            original.messages,
+            original.references,
+            original.choices,
+        )
+
+
+def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
+    loaded = config.load(copy)
+    run = candidate_runs(loaded, Store(copy.parent / "runs"), "lora")[0]
+    with pytest.raises(UserError) as refused:
+        add_regressions(loaded, run, ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])
+    assert len(refused.value.problems) == 4
+    assert not (copy.parent / "suites" / "regressions.yaml").exists()
+
+
+# The forms of a verdict
+
+
+def test_junit_has_a_test_case_for_every_rule(copy, tmp_path):
+    done = harness(
+        "gate", "--candidate", "lora", "-c", str(copy), "--junit", str(tmp_path / "ci" / "gate.xml")
+    )
+    root = ET.parse(tmp_path / "ci" / "gate.xml").getroot()
+    cases = root.findall("testsuite/testcase")
+    assert [c.get("name") for c in cases] == [
+        "macro",
+        "each",
+        "critical",
+        "regressions",
+        "validity",
+        "target",
+        "drift",
+    ]
+    assert (root.find("testsuite").get("failures") != "0") == (done.returncode != 0)
+
+
+def test_an_inconclusive_rule_is_skipped_in_junit_where_the_policy_lets_it_through(tmp_path):
+    old, new = arms(tmp_path, n=40, gains=1, losses=1)
+    for policy, found in (("fail", "failure"), ("warn", "skipped")):
+        file = tmp_path / f"{policy}.xml"
+        judged = release.gate_folders(old, new, GatePolicy(on_inconclusive=policy))
+        release.write([judged], file, None)
+        assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
+
+
+def test_the_summary_page_of_ci_gets_the_verdict_appended(copy, tmp_path):
+    page = tmp_path / "summary.md"
+    page.write_text("before\n")
+    harness("gate", "--candidate", "prompt", "-c", str(copy), env={"GITHUB_STEP_SUMMARY": str(page)})
+    text = page.read_text()
+    assert text.startswith("before\n## PASS: prompt against the base")
+    assert "| macro | PASS |" in text
+
+
+def test_json_holds_the_rules_the_comparisons_and_the_exit_code(copy):
+    done = harness("gate", "--candidate", "lora", "-c", str(copy), "--json")
+    (found,) = json.loads(done.stdout)
+    assert found["exit_code"] == done.returncode
+    assert {r["name"] for r in found["rules"]} >= {"macro", "each", "validity"}
+    assert {c["task"] for c in found["comparisons"]} == {"sums", "facts", "prose"}
+
+
+# Results made elsewhere
+
+
+def test_two_folders_of_an_equal_model_pass(tmp_path):
+    judged = release.gate_folders(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20), GatePolicy())
+    assert judged.verdict.outcome == "pass"
+    assert judged.verdict.macro.n == 6000
+
+
+def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
+    old, new = arms(tmp_path, losses=60)
+    done = harness("gate", "--base", str(old), "--candidate", str(new))
+    assert done.returncode == 3, done.stderr
+    assert "FAIL: macro over 4 tasks: −17." in done.stdout
+    assert float(done.stderr.split("cpu:")[1]) < 3
+
+
+def test_few_samples_are_undecided_and_the_policy_may_be_set(tmp_path):
+    old, new = arms(tmp_path, n=40, gains=1, losses=1)
+    assert harness("gate", "--base", str(old), "--candidate", str(new)).returncode == 4
+    loose = ("gate.on_inconclusive=pass", "gate.macro=0.03")
+    assert harness("gate", "--base", str(old), "--candidate", str(new), *loose).returncode == 0
+    assert harness("gate", "--base", str(old), "--candidate", str(new), "gate.macr=0.03").returncode == 2
+
+
+def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
+    base = np.r_[np.ones(75), np.zeros(225)]
+    old, new = (lmeval_folder.write(tmp_path / name, {"arc": base}) for name in ("a", "b"))
+    judged = release.gate_folders(old, new, GatePolicy())
+    assert "arc cannot show forgetting" in judged.tasks[0].why_not
+
+
+@pytest.mark.parametrize("hash_name", ["doc_hash", "prompt_hash", "target_hash"])
+def test_other_items_or_prompts_are_refused_by_the_name_of_their_hash(tmp_path, hash_name):
+    old, new = arms(tmp_path, n=30)
+    file = next(new.rglob("samples_task_0_*"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3][hash_name] = "other"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(IncompatibleRuns, match=f"task_0: {hash_name} differs on 1 of 30 items"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_another_precision_is_refused(tmp_path):
+    old, new = arms(tmp_path, n=30, model_dtype="torch.float32")
+    with pytest.raises(IncompatibleRuns, match="differ in model_dtype"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_another_number_of_items_is_refused(tmp_path):
+    old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30)})
+    new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(20)})
+    with pytest.raises(IncompatibleRuns, match=r"10 items are in one folder only.*--limit"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_of_several_evaluations_in_a_folder_the_newest_counts(tmp_path):
+    old, new = arms(tmp_path, n=300, gains=0, losses=0)
+    later = "2026-04-01T00-00-00.000001"
+    lmeval_folder.write(new, {"task_0": np.zeros(300)}, date=later)
+    judged = release.gate_folders(old, new, GatePolicy())
+    assert {t.task.name: len(t.comparison.lost) for t in judged.tasks}["task_0"] == 300
+
+
+def test_tasks_of_one_folder_alone_are_named_and_no_shared_task_is_refused(tmp_path):
+    old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30), "piqa": np.ones(30)})
+    new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(30)})
+    assert "left out: piqa" in release.gate_folders(old, new, GatePolicy()).notes[0]
+    with pytest.raises(IncompatibleRuns, match="no task in both"):
+        release.gate_folders(old, lmeval_folder.write(tmp_path / "c", {"boolq": np.ones(9)}), GatePolicy())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "no samples"), ("{]", "no sample"), ('{"a": 1}', "no sample")]
+)
+def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, said):
+    old, new = arms(tmp_path, n=30)
+    next(new.rglob("samples_task_0_*")).write_text(text)
+    with pytest.raises(UserError, match=said):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_a_folder_without_samples_says_how_to_get_them(tmp_path):
+    with pytest.raises(UserError, match="--log_samples"):
+        release.gate_folders(tmp_path, tmp_path / "nowhere", GatePolicy())
+
+
+def test_items_about_one_passage_are_a_cluster(tmp_path):
+    old, new = arms(tmp_path, n=30)
+    for file in (*old.rglob("samples_*"), *new.rglob("samples_*")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for at, line in enumerate(lines):
+            line["doc"]["passage"] = f"text {at // 5}"
+        file.write_text("\n".join(map(json.dumps, lines)))
+    judged = release.gate_folders(old, new, GatePolicy())
+    assert {t.comparison.n_clusters for t in judged.tasks} == {6}
+
+
+def test_real_samples_of_lm_eval_are_read(tmp_path):
+    """Pythia-14m against itself with every third answer of one task turned wrong."""
+    import gzip
+
+    by_task: dict[str, list] = {}
+    with gzip.open(shared_data("rows/lmeval_samples_pythia14m/per_sample.jsonl.gz"), "rt") as lines:
+        for row in map(json.loads, lines):
+            by_task.setdefault(row["task"], []).append(row)
+    for arm in ("base", "tuned"):
+        folder = tmp_path / arm / "EleutherAI__pythia-14m"
+        folder.mkdir(parents=True)
+        for task, rows in by_task.items():
+            changed = [
+                {**r, "acc": 0.0}
+                if arm == "tuned" and i % 3 == 0 and "winogrande" in task and "acc" in r
+                else r
+                for i, r in enumerate(rows)
+            ]
+            text = "\n".join(map(json.dumps, changed))
+            (folder / f"samples_{task}_{lmeval_folder.DATE}.jsonl").write_text(text)
+    judged = release.gate_folders(tmp_path / "base", tmp_path / "tuned", GatePolicy())
+    lost = {t.task.name: len(t.comparison.lost) for t in judged.tasks}
+    assert sum(lost.values()) == sum(n for task, n in lost.items() if "winogrande" in task) > 10
+    assert len(lost) == len(by_task)

@@ -1,0 +1,213 @@
+"""Forgetting, fronts, likelihoods, calibration and diversity: published numbers and a second source."""
+
+import csv
+import gzip
+import json
+from math import log
+
+import numpy as np
+import pytest
+from conftest import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from sklearn import metrics as sk_metrics
+
+from harness import stats
+from tests.golden import golden
+
+points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+def test_continual_measures_are_the_published_ones():
+    expected, tolerance = golden("cl")
+    found = stats.continual(expected["R"], expected["b"])
+    assert found == pytest.approx(
+        (expected["ACC"], expected["BWT"], expected["FWT"], expected["AvgForget"]), abs=tolerance
+    )
+
+
+def test_forgetting_counts_from_the_best_stage_not_from_the_own():
+    r = [[0.5, 0.1, 0.1], [0.9, 0.6, 0.1], [0.7, 0.6, 0.8]]
+    assert stats.continual(r, [0.1] * 3).forgetting == pytest.approx((0.2 + 0.0) / 2)
+    assert stats.continual(r, [0.1] * 3).bwt == pytest.approx((0.2 + 0.0) / 2)
+
+
+def test_retention_is_the_share_of_skill_above_chance():
+    assert stats.retention(0.75, 0.50, 0.25) == pytest.approx(0.5)
+    assert stats.retention(0.25, 0.50, 0.25) is None
+
+
+@given(st.floats(0.3, 1), st.floats(0, 1), st.floats(0, 0.2))
+def test_an_unchanged_model_retains_all(base, new, chance):
+    assert stats.retention(base, base, chance) == pytest.approx(1)
+    assert (stats.retention(base, new, chance) > 1) == (new > base)
+
+
+def learned_and_kept():
+    """Return the code instruction-tuning points of "LoRA Learns Less and Forgets Less", by method and epoch."""
+    with shared_data("rows/published/biderman_tables.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if "code_IFT" in row["table"]]
+    learned = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "HumanEval" in r["table"]}
+    kept = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "forget" in r["table"]}
+    return {key: (learned[key], kept[key]) for key in learned}
+
+
+def test_the_published_front_of_learning_and_forgetting_is_found():
+    p = learned_and_kept()
+    assert len(p) == 20
+    front = [list(p)[i] for i in stats.pareto_front(list(p.values()))]
+    assert front == [("r256", "2"), ("r64", "4"), ("r256", "4")]
+
+
+@pytest.mark.parametrize(
+    ("method", "area"), [("r16", 0.090413), ("r64", 0.103434), ("r256", 0.125818), ("full", 0.089802)]
+)
+def test_the_published_points_span_the_known_areas(method, area):
+    p = [point for (name, _), point in learned_and_kept().items() if name == method]
+    assert stats.hypervolume(p, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
+
+
+def dominated(p, points):
+    return any(q[0] >= p[0] and q[1] >= p[1] and tuple(q) != tuple(p) for q in points)
+
+
+@given(points)
+def test_the_front_is_what_nothing_dominates(p):
+    front = {p[i] for i in stats.pareto_front(p)}
+    assert front == {q for q in p if not dominated(q, p)}
+
+
+@given(points)
+def test_the_front_lists_the_first_goal_rising_and_the_second_falling(p):
+    front = [p[i] for i in stats.pareto_front(p)]
+    assert front == sorted(front)
+    assert [y for _, y in front] == sorted((y for _, y in front), reverse=True)
+
+
+@given(points)
+def test_the_hypervolume_is_the_dominated_share_of_a_grid(p):
+    x, y = np.meshgrid(*[(np.arange(200) + 0.5) / 200] * 2)
+    covered = np.zeros_like(x, dtype=bool)
+    for a, b in p:
+        covered |= (x < a) & (y < b)
+    assert stats.hypervolume(p, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.011)
+
+
+@given(points, st.randoms(use_true_random=False))
+def test_the_order_of_the_points_does_not_matter(p, random):
+    before = stats.hypervolume(p, (0.1, 0.1))
+    random.shuffle(p)
+    assert stats.hypervolume(p, (0.1, 0.1)) == pytest.approx(before)
+
+
+def test_points_below_the_reference_add_nothing():
+    assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0
+
+
+def test_kl_is_the_published_one():
+    expected, tolerance = golden("kl")
+    p, q = [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]
+    assert stats.kl_divergence(p, q) == pytest.approx(expected["fwd_base_to_ft"], abs=tolerance)
+    assert stats.kl_divergence(q, p) == pytest.approx(expected["rev"], abs=tolerance)
+    assert stats.kl_sampled(log(0.7), log(0.5)) == pytest.approx(expected["k3_at_y0"], abs=tolerance)
+
+
+def test_kl_agrees_with_scipy_and_its_samples_average_to_it():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(6), 2)
+    assert stats.kl_divergence(p, q) == pytest.approx(scipy_stats.entropy(p, q))
+    sampled = sum(w * stats.kl_sampled(a, b) for w, a, b in zip(p, np.log(p), np.log(q), strict=True))
+    assert sampled == pytest.approx(scipy_stats.entropy(p, q))
+
+
+def test_a_fine_tune_that_lost_an_outcome_is_infinitely_far():
+    assert stats.kl_divergence([0.5, 0.5], [1.0, 0.0]) == np.inf
+
+
+def test_bits_per_byte_is_a_ratio_of_sums():
+    assert stats.bits_per_byte([-8 * log(2), -2 * log(2)], [8, 2]) == pytest.approx(1)
+    assert stats.bits_per_byte([-8 * log(2), 0.0], [2, 6]) == pytest.approx(1)
+
+
+def test_calibration_is_the_published_one():
+    expected, tolerance = golden("ece")
+    args = expected["conf"], expected["ok"]
+    assert stats.expected_calibration_error(*args) == pytest.approx(expected["ece10"], abs=tolerance)
+    assert stats.expected_calibration_error(*args, 5) == pytest.approx(expected["ece5"], abs=tolerance)
+    assert stats.brier_score(*args) == pytest.approx(expected["brier"], abs=tolerance)
+
+
+def test_brier_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    p, hit = rng.random(200), rng.integers(0, 2, 200)
+    assert stats.brier_score(p, hit) == pytest.approx(sk_metrics.brier_score_loss(hit, p))
+
+
+def test_honest_confidences_are_calibrated():
+    rng = np.random.default_rng(2)
+    p = rng.random(50_000)
+    assert stats.expected_calibration_error(p, rng.random(50_000) < p) < 0.02
+
+
+def test_distinct_shares_are_the_published_ones():
+    expected, tolerance = golden("distinct")
+    texts = ["the cat sat on the mat", "the cat sat on the rug"]
+    for n, share in expected.items():
+        assert stats.distinct_n(texts, int(n)) == pytest.approx(share, abs=tolerance)
+
+
+def test_no_words_have_no_diversity_rather_than_none():
+    assert stats.distinct_n(["", " "], 1) is None
+    assert stats.unique_share([]) is None
+
+
+def test_a_collapsed_model_gives_one_answer():
+    assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
+
+
+def test_signal_to_noise_is_the_spread_over_repeats():
+    assert stats.signal_to_noise([0.3, 0.5, 0.4], [0.40, 0.42]) == pytest.approx(0.2 / 0.0141421, rel=1e-4)
+    assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.continual([[0.5]], [0.1]),
+        lambda: stats.continual([[0.5, 0.1], [0.2, 0.3]], [0.1]),
+        lambda: stats.retention(float("nan"), 0.1, 0.1),
+        lambda: stats.pareto_front([]),
+        lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
+        lambda: stats.kl_divergence([0.5, 0.6], [0.5, 0.5]),
+        lambda: stats.kl_divergence([1.0], [0.5, 0.5]),
+        lambda: stats.kl_sampled(float("-inf"), 0.0),
+        lambda: stats.bits_per_byte([0.0], [0]),
+        lambda: stats.brier_score([1.2], [1]),
+        lambda: stats.expected_calibration_error([], []),
+        lambda: stats.distinct_n(["a"], 0),
+        lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
+    ],
+)
+def test_impossible_input_is_refused(call):
+    with pytest.raises(ValueError):  # noqa: PT011 (each says its own numbers)
+        call()
+
+
+WINS = {
+    "weighted_alpaca_eval_gpt4_turbo": lambda p: p - 1,
+    "alpaca_eval_gpt4": lambda p: {1: 0.0, 2: 1.0}.get(p, 0.5),
+}
+
+
+@pytest.mark.parametrize(("file", "n_published"), [(name, n) for name, n in zip(WINS, (59, 52), strict=True)])
+def test_published_win_rates_and_their_standard_errors_are_found(file, n_published):
+    """AlpacaEval's leaderboards: a win rate is a mean over prompts, its error the plain one of the mean."""
+    with gzip.open(shared_data(f"rows/alpaca_eval_annotations/{file}.jsonl.gz"), "rt") as lines:
+        rows = [row for row in map(json.loads, lines) if row["published"]]
+    assert len(rows) == n_published
+    for row in rows:
+        wins = [100 * WINS[file](p) for p in row["preference"] if p is not None]
+        found = stats.clustered_mean(wins, range(len(wins)))
+        assert found.mean == pytest.approx(float(row["published"]["win_rate"]), abs=0.05)
+        assert found.se == pytest.approx(float(row["published"]["standard_error"]), abs=0.01)
