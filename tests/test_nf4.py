@@ -89,10 +89,7 @@ def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
 
 def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  qlora: {method: qlora}\n")
-    code = (
-        "import sys; sys.modules['bitsandbytes'] = None; from harness.cli import main; "
-        "main(['compare', '-c', sys.argv[1]])"
-    )
+    code = "import sys; sys.modules['bitsandbytes'] = None; from harness.cli import main; main()"
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code, "compare", "-c", str(path)],
