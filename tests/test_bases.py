@@ -213,10 +213,3 @@ def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_p
     said = refusal(tiny, tmp_path, "  dpo: {method: dpo}\n")
     assert "dpo without pairs rows" in said
     assert "harness.yaml:9" in said
-
-
-def test_pairs_of_one_answer_are_refused_by_name(tiny, own_cache, tmp_path):
-    same = [PAIRS[0], {**PAIRS[1], "rejected": f" {PAIRS[1]['chosen']} "}]
-    said = refusal(tiny, tmp_path, "  dpo: {method: dpo}\n", same)
-    assert f"pair {PAIRS[1]['id']} of task letters" in said
-    assert PAIRS[0]["id"] not in said

@@ -113,26 +113,12 @@ def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
-    if any("pairs" in getattr(load_plugin("methods", r.method), "NEEDS", ()) for r in recipes.values()):
-        problems += _same_answers(bench.target.task, bench.target.items)
     if problems:
         raise UserError(problems)
 
 
 def _has_bitsandbytes() -> bool:
     return find_spec("bitsandbytes") is not None
-
-
-def _same_answers(task: Task, items: TaskItems) -> list[Problem]:
-    """Refuse pairs that prefer an answer to itself; at most ten are shown."""
-    same = [p.id for p in items.pairs if p.references[0].strip() == p.rejected.strip()]
-    found, expected = "one answer, both chosen and rejected", "two different answers"
-    problems = [
-        Problem(f"pair {name} of task {task.name}", found, expected, "remove the pair") for name in same[:10]
-    ]
-    if len(same) > len(problems):
-        problems.append(Problem(f"pairs of task {task.name}", f"{len(same)} such pairs in all", expected))
-    return problems
 
 
 def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
