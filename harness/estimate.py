@@ -10,7 +10,7 @@ low-rank adapters (Kaplan et al. 2020; the backward pass skips the frozen weight
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness.records import Example
+from harness.records import BLOCK, Example
 
 # Characters a token in English prose with a vocabulary of some 50,000.
 _CHARS_PER_TOKEN = 4.0
@@ -51,15 +51,26 @@ def tokens(text: str) -> int:
 
 
 def reading(examples: Sequence[Example], *, ranked: bool, max_new_tokens: int) -> Work:
-    """Estimate what answering these examples takes; ranked items read their choices instead."""
+    """Estimate what answering these examples takes; ranked items read their choices instead.
+
+    Messages that all examples begin with are read once a block when answers are generated.
+    """
+    n_shared = _n_shared(examples)
     n_read = n_generated = 0
-    for example in examples:
-        n_read += sum(tokens(m["content"]) + _CHAT_TOKENS for m in example.messages)
+    for number, example in enumerate(examples):
         closed = ranked and example.choices
+        once = 0 if closed or number % BLOCK == 0 else n_shared
+        n_read += sum(tokens(m["content"]) + _CHAT_TOKENS for m in example.messages[once:])
         n_read += sum(map(tokens, example.choices)) if closed else 0
         n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
         n_generated += 0 if closed or not example.messages else max_new_tokens
     return Work(read=n_read, generated=n_generated)
+
+
+def _n_shared(examples: Sequence[Example]) -> int:
+    """Count the messages that all examples begin with."""
+    columns = zip(*(e.messages for e in examples), strict=False)
+    return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
 
 
 def training(examples: Sequence[Example], epochs: float) -> Work:

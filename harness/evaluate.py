@@ -14,6 +14,7 @@ from harness.candidates import Candidate
 from harness.metrics import Metric, normalize
 from harness.prompting import recall
 from harness.records import (
+    BLOCK,
     Encoded,
     Example,
     Likelihood,
@@ -27,8 +28,6 @@ from harness.records import (
 )
 from harness.refusals import is_refusal
 from harness.spec import Role, Task
-
-BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+BLOCK = 64  # items that are answered together, and whose rows are written together
+
 Message = dict[str, str]
 Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
 

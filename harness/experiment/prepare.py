@@ -127,6 +127,7 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     chosen = {name: recipes[name] for name in selected}
     out = {arm_label(bench, source): _suites_work(bench) for source in arms(bench, chosen.values())}
     made: set[str] = set()
+    judged: set[tuple[str, str]] = set()
     for name, recipe in chosen.items():
         makes = [at for at in _lineage(bench, recipe.weights_of or name) if at not in made]
         made.update(makes)
@@ -134,7 +135,10 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
         tuned = _is_tuned(bench, recipe)
         n_seeds = len(bench.experiment.seeds) if tuned else 1
         asked = sum(_asking_work(bench, recipe), Work())
-        once = asked + trains + (_suites_work(bench) if tuned else Work())
+        weights = (recipe.weights_of or name, served_base(bench, recipe).weights_digest)
+        suites = _suites_work(bench) if tuned and weights not in judged else Work()
+        judged.add(weights)
+        once = asked + trains + suites
         out[name] = sum([once] * n_seeds, Work())
     return out
 
@@ -177,7 +181,7 @@ def _is_tuned(bench: Bench, recipe: Recipe) -> bool:
 def _making_work(bench: Bench, source: Recipe) -> Work:
     """Estimate all trials of a sweep, each with its answers to the validation rows; or the one fit."""
     tried = [recipe for _, recipe in trials(source)]
-    fits = [fit_work(bench.target.items, recipe) for recipe in tried]
+    fits = [fit_work(bench, recipe, bench.experiment.seeds[0]) for recipe in tried]
     if source.sweep:
         validation = target_sets(bench, source, base_weights(bench), 0)[0]
         fits += [work_of(validation.job())] * (len(tried) - 1)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import estimate, plugins
-from harness.data import TaskItems
 from harness.embedded import ModelSource, content_digest, quantized
 from harness.errors import Diverged
 from harness.evaluate import addressed
@@ -137,9 +136,7 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
     base = trained_base(bench, source)
     label = f"training {source.method}, seed {seed}"
     try:
-        with bench.progress.stage(
-            label, bench.seconds(fit_work(bench.target.items, source), base)
-        ) as advance:
+        with bench.progress.stage(label, bench.seconds(fit_work(bench, source, seed), base)) as advance:
             step, items = step_of(bench, source, seed), bench.target.items
             context = FitContext(
                 base,
@@ -175,15 +172,16 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
         raise
 
 
-def fit_work(items: TaskItems, source: Recipe) -> estimate.Work:
+def fit_work(bench: "Bench", source: Recipe, seed: int) -> estimate.Work:
     """Estimate the tokens one fit trains on; methods without epochs train no language model."""
     method = plugins.load("methods", source.method)
     epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
     if not epochs:
         return estimate.Work()
+    items, step = bench.target.items, step_of(bench, source, seed)
     if "pairs" in getattr(method, "NEEDS", ()):
-        return estimate.preference(items.pairs, epochs)
-    return estimate.training(items.train, epochs)
+        return estimate.preference(list(map(step, items.pairs)), epochs)
+    return estimate.training(list(map(step, items.train)), epochs)
 
 
 def step_of(bench: "Bench", recipe: Recipe, seed: int) -> Step:

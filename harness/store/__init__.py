@@ -12,7 +12,8 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/.unfinished/                          files that are being written
 """
 
-from harness.store.folders import BLOCK, Store, write_whole
+from harness.records import BLOCK
+from harness.store.folders import Store, write_whole
 from harness.store.rows import (
     append_block,
     complete_rows,

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from harness.errors import HarnessError, Problem, UserError
 
-BLOCK = 64  # rows of a block
 AGAIN = "run the same command again"
 _NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = tuple(map(os.strerror, _NO_ROOM_CODES))

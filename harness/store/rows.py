@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records import RowsIdentity, SampleResult, canonical_json
+from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json
 from harness.store.folders import (
     AGAIN,
-    BLOCK,
     Store,
     clear_errors,
     failure,
