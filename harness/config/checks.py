@@ -38,6 +38,9 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
 
 
 def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+    if task.lm_eval:
+        yield from _of_lm_eval(task, keys, tree)
+        return
     for name in DATA_FILES:
         path = getattr(task.data, name)
         if path is not None and not path.startswith(HUB) and not Path(path).exists():
@@ -53,6 +56,14 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if task.num_fewshot and task.data.train is None:
         at = tree.where((*keys, "num_fewshot"))
         yield Problem(at, "shots without rows to take them from", "`train:` in the data of the task")
+
+
+def _of_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+    if keys == ("target",):
+        found = f"{task.lm_eval}, a task of lm-eval, as the target"
+        yield Problem(
+            tree.where(keys), found, "a task with data of its own", "list it in a suite under suites:"
+        )
 
 
 def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:

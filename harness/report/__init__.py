@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.report.document import markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
+from harness.report.scores import score_table
 from harness.report.table import terminal, terminal_table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ExperimentReport",
     "live_line",
     "markdown",
+    "score_table",
     "terminal",
     "terminal_table",
     "to_json",
