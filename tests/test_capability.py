@@ -13,8 +13,9 @@ import tiny_experiment
 import tiny_hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from harness import capability, config
+from harness import capability, cli, config
 from harness.candidates import load_base
 from harness.capability import answers, index, scores, tasks
 from harness.embedded import resolve
@@ -221,14 +222,14 @@ def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, ours):
 
 AGAIN = """\
 import sys
-sys.modules["lm_eval"] = sys.modules["datasets"] = None
+sys.modules["lm_eval.tasks"] = sys.modules["datasets"] = None
 from pathlib import Path
 from harness.experiment import alone
 from harness.progress import Silent
 asked = alone.tasks_of(["arc_easy", "gsm8k"], None, 1)
 prepared = alone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), Silent(), precision="fp32")
 print(*(s.estimate.score for s in alone.evaluate(prepared).scores))
-print("torch" in sys.modules)
+print("torch" in sys.modules or "lm_eval" in sys.modules)
 """
 
 
@@ -415,3 +416,46 @@ def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
     kept, left_out = scores.scores_of(task)
     assert [s.name for s in kept] == ["acc_norm"]
     assert "acc is left out: lm-eval aggregates it by median" in left_out[0]
+
+
+def run_cli(*words):
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    done = run_cli(
+        "eval", model, "-t", "blimp_causative,lambada_openai", "-L", 3, "-o", out, "-s", "--runs", runs
+    )
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:3] for line in lines if line[0] == "blimp_causative"] == [["blimp_causative", "0", "acc"]]
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert {task: sorted(found) for task, found in results.items()} == {
+        "blimp_causative": ["acc"],
+        "lambada_openai": ["acc", "perplexity"],
+    }
+    rows = (out / "samples_blimp_causative.jsonl").read_text().splitlines()
+    assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
+
+
+def test_a_candidates_name_means_its_weights(tmp_path, tiny):
+    path = write_experiment(tmp_path, tiny)
+    done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"] == "prompt"
+    assert (tmp_path / "runs" / "rows").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-L", "3"], "found --limit without --tasks"),
+        (["-t", "arc_easy", "-s"], "found --log-samples without a folder"),
+        (["-t", "arc_easy,arc_easy"], "found a task twice"),
+        (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is no candidate"),
+    ],
+)
+def test_what_eval_cannot_do_is_said(tmp_path, words, said):
+    done = run_cli("eval", "smollm2-135m", *words, "-c", tmp_path / "harness.yaml")
+    assert said in str(done.exception)

@@ -91,6 +91,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
         "kind": described.kind,
         "chat_template": False,
         "max_new_tokens": described.max_new_tokens,
+        "num_fewshot": described.num_fewshot,
     }
     return Found(
         task.model_copy(update=filled),

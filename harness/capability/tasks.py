@@ -279,7 +279,7 @@ def _not_loaded(
         return Problem(
             where, found, "every split that the task names", "add the split's file to its README.md"
         )
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not folder:
         return _no_data(member, datasets_dir, error, where)
     return Problem(
         where, f"{member.name}: {type(error).__name__}: {said[:200]}", "a task that lm-eval can load"

@@ -6,7 +6,6 @@ HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints the table of reports/lm_eval
 
 import gzip
 import os
-import shutil
 import sys
 from typing import NamedTuple
 
@@ -54,14 +53,17 @@ def first_rows(source, target, n):
 
 
 def cut_mirror(folder, tasks, n):
-    """Copy the data of some tasks, the evaluated split cut to its first n documents."""
-    for data, config, split in tasks.values():
-        source, target = shared_data(f"hub/{data}"), folder / data
-        (target / config).mkdir(parents=True)
-        shutil.copy(source / "README.md", target)
-        for path in (source / config).iterdir():
-            keep = n if path.name.startswith(f"{split}.") else 1 << 30
-            first_rows(path, target / config / path.name, keep)
+    """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
+    cut = {(data, config, split) for data, config, split in tasks.values()}
+    for data in {data for data, _, _ in cut}:
+        source = shared_data(f"hub/{data}")
+        for path in (p for p in source.rglob("*") if p.is_file()):
+            target = folder / data / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (data, path.parent.name, path.name.partition(".")[0]) in cut:
+                first_rows(path, target, n)
+            else:
+                target.symlink_to(path)
     return folder
 
 
