@@ -23,7 +23,11 @@ def listing(what: str, suites: Path = Path("suites")) -> dict[str, str]:
         return {name: _purpose(_FOLDER / what / f"{name}.py") for name in plugins.names(what)}
     if what in ("suites", "tasks"):
         return _suites(suites, what)
-    kinds = (*plugins.KINDS, "suites", "tasks")
+    if what == "lm-eval":
+        from harness import capability
+
+        return capability.names()
+    kinds = (*plugins.KINDS, "suites", "tasks", "lm-eval")
     raise UserError(
         Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds))
     )
@@ -40,4 +44,4 @@ def _suites(folder: Path, what: str) -> dict[str, str]:
     found = read_suites(folder)
     if what == "suites":
         return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
-    return {t.name: f"{s.name}: {t.stands_for}" for s in found for t in s.tasks}
+    return {t.name: f"{s.name}: {t.stands_for or 'lm-eval'}" for s in found for t in s.tasks}

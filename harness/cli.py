@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Problem, UserError
 from harness.quiet import quiet_environment
 
 if TYPE_CHECKING:
     from harness.estimate import Work
+    from harness.experiment.alone import Prepared
     from harness.records import Run
     from harness.report import ExperimentReport
     from harness.run import Bench
-    from harness.spec import GatePolicy
+    from harness.spec import GatePolicy, Task
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 
@@ -190,12 +191,59 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
+    candidate: Annotated[
+        str, typer.Argument(help="A candidate of the experiment; with --tasks also any model.")
+    ],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", "-t", envvar="HARNESS_TASKS", help="Tasks of lm-eval, by name: a,b."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-L", min=1, help="At most so many items of each task of --tasks."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", "-f", min=0, help="Shots, where the task itself does not say 0."),
+    ] = None,
+    output_path: Annotated[
+        Path | None, typer.Option("--output-path", "-o", help="A folder to write results.json to.")
+    ] = None,
+    log_samples: Annotated[
+        bool, typer.Option("--log-samples", "-s", help="Write every item's row to the folder as well.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let data sets run code of their own.")
+    ] = False,
+    runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Train (if need be) and evaluate one candidate on the target and all suites."""
+    """Evaluate a candidate on the target and all suites, or with --tasks any model on lm-eval's tasks."""
+    if tasks and log_samples and output_path is None:
+        found = "--log-samples without a folder"
+        raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
+    if tasks:
+        from harness.experiment import alone
+
+        names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
+        asked = alone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
+        prepared = _prepared(candidate, asked, overrides or [], config, runs)
+        _evaluate_alone(prepared, output_path, log_samples, as_json)
+        return
+    _refuse_without_tasks(
+        {
+            "--limit": limit,
+            "--num-fewshot": num_fewshot,
+            "--output-path": output_path,
+            "--log-samples": log_samples,
+        }
+    )
+    _evaluate_candidate(candidate, overrides, config, as_json)
+
+
+def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Path, as_json: bool) -> None:
     from harness import comparison
     from harness.experiment.findings import Reader
     from harness.run import make_run
@@ -214,6 +262,49 @@ def evaluate(
             if f"{m.task.name}/test" in run.rows
         }
     _print(out, as_json)
+
+
+def _prepared(name: str, tasks: "list[Task]", overrides: list[str], config: Path, runs: Path) -> "Prepared":
+    """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
+    from harness import config as configuration
+    from harness.experiment import Scope, alone, bench_of
+    from harness.terminal import TerminalProgress
+
+    progress = TerminalProgress()
+    if config.is_file() and not alone.looks_like_a_model(name):
+        loaded = configuration.load(config, overrides)
+        if name in loaded.experiment.candidates:
+            return alone.prepare_candidate(bench_of(loaded, Scope(), progress), name, tasks)
+    if overrides:
+        found = f"{overrides[0]}, and a model that is no candidate of {config}"
+        expected = "overrides for a candidate's experiment only"
+        raise UserError(Problem("harness eval", found, expected, "leave it out"))
+    return alone.prepare_model(name, tasks, runs, progress)
+
+
+def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from harness.experiment import alone
+    from harness.report import score_table
+
+    _say(prepared.first_line)
+    found_scores = alone.evaluate(prepared)
+    for path in alone.write(found_scores, folder, log_samples=log_samples) if folder else ():
+        _say(f"wrote {path}")
+    for note in found_scores.notes:
+        _say(note)
+    if as_json:
+        _print(alone.to_json(found_scores), True)
+    else:
+        Console(width=100, highlight=False).print(score_table(found_scores.scores))
+
+
+def _refuse_without_tasks(given: dict[str, Any]) -> None:
+    if wrong := [name for name, value in given.items() if value]:
+        found = f"{', '.join(wrong)} without --tasks"
+        expected = "the tasks of lm-eval it is for"
+        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
 
 
 @app.command()
@@ -361,7 +452,9 @@ def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
 
 @app.command("ls")
 def ls(
-    what: Annotated[str, typer.Argument(help="methods, prompting, metrics, suites or tasks")] = "methods",
+    what: Annotated[
+        str, typer.Argument(help="methods, prompting, metrics, suites, tasks or lm-eval")
+    ] = "methods",
     as_json: Json = False,
 ) -> None:
     """List what there is to choose from, each with its purpose."""

@@ -4,6 +4,7 @@ Invariant: every model is frozen and refuses unknown keys; paths are kept as wri
 whoever reads a file resolves them against that file's folder (see `config`).
 """
 
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -94,8 +95,17 @@ class Fields(Spec):
     slice: str | None = None
 
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
+# What may be written of a task of lm-eval; everything else lm-eval says itself.
+_OF_LM_EVAL = frozenset(
+    ("name", "stands_for", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary")
+) | {"trust_remote_code"}
+
+
 class Task(Spec):
     """Examples, metrics and generation limits; all of it enters the task's version digest.
+
+    A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with other keys beside it.
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
     `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
@@ -108,7 +118,9 @@ class Task(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     stands_for: str = ""
-    data: TaskData
+    data: TaskData = TaskData()
+    lm_eval: str = ""
+    trust_remote_code: bool = False
     fields: Fields = Fields()
     kind: Kind = "generate"
     metrics: tuple[str, ...] = Field(("exact_match",), min_length=1)
@@ -126,9 +138,30 @@ class Task(Spec):
     truncated_scores: bool = False
     stop: tuple[str, ...] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_lm_eval(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"lm_eval": data}
+        if isinstance(data, dict) and isinstance(data.get("lm_eval"), str):
+            return {"name": _NOT_IN_NAMES.sub("-", data["lm_eval"]), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _ours_or_of_lm_eval(self) -> "Task":
+        if self.lm_eval and (other := sorted(self.model_fields_set - _OF_LM_EVAL)):
+            raise ValueError(f"{', '.join(other)} at a task of lm-eval, which says that itself")
+        if not self.lm_eval and "data" not in self.model_fields_set:
+            raise ValueError(f"task {self.name!r} with neither data nor lm_eval")
+        return self
+
     @model_validator(mode="after")
     def _primary_is_a_metric(self) -> "Task":
-        if self.primary and metric_name(self.primary) not in map(metric_name, self.metrics):
+        if (
+            self.primary
+            and not self.lm_eval
+            and metric_name(self.primary) not in map(metric_name, self.metrics)
+        ):
             raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
         return self
 
@@ -254,3 +287,4 @@ class Experiment(Spec):
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    datasets_dir: str | None = None

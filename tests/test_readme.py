@@ -243,6 +243,13 @@ def test_the_suite_of_readme_loads(own):
     assert loaded.experiment.suites[0].tasks[0].margin == 0.05
 
 
+def test_the_suite_of_lm_eval_in_readme_loads(own):
+    (own / "suites").mkdir()
+    (own / "suites" / "catalogue.yaml").write_text(example_file("suites/catalogue.yaml"))
+    loaded = config.load(own / "harness.yaml", ["suites=[suites/catalogue.yaml]"])
+    assert [task.name for task in loaded.experiment.suites[0].tasks] == ["winogrande", "arc_easy", "gsm8k"]
+
+
 def plugin(path: str, folder: Path):
     """Import an example as the file that it names."""
     file = folder / Path(path).name

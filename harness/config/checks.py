@@ -38,6 +38,9 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
 
 
 def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+    if task.lm_eval:
+        yield from _of_lm_eval(task, keys, tree)
+        return
     for name in DATA_FILES:
         path = getattr(task.data, name)
         if path is not None and not path.startswith(HUB) and not Path(path).exists():
@@ -65,6 +68,14 @@ def _metric(written: str, where: str) -> Iterator[Problem]:
             yield Problem(where, found, "a name of its own", "rename the file")
     elif not written.startswith(EVALUATE) and written not in plugins.names("metrics"):
         yield plugins.unknown("metrics", written, where)
+
+
+def _of_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+    if keys == ("target",):
+        found = f"{task.lm_eval}, a task of lm-eval, as the target"
+        yield Problem(
+            tree.where(keys), found, "a task with data of its own", "list it in a suite under suites:"
+        )
 
 
 def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:

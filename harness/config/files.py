@@ -46,6 +46,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
     data, marks = trees.parse(text, shown)
     if not isinstance(data, dict):
         raise UserError(_no_mapping(shown, data, expected))
+    _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
         _resolve(_mapping(task), path.parent)
     if "method" in data:
@@ -66,6 +67,8 @@ def inline(tree: Tree) -> None:
     for index, suite in enumerate(suites if isinstance(suites, list) else ()):
         if isinstance(suite, str):
             _inline_file(tree, ("suites", index), suite, "suite")
+        else:
+            _spell_out_tasks(_mapping(suite))
     for name, recipe in _mapping(tree.data.get("candidates")).items():
         if isinstance(recipe, str):
             _inline_file(tree, ("candidates", name), f"baselines/{recipe}.yaml", "recipe")
@@ -81,6 +84,9 @@ def finish(tree: Tree) -> None:
         _resolve(task, tree.folder)
     for around in (tree.data, *_mapping(tree.data.get("candidates")).values()):
         _resolve_recipe(_mapping(around), tree.folder)
+    copies = tree.data.get("datasets_dir")
+    if isinstance(copies, str):
+        tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
@@ -139,6 +145,13 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
         return
     tree.texts += read.texts
     tree.put(keys, read.data, read.marks)
+
+
+def _spell_out_tasks(suite: dict[str, Any]) -> None:
+    """Turn the bare names of lm-eval's tasks into mappings."""
+    tasks = suite.get("tasks")
+    if isinstance(tasks, list):
+        suite["tasks"] = [{"lm_eval": t} if isinstance(t, str) else t for t in tasks]
 
 
 def _spell_out_promptings(tree: Tree) -> None:

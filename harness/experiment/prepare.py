@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from harness import capability
 from harness.config import Loaded
 from harness.data import TaskItems, load_task, suite_leaks
 from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
@@ -17,7 +18,16 @@ from harness.estimate import Work
 from harness.machine import probe
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
-from harness.run import Bench, base_weights, measured, suite_sets, target_sets, work_of
+from harness.run import (
+    SPLITS,
+    Bench,
+    Measured,
+    base_weights,
+    measured,
+    suite_sets,
+    target_sets,
+    work_of,
+)
 from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
@@ -62,15 +72,21 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     """
     experiment = narrowed(loaded.experiment, scope)
     _refuse_without_test(experiment)
+    experiment, catalogue = with_lm_eval(experiment)
     seed = experiment.seeds[0]
     named: list[tuple[Role, str, Task]] = [("target", experiment.target.name, experiment.target)]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
-    items = _load_all((task for _, _, task in named), seed)
-    _refuse_leaks(experiment.target, items)
+    items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
+    _refuse_leaks(experiment.target, items, catalogue)
     if scope.quick:
         few = items[experiment.target.name].pairs[:SMOKE_PAIRS]
         items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
-    target, *suites = (measured(task, role, suite, items[task.name]) for role, suite, task in named)
+    target, *suites = (
+        of_lm_eval(catalogue[task.name], role, suite)
+        if task.lm_eval
+        else measured(task, role, suite, items[task.name])
+        for role, suite, task in named
+    )
     machine = probe(experiment.device, experiment.precision)
     sources = _resolved(experiment, progress)
     _refuse_without_template(experiment, sources.values())
@@ -212,12 +228,31 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     return items
 
 
+def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, capability.Found]]:
+    """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
+    asked = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
+    if not asked:
+        return experiment, {}
+    found = capability.load(asked, capability.datasets_folder(experiment.datasets_dir))
+    suites = tuple(
+        suite.model_copy(update={"tasks": tuple(found[t.name].task if t.lm_eval else t for t in suite.tasks)})
+        for suite in experiment.suites
+    )
+    return experiment.model_copy(update={"suites": suites}), found
+
+
+def of_lm_eval(found: capability.Found, role: Role, suite: str) -> Measured:
+    """Join a task of lm-eval with its documents and how they are asked."""
+    versions = dict.fromkeys(SPLITS, found.version)
+    return Measured(found.task, role, suite, found.items, versions, found.metrics, found.evaluate)
+
+
 def _refuse_without_test(experiment: Experiment) -> None:
     named = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
     problems = [
         Problem(f"task {task.name}", "no data.test", "items to evaluate", "name a file under data: {test: …}")
         for task in named
-        if task.data.source("test") is None
+        if task.data.source("test") is None and not (task.lm_eval and task is not experiment.target)
     ]
     if experiment.target.data.source("train") is None:
         problems.append(
@@ -249,8 +284,11 @@ def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSour
         raise UserError(problems)
 
 
-def _refuse_leaks(target: Task, items: Mapping[str, TaskItems]) -> None:
+def _refuse_leaks(
+    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, capability.Found]
+) -> None:
     others = {name: found.test for name, found in items.items() if name != target.name}
+    others |= {name: found.texts for name, found in catalogue.items()}
     if problems := suite_leaks([*items[target.name].train, *items[target.name].pairs], others):
         raise UserError(problems)
 

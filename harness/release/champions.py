@@ -12,6 +12,7 @@ from typing import Any
 from harness import comparison, store
 from harness.config import Loaded
 from harness.errors import Problem, UserError
+from harness.experiment.prepare import with_lm_eval
 from harness.metrics import load_metrics
 from harness.records import Run
 from harness.store import Store
@@ -92,12 +93,14 @@ def _on_validation(loaded: Loaded, at: Store, run: Run) -> float:
 
 
 def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, list[float]]:
-    tasks = [loaded.experiment.target, *(t for suite in loaded.experiment.suites for t in suite.tasks)]
+    experiment, catalogue = with_lm_eval(loaded.experiment)
+    tasks = [experiment.target, *(t for suite in experiment.suites for t in suite.tasks)]
     out: dict[str, list[float]] = {}
     for task in tasks:
         if f"{task.name}/test" not in run.rows:
             continue
         rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric
-        found = comparison.estimate(load_metrics(task)[name], rows)
+        metrics = catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
+        found = comparison.estimate(metrics[name], rows)
         out[f"{task.name} {name}"] = [round(x, 6) for x in found]
     return out

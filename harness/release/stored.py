@@ -4,7 +4,7 @@ Invariant: both arms' rows have identities that differ in their weights alone, s
 compared are the same items, prompts, versions, precision and layout, or nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment.prepare import with_lm_eval
 from harness.gating import Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import RowsIdentity, Run, SampleResult
@@ -77,7 +78,8 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
 
 
 def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Judged:
-    experiment, target = loaded.experiment, loaded.experiment.target
+    experiment, catalogue = with_lm_eval(loaded.experiment)
+    target = experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
     if not any(f"{task.name}/test" in run.rows for task, _, _ in tasks) and tasks:
         found = f"{run.candidate}, which answered no task of the suites"
@@ -85,7 +87,10 @@ def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Ju
             Problem("--candidate", found, "one with general ability to lose", "harness compare --gate")
         )
     notes: list[str] = []
-    measured = [m for named in tasks if (m := _measurement(at, run, champion, *named, notes)) is not None]
+    known = {t.name: catalogue[t.name].metrics if t.lm_eval else load_metrics(t) for t, _, _ in tasks}
+    measured = [
+        m for named in tasks if (m := _measurement(at, run, champion, *named, known, notes)) is not None
+    ]
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     compared = gating.compare_measurements(measured, experiment.gate.alpha, identical=identical)
     policy = experiment.gate
@@ -105,7 +110,14 @@ def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Ju
 
 
 def _measurement(
-    at: Store, run: Run, champion: Champion | None, task: Task, role: Role, suite: str, notes: list[str]
+    at: Store,
+    run: Run,
+    champion: Champion | None,
+    task: Task,
+    role: Role,
+    suite: str,
+    known: Mapping[str, dict[str, Metric]],
+    notes: list[str],
 ) -> Measurement | None:
     key = f"{task.name}/test"
     if key not in run.rows:
@@ -113,7 +125,7 @@ def _measurement(
         return None
     own = store.read_identity(at, run.rows[key])
     base = _baseline_identity(at, own, key, run, champion)
-    metrics = load_metrics(task)
+    metrics = known[task.name]
     new_rows, base_rows = _cut(_read(at, own, metrics), _read(at, base, metrics), task, notes)
     return Measurement(task, role, suite, metrics, base_rows, new_rows)
 

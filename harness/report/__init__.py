@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.report.document import arithmetic_lines, markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
+from harness.report.scores import score_table
 from harness.report.steps import Step
 from harness.report.table import terminal, terminal_table
 
@@ -23,6 +24,7 @@ __all__ = [
     "arithmetic_lines",
     "live_line",
     "markdown",
+    "score_table",
     "terminal",
     "terminal_table",
     "to_json",

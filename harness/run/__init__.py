@@ -28,7 +28,7 @@ from harness.metrics import Metric, load_metrics
 from harness.metrics import sources as metric_sources
 from harness.progress import Progress
 from harness.prompting import PromptingContext, compose
-from harness.records import Example, RowsIdentity, Run, digest
+from harness.records import Example, RowsIdentity, Run, SampleResult, digest
 from harness.run import weights as made
 from harness.run.weights import base_of, served_base
 from harness.spec import Experiment, Recipe, Role, Task
@@ -40,7 +40,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Measured(NamedTuple):
-    """A task of a suite with its items, each split's version, and its metrics."""
+    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked."""
 
     task: Task
     role: Role
@@ -48,9 +48,12 @@ class Measured(NamedTuple):
     items: TaskItems
     versions: Mapping[Split, str]
     metrics: dict[str, Metric]
+    evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version."""
+        """Return a split's items in the order seeded by its version; lm-eval's already come in it."""
+        if self.task.lm_eval:
+            return self.items.test if split == "test" else ()
         return in_order(getattr(self.items, split), self.versions[split])
 
 
@@ -204,9 +207,15 @@ def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
 
 def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
     """Measure a base's general ability, as it is served; returns the row set of each task."""
-    sets = suite_sets(bench, base_weights(bench, source))
+    return suite_arm(bench, base_weights(bench, source), f"base {source.quantization}".rstrip())
+
+
+def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
+    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
+    sets = suite_sets(bench, weights)
     if any(not _is_there(bench, s) for s in sets):
-        fill(bench, bench.host(source).base, sets, f"base {source.quantization}".rstrip())
+        with opened(bench, weights) as candidate:
+            fill(bench, candidate, sets, name)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
@@ -391,7 +400,9 @@ def suite_sets(bench: Bench, weights: Weights) -> list[RowSet]:
 
 
 def _asked(m: Measured) -> tuple[Example, ...]:
-    """Put the task's own shots and system message around its items."""
+    """Put the task's own shots and system message around its items; lm-eval does that itself."""
+    if m.task.lm_eval:
+        return m.examples("test")
     if m.task.num_fewshot == 0:
         return tuple(addressed(e, m.task.system, None) for e in m.examples("test"))
     shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
@@ -401,6 +412,8 @@ def _asked(m: Measured) -> tuple[Example, ...]:
 
 def _scoring_source(m: Measured) -> str:
     """Digest the code that turns answers into scores."""
+    if m.task.lm_eval:
+        return plugins.source_digest(*sorted((_PACKAGE / "capability").glob("*.py")))
     metrics = [path for written in m.task.metrics for path in metric_sources(written)]
     return plugins.source_digest(_PACKAGE / "evaluate.py", _PACKAGE / "refusals.py", *metrics)
 
@@ -447,7 +460,7 @@ def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) 
         with bench.progress.stage(f"{name}: {rows.name}", bench.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
-                    block = evaluate_block(candidate, job, index)
+                    block = rows.measured.evaluate(candidate, job, index)
                     store.append_block(bench.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(bench.store, job.identity, len(rows.ids))
@@ -456,7 +469,16 @@ def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) 
 def work_of(job: Job) -> estimate.Work:
     """Estimate the tokens that answering a job takes."""
     ranked = job.answer == "rank" or job.task.kind == "choice"
+    if job.task.lm_eval:
+        return _work_of_lm_eval(job)
     return estimate.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
+
+
+def _work_of_lm_eval(job: Job) -> estimate.Work:
+    """Estimate from the documents' texts, the shots counted as documents of the same length."""
+    once = estimate.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+    generated = once.generated if job.task.kind == "generate" else 0
+    return estimate.Work(read=once.read * (1 + job.task.num_fewshot), generated=generated)
 
 
 @contextmanager

@@ -1,0 +1,172 @@
+"""The real model scored by us and by lm-eval itself on the same documents, answer by answer.
+
+Larger runs: HARNESS_LM_EVAL_LIMIT (documents of each task), HARNESS_LM_EVAL_GSM8K (of gsm8k) and
+HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints the table of reports/lm_eval_agreement.md.
+"""
+
+import gzip
+import os
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import shared_data
+
+from harness.experiment import alone
+from harness.progress import Silent
+
+pytestmark = pytest.mark.slow
+
+LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "40"))
+N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "4"))
+PRECISION = os.environ.get("HARNESS_LM_EVAL_PRECISION", "auto")
+BATCH = 8
+# Two correct ways to batch one item differ by so much in bf16, in nats of a whole continuation.
+NOISE_NATS = {"bf16": 0.75, "fp16": 0.1, "fp32": 0.002}
+
+# Task, the folder of its data, its configuration, and the split that is evaluated.
+CHOICES = {
+    "piqa": ("baber/piqa", "default", "validation"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
+    "openbookqa": ("allenai/openbookqa", "main", "test"),
+    "boolq": ("aps/super_glue", "boolq", "validation"),
+    "blimp_adjunct_island": ("nyu-mll/blimp", "adjunct_island", "train"),
+    "blimp_anaphor_number_agreement": ("nyu-mll/blimp", "anaphor_number_agreement", "train"),
+    "blimp_causative": ("nyu-mll/blimp", "causative", "train"),
+    "blimp_irregular_past_participle_verbs": ("nyu-mll/blimp", "irregular_past_participle_verbs", "train"),
+    "blimp_wh_island": ("nyu-mll/blimp", "wh_island", "train"),
+    "lambada_openai": ("EleutherAI/lambada_openai", "default", "test"),
+    "mmlu_anatomy": ("cais/mmlu", "anatomy", "test"),
+    "mmlu_marketing": ("cais/mmlu", "marketing", "test"),
+    "mmlu_us_foreign_policy": ("cais/mmlu", "us_foreign_policy", "test"),
+}
+GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
+
+
+def first_rows(source, target, n):
+    """Copy the first n lines of a file, compressed or not."""
+    opened = gzip.open if source.suffix == ".gz" else open
+    with opened(source, "rb") as rows, opened(target, "wb") as kept:
+        kept.writelines(row for row, _ in zip(rows, range(n), strict=False))
+
+
+def cut_mirror(folder, tasks, n):
+    """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
+    cut = {(data, config, split) for data, config, split in tasks.values()}
+    for data in {data for data, _, _ in cut}:
+        source = shared_data(f"hub/{data}")
+        for path in (p for p in source.rglob("*") if p.is_file()):
+            target = folder / data / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (data, path.parent.name, path.name.partition(".")[0]) in cut:
+                first_rows(path, target, n)
+            else:
+                target.symlink_to(path)
+    return folder
+
+
+class Both(NamedTuple):
+    """What both said: our rows by task and document, lm-eval's samples by task, and the precision."""
+
+    ours: dict
+    theirs: dict
+    precision: str
+
+
+def ask_both(folder, tasks, n, monkeypatch):
+    mirror = cut_mirror(folder / "hub", tasks, n)
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
+    asked = alone.tasks_of(list(tasks), None, None)
+    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=PRECISION)
+    rows = alone.evaluate(prepared).rows
+    ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
+    monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
+    return Both(ours, samples_of_lm_eval(prepared.bench, list(tasks)), prepared.bench.machine.precision)
+
+
+def samples_of_lm_eval(bench, tasks):
+    """Let lm-eval load the same weights and do everything itself."""
+    import lm_eval
+
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[bench.machine.precision]
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(bench.source.path), "dtype": dtype},
+        tasks=tasks,
+        device=bench.machine.device,
+        batch_size=BATCH,
+        bootstrap_iters=0,
+    )
+    return found["samples"]
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield ask_both(tmp_path_factory.mktemp("choices"), CHOICES, LIMIT, patch)
+
+
+def gap_nats(sample, metric):
+    """Return how far apart lm-eval's own two best choices are, in nats of the better one's continuation."""
+    logprobs = np.array([float(r[0]) for r in sample["filtered_resps"]])
+    if len(logprobs) < 2:
+        return 0.0  # one continuation, right where it is the greedy one
+    sizes = (
+        np.array([len(c) for _, c in sample["arguments"]]) - 1
+        if metric == "acc_norm"
+        else np.ones(len(logprobs))
+    )
+    best, second = np.argsort(-logprobs / sizes)[:2]
+    return float((logprobs[best] / sizes[best] - logprobs[second] / sizes[second]) * sizes[best])
+
+
+def gold_logprob(sample):
+    responses = sample["filtered_resps"]
+    target = sample["target"] if len(responses) > 1 else 0
+    return float(responses[int(target)][0])
+
+
+def test_every_document_is_the_one_that_lm_eval_asks(choices):
+    for task, samples in choices.theirs.items():
+        hashes = {s["doc_id"]: s["doc_hash"][:12] for s in samples}
+        assert {i: r.example_id.partition("-")[2] for i, r in choices.ours[task].items()} == hashes, task
+
+
+@pytest.mark.parametrize("task", CHOICES)
+def test_answers_agree_with_lm_eval_but_for_choices_that_are_as_likely(choices, task):
+    ours, samples = choices.ours[task], choices.theirs[task]
+    metrics = [m for m in samples[0]["metrics"] if m.startswith("acc")]
+    worst = max(abs(gold_logprob(s) - ours[s["doc_id"]].gold_logprob) for s in samples)
+    for metric in metrics:
+        differing = [s for s in samples if float(s[metric]) != ours[s["doc_id"]].parts[metric][0]]
+        gaps = sorted(gap_nats(s, metric) for s in differing)
+        theirs = np.mean([float(s[metric]) for s in samples])
+        mine = np.mean([r.parts[metric][0] for r in ours.values()])
+        sys.stdout.write(
+            f"| {task} | {metric} | {len(samples)} | {100 * theirs:.1f} | {100 * mine:.1f} | {len(differing)} "
+            f"| {', '.join(f'{g:.2f}' for g in gaps) or '–'} | {worst:.3f} |\n"
+        )
+        assert all(gap <= NOISE_NATS[choices.precision] for gap in gaps)
+    assert worst <= NOISE_NATS[choices.precision]
+
+
+def test_generated_answers_to_gsm8k_are_extracted_alike(tmp_path, monkeypatch):
+    both = ask_both(tmp_path, GENERATED, N_GENERATED, monkeypatch)
+    rows = both.ours["gsm8k"]
+    differing = 0
+    for name in ("strict-match", "flexible-extract"):
+        samples = [s for s in both.theirs["gsm8k"] if s["filter"] == name]
+        scores = {s["doc_id"]: float(s["exact_match"]) for s in samples}
+        mine = {i: r.parts[f"exact_match,{name}"][0] for i, r in rows.items()}
+        texts = {s["doc_id"]: s["resps"][0][0] for s in samples}
+        differing = sum(rows[i].text != text for i, text in texts.items())
+        same = sum(scores[i] == mine[i] for i in scores)
+        sys.stdout.write(
+            f"| gsm8k | {name} | {len(scores)} | same score {same} | same text {len(texts) - differing} |\n"
+        )
+        assert all(scores[i] == mine[i] for i in scores if rows[i].text == texts[i])
+        assert len(scores) == N_GENERATED
+    if both.precision == "fp32":
+        assert differing == 0

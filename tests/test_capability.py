@@ -1,0 +1,461 @@
+"""lm-eval's tasks asked by us and by lm-eval itself, on made-up data and the tiny model."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_experiment
+import tiny_hub
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from harness import capability, cli, config
+from harness.candidates import load_base
+from harness.capability import answers, index, scores, tasks
+from harness.embedded import resolve
+from harness.errors import HarnessError, UserError
+from harness.experiment import alone
+from harness.machine import Machine
+from harness.progress import Silent
+from harness.spec import Task
+
+ROOT = Path(__file__).parents[1]
+TASKS = ["arc_easy", "winogrande", "blimp_causative", "lambada_openai", "gsm8k", "wikitext"]
+FP32 = Machine("cpu", "CPU", "fp32", 100.0)
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub(tmp_path_factory):
+    """Write the documents once, and let everybody find them."""
+    folder = tiny_hub.write(tmp_path_factory.mktemp("hub"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_DATASETS_DIR", str(folder))
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    """Copy the tiny model with room for 256 generated tokens behind a prompt."""
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**text, "max_position_embeddings": 700}))
+    return folder
+
+
+def prepare(model, names, runs, limit=None, shots=None):
+    asked = alone.tasks_of(names, limit, shots)
+    return alone.prepare_model(str(model), asked, runs, Silent(), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def ours(model, tmp_path_factory):
+    """Ask every task with one shot where the task has no number of its own that forbids it."""
+    return alone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
+
+
+@pytest.fixture(scope="module")
+def theirs(model, hub):
+    """Let lm-eval do the same from loading to scoring."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    home = Path(lm_eval.__file__).parent / "tasks"
+    folders = ("arc", "winogrande", "blimp", "lambada", "gsm8k", "wikitext")
+    manager = TaskManager(include_defaults=False, include_path=[home / name for name in folders])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub)  # where lm-eval finds a folder in place of a name on the hub
+        return lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(model), "dtype": "float32"},
+            tasks=TASKS,
+            task_manager=manager,
+            num_fewshot=1,
+            batch_size=3,
+            device="cpu",
+            bootstrap_iters=0,
+        )
+
+
+def by_document(rows):
+    return {int(row.example_id.partition("-")[0]): row for row in rows}
+
+
+def name_of(metric, sample, row):
+    return metric if metric in row.parts else f"{metric},{sample['filter']}"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_answer_scores_as_in_lm_eval_itself(ours, theirs, task):
+    rows = by_document(ours.rows[task])
+    samples = theirs["samples"][task]
+    for sample in samples:
+        row = rows[sample["doc_id"]]
+        assert row.example_id.endswith(sample["doc_hash"][:12])
+        for metric in sample["metrics"]:
+            assert row.parts[name_of(metric, sample, row)] == pytest.approx(
+                np.atleast_1d(sample[metric]), abs=2e-3
+            )
+    assert len(rows) == 6
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_score_is_that_of_lm_eval_itself(ours, theirs, task):
+    results = {k: v for k, v in theirs["results"][task].items() if "," in k and "stderr" not in k}
+    mine = {s.metric: s.estimate.score for s in ours.scores if s.task == task}
+    assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == mine
+
+
+def test_generated_texts_are_those_of_lm_eval_itself(ours, theirs):
+    rows = by_document(ours.rows["gsm8k"])
+    samples = [s for s in theirs["samples"]["gsm8k"] if s["filter"] == "strict-match"]
+    assert {s["doc_id"]: s["resps"][0][0] for s in samples} == {i: r.text for i, r in rows.items()}
+    assert {s["doc_id"]: s["arguments"][0][0] for s in samples} == {i: r.prompt for i, r in rows.items()}
+
+
+def test_shots_are_given_unless_the_task_itself_says_none(ours):
+    assert {s.task: s.num_fewshot for s in ours.scores} == dict.fromkeys(TASKS, 1) | {"blimp_causative": 0}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
+def encoders(request, tiny, tmp_path_factory):
+    """Return our candidate and lm-eval's model on one tokenizer, which may write its own first token."""
+    import tiny_model
+    from lm_eval.models.huggingface import HFLM
+
+    from harness.candidates import HFCandidate
+
+    folder = tiny
+    if request.param:
+        folder = tiny_model.build(tmp_path_factory.mktemp("bos"), adds_bos=True)
+    base, tokenizer = load_base(resolve(str(folder)), FP32)
+    return HFCandidate(base, tokenizer, "w", "packed"), HFLM(pretrained=base, tokenizer=tokenizer)
+
+
+TEXT = st.text(st.sampled_from("aeb \n\t.Zé"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(context=TEXT.filter(str.strip), continuation=TEXT.filter(str.strip))
+def test_a_pair_becomes_the_token_ids_of_lm_eval(encoders, context, continuation):
+    ours, theirs = encoders
+    encoded = answers.encode_pair(ours, context, continuation)
+    assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
+
+
+def test_an_empty_context_is_the_first_token(encoders):
+    ours, theirs = encoders
+    encoded = answers.encode_pair(ours, "", " A gate")
+    assert encoded.context == (theirs.prefix_token_id,)
+    assert list(encoded.continuation) == theirs.tok_encode(" A gate", add_special_tokens=False)
+
+
+@given(ids=st.lists(st.integers(1, 9), min_size=1, max_size=40), length=st.integers(2, 12))
+def test_a_long_text_is_cut_into_the_windows_of_lm_eval(ids, length):
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    expected = map(make_disjoint_window, get_rolling_token_windows(ids, 0, length, 1))
+    assert [(list(w.context), list(w.continuation)) for w in answers.windows(ids, 0, length)] == list(
+        expected
+    )
+
+
+LOGPROB, SIZE = st.floats(-20, 0), st.integers(1, 30)
+LABELS = st.tuples(st.integers(0, 1), st.integers(0, 1))
+VALUES = {
+    "mean": st.floats(0, 1),
+    "perplexity": LOGPROB,
+    "weighted_perplexity": st.tuples(LOGPROB, SIZE),
+    "bits_per_byte": st.tuples(LOGPROB, SIZE),
+    "f1": LABELS,
+    "matthews_corrcoef": LABELS,
+    "brier_score": st.tuples(st.integers(0, 2), st.just((0.2, 0.5, 0.3))),
+}
+
+
+@pytest.mark.parametrize("aggregation", VALUES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_an_aggregate_gives_what_that_of_lm_eval_gives(aggregation, data):
+    from lm_eval.api.registry import get_aggregation
+
+    values = data.draw(st.lists(VALUES[aggregation], min_size=2, max_size=8))
+    score = scores.Score("x", "x", "none", aggregation, True)
+    parts = np.array([scores.parts_of(score, v) for v in values])
+    expected = float(get_aggregation(aggregation)(values))
+    assert scores.metric_of(score).aggregate(parts, np.ones(len(values))) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_share_outside_its_range_is_said():
+    with pytest.raises(HarnessError, match=r"found 37 for one item; expected a share in \[0, 1\]"):
+        scores.parts_of(scores.Score("acc", "acc", "none", "mean", True), 37)
+
+
+def test_what_is_no_number_is_not_scored():
+    score = scores.Score("acc", "acc", "none", "mean", True)
+    assert [scores.parts_of(score, value) for value in (None, "x", float("nan"), (1, 2))] == [None] * 4
+
+
+def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
+    few, more = (
+        capability.load(alone.tasks_of(["arc_easy"], n, None), index.datasets_folder(None)) for n in (2, 5)
+    )
+    items = [e.id for e in more["arc_easy"].items.test]
+    assert [e.id for e in few["arc_easy"].items.test] == items[:2]
+    assert len(items) == 5
+    assert few["arc_easy"].version == more["arc_easy"].version
+
+
+def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, ours):
+    few = alone.evaluate(prepare(model, ["gsm8k"], tmp_path / "runs", limit=2, shots=1)).rows["gsm8k"]
+    whole = {row.example_id: row.prompt for row in ours.rows["gsm8k"]}
+    assert [row.prompt for row in few] == [whole[row.example_id] for row in few]
+
+
+AGAIN = """\
+import sys
+sys.modules["lm_eval.tasks"] = sys.modules["datasets"] = None
+from pathlib import Path
+from harness.experiment import alone
+from harness.progress import Silent
+asked = alone.tasks_of(["arc_easy", "gsm8k"], None, 1)
+prepared = alone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), Silent(), precision="fp32")
+print(*(s.estimate.score for s in alone.evaluate(prepared).scores))
+print("torch" in sys.modules or "lm_eval" in sys.modules)
+"""
+
+
+def test_an_unchanged_evaluation_loads_neither_lm_eval_nor_the_model(model, tmp_path):
+    first = alone.evaluate(prepare(model, ["arc_easy", "gsm8k"], tmp_path / "runs", shots=1))
+    command = [sys.executable, "-c", AGAIN, str(model), str(tmp_path / "runs")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shown, loaded = done.stdout.splitlines()
+    assert shown.split() == [str(s.estimate.score) for s in first.scores]
+    assert loaded == "False"
+
+
+def test_a_group_is_one_task_whose_tasks_are_its_slices(model, tmp_path):
+    done = alone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
+    acc = {s.part: s.estimate for s in done.scores if s.metric == "acc"}
+    assert {part: e.n for part, e in acc.items()} == {"": 10, "arc_challenge": 4, "arc_easy": 6}
+    pooled = (4 * acc["arc_challenge"].score + 6 * acc["arc_easy"].score) / 10
+    assert acc[""].score == pytest.approx(pooled)
+    assert list(alone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
+
+
+def found(*names, **keys):
+    asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
+    return capability.load(asked, index.datasets_folder(None))
+
+
+def test_all_problems_of_all_tasks_are_said_at_once():
+    with pytest.raises(UserError) as error:
+        found("arc_easi", "winogrand")
+    assert [p.next_step.partition(";")[0] for p in error.value.problems] == [
+        "did you mean 'arc_easy'?",
+        "did you mean 'winogrande'?",
+    ]
+
+
+def test_the_missing_subjects_of_a_group_are_named_in_one_error():
+    with pytest.raises(UserError) as error:
+        found("mmlu")
+    (problem,) = error.value.problems
+    assert "no data of 56 of its 57 tasks" in problem.found
+    assert "mmlu_virology" in problem.found
+    assert problem.next_step.endswith("mmlu_anatomy")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mmlu_virology", "without the configuration 'virology'"),
+        ("piqa", "no copy in .* and the hub did not give baber/piqa"),
+        (
+            "gsm8k",
+            "several scores that could decide: 'exact_match,strict-match', 'exact_match,flexible-extract'",
+        ),
+        ("ifeval", "without the nltk data punkt_tab"),
+    ],
+)
+def test_what_keeps_a_task_from_being_asked_is_said(name, said):
+    with pytest.raises(UserError, match=said):
+        found(name)
+
+
+def test_a_missing_split_is_named(hub, tmp_path, monkeypatch):
+    shutil.copytree(hub, tmp_path / "hub")
+    readme = tmp_path / "hub/allenai/winogrande/README.md"
+    readme.write_text(readme.read_text().replace("split: validation", "split: dev"))
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match="without the split 'validation'"):
+        found("winogrande")
+
+
+def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="HARNESS_DATASETS_DIR: found no folder"):
+        index.datasets_folder(None)
+
+
+def test_a_primary_score_may_be_named_by_metric_and_filter():
+    asked = found("gsm8k", primary="exact_match,flexible-extract")
+    assert asked["gsm8k"].task.primary_metric == "exact_match,flexible-extract"
+
+
+def test_acc_is_primary_where_nothing_else_is_asked():
+    assert found("arc_easy", "lambada_openai")["lambada_openai"].task.primary_metric == "acc"
+
+
+def test_a_primary_score_that_there_is_not_is_answered_with_those_there_are():
+    with pytest.raises(
+        UserError, match=r"primary: f1, which is not among its scores; expected one of 'acc', 'acc_norm'"
+    ):
+        found("arc_easy", primary="f1")
+
+
+SUITE = """\
+name: catalogue
+role: capability
+tasks:
+  - blimp_causative
+  - {lm_eval: arc_easy, limit: 4, chance: 0.1, margin: 0.1}
+"""
+
+
+def write_experiment(folder, tiny, suite=SUITE):
+    path = tiny_experiment.write(folder, tiny, "  prompt: {method: base}\n")
+    (folder / "suites" / "general.yaml").write_text(suite)
+    return path
+
+
+def test_a_suite_names_tasks_of_lm_eval_and_compare_asks_them(tmp_path, tiny):
+    report = tiny_experiment.run(write_experiment(tmp_path, tiny))
+    (facts,) = report.facts
+    assert facts.state == "done"
+    assert facts.verdict.outcome in ("pass", "inconclusive")
+    assert not {"blimp_causative", "arc_easy"} - set(report.not_admitted) or facts.verdict.macro
+
+
+def test_a_training_row_that_a_document_repeats_is_refused(tmp_path, tiny):
+    path = write_experiment(tmp_path, tiny)
+    rows = tmp_path / "suites" / "letters" / "train.jsonl"
+    asked = tiny_hub.minimal_pairs(1)[0]["sentence_good"].upper()
+    rows.write_text(rows.read_text() + json.dumps({"prompt": asked, "reference": "late"}) + "\n")
+    with pytest.raises(UserError, match=r"which blimp_causative item 0-.* asks too"):
+        tiny_experiment.run(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("{lm_eval: arc_easy, system: Be brief}", "system at a task of lm-eval, which says that itself"),
+        ("{name: empty}", "task 'empty' with neither data nor lm_eval"),
+    ],
+)
+def test_what_a_task_cannot_be_is_said(tmp_path, tiny, task, said):
+    path = write_experiment(tmp_path, tiny, f"name: c\nrole: capability\ntasks:\n  - {task}\n")
+    with pytest.raises(UserError, match=said):
+        config.load(path)
+
+
+def test_a_task_of_lm_eval_is_no_target(tmp_path, tiny):
+    path = write_experiment(tmp_path, tiny)
+    with pytest.raises(UserError, match="arc_easy, a task of lm-eval, as the target"):
+        config.load(path, ["target={lm_eval: arc_easy}"])
+
+
+def test_the_folder_of_local_copies_may_stand_in_the_experiment(tmp_path, tiny, hub, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATASETS_DIR")
+    path = write_experiment(tmp_path, tiny)
+    loaded = config.load(path, [f"datasets_dir={os.path.relpath(hub, tmp_path)}"])
+    assert index.datasets_folder(loaded.experiment.datasets_dir) == hub
+
+
+def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
+    suite = next(s for s in config.read_suites(ROOT / "suites") if s.name == "standard")
+    known = index.names()
+    assert {task.lm_eval for task in suite.tasks} <= set(known)
+    assert len(suite.tasks) == 12
+    assert all(task.margin for task in suite.tasks)
+
+
+def test_a_data_set_with_code_of_its_own_is_refused_unless_the_user_says_so(tmp_path, hub):
+    (member,) = index.members("arc_easy", "t")
+    changed = member._replace(overrides={"dataset_kwargs": {"trust_remote_code": True}})
+    with pytest.raises(UserError, match="write trust_remote_code: true"):
+        tasks.load(changed, None, hub, trusted=False, where="task t")
+    assert tasks.load(changed, None, hub, trusted=True, where="task t").task_name == "arc_easy"
+
+
+def test_a_task_whose_answers_are_sampled_is_refused(hub):
+    (member,) = index.members("gsm8k", "t")
+    settings_ = {"do_sample": True, "temperature": 0.7, "until": ["Q"]}
+    with pytest.raises(UserError, match="whose answers are sampled"):
+        tasks.load(
+            member._replace(overrides={"generation_kwargs": settings_}), None, hub, trusted=False, where="t"
+        )
+
+
+def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
+    (member,) = index.members("arc_easy", "t")
+    metrics = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}, {"metric": "acc_norm"}]
+    task = tasks.load(
+        member._replace(overrides={"metric_list": metrics}), None, hub, trusted=False, where="t"
+    )
+    kept, left_out = scores.scores_of(task)
+    assert [s.name for s in kept] == ["acc_norm"]
+    assert "acc is left out: lm-eval aggregates it by median" in left_out[0]
+
+
+def run_cli(*words):
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    done = run_cli(
+        "eval", model, "-t", "blimp_causative,lambada_openai", "-L", 3, "-o", out, "-s", "--runs", runs
+    )
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:3] for line in lines if line[0] == "blimp_causative"] == [["blimp_causative", "0", "acc"]]
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert {task: sorted(found) for task, found in results.items()} == {
+        "blimp_causative": ["acc"],
+        "lambada_openai": ["acc", "perplexity"],
+    }
+    rows = (out / "samples_blimp_causative.jsonl").read_text().splitlines()
+    assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
+
+
+def test_a_candidates_name_means_its_weights(tmp_path, tiny):
+    path = write_experiment(tmp_path, tiny)
+    done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"] == "prompt"
+    assert (tmp_path / "runs" / "rows").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-L", "3"], "found --limit without --tasks"),
+        (["-t", "arc_easy", "-s"], "found --log-samples without a folder"),
+        (["-t", "arc_easy,arc_easy"], "found a task twice"),
+        (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is no candidate"),
+    ],
+)
+def test_what_eval_cannot_do_is_said(tmp_path, words, said):
+    done = run_cli("eval", "smollm2-135m", *words, "-c", tmp_path / "harness.yaml")
+    assert said in str(done.exception)
