@@ -1,7 +1,7 @@
 """The real model scored by us and by lm-eval itself on the same documents, answer by answer.
 
 Larger runs: HARNESS_LM_EVAL_LIMIT (documents of each task), HARNESS_LM_EVAL_GSM8K (of gsm8k) and
-HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints the table of reports/lm_eval_agreement.md.
+HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints a table of both scores and of what differs.
 """
 
 import gzip
