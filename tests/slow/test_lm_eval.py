@@ -18,8 +18,8 @@ from harness.progress import Silent
 
 pytestmark = pytest.mark.slow
 
-LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "40"))
-N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "4"))
+LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "24"))
+N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))
 PRECISION = os.environ.get("HARNESS_LM_EVAL_PRECISION", "auto")
 BATCH = 8
 # Two correct ways to batch one item differ by so much in bf16, in nats of a whole continuation.

@@ -1,4 +1,4 @@
-"""Rows that users have, from a short harness.yaml without code: instructions, and questions on articles."""
+"""Rows that users have, from a short harness.yaml without code: instructions, articles, preferences."""
 
 import pytest
 
@@ -11,14 +11,14 @@ DOLLY = """
 name: dolly
 target:
   name: dolly
-  data: {{all: {rows}, limits: {{train: 96, validation: 16, test: 24}}}}
+  data: {{all: {rows}, limits: {{train: 64, validation: 16, test: 24}}}}
   metrics: [token_f1, rougeL]
   max_new_tokens: 64
   truncated_scores: true
 suites: [general]
 candidates:
   prompt: prompt
-  lora: {{method: lora, params: {{r: 16, learning_rate: 5.0e-4, num_train_epochs: 2, max_length: 512}}}}
+  lora: {{method: lora, params: {{r: 16, learning_rate: 1.0e-3, num_train_epochs: 1, max_length: 512}}}}
 """
 
 XQUAD = """
@@ -33,6 +33,19 @@ target:
 candidates:
   closed-book: prompt
   rag: rag
+"""
+
+HH_RLHF = """
+name: harmless
+target:
+  name: harmless
+  data: {{all: {rows}, pairs: {rows}, unusable: remove, limits: {{validation: 8, test: 12}}}}
+  metrics: [token_f1]
+  max_new_tokens: 32
+  truncated_scores: true
+candidates:
+  prompt: prompt
+  dpo: {{method: dpo, params: {{learning_rate: 1.0e-4, max_steps: 5, max_length: 320}}}}
 """
 
 
@@ -56,6 +69,12 @@ def xquad_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def xquad(xquad_path):
     return experiment.compare(xquad_path)
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory):
+    path = written(tmp_path_factory.mktemp("harmless"), HH_RLHF, "rows/hh_rlhf_harmless/test.jsonl.gz")
+    return experiment.compare(path)
 
 
 def scores(report):
@@ -88,3 +107,12 @@ def test_no_article_is_on_two_sides(xquad_path):
     items = load_task(config.load(xquad_path).experiment.target, 0)
     sides = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
     assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+@pytest.mark.slow
+def test_transcripts_of_preferences_train_a_dpo_candidate(harmless):
+    dpo = next(fact for fact in harmless.facts if fact.name == "dpo")
+    assert dpo.state == "done"
+    assert dpo.training["loss"][0][1] == pytest.approx(0.6931, abs=0.02)
+    assert dpo.training["reward_margin"][-1][1] > 0
+    assert any("rows removed" in note or "left out" in note for note in harmless.notes)
