@@ -1,8 +1,13 @@
 """Where tests find real data, a small experiment to change, and no network for anything they load."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+# datasets tells copies apart by their file names and looks here at its import: each session has a cache of its own.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
 from pathlib import Path
 
@@ -10,6 +15,8 @@ import pytest
 import tiny_experiment
 import tiny_model
 from hypothesis import settings
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # A busy machine is no failure: the first example of a property may import a slow package.
 settings.register_profile("patient", deadline=None)

@@ -38,7 +38,6 @@ def hub(tmp_path_factory):
     folder = tiny_hub.write(tmp_path_factory.mktemp("hub"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_DATASETS_DIR", str(folder))
-        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         yield folder
 
 
