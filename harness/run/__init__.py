@@ -36,6 +36,7 @@ from harness.store import Store
 from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
+_LAYS_OUT = ("scoring", "generation", "candidates")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -93,7 +94,10 @@ class Bench:
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
         plain = self.sources[source.name]
-        key = digest([plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)])
+        # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
+        code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in _LAYS_OUT))
+        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name), code]
+        key = digest(known)
         memory = cache_dir() / "engines" / f"{key}.json"
         if not memory.exists():
             base = self.host(plain).base
