@@ -16,7 +16,7 @@ from conftest import shared_data
 from harness.experiment import alone
 from harness.progress import Silent
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.manual
 
 LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "24"))
 N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))
