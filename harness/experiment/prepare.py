@@ -16,6 +16,7 @@ from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
 from harness.machine import probe
+from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.run import (
@@ -141,7 +142,8 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
     recipes = bench.experiment.candidates
     chosen = {name: recipes[name] for name in selected}
-    out = {arm_label(bench, source): _suites_work(bench) for source in arms(bench, chosen.values())}
+    suites = sum((work_of(rows.job()) for rows in suite_sets(bench, base_weights(bench))), Work())
+    out = {arm_label(bench, source): suites for source in arms(bench, chosen.values())}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for name, recipe in chosen.items():
@@ -152,9 +154,8 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
         n_seeds = len(bench.experiment.seeds) if tuned else 1
         asked = sum(_asking_work(bench, recipe), Work())
         weights = (recipe.weights_of or name, served_base(bench, recipe).weights_digest)
-        suites = _suites_work(bench) if tuned and weights not in judged else Work()
+        once = asked + trains + (suites if tuned and weights not in judged else Work())
         judged.add(weights)
-        once = asked + trains + suites
         out[name] = sum([once] * n_seeds, Work())
     return out
 
@@ -211,10 +212,6 @@ def _asking_work(bench: Bench, recipe: Recipe) -> list[Work]:
     return [work_of(rows.job()) for rows in target_sets(bench, recipe, base, 0)]
 
 
-def _suites_work(bench: Bench) -> Work:
-    return sum((work_of(rows.job()) for rows in suite_sets(bench, base_weights(bench))), Work())
-
-
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     problems: list[Problem] = []
     items: dict[str, TaskItems] = {}
@@ -239,6 +236,11 @@ def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, capabili
         for suite in experiment.suites
     )
     return experiment.model_copy(update={"suites": suites}), found
+
+
+def metrics_of(task: Task, catalogue: Mapping[str, capability.Found]) -> dict[str, Metric]:
+    """Return the metrics of a task, ours or one that was found in lm-eval's catalogue."""
+    return catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
 
 
 def of_lm_eval(found: capability.Found, role: Role, suite: str) -> Measured:

@@ -6,26 +6,16 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.training import (
-    FitContext,
-    LoraParams,
-    SupervisedParams,
-    Weights,
-    adapter_digest,
-    lora_config,
-    supervised,
-)
+from harness.training import FitContext, LowRankParams, Weights, low_rank
 
 NEEDS = ("train",)
 MAKES = "adapter"
 
 
-class Params(SupervisedParams, LoraParams):
+class Params(LowRankParams):
     """PEFT's names beside TRL's."""
 
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter and save it under `adapter/`."""
-    folder = context.folder / "adapter"
-    training = supervised(context, params, lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    return low_rank(context, params)

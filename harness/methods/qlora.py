@@ -6,27 +6,17 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.training import (
-    FitContext,
-    LoraParams,
-    SupervisedParams,
-    Weights,
-    adapter_digest,
-    lora_config,
-    supervised,
-)
+from harness.training import FitContext, LowRankParams, Weights, low_rank
 
 NEEDS = ("train",)
 MAKES = "adapter"
 QUANTIZATION = "nf4"
 
 
-class Params(SupervisedParams, LoraParams):
+class Params(LowRankParams):
     """PEFT's names beside TRL's, as for `lora`."""
 
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter and save it under `adapter/`."""
-    folder = context.folder / "adapter"
-    training = supervised(context, params, lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    return low_rank(context, params)

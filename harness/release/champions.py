@@ -12,7 +12,7 @@ from typing import Any
 from harness import comparison, store
 from harness.config import Loaded
 from harness.errors import Problem, UserError
-from harness.experiment.prepare import with_lm_eval
+from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.metrics import load_metrics
 from harness.records import Run
 from harness.store import Store
@@ -64,7 +64,7 @@ def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]
     Raises:
         HarnessError: rows of the run are missing.
     """
-    run = max(runs, key=lambda r: _on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
+    run = max(runs, key=lambda r: on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
     champion = Champion(
         target=loaded.experiment.target.name,
         run_id=run.run_id,
@@ -85,7 +85,8 @@ def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]
     return path, champion
 
 
-def _on_validation(loaded: Loaded, at: Store, run: Run) -> float:
+def on_validation(loaded: Loaded, at: Store, run: Run) -> float:
+    """Score a run on the target's validation rows, so that the larger value is the better one."""
     task = loaded.experiment.target
     metric = load_metrics(task)[task.primary_metric]
     rows = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
@@ -100,7 +101,6 @@ def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, list[float]]:
         if f"{task.name}/test" not in run.rows:
             continue
         rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric
-        metrics = catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
-        found = comparison.estimate(metrics[name], rows)
+        found = comparison.estimate(metrics_of(task, catalogue)[name], rows)
         out[f"{task.name} {name}"] = [round(x, 6) for x in found]
     return out

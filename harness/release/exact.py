@@ -5,9 +5,8 @@ Invariant: the weights are the run's own; only the precision of computing differ
 
 from dataclasses import replace
 
-from harness import store
 from harness.records import Run
-from harness.run import Bench, ensure_weights, fill, opened, suite_sets
+from harness.run import Bench, ensure_weights, suite_arm
 
 
 def rescore_pinned(bench: Bench, run: Run) -> list[str]:
@@ -24,8 +23,4 @@ def rescore_pinned(bench: Bench, run: Run) -> list[str]:
         suites=tuple(m for m in bench.suites if m.role == "regression"),
         _host=None,  # what is in memory is in the run's precision
     )
-    sets = suite_sets(exact, weights)
-    if any(not store.has_rows(bench.store, s.identity, s.ids) for s in sets):
-        with opened(exact, weights) as candidate:
-            fill(exact, candidate, sets, f"{run.candidate} in fp32")
-    return [s.measured.task.name for s in sets]
+    return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

@@ -13,11 +13,11 @@ from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
-from harness.experiment.prepare import with_lm_eval
+from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.gating import Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import RowsIdentity, Run, SampleResult
-from harness.release.champions import Champion, read_champion
+from harness.release.champions import Champion, on_validation, read_champion
 from harness.release.judged import Judged
 from harness.spec import GatePolicy, Role, Task
 from harness.store import Store
@@ -87,7 +87,7 @@ def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Ju
             Problem("--candidate", found, "one with general ability to lose", "harness compare --gate")
         )
     notes: list[str] = []
-    known = {t.name: catalogue[t.name].metrics if t.lm_eval else load_metrics(t) for t, _, _ in tasks}
+    known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     measured = [
         m for named in tasks if (m := _measurement(at, run, champion, *named, known, notes)) is not None
     ]
@@ -190,13 +190,7 @@ def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison |
     untrained = _untrained(store.list_runs(at, experiment.name), experiment.candidates)
     if not untrained:
         return None
-    sign = 1 if metric.higher_is_better else -1
-
-    def on_validation(run: Run) -> float:
-        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
-        return sign * comparison.estimate(metric, validation).score
-
-    best = max(untrained, key=on_validation)
+    best = max(untrained, key=lambda run: on_validation(loaded, at, run))
     other = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test)
     return comparison.compare_rows(metric, other, rows)
 

@@ -6,17 +6,20 @@ evaluated later is what was saved.
 
 from harness.training.adapters import LoraParams, adapter_digest, lora_config, model_digest
 from harness.training.context import FitContext, Weights
+from harness.training.low_rank import LowRankParams, low_rank
 from harness.training.preferences import PreferenceParams, preference
 from harness.training.supervision import SupervisedParams, supervised
 
 __all__ = [
     "FitContext",
     "LoraParams",
+    "LowRankParams",
     "PreferenceParams",
     "SupervisedParams",
     "Weights",
     "adapter_digest",
     "lora_config",
+    "low_rank",
     "model_digest",
     "preference",
     "supervised",

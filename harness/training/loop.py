@@ -7,16 +7,38 @@ which knob to turn.
 import resource
 from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from harness.errors import CandidateFailed, Diverged
 from harness.progress import Advance
+from harness.spec import Spec
 from harness.training.context import FitContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 Row = dict[str, Any]
+
+
+class LoopParams(Spec):
+    """What every loop takes, under TRL's own names; each loop sets its own defaults of the first three.
+
+    `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
+    out and counted, never cut.
+    """
+
+    learning_rate: float = Field(gt=0, le=1)
+    num_train_epochs: float = Field(gt=0, le=100)
+    weight_decay: float = Field(ge=0)
+    max_steps: int = Field(-1, ge=-1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=8)
 
 
 def attention(device: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -19,11 +19,10 @@ from harness.candidates import load_base
 from harness.quiet import quiet_libraries
 from harness.records import Example
 from harness.scoring import Executor
-from harness.spec import Spec
 from harness.training import loop
 from harness.training.context import FitContext
 from harness.training.logprobs import row_by_row, sharing_prompts
-from harness.training.loop import Row
+from harness.training.loop import LoopParams, Row
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 
 
-class PreferenceParams(Spec):
+class PreferenceParams(LoopParams):
     """Parameters of preference training, under TRL's own names.
 
     `beta` says how dear it is to leave the reference. `warmup_steps` below 1 is a share of all
@@ -45,14 +44,7 @@ class PreferenceParams(Spec):
     beta: float = Field(0.1, gt=0)
     learning_rate: float = Field(1e-4, gt=0, le=1)
     num_train_epochs: float = Field(1.0, gt=0, le=100)
-    max_steps: int = Field(-1, ge=-1)
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_steps: float = Field(0.05, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(1024, ge=8)
 
 
 def preference(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -15,10 +15,9 @@ from harness.candidates import load_base
 from harness.machine import dtype
 from harness.quiet import quiet_libraries
 from harness.records import Example
-from harness.spec import Spec
 from harness.training import loop
 from harness.training.context import FitContext
-from harness.training.loop import Row
+from harness.training.loop import LoopParams, Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
-class SupervisedParams(Spec):
+class SupervisedParams(LoopParams):
     """Parameters of supervised fine-tuning, under TRL's own names.
 
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
@@ -36,14 +35,7 @@ class SupervisedParams(Spec):
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
     num_train_epochs: float = Field(2.0, gt=0, le=100)
-    max_steps: int = Field(-1, ge=-1)
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_steps: float = Field(0.05, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(1024, ge=8)
     packing: bool = False
     early_stopping_patience: int = Field(2, ge=1)
 
