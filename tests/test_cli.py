@@ -12,7 +12,9 @@ import pytest
 import tiny_experiment
 from fake_facts import candidate, tuned
 
-from harness.cli import _exit_code, app, main, regressions_app, runs_app
+from harness.cli import app, main
+from harness.cli.app import regressions_app, runs_app
+from harness.cli.compute import exit_code
 from harness.decide import Decision
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
@@ -267,18 +269,18 @@ def test_a_folder_that_cannot_be_made_ends_with_one_message(harness, copy):
 )
 def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, code):
     found = found_with(candidate("a", 0.2), tuned("b", 0.8, 0.1, outcome), recommended="b")
-    assert _exit_code(found, GatePolicy(**policy), by_verdict=True) == code
-    assert _exit_code(found, GatePolicy(**policy), by_verdict=False) == 0
+    assert exit_code(found, GatePolicy(**policy), by_verdict=True) == code
+    assert exit_code(found, GatePolicy(**policy), by_verdict=False) == 0
 
 
 def test_with_gate_no_recommendation_is_undecided():
     found = found_with(candidate("a", 0.2), recommended=None)
-    assert _exit_code(found, GatePolicy(), by_verdict=True) == 4
+    assert exit_code(found, GatePolicy(), by_verdict=True) == 4
 
 
 def test_a_failed_candidate_goes_before_any_verdict():
     found = found_with(candidate("a", 0.2, state="failed"), tuned("b", 0.8, 0.1), recommended="b")
-    assert _exit_code(found, GatePolicy(), by_verdict=True) == 1
+    assert exit_code(found, GatePolicy(), by_verdict=True) == 1
 
 
 def found_with(*facts, recommended):

@@ -1,57 +1,23 @@
-"""The verbs of the command line.
+"""The verbs that compute: init, compare, train, eval.
 
-Invariant: stdout holds the result, stderr the progress; errors a user can mend are printed
-without a traceback and end with exit code 2, and heavy modules load only inside a verb.
+Invariant: models load only inside a verb.
 """
 
-import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import HarnessError, Problem, UserError
-from harness.quiet import quiet_environment
+from harness.cli.app import Candidates, Config, Json, Overrides, RunsFolder, app
+from harness.cli.output import open_bench, print_report, print_value, say
+from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from harness.estimate import Work
     from harness.experiment.alone import Prepared
-    from harness.records import Run
     from harness.report import ExperimentReport
     from harness.run import Bench
     from harness.spec import GatePolicy, Task
-
-_INTERRUPTED = 130  # how typer ends on Ctrl-C
-
-app = typer.Typer(
-    help="Know, with evidence, whether to fine-tune.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-runs_app = typer.Typer(help="List, show or remove stored runs.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(runs_app, name="runs")
-regressions_app = typer.Typer(
-    help="Pin items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(regressions_app, name="regressions")
-
-Config = Annotated[
-    Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=value …]", help="Overrides of the file's keys.")
-]
-Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
-Candidates = Annotated[
-    list[str] | None,
-    typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b."),
-]
-RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
 
 
 @app.command()
@@ -94,7 +60,7 @@ def init(
             "metrics": proposal.task.metrics,
             "candidates": list(proposal.candidates),
         }
-        _print({**facts, "said": proposal.said, "files": written}, True)
+        print_value({**facts, "said": proposal.said, "files": written}, True)
         return
     for line in proposal.said:
         print(line)
@@ -157,14 +123,14 @@ def compare(
     if dry_run:
         _print_plan(bench, work, plan, as_json)
         return
-    _say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
+    say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
     for line in [*experiment.warnings_before(bench), *bench.target.items.notes]:
-        _say(line)
+        say(line)
     with progress.following(plan):
         found = experiment.run_all(bench, loaded, quick=quick)
     report.write(found, loaded.folder / "reports")
-    _print_report(found, as_json)
-    raise typer.Exit(_exit_code(found, bench.experiment.gate, by_verdict=gate))
+    print_report(found, as_json)
+    raise typer.Exit(exit_code(found, bench.experiment.gate, by_verdict=gate))
 
 
 @app.command()
@@ -177,10 +143,10 @@ def train(
     """Make the weights of one candidate, or find them already made."""
     from harness.run import ensure_weights
 
-    bench, names = _bench(config, overrides, candidate)
+    bench, names = open_bench(config, overrides, candidate)
     recipes = bench.experiment.candidates
     made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in names}
-    _print(
+    print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
             for name, w in made.items()
@@ -248,7 +214,7 @@ def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Pat
     from harness.experiment.findings import Reader
     from harness.run import make_run
 
-    bench, names = _bench(config, overrides, candidate)
+    bench, names = open_bench(config, overrides, candidate)
     out: dict[str, Any] = {}
     for name in names:
         run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
@@ -261,7 +227,7 @@ def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Pat
             for m in (bench.target, *bench.suites)
             if f"{m.task.name}/test" in run.rows
         }
-    _print(out, as_json)
+    print_value(out, as_json)
 
 
 def _prepared(name: str, tasks: "list[Task]", overrides: list[str], config: Path, runs: Path) -> "Prepared":
@@ -288,14 +254,14 @@ def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool
     from harness.experiment import alone
     from harness.report import score_table
 
-    _say(prepared.first_line)
+    say(prepared.first_line)
     found_scores = alone.evaluate(prepared)
     for path in alone.write(found_scores, folder, log_samples=log_samples) if folder else ():
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
     for note in found_scores.notes:
-        _say(note)
+        say(note)
     if as_json:
-        _print(alone.to_json(found_scores), True)
+        print_value(alone.to_json(found_scores), True)
     else:
         Console(width=100, highlight=False).print(score_table(found_scores.scores))
 
@@ -307,219 +273,6 @@ def _refuse_without_tasks(given: dict[str, Any]) -> None:
         raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
 
 
-@app.command()
-def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Write and print the report again from stored runs; computes nothing."""
-    from harness import experiment, report
-
-    bench, names = _bench(config, overrides, None)
-    found = experiment.stored(bench, names)
-    report.write(found, config.parent / "reports")
-    _print_report(found, as_json)
-
-
-@app.command()
-def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Say from stored runs what to ship, with the reasons and every number behind them."""
-    from harness import experiment
-    from harness.report import arithmetic_lines, to_plain
-
-    bench, names = _bench(config, overrides, None)
-    found = experiment.stored(bench, names).decision
-    if found is None:
-        raise HarnessError("no decision: found no finished candidate; next: harness compare")
-    if as_json:
-        print(json.dumps(to_plain(found), indent=2, ensure_ascii=False))
-        return
-    for line in [*found.reasons, *arithmetic_lines(found), found.sentence]:
-        print(line)
-
-
-@app.command()
-def gate(
-    overrides: Overrides = None,
-    candidate: Annotated[
-        str,
-        typer.Option(
-            "--candidate",
-            envvar="HARNESS_CANDIDATE",
-            help="A candidate, a run's id, or with --base a folder of lm-eval samples.",
-        ),
-    ] = "",
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", envvar="HARNESS_BASELINE", help="champion or base; the champion where there is one."
-        ),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option("--base", envvar="HARNESS_BASE", help="A folder of lm-eval samples to compare with."),
-    ] = None,
-    config: Config = Path("harness.yaml"),
-    junit: Annotated[
-        Path | None,
-        typer.Option("--junit", envvar="HARNESS_JUNIT", help="Write JUnit XML, one test case a rule."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Judge stored runs, or two folders of lm-eval samples; exit by the verdict."""
-    from harness import release
-
-    judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
-    code = release.exit_code(judged)
-    release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
-    if as_json:
-        print(json.dumps([release.to_json(j) for j in judged], indent=2, ensure_ascii=False))
-    else:
-        print("\n\n".join("\n".join(release.terminal(j)) for j in judged))
-    raise typer.Exit(code)
-
-
-@app.command()
-def promote(
-    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    as_json: Json = False,
-) -> None:
-    """Make a run the champion, which gates compare with from then on."""
-    from harness import release
-
-    path, champion = release.promote_named(config, run, overrides or [])
-    _say(f"wrote {path}")
-    _print({"run_id": champion.run_id, "target": champion.target, "scores": champion.scores}, as_json)
-
-
-@regressions_app.command("add")
-def regressions_add(
-    run: Annotated[str, typer.Argument(help="The run that lost the items, or its candidate.")],
-    items: Annotated[list[str], typer.Argument(help="Items, each as task/item.")],
-    config: Config = Path("harness.yaml"),
-) -> None:
-    """Pin items that a run lost: from then on the gate lets none of them be lost again."""
-    from harness import release
-
-    path, added, listed = release.pin(config, run, items)
-    _say(f"{path}: {added} new, {len(items) - added} were pinned already")
-    if not listed:
-        _say(f"add {path.name} to suites: in {config}, then harness compare measures the base on it")
-
-
-@regressions_app.command("confirm")
-def regressions_confirm(
-    run: Annotated[str, typer.Argument(help="The run whose lost pinned items are in doubt.")],
-    config: Config = Path("harness.yaml"),
-) -> None:
-    """Score a run's pinned items again in fp32, so that the gate knows what rounding moved."""
-    from harness.release.exact import rescore_pinned
-    from harness.release.stored import candidate_runs
-
-    bench, _ = _bench(config, None, None)
-    from harness import config as configuration
-
-    for found in candidate_runs(configuration.load(config), bench.store, run):
-        _say(f"{found.run_id}: {', '.join(rescore_pinned(bench, found)) or 'no pinned items'} in fp32")
-
-
-@runs_app.command("list")
-def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """List stored runs, oldest first."""
-    from harness import store
-
-    found = store.list_runs(store.Store(runs))
-    _print({run.run_id: _brief(run) for run in found}, as_json)
-
-
-@runs_app.command("show")
-def runs_show(run_id: str, runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """Show all that is stored of one run, without its rows."""
-    from dataclasses import asdict
-
-    from harness import store
-
-    _print(asdict(store.get_run(store.Store(runs), run_id)), as_json)
-
-
-@runs_app.command("rm")
-def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
-    """Remove a run, with the rows and weights that no other run refers to."""
-    from harness import store
-
-    store.remove_run(store.Store(runs), run_id)
-    _say(f"removed {run_id}")
-
-
-@app.command("ls")
-def ls(
-    what: Annotated[
-        str, typer.Argument(help="methods, prompting, metrics, suites, tasks or lm-eval")
-    ] = "methods",
-    as_json: Json = False,
-) -> None:
-    """List what there is to choose from, each with its purpose."""
-    from harness.catalogue import listing
-
-    _print(listing(what), as_json)
-
-
-@app.command()
-def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """Rebuild the DuckDB index from the run folders."""
-    from harness import store
-
-    _print(store.reindex(store.Store(runs))._asdict(), as_json)
-
-
-def _bench(
-    config: Path, overrides: list[str] | None, candidate: str | None
-) -> "tuple[Bench, tuple[str, ...]]":
-    from harness import config as configuration
-    from harness.experiment import Scope, bench_of
-    from harness.terminal import TerminalProgress
-
-    loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
-    return bench_of(loaded, Scope(), TerminalProgress()), loaded.selected
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _print(value: Any, as_json: bool) -> None:
-    """Print a mapping as JSON or as indented lines."""
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
-        return
-    for line in _lines(value, ""):
-        print(line)
-
-
-def _lines(value: Any, indent: str) -> Iterator[str]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield f"{indent}{key}"
-            yield from _lines(inner, indent + "  ")
-        else:
-            yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
-
-
-def _brief(run: "Run") -> str:
-    state = run.error if run.state == "failed" else run.state
-    return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
-
-
-def _print_report(found: "ExperimentReport", as_json: bool) -> None:
-    from rich.console import Console
-
-    from harness import report
-
-    if as_json:
-        print(json.dumps(report.to_json(found), indent=2, ensure_ascii=False))
-    else:
-        report.terminal(found, Console(width=100, highlight=False))
-
-
 def _print_plan(bench: "Bench", work: "dict[str, Work]", plan: dict[str, float], as_json: bool) -> None:
     """Print what each candidate trains, reads and generates, and the sums."""
     from harness.estimate import Work
@@ -527,16 +280,18 @@ def _print_plan(bench: "Bench", work: "dict[str, Work]", plan: dict[str, float],
 
     total = sum(work.values(), Work())
     if as_json:
-        _print({name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}, True)
+        print_value(
+            {name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}, True
+        )
         return
     print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
     for name, w in [*work.items(), ("all, in tokens, from nothing", total)]:
         expected = seconds(plan.get(name, sum(plan.values())))
         print(f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {expected}")
-    _say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
+    say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 
-def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
+def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
     """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
     from harness import gating
 
@@ -550,27 +305,3 @@ def _exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: b
         # A recommended classifier has no general ability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
     return gating.exit_code(verdict, policy)
-
-
-def main() -> None:
-    """Run the command line; every error that a user can mend ends without a traceback."""
-    quiet_environment()
-    argv = [
-        a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
-        for a in sys.argv[1:]
-    ]
-    try:
-        app(args=argv, standalone_mode=True)
-    except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        found = f"found {(error.strerror or '').lower()}; expected room and folders that may be written"
-        print(f"error: {error.filename or 'disk'}: {found}; next: mend that and run again", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
-        raise

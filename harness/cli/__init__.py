@@ -1,0 +1,40 @@
+"""The verbs of the command line.
+
+Invariant: stdout holds the result, stderr the progress; errors a user can mend are printed
+without a traceback and end with exit code 2, and heavy modules load only inside a verb.
+"""
+
+import sys
+
+from harness.cli import compute, judge, keep  # in the order in which help lists the verbs
+from harness.cli.app import app
+from harness.errors import HarnessError
+from harness.quiet import quiet_environment
+
+__all__ = ["app", "compute", "judge", "keep", "main"]
+
+_INTERRUPTED = 130  # how typer ends on Ctrl-C
+
+
+def main() -> None:
+    """Run the command line; every error that a user can mend ends without a traceback."""
+    quiet_environment()
+    argv = [
+        a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
+        for a in sys.argv[1:]
+    ]
+    try:
+        app(args=argv, standalone_mode=True)
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        found = f"found {(error.strerror or '').lower()}; expected room and folders that may be written"
+        print(f"error: {error.filename or 'disk'}: {found}; next: mend that and run again", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
+        raise

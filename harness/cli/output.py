@@ -1,0 +1,61 @@
+"""What verbs share: opening an experiment, results on stdout, everything else on stderr.
+
+Invariant: stdout holds the result and nothing else.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.report import ExperimentReport
+    from harness.run import Bench
+
+
+def open_bench(
+    config: Path, overrides: list[str] | None, candidate: str | None
+) -> "tuple[Bench, tuple[str, ...]]":
+    """Open the experiment of a file with its data and model; return it and the selected candidates."""
+    from harness import config as configuration
+    from harness.experiment import Scope, bench_of
+    from harness.terminal import TerminalProgress
+
+    loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
+    return bench_of(loaded, Scope(), TerminalProgress()), loaded.selected
+
+
+def say(line: str) -> None:
+    """Print a line beside the result, on stderr."""
+    print(line, file=sys.stderr)
+
+
+def print_value(value: Any, as_json: bool) -> None:
+    """Print a mapping as JSON or as indented lines."""
+    if as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    for line in _lines(value, ""):
+        print(line)
+
+
+def _lines(value: Any, indent: str) -> Iterator[str]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield f"{indent}{key}"
+            yield from _lines(inner, indent + "  ")
+        else:
+            yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
+
+
+def print_report(found: "ExperimentReport", as_json: bool) -> None:
+    """Print a report as JSON or as the table and the reasons."""
+    from rich.console import Console
+
+    from harness import report
+
+    if as_json:
+        print(json.dumps(report.to_json(found), indent=2, ensure_ascii=False))
+    else:
+        report.terminal(found, Console(width=100, highlight=False))
