@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.generation import BatchSize, answers, batches
+from harness.generation import ANSWERING_COST, Stopped, answers
 from harness.machine import Machine, dtype
+from harness.prepack import prepack
 from harness.quiet import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
-from harness.scoring import Executor, grow
+from harness.scoring import Executor, Size, grow, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
-_PACK_TOKENS = {"cpu": 512, "cuda": 4096}
-_BATCH = {"cpu": BatchSize(64, 16_384), "cuda": BatchSize(64, 65_536)}
+_READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
+_ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
 
 class Candidate(Protocol):
@@ -60,10 +61,10 @@ class HFCandidate:
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
-        self._batch = _BATCH[device]
-        self._executor = Executor(model, _PACK_TOKENS[device], scoring_engine)
+        self._reading, self._answering = _READING[device], _ANSWERING[device]
+        self._executor = Executor(model, self._reading.tokens, scoring_engine)
         self.engine = f"transformers/{self._executor.engine}"
-        self.layout_digest = digest([self._executor.layout_digest, self._batch])
+        self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
         self.max_context = int(
             getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30
         )
@@ -93,7 +94,8 @@ class HFCandidate:
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer each prompt greedily, in batches of similar length."""
         out: dict[int, Output] = {}
-        for batch in batches([len(p) for p in prompts], self._batch, limits.max_new_tokens):
+        lengths = [len(p) + limits.max_new_tokens for p in prompts]
+        for batch in plan(lengths, self._answering, ANSWERING_COST):
             out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
         return [out[i] for i in range(len(prompts))]
 
@@ -142,29 +144,25 @@ class HFCandidate:
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()
-        width = max(map(len, prompts))
-        stopping = self._stopping(width, limits.stop)
-        made = answers(self.model, prompts, self._pad_id(), limits.max_new_tokens, stopping)
+        ends = [self._pad_id(), *sorted(self._end_ids() - {self._pad_id()})]
+        stopped = self._stopped(limits.stop)
+        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading)
         share = (time.perf_counter() - start) / len(prompts)
         return [self._output(p, new, limits, share) for p, new in zip(prompts, made, strict=True)]
 
-    def _stopping(self, width: int, stop: tuple[str, ...]) -> list[Callable[..., Any]]:
+    def _stopped(self, stop: tuple[str, ...]) -> Stopped:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
         import torch
 
-        if not stop:
-            return []
+        def stopped(new: "torch.Tensor") -> "torch.Tensor":
+            tails = self.tokenizer.batch_decode(new[:, -8:], skip_special_tokens=True) if stop else ()
+            found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
+            return torch.tensor(found, device=new.device)
 
-        def criterion(ids: "torch.Tensor", scores: Any, **_: Any) -> "torch.Tensor":
-            tails = self.tokenizer.batch_decode(
-                ids[:, max(width, ids.shape[1] - 8) :], skip_special_tokens=True
-            )
-            return torch.tensor([any(s in tail for s in stop) for tail in tails], device=ids.device)
-
-        return [criterion]
+        return stopped
 
     def _output(self, prompt: tuple[int, ...], new: list[int], limits: Limits, share: float) -> Output:
-        ends = self._end_ids() | {self._pad_id()}  # what fills up a row that stopped before its neighbours
+        ends = self._end_ids() | {self._pad_id()}  # the latter fills up what stopped before its neighbours
         length = next((i for i, token in enumerate(new) if token in ends), len(new))
         text = str(self.tokenizer.decode(new[:length], skip_special_tokens=True))
         cuts = [text.index(s) for s in limits.stop if s in text]
@@ -203,6 +201,7 @@ class ModelHost:
         self.source, self.machine = source, machine
         self.model, self.tokenizer = load_base(source, machine)
         self.model.eval()
+        prepack(self.model)
         self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Candidate × task → rows: what was asked, what came back, and what it scores.
 
-Invariant: items are cut into blocks of 64 in an order seeded by the task's version, and
+Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's version, and
 batching happens inside a block, so a block's numbers do not depend on what ran before it.
 """
 
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of 64 items, the last one possibly shorter."""
+        """Blocks of `BLOCK` items, the last one possibly shorter."""
         return -(-len(self.examples) // BLOCK)
 
 
@@ -68,7 +68,7 @@ def addressed(example: Example, system: str | None, template: str | None) -> Exa
 
 
 def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
-    """Ask the candidate one block of 64 items and score what it answers."""
+    """Ask the candidate one block of items and score what it answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     chat = job.task.chat_template and job.task.kind != "bits_per_byte"  # a whole text answers nobody
     contexts = [candidate.encode(e.messages, chat_template=chat) for e in examples]

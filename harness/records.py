@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-BLOCK = 64  # items that are answered together, and whose rows are written together
+BLOCK = 160  # items that are answered together, and whose rows are written together
 
 Message = dict[str, str]
 Status = Literal["ok", "unparsable", "truncated", "refused", "error"]

@@ -1,14 +1,13 @@
 """Log-probabilities of continuations: a planner that packs shared contexts, and the executor.
 
 Invariant: what is computed depends on the token ids alone. Choices of one item share their
-context, and several items lie in one sequence under a mask that keeps them apart, so every
-token is computed once and nothing is padded.
+context in one row, under a mask that keeps them apart; what all contexts begin with is read once.
 
-The planner is pure; only `Executor` needs torch.
+The planner is pure; only `Executor` and what reads beginnings need torch.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,11 +15,15 @@ from harness.records import Likelihood, digest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
-PLANNER_VERSION = 2
+PLANNER_VERSION = 3
 # Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
 _AGREEMENT_NATS = 0.5
+# A pass over all layers costs, beside its tokens, as long as reading so many.
+READING_COST = 24
+# A shorter beginning costs more to copy than to read.
+_WORTH_SHARING = 8
 
 # Rows of logits that are turned into fp32 at a time.
 _SLICE = 32
@@ -41,20 +44,25 @@ class Tree(NamedTuple):
         return len(self.context) + sum(map(len, self.branches))
 
 
-class Pack(NamedTuple):
-    """Trees laid out in one sequence of t tokens.
+class Size(NamedTuple):
+    """The most rows of a batch, and the most tokens with the padding that makes them one length."""
 
-    `owner` and `branch` (both of length t) say to which tree and branch a token belongs, branch
-    0 being the context; `positions` are the positions within tree and branch. `sources` and
-    `targets` are, for each scored token, the index that predicts it and its id; `spans` cut
-    them into branches, in order.
+    rows: int
+    tokens: int
+
+
+class Pack(NamedTuple):
+    """Trees laid out as rows of w tokens, padded on the right; a shared beginning is left out.
+
+    `branch` says to which branch of its tree a token belongs: 0 is the context, −1 padding.
+    `positions` are the positions within tree and branch. `sources` and `targets` are, for each
+    scored token, the row and index that predict it and its id; `spans` cut them into branches, in order.
     """
 
-    ids: list[int]
-    owner: list[int]
-    branch: list[int]
-    positions: list[int]
-    sources: list[int]
+    ids: list[list[int]]
+    branch: list[list[int]]
+    positions: list[list[int]]
+    sources: list[tuple[int, int]]
     targets: list[int]
     spans: list[tuple[int, int]]
 
@@ -84,41 +92,99 @@ def split(tree: Tree, budget: int) -> list[Tree]:
     return [Tree(tree.context, tuple(part)) for part in parts]
 
 
-def plan(trees: Sequence[Tree], budget: int) -> list[list[int]]:
-    """Cut tree indices, sorted by size, into groups of at most `budget` tokens (one tree at least)."""
-    order = sorted(range(len(trees)), key=lambda i: (trees[i].n_tokens, i))
-    groups: list[list[int]] = []
-    size = budget + 1
-    for i in order:
-        if size + trees[i].n_tokens > budget:
-            groups.append([])
-            size = 0
-        groups[-1].append(i)
-        size += trees[i].n_tokens
-    return groups
+def plan(lengths: Sequence[int], size: Size, batch_cost: int) -> list[list[int]]:
+    """Cut the indices of rows, sorted by length, into the batches that cost least.
 
-
-def pack(trees: Sequence[Tree]) -> Pack:
-    """Lay trees out in one sequence."""
-    out = Pack([], [], [], [], [], [], [])
-    for number, tree in enumerate(trees):
-        depth = len(tree.context)
-        _append(out, tree.context, number, 0, 0)
-        trunk = len(out.ids) - 1
-        for label, branch in enumerate(tree.branches, 1):
-            first = len(out.ids)
-            _append(out, branch, number, label, depth)
-            out.spans.append((len(out.targets), len(out.targets) + len(branch)))
-            out.sources.extend([trunk, *range(first, first + len(branch) - 1)])
-            out.targets.extend(branch)
+    A batch costs its rows at the longest one's length, and `batch_cost` tokens; the cheapest cut
+    is found by dynamic programming over the last batch's first row.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cheapest = [(0, 0)]  # for the first n rows: cost, and where the last batch starts
+    for n, i in enumerate(order, 1):
+        starts = [
+            s for s in range(max(0, n - size.rows), n) if s == n - 1 or (n - s) * lengths[i] <= size.tokens
+        ]
+        cheapest.append(min((cheapest[s][0] + (n - s) * lengths[i] + batch_cost, s) for s in starts))
+    out: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = cheapest[end][1]
+        out.insert(0, order[start:end])
+        end = start
     return out
 
 
-def _append(out: Pack, ids: Sequence[int], owner: int, branch: int, start: int) -> None:
-    out.ids.extend(ids)
-    out.owner.extend([owner] * len(ids))
-    out.branch.extend([branch] * len(ids))
-    out.positions.extend(range(start, start + len(ids)))
+def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
+    """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own."""
+    if len(rows) < 2:
+        return 0
+    first, last, most = min(rows), max(rows), min(map(len, rows)) - 1
+    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    return shared if shared >= _WORTH_SHARING else 0
+
+
+def pack(trees: Sequence[Tree], shared: int = 0) -> Pack:
+    """Lay trees out, a row each, without the first `shared` tokens of their contexts."""
+    out = Pack([], [], [], [], [], [])
+    for row, tree in enumerate(trees):
+        depth = len(tree.context)
+        ids, branches = [*tree.context[shared:]], [0] * (depth - shared)
+        positions = [*range(shared, depth)]
+        trunk = len(ids) - 1
+        for label, branch in enumerate(tree.branches, 1):
+            first = len(ids)
+            ids += branch
+            branches += [label] * len(branch)
+            positions += range(depth, depth + len(branch))
+            out.spans.append((len(out.targets), len(out.targets) + len(branch)))
+            out.sources.extend((row, i) for i in (trunk, *range(first, first + len(branch) - 1)))
+            out.targets.extend(branch)
+        out.ids.append(ids)
+        out.branch.append(branches)
+        out.positions.append(positions)
+    width = max(map(len, out.ids))
+    for rows, filling in ((out.ids, 0), (out.branch, -1), (out.positions, 0)):
+        for values in rows:
+            values.extend([filling] * (width - len(values)))
+    return out
+
+
+def keeps_all_keys(model: "PreTrainedModel") -> bool:
+    """Say whether every layer attends to all that was read: neither recurrent nor by a sliding window."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def read_beginning(model: "PreTrainedModel", beginning: Sequence[int]) -> "Cache":
+    """Read what all rows begin with, once; the model has to keep all keys."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(
+            input_ids=torch.tensor([list(beginning)], device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return cache
+
+
+def after(model: "PreTrainedModel", beginning: "Cache | None", n_rows: int) -> "Cache":
+    """Return a cache of so many rows that have all read the beginning; growing it leaves that untouched."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    layers: Sequence[Any] = cache.layers
+    known: Sequence[Any] = beginning.layers if beginning else ()
+    for layer, read in zip(layers, known, strict=False):
+        layer.lazy_initialization(read.keys, read.values)
+        layer.keys = read.keys.expand(n_rows, -1, -1, -1)
+        layer.values = read.values.expand(n_rows, -1, -1, -1)
+    return cache
 
 
 class Executor:
@@ -130,11 +196,7 @@ class Executor:
 
     def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
         self.model, self.budget = model, budget
-        bare: Any = model
-        if hasattr(model, "get_base_model"):
-            bare = bare.get_base_model()
-        self._keeps_chosen_logits = "logits_to_keep" in inspect.signature(bare.forward).parameters
-        self.engine = engine or ("packed" if self._honours_masks() else "plain")
+        self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
 
     @property
     def layout_digest(self) -> str:
@@ -155,40 +217,52 @@ class Executor:
     def _branches(self, trees: Sequence[Tree]) -> list[Branches]:
         if self.engine == "plain":
             return [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
+        shared = shared_length([t.context for t in trees])
+        beginning = read_beginning(self.model, trees[0].context[:shared]) if shared else None
         parts = [(i, part) for i, tree in enumerate(trees) for part in split(tree, self.budget)]
         smaller = [part for _, part in parts]
+        lengths = [part.n_tokens - shared for part in smaller]
         scored: dict[int, Branches] = {}
-        for group in plan(smaller, self.budget):
-            scored.update(zip(group, self._with_less_memory(smaller, group), strict=True))
+        for group in plan(lengths, Size(self.budget, self.budget), READING_COST):
+            scored.update(zip(group, self._with_less_memory(smaller, group, beginning), strict=True))
         out: list[Branches] = [[] for _ in trees]
         for number, (i, _) in enumerate(parts):
             out[i] += scored[number]
         return out
 
-    def _with_less_memory(self, trees: Sequence[Tree], group: list[int]) -> list[Branches]:
+    def _with_less_memory(
+        self, trees: Sequence[Tree], group: list[int], beginning: "Cache | None"
+    ) -> list[Branches]:
         """Score a group; out of memory, score its halves."""
         import torch
 
         try:
-            return self._score([trees[i] for i in group])
+            return self._score([trees[i] for i in group], beginning)
         except torch.OutOfMemoryError:
             if len(group) == 1:
                 raise
             torch.cuda.empty_cache()
             half = len(group) // 2
-            return self._with_less_memory(trees, group[:half]) + self._with_less_memory(trees, group[half:])
+            return [
+                branches
+                for part in (group[:half], group[half:])
+                for branches in self._with_less_memory(trees, part, beginning)
+            ]
 
-    def _score(self, trees: Sequence[Tree]) -> list[Branches]:
+    def _score(self, trees: Sequence[Tree], beginning: "Cache | None" = None) -> list[Branches]:
         import torch
 
-        packed = pack(trees)
+        shared = int(beginning.get_seq_length()) if beginning else 0
+        packed = pack(trees, shared)
         with torch.inference_mode():
-            logits, where = self._logits(packed, masked=self.engine == "packed")  # (u, v), (m,)
+            logits, where = self._logits(packed, beginning, shared)  # (u, v), (m,)
             targets = torch.tensor(packed.targets, device=logits.device)
             # In slices: the whole in fp32 would be fresh memory of 200 kB a token, slower than the model.
             slices = logits.split(_SLICE)
-            total = torch.cat([rows.float().logsumexp(-1) for rows in slices])
-            best = torch.cat([rows.argmax(-1) for rows in slices])
+            known = [
+                (exact.logsumexp(-1), exact.max(-1).indices) for rows in slices for exact in [rows.float()]
+            ]
+            total, best = (torch.cat(values) for values in zip(*known, strict=True))
             chosen = (logits[where, targets].float() - total[where]).tolist()
             greedy = (best[where] == targets).tolist()
         spans = iter(packed.spans)
@@ -197,40 +271,40 @@ class Executor:
             for tree in trees
         ]
 
-    def _logits(self, packed: Pack, *, masked: bool) -> "tuple[torch.Tensor, torch.Tensor]":
+    def _logits(
+        self, packed: Pack, beginning: "Cache | None", shared: int
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Return the distinct logits (u, v) that are needed, and which of them predicts each scored token."""
         import torch
 
         device = self.model.device
-        row = {"input_ids": packed.ids, "position_ids": packed.positions}
-        inputs = {name: torch.tensor([values], device=device) for name, values in row.items()}
-        if masked:
-            inputs["attention_mask"] = self._mask(packed)
-        else:
-            del inputs["position_ids"]
-        wanted, where = torch.tensor(packed.sources, device=device).unique(return_inverse=True)
-        if self._keeps_chosen_logits:
-            inputs["logits_to_keep"] = wanted
-        logits: torch.Tensor = self.model(**inputs, use_cache=False).logits[0]
-        return (logits if self._keeps_chosen_logits else logits[wanted]), where
+        inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
+        if self.engine == "packed":
+            inputs["position_ids"] = torch.tensor(packed.positions, device=device)
+            inputs["attention_mask"] = self._mask(packed, shared)
+        if beginning:
+            inputs |= {"past_key_values": after(self.model, beginning, len(packed.ids)), "use_cache": True}
+        sources = torch.tensor(packed.sources, device=device)  # (m, 2)
+        wanted, where = sources.unique(dim=0, return_inverse=True)
+        with only_at(self.model, wanted):
+            return self.model(**inputs).logits[0], where
 
-    def _mask(self, packed: Pack) -> "torch.Tensor":
-        """Return the additive mask (1, 1, t, t): causal, within a tree, context and own branch only."""
+    def _mask(self, packed: Pack, shared: int) -> "torch.Tensor":
+        """Return the additive mask (b, 1, w, shared + w): causal, context and own branch only."""
         import torch
 
-        owner, branch = (torch.tensor(v, device=self.model.device) for v in (packed.owner, packed.branch))
-        order = torch.arange(len(owner), device=self.model.device)
-        seen = (owner[:, None] == owner) & (order[:, None] >= order)
-        seen &= (branch == 0) | (branch[:, None] == branch)
+        branch = torch.tensor(packed.branch, device=self.model.device)  # (b, w)
+        order = torch.arange(branch.shape[1], device=self.model.device)
+        seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
+        seen &= order[:, None] >= order
+        seen = torch.nn.functional.pad(seen, (shared, 0), value=True)
         blocked = torch.finfo(self.model.dtype).min
-        return torch.where(seen, 0.0, blocked).to(self.model.dtype)[None, None]
+        return torch.where(seen, 0.0, blocked).to(self.model.dtype)[:, None]
 
     def _honours_masks(self) -> bool:
         ids = [i % self.model.config.get_text_config().vocab_size for i in range(5, 37)]
-        trees = [
-            Tree(tuple(ids[:8]), (tuple(ids[8:12]), tuple(ids[12:18]))),
-            Tree(tuple(ids[18:28]), (tuple(ids[28:]),)),
-        ]
+        branches = (ids[4:8], ids[8:16], ids[16:20], ids[20:])
+        trees = [Tree(tuple(ids[:4]), tuple(map(tuple, branches))), Tree((ids[0],), (tuple(ids[1:7]),))]
         self.engine = "packed"
         try:
             together = self._score(trees)
@@ -245,3 +319,21 @@ class Executor:
             for p, q in zip(a[0], b[0], strict=True)
         ]
         return sum(gaps) / len(gaps) < _AGREEMENT_NATS
+
+
+@contextmanager
+def only_at(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
+    """Let the vocabulary's projection see the hidden states at `wanted` (u rows and indices) only.
+
+    Inside, logits have the shape (1, u, v).
+    """
+
+    def chosen(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][wanted[:, 0], wanted[:, 1]][None], *args[1:])
+
+    projection: Any = model.get_output_embeddings()
+    hook = projection.register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()

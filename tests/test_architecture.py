@@ -18,11 +18,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
-    "refusals metrics embedded scoring generation candidates training methods evaluate capability store run stats "
+    "refusals metrics embedded prepack scoring generation candidates training methods evaluate capability store run stats "
     "comparison gating decide rescue report experiment release nightly starting catalogue terminal cli"
 ).split()
 
-MODEL = {"machine", "quiet", "embedded", "scoring", "generation", "candidates", "training", "methods"}
+MODEL = {
+    "machine",
+    "quiet",
+    "embedded",
+    "prepack",
+    "scoring",
+    "generation",
+    "candidates",
+    "training",
+    "methods",
+}
 HOMES = {
     **dict.fromkeys(
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL

@@ -6,10 +6,10 @@ import pytest
 
 from harness.candidates import ModelHost, TextCandidate, TextTable, scripted
 from harness.embedded import resolve
-from harness.evaluate import BLOCK, Job, addressed, evaluate_block, in_order, latency_s
+from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
 from harness.machine import Machine
 from harness.metrics import load_metrics
-from harness.records import Example, Limits, RowsIdentity
+from harness.records import BLOCK, Example, Limits, RowsIdentity
 from harness.spec import Task
 
 IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu")
@@ -42,7 +42,7 @@ def base(tiny, own_cache):
 # Blocks and order
 
 
-@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (64, 1), (65, 2), (130, 3)])
+@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2), (2 * BLOCK + 2, 3)])
 def test_items_are_cut_into_blocks_of_sixty_four(n, blocks):
     job = job_of(*map(example, range(n)))
     assert job.n_blocks == blocks

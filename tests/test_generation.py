@@ -1,56 +1,14 @@
-"""Answers do not depend on how prompts are cut into batches, nor on what they share."""
+"""Answers do not depend on how prompts are read, nor on what they share."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.generation import BatchSize, answers, batches
+from harness.generation import answers
+from harness.scoring import Size
 
-LENGTHS = st.lists(st.integers(1, 90), max_size=40)
-SIZES = st.builds(BatchSize, st.integers(1, 12), st.integers(1, 400))
-PURE = settings(deadline=None)
+SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-# The plan
-
-
-@PURE
-@given(LENGTHS, SIZES, st.integers(1, 64))
-def test_batches_hold_every_prompt_once_from_short_to_long(lengths, size, max_new_tokens):
-    order = [i for batch in batches(lengths, size, max_new_tokens) for i in batch]
-    assert order == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-
-
-@PURE
-@given(LENGTHS, SIZES, st.integers(1, 64))
-def test_a_batch_of_several_prompts_keeps_to_its_size(lengths, size, max_new_tokens):
-    for batch in batches(lengths, size, max_new_tokens):
-        assert len(batch) <= size.rows
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= size.tokens
-
-
-@PURE
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(1, 8))
-def test_no_other_cut_costs_less(lengths, max_new_tokens):
-    def cost(groups):
-        return sum(len(g) * max(g) + 24 * max_new_tokens for g in groups)
-
-    def cuts(rest):
-        if not rest:
-            yield []
-        for n in range(1, len(rest) + 1):
-            for tail in cuts(rest[n:]):
-                yield [rest[:n], *tail]
-
-    found = [[lengths[i] for i in batch] for batch in batches(lengths, BatchSize(64, 10_000), max_new_tokens)]
-    assert cost(found) == min(map(cost, cuts(sorted(lengths))))
-
-
-def test_one_long_prompt_does_not_make_the_short_ones_long():
-    assert batches([20, 400, 21, 22], BatchSize(64, 16_384), 8) == [[0, 2, 3], [1]]
-
-
-# The answers, on a model
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +18,7 @@ def model(tiny):
     return AutoModelForCausalLM.from_pretrained(tiny).eval()
 
 
-def greedy(model, prompt, n, pad_id):
+def greedy(model, prompt, n):
     """Answer one prompt alone, by the whole sequence's argmax and without any cache."""
     import torch
 
@@ -72,10 +30,16 @@ def greedy(model, prompt, n, pad_id):
         if ids[-1] == ends:
             break
     new = ids[len(prompt) :]
-    return new + [pad_id] * (n - len(new))
+    return new + [model.config.pad_token_id] * (n - len(new))
 
 
-def padded(rows, n, pad_id):
+def answered(model, prompts, n, size=SIZE):
+    """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
+    import torch
+
+    pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
+    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
+    rows = answers(model, prompts, n, [pad_id, end_id], never, size)
     return [row + [pad_id] * (n - len(row)) for row in rows]
 
 
@@ -86,17 +50,13 @@ def padded(rows, n, pad_id):
 )
 def test_a_shared_beginning_read_once_changes_no_answer(model, beginning, ends):
     prompts = [(*beginning, *end) for end in ends]
-    pad_id = model.config.pad_token_id
-    found = padded(answers(model, prompts, pad_id, 6, ()), 6, pad_id)
-    assert found == [greedy(model, prompt, 6, pad_id) for prompt in prompts]
+    assert answered(model, prompts, 6) == [greedy(model, prompt, 6) for prompt in prompts]
 
 
 def test_one_prompt_that_another_begins_with_is_answered_too(model):
     long = tuple(range(10, 40))
     prompts = [long[:20], long, long[:20]]
-    pad_id = model.config.pad_token_id
-    found = padded(answers(model, prompts, pad_id, 4, ()), 4, pad_id)
-    assert found == [greedy(model, prompt, 4, pad_id) for prompt in prompts]
+    assert answered(model, prompts, 4) == [greedy(model, prompt, 4) for prompt in prompts]
 
 
 def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
@@ -107,7 +67,7 @@ def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
         lambda _, args, __: read.append(args[0].numel())
     )
     try:
-        answers(model, prompts, model.config.pad_token_id, 1, ())
+        answered(model, prompts, 1, Size(8, 512))
     finally:
         hook.remove()
     assert read == [50, 6]
@@ -132,5 +92,4 @@ def test_a_model_that_forgets_far_tokens_reads_each_prompt_whole(tmp_path):
     torch.manual_seed(0)
     windowed = MistralForCausalLM(config).eval()
     prompts = [(*range(10, 30), 40 + i) for i in range(3)]
-    found = padded(answers(windowed, prompts, 0, 3, ()), 3, 0)
-    assert found == [greedy(windowed, prompt, 3, 0) for prompt in prompts]
+    assert answered(windowed, prompts, 3) == [greedy(windowed, prompt, 3) for prompt in prompts]

@@ -10,6 +10,7 @@ from harness import config, run, store
 from harness.candidates import scripted
 from harness.experiment import Scope, bench_of
 from harness.progress import Silent
+from harness.records import BLOCK
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -26,8 +27,11 @@ def path(tiny, tmp_path):
 
 @pytest.fixture
 def many(path):
-    """Give one task 150 items, which are three blocks."""
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
+    """Give one task two blocks of items and 22 more."""
+    asked = [
+        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
+        for n in range(2 * BLOCK + 22)
+    ]
     tiny_experiment.rows(path.parent / "suites" / "general" / "facts.jsonl", asked)
     return bench(path)
 
@@ -51,13 +55,13 @@ def killed_after(n, asked):
 def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run.fill(many, killed_after(140, asked), [rows], "base")
+        run.fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
     assert store.finished_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
     run.fill(many, killed_after(None, asked), [rows], "base")
-    assert asked == [e.prompt for e in rows.job().examples[128:]]
+    assert asked == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
     stored = store.read_rows(many.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
 
@@ -73,11 +77,11 @@ def test_rows_that_are_there_are_not_asked_for_again(many):
 def test_a_damaged_block_is_computed_again(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run.fill(many, killed_after(130, asked), [rows], "base")
+        run.fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
     (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
     run.fill(many, killed_after(None, asked), [rows], "base")
-    assert len(asked) == 150 - 64
+    assert len(asked) == BLOCK + 22
 
 
 def test_progress_is_reported_block_by_block(path, many):

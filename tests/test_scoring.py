@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.scoring import Executor, Tree, grow, pack, plan, split
+from harness.scoring import Executor, Size, Tree, grow, pack, plan, shared_length, split
 
 IDS = st.integers(4, 300)
 TREES = st.builds(
@@ -15,6 +15,8 @@ TREES = st.builds(
     st.lists(st.lists(IDS, min_size=1, max_size=5), min_size=1, max_size=4),
 )
 FORESTS = st.lists(TREES, min_size=1, max_size=6)
+LENGTHS = st.lists(st.integers(1, 90), max_size=40)
+SIZES = st.builds(Size, st.integers(1, 12), st.integers(1, 400))
 PURE = settings(deadline=None)
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -22,34 +24,57 @@ FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 
 
 @PURE
-@given(FORESTS, st.integers(1, 60))
-def test_the_plan_holds_every_tree_once(trees, budget):
-    assert sorted(i for group in plan(trees, budget) for i in group) == list(range(len(trees)))
+@given(LENGTHS, SIZES, st.integers(1, 64))
+def test_batches_hold_every_row_once_from_short_to_long(lengths, size, cost):
+    order = [i for batch in plan(lengths, size, cost) for i in batch]
+    assert order == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
 
 
 @PURE
-@given(FORESTS, st.integers(1, 60))
-def test_a_group_of_several_trees_keeps_to_the_budget(trees, budget):
-    for group in plan(trees, budget):
-        assert group
-        assert len(group) == 1 or sum(trees[i].n_tokens for i in group) <= budget
+@given(LENGTHS, SIZES, st.integers(1, 64))
+def test_a_batch_of_several_rows_keeps_to_its_size(lengths, size, cost):
+    for batch in plan(lengths, size, cost):
+        assert len(batch) <= size.rows
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= size.tokens
 
 
 @PURE
-@given(FORESTS, st.integers(1, 60))
-def test_groups_go_from_small_trees_to_large_ones_and_ties_keep_their_order(trees, budget):
-    order = [i for group in plan(trees, budget) for i in group]
-    assert order == sorted(range(len(trees)), key=lambda i: (trees[i].n_tokens, i))
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(1, 200))
+def test_no_other_cut_costs_less(lengths, batch_cost):
+    def cost(groups):
+        return sum(len(g) * max(g) + batch_cost for g in groups)
+
+    def cuts(rest):
+        if not rest:
+            yield []
+        for n in range(1, len(rest) + 1):
+            for tail in cuts(rest[n:]):
+                yield [rest[:n], *tail]
+
+    found = [[lengths[i] for i in batch] for batch in plan(lengths, Size(64, 10_000), batch_cost)]
+    assert cost(found) == min(map(cost, cuts(sorted(lengths))))
 
 
-@PURE
-@given(FORESTS)
-def test_with_room_for_all_there_is_one_group(trees):
-    assert len(plan(trees, sum(tree.n_tokens for tree in trees))) == 1
+def test_one_long_row_does_not_make_the_short_ones_long():
+    assert plan([20, 400, 21, 22], Size(64, 16_384), 24) == [[0, 2, 3], [1]]
 
 
-def test_an_empty_plan_has_no_groups():
-    assert plan([], 10) == []
+def test_an_empty_plan_has_no_batches():
+    assert plan([], Size(10, 10), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([(*range(20), 30), (*range(20), 31)], 20),
+        ([tuple(range(20)), tuple(range(30))], 19),
+        ([tuple(range(7)), tuple(range(30))], 0),
+        ([tuple(range(20))], 0),
+    ],
+    ids=["the same beginning", "a row keeps one token of its own", "too short to be worth it", "one row"],
+)
+def test_what_all_rows_begin_with_is_shared(rows, shared):
+    assert shared_length(rows) == shared
 
 
 def test_neighbours_with_one_context_grow_into_one_tree():
@@ -59,20 +84,27 @@ def test_neighbours_with_one_context_grow_into_one_tree():
 
 def test_a_pack_says_where_each_token_belongs_and_what_predicts_it():
     packed = pack([Tree((10, 11), ((12,), (13, 14))), Tree((20,), ((21,),))])
-    assert packed.ids == [10, 11, 12, 13, 14, 20, 21]
-    assert packed.owner == [0, 0, 0, 0, 0, 1, 1]
-    assert packed.branch == [0, 0, 1, 2, 2, 0, 1]
-    assert packed.positions == [0, 1, 2, 2, 3, 0, 1]
-    assert packed.sources == [1, 1, 3, 5]
+    assert packed.ids == [[10, 11, 12, 13, 14], [20, 21, 0, 0, 0]]
+    assert packed.branch == [[0, 0, 1, 2, 2], [0, 1, -1, -1, -1]]
+    assert packed.positions == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+    assert packed.sources == [(0, 1), (0, 1), (0, 3), (1, 0)]
     assert packed.targets == [12, 13, 14, 21]
     assert packed.spans == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_a_pack_leaves_out_what_was_read_before_and_keeps_the_positions():
+    packed = pack([Tree((10, 11, 12), ((13,), (14, 15)))], shared=2)
+    assert packed.ids == [[12, 13, 14, 15]]
+    assert packed.positions == [[2, 3, 3, 4]]
+    assert packed.sources == [(0, 0), (0, 0), (0, 2)]
 
 
 @PURE
 @given(FORESTS)
 def test_every_continuation_token_is_scored_once(trees):
     packed = pack(trees)
-    assert len(packed.ids) == sum(tree.n_tokens for tree in trees)
+    tokens = [[label for label in row if label >= 0] for row in packed.branch]
+    assert [len(row) for row in tokens] == [tree.n_tokens for tree in trees]
     wanted = [token for tree in trees for branch in tree.branches for token in branch]
     assert packed.targets == wanted
     assert [packed.targets[a:b] for a, b in packed.spans] == [list(b) for t in trees for b in t.branches]
@@ -130,6 +162,26 @@ def test_packed_likelihoods_are_those_of_each_branch_alone(model, trees, budget)
     executor = Executor(model, budget)
     assert executor.engine == "packed"
     agree(executor, model, trees)
+
+
+@FEW
+@given(st.lists(IDS, min_size=8, max_size=20), FORESTS)
+def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, beginning, trees):
+    agree(Executor(model, 80), model, [Tree((*beginning, *t.context), t.branches) for t in trees])
+
+
+def test_what_all_contexts_begin_with_is_read_once(model):
+    beginning, read = tuple(range(10, 60)), []
+    trees = [Tree((*beginning, 100 + i), ((5,), (6,))) for i in range(6)]
+    executor = Executor(model, 512)
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: read.append(args[0].numel())
+    )
+    try:
+        executor.loglikelihoods(trees)
+    finally:
+        hook.remove()
+    assert read == [50, 6 * 3]
 
 
 @FEW
@@ -195,7 +247,7 @@ def test_a_model_that_does_not_take_the_mask_is_scored_plainly_and_rightly(tiny,
 
 @dataclass
 class Crowded:
-    """A model on a device whose memory holds `room` tokens of one sequence at most."""
+    """A model on a device whose memory holds `room` tokens at most."""
 
     model: object
     room: int
@@ -209,7 +261,7 @@ class Crowded:
     def __call__(self, input_ids, **inputs):
         import torch
 
-        if input_ids.shape[1] > self.room:
+        if input_ids.numel() > self.room:
             raise torch.OutOfMemoryError("no room")
         return self.model(input_ids, **inputs)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.records import RowsIdentity, Run, SampleResult
+from harness.records import BLOCK, RowsIdentity, Run, SampleResult
 from harness.store import index, rows
 from harness.store.folders import Store, rename_when_whole
 
@@ -64,8 +64,8 @@ def make_rows(n, **changes):
 
 
 def append(store, identity, sample, blocks=None):
-    for i in range((len(sample) + 63) // 64) if blocks is None else blocks:
-        stores.append_block(store, identity, i, sample[64 * i : 64 * (i + 1)])
+    for i in range((len(sample) + BLOCK - 1) // BLOCK) if blocks is None else blocks:
+        stores.append_block(store, identity, i, sample[BLOCK * i : BLOCK * (i + 1)])
 
 
 def complete(store, identity, sample):
@@ -180,7 +180,7 @@ def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name
 
 
 def test_completing_leaves_one_parquet_file_and_the_identity(store):
-    complete(store, IDENTITY, make_rows(130))
+    complete(store, IDENTITY, make_rows(2 * BLOCK + 2))
     assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == {"identity.json", "rows.parquet"}
     assert leftovers(store) == []
 
@@ -199,7 +199,7 @@ def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_row(store, fi
     assert stores.finished_blocks(store, IDENTITY) == set()
 
 
-@pytest.mark.parametrize("positions", [[], [1], [0, 2], [1, 0], range(65)])
+@pytest.mark.parametrize("positions", [[], [1], [0, 2], [1, 0], range(BLOCK + 1)])
 def test_a_block_holds_its_own_positions_in_order(store, positions):
     with pytest.raises(ValueError, match="block 0 holds positions from 0"):
         stores.append_block(store, IDENTITY, 0, [row(p) for p in positions])
@@ -209,24 +209,24 @@ def test_a_block_holds_its_own_positions_in_order(store, positions):
 
 
 def test_finished_blocks_are_not_computed_again(store):
-    append(store, IDENTITY, make_rows(192), blocks=[0, 2])
+    append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
     assert stores.finished_blocks(store, IDENTITY) == {0, 2}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"task": "sup', b"[]\n", b"\xff\xfe\n", b"1\n", b"{}\n"])
 def test_a_damaged_block_counts_as_not_finished_and_can_be_written_again(store, content):
-    sample = make_rows(130)
+    sample = make_rows(2 * BLOCK + 2)
     append(store, IDENTITY, sample)
     damaged = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
     damaged.write_bytes(content)
     assert stores.finished_blocks(store, IDENTITY) == {0, 2}
     append(store, IDENTITY, sample, blocks=[1])
-    stores.complete_rows(store, IDENTITY, 130)
+    stores.complete_rows(store, IDENTITY, 2 * BLOCK + 2)
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
 def test_a_block_that_was_cut_between_two_lines_is_not_finished_for_these_items(store):
-    sample = make_rows(64)
+    sample = make_rows(BLOCK)
     append(store, IDENTITY, sample)
     block = store.rows(IDENTITY.digest) / "blocks" / "00000.jsonl"
     block.write_text("".join(block.read_text("utf-8").splitlines(keepends=True)[:10]), "utf-8")
@@ -234,7 +234,7 @@ def test_a_block_that_was_cut_between_two_lines_is_not_finished_for_these_items(
 
 
 def test_completing_without_a_block_names_it_and_leaves_the_others(store):
-    append(store, IDENTITY, make_rows(192), blocks=[0, 2])
+    append(store, IDENTITY, make_rows(3 * BLOCK), blocks=[0, 2])
     with pytest.raises(HarnessError, match="block 1 is missing"):
         stores.complete_rows(store, IDENTITY, 192)
     assert stores.finished_blocks(store, IDENTITY) == {0, 2}
@@ -253,7 +253,7 @@ rename_when_whole(Store(Path(sys.argv[1])), Path(sys.argv[2]), write)
 
 
 def test_a_writer_that_is_killed_leaves_no_file_of_the_final_name(store):
-    append(store, IDENTITY, make_rows(64))
+    append(store, IDENTITY, make_rows(BLOCK))
     block = store.rows(IDENTITY.digest) / "blocks" / "00001.jsonl"
     assert python(KILLED_WHILE_WRITING, store.folder, block).wait() == -9
     assert not block.exists()
@@ -288,46 +288,48 @@ def test_a_writer_that_fails_leaves_the_old_file(store):
 
 
 def test_complete_rows_are_had_for_their_items_and_for_a_prefix_of_them(store):
-    sample = make_rows(130)
+    sample = make_rows(2 * BLOCK + 2)
     complete(store, IDENTITY, sample)
     ids = [r.example_id for r in sample]
     assert stores.has_rows(store, IDENTITY, ids)
-    assert stores.has_rows(store, IDENTITY, ids[:64])
+    assert stores.has_rows(store, IDENTITY, ids[:BLOCK])
     assert not stores.has_rows(store, IDENTITY, [*ids, "one more"])
     assert not stores.has_rows(store, IDENTITY, ids[::-1])
     assert not stores.has_rows(store, OTHER, ids)
 
 
 def test_blocks_that_are_not_completed_are_not_had(store):
-    sample = make_rows(64)
+    sample = make_rows(BLOCK)
     append(store, IDENTITY, sample)
     assert not stores.has_rows(store, IDENTITY, [r.example_id for r in sample])
 
 
 def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
-    first = make_rows(128, text="first")
+    first = make_rows(2 * BLOCK, text="first")
     complete(store, IDENTITY, first)
-    ids = [r.example_id for r in make_rows(200)]
+    ids = [r.example_id for r in make_rows(3 * BLOCK + 8)]
     assert stores.finished_blocks(store, IDENTITY, ids) == {0, 1}
-    later = make_rows(200, text="later")
+    later = make_rows(3 * BLOCK + 8, text="later")
     append(store, IDENTITY, later, blocks=[2, 3])
     stores.complete_rows(store, IDENTITY, 200)
-    assert stores.read_rows(store, IDENTITY.digest) == first + later[128:]
+    assert stores.read_rows(store, IDENTITY.digest) == first + later[2 * BLOCK :]
 
 
 def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
-    complete(store, IDENTITY, make_rows(100, text="cut"))
-    sample = make_rows(130, text="full")
+    complete(store, IDENTITY, make_rows(BLOCK + 36, text="cut"))
+    sample = make_rows(2 * BLOCK + 2, text="full")
     assert stores.finished_blocks(store, IDENTITY, [r.example_id for r in sample]) == {0}
     append(store, IDENTITY, sample, blocks=[1, 2])
-    stores.complete_rows(store, IDENTITY, 130)
-    assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * 64 + ["full"] * 66
+    stores.complete_rows(store, IDENTITY, 2 * BLOCK + 2)
+    assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * BLOCK + ["full"] * (
+        BLOCK + 2
+    )
 
 
 def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
-    sample = make_rows(130)
+    sample = make_rows(2 * BLOCK + 2)
     complete(store, IDENTITY, sample)
-    ids = [r.example_id for r in sample[:100]]
+    ids = [r.example_id for r in sample[: BLOCK + 36]]
     assert stores.finished_blocks(store, IDENTITY, ids) == {0, 1}
     stores.complete_rows(store, IDENTITY, 100)
     assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
@@ -336,18 +338,18 @@ def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
 
 def test_rows_in_another_order_replace_those_that_were_there(store):
     complete(store, IDENTITY, make_rows(200))
-    turned = [replace(r, example_id=f"item-{199 - r.position:05d}") for r in make_rows(128)]
+    turned = [replace(r, example_id=f"item-{999 - r.position:05d}") for r in make_rows(2 * BLOCK)]
     assert stores.finished_blocks(store, IDENTITY, [r.example_id for r in turned]) == set()
     append(store, IDENTITY, turned)
-    stores.complete_rows(store, IDENTITY, 128)
+    stores.complete_rows(store, IDENTITY, 2 * BLOCK)
     assert stores.read_rows(store, IDENTITY.digest) == turned
 
 
 def test_a_block_behind_a_gap_waits_for_the_gap_to_be_filled(store):
-    sample = make_rows(256)
+    sample = make_rows(4 * BLOCK)
     append(store, IDENTITY, sample, blocks=[0, 3])
-    stores.complete_rows(store, IDENTITY, 64)
-    assert stores.read_rows(store, IDENTITY.digest) == sample[:64]
+    stores.complete_rows(store, IDENTITY, BLOCK)
+    assert stores.read_rows(store, IDENTITY.digest) == sample[:BLOCK]
     assert stores.finished_blocks(store, IDENTITY) == {0, 3}
     append(store, IDENTITY, sample, blocks=[1, 2])
     stores.complete_rows(store, IDENTITY, 256)
@@ -416,7 +418,7 @@ def test_a_run_saved_again_replaces_itself(store):
 
 
 def test_a_run_whose_rows_are_not_complete_is_not_saved(store):
-    append(store, IDENTITY, make_rows(64))
+    append(store, IDENTITY, make_rows(BLOCK))
     with pytest.raises(HarnessError, match=f"no complete rows {IDENTITY.digest}"):
         stores.save_run(store, make_run("a", [IDENTITY.digest]))
     assert not (store.folder / "a").exists()
@@ -456,7 +458,7 @@ def test_rows_that_two_runs_share_are_ingested_once(store):
 
 
 def test_rows_that_have_grown_are_ingested_anew(store):
-    complete(store, IDENTITY, make_rows(64))
+    complete(store, IDENTITY, make_rows(BLOCK))
     stores.save_run(store, make_run("a", [IDENTITY.digest]))
     complete(store, IDENTITY, make_rows(100))
     stores.save_run(store, make_run("b", [IDENTITY.digest]))
@@ -705,31 +707,31 @@ def fill(folder):
 
 def test_a_full_disk_is_said_when_a_block_is_written_and_nothing_stays(small_disk):
     store = Store(small_disk / "runs")
-    append(store, IDENTITY, make_rows(64))
+    append(store, IDENTITY, make_rows(BLOCK))
     fill(small_disk)
     with pytest.raises(HarnessError, match=r"no room to write \(0\.0 MB free.*next: free some space"):
-        append(store, IDENTITY, make_rows(128, text="x" * 1000), blocks=[1])
+        append(store, IDENTITY, make_rows(2 * BLOCK, text="x" * 1000), blocks=[1])
     assert leftovers(store) == []
     assert stores.finished_blocks(store, IDENTITY) == {0}
 
 
 def test_a_full_disk_is_said_when_rows_are_completed_and_the_blocks_stay(small_disk):
     store = Store(small_disk / "runs")
-    sample = [replace(r, text=os.urandom(300).hex()) for r in make_rows(128)]
+    sample = [replace(r, text=os.urandom(300).hex()) for r in make_rows(BLOCK)]
     append(store, IDENTITY, sample)
     fill(small_disk)
     with pytest.raises(HarnessError, match="no room to write"):
-        stores.complete_rows(store, IDENTITY, 128)
+        stores.complete_rows(store, IDENTITY, BLOCK)
     assert leftovers(store) == []
     (small_disk / "filler").unlink()
-    stores.complete_rows(store, IDENTITY, 128)
+    stores.complete_rows(store, IDENTITY, BLOCK)
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
 def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(small_disk):
     store = Store(small_disk / "runs")
     stores.save_run(store, make_run("a", []))
-    complete(store, IDENTITY, [replace(r, text=os.urandom(1000).hex()) for r in make_rows(192)])
+    complete(store, IDENTITY, [replace(r, text=os.urandom(1000).hex()) for r in make_rows(BLOCK)])
     fill(small_disk)
     os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 16_384)  # for run.json
     with pytest.raises(HarnessError, match=r"harness\.duckdb: found no room to write"):
@@ -755,7 +757,7 @@ except HarnessError as error:
 
 def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
     command = [sys.executable, "-c", LIMITED, str(store.folder)]
-    sample = pickle.dumps((IDENTITY, make_rows(64, text="x" * 1000)))
+    sample = pickle.dumps((IDENTITY, make_rows(BLOCK, text="x" * 1000)))
     done = subprocess.run(command, cwd=ROOT, input=sample, capture_output=True, check=False)
     assert b"no room to write" in done.stdout, done.stderr.decode()
     assert leftovers(store) == []

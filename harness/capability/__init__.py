@@ -151,7 +151,7 @@ class _Asker:
         self._primary = next(s for s in known if s.name == primary)
 
     def block(self, candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
-        """Ask one block of 64 documents, and score the answers as lm-eval does."""
+        """Ask one block of documents, and score the answers as lm-eval does."""
         examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
         places = [self._described.place(e.id) for e in examples]
         self._build(job)

@@ -75,7 +75,7 @@ def finished_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | N
 
 
 def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequence[SampleResult]) -> None:
-    """Write one finished block: positions 64·index, 64·index + 1, … in this order.
+    """Write one finished block: positions BLOCK·index, BLOCK·index + 1, … in this order.
 
     Raises:
         ValueError: a number is NaN or infinite, or the positions are not those of the block.
