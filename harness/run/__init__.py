@@ -36,7 +36,7 @@ from harness.store import Store
 from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
-_LAYS_OUT = ("scoring", "generation", "candidates")
+_LAYS_OUT = ("prepack", "scoring", "generation", "candidates")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
