@@ -17,9 +17,12 @@ from harness.spec import Spec
 from harness.training.context import FitContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 Row = dict[str, Any]
+
+# Attention scores of a head and layer that are kept: at most 1 MB in bf16.
+_PLAIN_SCORES = 1 << 19
 
 
 class LoopParams(Spec):
@@ -46,6 +49,15 @@ def attention(device: str) -> str:
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
+
+
+def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
+    """Let short rows attend by plain products on a CPU, whose fused backward pass takes far longer on them.
+
+    The products of a layer are kept for the backward pass, so long rows stay with the fused one.
+    """
+    if model.device.type == "cpu" and batch_size * longest**2 <= _PLAIN_SCORES:
+        model.set_attn_implementation("eager")
 
 
 def settings(context: FitContext) -> dict[str, Any]:

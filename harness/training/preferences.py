@@ -70,6 +70,8 @@ def preference(
     rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
     scratch = save_to.parent / "checkpoints"
     trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
+    longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
+    loop.attend_plainly(base, longest, params.per_device_train_batch_size)
     loop.run(trainer)
     model: Any = trainer.model
     model.save_pretrained(save_to, selected_adapters=["default"])

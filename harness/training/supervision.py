@@ -71,6 +71,8 @@ def supervised(
     validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
     scratch = save_to.parent / "checkpoints"
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
+    read: Any = trainer.train_dataset
+    loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     loop.run(trainer)
     model: Any = trainer.model
     if peft_config is None:
