@@ -18,7 +18,7 @@ target:
 suites: [general]
 candidates:
   prompt: prompt
-  lora: {{method: lora, params: {{r: 16, learning_rate: 1.0e-3, num_train_epochs: 1, max_length: 512}}}}
+  lora: {{method: lora, params: {{r: 16, learning_rate: 1.0e-3, num_train_epochs: 3, max_length: 512}}}}
 """
 
 XQUAD = """
@@ -81,35 +81,32 @@ def scores(report):
     return {f.name: f.target.score for f in report.facts}
 
 
-@pytest.mark.manual
 def test_instructions_are_learnt_from_rows_as_they_are(dolly):
     lora = next(fact for fact in dolly.facts if fact.name == "lora")
     assert {fact.state for fact in dolly.facts} == {"done"}
     assert {fact.target.n for fact in dolly.facts} == {24}
-    assert lora.training["loss"][-1][1] < lora.training["loss"][0][1]
+    losses = [loss for _, loss in lora.training["loss"]]
+    third = len(losses) // 3  # an epoch: each has seen the same rows
+    assert sum(losses[-third:]) < sum(losses[:third])
 
 
-@pytest.mark.manual
 def test_how_the_rows_were_read_and_split_is_in_the_report(dolly, xquad):
     assert any("read as Alpaca rows" in note for note in dolly.notes)
     assert any("by cluster" in note for note in xquad.notes)
 
 
-@pytest.mark.manual
 def test_retrieval_beats_the_closed_book(xquad):
     rag = next(fact for fact in xquad.facts if fact.name == "rag")
     assert rag.recall > 0.6
     assert scores(xquad)["rag"] > scores(xquad)["closed-book"] + 0.1
 
 
-@pytest.mark.manual
 def test_no_article_is_on_two_sides(xquad_path):
     items = load_task(config.load(xquad_path).experiment.target, 0)
     sides = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
     assert sum(map(len, sides)) == len(set.union(*sides))
 
 
-@pytest.mark.manual
 def test_transcripts_of_preferences_train_a_dpo_candidate(harmless):
     dpo = next(fact for fact in harmless.facts if fact.name == "dpo")
     assert dpo.state == "done"
