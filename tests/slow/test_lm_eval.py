@@ -22,8 +22,9 @@ LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "24"))
 N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))
 PRECISION = os.environ.get("HARNESS_LM_EVAL_PRECISION", "auto")
 BATCH = 8
-# Two correct ways to batch one item differ by so much in bf16, in nats of a whole continuation.
-NOISE_NATS = {"bf16": 0.75, "fp16": 0.1, "fp32": 0.002}
+# Two correct ways to batch one item differ by so much, in nats of a whole continuation: in bf16 up to
+# 1.95 on 200 documents of PIQA, whose choices are the longest.
+NOISE_NATS = {"bf16": 2.5, "fp16": 0.5, "fp32": 0.002}
 
 # Task, the folder of its data, its configuration, and the split that is evaluated.
 CHOICES = {
@@ -125,6 +126,8 @@ def gap_nats(sample, metric):
 def gold_logprob(sample):
     responses = sample["filtered_resps"]
     target = sample["target"] if len(responses) > 1 else 0
+    if not str(target).isdigit():  # winogrande's target is what follows both ways to fill the gap
+        target = int(sample["doc"]["answer"]) - 1
     return float(responses[int(target)][0])
 
 
