@@ -81,7 +81,7 @@ def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval report decide gate promote ls reindex list show rm add confirm".split()
+        "init compare train eval report decide gate promote ls reindex score list show rm add confirm".split()
     )
     from typer.testing import CliRunner
 

@@ -7,7 +7,7 @@ under a limit grows by whole blocks and never has to be computed again.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -131,9 +131,7 @@ def read_rows(store: Store, rows_digest: str, n: int | None = None) -> list[Samp
     limit = "" if n is None else f"WHERE position < {n:d}"
     next_step = f"delete {path.parent}, then {AGAIN}"
     with clear_errors(store, f"rows {rows_digest}", next_step), _memory() as db:
-        cursor = db.execute(f"SELECT * FROM {READ_PARQUET} {limit} ORDER BY position", [pattern(path)])
-        names = [column[0] for column in cursor.description or ()]
-        return [_row(dict(zip(names, values, strict=True))) for values in cursor.fetchall()]
+        return _rows(db.execute(f"SELECT * FROM {READ_PARQUET} {limit} ORDER BY position", [pattern(path)]))
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
@@ -148,6 +146,33 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     return RowsIdentity(**json.loads(path.read_text("utf-8")))
 
 
+def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
+    """Read the finished blocks that hold exactly these examples, of a set that need not be complete."""
+    done = finished_blocks(store, identity, ids)
+    path, loose = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
+    if not done:
+        return {}
+    with _memory() as db:
+        _merge(db, [_block_path(path.parent, i) for i in loose], path if _parquet_ids(path) else None)
+        rows = _rows(db.execute("SELECT * FROM merged ORDER BY position"))
+    wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
+    by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
+    for row in rows:
+        index = row.position // BLOCK
+        if len(by_block.get(index, ())) < wanted.get(index, 0):
+            by_block[index].append(row)
+    return by_block
+
+
+def identities(store: Store) -> list[RowsIdentity]:
+    """List what the stored row sets depend on; sets whose file cannot be read are left out."""
+    found = []
+    for path in sorted((store.folder / "rows").glob("*/identity.json")):
+        with suppress(OSError, ValueError, TypeError):
+            found.append(RowsIdentity(**json.loads(path.read_text("utf-8"))))
+    return found
+
+
 def pattern(path: Path) -> str:
     """Write a path so that DuckDB, which reads paths as patterns, finds just this file."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
@@ -159,6 +184,11 @@ def _line(row: SampleResult) -> str:
     except ValueError as error:
         reason = "NaN and inf are not stored; unknown is None"
         raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
+
+
+def _rows(found: "DuckDBPyConnection") -> list[SampleResult]:
+    names = [column[0] for column in found.description or ()]
+    return [_row(dict(zip(names, values, strict=True))) for values in found.fetchall()]
 
 
 def _row(values: dict[str, Any]) -> SampleResult:
