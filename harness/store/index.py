@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.records import Run
 from harness.store.folders import Store, clear_errors, failure
 from harness.store.ingest import KEYS, add_rows, add_texts
+from harness.store.rows import silent
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -135,7 +136,7 @@ def _connect(store: Store, *, read_only: bool) -> "DuckDBPyConnection":
     deadline = time.monotonic() + store.wait_s
     while True:
         try:
-            return duckdb.connect(str(store.index), read_only=read_only)
+            return silent(duckdb.connect(str(store.index), read_only=read_only))
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise

@@ -29,6 +29,7 @@ from harness.store.folders import (
     write_whole,
 )
 from harness.store.ingest import add_rows, drop_orphans
+from harness.store.rows import silent
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -143,7 +144,7 @@ def _build(store: Store, path: Path) -> Counts:
     import duckdb
 
     runs, skipped = _runs_on_disk(store)
-    with duckdb.connect(str(path)) as db:
+    with silent(duckdb.connect(str(path))) as db:
         index.migrate(db)
         _add_all_rows(db, store, runs)
         for run in runs:

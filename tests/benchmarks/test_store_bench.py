@@ -140,8 +140,8 @@ def measured(at: Store, n_rows: int) -> list[Row]:
     done = subprocess.run(
         [sys.executable, "-c", _COMMAND, str(at.folder)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    print(repr(done.stdout[:300]), done.stderr[:300])
-    wall_s, peak_gb, n = json.loads(done.stdout.splitlines()[-1])
+
+    wall_s, peak_gb, n = json.loads(done.stdout)
     stored, referred = texts(at)
     with duckdb.connect() as db:
         more = run_of(n_runs, [row_set(db, at, 2 * n_runs + i) for i in range(2)])
