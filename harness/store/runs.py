@@ -120,8 +120,8 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     remove_folder(store.folder / run_id)
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
-    fit_keys = Counter(one.training.get("fit_key") for one in on_disk)
-    if fit_key := own_fit_key(run, fit_keys, Counter(one.weights_digest for one in on_disk)):
+    fit_keys = Counter(one.training.get("fit_key") for one in [run, *others])
+    if fit_key := own_fit_key(run, fit_keys, Counter(one.weights_digest for one in [run, *others])):
         remove_folder(store.weights(fit_key))
 
 
