@@ -101,6 +101,14 @@ def count(n: float | None) -> str:
     return _fixed(n, 0)
 
 
+def size(n_bytes: float) -> str:
+    """Print a size on the disk: `0 B`, `34 kB`, `1.2 MB`, `45 GB`."""
+    for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= 0.9995 * scale:
+            return f"{_fixed(n_bytes / scale, 1 if n_bytes < 9.95 * scale else 0)} {name}"
+    return f"{_fixed(n_bytes, 0)} B"
+
+
 def p_value(p: float | None) -> str:
     """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
     if not _known(p):

@@ -7,7 +7,7 @@ so two equal things have one digest on every machine.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
@@ -145,7 +145,11 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class RowsIdentity:
-    """What a set of rows depends on; its digest names the folder they lie in."""
+    """What a set of rows depends on; its digest names the folder they lie in.
+
+    All but `scoring_digest` says what was asked of whom; that one says how the answers are scored,
+    and is empty where the task's own code does both at once.
+    """
 
     weights_digest: str
     template_digest: str
@@ -158,11 +162,17 @@ class RowsIdentity:
     engine: str
     layout_digest: str
     device_class: str
+    scoring_digest: str = ""
 
     @property
     def digest(self) -> str:
         """The sixteen hex digits that name `runs/rows/<digest>/`."""
         return digest(asdict(self))
+
+    @property
+    def answers(self) -> "RowsIdentity":
+        """The same without its scoring: rows of which this is equal hold the same answers."""
+        return replace(self, scoring_digest="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,10 @@ tasks:
 """
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=5, help="how often the fault test kills a compare")
+
+
 def shared_data(path: str) -> Path:
     """Return a file of the real data; skip where it is absent, but never in CI."""
     folder = Path(os.environ.get("HARNESS_TEST_DATA") or _ROOT.parent / "shared" / "data")

@@ -81,7 +81,7 @@ def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval report decide gate promote ls reindex list show rm add confirm".split()
+        "init compare train eval report decide gate promote ls reindex score list show rm add confirm".split()
     )
     from typer.testing import CliRunner
 
@@ -318,6 +318,21 @@ def test_report_prints_what_compare_printed(harness, copy):
 def test_a_report_without_runs_ends_with_5(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     assert "harness compare" in harness("report", check=5).stderr
+
+
+def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
+    done = harness("runs", "list", cwd=copy, check=0)
+    lora = next(line for line in done.stdout.splitlines() if line.startswith("tiny-lora"))
+    assert lora.endswith(" kB")
+    assert done.stderr.startswith("runs: ")
+    assert " on the disk: rows " in done.stderr
+
+
+def test_a_champion_is_not_removed(harness, copy):
+    harness("promote", "lora", cwd=copy, check=0)
+    run_id = json.loads((copy / "baselines" / "champions" / "letters.json").read_text())["run_id"]
+    assert "promote another run first" in harness("runs", "rm", run_id, cwd=copy, check=2).stderr
+    assert harness("runs", "show", run_id, cwd=copy).returncode == 0
 
 
 def test_runs_are_listed_shown_and_removed(harness, copy):

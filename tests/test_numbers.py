@@ -88,3 +88,21 @@ def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
         numbers.plain(x),
     ]
     assert not any("-" in text or "nan" in text for text in printed)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1_000, "1.0 kB"),
+        (9_949, "9.9 kB"),
+        (9_951, "10 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (2.345e9, "2.3 GB"),
+        (4.5e12, "4,500 GB"),
+    ],
+)
+def test_a_size_on_the_disk_has_two_digits_or_more(n_bytes, shown):
+    assert numbers.size(n_bytes) == shown

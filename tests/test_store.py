@@ -448,7 +448,7 @@ def test_rows_and_scores_are_in_the_index(store):
         map(repr, [(digest, "item-00000", "f1", [0.5, 1.0]), (digest, "item-00000", "bleu", None)])
     )
     with duckdb.connect(str(store.index), read_only=True) as db:
-        query = 'SELECT rowset, position, text, "references" FROM rows ORDER BY position'
+        query = 'SELECT rowset, position, text, "references" FROM samples ORDER BY position'
         assert db.execute(query).fetchall() == [(digest, r.position, r.text, ["answer"]) for r in sample]
 
 
@@ -518,7 +518,7 @@ def test_a_file_without_tables_is_migrated_by_its_first_reader(store):
     store.folder.mkdir()
     duckdb.connect(str(store.index)).close()
     assert stores.list_runs(store) == []
-    assert contents(store)["meta"] == [repr((len(index.MIGRATIONS),))]
+    assert contents(store)["meta"] == [repr((version + 1,)) for version in range(len(index.MIGRATIONS))]
 
 
 KILLED_AFTER_COMMIT = """
@@ -539,6 +539,25 @@ def test_what_a_killed_writer_had_committed_is_read_and_does_not_outlive_a_reind
     stores.reindex(store)
     assert not log.exists()
     assert len(stores.list_runs(store, "desk")) == 1
+
+
+def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_told(store):
+    save_two_runs(store)
+    kept = stores.get_run(store, "b")
+    shutil.move(store.folder / "b", store.folder.parent / "b")
+    stores.reindex(store)
+    shutil.move(store.folder.parent / "b", store.folder / "b")
+    assert stores.written_run(store, "b") == kept
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+    assert count(store, "rows") == 75
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": "a"}'])
+def test_a_run_whose_file_is_damaged_counts_as_none(store, content):
+    stores.save_run(store, make_run("a", []))
+    store.run_file("a").write_text(content)
+    assert stores.written_run(store, "a") is None
+    assert stores.written_run(store, "no such run") is None
 
 
 # Several processes

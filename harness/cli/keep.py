@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 
 @runs_app.command("list")
 def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
-    """List stored runs, oldest first."""
+    """List stored runs, oldest first, with what removing each would free, and the disk use of all."""
     from harness import store
+    from harness.numbers import size
 
-    found = store.list_runs(store.Store(runs))
-    print_value({run.run_id: _brief(run) for run in found}, as_json)
+    at = store.Store(runs)
+    found = store.list_runs(at)
+    used = store.disk_use(at, found)
+    print_value({run.run_id: f"{_brief(run)}, {size(used.freed[run.run_id])}" for run in found}, as_json)
+    say(
+        f"{runs}: {size(used.total)} on the disk: rows {size(used.rows)}, weights {size(used.weights)}, "
+        f"index {size(used.index_file)}, unfinished {size(used.unfinished)}"
+    )
 
 
 @runs_app.command("show")
@@ -36,10 +43,11 @@ def runs_show(run_id: str, runs: RunsFolder = Path("runs"), as_json: Json = Fals
 
 @runs_app.command("rm")
 def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
-    """Remove a run, with the rows and weights that no other run refers to."""
-    from harness import store
+    """Remove a run that is no champion, with the rows and weights that no other run refers to."""
+    from harness import release
+    from harness.store import Store
 
-    store.remove_run(store.Store(runs), run_id)
+    release.remove_run(Store(runs), run_id)
     say(f"removed {run_id}")
 
 

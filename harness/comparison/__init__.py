@@ -47,6 +47,7 @@ _MUST_AGREE = (
     "engine",
     "layout_digest",
     "device_class",
+    "scoring_digest",
 )
 
 

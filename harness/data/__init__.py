@@ -14,11 +14,14 @@ from harness.data.items import Kept, Notes, Sourced
 from harness.data.leaks import Leak, check_leaks, suite_leaks
 from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest
-from harness.spec import Task, metric_name
+from harness.spec import Task
 
-__all__ = ["Leak", "TaskItems", "check_leaks", "load_task", "suite_leaks", "task_version"]
+__all__ = ["SCORING", "Leak", "TaskItems", "check_leaks", "load_task", "suite_leaks", "task_version"]
 
 Split = Literal["train", "validation", "test"]
+
+# What a task says of judging its answers; the answers themselves do not depend on it.
+SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "stands_for")
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -78,13 +81,12 @@ def load_task(task: Task, seed: int) -> TaskItems:
 
 
 def task_version(task: Task, items: TaskItems, split: Split | None = None) -> str:
-    """Digest what a score on this task depends on: its definition and its items, no paths.
+    """Digest what the answers to this task depend on: its definition and its items, no paths.
 
     With `split` only that split's items count (and the rows that shots are taken from), so
     that more training rows do not make a new test.
     """
-    definition = task.model_dump(exclude={"data", "limit"})
-    definition |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
+    definition = task.model_dump(exclude={"data", "limit", *SCORING})
     content = asdict(replace(items, removed=(), read_as=()))
     del content["read_as"]
     if split is not None:

@@ -8,12 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from harness import config, gating
+from harness import config, gating, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
 from harness.experiment.remarks import remarks
@@ -115,23 +113,15 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
         HarnessError: another process is working in the same runs folder.
     """
     start, reader, ordered = time.monotonic(), Reader(bench), _in_order(bench, loaded.selected)
-    bench.store.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(bench.store.folder / "compare.lock")
-    try:
-        with lock.acquire(timeout=1):
-            published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
-            for source in published:
+    with store.working(bench.store):
+        published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
+        for source in published:
+            _measure_base(bench, source)
+        runs = [_attempt(bench, reader, *one, smoke=quick) for one in ordered]
+        done = {run.candidate for run in runs if run.state == "done"}
+        for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
+            if source not in published:
                 _measure_base(bench, source)
-            runs = [_attempt(bench, reader, *one, smoke=quick) for one in ordered]
-            done = {run.candidate for run in runs if run.state == "done"}
-            for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
-                if source not in published:
-                    _measure_base(bench, source)
-    except Timeout:
-        raise HarnessError(
-            f"{bench.store.folder} is in use: found another harness compare at work there; "
-            "expected to be alone; next: wait until it has finished"
-        ) from None
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
     return report_of(bench, reader, runs, smoke=quick, header=header, notes=_notes(bench, runs))
 

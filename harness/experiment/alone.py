@@ -22,7 +22,8 @@ from harness.numbers import count, seconds
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report.scores import Scored
-from harness.run import Bench, base_weights, ensure_weights, suite_arm, suite_sets, work_of
+from harness.run import Bench, base_weights, ensure_weights, suite_arm
+from harness.run.sets import suite_sets, work_of
 from harness.spec import Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
 from harness.training import Weights

@@ -19,16 +19,8 @@ from harness.machine import probe
 from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
-from harness.run import (
-    SPLITS,
-    Bench,
-    Measured,
-    base_weights,
-    measured,
-    suite_sets,
-    target_sets,
-    work_of,
-)
+from harness.run import Bench, Measured, base_weights, measured
+from harness.run.sets import SPLITS, suite_sets, target_sets, work_of
 from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store

@@ -11,23 +11,28 @@ from typing import cast
 from harness import config
 from harness.errors import Problem, UserError
 from harness.release import forms
+from harness.release.again import score_again
 from harness.release.champions import Champion, promote
 from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
 from harness.release.judged import Judged, exit_code
 from harness.release.pinned import SUITE, add_regressions
+from harness.release.removal import remove_run
 from harness.release.stored import Baseline, candidate_runs, gate_stored
 from harness.store import Store
 
 __all__ = [
     "Champion",
     "Judged",
+    "candidate_runs",
     "exit_code",
     "gate",
     "gate_folders",
     "gate_stored",
     "pin",
     "promote_named",
+    "remove_run",
+    "score_again",
     "terminal",
     "to_json",
     "write",

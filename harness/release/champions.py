@@ -58,6 +58,16 @@ def read_champion(folder: Path, target: str) -> Champion | None:
         raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
 
 
+def champions(folder: Path) -> list[Champion]:
+    """Read the champions of all targets, below the experiment's folder.
+
+    Raises:
+        UserError: a file is no champion's.
+    """
+    targets = sorted(path.stem for path in champion_file(folder, "*").parent.glob("*.json"))
+    return [found for target in targets if (found := read_champion(folder, target)) is not None]
+
+
 def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]:
     """Write the run that is best on validation as the champion of the target; returns the file.
 

@@ -9,11 +9,10 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,14 +21,14 @@ from harness.candidates import Candidate, ModelHost, classifier
 from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
 from harness.errors import Diverged, HarnessError
-from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
+from harness.evaluate import Job, evaluate_block, in_order, latency_s
 from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
-from harness.metrics import sources as metric_sources
 from harness.progress import Progress
-from harness.prompting import PromptingContext, compose
-from harness.records import Example, RowsIdentity, Run, SampleResult, digest
+from harness.records import Example, Run, SampleResult, digest
+from harness.run import rescoring
 from harness.run import weights as made
+from harness.run.sets import SPLITS, RowSet, suite_sets, target_sets, work_of
 from harness.run.weights import base_of, served_base
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
@@ -37,7 +36,6 @@ from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
 _LAYS_OUT = ("prepack", "scoring", "generation", "candidates")
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Measured(NamedTuple):
@@ -123,8 +121,11 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     run_id = _run_id(bench, name, seed, weights, sets)
     if (done := _finished(bench, run_id, sets)) is not None:
         return done
+    lacking = rescoring.missing(bench, sets)
+    if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
+        return _saved_again(bench, recipe, run_id, sets, before)
     with opened(bench, weights) as candidate:
-        fill(bench, candidate, sets, name)
+        fill(bench, candidate, lacking, name)
         times = latency_s(candidate, sets[0].job())
     run = _record(
         bench,
@@ -143,6 +144,52 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     return run
 
 
+def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run | None, list[str]]:
+    """Score a finished run's stored answers with the metrics as they are now, without the model.
+
+    Returns the run as it is scored now, and the names of rows that only asking again would give; where
+    there are such rows, no run is made.
+    """
+    weights = _stored_weights(bench, recipe, run.seed)
+    if weights is None:
+        return None, list(run.rows)
+    sets = _row_sets(bench, recipe, weights, run.seed)
+    if lacking := rescoring.missing(bench, sets):
+        return None, [rows.name for rows in lacking]
+    run_id = _run_id(bench, name, run.seed, weights, sets)
+    done = _finished(bench, run_id, sets) or _saved_again(bench, recipe, run_id, sets, run)
+    return done, []
+
+
+def _before(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
+    """Find the newest run that holds the same answers under another scoring."""
+    wanted = {s.name: s.identity.answers for s in sets}
+    known = {one.digest: one.answers for one in store.identities(bench.store)}
+    for run in reversed(store.list_runs(bench.store, bench.experiment.name)):
+        own = (run.candidate, run.seed, run.weights_digest, run.state)
+        answers = {key: known.get(rows) for key, rows in run.rows.items()}
+        if own == (name, seed, weights.digest, "done") and answers == wanted:
+            return run
+    return None
+
+
+def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSet], before: Run) -> Run:
+    """Save a run with rows that were scored again; what was measured of it stays."""
+    run = replace(
+        before,
+        run_id=run_id,
+        created=_now(),
+        rows={s.name: s.identity.digest for s in sets},
+        recipe=recipe.model_dump(mode="json"),
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the run of a recipe as it is written now, or its failure; computes nothing."""
     if (weights := _stored_weights(bench, recipe, seed)) is not None:
@@ -159,35 +206,6 @@ def _stored_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
         return _weights(bench, recipe, seed, make=False)
     except Diverged:
         return None
-
-
-class RowSet(NamedTuple):
-    """Rows that a run refers to: which items, asked how, and the identity that names their folder.
-
-    `ask` puts the prompts around the items. It is called only where rows are missing, because
-    building prompts may mean building a retriever first.
-    """
-
-    measured: Measured
-    split: Split
-    answer: Literal["generate", "rank"]
-    identity: RowsIdentity
-    ask: Callable[[], tuple[Example, ...]]
-
-    @property
-    def name(self) -> str:
-        """The key of these rows in a run: task and split."""
-        return f"{self.measured.task.name}/{self.split}"
-
-    @property
-    def ids(self) -> list[str]:
-        """Example ids, in the order in which they are asked."""
-        return [e.id for e in self.measured.examples(self.split)]
-
-    def job(self) -> Job:
-        """Return the items as the candidate is asked them."""
-        m = self.measured
-        return Job(m.task, m.role, self.split, self.ask(), m.metrics, self.answer, self.identity)
 
 
 def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -217,9 +235,9 @@ def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
 def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
     """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
     sets = suite_sets(bench, weights)
-    if any(not _is_there(bench, s) for s in sets):
+    if lacking := rescoring.missing(bench, sets):
         with opened(bench, weights) as candidate:
-            fill(bench, candidate, sets, name)
+            fill(bench, candidate, lacking, name)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
@@ -262,7 +280,7 @@ def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) 
         base_model=base.name,
         base_digest=base.weights_digest,
         served_digest=served.weights_digest if served != base else "",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=_now(),
         recipe=recipe.model_dump(mode="json"),
         **outcome,
     )
@@ -349,8 +367,9 @@ def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) ->
     if not _is_there(bench, rows):
         if not make:
             return None
-        with opened(bench, weights) as candidate:
-            fill(bench, candidate, [rows], "sweep")
+        if lacking := rescoring.missing(bench, [rows]):
+            with opened(bench, weights) as candidate:
+                fill(bench, candidate, lacking, "sweep")
     metric = bench.target.metrics[bench.target.task.primary_metric]
     answered = store.read_rows(bench.store, rows.identity.digest, len(rows.ids))
     parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
@@ -365,89 +384,11 @@ def _spelled(recipe: Recipe) -> str:
     )
 
 
-def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List validation and test of the target, as this recipe asks them."""
-    prompting = made.prompting_digest(bench, recipe, seed)
-    target, answer = bench.target, recipe.answer
-
-    step = cache(partial(made.step_of, bench, recipe, seed))
-
-    def asked(split: Split) -> tuple[Example, ...]:
-        return tuple(map(step(), target.examples(split)))
-
-    return [
-        RowSet(
-            target,
-            split,
-            answer,
-            _identity(bench, weights, target, split, prompting, answer),
-            partial(asked, split),
-        )
-        for split in SPLITS[1:]
-    ]
-
-
-def suite_sets(bench: Bench, weights: Weights) -> list[RowSet]:
-    """List the capability tasks; a classifier has no general ability to measure."""
-    if weights.kind == "classifier":
-        return []
-    return [
-        RowSet(
-            m,
-            "test",
-            "generate",
-            _identity(bench, weights, m, "test", "task", "generate"),
-            partial(_asked, m),
-        )
-        for m in bench.suites
-    ]
-
-
-def _asked(m: Measured) -> tuple[Example, ...]:
-    """Put the task's own shots and system message around its items; lm-eval does that itself."""
-    if m.task.lm_eval:
-        return m.examples("test")
-    if m.task.num_fewshot == 0:
-        return tuple(addressed(e, m.task.system, None) for e in m.examples("test"))
-    shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
-    step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
-    return tuple(addressed(step(e), m.task.system, None) for e in m.examples("test"))
-
-
-def _scoring_source(m: Measured) -> str:
-    """Digest the code that turns answers into scores."""
-    if m.task.lm_eval:
-        return plugins.source_digest(*sorted((_PACKAGE / "capability").glob("*.py")))
-    metrics = [path for written in m.task.metrics for path in metric_sources(written)]
-    return plugins.source_digest(_PACKAGE / "evaluate.py", _PACKAGE / "refusals.py", *metrics)
-
-
-def _identity(
-    bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
-) -> RowsIdentity:
-    base = weights.source or bench.source
-    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
-    return RowsIdentity(
-        weights.digest,
-        base.template_digest,
-        m.task.name,
-        digest([m.versions[split], _scoring_source(m)]),
-        split,
-        prompting,
-        answer,
-        bench.machine.precision,
-        engine,
-        layout,
-        bench.machine.device,
-    )
-
-
 def _finished(bench: Bench, run_id: str, sets: Sequence[RowSet]) -> Run | None:
-    path = bench.store.folder / run_id / "run.json"
-    if not path.exists() or not all(_is_there(bench, s) for s in sets):
+    if not all(_is_there(bench, s) for s in sets):
         return None
-    run = store.get_run(bench.store, run_id)
-    return run if run.rows == {s.name: s.identity.digest for s in sets} else None
+    run = store.written_run(bench.store, run_id)
+    return run if run and run.rows == {s.name: s.identity.digest for s in sets} else None
 
 
 def _is_there(bench: Bench, rows: RowSet) -> bool:
@@ -468,21 +409,6 @@ def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) 
                     store.append_block(bench.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(bench.store, job.identity, len(rows.ids))
-
-
-def work_of(job: Job) -> estimate.Work:
-    """Estimate the tokens that answering a job takes."""
-    ranked = job.answer == "rank" or job.task.kind == "choice"
-    if job.task.lm_eval:
-        return _work_of_lm_eval(job)
-    return estimate.reading(job.examples, ranked=ranked, max_new_tokens=job.task.max_new_tokens)
-
-
-def _work_of_lm_eval(job: Job) -> estimate.Work:
-    """Estimate from the documents' texts, the shots counted as documents of the same length."""
-    once = estimate.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
-    generated = once.generated if job.task.kind == "generate" else 0
-    return estimate.Work(read=once.read * (1 + job.task.num_fewshot), generated=generated)
 
 
 @contextmanager

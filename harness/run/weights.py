@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness import estimate, plugins
 from harness.embedded import ModelSource, content_digest, quantized
-from harness.errors import Diverged
+from harness.errors import Diverged, UserError
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
 from harness.records import digest
 from harness.spec import Recipe
-from harness.training import FitContext, Weights, adapter_digest
+from harness.store.folders import AGAIN, clear_errors
+from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
 
 if TYPE_CHECKING:
     from harness.run import Bench
@@ -131,12 +132,14 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
     """
     method = plugins.load("methods", source.method)
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    _remove_all_but_checkpoints(part)
     base = trained_base(bench, source)
     label = f"training {source.method}, seed {seed}"
     try:
-        with bench.progress.stage(label, bench.seconds(fit_work(bench, source, seed), base)) as advance:
+        with (
+            clear_errors(bench.store, str(part), AGAIN),
+            bench.progress.stage(label, bench.seconds(fit_work(bench, source, seed), base)) as advance,
+        ):
             step, items = step_of(bench, source, seed), bench.target.items
             context = FitContext(
                 base,
@@ -167,9 +170,21 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
         folder.mkdir()
         (folder / _DIVERGED).write_text(json.dumps([error.reason, error.knob]))
         raise
-    except BaseException:
+    except UserError:
+        raise  # no room: what was trained so far is kept
+    except Exception:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _remove_all_but_checkpoints(part: Path) -> None:
+    """Make the folder of unfinished weights, in which a training that was killed left its checkpoints."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != CHECKPOINTS:
+            shutil.rmtree(path)
 
 
 def fit_work(bench: "Bench", source: Recipe, seed: int) -> estimate.Work:

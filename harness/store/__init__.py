@@ -13,31 +13,40 @@ final name is whole. Rows are found by content, so whatever was computed once is
 """
 
 from harness.records import BLOCK
-from harness.store.folders import Store, write_whole
+from harness.store.disk import DiskUse, disk_use
+from harness.store.folders import Store, working, write_whole
 from harness.store.rows import (
     append_block,
     complete_rows,
     finished_blocks,
     has_rows,
+    identities,
+    read_blocks,
     read_identity,
     read_rows,
 )
-from harness.store.runs import Counts, get_run, list_runs, reindex, remove_run, save_run
+from harness.store.runs import Counts, get_run, list_runs, reindex, remove_run, save_run, written_run
 
 __all__ = [
     "BLOCK",
     "Counts",
+    "DiskUse",
     "Store",
     "append_block",
     "complete_rows",
+    "disk_use",
     "finished_blocks",
     "get_run",
     "has_rows",
+    "identities",
     "list_runs",
+    "read_blocks",
     "read_identity",
     "read_rows",
     "reindex",
     "remove_run",
     "save_run",
+    "working",
     "write_whole",
+    "written_run",
 ]

@@ -18,7 +18,11 @@ from harness.errors import HarnessError, Problem, UserError
 
 AGAIN = "run the same command again"
 _NO_ROOM_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ROOM_WORDS = tuple(map(os.strerror, _NO_ROOM_CODES))
+_NO_ROOM_WORDS = (
+    *map(os.strerror, _NO_ROOM_CODES),
+    "inline_container.cc",  # how torch says that a file could not be written to its end
+    "PytorchStreamWriter failed writing",
+)
 _STALE_S = 24 * 3600
 
 
@@ -49,6 +53,32 @@ class Store:
     def run_file(self, run_id: str) -> Path:
         """The file that holds a run."""
         return self.folder / run_id / "run.json"
+
+
+@contextmanager
+def working(store: Store) -> Iterator[None]:
+    """Hold a store while runs are made in it, or removed from it.
+
+    Raises:
+        HarnessError: another process does.
+    """
+    from filelock import FileLock, Timeout
+
+    store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.folder / "compare.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        raise failure(
+            f"{store.folder} is in use",
+            "another harness compare at work there",
+            "to be alone",
+            "wait until it has finished",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_whole(store: Store, path: Path, text: str) -> None:

@@ -1,19 +1,19 @@
 """The DuckDB file: connections, tables and their migrations.
 
 Invariant: DuckDB lets one process write or many read, so connections are short, writers
-queue at one lock, and whoever finds the file held waits with growing pauses.
+queue at one lock, and let readers in between two of them.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.records import Run
 from harness.store.folders import Store, clear_errors, failure
-from harness.store.rows import READ_PARQUET, pattern
+from harness.store.ingest import KEYS, add_rows, add_texts
+from harness.store.rows import silent
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -30,7 +30,8 @@ _RUN_COLUMNS = (
     "state",
     "created",
 )
-_ROW_TABLES = ("rowsets", "rows", "scores")
+_PAUSE_S = 0.01  # between two tries at a file that is held
+_TURN_S = 0.05  # which a writer that had to queue leaves to readers
 
 
 @contextmanager
@@ -71,11 +72,19 @@ def writer_lock(store: Store) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.folder / ".lock")
     try:
-        with FileLock(store.folder / ".lock", timeout=store.wait_s):
-            yield
-    except Timeout as error:
-        raise _busy(store) from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            lock.acquire(timeout=store.wait_s)
+        except Timeout as error:
+            raise _busy(store) from error
+        time.sleep(_TURN_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -103,22 +112,15 @@ def add_run(db: "DuckDBPyConnection", store: Store, run: Run, record: str) -> No
     values = [*(getattr(run, name) for name in _RUN_COLUMNS), record]
     db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)
     names, digests = list(run.rows), list(run.rows.values())
+    add_rows(db, {digest: store.parquet(digest) for digest in sorted(set(digests))})
     pairs = "SELECT ?, unnest(?::VARCHAR[]), unnest(?::VARCHAR[])"
     db.execute(f"INSERT INTO run_rows {pairs}", [run.run_id, names, digests])
-    for digest in sorted(set(digests)):
-        _add_rows(db, store.parquet(digest), digest)
 
 
 def drop_run(db: "DuckDBPyConnection", run_id: str) -> None:
     """Delete a run and its references to row sets."""
     for table in ("runs", "run_rows"):
         db.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-
-
-def drop_orphans(db: "DuckDBPyConnection") -> None:
-    """Delete the rows that no run refers to."""
-    for table in _ROW_TABLES:
-        db.execute(f"DELETE FROM {table} WHERE rowset NOT IN (SELECT rowset FROM run_rows)")
 
 
 def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
@@ -128,36 +130,19 @@ def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
     return n_runs, n_row_sets, n_rows
 
 
-def _add_rows(db: "DuckDBPyConnection", path: Path, digest: str) -> None:
-    modified_ns = path.stat().st_mtime_ns  # a set that has grown is read again
-    held = "SELECT 1 FROM rowsets WHERE rowset = ? AND modified_ns = ?"
-    if db.execute(held, [digest, modified_ns]).fetchone():
-        return
-    for table in _ROW_TABLES:
-        db.execute(f"DELETE FROM {table} WHERE rowset = ?", [digest])
-    source = pattern(path)
-    count = f"SELECT ?, count(*), ? FROM {READ_PARQUET}"
-    db.execute(f"INSERT INTO rowsets {count}", [digest, modified_ns, source])
-    columns = f"SELECT ? AS rowset, * EXCLUDE (parts) FROM {READ_PARQUET}"
-    db.execute(f"INSERT INTO rows BY NAME {columns}", [digest, source])
-    entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
-    db.execute(f"INSERT INTO scores SELECT ?, example_id, {entries} FROM {READ_PARQUET}", [digest, source])
-
-
 def _connect(store: Store, *, read_only: bool) -> "DuckDBPyConnection":
     import duckdb
 
-    pause_s, deadline = 0.02, time.monotonic() + store.wait_s
+    deadline = time.monotonic() + store.wait_s
     while True:
         try:
-            return duckdb.connect(str(store.index), read_only=read_only)
+            return silent(duckdb.connect(str(store.index), read_only=read_only))
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise
             if time.monotonic() > deadline:
                 raise _busy(store) from error
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 1.0)
+        time.sleep(_PAUSE_S)
 
 
 def _busy(store: Store) -> HarnessError:
@@ -184,7 +169,31 @@ def m001_runs_rows_and_scores(db: "DuckDBPyConnection") -> None:
     """)
 
 
-MIGRATIONS: tuple[Callable[["DuckDBPyConnection"], None], ...] = (m001_runs_rows_and_scores,)
+def m002_each_text_once(db: "DuckDBPyConnection") -> None:
+    """Move prompts, references and answers into a table of texts, and give rows their keys."""
+    db.execute(f"""
+        CREATE TABLE texts (key UBIGINT, text VARCHAR);
+        CREATE TEMP TABLE keyed AS SELECT *, {KEYS} FROM rows;
+        DROP TABLE rows;
+        CREATE TABLE rows AS SELECT * EXCLUDE (text, prompt, "references") FROM keyed;
+    """)
+    add_texts(db, "keyed")
+    db.execute("""
+        DROP TABLE keyed;
+        CREATE VIEW samples AS
+        SELECT rows.* EXCLUDE (text_key, prompt_key, references_key), answer.text AS text,
+            asked.text AS prompt, from_json(accepted.text, '["VARCHAR"]') AS "references"
+        FROM rows
+        JOIN texts AS answer ON answer.key = text_key
+        JOIN texts AS asked ON asked.key = prompt_key
+        JOIN texts AS accepted ON accepted.key = references_key;
+    """)
+
+
+MIGRATIONS: tuple[Callable[["DuckDBPyConnection"], None], ...] = (
+    m001_runs_rows_and_scores,
+    m002_each_text_once,
+)
 
 
 def migrate(db: "DuckDBPyConnection") -> None:

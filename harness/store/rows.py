@@ -7,7 +7,7 @@ under a limit grows by whole blocks and never has to be computed again.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,9 @@ COLUMNS = {
 # A folder named like `x=1` is no column of ours.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 _FIELDS = tuple(field.name for field in fields(SampleResult))
+_SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
+_TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
+_PARTS = _FIELDS.index("parts")
 
 
 def finished_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
@@ -131,9 +134,7 @@ def read_rows(store: Store, rows_digest: str, n: int | None = None) -> list[Samp
     limit = "" if n is None else f"WHERE position < {n:d}"
     next_step = f"delete {path.parent}, then {AGAIN}"
     with clear_errors(store, f"rows {rows_digest}", next_step), _memory() as db:
-        cursor = db.execute(f"SELECT * FROM {READ_PARQUET} {limit} ORDER BY position", [pattern(path)])
-        names = [column[0] for column in cursor.description or ()]
-        return [_row(dict(zip(names, values, strict=True))) for values in cursor.fetchall()]
+        return _rows(db, f"{READ_PARQUET} {limit}", pattern(path))
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
@@ -146,6 +147,33 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     if not path.exists():
         raise missing_rows(store, [rows_digest])
     return RowsIdentity(**json.loads(path.read_text("utf-8")))
+
+
+def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
+    """Read the finished blocks that hold exactly these examples, of a set that need not be complete."""
+    done = finished_blocks(store, identity, ids)
+    path, loose = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
+    if not done:
+        return {}
+    with _memory() as db:
+        _merge(db, [_block_path(path.parent, i) for i in loose], path if _parquet_ids(path) else None)
+        rows = _rows(db, "merged")
+    wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
+    by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
+    for row in rows:
+        index = row.position // BLOCK
+        if len(by_block.get(index, ())) < wanted.get(index, 0):
+            by_block[index].append(row)
+    return by_block
+
+
+def identities(store: Store) -> list[RowsIdentity]:
+    """List what the stored row sets depend on; sets whose file cannot be read are left out."""
+    found = []
+    for path in sorted((store.folder / "rows").glob("*/identity.json")):
+        with suppress(OSError, ValueError, TypeError):
+            found.append(RowsIdentity(**json.loads(path.read_text("utf-8"))))
+    return found
 
 
 def pattern(path: Path) -> str:
@@ -161,11 +189,17 @@ def _line(row: SampleResult) -> str:
         raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
 
 
-def _row(values: dict[str, Any]) -> SampleResult:
-    for name in ("references", "passages"):
-        values[name] = tuple(values[name])
-    values["parts"] = {k: None if v is None else tuple(v) for k, v in values["parts"].items()}
-    return SampleResult(**values)
+def _rows(db: "DuckDBPyConnection", source: str, *values: object) -> list[SampleResult]:
+    """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
+    query = f"SELECT {_SELECTED} FROM {source} ORDER BY position"
+    return [_row(list(row)) for row in db.execute(query, values).fetchall()]
+
+
+def _row(values: list[Any]) -> SampleResult:
+    for place in _TUPLES:
+        values[place] = tuple(values[place])
+    values[_PARTS] = {k: None if v is None else tuple(v) for k, v in values[_PARTS].items()}
+    return SampleResult(*values)
 
 
 def _positions(index: int, n_rows: int) -> list[int]:
@@ -258,4 +292,10 @@ def _database() -> "DuckDBPyConnection":
     import duckdb
 
     # A file that was replaced must not be answered from memory.
-    return duckdb.connect(config={"enable_external_file_cache": False})
+    return silent(duckdb.connect(config={"enable_external_file_cache": False}))
+
+
+def silent(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
+    """Keep the bar that DuckDB draws during long queries off stdout, which belongs to the result."""
+    db.execute("SET enable_progress_bar = false")
+    return db

@@ -5,14 +5,16 @@ run before its folder goes; so whatever is interrupted, `reindex` tells the trut
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Run
 from harness.store import index
+from harness.store.disk import own_fit_key
 from harness.store.folders import (
     Store,
     clear_errors,
@@ -26,6 +28,11 @@ from harness.store.folders import (
     rename_when_whole,
     write_whole,
 )
+from harness.store.ingest import add_rows, drop_orphans
+from harness.store.rows import silent
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 _TAKEN = ("rows", "weights")
 
@@ -55,7 +62,7 @@ def save_run(store: Store, run: Run) -> None:
     write_whole(store, store.run_file(run.run_id), _text(run))
     with index.writing(store) as db:
         index.add_run(db, store, run, _text(run))
-        index.drop_orphans(db)
+        drop_orphans(db)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
@@ -80,8 +87,22 @@ def get_run(store: Store, run_id: str) -> Run:
     return runs[run_id]
 
 
-def remove_run(store: Store, run_id: str) -> None:
-    """Delete a run, and those of its row sets and weights that no other run refers to.
+def written_run(store: Store, run_id: str) -> Run | None:
+    """Read a run from its folder; None where there is none, or its file is damaged.
+
+    An index that has not heard of the run, because its writer was ended in between, hears of it now.
+    """
+    try:
+        run = _parse(store.run_file(run_id).read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    if run not in list_runs(store):
+        save_run(store, run)
+    return run
+
+
+def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
+    """Delete a run, and those of its row sets (but for `keep`) and weights that no other run refers to.
 
     Raises:
         UserError: there is no such run.
@@ -95,11 +116,12 @@ def remove_run(store: Store, run_id: str) -> None:
     others = [other for other in on_disk if other.run_id != run_id]
     with index.writing(store) as db:
         index.drop_run(db, run_id)
-        index.drop_orphans(db)
+        drop_orphans(db)
     remove_folder(store.folder / run_id)
-    for digest in set(run.rows.values()).difference(*(other.rows.values() for other in others)):
+    for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
-    if fit_key := _own_fit_key(run, others):
+    fit_keys = Counter(one.training.get("fit_key") for one in [run, *others])
+    if fit_key := own_fit_key(run, fit_keys, Counter(one.weights_digest for one in [run, *others])):
         remove_folder(store.weights(fit_key))
 
 
@@ -122,8 +144,9 @@ def _build(store: Store, path: Path) -> Counts:
     import duckdb
 
     runs, skipped = _runs_on_disk(store)
-    with duckdb.connect(str(path)) as db:
+    with silent(duckdb.connect(str(path))) as db:
         index.migrate(db)
+        _add_all_rows(db, store, runs)
         for run in runs:
             try:
                 with index.transaction(db):
@@ -133,6 +156,19 @@ def _build(store: Store, path: Path) -> Counts:
                     raise
                 skipped.append(f"{store.run_file(run.run_id)}: {first_line(error)}")
         return Counts(*index.sizes(db), tuple(skipped))
+
+
+def _add_all_rows(db: "DuckDBPyConnection", store: Store, runs: Sequence[Run]) -> None:
+    """Insert the rows of all runs at once, or none where a file is damaged: each run then brings its own."""
+    import duckdb
+
+    digests = dict.fromkeys(digest for run in runs for digest in run.rows.values())
+    try:
+        with index.transaction(db):
+            add_rows(db, {digest: store.parquet(digest) for digest in digests})
+    except (OSError, duckdb.Error) as error:
+        if is_no_room(error):
+            raise
 
 
 def _text(run: Run) -> str:
@@ -152,13 +188,3 @@ def _runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
         except (ValueError, TypeError) as error:
             unreadable.append(f"{path}: {first_line(error)}")
     return runs, unreadable
-
-
-def _own_fit_key(run: Run, others: Sequence[Run]) -> str | None:
-    """Return the key of the run's weights where nobody else uses those weights."""
-    fit_key = run.training.get("fit_key")
-    if not isinstance(fit_key, str) or not is_bare_name(fit_key):
-        return None
-    keys = {other.training.get("fit_key") for other in others}
-    weights = {other.weights_digest for other in others}
-    return None if fit_key in keys or run.weights_digest in weights else fit_key

@@ -5,12 +5,13 @@ evaluated later is what was saved.
 """
 
 from harness.training.adapters import LoraParams, adapter_digest, lora_config, model_digest
-from harness.training.context import FitContext, Weights
+from harness.training.context import CHECKPOINTS, FitContext, Weights
 from harness.training.low_rank import LowRankParams, low_rank
 from harness.training.preferences import PreferenceParams, preference
 from harness.training.supervision import SupervisedParams, supervised
 
 __all__ = [
+    "CHECKPOINTS",
     "FitContext",
     "LoraParams",
     "LowRankParams",

@@ -12,6 +12,8 @@ from harness.machine import Machine
 from harness.progress import Advance
 from harness.records import Example
 
+CHECKPOINTS = "checkpoints"  # below a method's folder; what is in it outlives a kill
+
 
 @dataclass(frozen=True, slots=True)
 class FitContext:

@@ -4,9 +4,12 @@ Invariant: a loss that is no number ends the training at once, and running out o
 which knob to turn.
 """
 
+import json
 import resource
+import time
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+_ELAPSED = "elapsed_s.json"
 # Attention scores of a head and layer that are kept: at most 1 MB in bf16.
 _PLAIN_SCORES = 1 << 19
 
@@ -80,11 +84,14 @@ def settings(context: FitContext) -> dict[str, Any]:
         "report_to": list(context.report_to) or "none",
         "dataloader_pin_memory": on_gpu,
         "train_sampling_strategy": "group_by_length",
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
     }
 
 
-def run(trainer: "Trainer") -> None:
-    """Train.
+def run(trainer: "Trainer", start: float) -> float:
+    """Train, from the last whole checkpoint where an earlier call was killed.
+
+    `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that.
 
     Raises:
         CandidateFailed: out of memory.
@@ -95,13 +102,43 @@ def run(trainer: "Trainer") -> None:
 
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_timing(start))
+    checkpoints = Path(str(trainer.args.output_dir))
+    last, earlier_s = _last_checkpoint(checkpoints), elapsed_s(checkpoints)
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.OutOfMemoryError:
         raise CandidateFailed(
             "out of memory while training",
             "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
         ) from None
+    return earlier_s
+
+
+def elapsed_s(checkpoints: Path) -> float:
+    """Return how long training took until the checkpoint that it will go on from; 0 without one."""
+    last = _last_checkpoint(checkpoints)
+    return float(json.loads((last / _ELAPSED).read_text())) if last else 0.0
+
+
+def _last_checkpoint(checkpoints: Path) -> Path | None:
+    """Find the latest checkpoint that is whole: the time spent is written after all else of it."""
+    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / _ELAPSED).exists()]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _timing(start: float) -> "TrainerCallback":
+    """Return a callback that writes the time spent into each checkpoint, in seconds."""
+    from transformers import TrainerCallback
+
+    class Timing(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            part = folder / f"{_ELAPSED}.part"
+            part.write_text(json.dumps(round(time.perf_counter() - start, 3)))
+            part.replace(folder / _ELAPSED)
+
+    return Timing()
 
 
 def fitting(
@@ -151,20 +188,23 @@ def curve(history: Sequence[Row], name: str) -> list[list[float]]:
     return [[entry["step"], float(entry[name])] for entry in history if name in entry]
 
 
-def figures(trainer: "Trainer", n_dropped: int, wall_s: float, device: str) -> dict[str, Any]:
+def figures(
+    trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
+) -> dict[str, Any]:
     """Return what was measured: time, tokens, memory, parameters and the loss by step."""
     import torch
 
     model: Any = trainer.model
     history = trainer.state.log_history
     summary = next(e for e in reversed(history) if "train_runtime" in e)
+    loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
     return {
         "wall_s": round(wall_s, 3),
-        "train_loop_s": round(float(summary["train_runtime"]), 3),
+        "train_loop_s": round(loop_s, 3),
         "n_tokens": n_tokens,
-        "tokens_per_s": round(n_tokens / float(summary["train_runtime"]), 1),
+        "tokens_per_s": round(n_tokens / loop_s, 1),
         "n_steps": trainer.state.global_step,
         "n_dropped_too_long": n_dropped,
         "n_trainable": int(sum(p.numel() for p in model.parameters() if p.requires_grad)),

@@ -20,7 +20,7 @@ from harness.quiet import quiet_libraries
 from harness.records import Example
 from harness.scoring import Executor
 from harness.training import loop
-from harness.training.context import FitContext
+from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.logprobs import row_by_row, sharing_prompts
 from harness.training.loop import LoopParams, Row
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import DPOTrainer
+
+_SAVED_EVERY = 0.25  # of all steps
 
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 
@@ -65,26 +67,35 @@ def preference(
     from transformers import set_seed
 
     set_seed(context.seed)
-    start, device = time.perf_counter(), context.machine.device
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = time.perf_counter() - loop.elapsed_s(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(device))
     rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
-    scratch = save_to.parent / "checkpoints"
     trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
     longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
     loop.attend_plainly(base, longest, params.per_device_train_batch_size)
-    loop.run(trainer)
+    earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
     model.save_pretrained(save_to, selected_adapters=["default"])
     shutil.rmtree(scratch, ignore_errors=True)
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
-    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device)
+    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+
+
+def _in_one_epoch(context: FitContext, params: PreferenceParams) -> bool:
+    """Tell whether no pair is read twice."""
+    return params.num_train_epochs <= 1 if params.max_steps < 0 else _n_seen(params) <= len(context.pairs)
+
+
+def _n_seen(params: PreferenceParams) -> int:
+    return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
 
 def _used(context: FitContext, params: PreferenceParams) -> Sequence[Example]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
-    n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
+    n_seen = _n_seen(params)
     if params.max_steps < 0 or n_seen >= len(context.pairs):
         return context.pairs
     return random.Random(context.seed).sample(context.pairs, n_seen)
@@ -126,7 +137,10 @@ def _trainer(
     config = DPOConfig(
         output_dir=str(scratch),
         precompute_ref_log_probs=True,
-        save_strategy="no",
+        # Only the order of a first epoch can be found again from within it.
+        save_strategy="steps" if _in_one_epoch(context, params) else "epoch",
+        save_steps=_SAVED_EVERY,
+        save_total_limit=1,
         remove_unused_columns=False,  # `length` is read by the sampler
         **loop.settings(context),
         **params.model_dump(include=set(PreferenceParams.model_fields)),

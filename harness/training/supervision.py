@@ -16,7 +16,7 @@ from harness.machine import dtype
 from harness.quiet import quiet_libraries
 from harness.records import Example
 from harness.training import loop
-from harness.training.context import FitContext
+from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.loop import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -63,24 +63,24 @@ def supervised(
     from transformers import set_seed
 
     set_seed(context.seed)
-    start, machine = time.perf_counter(), context.machine
+    machine, scratch = context.machine, save_to.parent / CHECKPOINTS
+    start = time.perf_counter() - loop.elapsed_s(scratch)
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine.device))
     prepare(base)
     train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
     validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
-    scratch = save_to.parent / "checkpoints"
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
-    loop.run(trainer)
+    earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
     if peft_config is None:
         model = model.to(dtype(machine.precision))
         tokenizer.save_pretrained(save_to)
     model.save_pretrained(save_to)
     shutil.rmtree(scratch, ignore_errors=True)
-    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device)
+    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses), default=None)
     return {**measured, "validation_loss": losses, "best_validation_loss": best}
@@ -127,7 +127,6 @@ def _trainer(
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
-        save_only_model=True,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,

@@ -1,0 +1,39 @@
+"""The verb that scores stored answers again.
+
+Invariant: no model is loaded.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, app
+from harness.cli.output import print_value, say
+
+
+@app.command()
+def score(
+    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: each of its seeds.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Score a run's stored answers again with the metrics as they are now, without the model."""
+    from harness import config as configuration
+    from harness import release
+    from harness.experiment import Scope, bench_of
+    from harness.terminal import TerminalProgress
+
+    loaded = configuration.load(config, overrides or [])
+    bench = bench_of(loaded, Scope(), TerminalProgress())
+    out = {}
+    for before in release.candidate_runs(loaded, bench.store, run):
+        found = release.score_again(bench, before)
+        unchanged = found.run.run_id == before.run_id
+        say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
+        out[found.run.run_id] = {
+            task: {metric: estimate._asdict() for metric, estimate in scores.items()}
+            for task, scores in found.scores.items()
+        }
+    print_value(out, as_json)

@@ -1,0 +1,59 @@
+"""What a set of rows depends on: who was asked what and how, and how the answers are scored.
+
+Invariant: what only judges answers is in `scoring_digest` alone, so a changed metric leaves the rest
+as it was and stored answers can be scored again.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import plugins
+from harness.data import SCORING, Split
+from harness.metrics import sources as metric_sources
+from harness.records import RowsIdentity, digest
+from harness.spec import metric_name
+from harness.training import Weights
+
+if TYPE_CHECKING:
+    from harness.run import Bench, Measured
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def identity(
+    bench: "Bench", weights: Weights, m: "Measured", split: Split, prompting: str, answer: str
+) -> RowsIdentity:
+    """Name everything that the rows of a task's split depend on, for weights that are asked so."""
+    base = weights.source or bench.source
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
+    return RowsIdentity(
+        weights.digest,
+        base.template_digest,
+        m.task.name,
+        digest([m.versions[split], _asking_source(m)]),
+        split,
+        prompting,
+        answer,
+        bench.machine.precision,
+        engine,
+        layout,
+        bench.machine.device,
+        _scoring_digest(m),
+    )
+
+
+def _asking_source(m: "Measured") -> str:
+    """Digest the code that asks; that of lm-eval's tasks asks and scores in one go."""
+    if m.task.lm_eval:
+        return plugins.source_digest(*sorted((_PACKAGE / "capability").glob("*.py")))
+    return plugins.source_digest(_PACKAGE / "evaluate.py")
+
+
+def _scoring_digest(m: "Measured") -> str:
+    """Digest what turns answers into scores: what the task says of it, and the code; no paths."""
+    if m.task.lm_eval:
+        return ""
+    said = m.task.model_dump(include=set(SCORING))
+    said |= {"metrics": list(map(metric_name, m.task.metrics)), "primary": metric_name(m.task.primary)}
+    code = [path for written in m.task.metrics for path in metric_sources(written)]
+    return digest([said, m.role == "safety", plugins.source_digest(_PACKAGE / "refusals.py", *code)])

@@ -1,0 +1,165 @@
+"""Whatever ends a compare, the next one goes on and ends with the rows of an undisturbed one.
+
+Invariant: the moments are drawn by a seed, over what the experiment does, not over its time.
+"""
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+from forking import Forked
+
+from harness import store
+from harness.store import Store
+
+pytestmark = pytest.mark.slow
+
+COMPARE = ("compare",)
+
+
+@pytest.fixture(scope="module")
+def forked(cache_folder):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(cache_folder))
+        driver = Forked()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forked, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write(folder, model)
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    write(tmp_path, model)
+    return tmp_path
+
+
+def write(folder, model):
+    """Write the tiny experiment with enough items for several blocks, and a preference training."""
+    pairs = [
+        {"id": f"pair-{n}", "prompt": f"Where is parcel {n}?", "chosen": "late", "rejected": "money"}
+        for n in range(24)
+    ]
+    dpo = "  dpo: {method: dpo, init_from: lora, params: {max_length: 200, per_device_train_batch_size: 2}}\n"
+    tiny_experiment.write(folder, model, tiny_experiment.CANDIDATES.replace("epochs: 1", "epochs: 3") + dpo)
+    suites = folder / "suites"
+    tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
+    target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
+    (suites / "letters.yaml").write_text(target)
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
+    tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
+
+
+def said(folder):
+    return (folder / "said.txt").read_text()
+
+
+def rows(folder):
+    """Return every row of every complete set, but for its measured time."""
+    at = Store(folder / "runs")
+    return {
+        path.parent.name: [
+            {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
+            for row in store.read_rows(at, path.parent.name)
+        ]
+        for path in (at.folder / "rows").glob("*/rows.parquet")
+    }
+
+
+def left_over(folder):
+    runs = folder / "runs"
+    return [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")]
+
+
+def weights(folder):
+    return {path.name for path in (folder / "runs" / "weights").iterdir()}
+
+
+def same(folder, undisturbed):
+    """Hold a finished experiment to an undisturbed one."""
+    assert {run.run_id for run in store.list_runs(Store(folder / "runs"))} == {
+        run.run_id for run in store.list_runs(Store(undisturbed / "runs"))
+    }
+    assert rows(folder) == rows(undisturbed)
+    assert weights(folder) == weights(undisturbed)
+    assert left_over(folder) == []
+
+
+def things(folder: Path) -> int:
+    """Count what an experiment has begun and finished so far."""
+    runs = folder / "runs"
+    found = (
+        runs.glob(p) for p in ("rows/*", "rows/*/blocks/*", "rows/*/rows.parquet", "*/run.json", "weights/*")
+    )
+    return sum(1 for each in found for _ in each)
+
+
+def moments(folder, undisturbed, n):
+    """Draw moments: so many more things begun or finished than now, and a while after that."""
+    draw = random.Random(5)
+    total = things(undisturbed)
+    for at in sorted(draw.uniform(0, total) for _ in range(n)):
+        pause_s, reached = draw.uniform(0, 0.2), []
+
+        def due(at=at, pause_s=pause_s, reached=reached):
+            if not reached and things(folder) >= at:
+                reached.append(time.monotonic())
+            return bool(reached) and time.monotonic() - reached[0] > pause_s
+
+        yield due, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+
+
+def test_a_compare_that_is_killed_at_random_moments_ends_with_the_same_rows(
+    forked, folder, undisturbed, pytestconfig
+):
+    codes = []
+    for when, sent in moments(folder, undisturbed, pytestconfig.getoption("kills")):
+        codes.append((sent, forked.run(folder, *COMPARE, ends=(when, sent))))
+        if sent == signal.SIGINT:
+            assert codes[-1][1] in (0, 130), said(folder)
+            assert codes[-1][1] == 0 or "run the same command to go on" in said(folder)
+    assert sum(code != 0 for _, code in codes) > len(codes) // 2
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("most_bytes", [1_000, 20_000, 100_000])
+def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    forked, folder, undisturbed, most_bytes
+):
+    assert forked.run(folder, *COMPARE, most_bytes=most_bytes) == 2, said(folder)
+    assert "no room to write" in said(folder)
+    assert "Traceback" not in said(folder)
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    same(folder, undisturbed)
+
+
+def test_files_that_were_cut_in_half_are_made_again(forked, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "copy")
+    for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    index = folder / "runs" / "harness.duckdb"
+    index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
+    assert forked.run(folder, *COMPARE) == 1
+    assert "next: harness reindex" in said(folder)
+    assert forked.run(folder, "reindex") == 0, said(folder)
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    same(folder, undisturbed)
+    index.unlink()
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    same(folder, undisturbed)

@@ -1,0 +1,256 @@
+"""A changed metric scores stored answers again; rows that answer something else are never reused."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import tiny_experiment
+import tiny_model
+
+from harness import config, experiment, metrics, plugins, release, run, store
+from harness.candidates import scripted
+from harness.cli import main
+from harness.errors import IncompatibleRuns
+from harness.experiment import Scope, bench_of
+from harness.progress import Silent
+
+PROMPT = "  prompt: {method: base}\n"
+STARTS = '''"""Whether an answer starts as it should."""
+
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("starts", lambda output, example: float(output.text[:1] == example.references[0][:1]))
+'''
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def path(tiny, tmp_path):
+    return tiny_experiment.write(tmp_path, tiny, PROMPT)
+
+
+def bench(path, *overrides):
+    return bench_of(config.load(path, overrides), Scope(), Silent())
+
+
+def base_sets(made):
+    recipe, weights = made.experiment.candidates["prompt"], run.base_weights(made)
+    return [*run.target_sets(made, recipe, weights, 0), *run.suite_sets(made, weights)]
+
+
+def answer_all(made, answer=str.upper):
+    """Answer every item with a scripted candidate, and keep the rows."""
+    asked = []
+
+    def remember(text):
+        asked.append(text)
+        return answer(text)
+
+    run.fill(made, scripted(remember), base_sets(made), "base")
+    return asked
+
+
+def rows(made, name):
+    found = next(s for s in base_sets(made) if s.name == name)
+    return store.read_rows(made.store, found.identity.digest)
+
+
+def lacking(made):
+    """Name the rows that only a model can give."""
+    return {s.name for s in run.rescoring.missing(made, base_sets(made))}
+
+
+TARGET = {"letters/validation", "letters/test"}
+SUITES = {"sums/test", "facts/test", "prose/test"}
+
+
+# Scored again without a model
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "target.metrics=[contains,token_f1]",
+        "target.truncated_scores=true",
+        "target.primary=macro_f1",
+        "target.margin=0.01",
+        "target.stands_for=Sorting.",
+    ],
+)
+def test_what_only_judges_answers_asks_nobody_again(path, override):
+    answer_all(bench(path))
+    assert lacking(bench(path, override)) == set()
+
+
+def test_rows_scored_again_are_those_of_asking_again(path, tmp_path):
+    answer_all(bench(path))
+    settings = ("target.metrics=[contains,chrf]", "target.truncated_scores=true")
+    again = bench(path, *settings)
+    assert lacking(again) == set()
+    fresh = tiny_experiment.write(tmp_path / "fresh", again.source.path, PROMPT)
+    anew = bench(fresh, *settings)
+    answer_all(anew)
+    for name in TARGET:
+        assert [timeless(r) for r in rows(again, name)] == [timeless(r) for r in rows(anew, name)]
+
+
+def timeless(row):
+    return {name: getattr(row, name) for name in row.__slots__ if name != "compute_s"}
+
+
+def test_the_order_of_items_does_not_depend_on_the_metrics(path):
+    before, after = (
+        s.ids for s in (base_sets(bench(path))[1], base_sets(bench(path, "target.metrics=[bleu]"))[1])
+    )
+    assert before == after
+
+
+def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n)} for n in range(100)]
+    tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", asked)
+    first = bench(path, "target.labels=[]", "target.metrics=[exact_match]")
+    only = next(s for s in base_sets(first) if s.name == "letters/test")
+
+    def dies(text, seen=[]):  # noqa: B006
+        seen.append(text)
+        if len(seen) > 64:
+            raise KeyboardInterrupt
+        return text
+
+    with pytest.raises(KeyboardInterrupt):
+        run.fill(first, scripted(dies), [only], "base")
+    again = bench(path, "target.labels=[]", "target.metrics=[contains]")
+    assert "letters/test" in lacking(again)
+    answered = answer_all(again)
+    assert len([text for text in answered if text.startswith("What follows") and "number" not in text]) == 36
+
+
+def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, shutil.copytree(tiny, tmp_path / "model"), PROMPT)
+    (tmp_path / "starts.py").write_text(STARTS)
+    settings = ("target.metrics=[exact_match,starts.py]",)
+    before = tiny_experiment.run(path, *settings)
+    (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
+    plugins.source_digest.cache_clear()  # a new process would read the source anew
+
+    loaded = config.load(path, ("target.primary=starts.py", *settings))
+    made = bench_of(loaded, Scope(), Silent())
+    after = experiment.run_all(made, loaded, quick=False)
+    assert made._host is None
+    assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s
+    for row in rows(made, "letters/test"):
+        started = row.text[:1] == row.references[0][:1]
+        assert row.parts["starts"] == (1.0 - started if row.status == "ok" else 0.0,)
+
+
+# The verb
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "copy") / "harness.yaml"
+
+
+def test_score_gives_a_run_of_the_new_scores_and_leaves_the_old_one(copy, monkeypatch, capsys):
+    monkeypatch.chdir(copy.parent)
+    old = store.list_runs(store.Store(copy.parent / "runs"))
+    monkeypatch.setattr(sys, "argv", ["harness", "score", "lora", "target.metrics=[contains]", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    (shown,) = json.loads(capsys.readouterr().out).items()
+    assert shown[1]["letters"].keys() == {"contains"}
+    kept = {one.run_id: one for one in store.list_runs(store.Store(copy.parent / "runs"))}
+    assert len(kept) == len(old) + 1
+    assert kept[shown[0]].training == next(one for one in old if one.candidate == "lora").training
+
+
+def test_a_run_of_other_items_cannot_be_scored_again(copy):
+    before = store.list_runs(store.Store(copy.parent / "runs"))
+    changed = bench(copy, "target.system=Be brief.")
+    (prompt,) = [one for one in before if one.candidate == "prompt"]
+    with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
+        release.score_again(changed, prompt)
+    assert store.list_runs(changed.store) == before
+
+
+def test_a_run_that_is_scored_so_already_stays_as_it_is(copy):
+    made = bench(copy)
+    before = store.list_runs(made.store)
+    for one in before:
+        assert release.score_again(made, one).run == one
+    assert store.list_runs(made.store) == before
+
+
+# Never reused
+
+
+def edited(path, name, change):
+    """Change one row of a file."""
+    file = path.parent / "suites" / name
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0] |= change
+    tiny_experiment.rows(file, lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "tasks"),
+    [
+        ("letters/test.jsonl", {"prompt": "Another question?"}, {"letters/test"}),
+        ("letters/test.jsonl", {"reference": "money"}, {"letters/test"}),
+        ("general/sums.jsonl", {"choices": ["1", "7"]}, {"sums/test"}),
+        ("general/prose.jsonl", {"text": "Another text."}, {"prose/test"}),
+    ],
+)
+def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
+    answer_all(bench(path))
+    edited(path, name, change)
+    assert lacking(bench(path)) == tasks
+
+
+@pytest.mark.parametrize(
+    ("override", "tasks"),
+    [
+        ("target.max_new_tokens=9", TARGET),
+        ("target.stop=[x]", TARGET),
+        ("candidates.prompt.system=Be brief.", TARGET),
+        ("precision=bf16", TARGET | SUITES),
+    ],
+)
+def test_rows_of_another_question_or_precision_are_not_reused(path, override, tasks):
+    answer_all(bench(path))
+    assert lacking(bench(path, override)) == tasks
+
+
+def test_rows_of_another_tokenizer_are_not_reused(path, tmp_path):
+    answer_all(bench(path))
+    other = tiny_model.build(tmp_path / "other", adds_bos=True)
+    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+
+
+def test_rows_of_another_template_are_not_reused(path, tmp_path):
+    answer_all(bench(path))
+    other = tiny_model.build(tmp_path / "other", template=tiny_model.STARTED)
+    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+
+
+def test_rows_of_other_weights_are_not_reused(path, tmp_path):
+    answer_all(bench(path))
+    other = tiny_model.build(tmp_path / "other", seed=1)
+    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+
+
+def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
+    named = [n for n in plugins.names("metrics") if n not in ("bits_per_byte", "follows", "accuracy")]
+    answer_all(bench(path))
+    again = bench(path, f"target.metrics=[{','.join(named)}]")
+    assert lacking(again) == set()
+    assert (
+        rows(again, "letters/test")[0].parts.keys()
+        == set(named)
+        == set(metrics.load_metrics(again.target.task))
+    )

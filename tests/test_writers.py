@@ -1,0 +1,25 @@
+"""Eight processes save runs at once, and one reads beside them; what it waits is held in tests/slow/."""
+
+import json
+
+from busy_store import keep_busy
+from test_store import IDENTITY, complete, make_rows, make_run
+
+from harness import store as stores
+from harness.store import Store
+
+
+def busy(folder, seconds):
+    """Keep a store busy with runs of fresh rows; returns it and what happened."""
+    store = Store(folder / "runs")
+    complete(store, IDENTITY, make_rows(640))
+    stores.save_run(store, make_run("first", [IDENTITY.digest]))
+    run = json.loads((store.folder / "first" / "run.json").read_text("utf-8"))
+    return store, keep_busy(store.folder, run, 8, seconds)
+
+
+def test_eight_writers_lose_no_run_while_one_reads(tmp_path):
+    store, found = busy(tmp_path, 2)
+    assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
+    assert len(found.saved) >= 8
+    assert found.waits_s
