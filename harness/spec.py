@@ -257,8 +257,9 @@ class DecidePolicy(Spec):
 
     `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
     labels. `max_latency_s` is the longest median time of a request. `point_usd` is what one point
-    of the target metric is worth over the horizon. `needs` is what is known of the problem where
-    no slices measure it.
+    of the target metric is worth over the horizon; where it is not set, a point is worth the
+    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem
+    where no slices measure it.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -269,6 +270,7 @@ class DecidePolicy(Spec):
     hosting_usd_per_month: float = Field(0.0, ge=0)
     max_latency_s: float | None = Field(None, gt=0)
     point_usd: float | None = Field(None, ge=0)
+    right_answer_usd: float | None = Field(None, ge=0)
     tau: float = Field(0.0, ge=0)
     needs: tuple[Need, ...] = ()
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness import numbers
 from harness.decide import arithmetic
 from harness.decide.ablation import Ablation, Factor, ablations
-from harness.decide.evidence import Case, gain_text, reasons, score_text
+from harness.decide.evidence import Case, gain_text, reasons, score_text, too_dear
 from harness.decide.facts import (
     Action,
     CandidateFacts,
@@ -163,6 +163,10 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
+    paid = arithmetic.pay(winner, alternative, case.policy, case.metric)
+    if paid and paid.worth <= paid.cost:
+        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
+        return _ship(alternative, why, case.policy.max_latency_s)
     return _ship(
         winner,
         f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",

@@ -19,6 +19,7 @@ _AMOUNTS = (
     (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
     (inf, "from about 10,000 full fine-tuning is worth trying too"),
 )
+_WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 _REMEDIES = {
     (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
     " behaviour is clearly above the prompt.",
@@ -71,6 +72,17 @@ def gain_text(case: Case, g: Comparison | None) -> str:
     if g is None:
         return "an unknown amount"
     return f"{numbers.change(case.metric, g.delta, g.low, g.high)} {numbers.unit(case.metric)}"
+
+
+def too_dear(case: Case, paid: arithmetic.Pay) -> str:
+    """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
+    said = (
+        f"over the {numbers.count(arithmetic.forecast_requests(case.policy))} requests forecast that is worth"
+        f" {numbers.usd(paid.worth)} USD and costs {numbers.usd(paid.cost)} USD more"
+    )
+    if paid.from_requests is None:
+        return said
+    return f"{said}; it pays from {numbers.count(ceil(paid.from_requests))} requests"
 
 
 def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
@@ -172,15 +184,17 @@ def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
     worth = arithmetic.worth_of_items(run, case.policy, case.metric)
     if worth is None:
         return []
-    of = case.policy.point_usd
+    unit, labels = numbers.unit(case.metric), "What more labels would bring is not measured."
+    if worth.sample < _WORTH_SAYING:
+        said = f"as many again would bring less than {_WORTH_SAYING:g} {unit} on average"
+        return [f"Next best spend: not more test items, the choice does not hang on them ({said}). {labels}"]
+    of = arithmetic.point_worth_usd(case.policy, case.metric)
     price = f", {numbers.usd(worth.sample * of)} USD at {numbers.usd(of)} a point" if of is not None else ""
-    points = numbers.unit(case.metric)
     said = (
-        f"Next best spend: as many test items again are worth {numbers.plain(worth.sample)} {points} on "
-        f"average{price}; knowing the gain exactly would be worth {numbers.plain(worth.perfect)}. "
-        "What more labels would bring is not measured."
+        f"as many test items again would bring {numbers.plain(worth.sample)} {unit} on average, by a better"
+        f" choice{price}; knowing the gain exactly, {numbers.plain(worth.perfect)}"
     )
-    return [said]
+    return [f"Next best spend: {said}. {labels}"]
 
 
 def _needs(case: Case) -> list[str]:
