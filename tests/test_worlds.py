@@ -6,6 +6,10 @@ from worlds import Sizes, Truth
 
 from harness import release
 from harness.cli.compute import exit_code
+from harness.errors import UserError
+from harness.experiment import refuse_curve
+from harness.report import markdown
+from harness.spec import GatePolicy
 
 
 @pytest.fixture(autouse=True)
@@ -81,19 +85,59 @@ def test_too_few_items_leave_it_undecided_and_the_number_named_would_do(tmp_path
 def test_at_a_tiny_volume_the_prompt_is_shipped_though_the_fine_tune_is_better(tmp_path):
     truth = Truth(answers(70, 70, 70, 90), lost=1, gained=1)
     rare = ["decide.requests_per_month=10", "decide.label_cost_usd=0.5"]
-    report = worlds.report(tmp_path / "rare", truth, overrides=rare)
+    report = worlds.report(tmp_path, truth, overrides=rare)
     assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
     assert verdict(report).outcome == "pass"
-    often = [rare[1]]
-    assert worlds.report(tmp_path / "often", truth, overrides=often).decision.candidate == "lora"
+    assert worlds.again(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
 
 
 def test_a_second_look_at_a_world_computes_nothing_and_says_the_same(tmp_path):
-    from harness import experiment
-
     truth = Truth(FORMAT, lost=1, gained=1)
-    first = worlds.report(tmp_path, truth)
-    bench, loaded = worlds.opened(tmp_path / "harness.yaml", truth)
-    again = experiment.stored(bench, loaded.selected)
+    first, again = worlds.report(tmp_path, truth), worlds.again(tmp_path, truth)
     assert again.decision == first.decision
-    assert exit_code(again, bench.experiment.gate, by_verdict=True) == 0
+    assert exit_code(again, GatePolicy(), by_verdict=True) == 0
+
+
+# The learning curve
+
+
+def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tmp_path):
+    # The error is 0.05 + 3 / √n, to whole percents: .82, .60, .44, .32 at 15, 30, 60 and 120 rows.
+    truth = Truth(answers(20, 25, 20, 68), lost=1, gained=1, tuned_at={15: 18, 30: 40, 60: 56})
+    report = worlds.report(tmp_path, truth, Sizes(test=1000), learning_curve=True)
+    curve = report.curve
+    assert [p.n_train for p in curve.points] == [15, 30, 60, 120]
+    assert [round(p.score.score, 2) for p in curve.points] == [0.18, 0.40, 0.56, 0.68]
+    assert [a.n_train for a in curve.ahead] == [240, 480]
+    for ahead, true in zip(curve.ahead, (0.08, 0.137), strict=True):
+        assert ahead.gain.low < true < ahead.gain.high
+        assert ahead.gain.score == pytest.approx(true, abs=0.03)
+    assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in said(report, "Learning curve of lora")
+    assert "As many training rows again (120) would bring about" in said(report, "Next best spend")
+    assert "## Learning curve: lora" in markdown(report)
+
+
+def test_a_stored_curve_is_found_again_and_a_flat_one_promises_nothing(tmp_path):
+    truth = Truth(answers(20, 25, 20, 60), lost=1, gained=1)
+    first = worlds.report(tmp_path, truth, learning_curve=True)
+    assert all(a.gain.low <= 0 <= a.gain.high for a in first.curve.ahead)
+    assert worlds.again(tmp_path, truth).curve == first.curve
+
+
+def test_more_data_are_advised_only_where_the_gain_ahead_is_worth_the_labels(tmp_path):
+    truth = Truth(answers(20, 60, 20, 60), lost=1, gained=1, tuned_at={15: 8, 30: 28, 60: 46})
+    cheap = ["decide.label_cost_usd=0.1"]
+    report = worlds.report(tmp_path, truth, Sizes(test=400), overrides=cheap, learning_curve=True)
+    assert (report.decision.action, report.decision.candidate) == ("collect more data", None)
+    assert "with 240 training rows it would gain about" in report.decision.sentence
+    dear = ["decide.label_cost_usd=5", "decide.requests_per_month=10"]
+    assert worlds.again(tmp_path, truth, dear).decision.action == "few-shot"
+
+
+def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anything_runs(tmp_path):
+    truth = Truth(FORMAT)
+    with pytest.raises(UserError, match="40 training rows; expected at least 64"):
+        worlds.report(tmp_path / "few", truth, Sizes(train=40), learning_curve=True)
+    bench, _ = worlds.opened(worlds.write(tmp_path / "none", truth, Sizes()), truth)
+    with pytest.raises(UserError, match="no fine-tune among the candidates"):
+        refuse_curve(bench, ["prompt", "rag"])

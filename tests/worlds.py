@@ -7,18 +7,20 @@ alone, so the true rates of a world are exact and two arms differ on the items t
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import config, experiment
+from harness.data import part_of
 from harness.embedded import ModelSource
 from harness.experiment import Scope, bench_of
+from harness.experiment.curve import SHARES
 from harness.progress import Silent
 from harness.records import Encoded, Limits, Output, digest
 from harness.report import ExperimentReport
+from harness.run import measured
 from harness.run.weights import folder_of
 
-TUNED = "f" * 16
 GOOD, BAD = "gimlet", "nothing"
 PER_ANSWER_S = {"zero_shot": 0.30, "few_shot": 0.60, "rag": 0.90, "tuned": 0.20}
 
@@ -37,13 +39,15 @@ class Truth:
 
     `target` maps "zero_shot", "few_shot", "rag" and "tuned" to the share of each slice that is
     answered right. The base answers `general` percent of the general items; of these the fine-tune
-    loses `lost` percentage points and gains `gained` others.
+    loses `lost` percentage points and gains `gained` others. `tuned_at` maps numbers of training
+    rows to what the fine-tune gets right after them, where that is not "tuned".
     """
 
     target: dict[str, dict[str, int]]
     general: int = 70
     lost: int = 0
     gained: int = 0
+    tuned_at: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Sizes:
 
     train: int = 120
     test: int = 200
-    general: int = 300
+    general: int = 200
 
 
 def right(number: int, percent: int) -> bool:
@@ -60,7 +64,7 @@ def right(number: int, percent: int) -> bool:
     return number * 37 % 100 < percent
 
 
-def write(folder: Path, truth: Truth, sizes: Sizes, extra: str = "") -> Path:
+def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
     """Write harness.yaml with its suites, and a folder that looks like a model."""
     suites, model = folder / "suites", folder / "model"
     for made in (suites / "desk", suites / "general", model):
@@ -88,7 +92,7 @@ def write(folder: Path, truth: Truth, sizes: Sizes, extra: str = "") -> Path:
     path = folder / "harness.yaml"
     path.write_text(
         f"name: world\nbase_model: {model}\nprecision: fp32\ndevice: cpu\ntarget: suites/desk.yaml\n"
-        f"suites: [suites/general.yaml]\ncandidates:\n{CANDIDATES}{extra}"
+        f"suites: [suites/general.yaml]\ncandidates:\n{CANDIDATES}"
     )
     return path
 
@@ -124,7 +128,7 @@ class Oracle:
         way = self._way(messages)
         _, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
         general = of == "-"
-        answered = self._general(int(number)) if general else right(int(number), self.truth.target[way][of])
+        answered = self._general(int(number)) if general else right(int(number), self._percent(way, of))
         return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S[way])
 
     def _way(self, messages: list[dict]) -> str:
@@ -133,6 +137,10 @@ class Oracle:
         if "Leaflet" in messages[-1]["content"]:
             return "rag"
         return "few_shot" if len(messages) > 2 else "zero_shot"
+
+    def _percent(self, way: str, of: str) -> int:
+        known = self.truth.target[way][of]
+        return self.truth.tuned_at.get(int(self.weights_digest, 16), known) if self.tuned else known
 
     def _general(self, number: int) -> bool:
         base, truth = right(number, self.truth.general), self.truth
@@ -160,7 +168,8 @@ def trained(bench, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
     folder = folder_of(bench, recipe, seed, None)
     folder.mkdir(parents=True, exist_ok=True)
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
-    record = {"kind": "adapter", "digest": TUNED, "trained_on": bench.source.weights_digest}
+    n_train = f"{len(bench.target.items.train):016x}"  # the oracle knows by it how much was learned
+    record = {"kind": "adapter", "digest": n_train, "trained_on": bench.source.weights_digest}
     (folder / "fit.json").write_text(json.dumps({**record, "training": training}))
 
 
@@ -178,11 +187,18 @@ def report(
     sizes: Sizes = Sizes(),
     *,
     overrides: Sequence[str] = (),
-    extra: str = "",
+    learning_curve: bool = False,
 ) -> ExperimentReport:
     """Write a world and run the whole experiment on it; only the answers are made up."""
-    bench, loaded = opened(write(folder, truth, sizes, extra), truth, overrides)
-    for recipe in bench.experiment.candidates.values():
-        if recipe.method == "lora":
-            trained(bench, recipe)
-    return experiment.run_all(bench, loaded, quick=False)
+    bench, loaded = opened(write(folder, truth, sizes), truth, overrides)
+    for share in (*SHARES, 1.0):
+        items = part_of(bench.target.items, share, 0)
+        part = replace(bench, target=measured(bench.target.task, "target", "desk", items))
+        trained(part, bench.experiment.candidates["lora"])
+    return experiment.run_all(bench, loaded, quick=False, learning_curve=learning_curve)
+
+
+def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
+    """Report a world from what is stored of it."""
+    bench, loaded = opened(folder / "harness.yaml", truth, overrides)
+    return experiment.stored(bench, loaded.selected)

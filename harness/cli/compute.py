@@ -105,6 +105,14 @@ def compare(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", envvar="HARNESS_YES", help="Go on with more than 64 candidates.")
     ] = False,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            envvar="HARNESS_LEARNING_CURVE",
+            help="Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
@@ -120,6 +128,10 @@ def compare(
     bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
     work = experiment.planned(bench, loaded.selected)
     plan = experiment.seconds_planned(bench, work)
+    if learning_curve:
+        experiment.refuse_curve(bench, loaded.selected)
+        work["learning curve"] = experiment.planned_curve(bench, loaded.selected)
+        plan["learning curve"] = bench.seconds(work["learning curve"])
     if dry_run:
         _print_plan(bench, work, plan, as_json)
         return
@@ -127,7 +139,7 @@ def compare(
     for line in [*experiment.warnings_before(bench), *bench.target.items.notes]:
         say(line)
     with progress.following(plan):
-        found = experiment.run_all(bench, loaded, quick=quick)
+        found = experiment.run_all(bench, loaded, quick=quick, learning_curve=learning_curve)
     report.write(found, loaded.folder / "reports")
     print_report(found, as_json)
     raise typer.Exit(exit_code(found, bench.experiment.gate, by_verdict=gate))

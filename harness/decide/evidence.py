@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide import arithmetic
+from harness.decide.curve import LearningCurve
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
 from harness.spec import DecidePolicy
 
@@ -53,6 +54,7 @@ class Case(NamedTuple):
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
     missing: tuple[str, ...]
+    curve: LearningCurve | None = None
 
     @property
     def judged(self) -> CandidateFacts | None:
@@ -97,6 +99,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
     sentences += _failures(case)
     if case.judged:
         sentences.append(_amount(case.judged.n_train))
+        sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
         sentences.append(_seeds(case.facts, shipped))
     elif shipped and case.missing:
@@ -184,7 +187,7 @@ def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
     worth = arithmetic.worth_of_items(run, case.policy, case.metric)
     if worth is None:
         return []
-    unit, labels = numbers.unit(case.metric), "What more labels would bring is not measured."
+    unit, labels = numbers.unit(case.metric), _labels(case)
     if worth.sample < _WORTH_SAYING:
         said = f"as many again would bring less than {_WORTH_SAYING:g} {unit} on average"
         return [f"Next best spend: not more test items, the choice does not hang on them ({said}). {labels}"]
@@ -195,6 +198,38 @@ def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
         f" choice{price}; knowing the gain exactly, {numbers.plain(worth.perfect)}"
     )
     return [f"Next best spend: {said}. {labels}"]
+
+
+def _labels(case: Case) -> str:
+    """Say what as many training rows again would bring and cost, where the curve was measured."""
+    if case.curve is None:
+        return "What more labels would bring is not measured (harness compare --learning-curve)."
+    first, n = case.curve.ahead[0], case.curve.points[-1].n_train
+    price = case.policy.label_cost_usd * (first.n_train - n)
+    cost = f", for {numbers.usd(price)} USD of labels" if price else ""
+    return (
+        f"As many training rows again ({numbers.count(n)}) would bring about"
+        f" {numbers.change(case.metric, *first.gain[:3])} {numbers.unit(case.metric)}{cost}."
+    )
+
+
+def _curve(case: Case) -> list[str]:
+    """Say how the score grew with the data, and what lies ahead."""
+    if case.curve is None:
+        return []
+    scores = (
+        f"{numbers.score(case.metric, p.score.score)} with {numbers.count(p.n_train)}"
+        for p in case.curve.points
+    )
+    ahead = (
+        f"{numbers.change(case.metric, *a.gain[:3])} with {numbers.count(a.n_train)}"
+        for a in case.curve.ahead
+    )
+    said = (
+        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
+    )
+    return [said]
 
 
 def _needs(case: Case) -> list[str]:
