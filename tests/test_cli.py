@@ -81,7 +81,7 @@ def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval report decide gate promote ls reindex list show rm add confirm".split()
+        "init compare train eval doctor report decide gate promote ls reindex list show rm add confirm".split()
     )
     from typer.testing import CliRunner
 
@@ -410,5 +410,8 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
 
 
 def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):
-    assert "champions/letters.json" in harness("promote", "lora", cwd=copy, check=0).stderr
+    assert (
+        "champions/letters.json"
+        in harness("promote", "lora", "--despite", "a test", cwd=copy, check=0).stderr
+    )
     assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout

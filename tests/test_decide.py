@@ -401,3 +401,38 @@ def test_a_metric_that_counts_no_answers_is_not_priced():
 def test_items_that_would_not_change_the_choice_are_not_advised():
     decision = decided([*alternatives(), tuned("lora", 0.95, 0.30)])
     assert said(decision, "Next best spend").startswith("Next best spend: not more test items")
+
+
+# The six scenarios: from what was measured, else from what was declared
+
+
+@pytest.mark.parametrize(
+    ("need", "advice"),
+    [
+        ("changing_facts", "so retrieval"),
+        ("private_knowledge", "found by retrieval"),
+        ("style_or_format", "learned by a fine-tune"),
+        ("low_latency", "speaks for a fine-tune"),
+        ("little_data", "a prompt with shots; a fine-tune"),
+        ("knowledge_and_behaviour", "measure retrieval on tuned weights"),
+    ],
+)
+def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
+    facts = [replace(candidate("prompt", 0.2), latency_p50_s=None), tuned("lora", 0.8, 0.3, n_train=0)]
+    assert advice in said(decided(facts, needs=(need,)), f"Declared, not measured ({need.replace('_', ' ')})")
+
+
+@pytest.mark.parametrize(
+    ("need", "measured"),
+    [
+        ("private_knowledge", "on the slice knowledge, as said above"),
+        ("style_or_format", "on the slice behaviour, as said above"),
+        ("knowledge_and_behaviour", "on the slices knowledge and behaviour, as said above"),
+        ("low_latency", "the median request takes 0.2 s with lora and 0.3 s with knn"),
+        ("little_data", "360 training examples, of which below"),
+    ],
+)
+def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
+    of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
+    facts = [replace(f, slices=of) for f in (*alternatives(), tuned("lora", 0.81, 0.07))]
+    assert said(decided(facts, needs=(need,)), "Measured (").endswith(f": {measured}.")

@@ -46,11 +46,11 @@ def _lines(found: "Checkup") -> list[str]:
         f"packages  {versions}",
         *(f"          not there: {name}, {how}" for name, how in found.absent.items()),
         *(f"found     {line}" for line in found.experiment),
-        *(_table(found.costs) if found.costs else ()),
+        *(table(found.costs) if found.costs else ()),
     ]
 
 
-def _table(costs: "tuple[Cost, ...]") -> list[str]:
+def table(costs: "tuple[Cost, ...]") -> list[str]:
     """Lay out what each candidate takes, estimated, with what was measured behind a slash."""
     rows = [_COLUMNS, *map(_row, costs)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(_COLUMNS))]

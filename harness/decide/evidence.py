@@ -36,7 +36,14 @@ _BY_NEED = {
     "private_knowledge": "knowledge that the base never saw is found by retrieval, which can name its source",
     "style_or_format": "style and format are learned by a fine-tune; retrieval does not bring them",
     "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+    "little_data": "below some 100 examples a prompt with shots; a fine-tune varies with their draw",
     "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+}
+_ON_SLICES = {
+    "changing_facts": ("knowledge",),
+    "private_knowledge": ("knowledge",),
+    "style_or_format": ("behaviour",),
+    "knowledge_and_behaviour": ("knowledge", "behaviour"),
 }
 
 
@@ -232,11 +239,27 @@ def _curve(case: Case) -> list[str]:
     return [said]
 
 
-def _needs(case: Case) -> list[str]:
-    """Answer from declared needs what no slice measures."""
+def _needs(case: Case, slices: Sequence[str] = ()) -> list[str]:
+    """Answer what was declared to be needed from what was measured, and from the declaration elsewhere."""
     return [
-        f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}." for need in case.policy.needs
+        _measured_need(case, need, slices)
+        or f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}."
+        for need in case.policy.needs
     ]
+
+
+def _measured_need(case: Case, need: str, slices: Sequence[str]) -> str:
+    """Say where a need was measured; empty where it was not."""
+    run, other, said = case.judged, case.alternative, ""
+    wanted = _ON_SLICES.get(need, ())
+    if wanted and set(wanted) <= set(slices):
+        said = f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    elif need == "low_latency" and run and other and None not in (run.latency_p50_s, other.latency_p50_s):
+        own, its = numbers.seconds(run.latency_p50_s), numbers.seconds(other.latency_p50_s)
+        said = f"the median request takes {own} with {run.label} and {its} with {other.name}"
+    elif need == "little_data" and run and run.n_train:
+        said = f"{numbers.count(run.n_train)} training examples, of which below"
+    return f"Measured ({need.replace('_', ' ')}): {said}." if said else ""
 
 
 def _gates(case: Case) -> list[str]:
@@ -263,7 +286,7 @@ def _failures(case: Case) -> list[str]:
     remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
     mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
     shown = [run for run in by.values() if run is not None]
-    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended]]
+    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended], *_needs(case, slices)]
 
 
 def _best_of(case: Case, action: str) -> CandidateFacts | None:

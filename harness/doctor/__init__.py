@@ -18,7 +18,7 @@ from harness.numbers import count
 from harness.progress import Progress
 from harness.run import Bench
 
-__all__ = ["Checkup", "Cost", "examine"]
+__all__ = ["Checkup", "Cost", "costs", "examine"]
 
 # What is optional, and the extra that brings it.
 _EXTRAS = {

@@ -422,6 +422,11 @@ def _scoring_source(m: Measured) -> str:
     return plugins.source_digest(_PACKAGE / "evaluate.py", _PACKAGE / "refusals.py", *metrics)
 
 
+def rows_version(m: Measured, split: Split) -> str:
+    """Return the version of a task's rows: of its definition, its items, and the code that scores them."""
+    return digest([m.versions[split], _scoring_source(m)])
+
+
 def _identity(
     bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
@@ -431,7 +436,7 @@ def _identity(
         weights.digest,
         base.template_digest,
         m.task.name,
-        digest([m.versions[split], _scoring_source(m)]),
+        rows_version(m, split),
         split,
         prompting,
         answer,
