@@ -139,11 +139,12 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     done = harness("compare", "--dry-run", check=0)
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["trained", "read", "generated", "about"]
-    assert [line.split("  ")[0] for line in lines[1:]] == [
+    assert [line.split("  ")[0] for line in lines[1:9]] == [
         "general ability of the base",
         *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
         "all, in tokens, from nothing",
     ]
+    assert lines[10].split() == "candidate memory GiB time operations cost USD fits".split()
     assert "nothing was run" in done.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "reports").exists()
@@ -161,6 +162,20 @@ def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_ta
     assert trained("--candidates", "hybrid") == once
     assert trained("seeds=[0, 1, 2]") == 3 * once
     assert trained("--candidates", "prompt") == 0
+
+
+def test_margins_that_the_items_cannot_show_are_refused_where_that_is_asked(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    done = harness("compare", "--strict", check=2)
+    assert "macro margin 2.0 pp: with 12 items over 2 tasks an equal model passes" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_learning_curve_of_too_few_rows_is_refused_before_it_runs(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    done = harness("compare", "--learning-curve", check=2)
+    assert "30 training rows; expected at least 64" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness, copy):

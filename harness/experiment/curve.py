@@ -78,7 +78,8 @@ def stored_curve(
 ) -> LearningCurve | None:
     """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
     name = _judged(bench, facts)
-    if name is None or not any(bench.store.folder.glob(f"{bench.experiment.name}-{name}@*")):
+    known = f"{bench.experiment.name}-{name}@"
+    if name is None or not any(path.name.startswith(known) for path in bench.store.folder.glob("*@*")):
         return None
     found = [(part, stored_run(*part)) for part in _parts(bench, runs, facts)]
     trained = [_trained(part.bench, reader, run) for part, run in found if run and run.state == "done"]

@@ -164,6 +164,8 @@ def _baseline_identity(
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None:
+        if (other := _same_task(at, wanted)) is not None:
+            comparison.check_comparable(other, wanted, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
             f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
@@ -177,6 +179,16 @@ def _baseline_identity(
     found = store.read_identity(at, digest)
     comparison.check_comparable(found, own)
     return found
+
+
+def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
+    """Find rows of the same weights and task that were computed in another way."""
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        found = store.read_identity(at, path.parent.name)
+        same = (found.weights_digest, found.task, found.split)
+        if same == (wanted.weights_digest, wanted.task, wanted.split) and at.parquet(found.digest).exists():
+            return found
+    return None
 
 
 def _read(at: Store, identity: RowsIdentity, metrics: dict[str, Metric]) -> Rows:
