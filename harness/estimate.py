@@ -23,6 +23,9 @@ _READ_SHARE, _GENERATE_SHARE, _TRAIN_SHARE = 0.82, 0.35, 0.38
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
 # data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
 DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
+# What one more right answer is taken to be worth in USD, as of November 2026: an assumption, so that a
+# volume decides something before anybody says better. `decide.right_answer_usd` overrides it.
+RIGHT_ANSWER_USD = 1.0
 
 
 class Work(NamedTuple):

@@ -37,6 +37,35 @@ class Machine(NamedTuple):
     emulated_bf16: bool = False
 
 
+class Memory(NamedTuple):
+    """What memory is free, and how much there is, in GiB; `of` says whether of the GPU or the machine."""
+
+    free_gib: float
+    total_gib: float
+    of: str
+
+
+def memory(device: str) -> Memory:
+    """Ask how much memory the device has; on a CPU what the system could give without swapping."""
+    if device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        return Memory(free / 2**30, total / 2**30, "GPU")
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    return Memory(_available_bytes(total) / 2**30, total / 2**30, "main memory")
+
+
+def _available_bytes(otherwise: int) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return otherwise
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found) * 1024 if found else otherwise
+
+
 def cache_dir() -> Path:
     """Return the cache folder: `HARNESS_CACHE`, else `XDG_CACHE_HOME`/harness, else ~/.cache/harness."""
     if own := os.environ.get("HARNESS_CACHE"):

@@ -8,7 +8,7 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
@@ -30,18 +30,26 @@ def is_path(metric: str) -> bool:
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Margin = Fraction | Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?\s*%$")]
+# Above 0 % and below 100 %: a margin of nothing cannot be shown by any number of items.
+_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
+Share = Annotated[str, Field(pattern=_SHARE)]
+Margin = Fraction | Share
 
 
 Need = Literal[
-    "changing_facts", "private_knowledge", "style_or_format", "low_latency", "knowledge_and_behaviour"
+    "changing_facts",
+    "private_knowledge",
+    "style_or_format",
+    "low_latency",
+    "little_data",
+    "knowledge_and_behaviour",
 ]
 
 
 class Spec(BaseModel):
-    """Frozen and strict: an unknown key is an error."""
+    """Frozen and strict: an unknown key is an error, and so is a number that is none or infinite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Limits(Spec):
@@ -237,14 +245,15 @@ class TargetPolicy(Spec):
 class GatePolicy(Spec):
     """Margins of the gate in (0, 1); see the README's glossary for what each rule asks.
 
-    `macro` and `each` may be a share of the base's skill above chance, written `10%`. `drift` is
+    `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical
+    task passes below twice `critical_margin`, which is therefore below one half. `drift` is
     a rise in bits per byte that fails; without it the rise is reported only.
     """
 
     macro: Margin = 0.02
     each: Margin = 0.05
     critical: tuple[str, ...] = ()
-    critical_margin: float = Field(0.05, gt=0, lt=1)
+    critical_margin: float = Field(0.05, gt=0, lt=0.5)
     validity: float = Field(0.02, gt=0, lt=1)
     target: TargetPolicy = TargetPolicy()
     drift: float | None = Field(None, gt=0)
@@ -257,8 +266,9 @@ class DecidePolicy(Spec):
 
     `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
     labels. `max_latency_s` is the longest median time of a request. `point_usd` is what one point
-    of the target metric is worth over the horizon. `needs` is what is known of the problem where
-    no slices measure it.
+    of the target metric is worth over the horizon; where it is not set, a point is worth the
+    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem
+    where no slices measure it.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -269,6 +279,7 @@ class DecidePolicy(Spec):
     hosting_usd_per_month: float = Field(0.0, ge=0)
     max_latency_s: float | None = Field(None, gt=0)
     point_usd: float | None = Field(None, ge=0)
+    right_answer_usd: float | None = Field(None, ge=0)
     tau: float = Field(0.0, ge=0)
     needs: tuple[Need, ...] = ()
 
@@ -288,3 +299,10 @@ class Experiment(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     datasets_dir: str | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds {list(seeds)}, one of them twice")
+        return seeds

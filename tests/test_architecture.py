@@ -17,9 +17,9 @@ PACKAGE = ROOT / "harness"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
-    "errors numbers quiet progress records machine spec estimate plugins config provenance data prompting "
+    "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
     "refusals metrics embedded prepack scoring generation candidates training methods evaluate capability store run stats "
-    "comparison gating decide rescue report experiment release nightly starting catalogue terminal cli"
+    "comparison gating decide rescue report experiment release nightly starting doctor catalogue terminal cli"
 ).split()
 
 MODEL = {

@@ -81,7 +81,7 @@ def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval report decide gate promote ls reindex score list show rm add confirm".split()
+        "init compare train eval doctor report decide gate promote ls reindex score list show rm add confirm".split()
     )
     from typer.testing import CliRunner
 
@@ -139,11 +139,12 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     done = harness("compare", "--dry-run", check=0)
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["trained", "read", "generated", "about"]
-    assert [line.split("  ")[0] for line in lines[1:]] == [
+    assert [line.split("  ")[0] for line in lines[1:9]] == [
         "general ability of the base",
         *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
         "all, in tokens, from nothing",
     ]
+    assert lines[10].split() == "candidate memory GiB time operations cost USD fits".split()
     assert "nothing was run" in done.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "reports").exists()
@@ -161,6 +162,20 @@ def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_ta
     assert trained("--candidates", "hybrid") == once
     assert trained("seeds=[0, 1, 2]") == 3 * once
     assert trained("--candidates", "prompt") == 0
+
+
+def test_margins_that_the_items_cannot_show_are_refused_where_that_is_asked(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    done = harness("compare", "--strict", check=2)
+    assert "macro margin 2.0 pp: with 12 items over 2 tasks an equal model passes" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_learning_curve_of_too_few_rows_is_refused_before_it_runs(harness, tiny, tmp_path):
+    tiny_experiment.write(tmp_path, tiny)
+    done = harness("compare", "--learning-curve", check=2)
+    assert "30 training rows; expected at least 64" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness, copy):
@@ -425,5 +440,8 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
 
 
 def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):
-    assert "champions/letters.json" in harness("promote", "lora", cwd=copy, check=0).stderr
+    assert (
+        "champions/letters.json"
+        in harness("promote", "lora", "--despite", "a test", cwd=copy, check=0).stderr
+    )
     assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout

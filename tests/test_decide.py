@@ -370,3 +370,69 @@ def test_declared_needs_answer_what_no_slice_measures_and_say_so():
     )
     sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
     assert not [r for r in decided(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
+
+
+# Whether a gain pays
+
+
+def test_a_gain_that_is_worth_less_than_it_costs_is_not_shipped():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    decision = decided(facts, requests_per_month=10, horizon_months=1, label_cost_usd=0.5)
+    assert (decision.action, decision.candidate) == ("few-shot", "knn")
+    # 0.07 × 10 answers at 1 USD against 360 × 0.5 + 0.5 USD; a request brings 0.07 + 0.00009 USD.
+    assert "is worth 0.70 USD and costs 180 USD more; it pays from 2,576 requests" in decision.sentence
+    assert decided(facts, label_cost_usd=0.5).action == "fine-tune"
+
+
+def test_what_a_point_is_worth_may_be_said_and_then_decides_alone():
+    facts = [*alternatives(), tuned("lora", 0.81, 0.07)]
+    little, much = (decided(facts, point_usd=usd, label_cost_usd=0.5) for usd in (0.01, 100.0))
+    assert (little.action, much.action) == ("few-shot", "fine-tune")
+    assert much.arithmetic["gain_is_worth_usd"] == pytest.approx(700)
+    assert much.arithmetic["pays_from_requests"] is None
+
+
+def test_a_metric_that_counts_no_answers_is_not_priced():
+    run = tuned("lora", 0.9, 0.3)
+    decision = decided([candidate("prompt", 1.2), run], closed_labels=False, metric="bits_per_byte")
+    assert decision.arithmetic["gain_is_worth_usd"] is None
+
+
+def test_items_that_would_not_change_the_choice_are_not_advised():
+    decision = decided([*alternatives(), tuned("lora", 0.95, 0.30)])
+    assert said(decision, "Next best spend").startswith("Next best spend: not more test items")
+
+
+# The six scenarios: from what was measured, else from what was declared
+
+
+@pytest.mark.parametrize(
+    ("need", "advice"),
+    [
+        ("changing_facts", "so retrieval"),
+        ("private_knowledge", "found by retrieval"),
+        ("style_or_format", "learned by a fine-tune"),
+        ("low_latency", "speaks for a fine-tune"),
+        ("little_data", "a prompt with shots; a fine-tune"),
+        ("knowledge_and_behaviour", "measure retrieval on tuned weights"),
+    ],
+)
+def test_a_need_that_nothing_measured_is_answered_as_declared(need, advice):
+    facts = [replace(candidate("prompt", 0.2), latency_p50_s=None), tuned("lora", 0.8, 0.3, n_train=0)]
+    assert advice in said(decided(facts, needs=(need,)), f"Declared, not measured ({need.replace('_', ' ')})")
+
+
+@pytest.mark.parametrize(
+    ("need", "measured"),
+    [
+        ("private_knowledge", "on the slice knowledge, as said above"),
+        ("style_or_format", "on the slice behaviour, as said above"),
+        ("knowledge_and_behaviour", "on the slices knowledge and behaviour, as said above"),
+        ("low_latency", "the median request takes 0.2 s with lora and 0.3 s with knn"),
+        ("little_data", "360 training examples, of which below"),
+    ],
+)
+def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
+    of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
+    facts = [replace(f, slices=of) for f in (*alternatives(), tuned("lora", 0.81, 0.07))]
+    assert said(decided(facts, needs=(need,)), "Measured (").endswith(f": {measured}.")

@@ -117,6 +117,42 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
         release.gate(copy, "lora")
 
 
+def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(copy):
+    file = copy.parent / "suites" / "general" / "facts.jsonl"
+    file.write_text(file.read_text().replace('"reference": "3"', '"reference": "three"'))
+    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    assert done.returncode == 5
+    assert "facts/test (task_version '" in done.stderr
+    assert "sums/test" not in done.stderr
+
+
+def test_a_task_that_is_defined_otherwise_since_the_run_is_refused(copy):
+    suite = copy.parent / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 5"))
+    with pytest.raises(IncompatibleRuns, match=r"letters/test \(task_version"):
+        release.gate(copy, "lora")
+
+
+def test_training_rows_may_change_without_a_new_verdict(copy):
+    file = copy.parent / "suites" / "letters" / "train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert release.gate(copy, "lora")[0].verdict.sentence
+
+
+def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(copy):
+    at = Store(copy.parent / "runs")
+    run = candidate_runs(config.load(copy), at, "lora")[0]
+    base = replace(store.read_identity(at, run.rows["facts/test"]), weights_digest=run.base_digest)
+    other = replace(base, precision="bf16", layout_digest="0" * 16)
+    at.rows(base.digest).rename(at.rows(other.digest))
+    file = at.rows(other.digest) / "identity.json"
+    changed = file.read_text().replace('"fp32"', '"bf16"').replace(base.layout_digest, "0" * 16)
+    file.write_text(changed)
+    done = harness("gate", "--candidate", "lora", "-c", str(copy))
+    assert done.returncode == 5
+    assert "they differ in precision 'bf16' and 'fp32'; layout_digest '0000000000000000' and" in done.stderr
+
+
 def test_no_candidate_and_an_unknown_baseline_are_refused(copy):
     with pytest.raises(UserError, match="what to judge"):
         release.gate(copy, "")
@@ -128,7 +164,7 @@ def test_no_candidate_and_an_unknown_baseline_are_refused(copy):
 
 
 def test_a_promoted_run_is_what_the_gate_compares_with(copy):
-    path, champion = release.promote_named(copy, "lora")
+    path, champion = release.promote_named(copy, "lora", despite="a test")
     assert path == copy.parent / "baselines" / "champions" / "letters.json"
     (judged,) = release.gate(copy, "lora")
     assert judged.baseline.startswith("the champion lora (tiny-lora-s0-")
@@ -138,15 +174,44 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
 
 
 def test_a_champions_file_holds_no_path_of_a_machine(copy):
-    path, _ = release.promote_named(copy, "lora")
+    path, _ = release.promote_named(copy, "lora", despite="a test")
     assert str(copy.parent) not in path.read_text()
     assert json.loads(path.read_text())["rows"]
 
 
 def test_the_base_is_judged_against_a_champion_by_test_not_by_identity(copy):
-    release.promote_named(copy, "lora")
+    release.promote_named(copy, "lora", despite="a test")
     (judged,) = release.gate(copy, "prompt")
     assert "identity" not in judged.verdict.sentence
+
+
+def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(copy):
+    with pytest.raises(UserError, match=r"no pass against the base.*--despite"):
+        release.promote_named(copy, "lora")
+    assert not (copy.parent / "baselines").exists()
+    path, champion = release.promote_named(copy, "lora", despite="the customer accepts it")
+    assert champion.verdict in ("fail", "inconclusive")
+    assert champion.sentence.startswith(champion.verdict.upper())
+    assert json.loads(path.read_text())["despite"] == "the customer accepts it"
+
+
+def test_a_run_that_passes_is_promoted_with_its_verdict(copy):
+    _, champion = release.promote_named(copy, "prompt")
+    assert (champion.verdict, champion.despite) == ("pass", "")
+
+
+def test_what_has_nothing_to_lose_is_promoted_only_for_a_reason(copy):
+    with pytest.raises(UserError, match="answered no task of the suites"):
+        release.promote_named(copy, "bag")
+    _, champion = release.promote_named(copy, "bag", despite="it is enough")
+    assert (champion.verdict, champion.sentence[:10]) == ("", "not judged")
+
+
+def test_a_champion_of_an_older_version_is_still_read(copy):
+    path, _ = release.promote_named(copy, "prompt")
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in raw.items() if k not in ("verdict", "sentence", "despite")}))
+    assert release.gate(copy, "prompt")[0].baseline.startswith("the champion prompt")
 
 
 def test_asking_for_a_champion_where_there_is_none_is_refused(copy):
@@ -156,7 +221,7 @@ def test_asking_for_a_champion_where_there_is_none_is_refused(copy):
 
 
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
-    path, champion = release.promote_named(copy, "lora")
+    path, champion = release.promote_named(copy, "lora", despite="a test")
     path.write_text(path.read_text().replace(champion.weights_digest, "0" * 16))
     for digest in champion.rows.values():
         shutil.rmtree(copy.parent / "runs" / "rows" / digest)
@@ -165,7 +230,7 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
 
 
 def test_rows_of_another_precision_are_refused_and_the_digest_is_named(copy):
-    path, champion = release.promote_named(copy, "lora")
+    path, champion = release.promote_named(copy, "lora", despite="a test")
     at = Store(copy.parent / "runs")
     other = replace(
         store.read_identity(at, champion.rows["facts/test"]), precision="bf16", weights_digest="f" * 16
@@ -182,7 +247,7 @@ def test_rows_of_another_precision_are_refused_and_the_digest_is_named(copy):
 
 
 def test_a_damaged_champion_is_refused(copy):
-    path, _ = release.promote_named(copy, "lora")
+    path, _ = release.promote_named(copy, "lora", despite="a test")
     path.write_text("{}")
     with pytest.raises(UserError, match="promote again"):
         release.gate(copy, "lora")

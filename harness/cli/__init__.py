@@ -6,12 +6,12 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 
 import sys
 
-from harness.cli import compute, judge, keep, score  # in the order in which help lists the verbs
+from harness.cli import compute, doctor, judge, keep, score  # in the order in which help lists the verbs
 from harness.cli.app import app
 from harness.errors import HarnessError
 from harness.quiet import quiet_environment
 
-__all__ = ["app", "compute", "judge", "keep", "main", "score"]
+__all__ = ["app", "compute", "doctor", "judge", "keep", "main", "score"]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 

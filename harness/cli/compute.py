@@ -13,6 +13,8 @@ from harness.cli.output import open_bench, print_report, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.estimate import Work
     from harness.experiment.alone import Prepared
     from harness.report import ExperimentReport
@@ -105,6 +107,20 @@ def compare(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", envvar="HARNESS_YES", help="Go on with more than 64 candidates.")
     ] = False,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            envvar="HARNESS_LEARNING_CURVE",
+            help="Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.",
+        ),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", envvar="HARNESS_STRICT", help="Refuse margins that the items probably cannot show."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
@@ -120,14 +136,22 @@ def compare(
     bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
     work = experiment.planned(bench, loaded.selected)
     plan = experiment.seconds_planned(bench, work)
+    if learning_curve:
+        experiment.refuse_curve(bench, loaded.selected)
+        work["learning curve"] = experiment.planned_curve(bench, loaded.selected)
+        plan["learning curve"] = bench.seconds(work["learning curve"])
+    warnings = experiment.warnings_before(bench)
+    if strict and warnings:
+        expected, step = "margins that the items at hand can show", "more items or wider margins"
+        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
     if dry_run:
-        _print_plan(bench, work, plan, as_json)
+        _print_plan(bench, loaded.selected, work, plan, as_json)
         return
     say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
-    for line in [*experiment.warnings_before(bench), *bench.target.items.notes]:
+    for line in [*warnings, *bench.target.items.notes]:
         say(line)
     with progress.following(plan):
-        found = experiment.run_all(bench, loaded, quick=quick)
+        found = experiment.run_all(bench, loaded, quick=quick, learning_curve=learning_curve)
     report.write(found, loaded.folder / "reports")
     print_report(found, as_json)
     raise typer.Exit(exit_code(found, bench.experiment.gate, by_verdict=gate))
@@ -273,21 +297,30 @@ def _refuse_without_tasks(given: dict[str, Any]) -> None:
         raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
 
 
-def _print_plan(bench: "Bench", work: "dict[str, Work]", plan: dict[str, float], as_json: bool) -> None:
-    """Print what each candidate trains, reads and generates, and the sums."""
+def _print_plan(
+    bench: "Bench", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
+) -> None:
+    """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
+    from harness.cli.doctor import table
+    from harness.doctor import costs
     from harness.estimate import Work
+    from harness.machine import memory
     from harness.numbers import count, seconds
+    from harness.report import to_plain
 
     total = sum(work.values(), Work())
+    found = costs(bench, names, memory(bench.machine.device))
     if as_json:
-        print_value(
-            {name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}, True
-        )
+        alone = {cost.candidate: to_plain(cost) for cost in found}
+        planned = {name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}
+        print_value({name: {**w, **alone.get(name, {})} for name, w in planned.items()}, True)
         return
     print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
     for name, w in [*work.items(), ("all, in tokens, from nothing", total)]:
         expected = seconds(plan.get(name, sum(plan.values())))
         print(f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {expected}")
+    for line in table(found):
+        print(line)
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 

@@ -89,14 +89,24 @@ def promote(
     run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
+    despite: Annotated[
+        str,
+        typer.Option(
+            "--despite",
+            envvar="HARNESS_DESPITE",
+            metavar="REASON",
+            help="Why it is promoted although the gate does not pass it; kept in the file.",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Make a run the champion, which gates compare with from then on."""
+    """Make a run that the gate passes the champion, which gates compare with from then on."""
     from harness import release
 
-    path, champion = release.promote_named(config, run, overrides or [])
+    path, champion = release.promote_named(config, run, overrides or [], despite=despite)
     say(f"wrote {path}")
-    print_value({"run_id": champion.run_id, "target": champion.target, "scores": champion.scores}, as_json)
+    shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
+    print_value({name: value for name, value in shown.items() if value}, as_json)
 
 
 @regressions_app.command("add")

@@ -87,8 +87,14 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", f"add a line `{name}: …`")
     if error["type"] == "value_error":
         return Problem(where, str(error["ctx"]["error"]), _EXPECTED["value_error"])
-    expected = " or ".join(dict.fromkeys(error["expected"]))
+    expected = " or ".join(dict.fromkeys(_in_words(error["expected"])))
     return Problem(where, f"{name}: {_shown(error['input'])}", expected, _next_step(error))
+
+
+def _in_words(expected: list[str]) -> list[str]:
+    """Say of a value that may be a number or a text that the text is a share: only margins are both."""
+    is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in expected)
+    return ["a share such as 10%" if is_number and kind == "text" else kind for kind in expected]
 
 
 def _name(loc: Keys) -> str:

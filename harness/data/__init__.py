@@ -16,7 +16,16 @@ from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest
 from harness.spec import Task
 
-__all__ = ["SCORING", "Leak", "TaskItems", "check_leaks", "load_task", "suite_leaks", "task_version"]
+__all__ = [
+    "SCORING",
+    "Leak",
+    "TaskItems",
+    "check_leaks",
+    "load_task",
+    "part_of",
+    "suite_leaks",
+    "task_version",
+]
 
 Split = Literal["train", "validation", "test"]
 
@@ -78,6 +87,16 @@ def load_task(task: Task, seed: int) -> TaskItems:
         removed=tuple(dict.fromkeys(files.notes.removed)),
         read_as=tuple(dict.fromkeys(files.notes.read_as)),
     )
+
+
+def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
+    """Return the items with a share of the training rows and pairs; a smaller share lies in a larger one."""
+
+    def drawn(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
+        sourced = [Sourced(example, "") for example in examples]
+        return splits.draw(sourced, round(share * len(sourced)), random.Random(f"{seed}/part of {what}"))
+
+    return replace(items, train=drawn(items.train, "train"), pairs=drawn(items.pairs, "pairs"))
 
 
 def task_version(task: Task, items: TaskItems, split: Split | None = None) -> str:

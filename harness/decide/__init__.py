@@ -12,7 +12,8 @@ from typing import NamedTuple
 from harness import numbers
 from harness.decide import arithmetic
 from harness.decide.ablation import Ablation, Factor, ablations
-from harness.decide.evidence import Case, gain_text, reasons, score_text
+from harness.decide.curve import LearningCurve, Trained, learning_curve
+from harness.decide.evidence import Case, gain_text, reasons, score_text, too_dear
 from harness.decide.facts import (
     Action,
     CandidateFacts,
@@ -25,8 +26,10 @@ from harness.decide.facts import (
     gain_shown,
     missing,
     passing,
+    strongest,
     untrained,
 )
+from harness.decide.labels import Wanted, worth_collecting
 from harness.decide.seeds import UNKNOWN, OverSeeds, by_recipe, over_seeds
 from harness.spec import DecidePolicy
 
@@ -37,14 +40,18 @@ __all__ = [
     "CandidateFacts",
     "Decision",
     "Factor",
+    "LearningCurve",
     "OverSeeds",
+    "Trained",
     "ablations",
     "best_trained",
     "best_untrained",
     "decide",
     "fine_tuned",
     "gain",
+    "learning_curve",
     "over_seeds",
+    "strongest",
 ]
 
 
@@ -74,12 +81,14 @@ def decide(
     has_documents: bool,
     metric_name: str,
     higher_is_better: bool = True,
+    curve: LearningCurve | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one
     of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
-    that over its seeds, by random effects.
+    that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
+    collect data first.
     """
     facts = by_recipe(facts, metric_name)
     case = Case(
@@ -91,6 +100,7 @@ def decide(
         winner=best(passing(facts), higher_is_better),
         strongest=best((f for f in facts if fine_tuned(f)), higher_is_better),
         missing=missing(facts, closed_labels, has_documents),
+        curve=curve,
     )
     choice = _choose(case)
     numbers_behind = arithmetic.table(case.judged, case.alternative, policy, metric_name)
@@ -163,6 +173,10 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
+    paid = arithmetic.pay(winner, alternative, case.policy, case.metric)
+    if paid and paid.worth <= paid.cost:
+        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
+        return _ship(alternative, why, case.policy.max_latency_s)
     return _ship(
         winner,
         f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
@@ -181,6 +195,8 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _undecided(why, "compare again")
+    if wanted := worth_collecting(case, compared, g):
+        return _collect(case, compared, alternative, wanted)
     verb = "is worse" if g.high < 0 else "is not shown to be better"
     return _ship(
         alternative,
@@ -188,6 +204,17 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
         f" {verb} ({gain_text(case, g)})",
         case.policy.max_latency_s,
     )
+
+
+def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: Wanted) -> _Choice:
+    over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    rows, then = numbers.count(wanted.n_train), numbers.change(case.metric, *wanted.gain[:3])
+    sentence = (
+        f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
+        f" {then}, worth {numbers.usd(wanted.worth)} USD for {numbers.usd(wanted.cost)} USD;"
+        f" ship {alternative.name} until then."
+    )
+    return _Choice("collect more data", None, sentence)
 
 
 def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide.facts import CandidateFacts, gain
+from harness.estimate import RIGHT_ANSWER_USD
 from harness.spec import DecidePolicy
 
 _POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
@@ -88,6 +89,50 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
     return spent_once_usd(run, policy) / saving if saving > 0 else inf
 
 
+class Pay(NamedTuple):
+    """What a fine-tune brings and costs over the horizon in USD, beside the alternative.
+
+    `worth` is what its gain is worth, `cost` what is spent once, plus or less what its requests
+    cost more or less. `from_requests` is the forecast from which it pays; None where a point's
+    worth does not depend on the requests, or no number of them would do.
+    """
+
+    worth: float
+    cost: float
+    from_requests: float | None
+
+
+def point_worth_usd(policy: DecidePolicy, metric: str) -> float | None:
+    """Return what a point of the target metric is worth over the horizon; None where nothing says so.
+
+    A point is a hundredth of the forecast answered right that was not. A metric that is no rate
+    counts no answers.
+    """
+    if policy.point_usd is not None or metric in numbers.OWN_UNITS:
+        return policy.point_usd
+    return forecast_requests(policy) / 100 * _answer_usd(policy)
+
+
+def _answer_usd(policy: DecidePolicy) -> float:
+    return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
+
+
+def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy, metric: str) -> Pay | None:
+    """Weigh what the gain found is worth against what the fine-tune costs; None where one is unknown."""
+    g, point = gain(run.vs_untrained), point_worth_usd(policy, metric)
+    if g is None or point is None or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
+    once = spent_once_usd(run, policy)
+    per_request = g.delta * _answer_usd(policy) - dearer
+    scales = policy.point_usd is None and per_request > 0
+    return Pay(
+        worth=_scale(metric) * g.delta * point,
+        cost=once + dearer * forecast_requests(policy),
+        from_requests=once / per_request if scales else None,
+    )
+
+
 def forecast_requests(policy: DecidePolicy) -> float:
     """Multiply the monthly requests by the horizon."""
     return policy.requests_per_month * policy.horizon_months
@@ -121,7 +166,7 @@ def table(
     over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
     ratio = per_usd(over, run.training_cost_usd, metric)
     at, worth = break_even(run, alternative, policy), worth_of_items(run, policy, metric)
-    band = break_even_band(at)
+    band, paid = break_even_band(at), pay(run, alternative, policy, metric)
     return rows | {
         **_fields("gain_over_untrained", over),
         **_fields("gain_over_prompt", prompt),
@@ -137,6 +182,9 @@ def table(
         "break_even_requests": "∞" if at == inf else at,
         "break_even_if_saving_is_a_fifth_more": band[0] if band else None,
         "break_even_if_saving_is_a_fifth_less": band[1] if band else None,
+        "gain_is_worth_usd": paid.worth if paid else None,
+        "costs_more_usd": paid.cost if paid else None,
+        "pays_from_requests": paid.from_requests if paid else None,
         "perfect_information_points": worth.perfect if worth else None,
         "as_many_items_again_points": worth.sample if worth else None,
     }

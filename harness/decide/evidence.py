@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide import arithmetic
+from harness.decide.curve import LearningCurve
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
 from harness.spec import DecidePolicy
 
@@ -19,6 +20,7 @@ _AMOUNTS = (
     (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
     (inf, "from about 10,000 full fine-tuning is worth trying too"),
 )
+_WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 _REMEDIES = {
     (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
     " behaviour is clearly above the prompt.",
@@ -34,7 +36,14 @@ _BY_NEED = {
     "private_knowledge": "knowledge that the base never saw is found by retrieval, which can name its source",
     "style_or_format": "style and format are learned by a fine-tune; retrieval does not bring them",
     "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+    "little_data": "below some 100 examples a prompt with shots; a fine-tune varies with their draw",
     "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+}
+_ON_SLICES = {
+    "changing_facts": ("knowledge",),
+    "private_knowledge": ("knowledge",),
+    "style_or_format": ("behaviour",),
+    "knowledge_and_behaviour": ("knowledge", "behaviour"),
 }
 
 
@@ -52,6 +61,7 @@ class Case(NamedTuple):
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
     missing: tuple[str, ...]
+    curve: LearningCurve | None = None
 
     @property
     def judged(self) -> CandidateFacts | None:
@@ -73,6 +83,17 @@ def gain_text(case: Case, g: Comparison | None) -> str:
     return f"{numbers.change(case.metric, g.delta, g.low, g.high)} {numbers.unit(case.metric)}"
 
 
+def too_dear(case: Case, paid: arithmetic.Pay) -> str:
+    """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
+    said = (
+        f"over the {numbers.count(arithmetic.forecast_requests(case.policy))} requests forecast that is worth"
+        f" {numbers.usd(paid.worth)} USD and costs {numbers.usd(paid.cost)} USD more"
+    )
+    if paid.from_requests is None:
+        return said
+    return f"{said}; it pays from {numbers.count(ceil(paid.from_requests))} requests"
+
+
 def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
@@ -85,6 +106,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
     sentences += _failures(case)
     if case.judged:
         sentences.append(_amount(case.judged.n_train))
+        sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
         sentences.append(_seeds(case.facts, shipped))
     elif shipped and case.missing:
@@ -172,22 +194,72 @@ def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
     worth = arithmetic.worth_of_items(run, case.policy, case.metric)
     if worth is None:
         return []
-    of = case.policy.point_usd
+    unit, labels = numbers.unit(case.metric), _labels(case)
+    if worth.sample < _WORTH_SAYING:
+        said = f"as many again would bring less than {_WORTH_SAYING:g} {unit} on average"
+        return [f"Next best spend: not more test items, the choice does not hang on them ({said}). {labels}"]
+    of = arithmetic.point_worth_usd(case.policy, case.metric)
     price = f", {numbers.usd(worth.sample * of)} USD at {numbers.usd(of)} a point" if of is not None else ""
-    points = numbers.unit(case.metric)
     said = (
-        f"Next best spend: as many test items again are worth {numbers.plain(worth.sample)} {points} on "
-        f"average{price}; knowing the gain exactly would be worth {numbers.plain(worth.perfect)}. "
-        "What more labels would bring is not measured."
+        f"as many test items again would bring {numbers.plain(worth.sample)} {unit} on average, by a better"
+        f" choice{price}; knowing the gain exactly, {numbers.plain(worth.perfect)}"
+    )
+    return [f"Next best spend: {said}. {labels}"]
+
+
+def _labels(case: Case) -> str:
+    """Say what as many training rows again would bring and cost, where the curve was measured."""
+    if case.curve is None:
+        return "What more labels would bring is not measured (harness compare --learning-curve)."
+    first, n = case.curve.ahead[0], case.curve.points[-1].n_train
+    price = case.policy.label_cost_usd * (first.n_train - n)
+    cost = f", for {numbers.usd(price)} USD of labels" if price else ""
+    return (
+        f"As many training rows again ({numbers.count(n)}) would bring about"
+        f" {numbers.change(case.metric, *first.gain[:3])} {numbers.unit(case.metric)}{cost}."
+    )
+
+
+def _curve(case: Case) -> list[str]:
+    """Say how the score grew with the data, and what lies ahead."""
+    if case.curve is None:
+        return []
+    scores = (
+        f"{numbers.score(case.metric, p.score.score)} with {numbers.count(p.n_train)}"
+        for p in case.curve.points
+    )
+    ahead = (
+        f"{numbers.change(case.metric, *a.gain[:3])} with {numbers.count(a.n_train)}"
+        for a in case.curve.ahead
+    )
+    said = (
+        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
     )
     return [said]
 
 
-def _needs(case: Case) -> list[str]:
-    """Answer from declared needs what no slice measures."""
+def _needs(case: Case, slices: Sequence[str] = ()) -> list[str]:
+    """Answer what was declared to be needed from what was measured, and from the declaration elsewhere."""
     return [
-        f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}." for need in case.policy.needs
+        _measured_need(case, need, slices)
+        or f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}."
+        for need in case.policy.needs
     ]
+
+
+def _measured_need(case: Case, need: str, slices: Sequence[str]) -> str:
+    """Say where a need was measured; empty where it was not."""
+    run, other, said = case.judged, case.alternative, ""
+    wanted = _ON_SLICES.get(need, ())
+    if wanted and set(wanted) <= set(slices):
+        said = f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    elif need == "low_latency" and run and other and None not in (run.latency_p50_s, other.latency_p50_s):
+        own, its = numbers.seconds(run.latency_p50_s), numbers.seconds(other.latency_p50_s)
+        said = f"the median request takes {own} with {run.label} and {its} with {other.name}"
+    elif need == "little_data" and run and run.n_train:
+        said = f"{numbers.count(run.n_train)} training examples, of which below"
+    return f"Measured ({need.replace('_', ' ')}): {said}." if said else ""
 
 
 def _gates(case: Case) -> list[str]:
@@ -214,7 +286,7 @@ def _failures(case: Case) -> list[str]:
     remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
     mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
     shown = [run for run in by.values() if run is not None]
-    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended]]
+    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended], *_needs(case, slices)]
 
 
 def _best_of(case: Case, action: str) -> CandidateFacts | None:

@@ -125,6 +125,12 @@ def best_trained(facts: Iterable[CandidateFacts], *, higher_is_better: bool = Tr
     return run.name if run else None
 
 
+def strongest(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
+    """Name the fine-tune that is best on validation, whatever its gate says."""
+    run = best((f for f in facts if fine_tuned(f)), higher_is_better)
+    return run.name if run else None
+
+
 def action_of(run: CandidateFacts) -> Action:
     """Name what shipping this candidate would be."""
     if fine_tuned(run):

@@ -6,12 +6,14 @@ while the others finish.
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness import config, gating, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
 from harness.experiment.remarks import remarks
@@ -33,6 +35,8 @@ __all__ = [
     "first_line",
     "gate",
     "planned",
+    "planned_curve",
+    "refuse_curve",
     "refuse_many",
     "run_all",
     "seconds_planned",
@@ -49,13 +53,14 @@ def compare(
     limit: int | None = None,
     quick: bool = False,
     yes: bool = False,
+    learning_curve: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
     of each task; `quick` is a smoke run, whose numbers are no evidence; `yes` allows more than 64
-    candidates.
+    candidates. `learning_curve` also trains the best fine-tune on parts of its data.
 
     Raises:
         UserError: with every problem of the files at once.
@@ -64,7 +69,7 @@ def compare(
     loaded = config.load(Path(path), overrides, candidates)
     refuse_many(loaded, yes=yes)
     bench = bench_of(loaded, Scope(limit, quick), progress or Silent())
-    return run_all(bench, loaded, quick=quick)
+    return run_all(bench, loaded, quick=quick, learning_curve=learning_curve)
 
 
 def refuse_many(loaded: Loaded, *, yes: bool) -> None:
@@ -106,12 +111,15 @@ def gate(
     return verdict
 
 
-def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
+def run_all(bench: Bench, loaded: Loaded, *, quick: bool, learning_curve: bool = False) -> ExperimentReport:
     """Make every selected run on a prepared bench, and report them.
 
     Raises:
+        UserError: a learning curve is wanted that no selected candidate can have.
         HarnessError: another process is working in the same runs folder.
     """
+    if learning_curve:
+        refuse_curve(bench, loaded.selected)
     start, reader, ordered = time.monotonic(), Reader(bench), _in_order(bench, loaded.selected)
     with store.working(bench.store):
         published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
@@ -122,8 +130,12 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool) -> ExperimentReport:
         for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
             if source not in published:
                 _measure_base(bench, source)
+        if learning_curve:
+            so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
+            make_curve(bench, runs, so_far.facts)
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
-    return report_of(bench, reader, runs, smoke=quick, header=header, notes=_notes(bench, runs))
+    curve_of, notes = partial(stored_curve, bench, reader, runs), _notes(bench, runs)
+    return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
 
 
 def _measure_base(bench: Bench, source: ModelSource) -> None:
@@ -146,8 +158,9 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
             "expected one of each candidate; next: harness compare"
         )
     runs = [run for run in found if run is not None]
-    header, notes = _header(bench), _notes(bench, runs)
-    return report_of(bench, Reader(bench), runs, smoke=False, header=header, notes=notes)
+    reader, header, notes = Reader(bench), _header(bench), _notes(bench, runs)
+    curve_of = partial(stored_curve, bench, reader, runs)
+    return report_of(bench, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
 
 
 def _header(bench: Bench) -> dict[str, object]:

@@ -3,7 +3,7 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from statistics import fmean
@@ -11,7 +11,7 @@ from statistics import fmean
 from harness import comparison, decide, estimate, gating, store
 from harness.comparison import Comparison
 from harness.data import Split
-from harness.decide import CandidateFacts
+from harness.decide import CandidateFacts, LearningCurve
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.experiment.prepare import arms
 from harness.experiment.steps import steps_of
@@ -48,8 +48,9 @@ def report_of(
     smoke: bool,
     header: dict[str, object],
     notes: Sequence[str],
+    curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
 ) -> ExperimentReport:
-    """Compare, judge and decide over the runs of one experiment."""
+    """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     base = bases_of(bench, reader, runs)
     facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
     tasks = _all_comparisons(bench, reader, runs, base)
@@ -60,7 +61,7 @@ def report_of(
         else f
         for f, run in zip(facts, runs, strict=True)
     )
-    primary = _primary(bench)
+    primary, curve = _primary(bench), curve_of(judged)
     decision = decide.decide(
         judged,
         bench.experiment.decide,
@@ -68,6 +69,7 @@ def report_of(
         has_documents=bool(bench.target.items.documents),
         metric_name=primary.name,
         higher_is_better=primary.higher_is_better,
+        curve=curve,
     )
     return ExperimentReport(
         experiment=bench.experiment.name,
@@ -83,6 +85,7 @@ def report_of(
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.over_seeds(judged, primary.name),
         ablations=_ablations(bench, reader, runs, judged),
+        curve=curve,
     )
 
 

@@ -105,7 +105,8 @@ def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePol
     alpha = policy.alpha / len(admitted)
 
     def chance(t: TaskComparison) -> float:
-        se = _se_at(t.comparison, delta, upper_se(t.comparison))
+        found = upper_se(t.comparison) or planning_se(t.comparison, 0.0)  # 0 where all items rose
+        se = _se_at(t.comparison, delta, found)
         return 1 - _noticed(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
 
     hardest = max(admitted, key=chance)
@@ -150,6 +151,30 @@ def upper_se(c: Comparison) -> float:
     return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
 
 
+def planning_se(c: Comparison, se: float) -> float:
+    """Return the standard error from which to foretell what more items would show.
+
+    The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
+    and not with its root. So their spread is taken from the items that were lost and gained, half an
+    item added to each and two to all: what was never seen among few is not taken for impossible.
+
+    Source: the added items after Agresti & Min 2005.
+    """
+    if c.base_passed is None or c.estimator == "identical":
+        return se
+    grown = c.n / (c.n + 2)
+    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grown, c.design_effect)
+
+
+def macro_planning_se(admitted: Sequence[TaskComparison], macro: Macro) -> float:
+    """Return the macro's standard error as `planning_se` gives it of every task."""
+    parts = (
+        s * planning_se(t.comparison, lower_se(t.comparison))
+        for s, t in zip(macro.scales, admitted, strict=True)
+    )
+    return sqrt(sum(part**2 for part in parts)) / len(admitted)
+
+
 def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> tuple[int | None, str]:
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
@@ -161,13 +186,13 @@ def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> 
     truth = min(delta, 0.0)
     if (factor := _factor(se, abs(truth + margin), alpha)) <= MOST_ITEMS or truth == 0:
         assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
-        more = ceil(n * (factor - 1))
+        more = max(1, ceil(n * (factor - 1)))
         return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
     at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
     factor = _factor(se, margin, alpha)
     if factor <= 1:
         return None, at_margin
-    more = ceil(n * (factor - 1))
+    more = max(1, ceil(n * (factor - 1)))
     return more, f"{at_margin}; if nothing is lost, some {numbers.count(more)} more would, with 80 % power"
 
 

@@ -1,4 +1,4 @@
-"""The five rules of the policy, each from comparisons to an outcome, a sentence and its numbers.
+"""The seven rules of the policy, each from comparisons to an outcome, a sentence and its numbers.
 
 Invariant: comparisons come with the sign turned so that a negative delta is a loss, and
 bounds are one-sided at `policy.alpha`. `identical` passes what the weights decide, unasked.
@@ -12,7 +12,15 @@ from statistics import fmean
 from harness import comparison, numbers, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.margins import is_relative, margin_of, share, shown
-from harness.gating.power import MOST_ITEMS, Macro, lower_se, more_items, upper_se
+from harness.gating.power import (
+    MOST_ITEMS,
+    Macro,
+    lower_se,
+    macro_planning_se,
+    more_items,
+    planning_se,
+    upper_se,
+)
 from harness.gating.verdict import (
     Number,
     Outcome,
@@ -52,7 +60,7 @@ def macro_rule(
         return Rule("macro", "inconclusive", said + tail, facts)
     found = macro_estimate(admitted, identical)
     outcome = _outcome(macro.lower, macro.upper, margin)
-    more, advice = more_items(macro.delta, macro.se, margin, found.n, policy.alpha)
+    more, advice = more_items(macro.delta, macro_planning_se(admitted, macro), margin, found.n, policy.alpha)
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
@@ -110,7 +118,7 @@ def _doubtful_rule(
     said, most = [], 0
     for t in doubtful:
         c = t.comparison
-        more, advice = more_items(c.delta, upper_se(c), margin_of(t, policy), c.n, alpha)
+        more, advice = more_items(c.delta, planning_se(c, upper_se(c)), margin_of(t, policy), c.n, alpha)
         said.append(f"{_against_margin(t, policy)}: {advice}")
         most = max(most, more or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
@@ -182,7 +190,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = comparison.oriented(validity)
     outcome = _outcome(c.lower, c.upper, policy.validity)
-    more, advice = more_items(c.delta, lower_se(c), policy.validity, c.n, policy.alpha)
+    more, advice = more_items(c.delta, planning_se(c, lower_se(c)), policy.validity, c.n, policy.alpha)
     facts: dict[str, Number] = {
         "base": c.base,
         "new": c.new,

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import cast
 
 from harness import config
-from harness.errors import Problem, UserError
+from harness.config import Loaded
+from harness.errors import HarnessError, Problem, UserError
+from harness.records import Run
 from harness.release import forms
 from harness.release.again import score_again
-from harness.release.champions import Champion, promote
+from harness.release.champions import Champion, chosen_run, promote, read_champion
 from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
 from harness.release.judged import Judged, exit_code
 from harness.release.pinned import SUITE, add_regressions
 from harness.release.removal import remove_run
-from harness.release.stored import Baseline, candidate_runs, gate_stored
+from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
 from harness.store import Store
 
 __all__ = [
@@ -63,16 +65,37 @@ def gate(
     return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline))
 
 
-def promote_named(path: Path, name: str, overrides: Sequence[str] = ()) -> tuple[Path, Champion]:
-    """Promote a run by its id, or the seed of a candidate that is best on validation.
+def promote_named(
+    path: Path, name: str, overrides: Sequence[str] = (), *, despite: str = ""
+) -> tuple[Path, Champion]:
+    """Promote a run by its id, or the seed of a candidate that is best on validation, if the gate passes it.
+
+    `despite` is the reason to promote it although the gate does not; it is kept in the file.
 
     Raises:
-        UserError: nobody has this name.
-        IncompatibleRuns: the candidate has no finished run.
+        UserError: nobody has this name, or the gate does not pass the run and no reason is given.
+        IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
     """
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
-    return promote(loaded, at, candidate_runs(loaded, at, name))
+    run = chosen_run(loaded, at, candidate_runs(loaded, at, name))
+    verdict, sentence = _verdict_on(loaded, at, run, despite)
+    return promote(loaded, at, run, verdict=verdict, sentence=sentence, despite=despite)
+
+
+def _verdict_on(loaded: Loaded, at: Store, run: Run, despite: str) -> tuple[str, str]:
+    """Return what the gate says of a run; what it cannot judge needs a reason as well."""
+    try:
+        judged = judge_run(loaded, at, run, read_champion(loaded.folder, loaded.experiment.target.name))
+    except HarnessError as error:
+        if not despite:
+            raise
+        return "", f"not judged: {str(error).splitlines()[0]}"
+    if judged.verdict.outcome != "pass" and not despite:
+        found = f"a verdict that is no pass against {judged.baseline} ({judged.verdict.sentence})"
+        step = "--despite REASON promotes it all the same, and keeps the reason"
+        raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
+    return judged.verdict.outcome, judged.verdict.sentence
 
 
 def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:

@@ -20,7 +20,11 @@ from harness.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test."""
+    """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test.
+
+    `verdict` is what the gate said when it was promoted (empty where it could not say anything),
+    `sentence` the evidence, `despite` why it was promoted although it had not passed.
+    """
 
     target: str
     run_id: str
@@ -34,6 +38,9 @@ class Champion:
     rows: dict[str, str]
     scores: dict[str, list[float]]
     recipe: dict[str, Any]
+    verdict: str = ""
+    sentence: str = ""
+    despite: str = ""
 
 
 def champion_file(folder: Path, target: str) -> Path:
@@ -52,7 +59,9 @@ def read_champion(folder: Path, target: str) -> Champion | None:
         return None
     try:
         raw = json.loads(path.read_text("utf-8"))
-        return Champion(**{field.name: raw[field.name] for field in fields(Champion)})
+        lately = ("verdict", "sentence", "despite")  # a file written before these were kept lacks them
+        known = {f.name: raw[f.name] for f in fields(Champion) if f.name not in lately or f.name in raw}
+        return Champion(**known)
     except (ValueError, KeyError, TypeError) as error:
         found = f"a file that cannot be read ({type(error).__name__}: {error})"
         raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
@@ -68,13 +77,19 @@ def champions(folder: Path) -> list[Champion]:
     return [found for target in targets if (found := read_champion(folder, target)) is not None]
 
 
-def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]:
-    """Write the run that is best on validation as the champion of the target; returns the file.
+def chosen_run(loaded: Loaded, at: Store, runs: list[Run]) -> Run:
+    """Return the run that is best on validation."""
+    return max(runs, key=lambda r: on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
+
+
+def promote(
+    loaded: Loaded, at: Store, run: Run, *, verdict: str, sentence: str, despite: str
+) -> tuple[Path, Champion]:
+    """Write a run as the champion of the target, with what the gate said of it; returns the file.
 
     Raises:
         HarnessError: rows of the run are missing.
     """
-    run = max(runs, key=lambda r: on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
     champion = Champion(
         target=loaded.experiment.target.name,
         run_id=run.run_id,
@@ -88,6 +103,9 @@ def promote(loaded: Loaded, at: Store, runs: list[Run]) -> tuple[Path, Champion]
         rows=dict(sorted(run.rows.items())),
         scores=_scores(loaded, at, run),
         recipe=run.recipe,
+        verdict=verdict,
+        sentence=sentence,
+        despite=despite,
     )
     path = champion_file(loaded.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)

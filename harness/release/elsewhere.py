@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -92,6 +93,7 @@ def read_folder(folder: Path) -> dict[str, Logged]:
 def _logged(task: str, path: Path, results: Mapping[str, Any]) -> Logged:
     samples = _first_filter(path, list(_rows(path)))
     metric = _metric(path, next(iter(samples.values())))
+    _refuse_unscored(path, samples, metric)
     direction = results.get("higher_is_better", {}).get(task, {}).get(metric)
     higher = bool(direction) if direction is not None else not any(word in metric for word in _LOWER)
     config = results.get("config", {})
@@ -152,6 +154,16 @@ def _metric(path: Path, row: Mapping[str, Any]) -> str:
         step = "leave the task out of both folders"
         raise UserError(Problem(str(path), found, "a metric such as acc or exact_match", step))
     return str(scored[0])
+
+
+def _refuse_unscored(path: Path, samples: Mapping[str, Mapping[str, Any]], metric: str) -> None:
+    """Refuse samples without a score: left out on one side only, they would move the other's mean."""
+    scores = {item: row.get(metric) for item, row in samples.items()}
+    bad = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
+    if bad:
+        named = ", ".join(bad[:5])
+        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (doc_id {named})"
+        raise UserError(Problem(str(path), found, "a finite score of every item", "evaluate again"))
 
 
 def _differences(old: Logged, new: Logged) -> list[str]:

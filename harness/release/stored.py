@@ -18,12 +18,15 @@ from harness.gating import Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.records import RowsIdentity, Run, SampleResult
 from harness.release.champions import Champion, on_validation, read_champion
+from harness.release.current import refuse_changed
 from harness.release.judged import Judged
-from harness.spec import GatePolicy, Role, Task
+from harness.spec import GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
 Baseline = Literal["base", "champion"]
 Rows = list[SampleResult]
+
+_ONE_SEED = ("classifier", "adapter")  # other weights than the base's that no seed changes
 
 
 def gate_stored(
@@ -35,7 +38,8 @@ def gate_stored(
 
     Raises:
         UserError: the file cannot be used, or nobody has this name.
-        IncompatibleRuns: a run or the baseline is missing, or their rows differ in more than weights.
+        IncompatibleRuns: a run or the baseline is missing, their rows differ in more than weights, or
+            the files of a task have changed since.
     """
     loaded = config.load(path, overrides)
     runs_folder = Store(loaded.folder / "runs")
@@ -47,7 +51,7 @@ def gate_stored(
         )
     against = None if baseline == "base" else champion
     runs = candidate_runs(loaded, runs_folder, candidate)
-    return [_judge(loaded, runs_folder, run, against) for run in runs]
+    return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
 
 def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
@@ -59,11 +63,12 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
     """
     known, stored = loaded.experiment.candidates, store.list_runs(at)
     if candidate in known:
-        recipe = known[candidate].model_dump(mode="json")
+        recipe = known[candidate]
         own = [r for r in stored if r.candidate == candidate and r.experiment == loaded.experiment.name]
-        done = [r for r in own if r.state == "done" and r.recipe == recipe]
+        done = [r for r in own if r.state == "done" and Recipe.model_validate(r.recipe) == recipe]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:
+            _refuse_missing_seeds(candidate, newest, loaded.experiment.seeds)
             return [newest[seed] for seed in sorted(newest)]
         found = "only runs of another recipe, or failed ones" if own else "no run"
         raise IncompatibleRuns(
@@ -77,7 +82,26 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
     raise UserError(Problem("--candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Judged:
+def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterable[int]) -> None:
+    """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
+    done = list(runs.values())
+    trained = any(r.weights_digest != r.base_digest and r.method not in _ONE_SEED for r in done)
+    missing = sorted(set(seeds) - set(runs)) if trained else []
+    if missing:
+        found = f"no finished run of seed {', '.join(map(str, missing))}"
+        raise IncompatibleRuns(
+            f"{candidate}: found {found}; expected one of each, because a recipe passes with all of them; "
+            f"next: harness compare --candidates {candidate}, or seeds=[{', '.join(map(str, sorted(runs)))}]"
+        )
+
+
+def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Judged:
+    """Judge one run against a champion, or against its own base.
+
+    Raises:
+        UserError: the run has no general ability to lose.
+        IncompatibleRuns: the baseline is missing, or rows must not be compared.
+    """
     experiment, catalogue = with_lm_eval(loaded.experiment)
     target = experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
@@ -86,6 +110,7 @@ def _judge(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Ju
         raise UserError(
             Problem("--candidate", found, "one with general ability to lose", "harness compare --gate")
         )
+    refuse_changed(experiment, catalogue, at, run)
     notes: list[str] = []
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     measured = [
@@ -139,6 +164,8 @@ def _baseline_identity(
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None:
+        if (other := _same_task(at, wanted)) is not None:
+            comparison.check_comparable(other, wanted, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
             f"{at.folder / 'rows'}; next: harness compare --candidates {run.candidate}"
@@ -152,6 +179,16 @@ def _baseline_identity(
     found = store.read_identity(at, digest)
     comparison.check_comparable(found, own)
     return found
+
+
+def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
+    """Find rows of the same weights and task that were computed in another way."""
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        found = store.read_identity(at, path.parent.name)
+        same = (found.weights_digest, found.task, found.split)
+        if same == (wanted.weights_digest, wanted.task, wanted.split) and at.parquet(found.digest).exists():
+            return found
+    return None
 
 
 def _read(at: Store, identity: RowsIdentity, metrics: dict[str, Metric]) -> Rows:

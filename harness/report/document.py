@@ -39,6 +39,7 @@ def markdown(report: ExperimentReport) -> str:
         *(_bullets(sentences(report))),
         *_ablations(report),
         *_section(report, "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.metric)),
+        *_curve(report),
         *_slices(report, done),
         *(line for f in tuned for line in _forgetting(report, f)),
         *(line for f in tuned for line in _steps(report, f)),
@@ -89,6 +90,14 @@ def _ablations(report: ExperimentReport) -> list[str]:
         lines += _section(report, f"Ablation: {escape(a.grid)}", columns, rows)
         lines += _bullets([recipes.ablation_note(a)])
     return lines
+
+
+def _curve(report: ExperimentReport) -> list[str]:
+    """Show the score by the amount of training data, and what more would bring."""
+    if report.curve is None:
+        return []
+    rows = recipes.curve_rows(report.curve, report.metric)
+    return _section(report, f"Learning curve: {escape(report.curve.candidate)}", recipes.CURVE_COLUMNS, rows)
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> list[str]:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 from harness import numbers
 from harness.comparison import Comparison
-from harness.decide import Ablation, CandidateFacts, Decision, OverSeeds, best_untrained, fine_tuned
+from harness.decide import (
+    Ablation,
+    CandidateFacts,
+    Decision,
+    LearningCurve,
+    OverSeeds,
+    best_untrained,
+    fine_tuned,
+)
 from harness.gating import MissRate, Verdict
 from harness.report import recipes, steps
 from harness.report.steps import Step
@@ -36,7 +44,7 @@ class ExperimentReport:
     `not_admitted` says of a task why it does not count in the gate. `steps` splits the change of
     a run, by `label`, where there was a base or a run in between. `header` holds device, precision
     and times, with units in the names. `seeds` joins the seeds of each recipe that trains,
-    `ablations` holds one table for each grid.
+    `ablations` holds one table for each grid, `curve` what more training data would bring.
     """
 
     experiment: str
@@ -52,6 +60,7 @@ class ExperimentReport:
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
     seeds: tuple[OverSeeds, ...] = ()
     ablations: tuple[Ablation, ...] = ()
+    curve: LearningCurve | None = None
 
     @property
     def file_name(self) -> str:

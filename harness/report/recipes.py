@@ -6,9 +6,30 @@ Invariant: a corrected p-value never stands without the raw one, and how many we
 from collections.abc import Iterable
 
 from harness import numbers
-from harness.decide import UNKNOWN, Ablation, Factor, OverSeeds
+from harness.decide import UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+
+
+CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+
+
+def curve_rows(curve: LearningCurve, metric: str) -> list[tuple[str, ...]]:
+    """List the sizes that were trained on, then what the fit expects of two and four times the data."""
+    measured = [
+        (
+            numbers.count(p.n_train),
+            numbers.score(metric, *p.score[:3]),
+            "(all)" if p is curve.points[-1] else "",
+            numbers.usd(p.training_cost_usd),
+        )
+        for p in curve.points
+    ]
+    expected = [
+        (numbers.count(a.n_train), "expected", numbers.change(metric, *a.gain[:3]), numbers.UNKNOWN)
+        for a in curve.ahead
+    ]
+    return [*measured, *expected]
 
 
 def ablation_columns(a: Ablation) -> tuple[str, ...]:

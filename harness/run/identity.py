@@ -30,7 +30,7 @@ def identity(
         weights.digest,
         base.template_digest,
         m.task.name,
-        digest([m.versions[split], _asking_source(m)]),
+        rows_version(m, split),
         split,
         prompting,
         answer,
@@ -40,6 +40,11 @@ def identity(
         bench.machine.device,
         _scoring_digest(m),
     )
+
+
+def rows_version(m: "Measured", split: Split) -> str:
+    """Return the version of what a task's rows answer: its definition, its items, and the code that asks."""
+    return digest([m.versions[split], _asking_source(m)])
 
 
 def _asking_source(m: "Measured") -> str:

@@ -45,6 +45,7 @@ from harness.stats.power import (
     regression_power,
     score_variance,
 )
+from harness.stats.power_law import MIN_SIZES, PowerLaw, fit_power_law
 from harness.stats.rates import beta_interval, binomial_se, clopper_pearson, wilson
 from harness.stats.resampling import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
 from harness.stats.sampling import (
@@ -76,6 +77,7 @@ from harness.stats.value import perfect_information, sample_information
 
 __all__ = [
     "MIN_SEEDS",
+    "MIN_SIZES",
     "TIE",
     "Array",
     "Bootstrap",
@@ -85,6 +87,7 @@ __all__ = [
     "Interval",
     "McNemar",
     "Mean",
+    "PowerLaw",
     "RandomEffects",
     "SignFlip",
     "Statistic",
@@ -107,6 +110,7 @@ __all__ = [
     "differing_clusters",
     "distinct_n",
     "expected_calibration_error",
+    "fit_power_law",
     "holm",
     "hypervolume",
     "inclusion_weights",

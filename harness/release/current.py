@@ -1,0 +1,53 @@
+"""Whether a stored run answered what the files of its tasks hold now.
+
+Invariant: a verdict on items that were since added, mended or dropped is refused, by the digest
+that differs; the files are read, nothing is asked again.
+"""
+
+from collections.abc import Mapping
+
+from harness import capability, store
+from harness.data import load_task
+from harness.errors import IncompatibleRuns
+from harness.experiment.prepare import of_lm_eval
+from harness.records import Run
+from harness.run import measured
+from harness.run.identity import rows_version
+from harness.spec import Experiment, Role, Task
+from harness.store import Store
+
+
+def refuse_changed(
+    experiment: Experiment, catalogue: Mapping[str, capability.Found], at: Store, run: Run
+) -> None:
+    """Compare the versions of a run's rows with those that its files make now.
+
+    A run of another experiment (a limited one, named by its id) answered other items on purpose.
+
+    Raises:
+        UserError: a file of a task cannot be read.
+        IncompatibleRuns: a task's definition, its items or the code that asks them have changed.
+    """
+    if run.experiment != experiment.name:
+        return
+    named: list[tuple[Task, Role, str]] = [(experiment.target, "target", experiment.target.name)]
+    named += [(task, suite.role, suite.name) for suite in experiment.suites for task in suite.tasks]
+    changed = []
+    for task, role, suite in named:
+        if (key := f"{task.name}/test") in run.rows:
+            then = store.read_identity(at, run.rows[key]).task_version
+            now = _version(task, role, suite, catalogue, experiment.seeds[0])
+            if then != now:
+                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
+    if changed:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found other items, definitions or asking code than it answered: "
+            f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
+            "what changed"
+        )
+
+
+def _version(task: Task, role: Role, suite: str, catalogue: Mapping[str, capability.Found], seed: int) -> str:
+    if task.lm_eval:
+        return rows_version(of_lm_eval(catalogue[task.name], role, suite), "test")
+    return rows_version(measured(task, role, suite, load_task(task, seed)), "test")

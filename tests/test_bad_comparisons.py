@@ -1,0 +1,128 @@
+"""Comparisons that can show nothing say so: no false certainty, no standard error of 0, a clear message each."""
+
+import json
+
+import lmeval_folder
+import numpy as np
+import pytest
+from fake_rows import EXACT, flips, rows
+
+from harness import comparison, config, gating, release
+from harness.errors import IncompatibleRuns, UserError
+from harness.gating import TaskComparison
+from harness.release.stored import candidate_runs
+from harness.spec import GatePolicy, Task, TaskData
+from harness.store import Store
+
+
+def judged(base, new, cluster_size=1):
+    """Judge one task on rows of two arms by the default policy."""
+    arms = [rows(np.asarray(arm, float), cluster_size=cluster_size) for arm in (base, new)]
+    compared = comparison.compare_rows(EXACT, *arms)
+    task = TaskComparison(Task(name="task", data=TaskData()), "capability", compared, True, "")
+    return compared, gating.judge([task], GatePolicy(), validity=None, target=None, identical=False)
+
+
+def folders(tmp_path, base, new):
+    return tuple(
+        lmeval_folder.write(tmp_path / name, {"arc": arm}) for name, arm in (("base", base), ("tuned", new))
+    )
+
+
+def test_an_empty_comparison_is_refused():
+    with pytest.raises(IncompatibleRuns, match="found no item that both runs scored"):
+        comparison.compare_rows(EXACT, [], [])
+    with pytest.raises(IncompatibleRuns, match="found no item"):
+        comparison.estimate(EXACT, [])
+
+
+@pytest.mark.parametrize(("base", "new"), [([1], [1]), ([1], [0]), ([0], [1])])
+def test_a_single_item_decides_nothing(base, new):
+    compared, verdict = judged(base, new)
+    assert compared.se > 0.3
+    assert compared.high - compared.low > 1
+    assert verdict.outcome == "inconclusive"
+    assert verdict.items_needed is None or verdict.items_needed > 1
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
+    compared, verdict = judged([score] * 10, [score] * 10)
+    assert compared.delta == 0
+    assert compared.se > 0.05
+    assert verdict.outcome == "inconclusive"
+
+
+def test_one_cluster_decides_nothing_however_many_items_it_has():
+    compared, verdict = judged(*flips(100, 0, 0), cluster_size=100)
+    assert compared.n_clusters == 1
+    assert compared.high - compared.low > 1
+    assert verdict.outcome == "inconclusive"
+
+
+def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():
+    compared, verdict = judged([0.8] * 20, [0.7] * 20, cluster_size=20)
+    assert compared.se > 0
+    assert verdict.outcome == "inconclusive"
+
+
+def test_ten_items_of_other_evaluators_end_undecided_with_the_number_that_would_do(tmp_path):
+    found = release.gate_folders(*folders(tmp_path, [1] * 10, [1] * 10), GatePolicy())
+    assert found.verdict.outcome == "inconclusive"
+    # One differing item of two added to ten: (z.95 + z.8)² (1 / 12) / 0.02² = 1,288.
+    assert found.verdict.items_needed == pytest.approx(1288 - 10, abs=2)
+    assert "some 1,279 more items would settle it" in release.terminal(found)[-1]
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
+    old, new = folders(tmp_path, [1] * 5, [1, 1, float("nan"), 1, 1])
+    with pytest.raises(UserError, match=r"1 of 5 items without a number as acc \(doc_id 2\)"):
+        release.gate_folders(old, new, GatePolicy())
+    file = next(new.rglob("samples_*"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[2]["acc"], lines[4]["acc"] = 1.0, None
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="doc_id 4"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("gate.macro=0", "macro: 0; expected a value greater than 0 or a share such as 10%"),
+        ("gate.macro=1", "macro: 1; expected a value less than 1 or a share such as 10%"),
+        ("gate.macro=0%", "macro: '0%'; expected a valid number or a share such as 10%"),
+        ("gate.each=00.0 %", "each: '00.0 %'; expected a valid number or a share such as 10%"),
+        ("gate.each=100%", "each: '100%'; expected a valid number or a share such as 10%"),
+        ("gate.validity=1", "validity: 1; expected a value less than 1"),
+        ("gate.critical_margin=0.5", "critical_margin: 0.5; expected a value less than 0.5"),
+        ("gate.drift=0", "drift: 0; expected a value greater than 0"),
+        ("gate.target={min: 1.5}", "min: 1.5; expected a value less than or equal to 1"),
+        ("decide.label_cost_usd=-1", "label_cost_usd: -1; expected a value greater than or equal to 0"),
+        ("decide.device_hour_usd=-0.1", "device_hour_usd: -0.1; expected a value greater"),
+        ("decide.right_answer_usd=-2", "right_answer_usd: -2; expected a value greater"),
+        ("decide.point_usd=.nan", "point_usd: nan; expected a finite number"),
+        ("decide.requests_per_month=.inf", "requests_per_month: inf; expected a finite number"),
+        ("decide.requests_per_month=0", "requests_per_month: 0; expected a value greater than 0"),
+        ("decide.tau=-1", "tau: -1; expected a value greater than or equal to 0"),
+        ("seeds=[]", "seeds: []; expected at least one entry"),
+        ("seeds=[0, 0]", "seeds [0, 0], one of them twice"),
+    ],
+)
+def test_a_policy_that_could_show_nothing_is_refused(folder, override, said):
+    with pytest.raises(UserError) as refused:
+        config.load(folder / "harness.yaml", [override])
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("margin", ["10%", "0.5%", "5 %", "09.5%", "99%"])
+def test_a_margin_may_be_any_share_between(folder, margin):
+    assert config.load(folder / "harness.yaml", [f"gate.macro={margin}"]).experiment.gate.macro == margin
+
+
+def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished):
+    loaded = config.load(finished[0] / "harness.yaml", ["seeds=[0, 1, 2]"])
+    at = Store(finished[0] / "runs")
+    with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
+        candidate_runs(loaded, at, "lora")
+    assert [run.seed for run in candidate_runs(loaded, at, "prompt")] == [0]

@@ -1,0 +1,100 @@
+"""The doctor says what is there, what candidates will take, what they took, and what is missing."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.doctor import examine
+from harness.doctor.costs import costs
+from harness.experiment import Scope, bench_of
+from harness.machine import Memory, memory
+from harness.progress import Silent
+
+
+@pytest.fixture
+def copy(finished, own_cache, tmp_path):
+    """Copy the finished tiny experiment; returns the path of its harness.yaml."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def bench(path, *overrides):
+    from harness import config
+
+    loaded = config.load(path, overrides)
+    return bench_of(loaded, Scope(), Silent()), loaded.selected
+
+
+def by_name(path, room, *overrides):
+    return {cost.candidate: cost for cost in costs(*bench(path, *overrides), room)}
+
+
+ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
+
+
+def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
+    found = examine(copy, [], Silent())
+    assert [cost.candidate for cost in found.costs] == ["prompt", "shots", "ranked", "bag", "lora", "hybrid"]
+    lora, bag = (next(c for c in found.costs if c.candidate == name) for name in ("lora", "bag"))
+    assert lora.memory_gib > 0
+    assert lora.flops > 0
+    assert lora.time_measured_s > 0
+    assert lora.memory_measured_gib > 0
+    assert lora.cost_measured_usd > 0
+    assert bag.memory_gib is None
+    assert bag.fits
+    assert found.problems == ()
+
+
+def test_a_recipe_that_changed_has_no_measured_figures(copy):
+    assert by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
+
+
+def test_what_trains_takes_more_than_what_only_answers(copy):
+    found = by_name(copy, ROOMY)
+    assert found["lora"].time_s > found["prompt"].time_s
+    assert found["lora"].flops > found["prompt"].flops
+
+
+def test_what_fits_fits_and_what_does_not_gets_a_knob_to_turn(copy):
+    assert all(cost.fits and not cost.knob for cost in by_name(copy, ROOMY).values())
+    tight = by_name(copy, TIGHT)
+    assert tight["prompt"].fits is False
+    assert tight["prompt"].knob == "a smaller base_model"
+
+
+def test_a_batch_too_large_is_told_the_size_that_fits(copy):
+    large = "candidates.lora.params.per_device_train_batch_size=4096"
+    least = by_name(copy, ROOMY)["lora"].memory_gib
+    most = by_name(copy, ROOMY, large)["lora"].memory_gib
+    assert most > least
+    knob = by_name(copy, Memory((least + most) / 2, 1e6, "GPU"), large)["lora"].knob
+    assert knob.startswith("params.per_device_train_batch_size: ")
+    assert "with gradient_accumulation_steps: " in knob
+
+
+def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):
+    (copy.parent / "suites" / "general" / "sums.jsonl").unlink()
+    found = examine(copy, ["gate.macr=1"], Silent())
+    assert len(found.problems) == 2
+    assert found.costs == ()
+    assert found.machine.device == "cpu"
+    assert CliRunner().invoke(app, ["doctor", "-c", str(copy)]).exit_code == 2
+
+
+def test_the_command_prints_a_table_and_as_json_the_same(copy):
+    done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert "estimated / measured" in done.stdout
+    assert all(len(line) <= 110 for line in done.stdout.splitlines() if not line.startswith("packages"))
+    plain = json.loads(CliRunner().invoke(app, ["doctor", "-c", str(copy), "--json"]).stdout)
+    assert {"machine", "memory", "costs", "absent"} <= plain.keys()
+    assert plain["costs"][0]["candidate"] == "prompt"
+
+
+def test_the_memory_of_this_machine_is_known():
+    found = memory("cpu")
+    assert 0 < found.free_gib <= found.total_gib

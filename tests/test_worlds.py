@@ -1,0 +1,143 @@
+"""Worlds whose truth is known: rows through the real store, gate and decision come to the right answer."""
+
+import pytest
+import worlds
+from worlds import Sizes, Truth
+
+from harness import release
+from harness.cli.compute import exit_code
+from harness.errors import UserError
+from harness.experiment import refuse_curve
+from harness.report import markdown
+from harness.spec import GatePolicy
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Remember nothing of these models where others look: their engine is a rule."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
+
+
+def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):
+    """Say what share of one slice each way of asking gets right, in percent."""
+    return {"zero_shot": {of: zero_shot}, "few_shot": {of: few_shot}, "rag": {of: rag}, "tuned": {of: tuned}}
+
+
+FORMAT = answers(20, 40, 20, 90)
+
+
+def said(report, words):
+    (found,) = [reason for reason in report.decision.reasons if words in reason]
+    return found
+
+
+def verdict(report, name="lora"):
+    return next(f.verdict for f in report.facts if f.name == name)
+
+
+def test_where_only_facts_are_missing_retrieval_is_shipped(tmp_path):
+    truth = Truth(answers(10, 12, 85, 15, of="knowledge"), lost=1, gained=1)
+    report = worlds.report(tmp_path, truth)
+    assert (report.decision.action, report.decision.candidate) == ("rag", "rag")
+    assert said(report, "retrieval mends that") == "The prompt fails on facts, and retrieval mends that."
+
+
+def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_shipped(tmp_path):
+    report = worlds.report(tmp_path, Truth(FORMAT, lost=1, gained=1))
+    assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
+    assert "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that." in (
+        report.decision.reasons
+    )
+    assert verdict(report).outcome == "pass"
+    assert "120 training examples: 100 to 1,000 suit parameter-efficient tuning" in said(
+        report, "training ex"
+    )
+
+
+def test_where_nothing_gains_the_prompt_is_shipped(tmp_path):
+    report = worlds.report(tmp_path, Truth(answers(80, 80, 80, 80), lost=1, gained=1))
+    assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
+    assert "no fine-tune is needed" in report.decision.sentence
+
+
+def test_a_fine_tune_that_collapses_elsewhere_is_blocked_whatever_it_gains(tmp_path):
+    report = worlds.report(tmp_path, Truth(FORMAT, lost=50))
+    assert (report.decision.action, report.decision.candidate) == ("few-shot", "fixed")
+    assert verdict(report).outcome == "fail"
+    assert "but fails the gate" in report.decision.sentence
+    (judged,) = release.gate(tmp_path / "harness.yaml", "lora")
+    assert release.exit_code([judged]) == 3
+
+
+def test_too_few_items_leave_it_undecided_and_the_number_named_would_do(tmp_path):
+    truth = Truth(FORMAT, lost=5, gained=5)
+    few = worlds.report(tmp_path / "few", truth, Sizes(general=100))
+    assert few.decision.action == "undecided"
+    assert verdict(few).outcome == "inconclusive"
+    needed = verdict(few).items_needed
+    assert f"{needed:,} more items would settle it" in few.decision.sentence
+    # A disagreement of 10 % and no true loss take (z.95 + z.8)² d / m² = 1,546 items.
+    assert 400 + needed == pytest.approx(1546, rel=0.1)
+    more = worlds.report(tmp_path / "more", truth, Sizes(general=-(-(400 + needed) // 400) * 100))
+    assert (verdict(more).outcome, more.decision.action) == ("pass", "fine-tune")
+
+
+def test_at_a_tiny_volume_the_prompt_is_shipped_though_the_fine_tune_is_better(tmp_path):
+    truth = Truth(answers(70, 70, 70, 90), lost=1, gained=1)
+    rare = ["decide.requests_per_month=10", "decide.label_cost_usd=0.5"]
+    report = worlds.report(tmp_path, truth, overrides=rare)
+    assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
+    assert verdict(report).outcome == "pass"
+    assert worlds.again(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
+
+
+def test_a_second_look_at_a_world_computes_nothing_and_says_the_same(tmp_path):
+    truth = Truth(FORMAT, lost=1, gained=1)
+    first, again = worlds.report(tmp_path, truth), worlds.again(tmp_path, truth)
+    assert again.decision == first.decision
+    assert exit_code(again, GatePolicy(), by_verdict=True) == 0
+
+
+# The learning curve
+
+
+def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tmp_path):
+    # The error is 0.05 + 3 / √n, to whole percents: .82, .60, .44, .32 at 15, 30, 60 and 120 rows.
+    truth = Truth(answers(20, 25, 20, 68), lost=1, gained=1, tuned_at={15: 18, 30: 40, 60: 56})
+    report = worlds.report(tmp_path, truth, Sizes(test=1000), learning_curve=True)
+    curve = report.curve
+    assert [p.n_train for p in curve.points] == [15, 30, 60, 120]
+    assert [round(p.score.score, 2) for p in curve.points] == [0.18, 0.40, 0.56, 0.68]
+    assert [a.n_train for a in curve.ahead] == [240, 480]
+    for ahead, true in zip(curve.ahead, (0.08, 0.137), strict=True):
+        assert ahead.gain.low < true < ahead.gain.high
+        assert ahead.gain.score == pytest.approx(true, abs=0.03)
+    assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in said(report, "Learning curve of lora")
+    assert "As many training rows again (120) would bring about" in said(report, "Next best spend")
+    assert "## Learning curve: lora" in markdown(report)
+
+
+def test_a_stored_curve_is_found_again_and_a_flat_one_promises_nothing(tmp_path):
+    truth = Truth(answers(20, 25, 20, 60), lost=1, gained=1)
+    first = worlds.report(tmp_path, truth, learning_curve=True)
+    assert all(a.gain.low <= 0 <= a.gain.high for a in first.curve.ahead)
+    assert worlds.again(tmp_path, truth).curve == first.curve
+
+
+def test_more_data_are_advised_only_where_the_gain_ahead_is_worth_the_labels(tmp_path):
+    truth = Truth(answers(20, 60, 20, 60), lost=1, gained=1, tuned_at={15: 8, 30: 28, 60: 46})
+    cheap = ["decide.label_cost_usd=0.1"]
+    report = worlds.report(tmp_path, truth, Sizes(test=400), overrides=cheap, learning_curve=True)
+    assert (report.decision.action, report.decision.candidate) == ("collect more data", None)
+    assert "with 240 training rows it would gain about" in report.decision.sentence
+    dear = ["decide.label_cost_usd=5", "decide.requests_per_month=10"]
+    assert worlds.again(tmp_path, truth, dear).decision.action == "few-shot"
+
+
+def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anything_runs(tmp_path):
+    truth = Truth(FORMAT)
+    with pytest.raises(UserError, match="40 training rows; expected at least 64"):
+        worlds.report(tmp_path / "few", truth, Sizes(train=40), learning_curve=True)
+    bench, _ = worlds.opened(worlds.write(tmp_path / "none", truth, Sizes()), truth)
+    with pytest.raises(UserError, match="no fine-tune among the candidates"):
+        refuse_curve(bench, ["prompt", "rag"])

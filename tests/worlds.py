@@ -1,0 +1,204 @@
+"""Experiments whose truth is known: a base and a fine-tune that answer by rule, and everything else real.
+
+Invariant: what is right depends on the item's number, the weights and what stands in the prompt
+alone, so the true rates of a world are exact and two arms differ on the items they should.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness import config, experiment
+from harness.data import part_of
+from harness.embedded import ModelSource
+from harness.experiment import Scope, bench_of
+from harness.experiment.curve import SHARES
+from harness.progress import Silent
+from harness.records import Encoded, Limits, Output, digest
+from harness.report import ExperimentReport
+from harness.run import measured
+from harness.run.weights import folder_of
+
+GOOD, BAD = "gimlet", "nothing"
+PER_ANSWER_S = {"zero_shot": 0.30, "few_shot": 0.60, "rag": 0.90, "tuned": 0.20}
+
+CANDIDATES = """\
+  prompt: {method: base}
+  fixed: {prompting: {few_shot: {select: fixed, shots: 2}}}
+  knn: {prompting: {few_shot: {select: knn, shots: 2}}}
+  rag: {prompting: {rag: {top_k: 1}}}
+  lora: {method: lora}
+"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of a world: shares of items in percent.
+
+    `target` maps "zero_shot", "few_shot", "rag" and "tuned" to the share of each slice that is
+    answered right. The base answers `general` percent of the general items; of these the fine-tune
+    loses `lost` percentage points and gains `gained` others. `tuned_at` maps numbers of training
+    rows to what the fine-tune gets right after them, where that is not "tuned".
+    """
+
+    target: dict[str, dict[str, int]]
+    general: int = 70
+    lost: int = 0
+    gained: int = 0
+    tuned_at: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many items there are: of training, of test, and of each of the four general tasks."""
+
+    train: int = 120
+    test: int = 200
+    general: int = 200
+
+
+def right(number: int, percent: int) -> bool:
+    """Say whether an item is among the first `percent` of each hundred, in a fixed shuffled order."""
+    return number * 37 % 100 < percent
+
+
+def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
+    """Write harness.yaml with its suites, and a folder that looks like a model."""
+    suites, model = folder / "suites", folder / "model"
+    for made in (suites / "desk", suites / "general", model):
+        made.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"\0" * 2_000_000)
+    (model / "tokenizer_config.json").write_text('{"chat_template": "none"}')
+    data = ", ".join(f"{part}: desk/{part}.jsonl" for part in ("train", "validation", "test", "documents"))
+    (suites / "desk.yaml").write_text(
+        f"name: desk\ntasks:\n  - {{name: desk, data: {{{data}}}, max_new_tokens: 4}}\n"
+    )
+    names = ("chat", "sums", "facts", "reading")
+    tasks = "".join(
+        f"  - {{name: {n}, data: {{test: general/{n}.jsonl}}, max_new_tokens: 4}}\n" for n in names
+    )
+    (suites / "general.yaml").write_text(f"name: general\nrole: capability\ntasks:\n{tasks}")
+    slices = sorted(truth.target["zero_shot"])
+    for split, n in (("train", sizes.train), ("validation", 100), ("test", sizes.test)):
+        asked = [(f"{split} {slices[i % len(slices)]} {i}", slices[i % len(slices)]) for i in range(n)]
+        _rows(suites / "desk" / f"{split}.jsonl", [_item(text, of) for text, of in asked])
+    leaflets = [{"id": f"leaflet-{i}", "title": "Leaflet", "text": f"Leaflet about {i}"} for i in range(8)]
+    _rows(suites / "desk" / "documents.jsonl", leaflets)
+    for name in names:
+        _rows(suites / "general" / f"{name}.jsonl", [_item(f"{name} - {i}") for i in range(sizes.general)])
+    path = folder / "harness.yaml"
+    path.write_text(
+        f"name: world\nbase_model: {model}\nprecision: fp32\ndevice: cpu\ntarget: suites/desk.yaml\n"
+        f"suites: [suites/general.yaml]\ncandidates:\n{CANDIDATES}"
+    )
+    return path
+
+
+def _item(text: str, of: str = "") -> dict:
+    return {"id": text.replace(" ", "-"), "prompt": f"What is {text} ?", "reference": GOOD, "slice": of}
+
+
+def _rows(path: Path, content: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+class Oracle:
+    """A candidate that answers by rule; its token ids are the bytes of the messages as JSON."""
+
+    engine = "text"
+    layout_digest = digest("text")
+    max_context = 1 << 30
+
+    def __init__(self, truth: Truth, weights_digest: str, tuned: bool) -> None:
+        self.truth, self.weights_digest, self.tuned = truth, weights_digest, tuned
+
+    def encode(self, messages: Sequence, continuation: str = "", *, chat_template: bool = True) -> Encoded:
+        return Encoded(tuple(json.dumps(list(messages)).encode()), tuple(continuation.encode()))
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        return [self._output(json.loads(bytes(prompt))) for prompt in prompts]
+
+    def loglikelihood(self, pairs: Sequence) -> list:
+        raise NotImplementedError("no task of these worlds has choices")
+
+    def _output(self, messages: list[dict]) -> Output:
+        way = self._way(messages)
+        _, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
+        general = of == "-"
+        answered = self._general(int(number)) if general else right(int(number), self._percent(way, of))
+        return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S[way])
+
+    def _way(self, messages: list[dict]) -> str:
+        if self.tuned:
+            return "tuned"
+        if "Leaflet" in messages[-1]["content"]:
+            return "rag"
+        return "few_shot" if len(messages) > 2 else "zero_shot"
+
+    def _percent(self, way: str, of: str) -> int:
+        known = self.truth.target[way][of]
+        return self.truth.tuned_at.get(int(self.weights_digest, 16), known) if self.tuned else known
+
+    def _general(self, number: int) -> bool:
+        base, truth = right(number, self.truth.general), self.truth
+        if not self.tuned:
+            return base
+        lost = right(number, truth.lost)
+        gained = right(number, truth.general + truth.gained) and not base
+        return (base and not lost) or gained
+
+
+class OracleHost:
+    """What holds a base in memory, here a rule instead of a model."""
+
+    def __init__(self, truth: Truth, source: ModelSource) -> None:
+        self.source, self._truth = source, truth
+        self.base = Oracle(truth, source.weights_digest, tuned=False)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Oracle]:
+        yield Oracle(self._truth, weights_digest, tuned=True)
+
+
+def trained(bench, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
+    """Lay down what a finished training leaves, so that nothing has to be trained."""
+    folder = folder_of(bench, recipe, seed, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
+    n_train = f"{len(bench.target.items.train):016x}"  # the oracle knows by it how much was learned
+    record = {"kind": "adapter", "digest": n_train, "trained_on": bench.source.weights_digest}
+    (folder / "fit.json").write_text(json.dumps({**record, "training": training}))
+
+
+def opened(path: Path, truth: Truth, overrides: Sequence[str] = ()):
+    """Open a written world: the bench with its rule in place of a model, and the loaded file."""
+    loaded = config.load(path, overrides)
+    bench = bench_of(loaded, Scope(), Silent())
+    bench._host = OracleHost(truth, bench.source)
+    return bench, loaded
+
+
+def report(
+    folder: Path,
+    truth: Truth,
+    sizes: Sizes = Sizes(),
+    *,
+    overrides: Sequence[str] = (),
+    learning_curve: bool = False,
+) -> ExperimentReport:
+    """Write a world and run the whole experiment on it; only the answers are made up."""
+    bench, loaded = opened(write(folder, truth, sizes), truth, overrides)
+    for share in (*SHARES, 1.0):
+        items = part_of(bench.target.items, share, 0)
+        part = replace(bench, target=measured(bench.target.task, "target", "desk", items))
+        trained(part, bench.experiment.candidates["lora"])
+    return experiment.run_all(bench, loaded, quick=False, learning_curve=learning_curve)
+
+
+def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
+    """Report a world from what is stored of it."""
+    bench, loaded = opened(folder / "harness.yaml", truth, overrides)
+    return experiment.stored(bench, loaded.selected)
