@@ -344,7 +344,7 @@ def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
 
 
 def test_a_champion_is_not_removed(harness, copy):
-    harness("promote", "lora", cwd=copy, check=0)
+    harness("promote", "lora", "--despite", "a test", cwd=copy, check=0)
     run_id = json.loads((copy / "baselines" / "champions" / "letters.json").read_text())["run_id"]
     assert "promote another run first" in harness("runs", "rm", run_id, cwd=copy, check=2).stderr
     assert harness("runs", "show", run_id, cwd=copy).returncode == 0

@@ -170,8 +170,11 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
         folder.mkdir()
         (folder / _DIVERGED).write_text(json.dumps([error.reason, error.knob]))
         raise
-    except UserError:
-        raise  # no room: what was trained so far is kept
+    except UserError:  # no room: what was trained so far is kept
+        _remove_all_but_checkpoints(part)
+        if not any(part.iterdir()):
+            part.rmdir()
+        raise
     except Exception:
         shutil.rmtree(part, ignore_errors=True)
         raise
