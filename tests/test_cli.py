@@ -111,7 +111,9 @@ def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, 
     assert max(len(line) for line in table.splitlines()[:7]) <= 100
     assert told.startswith("tiny: 6 candidates on")
     assert "candidate " not in told
-    assert {p.name for p in (copy / "reports").iterdir()} == {f"tiny.{form}" for form in (*FORMS, "front.svg")}
+    assert {p.name for p in (copy / "reports").iterdir()} == {
+        f"tiny.{form}" for form in (*FORMS, "front.svg")
+    }
 
 
 def test_json_of_compare_is_the_written_report(harness, copy):
