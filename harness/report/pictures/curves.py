@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from harness import numbers
+from harness.report.escape import shorten
 from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
@@ -24,7 +25,7 @@ def curves(label: str, training: dict[str, Any]) -> str:
     both = [*train, *validation]
     x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
     y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
-    body = [text(0, 14, label, "strong"), *_legend(bool(validation)), *_axes(x, y)]
+    body = [text(0, 14, shorten(label, 20), "strong"), *_legend(bool(validation)), *_axes(x, y)]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in running_mean(train)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
