@@ -109,6 +109,11 @@ def size(n_bytes: float) -> str:
     return f"{_fixed(n_bytes, 0)} B"
 
 
+def tick(x: float, step: float, *, sign: bool = False) -> str:
+    """Print a mark of an axis with as many decimals as the step between marks has: `−20`, `0.5`."""
+    return _fixed(x, max(0, -floor(log10(step) + 1e-9)), "+" if sign else "")
+
+
 def p_value(p: float | None) -> str:
     """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
     if not _known(p):

@@ -341,6 +341,7 @@ def read_back(raw: dict) -> ExperimentReport:
         tuple(map(facts, raw["facts"])),
         decision=made(Decision, raw["decision"]),
         smoke=raw["smoke"],
+        macro_margin=raw["macro_margin"],
     )
 
 
@@ -354,6 +355,17 @@ def test_the_result_table_of_readme_is_that_of_the_kept_run():
     assert not found.smoke
     assert shown[: len(rows)] == rows
     assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(found)
+
+
+def test_the_picture_of_readme_is_drawn_from_the_kept_run():
+    found = read_back(json.loads(kept_report("support.json")))
+    assert "](reports/support.front.svg)" in README
+    assert kept_report("support.front.svg") == report.front_file(found)
+
+
+def test_every_form_of_a_report_is_explained(finished, tmp_path):
+    written = [path.name.replace("tiny", "support") for path in report.write(finished[1], tmp_path)]
+    assert sorted(row[0].strip("`") for row in table("file")) == sorted(written)
 
 
 def test_every_file_of_slow_tests_has_its_line_of_minutes():

@@ -288,10 +288,9 @@ def test_a_smoke_report_is_marked_at_every_title_and_table():
 def test_a_smoke_report_never_takes_the_place_of_a_result(tmp_path):
     written = [*write(report(), tmp_path), *write(report(smoke=True), tmp_path)]
     assert [path.name for path in written] == [
-        "support.md",
-        "support.json",
-        "support-smoke.md",
-        "support-smoke.json",
+        f"{name}.{suffix}"
+        for name in ("support", "support-smoke")
+        for suffix in ("md", "json", "html", "csv", "junit.xml", "front.svg")
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
 

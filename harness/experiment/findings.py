@@ -18,7 +18,7 @@ from harness.experiment.steps import steps_of
 from harness.gating import Measurement, TargetFacts, TaskComparison
 from harness.metrics import Metric
 from harness.records import Run, SampleResult
-from harness.report import ExperimentReport, Step
+from harness.report import ExperimentReport, Flip, Step, flips_of, origin
 from harness.run import Bench, Measured, measured_arm
 from harness.spec import GatePolicy
 
@@ -61,7 +61,8 @@ def report_of(
         else f
         for f, run in zip(facts, runs, strict=True)
     )
-    primary, curve = _primary(bench), curve_of(judged)
+    primary, policy = _primary(bench), bench.experiment.gate
+    curve = curve_of(judged)
     decision = decide.decide(
         judged,
         bench.experiment.decide,
@@ -81,11 +82,17 @@ def report_of(
         header=header,
         smoke=smoke,
         notes=(*notes, *_unanswered(bench, reader, runs)),
-        not_admitted=_not_admitted(tasks.values(), bench.experiment.gate),
+        not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.over_seeds(judged, primary.name),
         ablations=_ablations(bench, reader, runs, judged),
         curve=curve,
+        task=bench.target.task.name,
+        macro_margin=policy.macro if isinstance(policy.macro, float) else None,
+        undecided_fails=policy.on_inconclusive == "fail",
+        margins=_margins(tasks.values(), policy),
+        flips=_flips(bench, reader, runs, judged, tasks, base),
+        origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
     )
 
 
@@ -313,3 +320,43 @@ def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy
     named = set(policy.critical)
     unjudged = {name for name, suite in safety.items() if not {name, suite} & named}
     return out | {name: f"{name} is reported; gate.critical would judge it" for name in unjudged}
+
+
+def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
+    """Map the tasks that the gate may veto to the loss that it takes for a regression."""
+    return {t.task.name: gating.margin_of(t, policy) for tasks in runs for t in tasks if gating.in_macro(t)}
+
+
+def _flips(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    tasks: Mapping[str, Sequence[TaskComparison]],
+    base: Mapping[str, Mapping[str, Rows]],
+) -> dict[str, tuple[Flip, ...]]:
+    """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
+    best = decide.best_untrained(facts, higher_is_better=_primary(bench).higher_is_better) or ""
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    out: dict[str, tuple[Flip, ...]] = {}
+    seen: set[str] = set()
+    for f, run in zip(facts, runs, strict=True):
+        if f.state == "failed" or not decide.fine_tuned(f):
+            continue
+        shown: list[Flip] = []
+        if f.vs_untrained:
+            old, new = (reader.of(r, bench.target) for r in (by_name[best], run))
+            shown += flips_of(f.vs_untrained, old, new, best)
+        if run.weights_digest not in seen:
+            by_task = {m.task.name: m for m in _measured(bench, reader, run, base[run.base_digest])}
+            shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
+        seen.add(run.weights_digest)
+        out[f.label] = tuple(shown)
+    return out
+
+
+def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:
+    """Show items of a task's primary metric; a change in bits per byte is nothing to be read."""
+    if t.comparison.metric != t.task.primary_metric or gating.is_reported_only(t.task):
+        return []
+    return flips_of(t.comparison, measured.base, measured.new, "base")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
+from harness.gating.margins import margin_of
 from harness.gating.measure import Measurement, admit, compare_measurements, validity_of
 from harness.gating.power import macro_of, missed, warn_before
 from harness.gating.verdict import (
@@ -20,6 +21,7 @@ from harness.gating.verdict import (
     TaskComparison,
     Verdict,
     in_macro,
+    is_reported_only,
     worst,
 )
 from harness.spec import GatePolicy
@@ -35,8 +37,10 @@ __all__ = [
     "compare_measurements",
     "exit_code",
     "in_macro",
+    "is_reported_only",
     "judge",
     "judge_measurements",
+    "margin_of",
     "warn_before",
 ]
 

@@ -2,18 +2,15 @@
 
 Invariant: every form says the same: each rule with its sentence, what the gate could have
 missed, and the verdict last.
-Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
 """
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import gating, numbers
-from harness.gating import Rule, TaskComparison
+from harness import gating, numbers, report
+from harness.gating import TaskComparison, Verdict
 from harness.release.judged import Judged
-from harness.report import to_plain
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import miss_basis, miss_text
@@ -65,48 +62,25 @@ def _markdown(judged: Judged) -> list[str]:
 
 def junit(judged: Sequence[Judged], name: str) -> str:
     """Write one test case a rule; what is inconclusive fails where the policy says so."""
-    root = ET.Element("testsuites", name="harness gate")
-    for j in judged:
-        cases = [_case(j, r, name) for r in j.verdict.rules]
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=clean(f"{name}: {j.candidate}"),
-            tests=str(len(cases)),
-            failures=str(sum(case.find("failure") is not None for case in cases)),
-            errors="0",
-            skipped=str(sum(case.find("skipped") is not None for case in cases)),
-        )
-        suite.extend(cases)
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return report.junit(_stopped(judged), name)
+
+
+def _stopped(judged: Iterable[Judged]) -> list[tuple[str, Verdict, bool]]:
+    return [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
 
 
 def to_json(judged: Judged, exit_code: int) -> dict[str, Any]:
     """Turn a verdict into plain types; `comparisons` holds every metric of every task."""
-    plain: dict[str, Any] = to_plain(asdict(judged.verdict))
+    plain: dict[str, Any] = report.to_plain(asdict(judged.verdict))
     return {
         "candidate": judged.candidate,
         "baseline": judged.baseline,
         "exit_code": exit_code,
         **plain,
-        "comparisons": to_plain([t.comparison for t in judged.tasks]),
+        "comparisons": report.to_plain([t.comparison for t in judged.tasks]),
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),
     }
-
-
-def _case(judged: Judged, rule: Rule, name: str) -> ET.Element:
-    case = ET.Element("testcase", classname=clean(f"{name}.{judged.candidate}"), name=rule.name, time="0")
-    said = clean(rule.sentence)
-    fails = rule.outcome == "inconclusive" and gating.exit_code(judged.verdict, judged.policy) != 0
-    if rule.outcome == "fail" or fails:
-        ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
-    elif rule.outcome in ("inconclusive", "skipped"):
-        ET.SubElement(case, "skipped", message=said)
-    else:
-        ET.SubElement(case, "system-out").text = said
-    return case
 
 
 def _primary(judged: Judged) -> list[TaskComparison]:

@@ -1,6 +1,6 @@
-"""Say what an experiment found: on the terminal, as Markdown and as JSON.
+"""Say what an experiment found: on the terminal, as Markdown, HTML, JSON, CSV, JUnit and a picture.
 
-Invariant: a report holds no number of its own; the three forms print the same facts, and a
+Invariant: a report holds no number of its own; its forms print the same facts, and a
 smoke report is marked in each and never written where a result would be.
 """
 
@@ -11,22 +11,37 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.report.document import arithmetic_lines, markdown
+from harness.gating import Verdict
+from harness.report.document import markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
+from harness.report.flips import Flip, flips_of
+from harness.report.junit import junit
+from harness.report.origins import origin
+from harness.report.page import html
+from harness.report.pictures import front_file
+from harness.report.rows import to_csv
 from harness.report.scores import score_table
+from harness.report.sections import arithmetic_lines
 from harness.report.steps import Step
 from harness.report.table import terminal, terminal_table
 
 __all__ = [
     "SMOKE",
     "ExperimentReport",
+    "Flip",
     "Step",
     "arithmetic_lines",
+    "flips_of",
+    "front_file",
+    "html",
+    "junit",
     "live_line",
     "markdown",
+    "origin",
     "score_table",
     "terminal",
     "terminal_table",
+    "to_csv",
     "to_json",
     "to_plain",
     "write",
@@ -40,15 +55,36 @@ def to_json(report: ExperimentReport) -> dict[str, Any]:
 
 
 def write(report: ExperimentReport, folder: Path) -> list[Path]:
-    """Write `<experiment>.md` and `<experiment>.json`, a smoke report as `<experiment>-smoke`."""
+    """Write every form, as `<experiment>.md` and so on; a smoke report as `<experiment>-smoke`.
+
+    A form that has nothing to say (JUnit without a verdict, a picture without points) is left out,
+    and one that an earlier report wrote is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        folder / f"{report.file_name}.md": markdown(report),
-        folder / f"{report.file_name}.json": json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n",
-    }
+    texts = {folder / f"{report.file_name}{suffix}": text for suffix, text in _forms(report).items()}
     for path, text in texts.items():
-        _replace(path, text)
-    return list(texts)
+        if text:
+            _replace(path, text)
+        else:
+            path.unlink(missing_ok=True)
+    return [path for path, text in texts.items() if text]
+
+
+def _forms(report: ExperimentReport) -> dict[str, str]:
+    plain = to_json(report)
+    judged = [(f.label, f.verdict, _stops(report, f.verdict)) for f in report.facts if f.verdict]
+    return {
+        ".md": markdown(report),
+        ".json": json.dumps(plain, indent=2, ensure_ascii=False) + "\n",
+        ".html": html(report),
+        ".csv": to_csv(report, plain["evidence"]),
+        ".junit.xml": junit(judged, report.file_name) if judged else "",
+        ".front.svg": front_file(report),
+    }
+
+
+def _stops(report: ExperimentReport, verdict: Verdict) -> bool:
+    return verdict.outcome == "fail" or (verdict.outcome == "inconclusive" and report.undecided_fails)
 
 
 def _replace(path: Path, text: str) -> None:

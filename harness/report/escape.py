@@ -1,7 +1,8 @@
 """Make other people's text harmless: names, ids and messages that a model or a file chose.
 
-Invariant: what comes out is one line without control characters; what it means as markup
-depends on the target, so terminal text is printed as plain `Text` and Markdown is escaped.
+Invariant: what comes out has no control characters, and is one line unless lines were asked for; what
+it means as markup depends on the target, so terminal text is printed as plain `Text`, Markdown
+is escaped here, and HTML by its template.
 """
 
 import re
@@ -24,6 +25,16 @@ def clean(text: str) -> str:
     """Drop ANSI sequences and control or direction characters; collapse whitespace to one line."""
     without = _ANSI.sub("", text)
     return " ".join("".join(filter(_visible, without)).split())
+
+
+def clean_lines(text: str) -> str:
+    """Drop what `clean` drops, but keep lines and the spaces in them: for prompts and answers."""
+    lines = _ANSI.sub("", text).splitlines()
+    return "\n".join("".join(map(_plain_space, filter(_visible, line.expandtabs(4)))) for line in lines)
+
+
+def _plain_space(character: str) -> str:
+    return " " if character.isspace() else character
 
 
 def _visible(character: str) -> bool:

@@ -20,6 +20,7 @@ from harness.decide import (
 )
 from harness.gating import MissRate, Verdict
 from harness.report import recipes, steps
+from harness.report.flips import Flip
 from harness.report.steps import Step
 
 SMOKE = "smoke, not evidence"
@@ -45,6 +46,11 @@ class ExperimentReport:
     a run, by `label`, where there was a base or a run in between. `header` holds device, precision
     and times, with units in the names. `seeds` joins the seeds of each recipe that trains,
     `ablations` holds one table for each grid, `curve` what more training data would bring.
+    `task` is the target's name; `margins` maps tasks to
+    the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
+    mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
+    verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
+    `label`; `origins` says what each run's numbers depend on.
     """
 
     experiment: str
@@ -61,6 +67,12 @@ class ExperimentReport:
     seeds: tuple[OverSeeds, ...] = ()
     ablations: tuple[Ablation, ...] = ()
     curve: LearningCurve | None = None
+    task: str = ""
+    margins: dict[str, float] = field(default_factory=dict)
+    macro_margin: float | None = None
+    undecided_fails: bool = True
+    flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict)
+    origins: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -152,15 +164,20 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 
 
 def miss_text(m: MissRate) -> str:
-    """Say one line of the gate's operating characteristic; `what` names the rule that would err."""
+    """Say one line of the gate's operating characteristic."""
+    return f"{miss_what(m)}: {chance(m.probability)}"
+
+
+def miss_what(m: MissRate) -> str:
+    """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
     if m.what == "equal":
-        return f"would not have passed an equally good model: {_chance(m.probability)}"
+        return "would not have passed an equally good model"
     task = m.what.removeprefix("each: ")
     where = "" if m.what == "macro" else f" on {task} alone"
-    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}: {_chance(m.probability)}"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
 
 
-def _chance(p: float) -> str:
+def chance(p: float) -> str:
     """Print a probability in whole percent; never as impossible or certain."""
     return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
 

@@ -1,0 +1,72 @@
+"""The loss of one training by step: every batch, their running mean, and validation.
+
+Invariant: the axis of the loss begins at 0; nothing is drawn that was not logged.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from harness import numbers
+from harness.report.escape import shorten
+from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
+
+_WIDTH, _HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+Curve = Sequence[Sequence[float]]
+
+
+def curves(label: str, training: dict[str, Any]) -> str:
+    """Draw the loss on training and validation rows; empty where no curve was kept."""
+    train, validation = (_known(training.get(name)) for name in ("loss", "validation_loss"))
+    if len(train) < 2:
+        return ""
+    both = [*train, *validation]
+    x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
+    y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    body = [text(0, 14, shorten(label, 20), "strong"), *_legend(bool(validation)), *_axes(x, y)]
+    body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
+    body.append(path(((x(step), y(loss)) for step, loss in running_mean(train)), "train"))
+    body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
+    body += [_validated(step, loss, x, y) for step, loss in validation]
+    return picture(_WIDTH, _HEIGHT, f"Loss of {label} by step", body)
+
+
+def running_mean(curve: Curve) -> list[tuple[float, float]]:
+    """Average each step with those before it, over a twelfth of the training."""
+    span = max(1, len(curve) // 12)
+    return [
+        (curve[i][0], fmean(v for _, v in curve[max(0, i + 1 - span) : i + 1])) for i in range(len(curve))
+    ]
+
+
+def _known(curve: Any) -> list[tuple[float, float]]:
+    """Keep the points of a curve, [step, value], that are numbers; a method may log what it likes."""
+    points = curve if isinstance(curve, list | tuple) else ()
+    pairs = (p for p in points if isinstance(p, list | tuple) and len(p) == 2 and None not in p)
+    return [(float(step), float(value)) for step, value in pairs if isfinite(value)]
+
+
+def _validated(step: float, loss: float, x: Scale, y: Scale) -> str:
+    said = f"step {numbers.count(step)}: validation loss {numbers.plain(loss)}"
+    beside = text(x(step) - 9, y(loss) - 9, numbers.plain(loss), "over small", "end")
+    return group(said, mark("diamond", x(step), y(loss), "validated"), beside)
+
+
+def _legend(validated: bool) -> list[str]:
+    out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, running mean", "small")]
+    if validated:
+        out += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
+    return out
+
+
+def _axes(x: Scale, y: Scale) -> list[str]:
+    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "step", "head", "middle"), text(0, 34, "loss", "head")]
+    values, step = marks(y.low, y.high, 4)
+    for value in values:
+        out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
+        out.append(text(_LEFT - 8, y(value) + 4, numbers.tick(value, step), "tick", "end"))
+    values, step = marks(x.low, x.high, 5)
+    out += [text(x(v), _BOTTOM + 18, numbers.tick(v, step), "tick", "middle") for v in values]
+    return out

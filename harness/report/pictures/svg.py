@@ -1,0 +1,106 @@
+"""The few shapes that pictures are made of, and axes with round marks.
+
+Invariant: every text is cleaned and escaped here; coordinates are pixels, y grows downwards.
+"""
+
+from collections.abc import Iterable
+from html import escape
+from math import ceil, floor, log10
+from typing import NamedTuple
+
+from rich.cells import cell_len
+
+from harness.report.escape import clean
+
+_NARROW = 6.4  # pixels: the mean width of a letter at the pictures' size of text
+
+
+class Scale(NamedTuple):
+    """A straight line from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the pixel of a value; one outside the axis lands on its end."""
+        inside = min(max(value, self.low), self.high)
+        return self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
+    """Return round values between two ends, at most about n of them, and the step between them."""
+    rough = (high - low) / n
+    power = 10 ** floor(log10(rough))
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)], step
+
+
+def around(values: Iterable[float], *, pad: float = 0.06) -> tuple[float, float]:
+    """Return ends that leave some room around values, and never the same one twice."""
+    known = list(values)
+    low, high = min(known), max(known)
+    room = pad * (high - low) or 1.0
+    return low - room, high + room
+
+
+def tag(name: str, content: str = "", **attributes: object) -> str:
+    """Write an element; `class_` and `text_anchor` become `class` and `text-anchor`."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"' for key, value in attributes.items()
+    )
+    return f"<{name}{written}>{content}</{name}>"
+
+
+def text(x: float, y: float, content: str, class_: str = "", anchor: str = "start") -> str:
+    """Write a text, `anchor` start, middle or end."""
+    return tag("text", escape(clean(content)), x=x, y=y, class_=class_, text_anchor=anchor)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+    """Draw a line."""
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str) -> str:
+    """Draw a rectangle."""
+    return tag("rect", x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_)
+
+
+def path(points: Iterable[tuple[float, float]], class_: str) -> str:
+    """Draw straight lines from point to point."""
+    return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=class_)
+
+
+def mark(kind: str, x: float, y: float, class_: str) -> str:
+    """Draw a mark of one of the shapes `dot`, `cross` and `diamond`; shapes tell apart what colours do."""
+    if kind == "cross":
+        arms = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
+        return tag("path", d=arms, class_=f"mark cross {class_}")
+    if kind == "diamond":
+        return tag("path", d=f"M{x:.1f} {y - 6.5:.1f}l6 6.5l-6 6.5l-6 -6.5z", class_=f"mark {class_}")
+    return tag("circle", cx=x, cy=y, r=5, class_=f"mark {class_}")
+
+
+def group(said: str, *parts: str, class_: str = "") -> str:
+    """Join shapes that mean one thing; pointing at them shows what is said."""
+    return tag("g", tag("title", escape(clean(said))) + "".join(parts), class_=class_)
+
+
+def picture(width: float, height: float, title: str, body: Iterable[str]) -> str:
+    """Close a picture; its title is what a screen reader says."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(clean(title))}" class="picture">{"".join(body)}</svg>'
+    )
+
+
+def width_of(content: str) -> float:
+    """Guess how wide a text is drawn, in pixels."""
+    return _NARROW * cell_len(content)
+
+
+def _value(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

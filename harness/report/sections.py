@@ -1,0 +1,239 @@
+"""The tables of a report with what is said beside each, in the order in which a document shows them.
+
+Invariant: Markdown and HTML print these same sections; a section without rows shows no table.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from harness import numbers
+from harness.comparison import Comparison
+from harness.decide import CandidateFacts, Decision, fine_tuned
+from harness.report import origins, recipes, steps
+from harness.report.escape import clean
+from harness.report.facts import (
+    ExperimentReport,
+    best_first,
+    headers,
+    measured,
+    miss_basis,
+    miss_text,
+    sentences,
+    table_rows,
+)
+
+_LOST_SHOWN = 10
+Kind = Literal[
+    "candidates",
+    "ablation",
+    "seeds",
+    "curve",
+    "slices",
+    "forgetting",
+    "steps",
+    "gate",
+    "sweep",
+    "training",
+    "arithmetic",
+    "provenance",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One table. `lead` and `notes` stand below it; `label` names the run that it is about."""
+
+    kind: Kind
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    lead: str = ""
+    notes: Sequence[str] = ()
+    label: str = ""
+
+
+def sections(report: ExperimentReport) -> list[Section]:
+    """List everything that a document says below its head."""
+    return [s for s in _all(report) if s.rows or s.notes]
+
+
+def header_facts(report: ExperimentReport) -> list[str]:
+    """List the base model and what was measured of the whole run."""
+    header = (f"{_titled(name)} {measured(name, value)}" for name, value in report.header.items())
+    return [f"Base model {report.base_model}", *header]
+
+
+def arithmetic_lines(decision: Decision) -> list[str]:
+    """List the numbers behind a decision for a terminal."""
+    values = (f"  {name}: {value}" for name, value in _arithmetic_rows(decision))
+    return [*values, *_missing(decision)]
+
+
+def _all(report: ExperimentReport) -> Iterator[Section]:
+    done = [f for f in best_first(report) if f.state == "done"]
+    tuned = [f for f in done if fine_tuned(f)]
+    yield Section("candidates", "Candidates", headers(report), table_rows(report), notes=sentences(report))
+    yield from _ablations(report)
+    yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.metric))
+    yield from _curve(report)
+    yield _slices(report, done)
+    for make in (_forgetting, _steps, _gate, _sweep):
+        yield from (make(report, f) for f in tuned)
+    yield _training([f for f in done if f.training or f.training_cost_usd])
+    if report.decision:
+        yield _arithmetic(report.decision)
+    yield from (Section("provenance", *table) for table in origins.tables(report.origins))
+
+
+def _ablations(report: ExperimentReport) -> Iterator[Section]:
+    for a in report.ablations:
+        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.metric)
+        yield Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[recipes.ablation_note(a)])
+
+
+def _curve(report: ExperimentReport) -> Iterator[Section]:
+    """Show the score by the amount of training data, and what more would bring."""
+    if report.curve is not None:
+        rows = recipes.curve_rows(report.curve, report.metric)
+        yield Section("curve", f"Learning curve: {report.curve.candidate}", recipes.CURVE_COLUMNS, rows)
+
+
+def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
+    """Show every candidate on every slice, each with its interval."""
+    sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
+    rows = [
+        [f.label, *(_slice_score(report.metric, f, name) for name in sorted(sizes))] for f in done if f.slices
+    ]
+    columns = [f"{name} (n = {numbers.count(sizes[name])})" for name in sorted(sizes)]
+    return Section("slices", "Slices", ["candidate", *columns], rows if columns else [])
+
+
+def _slice_score(metric: str, f: CandidateFacts, name: str) -> str:
+    return numbers.score(metric, *f.slices[name][:3]) if name in f.slices else numbers.UNKNOWN
+
+
+def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show base → new on every capability task and metric, then the lost items by name."""
+    comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
+    primary = {c.task: c for c in reversed(comparisons)}
+    columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
+    rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
+    lost = [_lost_items(c) for c in primary.values() if c.lost and c.metric not in numbers.OWN_UNITS]
+    title = f"What {f.label} kept and lost"
+    return Section("forgetting", title, columns, rows, notes=lost[::-1], label=f.label)
+
+
+def _task_row(c: Comparison) -> list[str]:
+    return [
+        c.task,
+        c.metric,
+        numbers.score(c.metric, c.base, c.base_low, c.base_high),
+        numbers.score(c.metric, c.new, c.new_low, c.new_high),
+        numbers.change(c.metric, c.delta, c.low, c.high) + _on_valid(c),
+        f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
+    ]
+
+
+def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
+    if not is_primary or c.metric in numbers.OWN_UNITS:
+        return "no: reported only"
+    why_not = report.not_admitted.get(c.task, "")
+    return f"no: {why_not}" if why_not else "yes"
+
+
+def _on_valid(c: Comparison) -> str:
+    """Add the change among the items valid in both arms, where that is not all of them."""
+    if c.n_valid == c.n or c.delta_valid is None:
+        return ""
+    change = numbers.change(c.metric, c.delta_valid, c.low_valid, c.high_valid)
+    return f"; {change} on the {numbers.count(c.n_valid)} of {numbers.count(c.n)} valid in both"
+
+
+def _lost_items(c: Comparison) -> str:
+    rest = len(c.lost) - _LOST_SHOWN
+    more = f" and {numbers.count(rest)} more" if rest > 0 else ""
+    return f"{c.task}, lost {numbers.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
+
+
+def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show the change of each task from one step to the next."""
+    columns, rows = steps.rows(report.steps.get(f.label, ()))
+    return Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
+
+
+def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show every trial of a sweep, and which one validation chose."""
+    trials = f.training.get("sweep", [])
+    rows = [
+        [
+            *map(str, trial["params"].values()),
+            numbers.score(report.metric, trial["validation"])
+            if trial["validation"] is not None
+            else "diverged",
+            "chosen" if trial["chosen"] else "",
+        ]
+        for trial in trials
+    ]
+    columns = [*trials[0]["params"], f"validation {report.metric}", ""] if trials else []
+    return Section("sweep", f"Sweep: {f.label}", columns, rows, label=f.label)
+
+
+def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show each rule with its sentence, and what the gate would have missed."""
+    title, columns = f"Gate: {f.label}", ("rule", "outcome", "evidence")
+    if f.verdict is None:
+        return Section("gate", title, columns, ())
+    rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
+    basis = miss_basis(f.verdict)
+    lead = f"{basis[0].upper()}{basis[1:]}" if basis else ""
+    return Section("gate", title, columns, rows, lead, list(map(miss_text, f.verdict.missed)), f.label)
+
+
+def _training(trained: Sequence[CandidateFacts]) -> Section:
+    """Show the measured figures of each training run; one row a candidate."""
+    names = list(dict.fromkeys(name for f in trained for name in f.training if name != "sweep"))
+    columns = ["candidate", "training examples", "cost USD", *map(_titled, names)]
+    rows = [
+        [
+            f.label,
+            numbers.count(f.n_train),
+            numbers.usd(f.training_cost_usd),
+            *(measured(name, f.training.get(name)) for name in names),
+        ]
+        for f in trained
+    ]
+    return Section("training", "Training", columns, rows)
+
+
+def _arithmetic(decision: Decision) -> Section:
+    rows = _arithmetic_rows(decision)
+    title = "Arithmetic of the decision"
+    return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))
+
+
+def _arithmetic_rows(decision: Decision) -> list[tuple[str, str]]:
+    return [(_words(name), _value(value)) for name, value in decision.arithmetic.items()]
+
+
+def _missing(decision: Decision) -> list[str]:
+    return [f"Missing from the comparison: {what}" for what in decision.missing]
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return numbers.UNKNOWN
+    if isinstance(value, str) or not isfinite(value):
+        return str(value)
+    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1000 else numbers.count(value)
+
+
+def _titled(name: str) -> str:
+    """Turn the name of a measured figure into words; a time carries its unit itself."""
+    return _words(name if name.endswith("_per_s") else name.removesuffix("_s"))
+
+
+def _words(name: str) -> str:
+    """Turn a field's name into words; the unit stays: `cost_usd` → `cost usd`."""
+    return clean(name.replace("_", " "))

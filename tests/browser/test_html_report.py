@@ -1,0 +1,164 @@
+"""The HTML report in a real browser: from disk, with the network off."""
+
+import json
+import os
+import shutil
+import struct
+from dataclasses import replace
+
+import pytest
+
+from harness import numbers
+from harness.records import SampleResult
+from harness.report import flips_of, write
+
+pytestmark = pytest.mark.browser
+
+EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202e"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Start Debian's Chromium; skip where it is absent, but never in CI."""
+    sync_api = pytest.importorskip("playwright.sync_api") if os.environ.get("CI") != "true" else None
+    if sync_api is None:
+        from playwright import sync_api
+    executable = shutil.which("chromium")
+    if executable is None:
+        reason = "no chromium; apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def hostile(finished):
+    """Return the report of a real run, with an item whose texts would like to be markup."""
+    of = finished[1]
+    (label, flips), *_ = of.flips.items()
+    c = of.comparisons[label][0]
+    old, new = (
+        SampleResult(c.task, "test", EVIL, 0, "ok", text, EVIL, (EVIL,), {}) for text in (EVIL, EVIL * 9_000)
+    )
+    evil = flips_of(replace(c, lost=(EVIL,), gained=()), [old], [new], "base")
+    return replace(of, flips={**of.flips, label: (*evil, *flips)}, notes=(*of.notes, EVIL))
+
+
+@pytest.fixture
+def opened(browser, hostile, tmp_path):
+    """Open the page; returns it with everything that the console and the network saw."""
+    write(hostile, tmp_path)
+    context = browser.new_context(offline=True, viewport={"width": 1440, "height": 1000})
+    page, seen = context.new_page(), []
+    page.on("console", lambda message: seen.append(message.text))
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on("request", lambda request: seen.append(request.url))
+    page.goto((tmp_path / "tiny.html").as_uri())
+    yield page, seen
+    context.close()
+
+
+def test_the_page_opens_offline_without_a_complaint_or_another_request(opened):
+    page, seen = opened
+    assert [what for what in seen if what != page.url] == []
+    assert page.title() == "tiny: what to ship"
+
+
+def test_the_numbers_of_the_page_are_those_of_the_json(opened, tmp_path):
+    page, plain = opened[0], json.loads((tmp_path / "tiny.json").read_text())
+    cells = page.locator("table.candidates tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.children].map(cell => cell.innerText))"
+    )
+    shown = {row[0]: row[1] for row in cells}
+    assert shown == {
+        f["name"]: numbers.interval(f["target"]["score"], f["target"]["low"], f["target"]["high"])
+        for f in plain["facts"]
+    }
+    text = page.locator("main").inner_text()
+    assert plain["decision"]["sentence"] in text
+    drawn = page.locator("svg.picture title").all_text_contents()
+    changes = [c for c in plain["comparisons"]["lora"] if c["metric"] not in numbers.OWN_UNITS]
+    assert changes
+    for c in changes:
+        expected = f"{c['task']}: {numbers.points(c['delta'], c['low'], c['high'])} points"
+        assert any(said.startswith(expected) for said in drawn)
+
+
+def test_every_picture_is_drawn(opened):
+    page = opened[0]
+    pictures = page.locator("svg.picture")
+    boxes = [pictures.nth(i).bounding_box() for i in range(pictures.count())]
+    assert len(boxes) >= 5, "the front, two forests, the chances, a training"
+    assert all(box["width"] > 300 and box["height"] > 60 for box in boxes)
+    marks = page.locator("svg.picture .mark").evaluate_all(
+        "all => all.map(m => m.getBoundingClientRect().width)"
+    )
+    assert min(marks) > 3
+
+
+def test_nothing_is_wider_than_the_window(opened):
+    page = opened[0]
+    for width in (1440, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_text_of_a_model_stays_text(opened):
+    page = opened[0]
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.title() == "tiny: what to ship"
+    assert page.locator("script, img").count() == 0
+    answer = page.locator("article .answer").first.inner_text()
+    assert answer.startswith("<script>document.title")
+    assert "\x1b" not in answer
+    assert "\u202e" not in answer
+    assert "(cut: " in page.locator("article .new .answer").first.inner_text()
+
+
+def test_dark_and_light_differ_and_text_stays_readable(opened):
+    page = opened[0]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        ink, ground = page.evaluate(
+            "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor] }"
+        )
+        assert contrast(ink, ground) > 10
+        for class_ in ("passes", "fails"):
+            found = page.locator(f".verdict.{class_}")
+            if found.count():
+                color = found.first.evaluate("e => getComputedStyle(e).color")
+                assert contrast(color, ground) > 4.2
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours as WCAG 2 has it."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    channels = [int(c) / 255 for c in color[color.index("(") + 1 : -1].split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_prints_on_a_few_sheets(opened):
+    page = opened[0]
+    pdf = page.pdf(format="A4")
+    assert pdf.startswith(b"%PDF")
+    assert 0 < pdf.count(b"/Type /Page\n") <= 12
+
+
+def test_the_picture_of_the_front_is_shown_as_an_image(browser, hostile, tmp_path):
+    write(hostile, tmp_path)
+    (tmp_path / "shows.html").write_text("<img src='tiny.front.svg' width=800>")
+    page = browser.new_page()
+    page.goto((tmp_path / "shows.html").as_uri())
+    size = page.locator("img").evaluate("i => [i.complete, i.naturalWidth, i.naturalHeight]")
+    assert size[0] is True
+    assert size[1] > 800
+    shot = page.locator("img").screenshot()
+    assert struct.unpack(">II", shot[16:24])[0] == 800
+    page.close()

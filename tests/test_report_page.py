@@ -1,0 +1,466 @@
+"""The report as one HTML file, with its pictures, and beside it CSV, JUnit and the picture for README."""
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import numbers
+from harness.comparison import Estimate
+from harness.decide import decide
+from harness.gating import MissRate, Rule
+from harness.records import SampleResult
+from harness.report import ExperimentReport, Flip, flips_of, front_file, html, markdown, to_json, write
+from harness.report.escape import clean, clean_lines
+from harness.report.heat import heat
+from harness.report.origins import tables
+from harness.report.pictures import chances, curves, forest, front
+from harness.report.pictures.curves import running_mean
+from harness.report.pictures.svg import Scale, marks
+from harness.spec import DecidePolicy
+
+EVIL = (
+    "<script>alert(1)</script> <img src=http://evil.example/x onerror=alert(2)> ![x](http://evil.example/y) "
+    "\x1b[31mred\x1b[0m \x1b]8;;http://evil.example\x07link\x1b]8;;\x07 \u202egnorts\u202c \x00\x08 "
+    "</pre></style></svg> {{ 7*7 }} {% raw %} \"quoted\" 'single' &amp; שלום"
+)
+MACRO = Estimate(-0.198, -0.226, -0.170, 1800)
+
+
+def lora(**changes):
+    rules = (
+        Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 1}),
+        Rule("target", "inconclusive", "target: not shown", {}),
+        Rule("critical", "skipped", "critical: no task is named critical", {}),
+    )
+    missed = (
+        MissRate(-0.03, 0.12, "macro"),
+        MissRate(-0.05, 0.94, "each: chat"),
+        MissRate(0.0, 0.8, "equal"),
+    )
+    fields = {
+        "target": Estimate(0.81, 0.75, 0.86, 200),
+        "slices": {"knowledge": Estimate(0.30, 0.22, 0.40, 100)},
+        "training": {
+            "loss": [[1, 5.1], [2, 2.0], [3, 1.1]],
+            "validation_loss": [[3, 0.759]],
+            "wall_s": 143.0,
+        },
+        "verdict": verdict("fail", rules=rules, macro=MACRO, missed=missed),
+    }
+    return tuned("lora", 0.81, 0.07, **(fields | changes))
+
+
+def based(f):
+    """Give an untrained candidate the verdict of the base's own weights."""
+    return replace(f, verdict=verdict("pass", macro=Estimate(0.0, 0.0, 0.0, 1800), missed=()))
+
+
+def flip(text: str = "a text", **changes) -> Flip:
+    fields = {
+        "task": "chat",
+        "item": "chat-1",
+        "lost": True,
+        "prompt": text,
+        "references": (text,),
+        "base": text,
+        "new": text,
+        "base_status": "ok",
+        "new_status": "truncated",
+        "against": "base",
+    }
+    return Flip(**(fields | changes))
+
+
+def report(*more, **changes) -> ExperimentReport:
+    facts = (*(f if f.method == "classifier" else based(f) for f in alternatives()), lora(), *more)
+    chat = comparison(-0.353, 0.1, task="chat", lost=tuple(f"chat-{i}" for i in range(12)))
+    code = comparison(0.042, 0.01, task="code", metric="bits_per_byte", higher_is_better=False)
+    safe = comparison(-0.1, 0.2, task="safe", metric="no_refusal")
+    fields = {
+        "experiment": "support",
+        "base_model": "smollm2-135m",
+        "metric": "exact_match",
+        "facts": facts,
+        "comparisons": {"lora": (chat, code, safe)},
+        "decision": decide(
+            facts, DecidePolicy(), closed_labels=True, has_documents=False, metric_name="exact_match"
+        ),
+        "header": {"device": "cpu", "precision": "bf16"},
+        "task": "support",
+        "margins": {"chat": 0.05},
+        "macro_margin": 0.02,
+        "flips": {"lora": (flip(), flip(lost=False, item="chat-90"))},
+        "origins": {"lora": {"run": "lora-0", "weights": "94a4", "git_sha": "abc", "torch": "2.13"}},
+    }
+    return ExperimentReport(**(fields | changes))
+
+
+class Page(HTMLParser):
+    """What a browser would build of a page, as far as tests ask."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.said: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def test_the_page_needs_nothing_but_itself_and_runs_nothing():
+    page = Page(html(report()))
+    assert not {"script", "link", "img", "iframe", "object", "form", "base"} & set(page.tags)
+    assert [a for a in page.attributes if a[1].startswith("on") or a[1] in ("src", "srcset", "action")] == []
+    assert {value[0] for _, name, value in page.attributes if name == "href"} == {"#"}
+    (policy,) = [v for tag, name, v in page.attributes if tag == "meta" and v.startswith("default-src")]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert re.findall(r"url\(|@import", html(report())) == []
+
+
+def test_every_link_of_the_page_leads_to_a_section_of_it():
+    page = Page(html(report()))
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+    assert {value[1:] for _, name, value in page.attributes if name == "href"} <= set(ids)
+
+
+def test_the_page_prints_the_numbers_of_the_json():
+    of = report()
+    plain, text = to_json(of), Page(html(of)).text
+    assert plain["decision"]["sentence"] in text
+    for f in plain["facts"]:
+        target = f["target"]
+        assert numbers.interval(target["score"], target["low"], target["high"]) in text
+    for c in plain["comparisons"]["lora"]:
+        assert numbers.change(c["metric"], c["delta"], c["low"], c["high"]) in text
+    for rule in plain["facts"][-1]["verdict"]["rules"]:
+        assert rule["sentence"] in text
+    assert "could have missed a true −3 pp loss: 12 %" in text
+    assert "would not have passed an equally good model: 80 %" in text
+
+
+def hostile() -> ExperimentReport:
+    """Put text that would like to be markup wherever a model or a file chooses the words."""
+    of = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
+    failed = candidate("c", 0.1, state="failed", target=None, validation=None, error=EVIL)
+    evil = comparison(-0.353, 0.1, task=EVIL, lost=(EVIL,))
+    shown = flip(EVIL, item=EVIL, task=EVIL, against=EVIL)
+    return replace(
+        of,
+        facts=(*of.facts, failed),
+        notes=(EVIL,),
+        header={"device": EVIL},
+        comparisons={"lora": (*of.comparisons["lora"], evil)},
+        flips={"lora": (*of.flips["lora"], shown)},
+        origins={"lora": {"run": EVIL, EVIL: EVIL}},
+    )
+
+
+def test_text_of_models_and_files_is_text_on_the_page():
+    page = Page(html(hostile()))
+    assert not {"script", "img", "a:"} & set(page.tags)
+    assert [a for a in page.attributes if a[1].startswith("on")] == []
+    assert {value[0] for _, name, value in page.attributes if name == "href"} == {"#"}
+    assert "<script>alert(1)</script>" in page.text
+    assert "{{ 7*7 }} {% raw %}" in page.text
+    assert page.tags["section"] == html(hostile()).count("</section>")
+
+
+def test_no_control_or_direction_character_reaches_any_form(tmp_path):
+    for path in write(hostile(), tmp_path):
+        if path.suffix != ".json":  # which escapes them itself
+            assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", path.read_text())
+    assert "\x1b" not in (tmp_path / "support.json").read_text()
+
+
+def test_markdown_shows_a_hostile_name_as_text():
+    text = markdown(hostile())
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "](http" not in text
+
+
+def test_an_answer_of_a_megabyte_is_cut_and_says_so():
+    row = SampleResult("chat", "test", "x", 0, "ok", "a" * 1_000_000, "q", ("r",), {})
+    (lost,) = flips_of(comparison(-0.1, lost=("x",)), [row], [row], "base")
+    page = html(replace(report(), flips={"lora": (lost,)}))
+    assert "(cut: 1,000,000 characters)" in page
+    assert len(page) < 100_000
+
+
+def test_the_terminal_and_the_page_clean_an_answer_but_keep_its_lines():
+    assert clean_lines("a\x1b[31m b\r\n\n\tc\x00\u202ed\x0bé") == "a b\n\n    cd\né"
+    assert clean(EVIL) == clean(clean_lines(EVIL))
+
+
+@given(st.text())
+def test_what_is_not_unicode_can_still_be_written(text):
+    row = SampleResult("chat", "test", "x", 0, "ok", f"{text}\ud800", "q", ("r",), {})
+    (lost,) = flips_of(comparison(-0.1, lost=("x",)), [row], [row], "base")
+    assert json.dumps(lost.new, ensure_ascii=False).encode()
+
+
+def rows(*ids):
+    return [SampleResult("chat", "test", i, n, "ok", i, i, (), {}) for n, i in enumerate(ids)]
+
+
+def test_a_few_items_of_each_task_are_shown_spread_over_all_of_them():
+    ids = tuple(f"i{n:02}" for n in range(40))
+    found = flips_of(comparison(-0.1, lost=ids[:20], gained=ids[20:]), rows(*ids), rows(*ids), "base")
+    assert [f.item for f in found] == ["i00", "i04", "i08", "i12", "i16", "i20", "i26", "i33"]
+    assert [f.lost for f in found] == [True] * 5 + [False] * 3
+
+
+def test_items_are_counted_where_only_some_are_shown():
+    text = Page(html(report())).text
+    assert "chat, against base: 1 of 12 lost, 1 of 0 gained" in text
+
+
+def test_items_of_shared_weights_are_shown_once_and_said_to_be():
+    of = report()
+    twin = replace(lora(), name="hybrid")
+    both = replace(
+        of,
+        facts=(*of.facts, twin),
+        comparisons={"lora": of.comparisons["lora"], "hybrid": of.comparisons["lora"]},
+        flips={**of.flips, "hybrid": (flip(task="support", against="knn"),)},
+        origins={name: {"weights": "94a4"} for name in ("lora", "hybrid")},
+    )
+    text = Page(html(both)).text
+    assert "The weights are those of lora, where items of the general tasks are shown." in text
+    assert text.count("of 12 lost") == 1
+
+
+def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
+    page = html(report(smoke=True))
+    assert "<title>support: what to ship (smoke, not evidence)</title>" in page
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    unmarked = [t for t in titles if "smoke, not evidence" not in t]
+    assert unmarked == [
+        "What is gained, what is kept",
+        "General tasks, before and after",
+        "How to read this page",
+    ]
+
+
+def drawn(svg: str) -> ET.Element:
+    return ET.fromstring(svg)
+
+
+def said(svg: str) -> list[str]:
+    return [e.text or "" for e in drawn(svg).iter() if e.tag.endswith("}title")]
+
+
+def classes(svg: str) -> Counter[str]:
+    return Counter(word for e in drawn(svg).iter() for word in e.get("class", "").split())
+
+
+def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
+    of = report()
+    picture = forest(of, lora())
+    assert said(picture) == [
+        "macro: mean of 1: −19.8 [−23, −17] points, margin 2.0 points",
+        "chat: −35.3 [−45, −25] points, margin 5.0 points",
+        "safe: −10.0 [−30, +10] points, reported only",
+    ]
+    assert classes(picture)["margin"] == 2
+    assert classes(picture)["hollow"] == 2, "the mark and the interval of what does not count"
+
+
+def test_a_relative_margin_is_not_drawn_as_points():
+    picture = forest(report(macro_margin=None), lora())
+    assert said(picture)[0] == "macro: mean of 1: −19.8 [−23, −17] points"
+    assert classes(picture)["margin"] == 1
+
+
+def test_without_comparisons_there_is_no_forest():
+    assert forest(report(comparisons={}), lora()) == ""
+
+
+def test_the_front_is_coloured_and_what_is_dominated_is_grey():
+    picture = front(report())
+    marks_ = {e.text.split(":")[0]: e for e in drawn(picture).iter() if e.tag.endswith("}title")}
+    assert set(marks_) == {"lora", "knn", "fixed", "ranked", "prompt"}
+    grey = [g for g in drawn(picture) if g.tag.endswith("}g") and "dominated" in ET.tostring(g, "unicode")]
+    assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
+    assert "without general ability to lose: bag" in picture
+    assert "margin of the gate: −2.0 points" in picture
+
+
+def test_shapes_tell_verdicts_apart_as_well_as_colours():
+    undecided = tuned("dpo", 0.85, 0.1, "inconclusive")
+    found = classes(front(report(undecided)))
+    assert found["cross"] >= 1
+    assert found["undecided"] >= 1
+    assert found["passes"] >= 1
+
+
+def test_names_of_equal_points_do_not_cover_each_other():
+    same = [based(candidate(f"c{i}", 0.74)) for i in range(5)]
+    texts = [
+        e
+        for e in drawn(front(report(*same))).iter()
+        if e.tag.endswith("}text") and "over" in e.get("class", "")
+    ]
+    places = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in texts]
+    assert len(places) == 10
+    for i, (x, y, n) in enumerate(places):
+        for x2, y2, n2 in places[:i]:
+            assert abs(y - y2) >= 12 or x + 6 * n <= x2 or x2 + 6 * n2 <= x
+
+
+def test_nothing_to_draw_gives_no_picture(tmp_path):
+    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, flips={})
+    assert front(bare) == front_file(bare) == ""
+    assert [p.name for p in write(bare, tmp_path)] == [
+        "support.md",
+        "support.json",
+        "support.html",
+        "support.csv",
+    ]
+
+
+def test_the_file_of_the_front_stands_alone_on_white():
+    picture = front_file(report())
+    root = drawn(picture)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "--surface:#fff" in picture
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", picture) == []
+    assert said(picture) == said(front(report()))
+
+
+def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
+    of = report(metric="bits_per_byte", decision=None)
+    assert "bits per byte, lower is better" in front(of)
+    assert any("target 0.810 [0.750, 0.860]" in text for text in said(front(of)))
+
+
+def test_the_curve_shows_every_step_and_validation():
+    picture = curves("lora", lora().training)
+    points = [e.get("points").split() for e in drawn(picture).iter() if e.tag.endswith("}polyline")]
+    assert [len(p) for p in points] == [3, 3, 1]
+    assert said(picture) == ["step 3: validation loss 0.759"]
+    assert curves("bag", {"wall_s": 0.1}) == ""
+
+
+def test_one_training_of_two_candidates_is_drawn_once():
+    page = html(report(replace(lora(), name="hybrid")))
+    assert page.count("training, running mean") == 1
+    assert "hybrid, lora" in page or "lora, hybrid" in page
+
+
+def test_a_running_mean_looks_back_only():
+    curve = [(step, float(step)) for step in range(24)]
+    assert running_mean(curve)[:3] == [(0, 0.0), (1, 0.5), (2, 1.5)]
+
+
+def test_the_chances_of_the_gate_are_those_of_the_verdict():
+    assert said(chances("lora", lora().verdict)) == [
+        "could have missed a true −3 pp loss: 12 %",
+        "could have missed a true −5 pp loss on chat alone: 94 %",
+        "would not have passed an equally good model: 80 %",
+    ]
+    assert chances("prompt", verdict("pass", missed=())) == ""
+
+
+def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
+    found = heat(report())
+    assert found.labels == ("lora",)
+    assert [task for task, _ in found.rows] == ["chat", "safe"]
+    (chat,), (safe,) = (cells for _, cells in found.rows)
+    assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
+    assert (safe.change, safe.shown) == ("−10.0", False)
+    assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_marks_are_round_and_inside_the_axis(low, span):
+    values, step = marks(low, low + span)
+    assert 1 <= len(values) <= 8
+    assert all(low - 1e-6 * span <= v <= low + span * (1 + 1e-6) for v in values)
+    assert str(f"{step:.0e}")[0] in "125"
+
+
+@given(st.floats(-100, 100))
+def test_a_value_outside_the_axis_lands_on_its_end(value):
+    assert 10 <= Scale(-1, 1, 10, 20)(value) <= 20
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "text"), [(-20, 10, "−20"), (0.5, 0.5, "0.5"), (0, 5, "0"), (1500, 500, "1,500")]
+)
+def test_a_mark_of_an_axis_has_the_digits_of_its_step(value, step, text):
+    assert numbers.tick(value, step) == text
+
+
+def test_what_runs_share_is_said_once_and_what_differs_names_the_runs():
+    origins = {
+        "a": {"run": "a-0", "torch": "2.13", "git_sha": "abc"},
+        "b": {"run": "b-0", "torch": "2.13", "git_sha": "def"},
+    }
+    shared, own = tables(origins)
+    assert shared[2] == [("torch", "2.13"), ("git sha", "abc (a); def (b)")]
+    assert [row[:2] for row in own[2]] == [("a", "a-0"), ("b", "b-0")]
+
+
+def table(of: ExperimentReport) -> list[dict[str, str]]:
+    from harness.report import to_csv
+
+    return list(csv.DictReader(io.StringIO(to_csv(of, "measured"))))
+
+
+def test_csv_holds_a_row_for_each_candidate_task_and_metric():
+    found = [r for r in table(report()) if r["candidate"] == "lora"]
+    assert [(r["task"], r["metric"], r["slice"]) for r in found] == [
+        ("support", "exact_match", ""),
+        ("support", "exact_match", "knowledge"),
+        ("chat", "exact_match", ""),
+        ("code", "bits_per_byte", ""),
+        ("safe", "no_refusal", ""),
+    ]
+    assert found[0]["compared_with"] == "knn"
+    assert float(found[0]["score"]) == 0.81
+    assert float(found[2]["delta"]) == -0.353
+    assert found[2]["lost"] == "12"
+
+
+def test_no_cell_of_csv_is_a_formula():
+    evil = candidate("=1+1", 0.3)
+    assert any(r["candidate"] == "'=1+1" for r in table(report(evil)))
+
+
+def test_junit_has_a_suite_for_each_verdict_and_a_case_for_each_rule(tmp_path):
+    write(report(), tmp_path)
+    suites = list(ET.parse(tmp_path / "support.junit.xml").getroot())
+    assert [s.get("name") for s in suites][-1] == "support: lora"
+    assert [case.get("name") for case in suites[-1]] == ["macro", "target", "critical"]
+    assert (suites[-1].get("failures"), suites[-1].get("skipped")) == ("2", "1")
+    assert "support: bag" not in [s.get("name") for s in suites]
+
+
+def test_forms_that_have_nothing_to_say_leave_no_older_file_behind(tmp_path):
+    write(report(), tmp_path)
+    bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, flips={})
+    write(bare, tmp_path)
+    assert not (tmp_path / "support.junit.xml").exists()
+    assert not (tmp_path / "support.front.svg").exists()
