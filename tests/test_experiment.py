@@ -52,6 +52,8 @@ def without_measurements(found):
         for name in measured:
             del one[name]
         one["training"] = {k: v for k, v in one["training"].items() if k not in figures}
+    for one in plain["origins"].values():
+        del one["made"]
     decision = plain.pop("decision")
     return {**plain, "header": None, "decided": (decision["action"], decision["candidate"])}
 

@@ -14,6 +14,7 @@ from harness.cli import main
 from harness.errors import IncompatibleRuns
 from harness.experiment import Scope, bench_of
 from harness.progress import Silent
+from harness.records import BLOCK
 
 PROMPT = "  prompt: {method: base}\n"
 STARTS = '''"""Whether an answer starts as it should."""
@@ -110,14 +111,14 @@ def test_the_order_of_items_does_not_depend_on_the_metrics(path):
 
 
 def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n)} for n in range(100)]
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n)} for n in range(BLOCK + 36)]
     tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", asked)
     first = bench(path, "target.labels=[]", "target.metrics=[exact_match]")
     only = next(s for s in base_sets(first) if s.name == "letters/test")
 
     def dies(text, seen=[]):  # noqa: B006
         seen.append(text)
-        if len(seen) > 64:
+        if len(seen) > BLOCK:
             raise KeyboardInterrupt
         return text
 
