@@ -35,9 +35,10 @@ target:
   name: xquad
   data: {{all: {rows}, documents: {rows}, limits: {{train: 64, validation: 16, test: 60}}}}
   fields: {{cluster: "{{article}}"}}
-  metrics: [token_f1, exact_match]
+  metrics: [contains, token_f1]
   system: Answer with the answer only, in a few words.
   max_new_tokens: 24
+  truncated_scores: true
 candidates:
   closed-book: prompt
   rag: rag
