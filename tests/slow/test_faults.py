@@ -14,6 +14,7 @@ import tiny_experiment
 from forking import Forked
 
 from harness import store
+from harness.records import BLOCK
 from harness.store import Store
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def write(folder, model):
     tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
     target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
     (suites / "letters.yaml").write_text(target)
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(150)]
+    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(2 * BLOCK)]
     tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
 
 
