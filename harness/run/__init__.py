@@ -111,11 +111,18 @@ def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
 
 
 def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
-    """Train and evaluate one recipe and seed, as far as that is not done yet.
+    """Train and evaluate one recipe and seed, as far as that is not done; forget its failure.
 
     Raises:
         HarnessError: the candidate could not be made or evaluated.
     """
+    run = _made(bench, name, recipe, seed)
+    if (bench.store.folder / (failed := _failed_id(bench, name, seed))).exists():
+        store.remove_run(bench.store, failed)
+    return run
+
+
+def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     weights = ensure_weights(bench, recipe, seed)
     sets = _row_sets(bench, recipe, weights, seed)
     run_id = _run_id(bench, name, seed, weights, sets)

@@ -62,7 +62,9 @@ def write(folder, model):
     tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
     target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
     (suites / "letters.yaml").write_text(target)
-    asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(2 * BLOCK)]
+    asked = [
+        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(2 * BLOCK)
+    ]
     tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
 
 
