@@ -81,6 +81,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def all_cores(request):
+    """Give the real model every core again, where a test of the tiny one took all but one away."""
+    if "slow" in request.path.parts:
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Make the tiny language model once; tests that change it work on a copy."""

@@ -341,7 +341,7 @@ def read_back(raw: dict) -> ExperimentReport:
         tuple(map(facts, raw["facts"])),
         decision=made(Decision, raw["decision"]),
         smoke=raw["smoke"],
-        macro_margin=raw["macro_margin"],
+        macro_margin=raw.get("macro_margin"),  # a report kept from before has none
     )
 
 
