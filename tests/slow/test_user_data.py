@@ -23,7 +23,6 @@ target:
   metrics: [token_f1, rougeL]
   max_new_tokens: 64
   truncated_scores: true
-suites: [general]
 candidates:
   prompt: prompt
   lora: {{method: lora, params: {{r: 16, learning_rate: 1.0e-3, num_train_epochs: 2, max_length: 384}}}}
