@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 _READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
-_ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
+# What is generated together; its keys and values lie in memory.
+ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
 
 class Candidate(Protocol):
@@ -61,7 +62,7 @@ class HFCandidate:
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
-        self._reading, self._answering = _READING[device], _ANSWERING[device]
+        self._reading, self._answering = _READING[device], ANSWERING[device]
         self._executor = Executor(model, self._reading.tokens, scoring_engine)
         self.engine = f"transformers/{self._executor.engine}"
         self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
@@ -144,11 +145,12 @@ class HFCandidate:
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()
+        # The first of them fills up what stopped before its neighbours.
         ends = [self._pad_id(), *sorted(self._end_ids() - {self._pad_id()})]
         stopped = self._stopped(limits.stop)
         made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading)
         share = (time.perf_counter() - start) / len(prompts)
-        return [self._output(p, new, limits, share) for p, new in zip(prompts, made, strict=True)]
+        return [self._output(p, new, ends, limits, share) for p, new in zip(prompts, made, strict=True)]
 
     def _stopped(self, stop: tuple[str, ...]) -> Stopped:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
@@ -161,8 +163,9 @@ class HFCandidate:
 
         return stopped
 
-    def _output(self, prompt: tuple[int, ...], new: list[int], limits: Limits, share: float) -> Output:
-        ends = self._end_ids() | {self._pad_id()}  # the latter fills up what stopped before its neighbours
+    def _output(
+        self, prompt: tuple[int, ...], new: list[int], ends: Sequence[int], limits: Limits, share: float
+    ) -> Output:
         length = next((i for i, token in enumerate(new) if token in ends), len(new))
         text = str(self.tokenizer.decode(new[:length], skip_special_tokens=True))
         cuts = [text.index(s) for s in limits.stop if s in text]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.records import BLOCK, Example
+from harness.spec import TokenPrices
 
 # Characters a token in English prose with a vocabulary of some 50,000.
 _CHARS_PER_TOKEN = 4.0
@@ -26,6 +27,14 @@ DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
 # What one more right answer is taken to be worth in USD, as of November 2026: an assumption, so that a
 # volume decides something before anybody says better. `decide.right_answer_usd` overrides it.
 RIGHT_ANSWER_USD = 1.0
+
+
+class Tokens(NamedTuple):
+    """Mean tokens of one request: of its prompt, of the beginning that all prompts share, of its answer."""
+
+    prompt: float
+    cached: float
+    output: float
 
 
 class Work(NamedTuple):
@@ -95,6 +104,13 @@ def preference(pairs: Sequence[Example], epochs: float) -> Work:
         for pair in pairs
     )
     return Work(read=once, trained=round(once * epochs))
+
+
+def request_usd(tokens: Tokens, prices: TokenPrices) -> float:
+    """Price one request by its tokens; those of the shared beginning at the price of cached ones."""
+    cached_usd = prices.input if prices.cached is None else prices.cached
+    read_usd = (tokens.prompt - tokens.cached) * prices.input + tokens.cached * cached_usd
+    return (read_usd + tokens.output * prices.output) / 1e6
 
 
 def price_usd(seconds: float, device: str, device_hour_usd: float | None) -> float:

@@ -220,7 +220,7 @@ def _choice(
 def _row(
     job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
 ) -> SampleResult:
-    status = _status(job, example, output)
+    status, parts = scored(job, example, output)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -230,9 +230,7 @@ def _row(
         text=output.text,
         prompt=example.prompt,
         references=example.references,
-        parts={
-            name: _parts(metric, job.task, status, output, example) for name, metric in job.metrics.items()
-        },
+        parts=parts,
         cluster=example.cluster,
         slice=example.slice,
         gold_logprob=output.gold_logprob,
@@ -249,6 +247,12 @@ def _row(
         recall=recall(example),
         error=output.error,
     )
+
+
+def scored(job: Job, example: Example, output: Output) -> tuple[Status, dict[str, tuple[float, ...] | None]]:
+    """Say what became of an answer, and return its parts by metric."""
+    status = _status(job, example, output)
+    return status, {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}
 
 
 def _status(job: Job, example: Example, output: Output) -> Status:

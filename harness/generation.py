@@ -153,10 +153,12 @@ def _attending_in_groups(model: "PreTrainedModel") -> Iterator[None]:
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     before = model.config._attn_implementation  # noqa: SLF001  (transformers has a public setter only)
-    if model.device.type == "cpu" and before == "sdpa":
-        AttentionInterface.register("grouped", _grouped_attention)
-        AttentionMaskInterface.register("grouped", sdpa_mask)
-        model.set_attn_implementation("grouped")
+    if model.device.type != "cpu" or before != "sdpa":
+        yield
+        return
+    AttentionInterface.register("grouped", _grouped_attention)
+    AttentionMaskInterface.register("grouped", sdpa_mask)
+    model.set_attn_implementation("grouped")
     try:
         yield
     finally:

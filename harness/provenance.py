@@ -6,6 +6,8 @@ Invariant: what cannot be found out is None; nothing here imports a heavy packag
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +58,27 @@ def environment_digest(device: str | None = None) -> str:
     )
 
 
+def measuring_environment(device: str | None = None) -> dict[str, str]:
+    """Describe what may move an answer of the same model: packages, Python, machine, device, threads."""
+    packages = {name: found or "missing" for name, found in package_versions().items()}
+    return {
+        **packages,
+        "Python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device or processor_name() or "unknown",
+        "threads": str(thread_count() or "unknown"),
+    }
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Name what differs between two environments: `transformers 5.1 → 5.2`."""
+    if not then:
+        return "nothing is known of the one then"
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return ", ".join(f"{name} {then.get(name, 'missing')} → {now.get(name, 'missing')}" for name in names)
+
+
+@cache
 def package_versions() -> dict[str, str | None]:
     """Return the versions of the packages that compute, read from their metadata."""
     return {name: _version(name) for name in PACKAGES}

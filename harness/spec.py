@@ -187,6 +187,16 @@ class Suite(Spec):
     tasks: tuple[Task, ...] = Field(min_length=1)
 
 
+class Replay(Spec):
+    """General rows mixed into the training rows, so that less is forgotten: so many for each training row.
+
+    Without `data` they are general prompts with the base's own answers; else rows of that file.
+    """
+
+    share: float = Field(gt=0, le=1)
+    data: str | None = None
+
+
 class Recipe(Spec):
     """How a candidate is made: weights × prompting × answer.
 
@@ -196,8 +206,8 @@ class Recipe(Spec):
     further. `path` is where weights made elsewhere lie. `base_model` is this candidate's own,
     where it is not the experiment's. `serve_on` puts an adapter on the base quantised to NF4, or
     on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of
-    the parameters it names and keeps the best on validation. `template` wraps the user message,
-    `{prompt}`.
+    the parameters it names and keeps the best on validation. `replay` mixes general rows into
+    training; a bare number is its share. `template` wraps the user message, `{prompt}`.
     """
 
     method: str = "base"
@@ -208,6 +218,7 @@ class Recipe(Spec):
     base_model: str | None = None
     serve_on: Literal["nf4", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
+    replay: Replay | None = None
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
     system: str | None = None
@@ -222,13 +233,20 @@ class Recipe(Spec):
             data = {**data, "prompting": {k: v or {} for k, v in data["prompting"].items()}}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_share(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("replay"), float | int):
+            data = {**data, "replay": {"share": data["replay"]}}
+        return data
+
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> "Recipe":
-        own = (self.params, self.init_from, self.path, self.base_model, self.sweep)
+        own = (self.params, self.init_from, self.path, self.base_model, self.sweep, self.replay)
         if self.weights_of and (self.method != "base" or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, path, "
-                "base_model and sweep"
+                "base_model, sweep and replay"
             )
         if self.init_from and self.base_model:
             raise ValueError("init_from takes another candidate's base: leave out base_model")
@@ -247,7 +265,8 @@ class GatePolicy(Spec):
 
     `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical
     task passes below twice `critical_margin`, which is therefore below one half. `drift` is
-    a rise in bits per byte that fails; without it the rise is reported only.
+    a rise in bits per byte that fails; without it the rise is reported only. `control_blocks` of
+    the base's stored rows are asked again whenever a candidate is asked; 0 asks none.
     """
 
     macro: Margin = 0.02
@@ -259,13 +278,27 @@ class GatePolicy(Spec):
     drift: float | None = Field(None, gt=0)
     on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
     alpha: float = Field(0.05, gt=0, lt=0.5)
+    control_blocks: int = Field(2, ge=0)
+
+
+class TokenPrices(Spec):
+    """What a provider asks in USD for a million tokens: read, read again from its cache, and written.
+
+    Cached are those that all prompts begin with; without a price of their own they cost as much as others.
+    """
+
+    input: float = Field(ge=0)
+    cached: float | None = Field(None, ge=0)
+    output: float = Field(ge=0)
 
 
 class DecidePolicy(Spec):
     """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
 
+    A request costs its device time, or its tokens where `usd_per_million_tokens` is set.
     `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
-    labels. `max_latency_s` is the longest median time of a request. `point_usd` is what one point
+    labels. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how
+    many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one point
     of the target metric is worth over the horizon; where it is not set, a point is worth the
     answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem
     where no slices measure it.
@@ -274,14 +307,47 @@ class DecidePolicy(Spec):
     requests_per_month: float = Field(100_000, gt=0)
     horizon_months: float = Field(6, gt=0)
     device_hour_usd: float | None = Field(None, ge=0)
+    usd_per_million_tokens: TokenPrices | None = None
     label_cost_usd: float = Field(0.0, ge=0)
     evaluation_usd: float = Field(0.0, ge=0)
     hosting_usd_per_month: float = Field(0.0, ge=0)
     max_latency_s: float | None = Field(None, gt=0)
+    min_requests_per_s: float | None = Field(None, gt=0)
     point_usd: float | None = Field(None, ge=0)
     right_answer_usd: float | None = Field(None, ge=0)
     tau: float = Field(0.0, ge=0)
     needs: tuple[Need, ...] = ()
+
+
+class NightlyPolicy(Spec):
+    """What a night asks: `candidates` beside the champion, `items` of the target and of general ability.
+
+    `anchors` of each are asked every night, the others rotate. `alpha` is the chance of a false alarm
+    on a candidate, however many nights there are.
+    """
+
+    candidates: tuple[str, ...] = ()
+    items: int = Field(60, ge=1)
+    anchors: int = Field(20, ge=0)
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+
+
+Step = Literal["scale", "learning_rate", "replay", "rank", "half"]
+
+
+class RescuePolicy(Spec):
+    """What is tried for a candidate that gains and forgets too much, in the order of `steps`.
+
+    `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
+    file of rows to take for them instead of the base's own answers. At most `max_trained` trials
+    train anything.
+    """
+
+    steps: tuple[Step, ...] = Field(("scale", "learning_rate", "replay", "rank", "half"), min_length=1)
+    scales: tuple[Fraction, ...] = Field((0.75, 0.5, 0.25), min_length=1)
+    shares: tuple[Fraction, ...] = Field((0.01, 0.05, 0.1), min_length=1)
+    replay: str | None = None
+    max_trained: int = Field(4, ge=0)
 
 
 class Experiment(Spec):
@@ -295,6 +361,8 @@ class Experiment(Spec):
     candidates: dict[str, Recipe] = Field(min_length=1)
     gate: GatePolicy = GatePolicy()
     decide: DecidePolicy = DecidePolicy()
+    nightly: NightlyPolicy = NightlyPolicy()
+    rescue: RescuePolicy = RescuePolicy()
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

@@ -11,6 +11,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
 from pathlib import Path
 
+import collapsing
 import pytest
 import tiny_experiment
 import tiny_model
@@ -121,3 +122,12 @@ def finished(tiny, cache_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HARNESS_CACHE", str(cache_folder))
         return folder, tiny_experiment.run(path)
+
+
+@pytest.fixture(scope="session")
+def collapsed(tmp_path_factory):
+    """Collapse the chat of the real model once, for all that look at it; see `collapsing.run`."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a tiny model may have taken all but one away
+    return collapsing.run(tmp_path_factory.mktemp("collapse"))

@@ -19,7 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
     "refusals metrics embedded prepack scoring generation candidates training methods evaluate capability store run stats "
-    "comparison gating decide rescue report experiment release nightly starting doctor catalogue terminal cli"
+    "sampling comparison ratings gating decide report experiment release rescue nightly starting doctor catalogue "
+    "terminal cli"
 ).split()
 
 MODEL = {

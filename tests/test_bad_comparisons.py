@@ -6,6 +6,8 @@ import lmeval_folder
 import numpy as np
 import pytest
 from fake_rows import EXACT, flips, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness import comparison, config, gating, release
 from harness.errors import IncompatibleRuns, UserError
@@ -66,6 +68,35 @@ def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():
     assert verdict.outcome == "inconclusive"
 
 
+graded = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+arm_pairs = st.lists(st.tuples(graded, graded), min_size=1, max_size=12)
+margins = st.sampled_from([0.02, 0.5, 0.95, "10%", "50%"])
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(arm_pairs, st.integers(1, 12), graded.filter(lambda x: x < 1)), min_size=1, max_size=3
+    ),
+    margins,
+    margins,
+)
+def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
+    compared = []
+    for at, (pairs, cluster_size, chance) in enumerate(tasks):
+        base, new = (rows(arm, task=f"t{at}", cluster_size=cluster_size) for arm in zip(*pairs, strict=True))
+        task = Task(name=f"t{at}", data=TaskData(), chance=chance)
+        found = comparison.compare_rows(EXACT, base, new)
+        assert found.se > 0
+        compared.append(TaskComparison(task, "capability", found, *gating.admit(task, EXACT, base)))
+    policy = GatePolicy(macro=macro, each=each, critical=("t0",))
+    verdict = gating.judge(compared, policy, validity=None, target=None, identical=False)
+    assert all(0 <= missed.probability <= 1 for missed in verdict.missed)
+    assert "nan" not in verdict.sentence
+    if not any(t.base_rows_admitted for t in compared):
+        assert verdict.outcome != "pass"
+
+
 def test_ten_items_of_other_evaluators_end_undecided_with_the_number_that_would_do(tmp_path):
     found = release.gate_folders(*folders(tmp_path, [1] * 10, [1] * 10), GatePolicy())
     assert found.verdict.outcome == "inconclusive"
@@ -86,6 +117,18 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
         release.gate_folders(old, new, GatePolicy())
 
 
+def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
+    """BLEU counts to 100: three of its points are no three hundred percentage points."""
+    old, new = folders(tmp_path, [31.5] * 5, [28.5] * 5)
+    with pytest.raises(UserError, match=r"no rates in \[0, 1\] \(acc, acc_norm\).*leave the task out"):
+        release.gate_folders(old, new, GatePolicy())
+    for file in tmp_path.rglob("samples_*"):
+        lines = [{**json.loads(line), "acc_norm": 1.0} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, lines)))
+    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+    assert task.comparison.metric == "acc_norm"
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -100,6 +143,8 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
         ("gate.target={min: 1.5}", "min: 1.5; expected a value less than or equal to 1"),
         ("decide.label_cost_usd=-1", "label_cost_usd: -1; expected a value greater than or equal to 0"),
         ("decide.device_hour_usd=-0.1", "device_hour_usd: -0.1; expected a value greater"),
+        ("decide.usd_per_million_tokens={input: -1, output: 2}", "input: -1; expected a value greater"),
+        ("decide.usd_per_million_tokens={input: 1}", "output"),
         ("decide.right_answer_usd=-2", "right_answer_usd: -2; expected a value greater"),
         ("decide.point_usd=.nan", "point_usd: nan; expected a finite number"),
         ("decide.requests_per_month=.inf", "requests_per_month: inf; expected a finite number"),

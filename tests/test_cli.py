@@ -15,6 +15,7 @@ from fake_facts import candidate, tuned
 from harness.cli import app, main
 from harness.cli.app import regressions_app, runs_app
 from harness.cli.compute import exit_code
+from harness.cli.nightly import nightly_app
 from harness.decide import Decision
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
@@ -81,8 +82,10 @@ def test_help_loads_nothing_heavy(tmp_path):
 def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
+    verbs += [["nightly", name] for name in names(nightly_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval doctor report decide gate promote ls reindex score list show rm add confirm".split()
+        "init compare train eval dashboard doctor report decide gate promote ls reindex rescue score "
+        "list show diff rm add confirm run status ack install".split()
     )
     from typer.testing import CliRunner
 
@@ -246,6 +249,7 @@ def test_a_missing_file_is_named(harness, tmp_path):
         ("ls", "metods"),
         ("runs", "show", "no-such-run"),
         ("runs", "rm", "no-such-run"),
+        ("runs", "diff", "no-such-run", "nor-this"),
     ],
 )
 def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
@@ -364,6 +368,29 @@ def test_runs_are_listed_shown_and_removed(harness, copy):
     assert (removed.stdout, lora in removed.stderr) == ("", True)
     assert lora not in json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
     assert lora in "".join(listed)
+
+
+def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    prompt, shots = (next(n for n in listed if n.startswith(f"tiny-{c}-")) for c in ("prompt", "shots"))
+    found = json.loads(harness("runs", "diff", prompt, shots, "--json", cwd=copy, check=0).stdout)
+    assert found["recipe"]["prompting.few_shot.shots"] == [None, 2]
+    assert found["run"]["candidate"] == ["prompt", "shots"]
+    assert found["environment"] == {}
+    assert list(found["rows"]) == ["letters/test", "letters/validation"]  # the suites' rows are shared
+    assert list(found["rows"]["letters/test"]) == ["prompting_digest"]
+    score = found["scores"]["letters/test"]["exact_match"]
+    assert score["difference"]["delta"] == pytest.approx(score["b"] - score["a"])
+    assert "harness report" in found["scores"]["letters/test"]["macro_f1"]["why_not"]
+    said = harness("runs", "diff", prompt, shots, cwd=copy, check=0).stdout
+    assert "  candidate: prompt → shots\n" in said
+
+
+def test_a_run_differs_from_itself_in_nothing(harness, copy):
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    run_id = next(iter(listed))
+    done = harness("runs", "diff", run_id, run_id, cwd=copy, check=0)
+    assert (done.stdout, "in nothing" in done.stderr) == ("", True)
 
 
 def test_an_empty_list_of_runs_is_empty(harness):

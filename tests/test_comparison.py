@@ -154,7 +154,7 @@ def test_unequal_inclusion_weights_weigh_the_items():
     base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]
     new = [replace(r, weight=w) for r, w in zip(rows([1.0] * 10 + [0.0] * 10), weights, strict=True)]
     c = compare_rows(EXACT, base, new)
-    assert (c.estimator, c.delta) == ("bca", pytest.approx(-0.75))
+    assert (c.estimator, c.delta) == ("stratified", pytest.approx(-0.75))
 
 
 def test_runs_of_different_items_are_refused_with_their_names():
@@ -279,3 +279,33 @@ def test_the_interval_of_two_clusters_ends_where_the_metric_does():
     assert (c.low, c.high) == (-1, 1)
     assert c.se > 0.15
     assert c.upper > 1
+
+
+def drawn_rows(scores, weights):
+    return [replace(row, weight=float(w)) for row, w in zip(rows(scores), weights, strict=True)]
+
+
+def test_items_drawn_with_unequal_chances_get_the_interval_of_strata():
+    rng = np.random.default_rng(2)
+    weights = np.repeat([2.0, 10.0], [150, 50])
+    base, new = (rng.random(200) < 0.7).astype(float), (rng.random(200) < 0.65).astype(float)
+    c = compare_rows(EXACT, drawn_rows(base, weights), drawn_rows(new, weights))
+    labels = ["often" if w == 2 else "seldom" for w in weights]
+    pool = {"often": 300, "seldom": 500}
+    assert c.estimator == "stratified"
+    assert c.delta == pytest.approx(stats.stratified_estimate(new - base, labels, pool).mean)
+    strata = [
+        stats.Flips((x > 0).sum(), (x < 0).sum(), len(x), n)
+        for x, n in (((new - base)[:150], 300), ((new - base)[150:], 500))
+    ]
+    assert interval(c) == pytest.approx(stats.stratified_flips_interval(strata))
+    assert (c.lower, c.upper) == pytest.approx(stats.stratified_flips_interval(strata, 0.1))
+    assert c.disagreement == pytest.approx(np.average(base != new, weights=weights))
+
+
+def test_equal_weights_change_nothing():
+    base, new = flips(40, 3, 9)
+    plain = compared(base, new)
+    weighted = compare_rows(EXACT, drawn_rows(base, np.full(40, 7.0)), drawn_rows(new, np.full(40, 7.0)))
+    assert interval(weighted) == interval(plain)
+    assert weighted.estimator == "tango"

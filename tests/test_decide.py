@@ -8,12 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison import Estimate
-from harness.decide import Decision, best_trained, best_untrained, decide
+from harness.decide import Decision, LearningCurve, best_trained, best_untrained, budgeted, decide
+from harness.decide.curve import Ahead, CurvePoint
+from harness.estimate import Tokens
 from harness.spec import DecidePolicy
 
 
 def decided(
-    facts, *, closed_labels=True, has_documents=False, metric="exact_match", higher=True, **policy
+    facts,
+    *,
+    closed_labels=True,
+    has_documents=False,
+    metric="exact_match",
+    higher=True,
+    curve=None,
+    **policy,
 ) -> Decision:
     return decide(
         facts,
@@ -22,6 +31,7 @@ def decided(
         has_documents=has_documents,
         metric_name=metric,
         higher_is_better=higher,
+        curve=curve,
     )
 
 
@@ -266,6 +276,21 @@ def test_break_even_counts_training_and_labels_against_the_saving_per_request():
     )
 
 
+def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
+    prices = {"input": 0.15, "cached": 0.08, "output": 0.6}
+    shots = replace(alternatives()[2], tokens=Tokens(420, 395, 6))
+    others = [f for f in alternatives() if f.name != shots.name]
+    lora = tuned("lora", 0.81, 0.07, tokens=Tokens(60, 35, 6))
+    by_tokens = decided([*others, shots, lora], usd_per_million_tokens=prices)
+    assert said(by_tokens, "Break-even").endswith(
+        f"with {shots.name} at the token prices set (cached of each prompt: 35 of 60 tokens against 395 of 420)."
+    )
+    assert by_tokens.arithmetic["cached_tokens_alternative"] == 395
+    by_time = decided([*others, shots, lora])
+    assert "token" not in said(by_time, "Break-even")
+    assert "cached_tokens_alternative" not in by_time.arithmetic
+
+
 def test_break_even_is_infinite_where_the_fine_tune_is_dearer():
     decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, cost_per_1k_usd=0.30)])
     assert decision.arithmetic["break_even_requests"] == "∞"
@@ -329,10 +354,101 @@ def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain
 # What may be set beside prices
 
 
-def test_a_fine_tune_over_the_latency_budget_is_not_shipped():
-    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], max_latency_s=0.1)
+def timed(p50_s: dict[str, float], facts=None):
+    """Give the candidates named another median time of a request; the alternatives take 0.3 s, lora 0.2."""
+    facts = facts or [*alternatives(), tuned("lora", 0.81, 0.07)]
+    return [replace(f, latency_p50_s=p50_s.get(f.name, f.latency_p50_s)) for f in facts]
+
+
+def test_where_everything_is_too_slow_nothing_is_shipped_and_everybody_is_named():
+    decision = decided(timed({}), max_latency_s=0.1)
     assert (decision.action, decision.candidate) == ("undecided", None)
-    assert "its median request takes 0.2 s and the budget is 0.1 s" in decision.sentence
+    assert decision.sentence.startswith("Undecided: every candidate is too slow for the budget")
+    left_out = said(decision, "Left out before the choice")
+    assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
+    assert all(f"{f.name} (" in left_out for f in alternatives())
+
+
+def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune_is_shipped():
+    facts = timed({"prompt": 0.1, "fixed": 0.1, "knn": 0.3, "ranked": 0.1, "bag": 0.001})
+    facts = [replace(f, vs_untrained=comparison(-0.02)) if f.name == "lora" else f for f in facts]
+    assert decided(facts).candidate == "knn"
+    # Without knn the best untrained is bag, 0.60; the fine-tune gains 21 points over that.
+    facts = [replace(f, vs_untrained=comparison(0.21)) if f.name == "lora" else f for f in facts]
+    decision = decided(facts, max_latency_s=0.25)
+    assert (decision.action, decision.candidate) == ("fine-tune", "lora")
+    assert "over bag (the best that trains nothing)" in decision.sentence
+    assert said(decision, "Left out before") == (
+        "Left out before the choice, as too slow: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
+    )
+    assert best_untrained(budgeted(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
+
+
+def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_shipped():
+    slow, fast = tuned("lora", 0.90, 0.16), tuned("small", 0.81, 0.07)
+    facts = timed({"lora": 2.0}, [*alternatives(), slow, fast])
+    assert decided(facts).candidate == "lora"
+    assert decided(facts, max_latency_s=1.0).candidate == "small"
+    without = decided([f for f in facts if f.name != "small"], max_latency_s=1.0)
+    assert without.candidate == "knn"
+    assert "no fine-tune is fast enough for the budget" in without.sentence
+
+
+def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():
+    decision = decided(timed({}), max_latency_s=0.25)
+    assert (decision.action, decision.candidate) == ("fine-tune", "lora")
+    assert "no untrained candidate keeps the budget (knn is the best of them)" in decision.sentence
+    assert "lora gains +37.0 [+32, +42] points over the prompt" in decision.sentence
+    useless = [replace(f, vs_prompt=comparison(0.01)) if f.vs_prompt else f for f in timed({})]
+    assert decided(useless, max_latency_s=0.25).action == "undecided"
+    failing = [*alternatives(), tuned("lora", 0.81, 0.07, "fail")]
+    assert decided(failing, max_latency_s=0.25).action == "undecided"
+
+
+def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_not_measured():
+    seeds = [tuned("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))]
+    decision = decided([*alternatives(), *seeds], max_latency_s=0.5)
+    assert decision.candidate == "lora"
+    assert said(decision, "All keep the budgets")
+    unknown = timed({}, [*alternatives(), tuned("lora", 0.81, 0.07, latency_p50_s=None)])
+    decision = decided(unknown, max_latency_s=0.5)
+    assert decision.candidate == "lora"
+    assert said(decision, "Not measured against the budgets, and left in: lora.")
+
+
+def test_times_of_different_machines_are_not_passed_off_as_comparable():
+    facts = [replace(f, measured_on="an old one" if f.trained else "a new one") for f in timed({})]
+    assert "a new one (prompt, fixed" in said(decided(facts, max_latency_s=1.0), "different machines")
+    assert not [r for r in decided(facts).reasons if "different machines" in r]
+
+
+def test_two_times_that_print_alike_are_told_apart():
+    decision = decided(timed({"lora": 0.204}), max_latency_s=0.2)
+    assert "takes 204 ms, and the budget is 200 ms" in said(decision, "lora (its")
+
+
+# Fewer than a hundred training examples
+
+
+def test_a_gain_from_fewer_than_a_hundred_examples_on_one_seed_keeps_the_prompt():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, n_train=60)], label_cost_usd=2.0)
+    assert (decision.action, decision.candidate) == ("few-shot", "knn")
+    assert "but 60 training examples and 1 seed are too few to rely on that" in decision.sentence
+    assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
+    assert "40 more would make 100, for 80.00 USD of labels" in said(decision, "60 training examples: below")
+    assert decided([*alternatives(), tuned("lora", 0.81, 0.07, n_train=100)]).candidate == "lora"
+
+
+def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
+    seeds = [tuned("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
+    assert decided([*alternatives(), *seeds[:2]]).candidate == "knn"
+    assert decided([*alternatives(), *seeds]).candidate == "lora"
+
+
+def test_of_an_adapter_made_elsewhere_it_is_not_said_how_many_examples_it_saw():
+    decision = decided([*alternatives(), tuned("theirs", 0.81, 0.07, n_train=0)])
+    assert decision.candidate == "theirs"
+    assert said(decision, "How many examples theirs was trained on is not known")
 
 
 def test_hosting_and_evaluation_are_paid_back_too():
@@ -353,13 +469,94 @@ def test_the_break_even_has_a_band_for_a_saving_that_is_a_fifth_off():
 def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
     close = decided([*alternatives(), tuned("lora", 0.75, 0.01)]).arithmetic
     clear = decided([*alternatives(), tuned("lora", 0.90, 0.15)]).arithmetic
-    assert close["as_many_items_again_points"] > 0.1 > clear["as_many_items_again_points"]
-    assert close["perfect_information_points"] > close["as_many_items_again_points"]
+    assert close["more_test_items_bring_points"] > 0.1 > clear["more_test_items_bring_points"]
+    assert close["perfect_information_points"] > close["more_test_items_bring_points"]
 
 
 def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
     decision = decided([*alternatives(), tuned("lora", 0.75, 0.01)], point_usd=100.0)
-    assert "USD at 100 a point" in said(decision, "Next best spend")
+    worth = decision.arithmetic["more_test_items_bring_points"]
+    assert decision.arithmetic["more_test_items_are_worth_usd"] == pytest.approx(100 * worth)
+    # 200 more items, asked of both at 0.20 and 0.11 USD per 1,000; a label has no price.
+    assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
+    assert "for 0.06 USD" in said(decision, "Next best spend: 200 more test items.")
+    assert "A label counts as free" in said(decision, "Next best spend")
+
+
+def learned(more: float, candidate: str = "lora") -> LearningCurve:
+    """Make the curve of 360 rows by which 720 would add so much, and 1,440 half as much again."""
+    points = [CurvePoint(n, Estimate(0.5, 0.4, 0.6, 200), 0.1) for n in (45, 90, 180, 360)]
+    ahead = [
+        Ahead(360 * times, Estimate(gain, gain - 0.02, gain + 0.02, 200))
+        for times, gain in ((2, more), (4, 1.5 * more))
+    ]
+    return LearningCurve(candidate, tuple(points), tuple(ahead), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "label_usd", "expected"),
+    [
+        (0.05, 0.0, "360 more training rows"),
+        (0.05, 0.1, "360 more training rows"),
+        # A point is worth 100 USD: 6 of them do not pay for 360 labels at 2 USD, half a point not for 200.
+        (0.05, 2.0, "none, choose now"),
+        # What rows bring less than the items' 0.6 points is not what to spend on.
+        (0.0, 0.0, "200 more test items"),
+    ],
+)
+def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, expected):
+    decision = decided(
+        [*alternatives(), tuned("lora", 0.75, 0.01)],
+        curve=learned(more),
+        point_usd=100.0,
+        label_cost_usd=label_usd,
+    )
+    assert decision.arithmetic["next_best_spend"] == expected.replace("none, ", "")
+    assert said(decision, f"Next best spend: {expected}.")
+
+
+def test_rows_are_worth_what_they_add_to_the_better_choice_and_not_to_the_fine_tune():
+    behind = tuned("lora", 0.64, -0.10)
+    decision = decided([*alternatives(), behind], curve=learned(0.04), point_usd=100.0)
+    assert decision.arithmetic["more_training_rows_bring_points"] == 0
+    assert "which would not change what is best" in said(decision, "Next best spend")
+    # 1,440 rows are the first that would show a gain: 18 points more than the 10 it is behind, 8 are left.
+    decision = decided([*alternatives(), behind], curve=learned(0.12), point_usd=100.0)
+    assert decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8)
+    # 0.50 USD buy training on 360 rows, 2.00 on 1,440.
+    assert decision.arithmetic["more_training_rows_cost_usd"] == pytest.approx(2.0)
+
+
+def test_rows_without_a_curve_have_no_worth_and_what_would_measure_it_is_named():
+    decision = decided([*alternatives(), tuned("lora", 0.75, 0.01)])
+    assert "harness compare --learning-curve measures it" in said(decision, "Next best spend")
+    assert decision.arithmetic["more_training_rows_bring_points"] is None
+    of_another = decided([*alternatives(), tuned("lora", 0.75, 0.01)], curve=learned(0.05, "other"))
+    assert of_another.arithmetic["more_training_rows"] is None
+
+
+def test_nothing_is_spent_on_a_fine_tune_that_the_gate_stops():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "fail")], curve=learned(0.05))
+    assert "harness rescue lora tries versions that keep more" in said(decision, "Next best spend: neither")
+    assert "next_best_spend" not in decision.arithmetic
+
+
+def test_an_open_gate_comes_before_the_spend():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, "inconclusive")])
+    assert said(decision, "Before either").startswith("Before either: some 240 more items of the suites")
+
+
+def test_without_the_price_of_a_point_costs_are_not_weighed():
+    run = tuned("lora", 0.9, 0.01)
+    decision = decided([candidate("prompt", 1.2), run], closed_labels=False, metric="bits_per_byte")
+    assert "Costs are not weighed" in said(decision, "Next best spend")
+
+
+def test_more_rows_are_not_advised_where_test_items_are_worth_more():
+    unsure = tuned("lora", 0.75, -0.02, vs_untrained=comparison(-0.02, 0.40))
+    decision = decided([*alternatives(), unsure], curve=learned(0.03), point_usd=100.0)
+    assert decision.arithmetic["next_best_spend"] == "200 more test items"
+    assert decision.action == "few-shot"
 
 
 def test_declared_needs_answer_what_no_slice_measures_and_say_so():
@@ -400,7 +597,7 @@ def test_a_metric_that_counts_no_answers_is_not_priced():
 
 def test_items_that_would_not_change_the_choice_are_not_advised():
     decision = decided([*alternatives(), tuned("lora", 0.95, 0.30)])
-    assert said(decision, "Next best spend").startswith("Next best spend: not more test items")
+    assert said(decision, "Next best spend").startswith("Next best spend: none, choose now.")
 
 
 # The six scenarios: from what was measured, else from what was declared

@@ -4,8 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.estimate import DEVICE_HOUR_USD, Work, price_usd, reading, tokens, training
+from harness.estimate import (
+    DEVICE_HOUR_USD,
+    Tokens,
+    Work,
+    price_usd,
+    reading,
+    request_usd,
+    tokens,
+    training,
+)
 from harness.records import Example
+from harness.spec import TokenPrices
 
 PURE = settings(deadline=None)
 COUNTS = st.integers(0, 10**9)
@@ -84,3 +94,11 @@ def test_device_time_is_priced_by_the_hour():
     assert price_usd(1800, "cpu", None) == DEVICE_HOUR_USD["cpu"] / 2
     assert price_usd(1800, "cpu", 3.0) == 1.5
     assert price_usd(1800, "cuda", 0.0) == 0.0
+
+
+def test_a_request_is_priced_by_what_is_read_cached_and_written():
+    """(1,000 − 800) × 3 + 800 × 0.3 + 20 × 15 = 1,140 millionths of a USD."""
+    asked = Tokens(1000, 800, 20)
+    assert request_usd(asked, TokenPrices(input=3, cached=0.3, output=15)) == pytest.approx(0.00114)
+    assert request_usd(asked, TokenPrices(input=3, output=15)) == pytest.approx(0.0033)
+    assert request_usd(asked, TokenPrices(input=0, output=0)) == 0

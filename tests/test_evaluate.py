@@ -10,6 +10,7 @@ from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
 from harness.machine import Machine
 from harness.metrics import load_metrics
 from harness.records import BLOCK, Example, Limits, RowsIdentity
+from harness.run.shared import shared_tokens
 from harness.spec import Task
 
 IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu")
@@ -251,3 +252,20 @@ def test_latency_is_of_single_requests_without_the_first(n_items, n_times):
     assert len(times) == n_times
     assert all(t > 0 for t in times)
     assert asked == [f"question {n}" for n in range(min(n_items, 6))]
+
+
+# What a cache would hold
+
+
+@pytest.mark.parametrize("system", [None, "Answer as the clerk of a small shop would, in one word."])
+def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
+    asked = [addressed(example(n), system, None) for n in (1, 2, 31)]
+    n = shared_tokens(base, job_of(*asked))
+    contexts = [base.encode(e.messages).context for e in asked]
+    assert len({context[:n] for context in contexts}) == 1
+    assert len({context[: n + 1] for context in contexts}) > 1
+
+
+def test_one_prompt_is_all_that_all_prompts_begin_with_and_no_prompt_nothing(base):
+    assert shared_tokens(base, job_of(example())) == len(base.encode(example().messages).context)
+    assert shared_tokens(base, job_of()) == 0

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
@@ -12,7 +13,7 @@ from filelock import FileLock
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
-from harness.experiment import Scope, bench_of, stored
+from harness.experiment import Scope, bench_of, findings, stored
 from harness.progress import Silent
 from harness.store import Store
 
@@ -45,7 +46,7 @@ def facts(found, name):
 
 def without_measurements(found):
     """Return a report as JSON, without times, prices and what is derived from them."""
-    measured = ("cost_per_1k_usd", "latency_p50_s", "training_cost_usd")
+    measured = ("cost_per_1k_usd", "latency_p50_s", "requests_per_s", "training_cost_usd")
     figures = ("wall_s", "train_loop_s", "tokens_per_s", "peak_memory_gib")
     plain = report.to_json(found)
     for one in plain["facts"]:
@@ -441,3 +442,12 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
     assert ablation.factors[1].p_adjusted == ablation.factors[1].p
     assert [len(s.scores) for s in found.seeds] == [3, 3]
     assert all(s.score is not None for s in found.seeds)
+
+
+def test_ties_that_are_alike_are_said_once():
+    task = SimpleNamespace(task=SimpleNamespace(name="facts"))
+    bench = SimpleNamespace(target=task, suites=())
+    runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
+    reader = SimpleNamespace(of=lambda run, _: [SimpleNamespace(margin=run.candidate == "c")])
+    said = ["a, b: ties between the right and the best other choice: 1 of facts"]
+    assert list(findings._ties(bench, reader, runs)) == said

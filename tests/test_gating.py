@@ -303,6 +303,14 @@ def test_a_task_is_admitted_where_the_base_is_above_chance(passed, admitted):
     assert "chance (25.0 %), n = 100" in said
 
 
+@pytest.mark.parametrize("n", [3, 7, 50, 150, 300])
+def test_a_base_that_passed_nothing_has_nothing_to_lose(n):
+    """Rounding puts the lower end of Wilson's interval at 1e-18 for some n: that is not above chance 0."""
+    found, said = admit(task("sums"), EXACT, rows([0.0] * n))
+    assert not found
+    assert "sums cannot show forgetting" in said
+
+
 def test_bits_per_byte_is_never_admitted():
     metric: Metric = ratio_metric()
     assert not admit(task("english", kind="bits_per_byte"), metric, rows([[1.0, 2.0]] * 9, metric))[0]

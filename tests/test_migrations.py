@@ -35,7 +35,52 @@ VALUES ('abc', 't', 'test', 'i0', 0, 'ok', 'same', 'Q0', ['a', 'b'], 1.0),
        ('abc', 't', 'test', 'i2', 2, 'error', '', 'Q1', ['it''s "so"'], 0.5);
 INSERT INTO scores VALUES ('abc', 'i0', 'f1', [0.5, 1.0]), ('abc', 'i2', 'f1', NULL);
 """
-SCHEMAS = {1: V1}
+V2 = """
+CREATE TABLE runs (
+    run_id VARCHAR, experiment VARCHAR, candidate VARCHAR, method VARCHAR, prompting VARCHAR,
+    answer VARCHAR, seed BIGINT, state VARCHAR, created VARCHAR, record VARCHAR);
+CREATE TABLE run_rows (run_id VARCHAR, task_split VARCHAR, rowset VARCHAR);
+CREATE TABLE rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
+CREATE TABLE rows (
+    rowset VARCHAR, task VARCHAR, split VARCHAR, example_id VARCHAR, position BIGINT,
+    status VARCHAR, cluster VARCHAR,
+    slice VARCHAR, gold_logprob DOUBLE, gold_bytes BIGINT, margin DOUBLE,
+    n_prompt_tokens BIGINT, n_output_tokens BIGINT, compute_s DOUBLE, prompt_digest VARCHAR,
+    output_digest VARCHAR, boundary_merged BOOLEAN, finish_reason VARCHAR, passages VARCHAR[],
+    recall DOUBLE, attempt BIGINT, weight DOUBLE, error VARCHAR,
+    text_key UBIGINT, prompt_key UBIGINT, references_key UBIGINT);
+CREATE TABLE scores (rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[]);
+CREATE TABLE texts (key UBIGINT, text VARCHAR);
+CREATE VIEW samples AS
+SELECT rows.* EXCLUDE (text_key, prompt_key, references_key), answer.text AS text,
+    asked.text AS prompt, from_json(accepted.text, '["VARCHAR"]') AS "references"
+FROM rows
+JOIN texts AS answer ON answer.key = text_key
+JOIN texts AS asked ON asked.key = prompt_key
+JOIN texts AS accepted ON accepted.key = references_key;
+CREATE TABLE meta (version BIGINT);
+INSERT INTO meta VALUES (1), (2);
+INSERT INTO runs VALUES ('old', 'desk', 'lora', 'lora', 'zero_shot', 'generate', 0, 'done', '2025-01-01',
+    '{"run_id": "old", "experiment": "desk", "candidate": "lora", "method": "lora", "prompting": "zero_shot",
+      "answer": "generate", "seed": 0, "base_model": "m", "weights_digest": "w", "base_digest": "b",
+      "state": "done", "created": "2025-01-01", "rows": {"t/test": "abc"}, "recipe": {}}');
+INSERT INTO run_rows VALUES ('old', 't/test', 'abc');
+INSERT INTO rowsets VALUES ('abc', 3, 1);
+CREATE TEMP TABLE told AS FROM (VALUES
+    ('i0', 0, 'ok', 'same', 'Q0', '["a","b"]', 1.0),
+    ('i1', 1, 'ok', 'same', 'Q1', '[]', 1.0),
+    ('i2', 2, 'error', '', 'Q1', '["it''s \\"so\\""]', 0.5)
+) AS t(example_id, position, status, text, prompt, refs, weight);
+INSERT INTO rows BY NAME
+SELECT 'abc' AS rowset, 't' AS task, 'test' AS split, example_id, position, status, weight,
+    md5_number_lower(text) AS text_key, md5_number_lower(prompt) AS prompt_key,
+    md5_number_lower(refs) AS references_key
+FROM told;
+INSERT INTO texts SELECT DISTINCT md5_number_lower(t), t
+FROM (SELECT unnest([text, prompt, refs]) AS t FROM told);
+INSERT INTO scores VALUES ('abc', 'i0', 'f1', [0.5, 1.0]), ('abc', 'i2', 'f1', NULL);
+"""
+SCHEMAS = {1: V1, 2: V2}
 ROWS = [
     ("i0", "same", "Q0", ["a", "b"], 1.0),
     ("i1", "same", "Q1", [], 1.0),

@@ -1,4 +1,4 @@
-"""Gates on stored runs and on lm-eval's folders, champions and pinned items, as the command line gives them."""
+"""Gates on stored runs and on what others evaluated, champions and pinned items, as the command line gives them."""
 
 import json
 import shutil
@@ -316,6 +316,7 @@ def test_junit_has_a_test_case_for_every_rule(copy, tmp_path):
         "validity",
         "target",
         "drift",
+        "control",
     ]
     assert (root.find("testsuite").get("failures") != "0") == (done.returncode != 0)
 
@@ -398,7 +399,7 @@ def test_another_precision_is_refused(tmp_path):
 def test_another_number_of_items_is_refused(tmp_path):
     old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30)})
     new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(20)})
-    with pytest.raises(IncompatibleRuns, match=r"10 items are in one folder only.*--limit"):
+    with pytest.raises(IncompatibleRuns, match=r"10 items are in one of the two only.*--limit"):
         release.gate_folders(old, new, GatePolicy())
 
 

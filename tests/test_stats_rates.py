@@ -207,3 +207,9 @@ def test_clusters_flip_as_a_whole():
 def test_nothing_that_differs_and_one_cluster_show_nothing():
     assert stats.sign_flip([0.0] * 30).two_sided == 1
     assert stats.sign_flip([0.3, 0.4], ["a", "a"]).two_sided == 1
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 10, 50, 100, 150, 300, 7 / 3])
+def test_the_interval_of_a_rate_ends_exactly_at_nothing_and_at_everything(n):
+    assert stats.wilson(0, n).low == 0 < stats.wilson(0, n).high
+    assert stats.wilson(n, n).high == 1 > stats.wilson(n, n).low

@@ -1,10 +1,12 @@
 """Worlds whose truth is known: rows through the real store, gate and decision come to the right answer."""
 
+from dataclasses import replace
+
 import pytest
 import worlds
 from worlds import Sizes, Truth
 
-from harness import release
+from harness import experiment, release
 from harness.cli.compute import exit_code
 from harness.errors import UserError
 from harness.experiment import refuse_curve
@@ -91,11 +93,59 @@ def test_at_a_tiny_volume_the_prompt_is_shipped_though_the_fine_tune_is_better(t
     assert worlds.again(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
 
 
+def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp_path):
+    # Two shots take the oracle 0.60 s an answer, a prompt 0.30 s, the fine-tune 0.20 s, retrieval 0.90 s.
+    truth = Truth(answers(20, 90, 20, 70), lost=1, gained=1)
+    anyhow = worlds.report(tmp_path, truth)
+    assert anyhow.decision.candidate == "fixed"
+    report = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=2"])
+    assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
+    assert said(report, "Left out before").startswith(
+        "Left out before the choice, as too slow: fixed (it answers 1.67 requests a second, and the budget is 2)"
+    )
+    by_name = {f.name: f for f in report.facts}
+    assert by_name["lora"].vs_untrained.delta == pytest.approx(0.5)  # over the prompt, not over fixed
+    assert not by_name["lora"].over_budget
+    alone = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=4"])
+    assert alone.decision.candidate == "lora"
+    assert "no untrained candidate keeps the budget" in alone.decision.sentence
+    nobody = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=10"])
+    assert (nobody.decision.action, nobody.decision.candidate) == ("undecided", None)
+
+
+def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
+    truth, few = Truth(FORMAT, lost=1, gained=1), Sizes(train=60)
+    report = worlds.report(tmp_path, truth, few)
+    assert (report.decision.action, report.decision.candidate) == ("few-shot", "fixed")
+    assert "60 training examples and 1 seed are too few to rely on that" in report.decision.sentence
+    bench, loaded = worlds.opened(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
+    for seed in (1, 2):
+        worlds.trained(bench, bench.experiment.candidates["lora"], seed)
+    report = experiment.run_all(bench, loaded, quick=False)
+    assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
+
+
 def test_a_second_look_at_a_world_computes_nothing_and_says_the_same(tmp_path):
     truth = Truth(FORMAT, lost=1, gained=1)
     first, again = worlds.report(tmp_path, truth), worlds.again(tmp_path, truth)
     assert again.decision == first.decision
     assert exit_code(again, GatePolicy(), by_verdict=True) == 0
+
+
+def test_a_harness_that_drifted_is_called_so_and_no_candidate_is_blamed(tmp_path):
+    truth = Truth(FORMAT, lost=1, gained=1)
+    before = worlds.report(tmp_path, truth, candidates=["prompt"])
+    assert verdict(before, "prompt").outcome == "pass"
+    # From now on everybody answers ten points less of the general items, the base as well.
+    report = worlds.further(tmp_path, replace(truth, general=60))
+    assert verdict(report).outcome == "harness-drift"
+    assert verdict(report).macro.score < -0.08  # what would else have been called forgetting
+    assert (report.decision.action, report.decision.candidate) == ("undecided", None)
+    assert "the harness drifted while" in report.decision.sentence
+    assert exit_code(report, GatePolicy(on_inconclusive="pass"), by_verdict=True) == 4
+    judged = release.gate(tmp_path / "harness.yaml", "lora", ["gate.on_inconclusive=pass"])
+    assert judged[0].verdict == verdict(report)
+    assert release.exit_code(judged) == 4
 
 
 # The learning curve
@@ -113,7 +163,11 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
         assert ahead.gain.low < true < ahead.gain.high
         assert ahead.gain.score == pytest.approx(true, abs=0.03)
     assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in said(report, "Learning curve of lora")
-    assert "As many training rows again (120) would bring about" in said(report, "Next best spend")
+    assert said(report, "Next best spend: 120 more training rows.")
+    # The items show a gain of 43 points beyond doubt: more of them are worth nothing, 8 points more are.
+    assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
+    dear = worlds.again(tmp_path, truth, ["decide.label_cost_usd=5000"])
+    assert said(dear, "Next best spend: none, choose now.")
     assert "## Learning curve: lora" in markdown(report)
 
 

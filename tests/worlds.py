@@ -173,9 +173,9 @@ def trained(bench, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
     (folder / "fit.json").write_text(json.dumps({**record, "training": training}))
 
 
-def opened(path: Path, truth: Truth, overrides: Sequence[str] = ()):
+def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
     """Open a written world: the bench with its rule in place of a model, and the loaded file."""
-    loaded = config.load(path, overrides)
+    loaded = config.load(path, overrides, candidates)
     bench = bench_of(loaded, Scope(), Silent())
     bench._host = OracleHost(truth, bench.source)
     return bench, loaded
@@ -188,14 +188,21 @@ def report(
     *,
     overrides: Sequence[str] = (),
     learning_curve: bool = False,
+    candidates: Sequence[str] = (),
 ) -> ExperimentReport:
     """Write a world and run the whole experiment on it; only the answers are made up."""
-    bench, loaded = opened(write(folder, truth, sizes), truth, overrides)
+    bench, loaded = opened(write(folder, truth, sizes), truth, overrides, candidates)
     for share in (*SHARES, 1.0):
         items = part_of(bench.target.items, share, 0)
         part = replace(bench, target=measured(bench.target.task, "target", "desk", items))
         trained(part, bench.experiment.candidates["lora"])
     return experiment.run_all(bench, loaded, quick=False, learning_curve=learning_curve)
+
+
+def further(folder: Path, truth: Truth) -> ExperimentReport:
+    """Go on with a world in which more candidates are asked, and something else may be true by now."""
+    bench, loaded = opened(folder / "harness.yaml", truth)
+    return experiment.run_all(bench, loaded, quick=False)
 
 
 def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:

@@ -6,12 +6,21 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 
 import sys
 
-from harness.cli import compute, doctor, judge, keep, score  # in the order in which help lists the verbs
+from harness.cli import (  # in the order in which help lists the verbs
+    compute,
+    dashboard,
+    doctor,
+    judge,
+    keep,
+    nightly,
+    rescue,
+    score,
+)
 from harness.cli.app import app
 from harness.errors import HarnessError
 from harness.quiet import quiet_environment
 
-__all__ = ["app", "compute", "doctor", "judge", "keep", "main", "score"]
+__all__ = ["app", "compute", "dashboard", "doctor", "judge", "keep", "main", "nightly", "rescue", "score"]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 

@@ -15,7 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-runs_app = typer.Typer(help="List, show or remove stored runs.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(
+    help="List, show, compare or remove stored runs.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(runs_app, name="runs")
 regressions_app = typer.Typer(
     help="Pin items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None

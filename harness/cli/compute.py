@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import Candidates, Config, Json, Overrides, RunsFolder, app
-from harness.cli.output import open_bench, print_report, print_value, say
+from harness.cli.output import named_scores, open_bench, print_report, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -115,6 +115,22 @@ def compare(
             help="Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.",
         ),
     ] = False,
+    fewer_items: Annotated[
+        bool,
+        typer.Option(
+            "--fewer-items/--exact",
+            envvar="HARNESS_FEWER_ITEMS",
+            help="Ask of large tasks the items that the verdicts need, or all of them.",
+        ),
+    ] = False,
+    rescue: Annotated[
+        bool,
+        typer.Option(
+            "--rescue",
+            envvar="HARNESS_RESCUE",
+            help="Where the best fine-tune gains and forgets too much, try versions that keep more.",
+        ),
+    ] = False,
     strict: Annotated[
         bool,
         typer.Option(
@@ -133,28 +149,71 @@ def compare(
     loaded = configuration.load(config, settings, candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
-    bench = experiment.bench_of(loaded, Scope(limit, quick), progress)
-    work = experiment.planned(bench, loaded.selected)
+    _refuse_rescue_of_few(rescue, fewer_items)
+    bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items), progress)
+    computes = dry_run or learning_curve or rescue or not experiment.is_stored(bench, loaded.selected)
+    work = experiment.planned(bench, loaded.selected) if computes else {}
     plan = experiment.seconds_planned(bench, work)
     if learning_curve:
         experiment.refuse_curve(bench, loaded.selected)
         work["learning curve"] = experiment.planned_curve(bench, loaded.selected)
         plan["learning curve"] = bench.seconds(work["learning curve"])
+    if rescue:
+        from harness.rescue import at_most
+
+        work["rescue, at most"] = at_most(bench, loaded.selected)
+        plan["rescue, at most"] = bench.seconds(work["rescue, at most"])
     warnings = experiment.warnings_before(bench)
     if strict and warnings:
         expected, step = "margins that the items at hand can show", "more items or wider margins"
         raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
+    if fewer_items and computes:
+        say("fewer items: the candidates take at most what is planned; the base answers what is drawn again")
     if dry_run:
         _print_plan(bench, loaded.selected, work, plan, as_json)
         return
-    say(experiment.first_line(bench, len(loaded.selected), sum(plan.values())))
+    say(experiment.first_line(bench, len(loaded.selected), sum(plan.values()) if computes else None))
     for line in [*warnings, *bench.target.items.notes]:
         say(line)
     with progress.following(plan):
-        found = experiment.run_all(bench, loaded, quick=quick, learning_curve=learning_curve)
+        found = experiment.run_all(
+            bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items
+        )
     report.write(found, loaded.folder / "reports")
-    print_report(found, as_json)
+    if rescue and quick:
+        say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
+    if rescue and not quick:
+        _print_with_rescue(bench, found, loaded.folder / "reports", as_json)
+    else:
+        print_report(found, as_json)
     raise typer.Exit(exit_code(found, bench.experiment.gate, by_verdict=gate))
+
+
+def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
+    """Refuse a rescue on a part of the items: it chooses on one half of them all, and judges on the other."""
+    if rescue and fewer_items:
+        expected, step = "all items, in two halves", "--exact"
+        raise UserError(Problem("--rescue", "--fewer-items as well", expected, step))
+
+
+def _print_with_rescue(bench: "Bench", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
+    """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
+    from harness import report
+    from harness import rescue as rescuing
+    from harness.cli.rescue import print_rescue, rescued
+
+    prepared = rescuing.of_finished(bench, found)
+    if not as_json:
+        print_report(found, False)
+    rescued_one = rescued(prepared, folder) if prepared else None
+    if as_json:
+        plain = rescuing.to_json(rescued_one) if rescued_one else None
+        print_value({**report.to_json(found), "rescue": plain}, True)
+    elif rescued_one:
+        print()
+        print_rescue(rescued_one)
+    if rescued_one is None:
+        say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
 
 @app.command()
@@ -167,9 +226,9 @@ def train(
     """Make the weights of one candidate, or find them already made."""
     from harness.run import ensure_weights
 
-    bench, names = open_bench(config, overrides, candidate)
+    bench, loaded = open_bench(config, overrides, candidate)
     recipes = bench.experiment.candidates
-    made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in names}
+    made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in loaded.selected}
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
@@ -234,23 +293,14 @@ def evaluate(
 
 
 def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Path, as_json: bool) -> None:
-    from harness import comparison
     from harness.experiment.findings import Reader
     from harness.run import make_run
 
-    bench, names = open_bench(config, overrides, candidate)
+    bench, loaded = open_bench(config, overrides, candidate)
     out: dict[str, Any] = {}
-    for name in names:
+    for name in loaded.selected:
         run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
-        reader = Reader(bench)
-        out[name] = {
-            m.task.name: {
-                key: comparison.estimate(metric, reader.of(run, m))._asdict()
-                for key, metric in m.metrics.items()
-            }
-            for m in (bench.target, *bench.suites)
-            if f"{m.task.name}/test" in run.rows
-        }
+        out[name] = named_scores(Reader(bench).scores(run))
     print_value(out, as_json)
 
 

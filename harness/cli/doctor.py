@@ -1,25 +1,43 @@
 """The verb that looks before anything runs: doctor.
 
-Invariant: it only looks; whatever is wrong is listed, and the exit code says whether something is.
+Invariant: but for the noise it only looks; whatever is wrong is listed, and the exit code says whether
+something is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import print_value, say
+from harness.cli.output import open_bench, print_value, say
 
 if TYPE_CHECKING:
     from harness.doctor import Checkup, Cost
+    from harness.records import Noise
 
 _COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
 
 
 @app.command()
-def doctor(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+def doctor(
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    noise: Annotated[
+        bool,
+        typer.Option(
+            "--noise",
+            envvar="HARNESS_NOISE",
+            help="Ask the base the suites in other layouts and batch sizes, and store what flips.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check machine, packages, model and data, and what each candidate will take."""
+    if noise:
+        _measure_noise(overrides, config, as_json)
+        return
     from harness.doctor import examine
     from harness.report import to_plain
     from harness.terminal import TerminalProgress
@@ -33,6 +51,41 @@ def doctor(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     for problem in found.problems:
         say(f"error: {problem}")
     raise typer.Exit(2 if found.problems else 0)
+
+
+def _measure_noise(overrides: list[str] | None, config: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from harness.doctor import measure_noise
+
+    bench, _ = open_bench(config, overrides)
+    found = measure_noise(bench)
+    if as_json:
+        print_value({**asdict(found), "flips": found.flips, "n": found.n}, True)
+        return
+    for line in noise_lines(found):
+        print(line)
+    say(f"stored in {bench.store.folder / 'noise'}")
+
+
+def noise_lines(found: "Noise") -> list[str]:
+    """Lay out what flipped on each task, and the sum."""
+    from harness.numbers import UNKNOWN, count, percent, plain
+
+    arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
+    rows = [("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")]
+    rows += [
+        (
+            t.task,
+            count(t.n),
+            *(count(t.flips.get(arm)) for arm in arms),
+            UNKNOWN if t.largest_nats is None else plain(t.largest_nats),
+        )
+        for t in found.tasks
+    ]
+    share = percent(found.flips / found.n) if found.n else UNKNOWN
+    said = f"{count(found.flips)} of {count(found.n)} answers flipped ({share} %), {found.precision}"
+    return [*_laid_out(rows), f"{said}, {found.device}"]
 
 
 def _lines(found: "Checkup") -> list[str]:
@@ -52,11 +105,15 @@ def _lines(found: "Checkup") -> list[str]:
 
 def table(costs: "tuple[Cost, ...]") -> list[str]:
     """Lay out what each candidate takes, estimated, with what was measured behind a slash."""
-    rows = [_COLUMNS, *map(_row, costs)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(_COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = _laid_out([_COLUMNS, *map(_row, costs)])
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
-    return ["", *map(str.rstrip, lines), "estimated / measured, each made alone and from nothing", *knobs]
+    return ["", *lines, "estimated / measured, each made alone and from nothing", *knobs]
+
+
+def _laid_out(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
 
 
 def _row(cost: "Cost") -> tuple[str, ...]:

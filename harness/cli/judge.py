@@ -20,8 +20,8 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     """Write and print the report again from stored runs; computes nothing."""
     from harness import experiment, report
 
-    bench, names = open_bench(config, overrides, None)
-    found = experiment.stored(bench, names)
+    bench, loaded = open_bench(config, overrides)
+    found = experiment.stored(bench, loaded.selected)
     report.write(found, config.parent / "reports")
     print_report(found, as_json)
 
@@ -32,8 +32,8 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     from harness import experiment
     from harness.report import arithmetic_lines, to_plain
 
-    bench, names = open_bench(config, overrides, None)
-    found = experiment.stored(bench, names).decision
+    bench, loaded = open_bench(config, overrides)
+    found = experiment.stored(bench, loaded.selected).decision
     if found is None:
         raise HarnessError("no decision: found no finished candidate; next: harness compare")
     if as_json:
@@ -51,7 +51,7 @@ def gate(
         typer.Option(
             "--candidate",
             envvar="HARNESS_CANDIDATE",
-            help="A candidate, a run's id, or with --base a folder of lm-eval samples.",
+            help="A candidate, a run's id, or with --base a folder of lm-eval samples or inspect's logs.",
         ),
     ] = "",
     baseline: Annotated[
@@ -62,7 +62,11 @@ def gate(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--base", envvar="HARNESS_BASE", help="A folder of lm-eval samples to compare with."),
+        typer.Option(
+            "--base",
+            envvar="HARNESS_BASE",
+            help="A folder of lm-eval samples or inspect's logs to compare with.",
+        ),
     ] = None,
     config: Config = Path("harness.yaml"),
     junit: Annotated[
@@ -71,7 +75,7 @@ def gate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge stored runs, or two folders of lm-eval samples; exit by the verdict."""
+    """Judge stored runs, or what lm-eval or inspect logged of two models; exit by the verdict."""
     from harness import release
 
     judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
@@ -130,13 +134,9 @@ def regressions_confirm(
     config: Config = Path("harness.yaml"),
 ) -> None:
     """Score a run's pinned items again in fp32, so that the gate knows what rounding moved."""
-    from harness import config as configuration
-    from harness.experiment import Scope, bench_of
     from harness.release.exact import rescore_pinned
     from harness.release.stored import candidate_runs
-    from harness.terminal import TerminalProgress
 
-    loaded = configuration.load(config)
-    bench = bench_of(loaded, Scope(), TerminalProgress())
+    bench, loaded = open_bench(config)
     for found in candidate_runs(loaded, bench.store, run):
         say(f"{found.run_id}: {', '.join(rescore_pinned(bench, found)) or 'no pinned items'} in fp32")

@@ -4,7 +4,7 @@ Invariant: nothing here loads a model.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from harness.cli.output import print_value, say
 
 if TYPE_CHECKING:
     from harness.records import Run
+    from harness.release import Differences
 
 
 @runs_app.command("list")
@@ -39,6 +40,24 @@ def runs_show(run_id: str, runs: RunsFolder = Path("runs"), as_json: Json = Fals
     from harness import store
 
     print_value(asdict(store.get_run(store.Store(runs), run_id)), as_json)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    a: Annotated[str, typer.Argument(help="A run's id.")],
+    b: Annotated[str, typer.Argument(help="Another run's id.")],
+    runs: RunsFolder = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two stored runs: recipe, digests, environment and scores."""
+    from harness import release
+    from harness.release.differing import to_json
+    from harness.store import Store
+
+    found = release.differences(Store(runs), a, b)
+    print_value(to_json(found) if as_json else _side_by_side(found), as_json)
+    if not any(found):
+        say(f"{a} and {b} differ in nothing that is stored of them")
 
 
 @runs_app.command("rm")
@@ -75,3 +94,26 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
 def _brief(run: "Run") -> str:
     state = run.error if run.state == "failed" else run.state
     return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
+
+
+def _side_by_side(found: "Differences") -> dict[str, Any]:
+    """Write each difference as `a → b`, a score with its paired difference or why there is none."""
+    from harness.numbers import UNKNOWN, percent, points
+
+    def shown(value: object) -> str:
+        return UNKNOWN if value in (None, "") else str(value)
+
+    def pairs(of: Any) -> dict[str, str]:
+        return {name: f"{shown(a)} → {shown(b)}" for name, (a, b) in of.items()}
+
+    def score(s: Any) -> str:
+        if s.a is None and s.b is None:
+            return str(s.why_not)
+        c = s.difference
+        tail = f"{points(c.delta, c.low, c.high)} pp" if c else s.why_not
+        return f"{percent(s.a)} → {percent(s.b)} %, {tail}"
+
+    parts: dict[str, Any] = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
+    parts |= {f"rows {key}": pairs(of) for key, of in found.rows.items()}
+    parts |= {f"scores {key}": {m: score(s) for m, s in of.items()} for key, of in found.scores.items()}
+    return {name: lines for name, lines in parts.items() if lines}

@@ -5,25 +5,27 @@ Invariant: stdout holds the result and nothing else.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.comparison import Estimate
+    from harness.config import Loaded
     from harness.report import ExperimentReport
     from harness.run import Bench
 
 
 def open_bench(
-    config: Path, overrides: list[str] | None, candidate: str | None
-) -> "tuple[Bench, tuple[str, ...]]":
-    """Open the experiment of a file with its data and model; return it and the selected candidates."""
+    config: Path, overrides: list[str] | None = None, candidate: str | None = None
+) -> "tuple[Bench, Loaded]":
+    """Open the experiment of a file with its data and model; return it and the file as it was read."""
     from harness import config as configuration
     from harness.experiment import Scope, bench_of
     from harness.terminal import TerminalProgress
 
     loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
-    return bench_of(loaded, Scope(), TerminalProgress()), loaded.selected
+    return bench_of(loaded, Scope(), TerminalProgress()), loaded
 
 
 def say(line: str) -> None:
@@ -47,6 +49,13 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield from _lines(inner, indent + "  ")
         else:
             yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
+
+
+def named_scores(scores: "Mapping[str, Mapping[str, Estimate]]") -> dict[str, Any]:
+    """Name the numbers of each task's scores by metric."""
+    return {
+        task: {metric: estimate._asdict() for metric, estimate in of.items()} for task, of in scores.items()
+    }
 
 
 def print_report(found: "ExperimentReport", as_json: bool) -> None:

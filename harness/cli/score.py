@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import print_value, say
+from harness.cli.output import named_scores, open_bench, print_value, say
 
 
 @app.command()
@@ -20,20 +20,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score a run's stored answers again with the metrics as they are now, without the model."""
-    from harness import config as configuration
     from harness import release
-    from harness.experiment import Scope, bench_of
-    from harness.terminal import TerminalProgress
 
-    loaded = configuration.load(config, overrides or [])
-    bench = bench_of(loaded, Scope(), TerminalProgress())
+    bench, loaded = open_bench(config, overrides)
     out = {}
     for before in release.candidate_runs(loaded, bench.store, run):
         found = release.score_again(bench, before)
         unchanged = found.run.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
-        out[found.run.run_id] = {
-            task: {metric: estimate._asdict() for metric, estimate in scores.items()}
-            for task, scores in found.scores.items()
-        }
+        out[found.run.run_id] = named_scores(found.scores)
     print_value(out, as_json)

@@ -21,6 +21,7 @@ from harness.comparison.difference import (
     regression_p,
 )
 from harness.comparison.intervals import difference, on_valid, same, within_range
+from harness.comparison.ranks import estimate_columns, shared_ranks
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, mean_metric
 from harness.records import RowsIdentity, SampleResult
@@ -34,8 +35,10 @@ __all__ = [
     "compare_validity",
     "difference_p",
     "estimate",
+    "estimate_columns",
     "oriented",
     "regression_p",
+    "shared_ranks",
 ]
 
 _MUST_AGREE = (
@@ -99,7 +102,9 @@ def compare_rows(
       Tango's interval with all counts divided by the design effect of the differences
       (`stats.design_effect`); for graded scores the same holds where fewer than ten clusters
       differ, a graded difference counting as its share of the metric's range.
-    - Other metrics, and unequal inclusion weights: BCa over clusters, guarded in the same way.
+    - Scores of 0 and 1 with unequal inclusion weights, every item its own cluster: the score interval
+      of strata, items of one weight being one (`stats.stratified_flips_interval`).
+    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way.
     - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
 
     An unbounded metric has no such guard: where none of its items differ the interval is a point.
@@ -131,7 +136,7 @@ def compare_rows(
         low=shown.low,
         high=shown.high,
         se=(both_ends.high - both_ends.low) / (2 * quantile(found.estimator, n_clusters, 1 - alpha / 2)),
-        disagreement=float(np.mean(np.abs(changes) > stats.TIE)),
+        disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=named(arms.ids, changes < -stats.TIE),
         gained=named(arms.ids, changes > stats.TIE),
         n_valid=int(arms.valid.sum()),
@@ -144,7 +149,7 @@ def compare_rows(
         upper=one_end.high,
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
-        base_passed=int(arms.base.sum()) if is_binary(arms) else None,
+        base_passed=int(arms.base.sum()) if is_binary(arms) and found.estimator != "stratified" else None,
     )
 
 

@@ -105,7 +105,18 @@ def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
 
 def is_mean(metric: Metric, arms: Arms) -> bool:
     """Tell whether the aggregate is the mean of one part, with weights that are all the same."""
-    if arms.base.shape[1] != 1 or np.ptp(arms.weights) > 0:
+    return bool(np.ptp(arms.weights) == 0) and _averages(metric, arms)
+
+
+def is_drawn_in_strata(metric: Metric, arms: Arms) -> bool:
+    """Tell whether the delta is one of 0/1 scores, of single items that were drawn with unequal chances."""
+    single = int(arms.clusters.max()) + 1 == len(arms.ids)
+    return bool(np.ptp(arms.weights) > 0) and single and is_binary(arms) and _averages(metric, arms)
+
+
+def _averages(metric: Metric, arms: Arms) -> bool:
+    """Tell whether the aggregate of one part an item is its weighted mean."""
+    if arms.base.shape[1] != 1:
         return False
     uneven = np.arange(1.0, len(arms.ids) + 1)
     return bool(np.isclose(metric.aggregate(arms.base, uneven), np.average(arms.base[:, 0], weights=uneven)))

@@ -10,7 +10,7 @@ from scipy import special
 
 from harness import stats
 
-Estimator = Literal["tango", "cluster-t", "bca", "identical"]
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical"]
 
 
 class Estimate(NamedTuple):

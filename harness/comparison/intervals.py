@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from harness import stats
-from harness.comparison.arms import Arms, is_binary, is_mean, item_scores
+from harness.comparison.arms import Arms, is_binary, is_drawn_in_strata, is_mean, item_scores
 from harness.comparison.difference import Estimate, Estimator
 from harness.errors import Problem, UserError
 from harness.metrics import Metric
@@ -44,7 +44,25 @@ def same(metric: Metric, arms: Arms, seed: int) -> Difference:
 
 def difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     """Estimate what changed, by the estimator that suits the metric and its scores."""
-    return _mean_difference(metric, arms) if is_mean(metric, arms) else _bca_difference(metric, arms, seed)
+    if is_mean(metric, arms):
+        return _mean_difference(metric, arms)
+    found = _bca_difference(metric, arms, seed)
+    return _stratified(found, metric, arms) if is_drawn_in_strata(metric, arms) else found
+
+
+def _stratified(found: Difference, metric: Metric, arms: Arms) -> Difference:
+    """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
+    changes = (arms.new - arms.base)[:, 0]
+    parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
+    strata = [
+        stats.Flips(float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x))))
+        for weight, x in parts
+    ]
+
+    def ends(alpha: float) -> Interval:
+        return stats.stratified_flips_interval(strata, alpha)
+
+    return found._replace(ends=ends, estimator="stratified")
 
 
 def on_valid(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:

@@ -14,7 +14,7 @@ from harness.config.files import DATA_FILES, HUB, missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import EVALUATE, GatePolicy, Recipe, Task, is_path
+from harness.spec import EVALUATE, GatePolicy, Recipe, RescuePolicy, Task, is_path
 
 _NAME_SIGNS = frozenset("_.-")
 
@@ -29,6 +29,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     tree.problems += _names(known, tree)
     tree.problems += _roles(tree)
     tree.problems += _critical(known, tree)
+    tree.problems += _rescue(tree)
     for name, member in members.items():
         recipe = wording.salvage(Recipe, member.recipe)
         if recipe is not None:
@@ -96,6 +97,12 @@ def _roles(tree: Tree) -> Iterator[Problem]:
             where = tree.where(("suites", i, "role"))
             found = f"suite {suite.get('name')!r} with the role target"
             yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
+
+
+def _rescue(tree: Tree) -> Iterator[Problem]:
+    policy = wording.salvage(RescuePolicy, tree.data.get("rescue", {}))
+    if policy is not None:
+        yield from weights.replay_file(policy.replay, tree.where(("rescue", "replay")))
 
 
 def _critical(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:

@@ -84,6 +84,7 @@ def finish(tree: Tree) -> None:
         _resolve(task, tree.folder)
     for around in (tree.data, *_mapping(tree.data.get("candidates")).values()):
         _resolve_recipe(_mapping(around), tree.folder)
+    _resolve_file(_mapping(tree.data.get("rescue")), "replay", tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
         tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())
@@ -196,9 +197,14 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     _resolve_model(recipe, "base_model", folder)
     for params in _mapping(recipe.get("prompting")).values():
         _resolve_model(_mapping(params), "model", folder)
-    path = recipe.get("path")
-    if isinstance(path, str):
-        recipe["path"] = str((folder / Path(path).expanduser()).resolve())
+    _resolve_file(recipe, "path", folder)
+    _resolve_file(_mapping(recipe.get("replay")), "data", folder)
+
+
+def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:
+    path = around.get(key)
+    if isinstance(path, str) and not path.startswith(HUB):
+        around[key] = str((folder / Path(path).expanduser()).resolve())
 
 
 def _locate(folder: Path, relative: str) -> Path | None:

@@ -10,11 +10,13 @@ from typing import Any
 
 from harness import plugins
 from harness.config import wording
-from harness.config.files import missing_file
+from harness.config.files import HUB, missing_file
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, did_you_mean
 from harness.spec import Recipe
+
+_FOR = {"adapter": "lora", "model": "full"}  # what has to be made → the usual method that makes it
 
 
 def check(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
@@ -28,6 +30,7 @@ def check(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) 
     yield from _made_elsewhere(recipe, method, tree, keys)
     yield from _served(recipe, members, tree, keys)
     yield from _swept(recipe, method, tree, keys)
+    yield from _replayed(recipe, method, tree, keys)
 
 
 def _borrowed(
@@ -63,7 +66,8 @@ def _started(
         yield Problem(where, f"{name} starting from itself", "a candidate that is made before it")
     elif (made := _makes(source, members)) != wanted:
         found = f"{source}, which makes {_article(made)}"
-        yield Problem(where, found, f"a candidate that makes {_article(wanted)}", "name a lora candidate")
+        step = f"name a {_FOR[wanted]} candidate"
+        yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
     elif shape := sorted(recipe.params.keys() & set(getattr(method, "SHAPE", ()))):
         found = f"{', '.join(shape)} of an adapter that {source} has made already"
         yield Problem(
@@ -143,6 +147,28 @@ def _swept(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterat
             tried = {**recipe.params, name: value}
             problems = wording.problems_of(method.Params, tried, tree, at)
             yield from (p for p in problems if p.found.startswith(f"{name}:"))
+
+
+def _replayed(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse replay where nothing is trained on rows, and a file of it that is not there."""
+    if recipe.replay is None:
+        return
+    where = tree.where((*keys, "replay"))
+    if not replays(method):
+        found = f"replay with the method {recipe.method}, which trains no language model on rows"
+        yield Problem(where, found, "one of lora, qlora and full", "remove replay")
+    yield from replay_file(recipe.replay.data, where)
+
+
+def replays(method: ModuleType) -> bool:
+    """Tell whether a method trains a language model on rows, into which others can be mixed."""
+    return "train" in getattr(method, "NEEDS", ()) and "num_train_epochs" in method.Params.model_fields
+
+
+def replay_file(path: str | None, where: str) -> Iterator[Problem]:
+    """Refuse a file of rows to replay that is not there."""
+    if path is not None and not path.startswith(HUB) and not Path(path).is_file():
+        yield missing_file(Path(path), where, "rows to replay, each with a prompt and its answer")
 
 
 def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:

@@ -10,26 +10,31 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import numbers
-from harness.decide import arithmetic
+from harness.decide import arithmetic, spend
 from harness.decide.ablation import Ablation, Factor, ablations
+from harness.decide.arithmetic import hour_usd, repriced
+from harness.decide.budgets import budgeted
+from harness.decide.case import Case, gain_text, score_text
 from harness.decide.curve import LearningCurve, Trained, learning_curve
-from harness.decide.evidence import Case, gain_text, reasons, score_text, too_dear
+from harness.decide.evidence import reasons, too_dear
 from harness.decide.facts import (
     Action,
     CandidateFacts,
     action_of,
+    alternative,
     best,
     best_trained,
     best_untrained,
+    fast_enough,
     fine_tuned,
     gain,
     gain_shown,
     missing,
     passing,
     strongest,
-    untrained,
+    strongest_run,
 )
-from harness.decide.labels import Wanted, worth_collecting
+from harness.decide.labels import MORE_THAN_FEW, Wanted, too_few, worth_collecting
 from harness.decide.seeds import UNKNOWN, OverSeeds, by_recipe, over_seeds
 from harness.spec import DecidePolicy
 
@@ -46,11 +51,14 @@ __all__ = [
     "ablations",
     "best_trained",
     "best_untrained",
+    "budgeted",
     "decide",
     "fine_tuned",
     "gain",
+    "hour_usd",
     "learning_curve",
     "over_seeds",
+    "repriced",
     "strongest",
 ]
 
@@ -90,38 +98,41 @@ def decide(
     that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
     collect data first.
     """
-    facts = by_recipe(facts, metric_name)
+    facts = budgeted(by_recipe(facts, metric_name), policy)
     case = Case(
         facts=facts,
         policy=policy,
         metric=metric_name,
         higher_is_better=higher_is_better,
-        alternative=best(untrained(facts), higher_is_better),
+        alternative=alternative(facts, higher_is_better),
         winner=best(passing(facts), higher_is_better),
-        strongest=best((f for f in facts if fine_tuned(f)), higher_is_better),
+        strongest=strongest_run(facts, higher_is_better),
         missing=missing(facts, closed_labels, has_documents),
         curve=curve,
     )
     choice = _choose(case)
-    numbers_behind = arithmetic.table(case.judged, case.alternative, policy, metric_name)
+    numbers_behind = arithmetic.table(case.judged, case.alternative, policy, metric_name) | spend.table(case)
     return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
 
 
 def _choose(case: Case) -> _Choice:
+    if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
+        return _undecided(
+            f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
+            "do what its verdict says next and compare again",
+        )
     if case.alternative is None:
         return _nothing_to_compare_with(case)
     if case.strongest is None:
         return _without_fine_tune(case, case.alternative)
+    if case.alternative.over_budget:
+        return _alone_fast_enough(case, case.strongest, case.alternative)
     if case.winner and gain_shown(case.winner):
         return _with_gain(case, case.winner, case.alternative)
     return _without_gain(case, case.winner or case.strongest, case.alternative)
 
 
-def _ship(run: CandidateFacts, why: str, most_s: float | None = None) -> _Choice:
-    if most_s is not None and run.latency_p50_s is not None and run.latency_p50_s > most_s:
-        slow = f"its median request takes {numbers.seconds(run.latency_p50_s)}"
-        budget = f"the budget is {numbers.seconds(most_s)}"
-        return _undecided(f"{run.name} would be it ({why}), but {slow} and {budget}", "try faster candidates")
+def _ship(run: CandidateFacts, why: str) -> _Choice:
     if run.verdict and run.verdict.outcome == "fail":
         # Weights of the base can only fail what was declared of the target.
         return _undecided(
@@ -142,19 +153,41 @@ def _nothing_to_compare_with(case: Case) -> _Choice:
 
 
 def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
-    failed = [f.label for f in case.facts if fine_tuned(f)]
+    failed = [f.label for f in case.facts if fine_tuned(f) and not f.over_budget]
     if failed:
+        until = "" if alternative.over_budget else f"; ship {alternative.name} until then"
         return _undecided(
             f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
-            f"mend that and compare again; ship {alternative.name} until then",
+            f"mend that and compare again{until}",
         )
-    n = sum(f.state == "done" for f in case.facts)
+    if alternative.over_budget:
+        return _undecided("every candidate is too slow for the budget", "try faster ones, or allow more")
+    fast = fast_enough(f for f in case.facts if f.state == "done")
+    slow = any(fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,
-        f"{score_text(case, alternative)}, on validation the best of {numbers.count(n)};"
-        " no fine-tune was compared",
-        case.policy.max_latency_s,
+        f"{score_text(case, alternative)}, on validation the best of {numbers.count(len(fast))};"
+        f" no fine-tune {'is fast enough for the budget' if slow else 'was compared'}",
     )
+
+
+def _alone_fast_enough(case: Case, strongest: CandidateFacts, slow: CandidateFacts) -> _Choice:
+    """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
+    run = case.winner or strongest
+    g = gain(run.vs_prompt)
+    alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
+    gains = f"{run.name} gains {gain_text(case, g)} over the prompt"
+    ratio = arithmetic.per_usd(g, run.training_cost_usd, case.metric)
+    if case.missing:
+        return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
+    if case.winner is None:
+        return _undecided(f"{alone}, and no fine-tune that does passes its gate", "try faster candidates")
+    if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
+        over = f"more than {case.policy.tau:g} points per USD of training" if case.policy.tau else "a gain"
+        return _undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
+    if few := too_few(case, run):
+        return _undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
+    return _ship(run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
 def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
@@ -164,23 +197,25 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
         return _undecided(why, f"add {', '.join(case.missing)}")
+    if few := too_few(case, winner):
+        why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
+        return _ship(alternative, why)
     tau = case.policy.tau
     ratio = arithmetic.per_usd(gain(winner.vs_untrained), winner.training_cost_usd, case.metric)
     if ratio and ratio.high <= tau:
         less = f"less than {tau:g} points per USD of training"
         why = f"{score_text(case, alternative)}; {gains}, but {less}"
-        return _ship(alternative, why, case.policy.max_latency_s)
+        return _ship(alternative, why)
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
     paid = arithmetic.pay(winner, alternative, case.policy, case.metric)
     if paid and paid.worth <= paid.cost:
         why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
-        return _ship(alternative, why, case.policy.max_latency_s)
+        return _ship(alternative, why)
     return _ship(
         winner,
         f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
-        case.policy.max_latency_s,
     )
 
 
@@ -195,14 +230,14 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _undecided(why, "compare again")
-    if wanted := worth_collecting(case, compared, g):
+    wanted, then = worth_collecting(case, compared, g), spend.next_spend(case)
+    if wanted and then and then.best and then.best.kind == "training rows":
         return _collect(case, compared, alternative, wanted)
     verb = "is worse" if g.high < 0 else "is not shown to be better"
     return _ship(
         alternative,
         f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, the best of them,"
         f" {verb} ({gain_text(case, g)})",
-        case.policy.max_latency_s,
     )
 
 
@@ -231,4 +266,4 @@ def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _C
 def _blocked(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
     why = f"{score_text(case, alternative)}; {gains}, but fails the gate"
-    return _ship(alternative, why, case.policy.max_latency_s)
+    return _ship(alternative, why)

@@ -4,6 +4,8 @@ Invariant: pure; None where an input is unknown, inf where the fine-tune never p
 Rates per USD are in points of the target metric (its own unit where it is no rate).
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil, erf, inf, sqrt
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ def per_usd(g: Comparison | None, cost_usd: float, metric: str) -> PerUsd | None
     """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
     if g is None or cost_usd <= 0:
         return None
-    scale = _scale(metric) / cost_usd
+    scale = scale_of(metric) / cost_usd
     return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
 
 
@@ -38,7 +40,7 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float, metric:
     """Return P(gain / cost > tau) for a normally distributed gain; None without a spread."""
     if g is None or g.se <= 0:
         return None
-    z = (g.delta - tau * cost_usd / _scale(metric)) / g.se
+    z = (g.delta - tau * cost_usd / scale_of(metric)) / g.se
     return (1 + erf(z / sqrt(2))) / 2
 
 
@@ -71,7 +73,7 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy, metric: str) -> Wo
     g = gain(run.vs_untrained)
     if g is None or g.se <= 0:
         return None
-    scale = _scale(metric)
+    scale = scale_of(metric)
     mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se
     return Worth(stats.perfect_information(mean, sd), stats.sample_information(mean, sd, sd * sqrt(g.n), g.n))
 
@@ -127,7 +129,7 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy, 
     per_request = g.delta * _answer_usd(policy) - dearer
     scales = policy.point_usd is None and per_request > 0
     return Pay(
-        worth=_scale(metric) * g.delta * point,
+        worth=scale_of(metric) * g.delta * point,
         cost=once + dearer * forecast_requests(policy),
         from_requests=once / per_request if scales else None,
     )
@@ -176,6 +178,8 @@ def table(
         **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd, metric)),
         "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd, metric),
         "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
+        **_token_fields("alternative", alternative, policy),
+        **_token_fields("fine_tune", run, policy),
         "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
         "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
         "spent_once_usd": spent_once_usd(run, policy),
@@ -186,11 +190,18 @@ def table(
         "costs_more_usd": paid.cost if paid else None,
         "pays_from_requests": paid.from_requests if paid else None,
         "perfect_information_points": worth.perfect if worth else None,
-        "as_many_items_again_points": worth.sample if worth else None,
     }
 
 
-def _scale(metric: str) -> float:
+def _token_fields(name: str, run: CandidateFacts, policy: DecidePolicy) -> dict[str, float | str | None]:
+    """List the tokens of a request where they are what it is priced by."""
+    if policy.usd_per_million_tokens is None or run.tokens is None:
+        return {}
+    return {f"{part}_tokens_{name}": value for part, value in run.tokens._asdict().items()}
+
+
+def scale_of(metric: str) -> float:
+    """Return how many points of the metric are 1: a hundred of a rate, one of what is no rate."""
     return 1.0 if metric in numbers.OWN_UNITS else 100.0
 
 
@@ -198,3 +209,24 @@ def _fields(name: str, g: Comparison | PerUsd | None) -> dict[str, float | None]
     if g is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     return {name: g.delta, f"{name}_low": g.low, f"{name}_high": g.high}
+
+
+def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
+    """Return the price of a device hour that costs were computed with; None where nothing was trained."""
+    for f in facts:
+        spent_s = float(sum(f.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")))
+        if spent_s > 0 and f.training_cost_usd > 0:
+            return 3600 * f.training_cost_usd / spent_s
+    return None
+
+
+def repriced(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
+    """Return the candidates as they would cost if a device hour were so many times its price."""
+    return tuple(
+        replace(
+            f,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
+            training_cost_usd=times * f.training_cost_usd,
+        )
+        for f in facts
+    )

@@ -5,22 +5,26 @@ Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
 
 from collections.abc import Sequence
 from math import ceil, inf
-from typing import NamedTuple
 
 from harness import numbers, stats
-from harness.comparison import Comparison
-from harness.decide import arithmetic
-from harness.decide.curve import LearningCurve
+from harness.decide import arithmetic, budgets, spend
+from harness.decide.case import FEW, Case, gain_text
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
 from harness.spec import DecidePolicy
 
 _AMOUNTS = (
-    (100, "below 100 the rule of thumb is to prompt; a fine-tune varies much with the draw of the data"),
+    (
+        FEW,
+        "below 100 prompt, for what a fine-tune gains varies much; it counts only over three seeds or more",
+    ),
     (1_000, "100 to 1,000 suit parameter-efficient tuning on data that stays as it is"),
     (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
     (inf, "from about 10,000 full fine-tuning is worth trying too"),
 )
-_WORTH_SAYING = 0.01  # points: what is less than this decides nothing
+_USUAL_AMOUNTS = (
+    "Usual are 200 to 1,000 for classification, 1,000 to 5,000 for extraction and generation, 5,000 to 10,000"
+    " or more for reasoning."
+)
 _REMEDIES = {
     (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
     " behaviour is clearly above the prompt.",
@@ -47,42 +51,6 @@ _ON_SLICES = {
 }
 
 
-class Case(NamedTuple):
-    """The facts of one decision, with what was chosen on validation.
-
-    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them.
-    """
-
-    facts: Sequence[CandidateFacts]
-    policy: DecidePolicy
-    metric: str
-    higher_is_better: bool
-    alternative: CandidateFacts | None
-    winner: CandidateFacts | None
-    strongest: CandidateFacts | None
-    missing: tuple[str, ...]
-    curve: LearningCurve | None = None
-
-    @property
-    def judged(self) -> CandidateFacts | None:
-        """The fine-tune that the arithmetic is about."""
-        return self.winner or self.strongest
-
-
-def score_text(case: Case, run: CandidateFacts) -> str:
-    """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
-    if run.target is None:
-        return f"unknown {case.metric} on test"
-    return f"{numbers.score(case.metric, *run.target[:3])} {case.metric}"
-
-
-def gain_text(case: Case, g: Comparison | None) -> str:
-    """Say a gain with its unit: `+7.0 [+2, +12] points`."""
-    if g is None:
-        return "an unknown amount"
-    return f"{numbers.change(case.metric, g.delta, g.low, g.high)} {numbers.unit(case.metric)}"
-
-
 def too_dear(case: Case, paid: arithmetic.Pay) -> str:
     """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
     said = (
@@ -101,11 +69,12 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences += _gains(case, case.judged, case.alternative)
         sentences.append(_per_usd(case, case.judged))
         sentences.append(_break_even(case, case.judged, case.alternative))
-        sentences += _next_spend(case, case.judged)
+        sentences += spend.sentences(case)
+    sentences += budgets.sentences(case.facts, case.policy)
     sentences += _gates(case)
     sentences += _failures(case)
     if case.judged:
-        sentences.append(_amount(case.judged.n_train))
+        sentences.append(_amount(case, case.judged))
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
         sentences.append(_seeds(case.facts, shipped))
@@ -118,7 +87,11 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     g = gain(run.vs_untrained)
     over_prompt = f"{gain_text(case, gain(run.vs_prompt))} over the prompt and " if run.vs_prompt else ""
     over = f"{gain_text(case, g)} over {alternative.name}"
-    sentences = [f"{run.label}: {over_prompt}{over}, the untrained candidate that is best on validation."]
+    limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
+    chosen = f"the untrained candidate that is best on validation{limit}"
+    if alternative.over_budget:
+        chosen = f"{chosen.removesuffix(limit)}, though too slow"
+    sentences = [f"{run.label}: {over_prompt}{over}, {chosen}."]
     if g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
@@ -165,6 +138,7 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     costs = (
         f"{numbers.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
         f" {numbers.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
+        f"{_by_tokens(case, run, alternative)}"
     )
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
@@ -179,6 +153,16 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     )
 
 
+def _by_tokens(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    """Say how many tokens of a prompt are cached, where requests are priced by tokens."""
+    if case.policy.usd_per_million_tokens is None or run.tokens is None or alternative.tokens is None:
+        return ""
+    own, its = (
+        f"{numbers.count(of.cached)} of {numbers.count(of.prompt)}" for of in (run.tokens, alternative.tokens)
+    )
+    return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
+
+
 def _once(policy: DecidePolicy) -> str:
     also = [
         name
@@ -187,37 +171,6 @@ def _once(policy: DecidePolicy) -> str:
     ]
     named = ["training", "labels", *also]
     return f"for {', '.join(named[:-1])} and {named[-1]}"
-
-
-def _next_spend(case: Case, run: CandidateFacts) -> list[str]:
-    """Say what more test items are worth before the choice is made."""
-    worth = arithmetic.worth_of_items(run, case.policy, case.metric)
-    if worth is None:
-        return []
-    unit, labels = numbers.unit(case.metric), _labels(case)
-    if worth.sample < _WORTH_SAYING:
-        said = f"as many again would bring less than {_WORTH_SAYING:g} {unit} on average"
-        return [f"Next best spend: not more test items, the choice does not hang on them ({said}). {labels}"]
-    of = arithmetic.point_worth_usd(case.policy, case.metric)
-    price = f", {numbers.usd(worth.sample * of)} USD at {numbers.usd(of)} a point" if of is not None else ""
-    said = (
-        f"as many test items again would bring {numbers.plain(worth.sample)} {unit} on average, by a better"
-        f" choice{price}; knowing the gain exactly, {numbers.plain(worth.perfect)}"
-    )
-    return [f"Next best spend: {said}. {labels}"]
-
-
-def _labels(case: Case) -> str:
-    """Say what as many training rows again would bring and cost, where the curve was measured."""
-    if case.curve is None:
-        return "What more labels would bring is not measured (harness compare --learning-curve)."
-    first, n = case.curve.ahead[0], case.curve.points[-1].n_train
-    price = case.policy.label_cost_usd * (first.n_train - n)
-    cost = f", for {numbers.usd(price)} USD of labels" if price else ""
-    return (
-        f"As many training rows again ({numbers.count(n)}) would bring about"
-        f" {numbers.change(case.metric, *first.gain[:3])} {numbers.unit(case.metric)}{cost}."
-    )
 
 
 def _curve(case: Case) -> list[str]:
@@ -262,13 +215,16 @@ def _measured_need(case: Case, need: str, slices: Sequence[str]) -> str:
     return f"Measured ({need.replace('_', ' ')}): {said}." if said else ""
 
 
+_STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
+
+
 def _gates(case: Case) -> list[str]:
     """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
     stopped = [f for f in case.facts if fine_tuned(f) or f is case.alternative]
     return [
         f"The gate on {f.label}: {f.verdict.sentence}."
         for f in stopped
-        if f.verdict and f.verdict.outcome in (("fail", "inconclusive") if fine_tuned(f) else ("fail",))
+        if f.verdict and f.verdict.outcome in _STOPPED[fine_tuned(f)]
     ]
 
 
@@ -306,9 +262,20 @@ def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
     return f"On {name} (n = {numbers.count(runs[0].slices[name].n)}): {', '.join(scores)}."
 
 
-def _amount(n_train: int) -> str:
-    advice = next(text for below, text in _AMOUNTS if n_train < below)
-    return f"{numbers.count(n_train)} training examples: {advice}."
+def _amount(case: Case, run: CandidateFacts) -> str:
+    n = run.n_train
+    if not n:
+        return f"How many examples {run.name} was trained on is not known; how much data suffice is not said."
+    advice = next(text for below, text in _AMOUNTS if n < below)
+    return f"{numbers.count(n)} training examples: {advice}.{_to_enough(case, n)} {_USUAL_AMOUNTS}"
+
+
+def _to_enough(case: Case, n: int) -> str:
+    if n >= FEW:
+        return ""
+    usd = case.policy.label_cost_usd * (FEW - n)
+    cost = f", for {numbers.usd(usd)} USD of labels" if usd else ""
+    return f" {FEW - n} more would make {FEW}{cost}."
 
 
 def _seeds(facts: Sequence[CandidateFacts], name: str) -> str:

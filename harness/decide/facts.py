@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.comparison import Comparison, Estimate, oriented
+from harness.estimate import Tokens
 from harness.gating import Verdict
 
 Action = Literal[
@@ -41,7 +42,9 @@ class CandidateFacts:
     `target` is the primary metric's estimate on test, `validation` its value there. The
     comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
     the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
-    `latency_p50_s` in seconds; `n_train` examples were trained on.
+    `tokens` of a request (None of a classifier), `latency_p50_s` in seconds, `requests_per_s` when
+    answered in batches, both timed on the machine `measured_on`; `over_budget` says which budget that
+    breaks. `n_train` examples were trained on, 0 where that is not known.
     """
 
     name: str
@@ -60,7 +63,11 @@ class CandidateFacts:
     slices: dict[str, Estimate] = field(default_factory=dict)
     verdict: Verdict | None = None
     cost_per_1k_usd: float | None = None
+    tokens: Tokens | None = None
     latency_p50_s: float | None = None
+    requests_per_s: float | None = None
+    measured_on: str = ""
+    over_budget: str = ""
     training_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
@@ -106,16 +113,32 @@ def untrained(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in facts if not fine_tuned(f)]
 
 
+def fast_enough(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the runs that no budget leaves out."""
+    return [f for f in runs if not f.over_budget]
+
+
+def alternative(facts: Iterable[CandidateFacts], higher_is_better: bool) -> CandidateFacts | None:
+    """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
+    runs = untrained(facts)
+    return best(fast_enough(runs), higher_is_better) or best(runs, higher_is_better)
+
+
+def strongest_run(facts: Iterable[CandidateFacts], higher_is_better: bool) -> CandidateFacts | None:
+    """Choose the best fine-tune within the budgets, whatever its gate says."""
+    return best((f for f in fast_enough(facts) if fine_tuned(f)), higher_is_better)
+
+
 def passing(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the fine-tunes that pass the gate with every seed."""
-    tuned = [f for f in facts if fine_tuned(f) and f.state == "done"]
+    """List the fine-tunes within the budgets that pass the gate with every seed."""
+    tuned = [f for f in fast_enough(facts) if fine_tuned(f) and f.state == "done"]
     stopped = {f.name for f in tuned if f.verdict is None or f.verdict.outcome != "pass"}
     return [f for f in tuned if f.name not in stopped]
 
 
 def best_untrained(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
-    """Name the candidate without fine-tuning that is best on validation."""
-    run = best(untrained(facts), higher_is_better)
+    """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
+    run = alternative(facts, higher_is_better)
     return run.name if run else None
 
 
@@ -126,8 +149,8 @@ def best_trained(facts: Iterable[CandidateFacts], *, higher_is_better: bool = Tr
 
 
 def strongest(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
-    """Name the fine-tune that is best on validation, whatever its gate says."""
-    run = best((f for f in facts if fine_tuned(f)), higher_is_better)
+    """Name the fine-tune within the budgets that is best on validation, whatever its gate says."""
+    run = strongest_run(facts, higher_is_better)
     return run.name if run else None
 
 

@@ -1,4 +1,4 @@
-"""Whether more training data would pay, by the learning curve of the fine-tune in question.
+"""Whether the training data suffice, and whether more would pay by the fine-tune's learning curve.
 
 Invariant: nothing is advised whose gain over the best untrained candidate would not be shown,
 or whose worth does not exceed what the labels and the training cost.
@@ -7,11 +7,25 @@ or whose worth does not exceed what the labels and the training cost.
 from math import sqrt
 from typing import NamedTuple
 
-from harness import numbers
+from harness import stats
 from harness.comparison import Comparison, Estimate
 from harness.decide import arithmetic
-from harness.decide.evidence import Case
+from harness.decide.case import FEW, Case
 from harness.decide.facts import CandidateFacts
+
+MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
+
+
+def too_few(case: Case, run: CandidateFacts) -> str:
+    """Say why a gain from so few examples does not count yet; empty where it does.
+
+    With three seeds and more what is measured counts: the gain is then that over the seeds.
+    """
+    n_seeds = sum(f.name == run.name and f.state == "done" for f in case.facts)
+    if not 0 < run.n_train < FEW or n_seeds >= stats.MIN_SEEDS:
+        return ""
+    seeds = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
+    return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 
 class Wanted(NamedTuple):
@@ -28,7 +42,7 @@ def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> Wanted
     curve, point = case.curve, arithmetic.point_worth_usd(case.policy, case.metric)
     if curve is None or curve.candidate != run.name or point is None:
         return None
-    scale = 1 if case.metric in numbers.OWN_UNITS else 100
+    scale = arithmetic.scale_of(case.metric)
     n_now = curve.points[-1].n_train
     for ahead in curve.ahead:
         gain = _together(now, ahead.gain)

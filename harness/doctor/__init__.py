@@ -1,7 +1,8 @@
 """What this machine, its packages and this experiment are ready for, and what each candidate will take.
 
-Invariant: nothing is trained or answered; a model that is not in the cache yet is fetched, because its
-size is what everything else depends on. Every problem is listed, none stops the others.
+Invariant: nothing is trained, and but for the noise nothing is answered; a model that is not in the
+cache yet is fetched, because its size is what everything else depends on. Every problem is listed, none
+stops the others.
 """
 
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from harness import config, provenance
 from harness.doctor.costs import Cost, costs
+from harness.doctor.noise import measure_noise
 from harness.errors import Problem, UserError
 from harness.experiment import Scope, bench_of
 from harness.machine import Machine, Memory, memory, probe
@@ -18,7 +20,7 @@ from harness.numbers import count
 from harness.progress import Progress
 from harness.run import Bench
 
-__all__ = ["Checkup", "Cost", "costs", "examine"]
+__all__ = ["Checkup", "Cost", "costs", "examine", "measure_noise"]
 
 # What is optional, and the extra that brings it.
 _EXTRAS = {

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from harness import estimate, footprint, store
+from harness.candidates import ANSWERING
 from harness.estimate import Work
 from harness.footprint import Shape
 from harness.machine import Memory
 from harness.plugins import load as load_plugin
 from harness.records import Example, Run
 from harness.run import Bench, base_weights
-from harness.run.sets import suite_sets, target_sets, work_of
+from harness.run.sets import suite_sets, target_sets, total_work
 from harness.run.weights import base_of, fit_work, served_base, source_of, step_of, trained_base, trials
 from harness.spec import Recipe
 
 _GIB = 2**30 / 1e9  # GB
-# Tokens of the prompts and answers that are generated together at most, by device.
-_CACHED_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Cost:
 def costs(bench: Bench, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
     """Estimate every selected candidate, and look up what was measured."""
     runs = store.list_runs(bench.store, bench.experiment.name)
-    asked = sum((work_of(s.job()) for s in suite_sets(bench, base_weights(bench))), Work())
+    asked = total_work(suite_sets(bench, base_weights(bench)))
     return tuple(_cost(bench, name, asked, runs, room) for name in selected)
 
 
@@ -63,7 +62,7 @@ def _cost(bench: Bench, name: str, suites: Work, runs: Sequence[Run], room: Memo
     if source.method == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
     training = _training(bench, recipe)
-    answering = sum((work_of(s.job()) for s in target_sets(bench, recipe, base_weights(bench), 0)), Work())
+    answering = total_work(target_sets(bench, recipe, base_weights(bench), 0))
     answering += suites if source.method != "base" else Work()
     shape = _shape(base_of(bench, recipe).path, base_of(bench, recipe).n_parameters)
     seconds = bench.seconds(training + answering, base_of(bench, recipe))
@@ -125,7 +124,7 @@ def _peak_gb(
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = bench.machine.device == "cuda"
     served = nf4 or (on_gpu and bool(served_base(bench, recipe).quantization))
-    cached = _CACHED_TOKENS[bench.machine.device]
+    cached = ANSWERING[bench.machine.device].tokens
     answering = footprint.inference_gb(shape, cached, bench.machine.precision, nf4=served)
     if not _trains(recipe):
         return answering

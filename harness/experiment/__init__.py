@@ -6,6 +6,7 @@ while the others finish.
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harness import config, gating, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment import fewer
 from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "first_line",
     "gate",
+    "is_stored",
     "planned",
     "planned_curve",
     "refuse_curve",
@@ -41,6 +44,7 @@ __all__ = [
     "run_all",
     "seconds_planned",
     "stored",
+    "stored_so_far",
     "warnings_before",
 ]
 
@@ -54,13 +58,15 @@ def compare(
     quick: bool = False,
     yes: bool = False,
     learning_curve: bool = False,
+    fewer_items: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
     """Run an experiment as far as it is not done yet, and report it.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
     of each task; `quick` is a smoke run, whose numbers are no evidence; `yes` allows more than 64
-    candidates. `learning_curve` also trains the best fine-tune on parts of its data.
+    candidates. `learning_curve` also trains the best fine-tune on parts of its data. `fewer_items` asks
+    of large tasks what the verdicts need; it goes with neither `limit` nor `quick`.
 
     Raises:
         UserError: with every problem of the files at once.
@@ -68,8 +74,8 @@ def compare(
     """
     loaded = config.load(Path(path), overrides, candidates)
     refuse_many(loaded, yes=yes)
-    bench = bench_of(loaded, Scope(limit, quick), progress or Silent())
-    return run_all(bench, loaded, quick=quick, learning_curve=learning_curve)
+    bench = bench_of(loaded, Scope(limit, quick, fewer_items), progress or Silent())
+    return run_all(bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items)
 
 
 def refuse_many(loaded: Loaded, *, yes: bool) -> None:
@@ -100,8 +106,7 @@ def gate(
         hint = did_you_mean(candidate, loaded.selected)
         raise UserError(Problem(str(path), found, "a candidate of the experiment", hint))
     bench = bench_of(loaded, Scope(), Silent())
-    there = {one[0] for one in _in_order(bench, loaded.selected) if stored_run(bench, *one)}
-    facts = stored(bench, [name for name in loaded.selected if name in there or name == candidate]).facts
+    facts = stored_so_far(bench, loaded.selected, candidate).facts
     verdict = next((f.verdict for f in facts if (f.name, f.seed) == (candidate, seed)), None)
     if verdict is None:
         raise IncompatibleRuns(
@@ -111,8 +116,12 @@ def gate(
     return verdict
 
 
-def run_all(bench: Bench, loaded: Loaded, *, quick: bool, learning_curve: bool = False) -> ExperimentReport:
+def run_all(
+    bench: Bench, loaded: Loaded, *, quick: bool, learning_curve: bool = False, fewer_items: bool = False
+) -> ExperimentReport:
     """Make every selected run on a prepared bench, and report them.
+
+    With `fewer_items` large tasks of the suites are asked in looks, until the verdicts are settled.
 
     Raises:
         UserError: a learning curve is wanted that no selected candidate can have.
@@ -120,28 +129,43 @@ def run_all(bench: Bench, loaded: Loaded, *, quick: bool, learning_curve: bool =
     """
     if learning_curve:
         refuse_curve(bench, loaded.selected)
-    start, reader, ordered = time.monotonic(), Reader(bench), _in_order(bench, loaded.selected)
-    with store.working(bench.store):
-        published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
-        for source in published:
-            _measure_base(bench, source)
-        runs = [_attempt(bench, reader, *one, smoke=quick) for one in ordered]
-        done = {run.candidate for run in runs if run.state == "done"}
-        for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
-            if source not in published:
-                _measure_base(bench, source)
+    start, ordered = time.monotonic(), _in_order(bench, loaded.selected)
+    noted = store.Noted(bench.progress, bench.store, len(ordered))
+    bench = replace(bench, progress=noted)
+    make_all = partial(_make_all, bench, ordered, smoke=quick)
+    with store.working(bench.store), noted:
+        if fewer_items:
+            said, runs = fewer.in_looks(bench, _measure_base(bench, bench.source), make_all)
+        else:
+            said, runs = [], make_all()
+        reader = Reader(bench)
         if learning_curve:
             so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
             make_curve(bench, runs, so_far.facts)
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
-    curve_of, notes = partial(stored_curve, bench, reader, runs), _notes(bench, runs)
+    curve_of, notes = partial(stored_curve, bench, reader, runs), [*said, *_notes(bench, runs)]
     return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
 
 
-def _measure_base(bench: Bench, source: ModelSource) -> None:
-    """Measure a base's general ability as far as that is not done yet."""
+def _make_all(bench: Bench, ordered: Sequence[tuple[str, Recipe, int]], *, smoke: bool) -> list[Run]:
+    """Measure the bases and make every run, as far as that is not done yet."""
+    published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
+    for source in published:
+        _measure_base(bench, source)
+    reader = Reader(bench)
+    runs = [_attempt(bench, reader, *one, smoke=smoke) for one in ordered]
+    done = {run.candidate for run in runs if run.state == "done"}
+    for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
+        if source not in published:
+            _measure_base(bench, source)
+    return runs
+
+
+def _measure_base(bench: Bench, source: ModelSource) -> dict[str, str]:
+    """Measure a base's general ability as far as that is not done yet; returns each task's row set."""
     label, rows = arm_label(bench, source), base_arm(bench, source)
     bench.progress.finished(label, f"{label}: measured on {len(rows)} tasks")
+    return rows
 
 
 def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
@@ -163,6 +187,16 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
     return report_of(bench, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
 
 
+def stored_so_far(bench: Bench, selected: Sequence[str], needed: str) -> ExperimentReport:
+    """Report the stored runs of those selected candidates that have one; `needed` has to be among them.
+
+    Raises:
+        IncompatibleRuns: there is no run of `needed` as it is written now.
+    """
+    there = {one[0] for one in _in_order(bench, selected) if stored_run(bench, *one)}
+    return stored(bench, [name for name in selected if name in there or name == needed])
+
+
 def _header(bench: Bench) -> dict[str, object]:
     return {
         "device": bench.machine.name,
@@ -175,13 +209,18 @@ def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
     return [*bench.target.items.notes, *remarks(bench, runs)]
 
 
-def first_line(bench: Bench, n_candidates: int, expected_s: float) -> str:
-    """Say what runs where, in which precision, and about how long that takes from nothing."""
+def is_stored(bench: Bench, selected: Iterable[str]) -> bool:
+    """Tell whether every selected run is finished as it is written now, so that nothing will be computed."""
+    return all((run := stored_run(bench, *one)) and run.state == "done" for one in _in_order(bench, selected))
+
+
+def first_line(bench: Bench, n_candidates: int, expected_s: float | None) -> str:
+    """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
     slow = " (bf16 is emulated here, so fp32)" if bench.machine.emulated_bf16 else ""
     return (
         f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
         f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
-        f"about {seconds(expected_s)} from nothing"
+        + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
     )
 
 

@@ -14,11 +14,10 @@ from harness.decide import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.estimate import Work
 from harness.experiment.findings import Reader, facts_of
-from harness.metrics import Metric
 from harness.plugins import load as load_plugin
 from harness.records import Run
 from harness.run import Bench, base_weights, make_run, measured, stored_run
-from harness.run.sets import target_sets, work_of
+from harness.run.sets import target_sets, total_work
 from harness.run.weights import fit_work, source_of
 from harness.spec import Recipe
 
@@ -57,7 +56,7 @@ def planned_curve(bench: Bench, selected: Iterable[str]) -> Work:
 
 def _work(bench: Bench, recipe: Recipe) -> Work:
     trains = fit_work(bench, source_of(bench, recipe), bench.experiment.seeds[0])
-    asks = sum((work_of(s.job()) for s in target_sets(bench, recipe, base_weights(bench), 0)), Work())
+    asks = total_work(target_sets(bench, recipe, base_weights(bench), 0))
     once = Work(*(round(sum(SHARES) * n) for n in trains))
     return sum([asks] * len(SHARES), once)
 
@@ -85,7 +84,7 @@ def stored_curve(
     found = [(part, stored_run(*part)) for part in _parts(bench, runs, facts)]
     trained = [_trained(part.bench, reader, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
-    return decide.learning_curve(name, [*trained, _trained(bench, reader, whole)], _primary(bench))
+    return decide.learning_curve(name, [*trained, _trained(bench, reader, whole)], bench.target.primary)
 
 
 def _trained(bench: Bench, reader: Reader, run: Run) -> decide.Trained:
@@ -101,7 +100,7 @@ def _parts(bench: Bench, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     candidates = dict(bench.experiment.candidates)
     source = candidates[name].weights_of or name
-    candidates[source] = _settled(candidates[source], whole)
+    candidates[source] = settled(candidates[source], whole)
     last = bench
     for share in SHARES:
         items = part_of(bench.target.items, share, bench.experiment.seeds[0])
@@ -113,7 +112,7 @@ def _parts(bench: Bench, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -
         yield Part(last, part, known[part], bench.experiment.seeds[0])
 
 
-def _settled(recipe: Recipe, run: Run) -> Recipe:
+def settled(recipe: Recipe, run: Run) -> Recipe:
     """Return the recipe with what its sweep chose, so that all sizes are of one recipe."""
     chosen: dict[str, Any] = next((t["params"] for t in run.training.get("sweep", []) if t["chosen"]), {})
     return recipe.model_copy(update={"sweep": {}, "params": {**recipe.params, **chosen}})
@@ -121,7 +120,7 @@ def _settled(recipe: Recipe, run: Run) -> Recipe:
 
 def _judged(bench: Bench, facts: Sequence[CandidateFacts]) -> str | None:
     """Name the fine-tune that the decision is about, where it is trained here."""
-    higher = _primary(bench).higher_is_better
+    higher = bench.target.primary.higher_is_better
     name = decide.best_trained(facts, higher_is_better=higher) or decide.strongest(
         facts, higher_is_better=higher
     )
@@ -133,7 +132,3 @@ def _trained_here(bench: Bench, selected: Iterable[str]) -> Iterator[str]:
         source = source_of(bench, bench.experiment.candidates[name])
         if "num_train_epochs" in load_plugin("methods", source.method).Params.model_fields:
             yield name
-
-
-def _primary(bench: Bench) -> Metric:
-    return bench.target.metrics[bench.target.task.primary_metric]

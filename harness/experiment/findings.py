@@ -3,20 +3,20 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from statistics import fmean
 
 from harness import comparison, decide, estimate, gating, store
-from harness.comparison import Comparison
+from harness.comparison import Comparison, Estimate
 from harness.data import Split
 from harness.decide import CandidateFacts, LearningCurve
 from harness.errors import CandidateFailed, IncompatibleRuns
+from harness.experiment.control import controls_of, judged_controls
 from harness.experiment.prepare import arms
 from harness.experiment.steps import steps_of
-from harness.gating import Measurement, TargetFacts, TaskComparison
-from harness.metrics import Metric
+from harness.gating import ControlFacts, Measurement, TargetFacts, TaskComparison
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
 from harness.run import Bench, Measured, measured_arm
@@ -26,18 +26,38 @@ Rows = list[SampleResult]
 
 
 class Reader:
-    """Reads a row set once, cut to the items of this experiment."""
+    """Reads a row set once, cut to the items of this experiment, with their inclusion weights."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+        self._weights = {m.task.name: m.weights for m in bench.suites if m.weights is not None}
         self.rows = cache(self._rows)
+        self._controls: dict[str, ControlFacts] = {}
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
-        return store.read_rows(self._bench.store, rows_digest, n)
+        rows = store.read_rows(self._bench.store, rows_digest, n)
+        weights = self._weights.get(rows[0].task) if rows else None
+        return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
 
     def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], len(measured.examples(split)))
+
+    def controls(self) -> Mapping[str, ControlFacts]:
+        """Return what the store's control arms found; judged anew when one has come."""
+        if len(store.controls(self._bench.store)) != len(self._controls):
+            self._controls = judged_controls(self._bench.store)
+        return self._controls
+
+    def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
+        """Return every metric of every task that a run answered on test."""
+        return {
+            m.task.name: {
+                name: comparison.estimate(metric, self.of(run, m)) for name, metric in m.metrics.items()
+            }
+            for m in (self._bench.target, *self._bench.suites)
+            if f"{m.task.name}/test" in run.rows
+        }
 
 
 def report_of(
@@ -52,7 +72,8 @@ def report_of(
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     base = bases_of(bench, reader, runs)
-    facts = _with_comparisons(bench, reader, runs, [facts_of(bench, reader, run) for run in runs])
+    measured = decide.budgeted((facts_of(bench, reader, run) for run in runs), bench.experiment.decide)
+    facts = _with_comparisons(bench, reader, runs, measured)
     tasks = _all_comparisons(bench, reader, runs, base)
     steps = _steps(bench, reader, runs, base, tasks)
     judged = tuple(
@@ -61,13 +82,15 @@ def report_of(
         else f
         for f, run in zip(facts, runs, strict=True)
     )
-    primary, policy = _primary(bench), bench.experiment.gate
+    primary, policy = bench.target.primary, bench.experiment.gate
     curve = curve_of(judged)
+    closed_labels = any(e.choices for e in bench.target.items.test)
+    has_documents = bool(bench.target.items.documents)
     decision = decide.decide(
         judged,
         bench.experiment.decide,
-        closed_labels=any(e.choices for e in bench.target.items.test),
-        has_documents=bool(bench.target.items.documents),
+        closed_labels=closed_labels,
+        has_documents=has_documents,
         metric_name=primary.name,
         higher_is_better=primary.higher_is_better,
         curve=curve,
@@ -81,7 +104,7 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_unanswered(bench, reader, runs)),
+        notes=(*notes, *_unanswered(bench, reader, runs), *_ties(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.over_seeds(judged, primary.name),
@@ -93,6 +116,9 @@ def report_of(
         margins=_margins(tasks.values(), policy),
         flips=_flips(bench, reader, runs, judged, tasks, base),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
+        policy=bench.experiment.decide,
+        closed_labels=closed_labels,
+        has_documents=has_documents,
     )
 
 
@@ -149,8 +175,16 @@ def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
     return out
 
 
-def _primary(bench: Bench) -> Metric:
-    return bench.target.metrics[bench.target.task.primary_metric]
+def _ties(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count the items whose right choice was exactly as likely as the best other; say what is alike once."""
+    alike: dict[str, list[str]] = {}
+    for run in (run for run in runs if run.state == "done"):
+        asked = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+        tied = {m.task.name: sum(r.margin == 0 for r in reader.of(run, m)) for m in asked}
+        if found := [f"{n} of {task}" for task, n in tied.items() if n]:
+            alike.setdefault(", ".join(found), []).append(run.candidate)
+    for counted, names in alike.items():
+        yield f"{', '.join(names)}: ties between the right and the best other choice: {counted}"
 
 
 def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
@@ -172,12 +206,12 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     )
     if run.state == "failed":
         return facts
-    metric, test = _primary(bench), reader.of(run, bench.target)
+    metric, test = bench.target.primary, reader.of(run, bench.target)
     if all(row.status == "error" for row in test):
         raise CandidateFailed(
             f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
         )
-    hour = bench.experiment.decide.device_hour_usd
+    hour, tokens = bench.experiment.decide.device_hour_usd, _tokens(run, test)
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
@@ -187,10 +221,11 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
         },
-        cost_per_1k_usd=estimate.price_usd(
-            1000 * fmean(r.compute_s for r in test), bench.machine.device, hour
-        ),
+        cost_per_1k_usd=_cost_per_1k_usd(bench, test, tokens),
+        tokens=tokens,
         latency_p50_s=run.latency["p50_s"],
+        requests_per_s=1 / busy_s if (busy_s := fmean(r.compute_s for r in test)) > 0 else None,
+        measured_on=run.provenance.get("device") or "",
         training_cost_usd=estimate.price_usd(
             sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")), bench.machine.device, hour
         ),
@@ -200,8 +235,35 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     )
 
 
+def _tokens(run: Run, test: Rows) -> estimate.Tokens | None:
+    """Average the tokens of a request; a run that was stored before shared beginnings were counted has none.
+
+    None of a classifier, which no provider sells by the token.
+    """
+    if run.method == "classifier":
+        return None
+    prompt = fmean(r.n_prompt_tokens for r in test)
+    shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
+    return estimate.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))
+
+
+def _cost_per_1k_usd(bench: Bench, test: Rows, tokens: estimate.Tokens | None) -> float:
+    """Price 1,000 requests by their tokens where the policy sets prices, else by device time."""
+    policy = bench.experiment.decide
+    if tokens is not None and policy.usd_per_million_tokens is not None:
+        return 1000 * estimate.request_usd(tokens, policy.usd_per_million_tokens)
+    return estimate.price_usd(
+        1000 * fmean(r.compute_s for r in test), bench.machine.device, policy.device_hour_usd
+    )
+
+
 def _n_train(bench: Bench, run: Run) -> int:
-    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows.
+
+    0 of an adapter made elsewhere, whose data nobody knows.
+    """
+    if run.method == "adapter":
+        return 0
     rows = len(bench.target.items.train)
     if "n_pairs" not in run.training:
         return rows
@@ -212,7 +274,7 @@ def _with_comparisons(
     bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> list[CandidateFacts]:
     """Add the paired differences to the best untrained candidate and to the plain prompt."""
-    metric = _primary(bench)
+    metric = bench.target.primary
     best = decide.best_untrained(facts, higher_is_better=metric.higher_is_better)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [r for r in by_name.values() if _is_prompt(r)]
@@ -237,7 +299,7 @@ def _with_comparisons(
 def _ablations(
     bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.Ablation, ...]:
-    metric, by_id = _primary(bench), {run.run_id: run for run in runs}
+    metric, by_id = bench.target.primary, {run.run_id: run for run in runs}
 
     def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
         base, now = (reader.of(by_id[f.run_id], bench.target) for f in (old, new))
@@ -268,15 +330,18 @@ def _task_comparisons(
     bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]
 ) -> list[TaskComparison]:
     """Compare a run with the base on every metric of every capability task, the primary one first."""
-    measured = _measured(bench, reader, run, base)
+    measured = measured_of(bench, reader, run, base)
     identical = run.weights_digest == run.base_digest
     return gating.compare_measurements(measured, bench.experiment.gate.alpha, identical=identical)
 
 
-def _measured(bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
-    """Put the rows of both arms beside each task that the run answered."""
+def measured_of(bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+    """Put the rows of both arms beside each task that the run answered, with its A/A noise."""
+    noise = store.flip_rates(bench.store, run.base_digest, bench.machine.precision)
     return [
-        Measurement(m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m))
+        Measurement(
+            m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m), noise.get(m.task.name)
+        )
         for m in bench.suites
         if f"{m.task.name}/test" in run.rows
     ]
@@ -294,11 +359,12 @@ def _verdict(
     if not tasks or facts.target is None:
         return None
     return gating.judge_measurements(
-        _measured(bench, reader, run, base),
+        measured_of(bench, reader, run, base),
         tasks,
         _policy(bench.experiment.gate, facts),
         target=TargetFacts(facts.target, facts.vs_untrained),
         identical=run.weights_digest == run.base_digest,
+        controls=controls_of(bench.store, run, reader.controls),
     )
 
 
@@ -336,7 +402,7 @@ def _flips(
     base: Mapping[str, Mapping[str, Rows]],
 ) -> dict[str, tuple[Flip, ...]]:
     """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
-    best = decide.best_untrained(facts, higher_is_better=_primary(bench).higher_is_better) or ""
+    best = decide.best_untrained(facts, higher_is_better=bench.target.primary.higher_is_better) or ""
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     out: dict[str, tuple[Flip, ...]] = {}
     seen: set[str] = set()
@@ -348,7 +414,7 @@ def _flips(
             old, new = (reader.of(r, bench.target) for r in (by_name[best], run))
             shown += flips_of(f.vs_untrained, old, new, best)
         if run.weights_digest not in seen:
-            by_task = {m.task.name: m for m in _measured(bench, reader, run, base[run.base_digest])}
+            by_task = {m.task.name: m for m in measured_of(bench, reader, run, base[run.base_digest])}
             shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
         seen.add(run.weights_digest)
         out[f.label] = tuple(shown)

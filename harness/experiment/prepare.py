@@ -20,25 +20,34 @@ from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.run import Bench, Measured, base_weights, measured
-from harness.run.sets import SPLITS, suite_sets, target_sets, work_of
+from harness.run.replay import replay_problems
+from harness.run.sets import SPLITS, suite_sets, target_sets, total_work, work_of
 from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
 SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
+FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 BASE_ARM = "general ability of the base"
 
 
 class Scope(NamedTuple):
-    """How much of an experiment is run: `limit` test items of each task, or a quick smoke."""
+    """How much of an experiment is run: `limit` test items of each task, a quick smoke, or fewer items."""
 
     limit: int | None = None
     quick: bool = False
+    fewer: bool = False
 
 
 def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
-    """Return the experiment with fewer items, and for a smoke with a short training as well."""
+    """Return the experiment with fewer items, and for a smoke with a short training as well.
+
+    A name of its own keeps such runs and reports apart from the full ones; which items a `fewer` run asks
+    is known once the base is measured.
+    """
+    if scope.fewer:
+        experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
         target = _with_limits(experiment.target, SMOKE_LIMITS)
         suites = tuple(_capped(suite, SMOKE_ITEMS) for suite in experiment.suites)
@@ -61,8 +70,9 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     """Read all data, probe the machine, find the base model.
 
     Raises:
-        UserError: with the problems of all tasks at once.
+        UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
     """
+    _refuse_two_ways(scope)
     experiment = narrowed(loaded.experiment, scope)
     _refuse_without_test(experiment)
     experiment, catalogue = with_lm_eval(experiment)
@@ -88,6 +98,15 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     bench = Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, sources)
     _refuse_weights(bench, loaded.selected)
     return bench
+
+
+def _refuse_two_ways(scope: Scope) -> None:
+    """Refuse a cut of the items from which more would be drawn: the delta is that of whole tasks."""
+    given = [name for name, there in (("--quick", scope.quick), ("--limit", scope.limit)) if there]
+    if scope.fewer and given:
+        expected = "whole tasks, from which the items are drawn"
+        step = "--exact, or leave the other out"
+        raise UserError(Problem("--fewer-items", f"{' and '.join(given)} as well", expected, step))
 
 
 def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSource]:
@@ -122,6 +141,7 @@ def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
+        problems += replay_problems(bench, recipe)
     if problems:
         raise UserError(problems)
 
@@ -134,7 +154,7 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
     recipes = bench.experiment.candidates
     chosen = {name: recipes[name] for name in selected}
-    suites = sum((work_of(rows.job()) for rows in suite_sets(bench, base_weights(bench))), Work())
+    suites = total_work(suite_sets(bench, base_weights(bench)))
     out = {arm_label(bench, source): suites for source in arms(bench, chosen.values())}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
@@ -144,7 +164,7 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
         trains = sum((_making_work(bench, recipes[at]) for at in makes), Work())
         tuned = _is_tuned(bench, recipe)
         n_seeds = len(bench.experiment.seeds) if tuned else 1
-        asked = sum(_asking_work(bench, recipe), Work())
+        asked = _asking_work(bench, recipe)
         weights = (recipe.weights_of or name, served_base(bench, recipe).weights_digest)
         once = asked + trains + (suites if tuned and weights not in judged else Work())
         judged.add(weights)
@@ -197,11 +217,10 @@ def _making_work(bench: Bench, source: Recipe) -> Work:
     return sum(fits, Work())
 
 
-def _asking_work(bench: Bench, recipe: Recipe) -> list[Work]:
+def _asking_work(bench: Bench, recipe: Recipe) -> Work:
     if recipe.method == "classifier":
-        return []
-    base = base_weights(bench)
-    return [work_of(rows.job()) for rows in target_sets(bench, recipe, base, 0)]
+        return Work()
+    return total_work(target_sets(bench, recipe, base_weights(bench), 0))
 
 
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:

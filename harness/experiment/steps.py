@@ -41,12 +41,13 @@ def steps_of(
     parent = parent_of(bench, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
-        out.append(_step(bench, "training on pairs", run.candidate, parent.candidate, own, old, counting))
+        what = "training on pairs" if "n_pairs" in run.training else "scaling"
+        out.append(_step(bench, what, run.candidate, parent.candidate, own, old, counting))
     return tuple(out)
 
 
 def parent_of(bench: Bench, run: Run, runs: Iterable[Run]) -> Run | None:
-    """Find the run whose adapter was trained further: of the same seed, where it was trained with one."""
+    """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
     init = source_of(bench, bench.experiment.candidates[run.candidate]).init_from
     made = [r for r in runs if r.candidate == init and r.state == "done"]
     return next((r for r in made if r.seed == run.seed), made[0] if made else None)
@@ -67,7 +68,7 @@ def _step(bench: Bench, what: str, new: str, base: str, own: Rows, old: Rows, co
 
 def _compared(bench: Bench, m: Measured, old: Rows, new: Rows) -> Comparison:
     name = m.task.name
-    metric = m.metrics[m.task.primary_metric]
+    metric = m.primary
     return comparison.compare_rows(metric, old[name], new[name], alpha=bench.experiment.gate.alpha)
 
 

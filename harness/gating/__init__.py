@@ -1,7 +1,8 @@
-"""Comparisons and a policy → one verdict: pass, fail or inconclusive, with its rules and numbers.
+"""Comparisons and a policy → one verdict: pass, fail, inconclusive or harness-drift, with its rules.
 
 Invariant: pass needs non-inferiority shown and fail needs a regression shown; whatever lies
 between is inconclusive, and so is a run of which no admitted capability task was measured.
+Where the control arm moved, nothing is said of the candidate.
 Admission looks at the base only.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
+from harness.gating.control import ControlFacts, control_rule, has_drifted
 from harness.gating.margins import margin_of
 from harness.gating.measure import Measurement, admit, compare_measurements, validity_of
 from harness.gating.power import macro_of, missed, warn_before
@@ -27,6 +29,7 @@ from harness.gating.verdict import (
 from harness.spec import GatePolicy
 
 __all__ = [
+    "ControlFacts",
     "Measurement",
     "MissRate",
     "Rule",
@@ -36,6 +39,7 @@ __all__ = [
     "admit",
     "compare_measurements",
     "exit_code",
+    "has_drifted",
     "in_macro",
     "is_reported_only",
     "judge",
@@ -53,12 +57,14 @@ def judge(
     target: TargetFacts | None,
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
 ) -> Verdict:
     """Judge a run by every rule of the policy; comparisons must be made at `policy.alpha`.
 
     `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
     weights digest is the base's own: what the weights decide then passes by identity, not by
-    test, and only the target is judged.
+    test, and only the target is judged. `controls` are the control arms beside which its rows were
+    computed.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -75,6 +81,7 @@ def judge(
         rule.validity_rule(validity, policy, identical),
         rule.target_rule(target, policy),
         rule.drift_rule(tasks, policy, identical),
+        control_rule(controls),
     )
     outcome = worst([r.outcome for r in rules])
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
@@ -98,6 +105,7 @@ def judge_measurements(
     target: TargetFacts | None,
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
 ) -> Verdict:
     """Judge what `compare_measurements` found, by each task's primary metric and the rows' validity.
 
@@ -106,11 +114,24 @@ def judge_measurements(
     """
     primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
     validity = validity_of(measured, policy.alpha, identical)
-    return judge(primary, policy, validity=validity, target=target, identical=identical, confirmed=confirmed)
+    return judge(
+        primary,
+        policy,
+        validity=validity,
+        target=target,
+        identical=identical,
+        confirmed=confirmed,
+        controls=controls,
+    )
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
-    """Return 0 for pass, 3 for fail, 4 for inconclusive unless the policy lets that through."""
+    """Return 0 for pass, 3 for fail, 4 for inconclusive unless the policy lets that through.
+
+    A harness that drifted is 4 whatever the policy says: nothing was judged.
+    """
+    if verdict.outcome == "harness-drift":
+        return 4
     if verdict.outcome == "inconclusive":
         return 4 if policy.on_inconclusive == "fail" else 0
     return 0 if verdict.outcome == "pass" else 3

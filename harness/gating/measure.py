@@ -5,18 +5,21 @@ made elsewhere. Admission looks at the base only.
 """
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from typing import NamedTuple
 
-from harness import comparison, numbers
+from harness import comparison, numbers, stats
 from harness.comparison import Comparison
 from harness.gating.verdict import TaskComparison, is_reported_only
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import Role, Task
 
+_SIGNAL_TO_NOISE = 3.0
+
 
 class Measurement(NamedTuple):
-    """One task of a suite as both arms answered it."""
+    """One task of a suite as both arms answered it; `flip_rate` is its A/A noise where that was measured."""
 
     task: Task
     role: Role
@@ -24,13 +27,18 @@ class Measurement(NamedTuple):
     metrics: Mapping[str, Metric]
     base: Sequence[SampleResult]
     new: Sequence[SampleResult]
+    flip_rate: float | None = None
 
 
-def admit(task: Task, metric: Metric, base_rows: Sequence[SampleResult]) -> tuple[bool, str]:
+def admit(
+    task: Task, metric: Metric, base_rows: Sequence[SampleResult], flip_rate: float | None = None
+) -> tuple[bool, str]:
     """Decide from the base's rows whether the task can show forgetting, and say why.
 
-    Admitted where the 95 % interval of the base's score lies above the task's chance level.
-    Bits per byte, and any other metric where lower is better, never count.
+    Admitted where the 95 % interval of the base's score lies above the task's chance level, and the
+    score at least three times its A/A noise above it: the standard deviation √(q/2n) that a share q
+    of items flipping between two layouts gives each of them. Bits per byte, and any other metric
+    where lower is better, never count.
 
     Raises:
         IncompatibleRuns: no row could be scored.
@@ -40,7 +48,11 @@ def admit(task: Task, metric: Metric, base_rows: Sequence[SampleResult]) -> tupl
     score = comparison.estimate(metric, base_rows)
     found = f"the base scores {numbers.interval(score.score, score.low, score.high)} %"
     chance = f"chance ({numbers.percent(task.chance)} %), n = {numbers.count(score.n)}"
-    if score.low > task.chance:
+    noise = sqrt((flip_rate or 0.0) / (2 * score.n))
+    if score.low > task.chance + stats.TIE and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
+        moved = f"less than three times what its layout alone moves it by ({numbers.percent(noise)} pp)"
+        return False, f"{task.name} cannot show forgetting: {found}, above {chance} by {moved}"
+    if score.low > task.chance + stats.TIE:
         return True, f"{task.name}: {found}, above {chance}"
     return False, f"{task.name} cannot show forgetting: {found}, not above {chance}"
 
@@ -60,9 +72,13 @@ def _task(m: Measurement, alpha: float, identical: bool) -> list[TaskComparison]
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
         difference = comparison.compare_rows(m.metrics[name], m.base, m.new, alpha=alpha, identical=identical)
-        admitted, why = admit(m.task, m.metrics[name], m.base) if name == primary else (False, "")
+        admitted, why = _admitted(m, name) if name == primary else (False, "")
         out.append(TaskComparison(m.task, m.role, difference, admitted, "" if admitted else why, m.suite))
     return out
+
+
+def _admitted(m: Measurement, name: str) -> tuple[bool, str]:
+    return admit(m.task, m.metrics[name], m.base, m.flip_rate)
 
 
 def validity_of(measured: Sequence[Measurement], alpha: float, identical: bool) -> Comparison | None:

@@ -6,7 +6,7 @@ Source: Chow, Shao & Wang 2008.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, inf, log, sqrt
+from math import ceil, floor, inf, isfinite, log, log1p, sqrt
 from typing import NamedTuple
 
 from harness import comparison, numbers, stats
@@ -175,19 +175,34 @@ def macro_planning_se(admitted: Sequence[TaskComparison], macro: Macro) -> float
     return sqrt(sum(part**2 for part in parts)) / len(admitted)
 
 
-def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> tuple[int | None, str]:
+def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
+    """Return the standard error that the one-sided bound between the delta and −margin amounts to."""
+    width = delta - ends.low if delta >= -margin else ends.high - delta
+    return width / stats.z_quantile(1 - alpha)
+
+
+def more_items(
+    delta: float, se: float, margin: float, n: int, alpha: float, found_se: float
+) -> tuple[int | None, str]:
     """Say how many more items would settle the margin with 80 % power, and under which true delta.
 
-    The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is
-    not shown is not counted on), however many items that takes. Where the observed loss lies so
-    close to the margin that a hundred times the items would not tell them apart, the number is
-    that for a true delta of 0.
+    `se` is the one to plan with (`planning_se`), `found_se` that of the bound which left the margin
+    open (`facing_se`): it is used where by the planned one the items at hand would have done. The
+    true delta is taken to be the observed one where that is a loss, else 0 (a gain that is not
+    shown is not counted on), however many items that takes. Where the observed loss lies so close
+    to the margin that a hundred times the items would not tell them apart, the number is that for
+    a true delta of 0.
     """
     truth = min(delta, 0.0)
-    if (factor := _factor(se, abs(truth + margin), alpha)) <= MOST_ITEMS or truth == 0:
+    factor = _factor(se, abs(truth + margin), alpha)
+    if factor <= 1:
+        factor = _factor(found_se, abs(truth + margin), alpha)
+    if factor <= MOST_ITEMS or (truth == 0 and isfinite(factor)):
         assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
         more = max(1, ceil(n * (factor - 1)))
         return more, f"some {numbers.count(more)} more items would settle it with 80 % power if {assumed}"
+    if truth == 0:
+        return None, "no number of items would settle a margin so small"
     at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
     factor = _factor(se, margin, alpha)
     if factor <= 1:
@@ -198,8 +213,13 @@ def more_items(delta: float, se: float, margin: float, n: int, alpha: float) -> 
 
 def _factor(se: float, gap: float, alpha: float) -> float:
     """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
-    reach = stats.z_quantile(1 - alpha) + stats.z_quantile(_POWER)
-    return (se * reach / gap) ** 2 if gap > 0 else inf
+    reach = se * (stats.z_quantile(1 - alpha) + stats.z_quantile(_POWER))
+    times = reach / gap if gap > 0 else inf
+    return times * times  # ** raises where the square is beyond what a float holds
+
+
+def _times(n: int, factor: float) -> float:
+    return ceil(n * factor) if isfinite(factor) else inf
 
 
 def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> str:
@@ -213,7 +233,7 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
     if power >= _POWER:
         return ""
-    needed = ceil(n * _factor(se, margin, policy.alpha))
+    needed = _times(n, _factor(se, margin, policy.alpha))
     return (
         f"macro margin {numbers.percent(margin)} pp: with {numbers.count(n)} items over "
         f"{count_of(len(items))} an equal model passes in {100 * power:.0f} % of cases; "
@@ -226,11 +246,13 @@ def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy:
     if is_relative(written):
         return ""
     margin = share(written)
+    if 2 * margin >= 1:
+        return ""  # no task can lose twice as much
     se = stats.paired_se(disagreement, n, -2 * margin)
     power = _noticed(-2 * margin, margin, se, alpha)
     if power >= _POWER:
         return ""
-    needed = ceil(n * max(_factor(se, 2 * margin, alpha), _factor(se, margin, 0.5)))
+    needed = _times(n, max(_factor(se, 2 * margin, alpha), _factor(se, margin, 0.5)))
     return (
         f"{task.name}, margin {numbers.percent(margin)} pp: with {numbers.count(n)} items a true loss of "
         f"{numbers.percent(2 * margin)} pp is noticed in {100 * power:.0f} % of cases; "
@@ -240,7 +262,7 @@ def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy:
 
 def _critical_warning(task: Task, n: int, policy: GatePolicy) -> str:
     """Warn where even losing nothing would not pass: α^{1/n} is then the bound on what is kept."""
-    needed = ceil(log(policy.alpha) / log(1 - 2 * policy.critical_margin))
+    needed = ceil(log(policy.alpha) / log1p(-2 * policy.critical_margin))
     if n >= needed:
         return ""
     return (

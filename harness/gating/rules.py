@@ -15,6 +15,7 @@ from harness.gating.margins import is_relative, margin_of, share, shown
 from harness.gating.power import (
     MOST_ITEMS,
     Macro,
+    facing_se,
     lower_se,
     macro_planning_se,
     more_items,
@@ -60,7 +61,14 @@ def macro_rule(
         return Rule("macro", "inconclusive", said + tail, facts)
     found = macro_estimate(admitted, identical)
     outcome = _outcome(macro.lower, macro.upper, margin)
-    more, advice = more_items(macro.delta, macro_planning_se(admitted, macro), margin, found.n, policy.alpha)
+    more, advice = more_items(
+        macro.delta,
+        macro_planning_se(admitted, macro),
+        margin,
+        found.n,
+        policy.alpha,
+        facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha),
+    )
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
@@ -117,8 +125,10 @@ def _doubtful_rule(
 ) -> Rule:
     said, most = [], 0
     for t in doubtful:
-        c = t.comparison
-        more, advice = more_items(c.delta, planning_se(c, upper_se(c)), margin_of(t, policy), c.n, alpha)
+        c, margin = t.comparison, margin_of(t, policy)
+        more, advice = more_items(
+            c.delta, planning_se(c, upper_se(c)), margin, c.n, alpha, _facing_se(c, margin)
+        )
         said.append(f"{_against_margin(t, policy)}: {advice}")
         most = max(most, more or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
@@ -190,7 +200,14 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = comparison.oriented(validity)
     outcome = _outcome(c.lower, c.upper, policy.validity)
-    more, advice = more_items(c.delta, planning_se(c, lower_se(c)), policy.validity, c.n, policy.alpha)
+    more, advice = more_items(
+        c.delta,
+        planning_se(c, lower_se(c)),
+        policy.validity,
+        c.n,
+        policy.alpha,
+        _facing_se(c, policy.validity),
+    )
     facts: dict[str, Number] = {
         "base": c.base,
         "new": c.new,
@@ -323,6 +340,10 @@ def macro_estimate(admitted: Sequence[TaskComparison], identical: bool) -> Estim
         [c.delta for c in comparisons], [Interval(c.low, c.high) for c in comparisons]
     )
     return Estimate(delta, *ends, n)
+
+
+def _facing_se(c: Comparison, margin: float) -> float:
+    return facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
 def _with_items(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:

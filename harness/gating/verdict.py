@@ -1,7 +1,7 @@
 """The nouns of the gate: what it is given of each task, and what it says.
 
-Invariant: an outcome is `pass`, `fail` or `inconclusive` (a rule may also be `skipped`),
-and a set of outcomes is as good as its worst.
+Invariant: an outcome is `pass`, `fail`, `inconclusive` or `harness-drift` (a rule may also be
+`skipped`), and a set of outcomes is as good as its worst.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from harness import numbers
 from harness.comparison import Comparison, Estimate
 from harness.spec import Task
 
-Outcome = Literal["pass", "fail", "inconclusive"]
-RuleOutcome = Literal["pass", "fail", "inconclusive", "skipped"]
+Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
+RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
 Number = float | int | str | list[str]
 
 
@@ -47,7 +47,7 @@ class MissRate(NamedTuple):
 class Rule:
     """What one rule of the policy says, and the numbers its sentence rests on."""
 
-    name: Literal["macro", "each", "critical", "regressions", "validity", "target", "drift"]
+    name: Literal["macro", "each", "critical", "regressions", "validity", "target", "drift", "control"]
     outcome: RuleOutcome
     sentence: str
     numbers: dict[str, Number]
@@ -73,7 +73,9 @@ class Verdict:
 
 
 def worst(outcomes: Sequence[RuleOutcome]) -> Outcome:
-    """Join outcomes: one fail fails, else one inconclusive leaves all inconclusive."""
+    """Join outcomes: where the harness drifted nothing else counts; then one fail fails, and so on."""
+    if "harness-drift" in outcomes:
+        return "harness-drift"
     return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
 
 

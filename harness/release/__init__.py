@@ -15,6 +15,7 @@ from harness.records import Run
 from harness.release import forms
 from harness.release.again import score_again
 from harness.release.champions import Champion, chosen_run, promote, read_champion
+from harness.release.differing import Differences, differences
 from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
 from harness.release.judged import Judged, exit_code
@@ -25,14 +26,17 @@ from harness.store import Store
 
 __all__ = [
     "Champion",
+    "Differences",
     "Judged",
     "candidate_runs",
+    "differences",
     "exit_code",
     "gate",
     "gate_folders",
     "gate_stored",
     "pin",
     "promote_named",
+    "read_champion",
     "remove_run",
     "score_again",
     "terminal",
@@ -49,7 +53,7 @@ def gate(
     baseline: str | None = None,
     base: Path | None = None,
 ) -> list[Judged]:
-    """Judge a candidate's stored runs, or with `base` one folder of lm-eval samples against another.
+    """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
 
     Raises:
         UserError: an option, a file or a name cannot be used.

@@ -5,7 +5,7 @@ Invariant: no model is loaded; what only asking again would give is named, and n
 
 from typing import NamedTuple
 
-from harness import comparison, run
+from harness import run
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
 from harness.experiment.findings import Reader
@@ -14,6 +14,7 @@ from harness.release.champions import read_champion
 from harness.run import Bench, rescoring
 from harness.run.sets import suite_sets
 from harness.run.weights import base_of, served_base
+from harness.spec import Recipe
 
 
 class Scored(NamedTuple):
@@ -30,7 +31,7 @@ def score_again(bench: Bench, run_before: Run) -> Scored:
         IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
     """
     recipe = bench.experiment.candidates.get(run_before.candidate)
-    if recipe is None or recipe.model_dump(mode="json") != run_before.recipe:
+    if recipe is None or Recipe.model_validate(run_before.recipe) != recipe:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
             "one that the run was made with; next: harness compare"
@@ -48,15 +49,4 @@ def score_again(bench: Bench, run_before: Run) -> Scored:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
         rescoring.missing(bench, suite_sets(bench, weights))
-    return Scored(again, _scores(bench, again))
-
-
-def _scores(bench: Bench, done: Run) -> dict[str, dict[str, Estimate]]:
-    reader = Reader(bench)
-    return {
-        m.task.name: {
-            name: comparison.estimate(metric, reader.of(done, m)) for name, metric in m.metrics.items()
-        }
-        for m in (bench.target, *bench.suites)
-        if f"{m.task.name}/test" in done.rows
-    }
+    return Scored(again, Reader(bench).scores(again))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from harness import capability, store
 from harness.data import load_task
 from harness.errors import IncompatibleRuns
-from harness.experiment.prepare import of_lm_eval
+from harness.experiment.prepare import FEWER, of_lm_eval
 from harness.records import Run
 from harness.run import measured
 from harness.run.identity import rows_version
@@ -26,8 +26,14 @@ def refuse_changed(
 
     Raises:
         UserError: a file of a task cannot be read.
-        IncompatibleRuns: a task's definition, its items or the code that asks them have changed.
+        IncompatibleRuns: a task's definition, its items or the code that asks them have changed, or the
+            items of the run were drawn.
     """
+    if run.experiment == f"{experiment.name}{FEWER}":
+        raise IncompatibleRuns(
+            f"{run.run_id}: found a run of --fewer-items, whose items count by weights of its report; "
+            f"expected whole tasks; next: harness compare --exact --candidates {run.candidate}"
+        )
     if run.experiment != experiment.name:
         return
     named: list[tuple[Task, Role, str]] = [(experiment.target, "target", experiment.target.name)]

@@ -16,7 +16,13 @@ from harness.report.escape import markdown as escape
 from harness.report.facts import miss_basis, miss_text
 
 _LOST_SHOWN = 20
-_LABELS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED", "skipped": "–"}
+_LABELS = {
+    "pass": "PASS",
+    "fail": "FAIL",
+    "inconclusive": "UNDECIDED",
+    "harness-drift": "DRIFT",
+    "skipped": "–",
+}
 
 
 def terminal(judged: Judged) -> list[str]:

@@ -13,6 +13,7 @@ from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment.control import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.gating import Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
@@ -128,6 +129,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         target=_target(loaded, at, run, policy, target),
         identical=identical,
         confirmed=_confirmed(at, run, measured),
+        controls=controls_of(at, run),
     )
     label = f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
@@ -152,7 +154,8 @@ def _measurement(
     base = _baseline_identity(at, own, key, run, champion)
     metrics = known[task.name]
     new_rows, base_rows = _cut(_read(at, own, metrics), _read(at, base, metrics), task, notes)
-    return Measurement(task, role, suite, metrics, base_rows, new_rows)
+    noise = store.flip_rates(at, run.base_digest, own.precision).get(task.name)
+    return Measurement(task, role, suite, metrics, base_rows, new_rows, noise)
 
 
 def _baseline_identity(

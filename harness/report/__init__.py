@@ -16,6 +16,8 @@ from harness.report.document import markdown
 from harness.report.facts import SMOKE, ExperimentReport, live_line
 from harness.report.flips import Flip, flips_of
 from harness.report.junit import junit
+from harness.report.kept import paths as kept_reports
+from harness.report.kept import read
 from harness.report.origins import origin
 from harness.report.page import html
 from harness.report.pictures import front_file
@@ -35,9 +37,11 @@ __all__ = [
     "front_file",
     "html",
     "junit",
+    "kept_reports",
     "live_line",
     "markdown",
     "origin",
+    "read",
     "score_table",
     "terminal",
     "terminal_table",
@@ -84,7 +88,9 @@ def _forms(report: ExperimentReport) -> dict[str, str]:
 
 
 def _stops(report: ExperimentReport, verdict: Verdict) -> bool:
-    return verdict.outcome == "fail" or (verdict.outcome == "inconclusive" and report.undecided_fails)
+    return verdict.outcome in ("fail", "harness-drift") or (
+        verdict.outcome == "inconclusive" and report.undecided_fails
+    )
 
 
 def _replace(path: Path, text: str) -> None:
@@ -100,6 +106,8 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: to_plain(v) for name, v in value._asdict().items()}
+    if hasattr(value, "model_dump"):
+        return to_plain(value.model_dump())
     if isinstance(value, Mapping):
         return {str(key): to_plain(v) for key, v in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):

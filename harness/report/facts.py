@@ -22,6 +22,7 @@ from harness.gating import MissRate, Verdict
 from harness.report import recipes, steps
 from harness.report.flips import Flip
 from harness.report.steps import Step
+from harness.spec import DecidePolicy
 
 SMOKE = "smoke, not evidence"
 _SHORT = {
@@ -32,7 +33,7 @@ _SHORT = {
     "bleu": "BLEU",
     "bits_per_byte": "bits/byte",
 }
-_VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED"}
+_VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED", "harness-drift": "DRIFT"}
 _TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
 
 
@@ -50,7 +51,8 @@ class ExperimentReport:
     the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
     mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
     verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
-    `label`; `origins` says what each run's numbers depend on.
+    `label`; `origins` says what each run's numbers depend on. `policy` is what the decision went by,
+    `closed_labels` and `has_documents` which alternatives the target allows.
     """
 
     experiment: str
@@ -73,6 +75,9 @@ class ExperimentReport:
     undecided_fails: bool = True
     flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict)
     origins: dict[str, dict[str, str]] = field(default_factory=dict)
+    policy: DecidePolicy | None = None
+    closed_labels: bool = False
+    has_documents: bool = False
 
     @property
     def file_name(self) -> str:
@@ -260,6 +265,8 @@ def _miss_line(label: str, verdict: Verdict) -> str:
     macro = [m for m in verdict.missed if m.what == "macro"]
     nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
     missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    if verdict.outcome == "harness-drift":
+        return f"{label}: the harness drifted, which says nothing of the candidate"
     if verdict.outcome != "inconclusive":
         return f"{label}: {missed}"
     more = f" (+{numbers.count(verdict.items_needed)} items)" if verdict.items_needed else ""

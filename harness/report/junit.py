@@ -36,7 +36,7 @@ def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
 def _case(name: str, rule: Rule, stops: bool) -> ET.Element:
     case = ET.Element("testcase", classname=clean(name), name=rule.name, time="0")
     said = clean(rule.sentence)
-    if rule.outcome == "fail" or (rule.outcome == "inconclusive" and stops):
+    if rule.outcome in ("fail", "harness-drift") or (rule.outcome == "inconclusive" and stops):
         ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
     elif rule.outcome in ("inconclusive", "skipped"):
         ET.SubElement(case, "skipped", message=said)

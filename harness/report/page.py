@@ -21,7 +21,13 @@ from harness.report.pictures import style
 from harness.report.sections import Section, header_facts, sections
 
 _FOLDER = Path(__file__).parent
-_VERDICTS = {"PASS": "passes", "FAIL": "fails", "UNDECIDED": "undecided", "ERROR": "fails"}
+_VERDICTS = {
+    "PASS": "passes",
+    "FAIL": "fails",
+    "UNDECIDED": "undecided",
+    "DRIFT": "undecided",
+    "ERROR": "fails",
+}
 
 
 class Chapter(NamedTuple):

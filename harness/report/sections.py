@@ -67,7 +67,7 @@ def header_facts(report: ExperimentReport) -> list[str]:
 
 def arithmetic_lines(decision: Decision) -> list[str]:
     """List the numbers behind a decision for a terminal."""
-    values = (f"  {name}: {value}" for name, value in _arithmetic_rows(decision))
+    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision))
     return [*values, *_missing(decision)]
 
 
@@ -208,12 +208,13 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
 
 
 def _arithmetic(decision: Decision) -> Section:
-    rows = _arithmetic_rows(decision)
+    rows = arithmetic_rows(decision)
     title = "Arithmetic of the decision"
     return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))
 
 
-def _arithmetic_rows(decision: Decision) -> list[tuple[str, str]]:
+def arithmetic_rows(decision: Decision) -> list[tuple[str, str]]:
+    """List the numbers behind a decision, each with its name in words."""
     return [(_words(name), _value(value)) for name, value in decision.arithmetic.items()]
 
 

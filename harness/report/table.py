@@ -17,7 +17,7 @@ from harness.report.escape import clean, shorten
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
 
 WIDTH = 100
-_STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow"}
+_STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow", "DRIFT": "yellow"}
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:

@@ -20,15 +20,17 @@ from harness import estimate, plugins, provenance, store
 from harness.candidates import Candidate, ModelHost, classifier
 from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
-from harness.errors import Diverged, HarnessError
+from harness.errors import CandidateFailed, Diverged, HarnessError
 from harness.evaluate import Job, evaluate_block, in_order, latency_s
 from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
 from harness.progress import Progress
 from harness.records import Example, Run, SampleResult, digest
-from harness.run import rescoring
+from harness.run import control as control_arm
+from harness.run import replay, rescoring
 from harness.run import weights as made
-from harness.run.sets import SPLITS, RowSet, suite_sets, target_sets, work_of
+from harness.run.sets import SPLITS, RowSet, suite_set, suite_sets, target_sets, work_of
+from harness.run.shared import shared_tokens
 from harness.run.weights import base_of, served_base
 from harness.spec import Experiment, Recipe, Role, Task
 from harness.store import Store
@@ -39,7 +41,11 @@ _LAYS_OUT = ("prepack", "scoring", "generation", "candidates")
 
 
 class Measured(NamedTuple):
-    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked."""
+    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
+
+    Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
+    items come in the order in which they were drawn.
+    """
 
     task: Task
     role: Role
@@ -48,10 +54,16 @@ class Measured(NamedTuple):
     versions: Mapping[Split, str]
     metrics: dict[str, Metric]
     evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
+    weights: Mapping[str, float] | None = None
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that decides."""
+        return self.metrics[self.task.primary_metric]
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version; lm-eval's already come in it."""
-        if self.task.lm_eval:
+        """Return a split's items in the order seeded by its version; lm-eval's and drawn ones have theirs."""
+        if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return in_order(getattr(self.items, split), self.versions[split])
 
@@ -61,6 +73,7 @@ class Bench:
     """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
+    `controls` maps digests of bases to the control arm that was measured while this bench was open.
     """
 
     experiment: Experiment
@@ -71,6 +84,7 @@ class Bench:
     suites: tuple[Measured, ...]
     progress: Progress
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
+    controls: dict[str, str] = field(default_factory=dict)
     _host: ModelHost | None = None
 
     def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
@@ -131,9 +145,11 @@ def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     lacking = rescoring.missing(bench, sets)
     if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
         return _saved_again(bench, recipe, run_id, sets, before)
+    beside = _beside(bench, recipe, weights) if lacking else ""
     with opened(bench, weights) as candidate:
-        fill(bench, candidate, lacking, name)
-        times = latency_s(candidate, sets[0].job())
+        fill(bench, candidate, lacking, name, control=beside)
+        validation = sets[0].job()
+        times, shared = latency_s(candidate, validation), shared_tokens(candidate, validation)
     run = _record(
         bench,
         name,
@@ -144,7 +160,11 @@ def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
         state="done",
         rows={s.name: s.identity.digest for s in sets},
         training=weights.training,
-        latency={"p50_s": statistics.median(times), "n": float(len(times))},
+        latency={
+            "p50_s": statistics.median(times),
+            "n": float(len(times)),
+            "shared_prompt_tokens": float(shared),
+        },
         provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
     )
     store.save_run(bench.store, run)
@@ -319,12 +339,33 @@ def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bo
     folder = made.folder_of(bench, source, seed, init)
     found = made.found(bench, recipe, folder)
     if found is None and make:
-        made.fit(bench, source, seed, folder, init)
+        made.fit(bench, source, seed, folder, init, _replayed(bench, source, seed))
         found = made.found(bench, recipe, folder)
     if found is None or init is None:
         return found
     before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
     return found._replace(training={**found.training, "init_wall_s": round(before_s, 3)})
+
+
+def _replayed(bench: Bench, source: Recipe, seed: int) -> Sequence[Example]:
+    """Return the general rows of a recipe's training; the base answers them now, or did before."""
+    if source.replay is None:
+        return ()
+    if source.replay.data:
+        return replay.given(bench, source.replay, seed)
+    prompts = replay.asked(bench, source.replay)
+    task, items = replay.as_task(bench, prompts)
+    weights = base_weights(bench, base_of(bench, source))
+    wanted = suite_set(bench, weights, measured(task, "capability", "replay", items))
+    if lacking := rescoring.missing(bench, [wanted]):
+        with opened(bench, weights) as base:
+            fill(bench, base, lacking, "base")
+    rows = store.read_rows(bench.store, wanted.identity.digest, len(wanted.ids))
+    found = replay.answered(prompts, rows, replay.n_replayed(bench, source.replay))
+    if not found:
+        reason = f"the base gave no whole answer to any of {len(prompts)} general prompts"
+        raise CandidateFailed(reason, "replay: {share: 0.05, data: rows-of-yours.jsonl}")
+    return found
 
 
 def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
@@ -336,7 +377,7 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         Diverged: every trial did.
     """
     tried: list[dict[str, Any]] = []
-    metric = bench.target.metrics[bench.target.task.primary_metric]
+    metric = bench.target.primary
     for point, trial in made.trials(source):
         try:
             found = _single(bench, recipe, trial, bench.experiment.seeds[0], make=make)
@@ -375,9 +416,10 @@ def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) ->
         if not make:
             return None
         if lacking := rescoring.missing(bench, [rows]):
+            beside = _beside(bench, trial, weights)
             with opened(bench, weights) as candidate:
-                fill(bench, candidate, lacking, "sweep")
-    metric = bench.target.metrics[bench.target.task.primary_metric]
+                fill(bench, candidate, lacking, "sweep", control=beside)
+    metric = bench.target.primary
     answered = store.read_rows(bench.store, rows.identity.digest, len(rows.ids))
     parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
     return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
@@ -402,17 +444,26 @@ def _is_there(bench: Bench, rows: RowSet) -> bool:
     return store.has_rows(bench.store, rows.identity, rows.ids)
 
 
-def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str) -> None:
-    """Compute the blocks that are not there yet; `name` is who answers, for the progress."""
+def _beside(bench: Bench, recipe: Recipe, weights: Weights) -> str:
+    """Measure the control arm of what answers; a classifier has no base that could have moved."""
+    return "" if weights.kind == "classifier" else control_arm.beside(bench, base_of(bench, recipe))
+
+
+def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str, *, control: str = "") -> None:
+    """Compute the blocks that are not there yet, beside a measurement of the control arm.
+
+    `name` is who answers, for the progress.
+    """
     for rows in sets:
         if _is_there(bench, rows):
             continue
-        job = rows.job()
+        job, origin = rows.job(), control_arm.origin(bench, control)
         done = store.finished_blocks(bench.store, job.identity, rows.ids)
         with bench.progress.stage(f"{name}: {rows.name}", bench.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
                     block = rows.measured.evaluate(candidate, job, index)
+                    store.keep_origin(bench.store, job.identity.digest, index, origin)
                     store.append_block(bench.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(bench.store, job.identity, len(rows.ids))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.evaluate import Job, _parts, _status
+from harness.evaluate import Job, scored
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ def _scored_again(bench: "Bench", rows: "RowSet", known: Iterable[RowsIdentity])
     done = store.finished_blocks(bench.store, wanted, rows.ids)
     job = rows.job() if same and wanted.scoring_digest else None
     for other in same if job else ():
+        came_from = store.origins(bench.store, other.digest)
         for index, block in store.read_blocks(bench.store, other, rows.ids).items():
             if job and index not in done:
+                if index in came_from:
+                    store.keep_origin(bench.store, wanted.digest, index, came_from[index])
                 store.append_block(bench.store, wanted, index, _scored(job, index, block))
                 done.add(index)
     if len(done) < -(-len(rows.ids) // BLOCK):
@@ -60,6 +63,5 @@ def _row(job: Job, example: Example, row: SampleResult) -> SampleResult:
         gold_bytes=row.gold_bytes,
         error=row.error,
     )
-    status = _status(job, example, output)
-    parts = {name: _parts(metric, job.task, status, output, example) for name, metric in job.metrics.items()}
+    status, parts = scored(job, example, output)
     return replace(row, status=status, parts=parts)

@@ -4,7 +4,7 @@ Invariant: prompts are built only where rows are missing, because building them 
 retriever first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -79,16 +79,13 @@ def suite_sets(bench: "Bench", weights: Weights) -> list[RowSet]:
     """List the capability tasks; a classifier has no general ability to measure."""
     if weights.kind == "classifier":
         return []
-    return [
-        RowSet(
-            m,
-            "test",
-            "generate",
-            identity(bench, weights, m, "test", "task", "generate"),
-            partial(_asked, m),
-        )
-        for m in bench.suites
-    ]
+    return [suite_set(bench, weights, m) for m in bench.suites]
+
+
+def suite_set(bench: "Bench", weights: Weights, m: "Measured") -> RowSet:
+    """Return the test items of one task that is asked as it is written, whoever answers."""
+    named = identity(bench, weights, m, "test", "task", "generate")
+    return RowSet(m, "test", "generate", named, partial(_asked, m))
 
 
 def _asked(m: "Measured") -> tuple[Example, ...]:
@@ -100,6 +97,11 @@ def _asked(m: "Measured") -> tuple[Example, ...]:
     shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
     step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
     return tuple(addressed(step(e), m.task.system, None) for e in m.examples("test"))
+
+
+def total_work(sets: Iterable[RowSet]) -> estimate.Work:
+    """Add up the tokens that answering several sets takes."""
+    return sum((work_of(rows.job()) for rows in sets), estimate.Work())
 
 
 def work_of(job: Job) -> estimate.Work:

@@ -5,7 +5,7 @@ Invariant: a folder is named by everything its weights depend on, and exists onl
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,8 @@ from harness.embedded import ModelSource, content_digest, quantized
 from harness.errors import Diverged, UserError
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
-from harness.records import digest
+from harness.records import Example, digest
+from harness.run.replay import answering_work, replay_digest
 from harness.spec import Recipe
 from harness.store.folders import AGAIN, clear_errors
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
@@ -94,6 +95,7 @@ def folder_of(bench: "Bench", source: Recipe, seed: int, init: Weights | None) -
                 bench.machine.device,
                 init.digest if init else "",
                 content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+                *replay_digest(bench, source, seed),
             ]
         )
     )
@@ -124,8 +126,17 @@ def found(bench: "Bench", recipe: Recipe, folder: Path) -> Weights | None:
     return Weights(made["kind"], own, folder, made["training"], served)
 
 
-def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights | None) -> None:
+def fit(
+    bench: "Bench",
+    source: Recipe,
+    seed: int,
+    folder: Path,
+    init: Weights | None,
+    replayed: Sequence[Example] = (),
+) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
+
+    `replayed` rows stand beside the training rows, asked as they are.
 
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
@@ -145,18 +156,19 @@ def fit(bench: "Bench", source: Recipe, seed: int, folder: Path, init: Weights |
                 base,
                 bench.machine,
                 part,
-                tuple(map(step, items.train)),
+                (*map(step, items.train), *replayed),
                 tuple(map(step, items.validation)),
                 bench.target.task.chat_template,
                 seed,
                 bench.experiment.report_to,
                 advance,
                 tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
-                init.folder / "adapter" if init and init.folder else None,
+                init.folder / init.kind if init and init.folder else None,
                 Path(source.path) if source.path else None,
             )
             made = method.fit(context, method.Params(**source.params))
         training = {**made.training, "fit_key": folder.name}
+        training |= {"n_replayed": len(replayed)} if replayed else {}
         record = {
             "kind": made.kind,
             "digest": made.digest,
@@ -199,7 +211,11 @@ def fit_work(bench: "Bench", source: Recipe, seed: int) -> estimate.Work:
     items, step = bench.target.items, step_of(bench, source, seed)
     if "pairs" in getattr(method, "NEEDS", ()):
         return estimate.preference(list(map(step, items.pairs)), epochs)
-    return estimate.training(list(map(step, items.train)), epochs)
+    once = estimate.training(list(map(step, items.train)), epochs)
+    if source.replay is None:
+        return once
+    mixed = estimate.Work(trained=round(source.replay.share * once.trained))
+    return once + mixed + (estimate.Work() if source.replay.data else answering_work(bench, source.replay))
 
 
 def step_of(bench: "Bench", recipe: Recipe, seed: int) -> Step:

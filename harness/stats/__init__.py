@@ -18,6 +18,7 @@ from harness.stats.likelihood import (
     kl_divergence,
     kl_sampled,
 )
+from harness.stats.looks import Spending, alpha_spent, look_bounds
 from harness.stats.means import (
     Mean,
     clustered_mean,
@@ -46,13 +47,24 @@ from harness.stats.power import (
     score_variance,
 )
 from harness.stats.power_law import MIN_SIZES, PowerLaw, fit_power_law
-from harness.stats.rates import beta_interval, binomial_se, clopper_pearson, wilson
+from harness.stats.preference import (
+    Strength,
+    WinRate,
+    bradley_terry,
+    elo_of_rate,
+    krippendorff_alpha,
+    sign_test,
+    win_rate,
+)
+from harness.stats.rates import beta_interval, binomial_p, binomial_se, clopper_pearson, wilson
 from harness.stats.resampling import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
 from harness.stats.sampling import (
+    Flips,
     difference_estimate,
     inclusion_weights,
     neyman_allocation,
     stratified_estimate,
+    stratified_flips_interval,
 )
 from harness.stats.seeds import (
     MIN_SEEDS,
@@ -84,21 +96,28 @@ __all__ = [
     "ConfidenceSequence",
     "Continual",
     "Cusum",
+    "Flips",
     "Interval",
     "McNemar",
     "Mean",
     "PowerLaw",
     "RandomEffects",
     "SignFlip",
+    "Spending",
     "Statistic",
+    "Strength",
+    "WinRate",
+    "alpha_spent",
     "bca_interval",
     "benjamini_hochberg",
     "beta_interval",
     "betting_process",
     "betting_sequence",
+    "binomial_p",
     "binomial_se",
     "bits_per_byte",
     "bootstrap",
+    "bradley_terry",
     "brier_score",
     "clopper_pearson",
     "clustered_mean",
@@ -109,6 +128,7 @@ __all__ = [
     "difference_estimate",
     "differing_clusters",
     "distinct_n",
+    "elo_of_rate",
     "expected_calibration_error",
     "fit_power_law",
     "holm",
@@ -116,6 +136,8 @@ __all__ = [
     "inclusion_weights",
     "kl_divergence",
     "kl_sampled",
+    "krippendorff_alpha",
+    "look_bounds",
     "mcnemar",
     "mover_mean",
     "neyman_allocation",
@@ -139,8 +161,10 @@ __all__ = [
     "sign_alarm",
     "sign_e_value",
     "sign_flip",
+    "sign_test",
     "signal_to_noise",
     "stratified_estimate",
+    "stratified_flips_interval",
     "t_interval",
     "t_quantile",
     "tango_interval",
@@ -149,5 +173,6 @@ __all__ = [
     "tango_z",
     "unique_share",
     "wilson",
+    "win_rate",
     "z_quantile",
 ]

@@ -25,7 +25,10 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
     z, p = z_quantile(1 - alpha / 2), successes / n
     half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
-    return Interval(max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0))
+    # Exactly 0 and 1 where nothing and everything succeeded: rounding would put an end beside them.
+    low = 0.0 if successes == 0 else max((centre - half) / scale, 0.0)
+    high = 1.0 if successes == n else min((centre + half) / scale, 1.0)
+    return Interval(low, high)
 
 
 def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval:
@@ -66,6 +69,22 @@ def beta_interval(
         raise ValueError(f"prior counts must be positive, found {prior}")
     ends = special.betaincinv(a + successes, b + n - successes, [alpha / 2, 1 - alpha / 2])
     return Interval(float(ends[0]), float(ends[1]))
+
+
+def binomial_p(successes: int, n: int, rate: float) -> float:
+    """Return the chance of so many successes or more among n independent items of one rate.
+
+    I_p(k, n − k + 1), the regularised incomplete beta function. Not for clustered items.
+
+    Raises:
+        ValueError: the rate is not in (0, 1), or not 0 ≤ successes ≤ n.
+
+    Source: the exact binomial test, one-sided; Abramowitz & Stegun 26.5.24.
+    """
+    _check_count(successes, n)
+    if not 0 < rate < 1:
+        raise ValueError(f"expected a rate in (0, 1), found {rate}")
+    return 1.0 if successes == 0 else float(special.betainc(successes, n - successes + 1, rate))
 
 
 def binomial_se(rate: float, n: float) -> float:

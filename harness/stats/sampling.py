@@ -6,12 +6,14 @@ itself or what it stands for is meant is the caller's to say, once a report.
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats.interval import finite
+from harness.stats.interval import Interval, finite
 from harness.stats.means import Mean, paired_delta
+from harness.stats.pairs import tango_interval
 
 
 def difference_estimate(base: ArrayLike, new: ArrayLike, pool: int | None) -> Mean:
@@ -61,6 +63,48 @@ def stratified_estimate(changes: ArrayLike, strata: Sequence[str], pool: Mapping
             variance += share**2 * left * spread / len(part)
     se = None if np.isnan(variance) else sqrt(variance)
     return Mean(mean, se, df, len(x), len(x))
+
+
+class Flips(NamedTuple):
+    """Gains and losses among the n items drawn from a stratum of `pool` items; n = pool where all were."""
+
+    gains: float
+    losses: float
+    n: int
+    pool: int
+
+
+def stratified_flips_interval(strata: Sequence[Flips], alpha: float = 0.05) -> Interval:
+    """Return the score interval of a delta of 0/1 scores from items drawn at random within strata.
+
+    For the population that the pool stands for: the squared distances of Tango's ends at the counts
+    that the whole pool would have, plus those of each stratum, W_h² (1 − n_h/N_h) times. So it is
+    Tango's interval of the pool where every item was drawn, and honest where nothing differs. Each end
+    alone is a one-sided 1 − α/2 bound. Not for clustered items.
+
+    Raises:
+        ValueError: a stratum is empty or over-drawn, or its counts are impossible.
+
+    Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance
+    after Cochran 1977, section 12.
+    """
+    total = sum(s.pool for s in strata)
+    gains, losses = (sum(s.pool * x / s.n for s, x in zip(strata, of, strict=True)) for of in _flips(strata))
+    delta = (gains - losses) / total
+    whole = tango_interval(gains, losses, total, alpha)
+    below, above = (delta - whole.low) ** 2, (whole.high - delta) ** 2
+    for s in strata:
+        left = _remaining(s.n, s.pool)
+        own, ends = (s.gains - s.losses) / s.n, tango_interval(s.gains, s.losses, s.n, alpha)
+        below += (s.pool / total) ** 2 * left * (own - ends.low) ** 2
+        above += (s.pool / total) ** 2 * left * (ends.high - own) ** 2
+    return Interval(delta - sqrt(below), delta + sqrt(above))
+
+
+def _flips(strata: Sequence[Flips]) -> tuple[list[float], list[float]]:
+    for s in strata:
+        _remaining(s.n, s.pool)
+    return [s.gains for s in strata], [s.losses for s in strata]
 
 
 def neyman_allocation(

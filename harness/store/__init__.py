@@ -6,15 +6,33 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/rows/<digest>/identity.json           what the rows depend on
     runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
+    runs/rows/<digest>/origins.json            where each block was computed, and beside which control arm
+    runs/control/<id>/                         blocks of a base that were asked again (see `control`)
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
+    runs/ratings/<rating id>.json              what a person preferred
+    runs/noise/<id>.json                       a measurement of A/A noise
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
+    runs/.progress.json                        where the comparison at work is
 """
 
 from harness.records import BLOCK
+from harness.store.control import (
+    controls,
+    keep_environment,
+    keep_origin,
+    origins,
+    read_environment,
+    read_measured,
+    save_control,
+    write_measured,
+)
 from harness.store.disk import DiskUse, disk_use
 from harness.store.folders import Store, working, write_whole
+from harness.store.live import Noted, at_work
+from harness.store.noise import flip_rates, noise_rates, noises, save_noise
+from harness.store.ratings import list_ratings, save_rating
 from harness.store.rows import (
     append_block,
     complete_rows,
@@ -25,28 +43,60 @@ from harness.store.rows import (
     read_identity,
     read_rows,
 )
-from harness.store.runs import Counts, get_run, list_runs, reindex, remove_run, save_run, written_run
+from harness.store.runs import (
+    Counts,
+    get_run,
+    list_runs,
+    reindex,
+    remove_run,
+    runs_on_disk,
+    save_run,
+    written_run,
+)
+from harness.store.samples import Columns, count_statuses, find_items, read_columns, read_samples
 
 __all__ = [
     "BLOCK",
+    "Columns",
     "Counts",
     "DiskUse",
+    "Noted",
     "Store",
     "append_block",
+    "at_work",
     "complete_rows",
+    "controls",
+    "count_statuses",
     "disk_use",
+    "find_items",
     "finished_blocks",
+    "flip_rates",
     "get_run",
     "has_rows",
     "identities",
+    "keep_environment",
+    "keep_origin",
+    "list_ratings",
     "list_runs",
+    "noise_rates",
+    "noises",
+    "origins",
     "read_blocks",
+    "read_columns",
+    "read_environment",
     "read_identity",
+    "read_measured",
     "read_rows",
+    "read_samples",
     "reindex",
     "remove_run",
+    "runs_on_disk",
+    "save_control",
+    "save_noise",
+    "save_rating",
     "save_run",
     "working",
+    "write_measured",
     "write_whole",
     "written_run",
 ]

@@ -4,14 +4,17 @@ Invariant: DuckDB lets one process write or many read, so connections are short,
 queue at one lock, and let readers in between two of them.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.records import Run
-from harness.store.folders import Store, clear_errors, failure
+from harness.records import Rating, Run
+from harness.store.folders import Store, clear_errors, failure, first_line
 from harness.store.ingest import KEYS, add_rows, add_texts
 from harness.store.rows import silent
 
@@ -123,6 +126,31 @@ def drop_run(db: "DuckDBPyConnection", run_id: str) -> None:
         db.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
 
 
+def ratings_folder(store: Store) -> Path:
+    """Return where each rating has its file."""
+    return store.folder / "ratings"
+
+
+def add_ratings(db: "DuckDBPyConnection", ratings: Sequence[Rating]) -> None:
+    """Insert ratings, each in place of an older one of its id."""
+    if ratings:
+        ids = [rating.rating_id for rating in ratings]
+        db.execute("DELETE FROM ratings WHERE rating_id IN (SELECT unnest(?::VARCHAR[]))", [ids])
+        values = [astuple(rating) for rating in ratings]
+        db.executemany(f"INSERT INTO ratings VALUES ({', '.join('?' * len(values[0]))})", values)
+
+
+def ratings_on_disk(store: Store) -> tuple[list[Rating], list[str]]:
+    """Read every rating's file; what cannot be read is named with its reason."""
+    ratings, unreadable = [], []
+    for path in sorted(ratings_folder(store).glob("*.json")):
+        try:
+            ratings.append(Rating(**json.loads(path.read_text("utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            unreadable.append(f"{path}: {first_line(error)}")
+    return ratings, unreadable
+
+
 def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
     """Count runs, row sets and rows."""
     query = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM rowsets), (SELECT count(*) FROM rows)"
@@ -190,9 +218,20 @@ def m002_each_text_once(db: "DuckDBPyConnection") -> None:
     """)
 
 
+def m003_ratings(db: "DuckDBPyConnection") -> None:
+    """Create the table of what people preferred."""
+    db.execute("""
+        CREATE TABLE ratings (
+            rating_id VARCHAR, rater VARCHAR, created VARCHAR, task VARCHAR, split VARCHAR,
+            example_id VARCHAR, run_a VARCHAR, run_b VARCHAR, rows_a VARCHAR, rows_b VARCHAR,
+            left_side VARCHAR, choice VARCHAR, seconds DOUBLE);
+    """)
+
+
 MIGRATIONS: tuple[Callable[["DuckDBPyConnection"], None], ...] = (
     m001_runs_rows_and_scores,
     m002_each_text_once,
+    m003_ratings,
 )
 
 

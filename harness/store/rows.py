@@ -59,6 +59,8 @@ COLUMNS = {
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 _FIELDS = tuple(field.name for field in fields(SampleResult))
 _SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
+_EMPTY = {"text": "''", "prompt": "''", "references": "[]", "passages": "[]"}
+_WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
 _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
 _PARTS = _FIELDS.index("parts")
 
@@ -107,7 +109,7 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     stored = _parquet_ids(path) or []
     if not blocks and len(stored) >= n_rows:
         return
-    with clear_errors(store, f"rows {identity.digest}", AGAIN), _memory() as db:
+    with clear_errors(store, f"rows {identity.digest}", AGAIN), memory() as db:
         _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored else None)
         n_kept = _whole_prefix(db, n_rows, identity)
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
@@ -122,8 +124,12 @@ def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     return stored is not None and stored[: len(ids)] == list(ids)
 
 
-def read_rows(store: Store, rows_digest: str, n: int | None = None) -> list[SampleResult]:
+def read_rows(
+    store: Store, rows_digest: str, n: int | None = None, *, texts: bool = True
+) -> list[SampleResult]:
     """Read a complete row set by position; with `n`, at most the first n.
+
+    Without `texts` the answers, prompts, references and passages are left empty: statistics need none.
 
     Raises:
         HarnessError: the set is missing or unreadable.
@@ -133,8 +139,8 @@ def read_rows(store: Store, rows_digest: str, n: int | None = None) -> list[Samp
         raise missing_rows(store, [rows_digest])
     limit = "" if n is None else f"WHERE position < {n:d}"
     next_step = f"delete {path.parent}, then {AGAIN}"
-    with clear_errors(store, f"rows {rows_digest}", next_step), _memory() as db:
-        return _rows(db, f"{READ_PARQUET} {limit}", pattern(path))
+    with clear_errors(store, f"rows {rows_digest}", next_step), memory() as db:
+        return rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
@@ -155,9 +161,9 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
     path, loose = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
     if not done:
         return {}
-    with _memory() as db:
+    with memory() as db:
         _merge(db, [_block_path(path.parent, i) for i in loose], path if _parquet_ids(path) else None)
-        rows = _rows(db, "merged")
+        rows = rows_from(db, "merged")
     wanted = {i: len(block) for i, block in _chunks(ids).items() if i in done}
     by_block: dict[int, list[SampleResult]] = {i: [] for i in wanted}
     for row in rows:
@@ -189,9 +195,12 @@ def _line(row: SampleResult) -> str:
         raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
 
 
-def _rows(db: "DuckDBPyConnection", source: str, *values: object) -> list[SampleResult]:
+def rows_from(
+    db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
+) -> list[SampleResult]:
     """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
-    query = f"SELECT {_SELECTED} FROM {source} ORDER BY position"
+    selected = _SELECTED if texts else _WITHOUT_TEXTS
+    query = f"SELECT {selected} FROM {source} ORDER BY position"
     return [_row(list(row)) for row in db.execute(query, values).fetchall()]
 
 
@@ -248,7 +257,7 @@ def _parquet_ids(path: Path) -> list[str] | None:
 
     query = f"SELECT example_id FROM {READ_PARQUET} ORDER BY position"
     try:
-        with _memory() as db:
+        with memory() as db:
             return [example_id for (example_id,) in db.execute(query, [pattern(path)]).fetchall()]
     except duckdb.Error:
         return None
@@ -281,7 +290,8 @@ def _whole_prefix(db: "DuckDBPyConnection", n_rows: int, identity: RowsIdentity)
 
 
 @contextmanager
-def _memory() -> Iterator["DuckDBPyConnection"]:
+def memory() -> Iterator["DuckDBPyConnection"]:
+    """Open a cursor of the database that has no file."""
     with _database().cursor() as db:
         yield db
 

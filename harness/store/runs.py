@@ -34,7 +34,7 @@ from harness.store.rows import silent
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_TAKEN = ("rows", "weights")
+_TAKEN = ("rows", "weights", "ratings", "control", "environments", "nightly", "noise")
 
 
 class Counts(NamedTuple):
@@ -109,7 +109,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
         HarnessError: another run's file is unreadable, so what it refers to is unknown.
     """
     run = get_run(store, run_id)
-    on_disk, unreadable = _runs_on_disk(store)
+    on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
         raise failure("runs", "; ".join(unreadable), expected, "repair or delete them")
@@ -143,7 +143,7 @@ def reindex(store: Store) -> Counts:
 def _build(store: Store, path: Path) -> Counts:
     import duckdb
 
-    runs, skipped = _runs_on_disk(store)
+    runs, skipped = runs_on_disk(store)
     with silent(duckdb.connect(str(path))) as db:
         index.migrate(db)
         _add_all_rows(db, store, runs)
@@ -155,6 +155,9 @@ def _build(store: Store, path: Path) -> Counts:
                 if is_no_room(error):
                     raise
                 skipped.append(f"{store.run_file(run.run_id)}: {first_line(error)}")
+        ratings, unreadable = index.ratings_on_disk(store)
+        index.add_ratings(db, ratings)
+        skipped += unreadable
         return Counts(*index.sizes(db), tuple(skipped))
 
 
@@ -179,8 +182,8 @@ def _parse(text: str) -> Run:
     return Run(**json.loads(text))
 
 
-def _runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
-    """Read every `run.json`; what cannot be read is named with its reason."""
+def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
+    """Read every `run.json` without the index; what cannot be read is named with its reason."""
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
         try:

@@ -38,12 +38,16 @@ _OF_TRAINING = (
 
 
 class LoraParams(Spec):
-    """PEFT's names; `lora_alpha` defaults to twice the rank."""
+    """PEFT's names; `lora_alpha` defaults to twice the rank.
+
+    `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
+    """
 
     r: int = Field(16, ge=1, le=1024)
     lora_alpha: int | None = Field(None, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
+    exclude_modules: str | list[str] | None = None
     use_dora: bool = False
     use_rslora: bool = False
 
@@ -58,6 +62,7 @@ def lora_config(params: LoraParams) -> "LoraConfig":
         lora_alpha=params.lora_alpha or 2 * params.r,
         lora_dropout=params.lora_dropout,
         target_modules=params.target_modules,
+        exclude_modules=params.exclude_modules,
         use_dora=params.use_dora,
         use_rslora=params.use_rslora,
         task_type="CAUSAL_LM",

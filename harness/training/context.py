@@ -21,7 +21,7 @@ class FitContext:
 
     `source` is the base as it will be served, so a quantised one where the method quantises.
     `pairs` are preference pairs, prompted like the examples. `init` is the folder of the adapter
-    that training starts from; `path` is where weights made elsewhere lie.
+    (or the model) that training starts from; `path` is where weights made elsewhere lie.
     """
 
     source: ModelSource

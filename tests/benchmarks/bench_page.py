@@ -1,9 +1,11 @@
 """The page of a benchmark: one row a measurement, written as JSON and as Markdown.
 
-Invariant: a row without a goal is a figure to know, and is neither met nor missed.
+Invariant: a row without a goal is a figure to know, and is neither met nor missed. `HARNESS_BENCH_FOLDER`
+names another folder than `reports/benchmarks` for the pages, so that a trial run leaves the kept ones alone.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,27 +14,51 @@ from typing import Any, NamedTuple
 from harness import provenance
 from harness.machine import Machine
 
-_WORDS = {None: "–", True: "yes", False: "no"}
+_FOLDER = Path(__file__).parents[2] / "reports" / "benchmarks"
 
 
 class Row(NamedTuple):
-    """One measurement; `goal` is what it should stay below, both in `unit`."""
+    """One measurement; `goal` is what it should stay below, or reach with `at_least`, both in `unit`."""
 
     name: str
     measured: float
     unit: str
     goal: float | None
     bounded_by: str
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        if self.goal is None:
+            return None
+        return self.measured >= self.goal if self.at_least else self.measured < self.goal
 
 
-def write(title: str, rows: Sequence[Row], machine: Machine, stem: Path) -> None:
+class Table(NamedTuple):
+    """What stands below the rows: a sentence, the columns, and the cells of each line."""
+
+    sentence: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[object, ...], ...]
+
+
+def stem(name: str) -> Path:
+    """Return where a page is written, without its suffix."""
+    return Path(os.environ.get("HARNESS_BENCH_FOLDER", _FOLDER)) / name
+
+
+def write(
+    title: str, rows: Sequence[Row], machine: Machine, stem: Path, tables: Sequence[Table] = ()
+) -> None:
     """Write `<stem>.json` and `<stem>.md`; both say where and with what the rows were measured."""
     content = {
         "title": title,
         "date": datetime.now(UTC).date().isoformat(),
         "probed": machine._asdict(),
         **provenance.collect(),
-        "rows": [{**r._asdict(), "met": None if r.goal is None else r.measured < r.goal} for r in rows],
+        "rows": [{**r._asdict(), "met": r.met} for r in rows],
+        "tables": [t._asdict() for t in tables],
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -50,11 +76,31 @@ def _markdown(content: dict[str, Any]) -> str:
     )
     head = ["| what | measured | goal | met | what bounds it |", "|---|---|---|---|---|"]
     again = "`make bench` measures all of it and writes this page again."
-    lines = [f"# {content['title']}", "", where, "", *head, *map(_line, content["rows"]), "", again]
-    return "\n".join(lines) + "\n"
+    lines = [f"# {content['title']}", "", where, "", *head, *map(_line, content["rows"]), ""]
+    for table in content["tables"]:
+        lines += [table["sentence"], "", *_table(table), ""]
+    return "\n".join([*lines, again]) + "\n"
+
+
+def _table(table: dict[str, Any]) -> list[str]:
+    cells = [table["columns"], ["---"] * len(table["columns"]), *table["lines"]]
+    return [f"| {' | '.join(map(str, line))} |" for line in cells]
 
 
 def _line(row: dict[str, Any]) -> str:
-    goal = "–" if row["goal"] is None else f"below {row['goal']:g} {row['unit']}"
-    shown = f"{row['measured']:,.0f}" if row["measured"] >= 100 else f"{row['measured']:.2g}"
-    return f"| {row['name']} | {shown} {row['unit']} | {goal} | {_WORDS[row['met']]} | {row['bounded_by']} |"
+    unit, direction = row["unit"], "at least" if row["at_least"] else "below"
+    goal = "–" if row["goal"] is None else f"{direction} {row['goal']:g} {unit}"
+    return (
+        f"| {row['name']} | {_shown(row['measured'])} {unit} | {goal} | {_met(row)} | {row['bounded_by']} |"
+    )
+
+
+def _met(row: dict[str, Any]) -> str:
+    """Say whether a goal is met, and by how much it is missed."""
+    if row["met"] is None:
+        return "–"
+    return "yes" if row["met"] else f"no, by {_shown(abs(row['measured'] - row['goal']))} {row['unit']}"
+
+
+def _shown(measured: float) -> str:
+    return f"{measured:,.0f}" if measured >= 100 else f"{measured:.2g}"

@@ -132,5 +132,4 @@ def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     rows = [*command_rows(tmp_path), *scoring_rows()]
     assert all(row.measured > 0 for row in rows)
-    folder = ROOT / "reports" / "benchmarks"
-    bench_page.write("Time and memory of the quickstart", rows, probe(), folder / "quickstart")
+    bench_page.write("Time and memory of the quickstart", rows, probe(), bench_page.stem("quickstart"))

@@ -182,8 +182,8 @@ def measured(at: Store, n_rows: int) -> list[Row]:
 
 @pytest.mark.bench
 def test_the_store_of_ten_million_rows_is_measured_and_written(tmp_path):
-    rows = measured(Store(tmp_path / "runs"), int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000")))
+    n_rows = int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000"))
+    rows = measured(Store(tmp_path / "runs"), n_rows)
     assert all(row.measured > 0 for row in rows)
-    bench_page.write(
-        "The store with ten million rows", rows, probe(), ROOT / "reports" / "benchmarks" / "store"
-    )
+    title = f"The store with {n_rows / 1e6:g} million rows"
+    bench_page.write(title, rows, probe(), bench_page.stem("store"))

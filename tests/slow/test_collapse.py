@@ -1,40 +1,13 @@
 """A fine-tune that collapses chat: what multiple choice cannot see, the gate must."""
 
-from pathlib import Path
-
 import pytest
 
-import harness.experiment as experiment
-
-ROOT = Path(__file__).parents[2]
 POINT_THRESHOLD = 0.05  # "fail when the mean of the multiple-choice tasks falls by more than 5 points"
-
-EXPERIMENT = f"""
-name: collapse
-target: {ROOT}/suites/support.yaml
-suites: [{ROOT}/suites/general.yaml]
-candidates:
-  prompt: {{method: base, prompting: zero_shot}}
-  lora: {{method: lora, params: {{learning_rate: 3.0e-3, num_train_epochs: 2}}}}
-"""
-
-# Half of each task and of the training rows keeps the test short; the gate's margins stay as they are.
-SMALLER = [
-    "target.data.limits={train: 160, validation: 16, test: 32}",
-    *(f"suites.general.tasks.{t}.limit=128" for t in ("world_facts", "reading", "grammar", "arithmetic")),
-    *(
-        f"suites.general.tasks.{t}.limit=64"
-        for t in ("chat_facts", "instructions", "arithmetic_words", "translation")
-    ),
-    *(f"suites.general.tasks.{t}.limit=16" for t in ("prose_text", "code_text", "chat_text")),
-]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("collapse")
-    (folder / "harness.yaml").write_text(EXPERIMENT)
-    return experiment.compare(folder / "harness.yaml", SMALLER)
+def report(collapsed):
+    return collapsed[2]
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ Larger runs: HARNESS_LM_EVAL_LIMIT (documents of each task), HARNESS_LM_EVAL_GSM
 HARNESS_LM_EVAL_PRECISION (bf16, fp32); `-s` prints a table of both scores and of what differs.
 """
 
-import gzip
 import os
 import sys
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import shared_data
+from lm_eval_mirror import cut_mirror
 
 from harness.experiment import alone
 from harness.progress import Silent
@@ -45,28 +44,6 @@ CHOICES = {
     "mmlu_us_foreign_policy": ("cais/mmlu", "us_foreign_policy", "test"),
 }
 GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
-
-
-def first_rows(source, target, n):
-    """Copy the first n lines of a file, compressed or not."""
-    opened = gzip.open if source.suffix == ".gz" else open
-    with opened(source, "rb") as rows, opened(target, "wb") as kept:
-        kept.writelines(row for row, _ in zip(rows, range(n), strict=False))
-
-
-def cut_mirror(folder, tasks, n):
-    """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
-    cut = {(data, config, split) for data, config, split in tasks.values()}
-    for data in {data for data, _, _ in cut}:
-        source = shared_data(f"hub/{data}")
-        for path in (p for p in source.rglob("*") if p.is_file()):
-            target = folder / data / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if (data, path.parent.name, path.name.partition(".")[0]) in cut:
-                first_rows(path, target, n)
-            else:
-                target.symlink_to(path)
-    return folder
 
 
 class Both(NamedTuple):

@@ -1,7 +1,8 @@
-"""The gate's printed chances hold on answers of real models, on items they were not worked out from."""
+"""The gate's printed chances and its looks hold on answers of real models."""
 
 import pytest
 
+from tests import looks_on_real_items
 from tests.real_items import study
 
 pytestmark = pytest.mark.slow
@@ -20,3 +21,12 @@ def test_the_printed_chances_are_within_three_points_of_what_the_gate_does(rates
     assert {(r.what, r.delta): round(100 * (r.done - r.printed), 1) for r in rates} == pytest.approx(
         {(r.what, r.delta): 0.0 for r in rates}, abs=3.0
     )
+
+
+def test_stopping_at_looks_errs_no_more_often_and_takes_fewer_items():
+    lines = {line.delta: line for line in looks_on_real_items.study(n_pairs=60, n_draws=8)}
+    at_margin = lines[-0.02]
+    assert at_margin.passes_looks <= 0.05 + 0.03
+    assert at_margin.fails_looks <= 0.05 + 0.03
+    assert lines[0.0].passes_looks == pytest.approx(lines[0.0].passes_full, abs=0.05)
+    assert all(line.n_looks < line.n_full for line in lines.values())

@@ -19,7 +19,7 @@ Curve = Sequence[Sequence[float]]
 
 def curves(label: str, training: dict[str, Any]) -> str:
     """Draw the loss on training and validation rows; empty where no curve was kept."""
-    train, validation = (_known(training.get(name)) for name in ("loss", "validation_loss"))
+    train, validation = (known(training.get(name)) for name in ("loss", "validation_loss"))
     if len(train) < 2:
         return ""
     both = [*train, *validation]
@@ -41,7 +41,7 @@ def running_mean(curve: Curve) -> list[tuple[float, float]]:
     ]
 
 
-def _known(curve: Any) -> list[tuple[float, float]]:
+def known(curve: Any) -> list[tuple[float, float]]:
     """Keep the points of a curve, [step, value], that are numbers; a method may log what it likes."""
     points = curve if isinstance(curve, list | tuple) else ()
     pairs = (p for p in points if isinstance(p, list | tuple) and len(p) == 2 and None not in p)

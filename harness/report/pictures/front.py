@@ -20,7 +20,12 @@ from harness.report.pictures.svg import Scale, group, line, mark, marks, path, p
 
 _WIDTH, _HEIGHT = 860.0, 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
-_SHAPES = {"PASS": ("dot", "passes"), "FAIL": ("cross", "fails"), "UNDECIDED": ("diamond", "undecided")}
+_SHAPES = {
+    "PASS": ("dot", "passes"),
+    "FAIL": ("cross", "fails"),
+    "UNDECIDED": ("diamond", "undecided"),
+    "DRIFT": ("diamond", "undecided"),
+}
 
 
 class Point(NamedTuple):
@@ -45,7 +50,7 @@ class Box(NamedTuple):
 
 def front(report: ExperimentReport) -> str:
     """Draw the picture; empty where nothing can be compared."""
-    points = _points(report)
+    points = points_of(report)
     if not points:
         return ""
     rate = 1.0 if report.metric in numbers.OWN_UNITS else 100.0
@@ -69,7 +74,7 @@ def front_file(report: ExperimentReport) -> str:
     return standalone(front(report))
 
 
-def _points(report: ExperimentReport) -> list[Point]:
+def points_of(report: ExperimentReport) -> list[Point]:
     """List what can be drawn, the front first."""
     facts = [f for f in best_first(report) if _macro(f) and f.target]
     drawn = [(f, f.target, _macro(f)) for f in facts]
@@ -192,6 +197,7 @@ def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
     for word, (shape, class_) in _SHAPES.items():
         if any(p.verdict == word for p in points):
             said = f"the gate: {class_}" if class_ == "undecided" else f"{class_} the gate"
+            said = "the harness drifted" if word == "DRIFT" else said
             out += [mark(shape, x, y - 4, class_), text(x + 12, y, said, "small")]
             x += svg.width_of(said) + 30
     if any(not p.on_front for p in points):

@@ -1,0 +1,76 @@
+"""The dashboard: one page a file, chosen in the side bar; `harness dashboard` starts it.
+
+Invariant: pages read what is stored and compute nothing that the packages below do not; only the page
+that rates writes.
+"""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+HERE = Path(__file__).parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+from harness.errors import HarnessError  # noqa: E402
+from harness.numbers import count, percent  # noqa: E402
+from harness.report.escape import clean  # noqa: E402
+from parts import project, texts  # noqa: E402 (pages find the parts by the folder above)
+
+_PAGES = {
+    "Results": (
+        ("leaderboard", "Leaderboard"),
+        ("compare", "Compare"),
+        ("forgetting", "Forgetting"),
+        ("pareto", "Pareto"),
+        ("training", "Training"),
+    ),
+    "Decisions": (
+        ("decide", "Decide"),
+        ("nightly", "Nightly"),
+        ("rate", "Rate"),
+    ),
+}
+
+
+@st.fragment(run_every=2.0)
+def status() -> None:
+    """Show where the comparison at work is; when runs or reports have come, show the page anew."""
+    at, now, stamp = project.at_work(), len(project.runs()), project.stamp()
+    before = st.session_state.get("stamp")
+    st.session_state["stamp"] = stamp
+    if at is None:
+        st.caption(f"{count(now)} runs in `{clean(str(project.project().file.parent.name))}`")
+    else:
+        done, of = len(at.get("finished", ())), at.get("candidates")
+        st.markdown("**A comparison is at work**")
+        st.progress(float(at.get("share", 0.0)), text=None)
+        st.text(f"{clean(at.get('stage', 'starting'))}: {percent(at.get('share', 0.0))} %")
+        st.caption(f"{count(done)} finished" + (f"; {count(of)} candidates in all" if of else ""))
+    if before is not None and before != stamp:
+        st.rerun()
+
+
+def main() -> None:
+    """Draw the side bar and the chosen page."""
+    st.set_page_config(page_title="harness", layout="wide")
+    pages = {
+        section: [
+            st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == "leaderboard")
+            for name, title in listed
+            if (HERE / f"{name}.py").exists()
+        ]
+        for section, listed in _PAGES.items()
+    }
+    page = st.navigation(pages)
+    with st.sidebar:
+        status()
+    try:
+        page.run()
+    except HarnessError as error:
+        st.error("This cannot be shown:")
+        texts.say(str(error))
+
+
+main()

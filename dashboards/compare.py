@@ -1,0 +1,138 @@
+"""Compare: two or more candidates, paired on the same items, with the items that flipped.
+
+Invariant: the first candidate is what the others are compared with; `?compare=a,b` opens the page so.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from harness.comparison import Comparison, oriented
+from harness.decide import best_untrained
+from harness.numbers import OWN_UNITS, score
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.facts import best_first
+from parts import charts, controls, items, pairs, project, texts
+from parts.pairs import Pair
+
+_MOST = 4  # candidates beside the first one
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading("Compare", "Paired differences on the same items; delta = candidate − the first one.")
+    runs = project.runs()
+    if not runs:
+        controls.nothing("No runs yet.")
+        return
+    report = controls.choose_report() if project.reports() else None
+    by_label = controls.runs_of(report, runs) or controls.newest(runs)
+    by_label |= {name: run for name in controls.asked("compare") for run in runs if run.run_id == name}
+    default = _default(report, list(by_label))
+    chosen = controls.choose_candidates(
+        "compare", list(by_label), default, title="Candidates, the reference first"
+    )
+    if len(chosen) < 2:
+        st.info("Choose two candidates or more.")
+        return
+    base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
+    found = {name: _compared(base, run, report) for name, run in others.items()}
+    _differences(chosen[0], found, report)
+    _flips(chosen[0], found)
+
+
+def _default(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
+    if report is None:
+        return list(labels[:2])
+    untrained = best_untrained(report.facts, higher_is_better=report.metric not in OWN_UNITS)
+    ordered = [untrained, *(f.label for f in best_first(report))]
+    return [name for name in dict.fromkeys(ordered) if name is not None and name in labels][:2]
+
+
+def _compared(
+    base: Run, run: Run, report: ExperimentReport | None
+) -> dict[str, tuple[Pair, Comparison | str]]:
+    """Compare two runs on every task that both answered, the target first."""
+    loaded = project.experiment()
+    alpha = loaded.experiment.gate.alpha if loaded else pairs.ALPHA
+    target = report.task if report else loaded.experiment.target.name if loaded else ""
+    out = {}
+    for key in sorted((k for k in run.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
+        if key in base.rows:
+            task = key.removesuffix("/test")
+            metric = pairs.primary_metric(task, run.rows[key], report)
+            pair = Pair(task, metric, base.rows[key], run.rows[key], pairs.ALPHA if task == target else alpha)
+            out[task] = (pair, pairs.compare(pair))
+    return out
+
+
+def _differences(
+    base: str,
+    found: Mapping[str, Mapping[str, tuple[Pair, Comparison | str]]],
+    report: ExperimentReport | None,
+) -> None:
+    """Draw the rates as a forest, and list all differences with their numbers."""
+    rows: list[dict[str, Any]] = []
+    series: dict[str, list[charts.Bar]] = {}
+    margins = report.margins if report else {}
+    for name, tasks in found.items():
+        for task, (_, c) in tasks.items():
+            if isinstance(c, str):
+                continue
+            rows.append(_row(name, c))
+            if c.metric not in OWN_UNITS:
+                o = oriented(c)
+                ends = (100 * o.delta, 100 * o.low, 100 * o.high)
+                margin = margins.get(task)
+                bar = charts.Bar(task, *ends, pairs.said(c), 100 * margin if margin else None)
+                series.setdefault(name, []).append(bar)
+    if series:
+        charts.draw(
+            charts.forest(series, f"change against {charts.plain(base)}, points; above 0 is better"),
+            "compare",
+        )
+        st.caption("Shaded: beyond the margin of the gate. An interval that holds 0 shows no difference.")
+    if rows:
+        wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
+        height = min(560, 38 + 35 * len(rows))
+        st.dataframe(rows, column_config=wide, hide_index=True, height=height)
+        controls.offer_csv(rows, "compare")
+    texts.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
+
+
+def _row(name: str, c: Comparison) -> dict[str, Any]:
+    return {
+        "candidate": name,
+        "task": c.task,
+        "metric": c.metric,
+        "reference": score(c.metric, c.base, c.base_low, c.base_high),
+        "new": score(c.metric, c.new, c.new_low, c.new_high),
+        "change": pairs.said(c),
+        "lost": len(c.lost),
+        "gained": len(c.gained),
+        "n": c.n,
+    }
+
+
+def _flips(base: str, found: Mapping[str, Mapping[str, tuple[Pair, Comparison | str]]]) -> None:
+    """Let the lost and gained items of one candidate on one task be read."""
+    st.subheader("Items that flipped", anchor=False)
+    left, right, _ = st.columns([2, 2, 3])
+    name = next(iter(found))
+    if len(found) > 1:
+        name = right.selectbox("Candidate", list(found), key="flips_of")
+    tasks = {task: (p, c) for task, (p, c) in found[name].items() if isinstance(c, Comparison)}
+    if not tasks:
+        st.info("These two runs answered no task in common.")
+        return
+    asked = controls.asked("task")
+    index = list(tasks).index(asked[0]) if asked and asked[0] in tasks else 0
+    task = left.selectbox("Task", list(tasks), index=index, key="flips_task")
+    controls.remember("task", [task])
+    pair, c = tasks[task]
+    items.browse(pair, (base, name), {"lost": c.lost, "gained": c.gained}, f"flip_{task}")
+
+
+page()

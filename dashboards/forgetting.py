@@ -1,0 +1,125 @@
+"""Forgetting: what every fine-tune lost and gained of general ability, task by task.
+
+Invariant: the numbers are the report's own; a cell's colour is its paired difference, and its number
+stands in it. Bold cells have an interval without 0.
+"""
+
+from typing import Any
+
+import streamlit as st
+
+from harness import store
+from harness.numbers import OWN_UNITS, percent, score
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.heat import heat
+from parts import charts, controls, items, pairs, project, texts
+from parts.pairs import Pair
+
+_UNWANTED = ("unparsable", "truncated", "refused", "error")
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading(
+        "Forgetting", "The same general tasks before and after; points, paired, with 95 % interval."
+    )
+    report = controls.choose_report()
+    if report is None:
+        return
+    drawn = heat(report)
+    if not drawn.rows:
+        st.info("No fine-tune was measured on general tasks. Next: `suites: [general]` in harness.yaml.")
+        return
+    charts.draw(charts.heat(drawn), "forgetting")
+    st.caption(
+        "Blue gained, vermilion lost, white no change; bold: the interval leaves 0 out. Hover for intervals."
+    )
+    rows = _changes(report)
+    controls.offer_csv(rows, "forgetting")
+    _bits(report)
+    runs = {
+        name: run for name, run in controls.runs_of(report, project.runs()).items() if name in drawn.labels
+    }
+    if runs:
+        _validity(runs)
+        _before_and_after(runs, report)
+
+
+def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
+    """List every difference unrounded."""
+    return [
+        {"candidate": label, "task": c.task, "metric": c.metric, "base": c.base, "new": c.new}
+        | {"delta": c.delta, "low": c.low, "high": c.high, "n": c.n}
+        | {"lost": len(c.lost), "gained": len(c.gained)}
+        for label, of in report.comparisons.items()
+        for c in of
+        if not c.slice
+    ]
+
+
+def _bits(report: ExperimentReport) -> None:
+    """Draw the drift of held-out text in bits per byte, where more is worse."""
+    rates = {c.task for of in report.comparisons.values() for c in of if c.metric not in OWN_UNITS}
+    series = {
+        label: [
+            charts.Bar(c.task, c.delta, c.low, c.high, f"{pairs.said(c)} ({score(c.metric, c.new)} now)")
+            for c in of
+            if c.metric in OWN_UNITS and not c.slice and c.task not in rates
+        ]
+        for label, of in report.comparisons.items()
+    }
+    series = {label: bars for label, bars in series.items() if bars}
+    if series:
+        st.subheader("Drift on held-out text", anchor=False)
+        charts.draw(charts.forest(series, "change in bits per byte; above 0 is worse"), "drift")
+
+
+def _validity(runs: dict[str, Run]) -> None:
+    """Count answers that could not be read, were cut or declined, beside the base's."""
+    st.subheader("Answers that are no answers", anchor=False)
+    keys = sorted({key for run in runs.values() for key in run.rows if key.endswith("/test")})
+    bases = {(name, key): project.base_rows(run, key) for name, run in runs.items() for key in keys}
+    digests = {d for run in runs.values() for d in run.rows.values()} | {d for d in bases.values() if d}
+    counts = store.count_statuses(project.project().store, sorted(digests))
+    rows = []
+    for key in keys:
+        named = [("base", next((bases[name, key] for name in runs if bases[name, key]), None))]
+        named += [(name, run.rows.get(key)) for name, run in runs.items()]
+        for status in _UNWANTED:
+            shares = {name: _share(counts.get(digest or "", {}), status) for name, digest in named}
+            if any(text not in ("", percent(0.0)) for text in shares.values()):
+                rows.append({"task": key.removesuffix("/test"), "answers": status, **shares})
+    if rows:
+        st.dataframe(rows, hide_index=True, height=min(420, 38 + 35 * len(rows)))
+        st.caption("Percent of a task's answers; lines without any are left out. Some tasks want a refusal.")
+    else:
+        st.info("Every answer of every run could be read.")
+
+
+def _share(statuses: dict[str, int], status: str) -> str:
+    n = sum(statuses.values())
+    return percent(statuses.get(status, 0) / n) if n else ""
+
+
+def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
+    """Show answers of the base and of a fine-tune beside each other."""
+    st.subheader("Answers before and after", anchor=False)
+    left, right, _ = st.columns([2, 2, 3])
+    name = left.selectbox("Candidate", list(runs), key="after_of")
+    run = runs[name]
+    listed = [c for c in report.comparisons.get(name, ()) if not c.slice and c.metric not in OWN_UNITS]
+    by_task = {c.task: c for c in reversed(listed) if project.base_rows(run, f"{c.task}/test")}
+    if not by_task:
+        texts.say("The base's own answers are not stored beside this run.")
+        return
+    tasks = sorted(by_task, key=lambda task: ("chat" not in task, by_task[task].delta))
+    task = right.selectbox("Task", tasks, key="after_task")
+    c, key = by_task[task], f"{task}/test"
+    pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])
+    flipped = {*c.lost, *c.gained}
+    same = [row.example_id for row in project.scored(pair.new) if row.example_id not in flipped]
+    items.browse(pair, ("base", name), {"lost": c.lost, "gained": c.gained, "as good": same}, f"after_{task}")
+
+
+page()

@@ -1,0 +1,137 @@
+"""Leaderboard: every run with its score, what it forgot, what it costs, and the gate's verdict.
+
+Invariant: the page filters and lays out; its numbers come from `parts.board`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from harness.numbers import OWN_UNITS, count
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.escape import clean
+from harness.report.facts import last_line
+from parts import board, charts, controls, project, texts
+
+_FACETS: dict[str, Callable[[Run], str]] = {
+    "experiment": lambda run: run.experiment,
+    "model": lambda run: run.base_model,
+    "method": lambda run: run.method,
+    "seed": lambda run: str(run.seed),
+}
+_WORDS = ["PASS", "FAIL", "UNDECIDED", "DRIFT", "ERROR", "–"]
+_COLOURS = ["green", "red", "orange", "orange", "red", "gray"]
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading("Leaderboard", "Candidates on the same items, the best on test first.")
+    report, runs = _chosen(), project.runs()
+    if not runs and report is None:
+        controls.nothing("No runs yet.")
+        return
+    if report is not None:
+        texts.say(last_line(report), "lead")
+    of = _filtered(runs, report)
+    rows = board.lines(of, report)
+    if not rows:
+        st.info("No run fits these filters.")
+        return
+    _table(rows)
+    _picture(rows)
+
+
+def _chosen() -> ExperimentReport | None:
+    return controls.choose_report() if project.reports() else None
+
+
+def _filtered(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
+    """Apply the filters; without one, the runs of the report are shown."""
+    shown = controls.runs_of(report, runs)
+    with st.expander("Filters"):
+        everything = st.toggle("All stored runs, not only the report's", value=not shown, key="all_runs")
+        pool = list(runs) if everything or report is None else [r for r in runs if _reported(r, report)]
+        columns = st.columns(5)
+        for column, (title, pick) in zip(columns, _FACETS.items(), strict=False):
+            options = sorted({pick(run) for run in pool})
+            chosen = column.multiselect(title, options, key=f"filter_{title}", format_func=clean)
+            pool = [run for run in pool if not chosen or pick(run) in chosen]
+        since = columns[-1].text_input("created since", placeholder="2026-01-31", key="filter_since")
+        return [run for run in pool if run.created >= since]
+
+
+def _reported(run: Run, report: ExperimentReport) -> bool:
+    return run.run_id in {f.run_id for f in report.facts}
+
+
+def _picture(rows: Sequence[dict[str, Any]]) -> None:
+    known = [row for row in rows if row["score"] is not None][:25]
+    if not known:
+        return
+    metric = known[0]["metric"]
+    bars = [
+        charts.Bar(row["candidate"], row["score"], row["low"], row["high"], row["said"])
+        for row in known
+        if row["metric"] == metric
+    ]
+    unit = "" if metric in OWN_UNITS else ", %"
+    figure = charts.forest(
+        {"score": bars}, f"{metric.replace('_', ' ')}{unit}, with 95 % interval", zero=False
+    )
+    charts.draw(figure, "leaderboard")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> None:
+    shown = [
+        {
+            **row,
+            "interval": row["said"].partition(" ")[2],
+            "champion": "★" if row["champion"] else "",
+            "verdict": [row["verdict"]],
+        }
+        for row in rows
+    ]
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
+    columns = {
+        "rank": number(
+            "rank", width=55, help="Runs whose paired difference on the same items holds 0 share a rank."
+        ),
+        "champion": text("★", width=35, help="The champion: what gates compare with."),
+        "candidate": text("candidate"),
+        "verdict": st.column_config.MultiselectColumn("verdict", options=_WORDS, color=_COLOURS),
+        "score": number("target", format="%.1f", help="Score on the target's test items."),
+        "interval": text("95 %"),
+        "gain": number("vs best untrained", format="%+.1f", help="Paired difference in points."),
+        "gain interval": text("95 %"),
+        "forgetting": number(
+            "general ability", format="%+.1f", help="Mean change over the tasks that count."
+        ),
+        "forgetting interval": text("95 %"),
+        "usd": text("$/1k", help="USD for 1,000 requests."),
+        "p50": text("p50", help="Median time of one request."),
+    }
+    order = [*columns, "method", "model", "created", "run"]
+    picked = st.dataframe(
+        shown,
+        column_config=columns,
+        column_order=order,
+        hide_index=True,
+        placeholder="–",
+        key="board",
+        on_select="rerun",
+        selection_mode="multi-row",
+        height=min(640, 38 + 35 * len(shown)),
+    )
+    left, right = st.columns([1, 5])
+    with left:
+        controls.offer_csv(rows, "leaderboard")
+    chosen = [rows[i]["candidate"] for i in picked.selection.rows]
+    if len(chosen) > 1 and right.button(f"Compare {count(len(chosen))} candidates", type="primary"):
+        st.switch_page("compare.py", query_params={"compare": ",".join(chosen)})
+    elif len(chosen) < 2:
+        right.caption("Select rows to compare them. Click a head to sort.")
+
+
+page()

@@ -1,0 +1,81 @@
+"""Pareto: what is gained on the target against what is kept of general ability.
+
+Invariant: a point is on the front where no other is as good in both and better in one; the area under
+it has one fixed reference, so that two experiments of one metric can be compared.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from harness import stats
+from harness.numbers import OWN_UNITS, percent, points, score
+from harness.report import ExperimentReport
+from harness.report.pictures.front import Point, points_of
+from parts import charts, controls, project, texts
+
+_REFERENCE = (0.0, -1.0)  # nothing right on the target, all of general ability lost
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading(
+        "Pareto", "Right is better on your task, up keeps more of what the model could do before."
+    )
+    report = controls.choose_report()
+    if report is None:
+        return
+    found = points_of(report)
+    if not found:
+        st.info("No candidate has both a score and a measured change of general ability.")
+        return
+    figure = charts.front(found, report.metric, report.macro_margin, _families(report, found))
+    charts.draw(figure, "pareto")
+    _say_front(report, found)
+    rows = [_row(report, p) for p in found]
+    st.dataframe(rows, hide_index=True, height=min(520, 38 + 35 * len(rows)))
+    controls.offer_csv(rows, "pareto")
+
+
+def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
+    on_front = [p.label for p in found if p.on_front]
+    texts.say(f"On the front: {', '.join(on_front)}.")
+    if report.metric not in OWN_UNITS:
+        goals = [(p.target.score, p.kept.score) for p in found]
+        passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == "PASS"]
+        area = stats.hypervolume(goals, _REFERENCE)
+        kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
+        texts.say(
+            f"Area under the front: {percent(area)} % of a candidate that answers everything and forgets "
+            f"nothing; of those that pass the gate {percent(kept)} %."
+        )
+    absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
+    if absent:
+        texts.say(f"Without general ability to lose, so not drawn: {', '.join(absent)}.")
+
+
+def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:
+    return {
+        "candidate": p.label,
+        f"target {report.metric}": score(report.metric, *p.target[:3]),
+        "general ability": points(*p.kept[:3]),
+        "verdict": p.verdict,
+        "on the front": "yes" if p.on_front else "",
+        "recommended": "yes" if p.recommended else "",
+    }
+
+
+def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Point]]:
+    """Group the scales of one fine-tune, each in the order of its scale: they lie on one line."""
+    runs = {label: run.recipe for label, run in controls.runs_of(report, project.runs()).items()}
+    by_label = {p.label: p for p in found}
+    families: dict[str, list[tuple[float, Point]]] = {}
+    for label, recipe in runs.items():
+        scale, of = recipe.get("params", {}).get("scale"), recipe.get("init_from")
+        if isinstance(scale, int | float) and of in by_label and label in by_label:
+            families.setdefault(of, [(1.0, by_label[of])]).append((float(scale), by_label[label]))
+    return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]
+
+
+page()

@@ -1,0 +1,102 @@
+"""The lines of the leaderboard: what is stored of each run, joined with what was reported of it.
+
+Invariant: scores of reported runs are the report's own; those of other runs are estimated from their
+stored rows, for as many as are shown. Runs that the items cannot tell apart share a rank.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from harness import comparison
+from harness.comparison import Comparison, Estimate
+from harness.decide import CandidateFacts, fine_tuned
+from harness.numbers import OWN_UNITS, change, points, score, seconds, usd
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.escape import clean
+from harness.report.facts import best_first, verdict_word
+from parts import controls, project
+
+AT_ONCE = 60  # runs whose scores are read from their rows
+
+
+def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str, Any]]:
+    """Join what is stored of each run with what was reported of it, the best first."""
+    of = list(project.reports().values()) if report is None else [report, *project.reports().values()]
+    facts = {f.run_id: (f, r.metric) for r in reversed(of) for f in r.facts}
+    unknown = [run for run in reversed(runs) if run.run_id not in facts and run.state == "done"]
+    scores = _scores(unknown[:AT_ONCE])
+    ranks = _ranks(runs, report)
+    champions = project.champion_ids()
+    rows = []
+    for run in runs:
+        f, metric = facts.get(run.run_id, (None, ""))
+        name, e = (metric, f.target) if f else scores.get(run.run_id, ("", None))
+        rows.append(
+            _row(run, f, name, e) | {"rank": ranks.get(run.run_id), "champion": run.run_id in champions}
+        )
+    sign = -1 if rows and rows[0]["metric"] in OWN_UNITS else 1
+    return sorted(rows, key=lambda row: (row["score"] is None, -sign * (row["score"] or 0.0)))
+
+
+def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) -> dict[str, Any]:
+    scale = 1.0 if metric in OWN_UNITS else 100.0
+    macro = f.verdict.macro if f and f.verdict and fine_tuned(f) else None
+    gain = f.vs_untrained if f else None
+    return {
+        "candidate": clean(controls.label(run)),
+        "metric": metric,
+        "score": scale * e.score if e else None,
+        "low": scale * e.low if e else None,
+        "high": scale * e.high if e else None,
+        "said": score(metric, e.score, e.low, e.high) if e else "",
+        "gain": scale * gain.delta if gain else None,
+        "gain interval": _ends(metric, gain) if gain else "",
+        "forgetting": 100 * macro.score if macro else None,
+        "forgetting interval": points(*macro[:3]).partition(" ")[2] if macro else "",
+        "usd": usd(f.cost_per_1k_usd) if f else "",
+        "p50": seconds(run.latency.get("p50_s")),
+        "verdict": "ERROR" if run.state == "failed" else verdict_word(f) if f else "–",
+        "method": clean(f"{run.method} × {run.prompting}"),
+        "model": clean(run.base_model.rpartition("/")[2]),
+        "created": run.created[:16].replace("T", " "),
+        "run": clean(run.run_id),
+    }
+
+
+def _ends(metric: str, gain: Comparison) -> str:
+    return change(metric, gain.delta, gain.low, gain.high).partition(" ")[2]
+
+
+def _scores(runs: Iterable[Run]) -> dict[str, tuple[str, Estimate | None]]:
+    """Estimate the target's score of runs that no report holds, from their rows."""
+    loaded = project.experiment()
+    if loaded is None:
+        return {}
+    target = loaded.experiment.target
+    key, name = f"{target.name}/test", target.primary_metric
+    of = {run.run_id: run.rows[key] for run in runs if key in run.rows}
+    found = project.columns(tuple(dict.fromkeys(of.values())), name)
+    metric = project.metric(target.name, name)
+    made = {digest: comparison.estimate_columns(metric, columns) for digest, columns in found.items()}
+    return {run_id: (name, made.get(digest)) for run_id, digest in of.items()}
+
+
+def _ranks(runs: Sequence[Run], report: ExperimentReport | None) -> dict[str, int]:
+    """Rank the runs of the report on the items that all of them answered."""
+    if report is None or not report.task:
+        return {}
+    done = {f.run_id for f in best_first(report)[:AT_ONCE] if f.state == "done"}
+    key = f"{report.task}/test"
+    digests = {run.run_id: run.rows[key] for run in runs if run.run_id in done and key in run.rows}
+    return ranked(tuple(sorted(digests.items())), report.task, report.metric)
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def ranked(digests: tuple[tuple[str, str], ...], task: str, metric: str) -> dict[str, int]:
+    """Rank runs by their rows; kept, since rows of a digest never change."""
+    found = project.columns(tuple(dict.fromkeys(digest for _, digest in digests)), metric)
+    by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
+    return comparison.shared_ranks(project.metric(task, metric), by_run)

@@ -1,0 +1,359 @@
+"""Pictures of results, for Plotly; light and dark come from Streamlit's theme.
+
+Invariant: nothing is computed here but places on paper; colours are told apart by colour-blind readers,
+and what a colour says a mark or a word says too.
+Source of the colours: Okabe & Ito 2008.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from harness.numbers import OWN_UNITS
+from harness.report.escape import clean, shorten
+from harness.report.heat import Heat
+from harness.report.pictures.front import Point
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
+GOOD, BAD, DOUBT, QUIET = "#009e73", "#d55e00", "#e69f00", "#8c96a0"
+_MARKS = {
+    "PASS": ("circle", GOOD),
+    "FAIL": ("x", BAD),
+    "UNDECIDED": ("diamond", DOUBT),
+    "DRIFT": ("square", DOUBT),
+}
+_GATE = {
+    "PASS": "passes the gate",
+    "FAIL": "fails the gate",
+    "UNDECIDED": "undecided",
+    "DRIFT": "the harness drifted",
+}
+_HEAT = ((0.0, "#c44a00"), (0.5, "#f7f7f7"), (1.0, "#0072b2"))  # vermilion, white, blue
+_ROW = 30
+Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
+
+
+class Bar(NamedTuple):
+    """A value with its interval, on one line of a picture; `margin` is the loss that is too much."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    said: str
+    margin: float | None = None
+
+
+def plain(text: str, width: int = 40) -> str:
+    """Make a name harmless for Plotly, which reads some markup."""
+    return escape(shorten(clean(text), width), quote=False)
+
+
+def draw(figure: go.Figure, name: str, height: int | None = None) -> None:
+    """Put a picture on the page; its button saves it as PNG without a network."""
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 34, "b": 8},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": None},
+        hoverlabel={"namelength": -1},
+        **({"height": height} if height else {}),
+    )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    image = {"format": "png", "scale": 2, "filename": name}
+    config = {
+        "displaylogo": False,
+        "toImageButtonOptions": image,
+        "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    }
+    st.plotly_chart(figure, key=f"picture_{name}", config=config)
+
+
+def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True) -> go.Figure:
+    """Draw values with intervals, a line each, the first on top; series lie beside each other."""
+    names = list(dict.fromkeys(bar.name for bars in series.values() for bar in bars))
+    figure, step = go.Figure(), 0.62 / max(1, len(series))
+    for i, (label, bars) in enumerate(series.items()):
+        colour, shift = COLOURS[i % len(COLOURS)], (i - (len(series) - 1) / 2) * step
+        figure.add_scatter(
+            x=[bar.value for bar in bars],
+            y=[names.index(bar.name) + shift for bar in bars],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [bar.high - bar.value for bar in bars],
+                "arrayminus": [bar.value - bar.low for bar in bars],
+                "thickness": 2,
+                "width": 0,
+            },
+            mode="markers",
+            marker={"size": 9, "color": colour, "symbol": ("circle", "diamond", "square", "x")[i % 4]},
+            name=plain(label),
+            text=[f"{plain(label)}<br>{plain(bar.name)}: {plain(bar.said, 90)}" for bar in bars],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    _margins(figure, names, [bar for bars in series.values() for bar in bars])
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[plain(name, 34) for name in names],
+        range=[len(names) - 0.4, -0.6],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_xaxes(
+        title=axis,
+        zeroline=zero,
+        zerolinewidth=1.5,
+        zerolinecolor=QUIET,
+        rangemode="tozero" if zero else "normal",
+    )
+    figure.update_layout(
+        height=110 + max(_ROW, 14 * len(series) + 12) * len(names), showlegend=len(series) > 1
+    )
+    return figure
+
+
+def _margins(figure: go.Figure, names: Sequence[str], bars: Sequence[Bar]) -> None:
+    """Shade what lies beyond each line's margin."""
+    margins = {bar.name: bar.margin for bar in bars if bar.margin is not None}
+    if not margins:
+        return
+    lowest = min([bar.low for bar in bars] + [-m for m in margins.values()])
+    left = lowest - 0.05 * abs(lowest)
+    for name, margin in margins.items():
+        at = names.index(name)
+        figure.add_shape(
+            type="rect", x0=left, x1=-margin, y0=at - 0.46, y1=at + 0.46,
+            fillcolor=BAD, opacity=0.10, line_width=0, layer="below",
+        )  # fmt: skip
+        figure.add_shape(
+            type="line", x0=-margin, x1=-margin, y0=at - 0.46, y1=at + 0.46,
+            line={"color": BAD, "width": 1.5, "dash": "dot"},
+        )  # fmt: skip
+
+
+def heat(of: Heat) -> go.Figure:
+    """Draw tasks × candidates: blue gained, vermilion lost, numbers in the cells, intervals on hover."""
+    rows = [list(cells) for _, cells in of.rows]
+    shown = [
+        [f"<b>{c.change}</b>" if c and c.shown else c.change if c else "" for c in cells] for cells in rows
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[c.strength if c else None for c in cells] for cells in rows],
+            x=[plain(label) for label in of.labels],
+            y=[plain(task) for task, _ in of.rows],
+            text=shown,
+            texttemplate="%{text}",
+            customdata=[[plain(c.said, 120) if c else "" for c in cells] for cells in rows],
+            hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
+            colorscale=list(_HEAT),
+            zmin=-1,
+            zmax=1,
+            xgap=3,
+            ygap=3,
+            showscale=False,
+            textfont={"size": 14},
+        )
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(side="top", showgrid=False)
+    figure.update_layout(height=90 + 38 * len(of.rows))
+    return figure
+
+
+def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
+    """Draw the target against general ability with intervals, the front and interpolated scales."""
+    figure, rate = go.Figure(), 1.0 if metric in OWN_UNITS else 100.0
+    for family in lines:
+        figure.add_scatter(
+            x=[rate * p.target.score for p in family], y=[100 * p.kept.score for p in family],
+            mode="lines", line={"color": QUIET, "dash": "dot"}, name="one fine-tune, scaled",
+            hoverinfo="skip",
+        )  # fmt: skip
+    best = sorted((rate * p.target.score, 100 * p.kept.score) for p in points if p.on_front)
+    if len(best) > 1:
+        figure.add_scatter(
+            x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="front", hoverinfo="skip",
+            line={"color": COLOURS[0], "shape": "vh", "width": 1.5},
+        )  # fmt: skip
+    places = _places(points)
+    for word, (symbol, colour) in _MARKS.items():
+        of = [p for p in points if p.verdict == word]
+        if of:
+            _add_points(figure, of, places, _Mark(word, symbol, colour), rate)
+    if margin is not None:
+        figure.add_hline(y=-100 * margin, line={"color": BAD, "dash": "dot", "width": 1.5})
+        figure.add_annotation(
+            x=1, xref="paper", y=-100 * margin, text="margin of the gate", showarrow=False, yshift=-10,
+            xanchor="right", font={"size": 12},
+        )  # fmt: skip
+    unit = ", %" if rate == 100 else ", lower is better"
+    figure.update_xaxes(title=f"target: {plain(metric.replace('_', ' '))}{unit} →", zeroline=False)
+    figure.update_yaxes(title="change of general ability, points ↑", zeroline=True, zerolinecolor=QUIET)
+    figure.update_layout(height=560)
+    return figure
+
+
+class _Mark(NamedTuple):
+    word: str
+    symbol: str
+    colour: str
+
+
+def _places(points: Sequence[Point]) -> dict[str, str]:
+    """Choose for each name a place beside its mark where it hides no other, as far as there is one."""
+    across = [p.target.score for p in points]
+    down = [p.kept.low for p in points] + [p.kept.high for p in points] + [0.0]
+    wide, high = max(across) - min(across) or 1.0, max(down) - min(down) or 1.0
+    at = [(800 * p.target.score / wide, -400 * p.kept.score / high) for p in points]
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in at]
+    places = {}
+    for p, (x, y) in zip(points, at, strict=True):
+        half = 3.6 * len(p.label + " (recommended)" * p.recommended)
+        boxes = {  # beside the whiskers first, then on them
+            f"{v} {h}": (x + dx * half - half, y + dy - 8, x + dx * half + half, y + dy + 8)
+            for h, dx in (("right", 1), ("left", -1), ("center", 0))
+            for v, dy in (("top", -16), ("bottom", 16))
+        }
+        free = (name for name, box in boxes.items() if not any(_overlap(box, other) for other in taken))
+        places[p.label] = next(free, "middle right")
+        taken.append(boxes.get(places[p.label], (x, y - 8, x + 2 * half, y + 8)))
+    return places
+
+
+def _names(of: Sequence[Point]) -> list[str]:
+    """Name each mark; marks in one place are named together, once."""
+    together: dict[tuple[float, float], list[Point]] = {}
+    for p in of:
+        together.setdefault((p.target.score, p.kept.score), []).append(p)
+    return [
+        ", ".join(plain(q.label) + " (recommended)" * q.recommended for q in there) if there[0] is p else ""
+        for p in of
+        for there in [together[p.target.score, p.kept.score]]
+    ]
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _add_points(
+    figure: go.Figure, of: Sequence[Point], places: Mapping[str, str], mark: _Mark, rate: float
+) -> None:
+    def ends(pick: str, scale: float) -> dict[str, Any]:
+        both = [getattr(p, pick) for p in of]
+        return {
+            "type": "data", "symmetric": False, "thickness": 1.2, "width": 0,
+            "array": [scale * (e.high - e.score) for e in both],
+            "arrayminus": [scale * (e.score - e.low) for e in both],
+        }  # fmt: skip
+
+    figure.add_scatter(
+        x=[rate * p.target.score for p in of],
+        y=[100 * p.kept.score for p in of],
+        error_x=ends("target", rate),
+        error_y=ends("kept", 100),
+        mode="markers+text",
+        marker={
+            "symbol": mark.symbol, "color": mark.colour, "size": [15 if p.recommended else 11 for p in of],
+            "line": {"width": [3 if p.recommended else 0 for p in of], "color": COLOURS[0]},
+        },
+        text=_names(of),
+        customdata=[plain(p.label) for p in of],
+        textposition=[places[p.label] for p in of],
+        name=_GATE[mark.word],
+        hovertemplate="%{customdata}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
+    )  # fmt: skip
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]], axis: str
+) -> go.Figure:
+    """Draw losses by step: training as a line, validation with marks, one colour a candidate."""
+    figure = go.Figure()
+    for i, (label, (train, validation)) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        figure.add_scatter(
+            x=[x for x, _ in train], y=[y for _, y in train], mode="lines", name=f"{plain(label)}: training",
+            line={"color": colour, "width": 2}, legendgroup=plain(label),
+        )  # fmt: skip
+        if validation:
+            figure.add_scatter(
+                x=[x for x, _ in validation], y=[y for _, y in validation], mode="lines+markers",
+                name=f"{plain(label)}: validation", legendgroup=plain(label),
+                line={"color": colour, "dash": "dot"}, marker={"symbol": "diamond", "size": 10},
+            )  # fmt: skip
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title=axis, rangemode="tozero")
+    figure.update_layout(height=420)
+    return figure
+
+
+def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[str, float]) -> go.Figure:
+    """Draw what requests cost: each line from what is spent once, rising by its cost a request, in USD."""
+    figure = go.Figure()
+    for i, (label, (once, each)) in enumerate(lines.items()):
+        figure.add_scatter(
+            x=[0, most], y=[once, once + each * most], mode="lines", name=plain(label),
+            line={"color": COLOURS[i % len(COLOURS)], "width": 2.5},
+            hovertemplate="%{x:,.0f} requests: %{y:.4g} USD<extra>" + plain(label) + "</extra>",
+        )  # fmt: skip
+    for i, (name, at) in enumerate(marks.items()):
+        if 0 <= at <= most:
+            figure.add_vline(x=at, line={"color": QUIET, "dash": "dot", "width": 1.5})
+            figure.add_annotation(
+                x=at,
+                y=1 - 0.08 * i,
+                yref="paper",
+                text=plain(name),
+                showarrow=False,
+                xanchor="left",
+                xshift=5,
+            )
+    figure.update_xaxes(title="requests", rangemode="tozero", tickformat=",")
+    figure.update_yaxes(title="USD in all", rangemode="tozero")
+    figure.update_layout(height=380)
+    return figure
+
+
+def nights(
+    series: Mapping[str, Sequence[Bar]],
+    changes: Mapping[str, str],
+    alarms: Mapping[str, str],
+    missed: Sequence[str],
+) -> go.Figure:
+    """Draw changes by night with their bands; new code, missed nights and alarms stand on the time axis."""
+    figure = go.Figure()
+    for i, (label, bars) in enumerate(series.items()):
+        colour, at = COLOURS[i % len(COLOURS)], [bar.name for bar in bars]
+        figure.add_scatter(
+            x=[*at, *at[::-1]], y=[*(b.high for b in bars), *(b.low for b in reversed(bars))], fill="toself",
+            fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip", showlegend=False,
+            legendgroup=label,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=at, y=[bar.value for bar in bars], mode="lines+markers", name=plain(label), legendgroup=label,
+            line={"color": colour, "width": 2}, text=[plain(bar.said, 90) for bar in bars],
+            hovertemplate="%{x}: %{text}<extra>" + plain(label) + "</extra>",
+        )  # fmt: skip
+    for night in missed:
+        figure.add_vline(x=night, line={"color": QUIET, "width": 6}, opacity=0.25)
+    for i, (night, said) in enumerate(changes.items()):
+        figure.add_vline(x=night, line={"color": QUIET, "dash": "dot", "width": 1})
+        figure.add_annotation(
+            x=night, y=0.02 + 0.07 * (i % 3), yref="paper", text=plain(said), showarrow=False,
+            xanchor="left", xshift=4, font={"size": 11},
+        )  # fmt: skip
+    for night, said in alarms.items():
+        figure.add_vline(x=night, line={"color": BAD, "width": 2})
+        figure.add_annotation(
+            x=night, y=1, yref="paper", text=f"<b>{plain(said)}</b>", showarrow=False, xanchor="left",
+            xshift=4, font={"color": BAD, "size": 12},
+        )  # fmt: skip
+    figure.update_yaxes(title="change, points", zeroline=True, zerolinecolor=QUIET, zerolinewidth=1.5)
+    figure.update_xaxes(type="date")
+    figure.update_layout(height=380, showlegend=True)
+    return figure

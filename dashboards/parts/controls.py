@@ -1,0 +1,136 @@
+"""Controls that several pages have: the experiment, candidates in the address, files to take away.
+
+Invariant: what is chosen stands in the page's address, so a link shows what its sender saw.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from harness.decide import CandidateFacts
+from harness.records import Run
+from harness.report import SMOKE, ExperimentReport
+from harness.report.escape import clean
+from parts import project, texts
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def heading(title: str, purpose: str) -> None:
+    """Open a page."""
+    texts.style()
+    st.title(title, anchor=False)
+    st.caption(purpose)
+
+
+def nothing(what: str = "No report yet.") -> None:
+    """Say that there is nothing to show, and what to do."""
+    at = project.at_work()
+    wait = "A comparison is at work; this page fills when it has finished." if at is not None else ""
+    st.info(f"{what} {wait or 'Next: `harness compare` in the folder of harness.yaml.'}")
+
+
+def choose_report() -> ExperimentReport | None:
+    """Let one of the kept reports be chosen; None where there is none."""
+    found = project.reports()
+    if not found:
+        nothing()
+        return None
+    wanted = st.query_params.get("experiment", "")
+    names = sorted(found, key=lambda name: found[name].smoke)
+    if len(names) > 1:
+        index = names.index(wanted) if wanted in names else 0
+        name = st.columns([1, 2])[0].selectbox(
+            "Experiment", names, index=index, format_func=clean, key="experiment"
+        )
+        remember("experiment", [name])
+    else:
+        name = names[0]
+    if found[name].smoke:
+        st.info(f"{SMOKE[0].upper()}{SMOKE[1:]}: few items, to see that everything works.")
+    return found[name]
+
+
+def remember(key: str, values: Sequence[str]) -> None:
+    """Write what was chosen into the address."""
+    text = ",".join(values)
+    if text and st.query_params.get(key) != text:
+        st.query_params[key] = text
+    elif not text and key in st.query_params:
+        del st.query_params[key]
+
+
+def asked(key: str) -> list[str]:
+    """Read names from the address: `?compare=a,b`; a comma inside brackets belongs to a name."""
+    text, names, depth = st.query_params.get(key, ""), [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            names.append("")
+        else:
+            names[-1] += character
+    return [name.strip() for name in names if name.strip()]
+
+
+def label(run: Run) -> str:
+    """Name a run as reports do: the candidate, with the seed where it is not 0."""
+    return f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
+
+
+def newest(runs: Sequence[Run]) -> dict[str, Run]:
+    """Keep the newest finished run of each candidate and seed, by label."""
+    return {label(run): run for run in runs if run.state == "done"}
+
+
+def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the runs that a report is about, by label; without a report all newest ones."""
+    if report is None:
+        return newest(runs)
+    ids = {f.run_id for f in report.facts}
+    return {label(run): run for run in runs if run.run_id in ids and run.state == "done"}
+
+
+def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:
+    """Let candidates be chosen; the address names them, and follows what is chosen."""
+    wanted = [name for name in asked(key) if name in labels]
+    if missing := [name for name in asked(key) if name not in labels]:
+        texts.say(f"Not among these runs: {', '.join(missing)}")
+    chosen = st.multiselect(
+        title, labels, default=wanted or list(default), format_func=clean, key=f"{key}_chosen"
+    )
+    remember(key, chosen)
+    return chosen
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as CSV in which no text can be taken for a formula by a spreadsheet."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    return stream.getvalue()
+
+
+def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Offer rows as a CSV file."""
+    st.download_button(
+        "CSV", as_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
+    )
+
+
+def by_label(report: ExperimentReport) -> dict[str, CandidateFacts]:
+    """Map labels to what was measured."""
+    return {f.label: f for f in report.facts}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return repr(value)
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,68 @@
+"""A browser of items: filter them, step through them, and read both answers beside each other.
+
+Invariant: only the item that is shown is read with its texts.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import streamlit as st
+
+from harness.numbers import count
+from harness.report.escape import clean
+from parts import pairs, texts
+from parts.pairs import Pair
+
+
+def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str]], key: str) -> None:
+    """Show the items of a pair by group (lost, gained, …), one at a time."""
+    filled = {name: ids for name, ids in groups.items() if ids}
+    if not filled:
+        st.info("No item differs here.")
+        return
+    titles = {name: f"{name} ({count(len(ids))})" for name, ids in filled.items()}
+    columns = st.columns([3, 2, 2, 3])
+    group = columns[0].segmented_control(
+        "Items", list(filled), default=next(iter(filled)), format_func=titles.__getitem__, key=f"{key}_group"
+    )
+    ids = list(filled[group or next(iter(filled))])
+    kinds = pairs.kinds(pair, ids)
+    for column, title, place in ((columns[1], "slice", 0), (columns[2], "cluster", 1)):
+        options = sorted({kind[place] for kind in kinds.values() if kind[place]})
+        chosen = column.selectbox(title, ["all", *options], format_func=clean, key=f"{key}_{title}")
+        ids = [i for i in ids if chosen == "all" or kinds.get(i, ("", ""))[place] == chosen]
+    sought = columns[3].text_input(
+        "Search", placeholder="in prompts, answers, references", key=f"{key}_search"
+    )
+    found = pairs.holding(pair, sought)
+    ids = ids if found is None else [i for i in ids if i in found]
+    if not ids:
+        st.info("No item fits these filters.")
+        return
+    _one(pair, names, ids, key)
+
+
+def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> None:
+    at = min(st.session_state.get(f"{key}_at", 0), len(ids) - 1)
+    back, forth, where, _ = st.columns([1, 1, 5, 3], vertical_alignment="bottom")
+    if back.button("← back", disabled=at == 0, key=f"{key}_back", width="stretch"):
+        at -= 1
+    if forth.button("next →", disabled=at >= len(ids) - 1, key=f"{key}_forth", width="stretch"):
+        at += 1
+    st.session_state[f"{key}_at"] = at
+    rows = pairs.two_texts(pair, ids[at])
+    with where:
+        texts.say(f"{count(at + 1)} of {count(len(ids))}: {ids[at]}")
+    if rows is None:
+        st.info("The texts of this item are not stored.")
+        return
+    old, new = rows
+    texts.block("prompt", new.prompt)
+    if new.references:
+        texts.block("reference", " | ".join(new.references[:5]))
+    left, right = st.columns(2)
+    for column, name, row, side in ((left, names[0], old, "old"), (right, names[1], new, "new")):
+        with column:
+            texts.block(f"{name} · {row.status}", row.text)
+            texts.whole(name, row.text, f"{key}_{side}")
+    if old.text != new.text:
+        texts.difference(f"words that {names[1]} changed", old.text, new.text)

@@ -1,0 +1,99 @@
+"""Other people's texts on a page: names, prompts, answers, sentences; shown as text, whatever they hold.
+
+Invariant: everything is cleaned of control and direction characters, cut to what can be read, and
+escaped before it becomes HTML; nothing of a model's goes through Markdown.
+"""
+
+import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from html import escape
+
+import streamlit as st
+
+from harness import numbers
+from harness.report.escape import clean, clean_lines
+
+LONGEST = 6_000  # characters of one text on a page
+_MOST_WORDS = 1_500  # in a diff
+_STYLE = """<style>
+.stMainBlockContainer{padding-top:2.6rem;padding-bottom:3rem}
+.quoted{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;overflow:auto;max-height:26rem;
+  font:.875rem/1.55 ui-monospace,"Source Code Pro",monospace;padding:.7rem .9rem;margin:0 0 .6rem;
+  border:1px solid rgb(128 128 128/.35);border-radius:8px}
+.quoted del{text-decoration:line-through;background:rgb(213 94 0/.22);border-radius:3px}
+.quoted ins{text-decoration:none;background:rgb(0 114 178/.22);border-radius:3px;font-weight:600}
+.said{margin:.1rem 0 .5rem;max-width:72rem;line-height:1.55}
+.lead{font-size:1.15rem;line-height:1.5;font-weight:600;margin:.2rem 0 .6rem;max-width:72rem}
+.name{font-size:.8rem;opacity:.72;margin:0 0 .25rem}
+.badge{display:inline-block;border-radius:99px;padding:.05rem .6rem;font-size:.8rem;font-weight:600}
+.badge{border:1.5px solid}
+.badge.good{color:#00866a}.badge.bad{color:#d05200}.badge.doubt{color:#a87400}.badge.none{color:#77808a}
+</style>"""
+
+
+def style() -> None:
+    """Put the rules of all texts on the page, once."""
+    st.html(_STYLE)
+
+
+def say(sentence: str, kind: str = "said") -> None:
+    """Write one sentence, as text."""
+    st.html(f'<p class="{kind}">{escape(clean(sentence))}</p>')
+
+
+def say_all(sentences: Iterable[str]) -> None:
+    """Write a list of sentences, as text."""
+    items = "".join(f"<li>{escape(clean(one))}</li>" for one in sentences)
+    if items:
+        st.html(f'<ul class="said">{items}</ul>')
+
+
+def shown(text: str) -> str:
+    """Clean a text and cut it to what can be read, saying so."""
+    whole = clean_lines(text[:LONGEST])
+    return whole if len(text) <= LONGEST else f"{whole} … (cut: {numbers.count(len(text))} characters)"
+
+
+def block(name: str, text: str) -> None:
+    """Show a text under its name."""
+    _named(name, escape(shown(text)))
+
+
+def whole(name: str, text: str, key: str) -> None:
+    """Offer a text that was cut as a file."""
+    if len(text) > LONGEST:
+        size = numbers.size(len(text.encode("utf-8", "replace")))
+        st.download_button(
+            f"{name}: all of it ({size})", text.encode("utf-8", "replace"), f"{key}.txt", key=key
+        )
+
+
+def difference(name: str, old: str, new: str) -> None:
+    """Show the words of two texts: struck out what only the old has, marked what only the new has."""
+    _named(name, diff_html(old, new))
+
+
+def _named(name: str, html: str) -> None:
+    st.html(f'<div class="name">{escape(clean(name))}</div><div class="quoted">{html or "&nbsp;"}</div>')
+
+
+def diff_html(old: str, new: str) -> str:
+    """Compare two texts word by word; what comes out holds no markup but ours."""
+    before, after = (re.findall(r"\s+|\w+|[^\w\s]", shown(text))[:_MOST_WORDS] for text in (old, new))
+    out = []
+    for what, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        gone, come = escape("".join(before[a0:a1])), escape("".join(after[b0:b1]))
+        if what == "equal":
+            out.append(gone)
+            continue
+        out += [f"<del>{gone}</del>"] if gone else []
+        out += [f"<ins>{come}</ins>"] if come else []
+    return "".join(out)
+
+
+def badge(word: str) -> str:
+    """Return a verdict as HTML: a word in a coloured frame."""
+    kinds = {"PASS": "good", "FAIL": "bad", "ERROR": "bad", "UNDECIDED": "doubt", "DRIFT": "doubt"}
+    kinds |= {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
+    return f'<span class="badge {kinds.get(word, "none")}">{escape(clean(word))}</span>'

@@ -1,0 +1,151 @@
+"""Rate: which of two answers is better, without knowing whose they are.
+
+Invariant: names stay hidden while somebody rates; order and sides depend on rater and pair; every
+choice is written by the store's own writer before the next item is shown.
+"""
+
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import streamlit as st
+
+from harness import ratings, store
+from harness.numbers import UNKNOWN, count, interval, p_value, plain
+from harness.ratings import Turn
+from harness.records import Rating, Run
+from parts import controls, pairs, project, texts
+from parts.pairs import Pair
+
+_SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
+_TITLES = {"left": "Left is better", "tie": "Equally good", "right": "Right is better", "skip": "Skip"}
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading(
+        "Rate", "Two answers to one question, sides at random. Keys: 1 left, 2 equal, 3 right, 4 skip."
+    )
+    runs = controls.newest(project.runs())
+    target = _target(runs)
+    able = {name: run for name, run in runs.items() if f"{target}/test" in run.rows}
+    if len(able) < 2:
+        controls.nothing("Two candidates with answers on the target are needed.")
+        return
+    with st.expander("Who rates what", expanded=not controls.asked("rater")):
+        rater = st.text_input(
+            "Your name", value=", ".join(controls.asked("rater")), max_chars=60, key="rater"
+        ).strip()
+        controls.remember("rater", [rater] if rater else [])
+        chosen = controls.choose_candidates("rate", list(able), list(able)[:2], title="Two candidates")
+    if len(chosen) != 2 or not rater:
+        st.info("Choose two candidates and give your name.")
+        return
+    one, other = sorted((able[name] for name in chosen), key=lambda run: run.run_id)
+    key = f"{target}/test"
+    pair = Pair(target, "", one.rows[key], other.rows[key])
+    done = store.list_ratings(project.project().store, target)
+    _turn(pair, (one, other), rater, done)
+    _outcome(pair, (controls.label(one), controls.label(other)), done)
+
+
+def _target(runs: dict[str, Run]) -> str:
+    """Name the task that is rated: the target as written, else the first one that most runs answered."""
+    loaded = project.experiment()
+    if loaded is not None:
+        return loaded.experiment.target.name
+    reported = next((report.task for report in project.reports().values() if report.task), "")
+    return reported or next((key.removesuffix("/test") for run in runs.values() for key in run.rows), "")
+
+
+def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
+    """Show the next item that differs, and take the choice."""
+    ids = _differing(pair.base, pair.new)
+    turn = ratings.next_turn(ids, done, rater, pair.base, pair.new)
+    n_done = len(
+        {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
+    )
+    st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
+    rows = pairs.two_texts(pair, turn.example_id) if turn else None
+    if turn is None or rows is None:
+        st.success("You have seen every item of this pair.")
+        return
+    if st.session_state.get("rating_item") != turn.example_id:
+        st.session_state["rating_item"], st.session_state["rating_since"] = turn.example_id, time.time()
+    # The shorter prompt: the longer one may hold passages or shots, which would tell whose answer is whose.
+    texts.block("question", min((row.prompt for row in rows), key=len))
+    ordered = rows if turn.left == "a" else rows[::-1]
+    for column, side, row in zip(st.columns(2), ("left", "right"), ordered, strict=True):
+        with column:
+            texts.block(side, row.text)
+    for column, (side, title) in zip(st.columns(4), _TITLES.items(), strict=True):
+        column.button(
+            title, key=f"choose_{side}", shortcut=_SHORTCUTS[side], width="stretch",
+            type="primary" if side in ("left", "right") else "secondary",
+            on_click=_save, args=(pair, runs, rater, turn, side),
+        )  # fmt: skip
+    if rows[0].references:
+        with st.expander("Reference"):
+            texts.block("reference", " | ".join(rows[0].references[:5]))
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _differing(rows_a: str, rows_b: str) -> list[str]:
+    """List the items that both answered, and not with the same text."""
+    digests = [
+        {r.example_id: r.output_digest or r.example_id for r in project.scored(d)} for d in (rows_a, rows_b)
+    ]
+    one, other = digests
+    return sorted(i for i in one.keys() & other.keys() if one[i] != other[i] or one[i] == i)
+
+
+def _save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
+    other: Any = "b" if turn.left == "a" else "a"
+    choice: Any = {"left": turn.left, "right": other}.get(side, side)
+    rating = Rating(
+        rating_id=uuid.uuid4().hex,
+        rater=rater,
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        task=pair.task,
+        split="test",
+        example_id=turn.example_id,
+        run_a=runs[0].run_id,
+        run_b=runs[1].run_id,
+        rows_a=pair.base,
+        rows_b=pair.new,
+        left=turn.left,
+        choice=choice,
+        seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
+    )
+    store.save_rating(project.project().store, rating)
+
+
+def _outcome(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
+    """Say what all ratings of the pair show; closed at first, so that nobody's choice is led."""
+    found = ratings.outcome(done, pair.base, pair.new)
+    with st.expander(f"What the ratings of this pair show ({count(found.n_ratings)})"):
+        if found.rate is None or found.strength is None:
+            st.text("Nothing yet.")
+            return
+        r, s = found.rate, found.strength
+        share = interval(r.rate, r.low, r.high)
+        texts.say(
+            f"{names[1]} is preferred to {names[0]} on {share} % of {count(found.n_items)} items", "lead"
+        )
+        ends = "" if s.low is None or s.high is None else f" [{s.low:+.0f}, {s.high:+.0f}]"
+        elo = UNKNOWN if s.elo is None else f"{s.elo:+.1f}{ends}".replace("-", "−")
+        alpha = f"{plain(found.agreement)} (Krippendorff's alpha; 0 is chance, 1 is all)"
+        counted = {"raters": len(found.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
+        counted["skipped"] = found.n_skipped
+        texts.say_all(
+            [
+                ", ".join(f"{word} {count(n)}" for word, n in counted.items()),
+                f"sign test: p = {p_value(r.p)}",
+                f"strength: {elo} Elo points (Bradley-Terry, interval over items)",
+                f"agreement of raters: {alpha}",
+            ]
+        )
+
+
+page()

@@ -1,0 +1,73 @@
+"""The verb that opens the dashboard in the browser.
+
+Invariant: Streamlit runs in a process of its own, listens where it was told to and nowhere else,
+and sends nothing to anybody.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import Config, app
+from harness.cli.output import say
+from harness.errors import Problem, UserError
+
+_PACKAGE = Path(__file__).parents[1]
+_SETTINGS = {
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "server.headless": "true",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": "1",
+    "runner.magicEnabled": "false",
+    "theme.primaryColor": "#0072b2",
+    "theme.dark.primaryColor": "#56b4e9",
+}
+
+
+@app.command()
+def dashboard(
+    config: Config = Path("harness.yaml"),
+    host: Annotated[
+        str, typer.Option("--host", envvar="HARNESS_HOST", help="Where to listen; this machine alone.")
+    ] = "localhost",
+    port: Annotated[
+        int, typer.Option("--port", envvar="HARNESS_PORT", min=1, max=65535, help="The port to listen at.")
+    ] = 8501,
+) -> None:
+    """Open leaderboard, comparisons, forgetting, decision and blind rating in the browser."""
+    if find_spec("streamlit") is None or find_spec("plotly") is None:
+        step = "pip install 'harness-evals[dashboard]'"
+        raise UserError(Problem("harness dashboard", "no streamlit or no plotly", "both", step))
+    say(f"http://{host}:{port} shows {config.resolve().parent}; Ctrl-C ends it")
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        say("whoever reaches this machine sees every prompt and answer, and may rate: there is no password")
+    try:
+        code = subprocess.call(command(host, port), env=environment(config))
+    except KeyboardInterrupt:  # the way to end it
+        code = 0
+    raise typer.Exit(code)
+
+
+def command(host: str, port: int) -> list[str]:
+    """Return how Streamlit is started."""
+    settings = {**_SETTINGS, "server.address": host, "server.port": str(port)}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "streamlit", "run", str(app_file()), *flags]
+
+
+def environment(config: Path) -> dict[str, str]:
+    """Return the environment of the pages: they learn from it which experiment they show."""
+    return {**os.environ, "HARNESS_CONFIG": str(config.resolve())}
+
+
+def app_file() -> Path:
+    """Find the pages: inside the package where it is installed, beside it in a checkout."""
+    folders = (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
+    return next((folder / "app.py" for folder in folders if folder.is_dir()), folders[0] / "app.py")

@@ -1,0 +1,143 @@
+"""The verbs of the night: run, status, ack, install.
+
+Invariant: only `run` asks a model.
+"""
+
+import os
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, app
+from harness.cli.output import print_value, say
+from harness.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from harness.nightly import Status
+    from harness.nightly.install import Scheduler
+
+nightly_app = typer.Typer(
+    help="Ask champions and candidates again every night.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(nightly_app, name="nightly")
+
+
+@nightly_app.command("run")
+def nightly_run(
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    night: Annotated[
+        datetime | None,
+        typer.Option("--night", formats=["%Y-%m-%d"], help="The night's date; today by default."),
+    ] = None,
+    webhook: Annotated[
+        str,
+        typer.Option(
+            "--webhook", envvar="HARNESS_WEBHOOK", help="Send new alarms there, as Slack takes them."
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Run tonight as far as it is not done, say what it shows, and exit by the verdict."""
+    from harness import nightly
+    from harness.terminal import TerminalProgress
+
+    day = night.date() if night else _today()
+    found = nightly.run_night(config, overrides or [], night=day, progress=TerminalProgress())
+    for path in nightly.write(found, config.parent / "reports"):
+        say(f"wrote {path}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as page:
+            page.write(nightly.markdown(found))
+    if webhook and (error := nightly.send(config, webhook, found.night)):
+        say(error)
+    if as_json:
+        print_value(nightly.to_json(found), True)
+    else:
+        print("\n".join(nightly.terminal(found)))
+    raise typer.Exit(found.exit_code)
+
+
+@nightly_app.command("status")
+def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+    """Show the last night, open alarms, and nights that were missed; asks nobody."""
+    from harness import nightly
+    from harness.report import to_plain
+
+    found = nightly.status(config, _today().isoformat())
+    if as_json:
+        print_value(to_plain(found), True)
+        return
+    for line in _lines(found):
+        print(line)
+
+
+@nightly_app.command("ack")
+def nightly_ack(
+    about: Annotated[
+        str | None, typer.Argument(help="A candidate, or harness; without it all alarms.")
+    ] = None,
+    config: Config = Path("harness.yaml"),
+    new_reference: Annotated[
+        bool, typer.Option("--new-reference", help="Compare with the newest stored run from now on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Close open alarms; evidence begins anew with the next night."""
+    from harness import nightly
+
+    closed = nightly.acknowledge(config, about, new_reference=new_reference)
+    print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
+
+
+@nightly_app.command("install")
+def nightly_install(
+    cron: Annotated[bool, typer.Option("--cron", help="A line for crontab.")] = False,
+    systemd: Annotated[bool, typer.Option("--systemd", help="A service and a timer of the user.")] = False,
+    github: Annotated[bool, typer.Option("--github", help="A workflow with a schedule.")] = False,
+    at: Annotated[str, typer.Option("--at", help="The time of day, hh:mm; in GitHub's workflow UTC.")] = (
+        "02:30"
+    ),
+    write: Annotated[bool, typer.Option("--write", help="Write the files instead of printing them.")] = False,
+    config: Config = Path("harness.yaml"),
+) -> None:
+    """Print or write the unit that runs a night every day with the platform's own scheduler."""
+    from harness.nightly import install
+
+    scheduler = _scheduler(cron=cron, systemd=systemd, github=github)
+    files = install.units(scheduler, config, at)
+    if write:
+        for path in install.write(files):
+            say(f"wrote {path}")
+    else:
+        for path, text in files.items():
+            print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
+    say(f"next: {install.next_step(scheduler)}")
+
+
+def _scheduler(*, cron: bool, systemd: bool, github: bool) -> "Scheduler":
+    wanted: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
+    chosen = [name for name, on in wanted.items() if on]
+    if len(chosen) != 1:
+        found = " and ".join(chosen) or "no scheduler"
+        raise UserError(Problem("nightly install", found, "one of --cron, --systemd, --github", "choose one"))
+    return chosen[0]
+
+
+def _today() -> date:
+    return datetime.now().astimezone().date()
+
+
+def _lines(found: "Status") -> list[str]:
+    from harness import nightly
+
+    lines = (
+        nightly.terminal(found.last) if found.last else ["no night was run yet; next: harness nightly run"]
+    )
+    if found.last and found.missed:
+        lines.insert(0, f"missed: {', '.join(found.missed)}")
+    if found.unfinished:
+        lines.insert(0, f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on")
+    return lines

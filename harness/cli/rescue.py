@@ -1,0 +1,76 @@
+"""The verb that looks for a version of a fine-tune that forgets less.
+
+Invariant: it refuses before it computes anything where there is nothing to rescue.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, app
+from harness.cli.output import open_bench, say
+
+if TYPE_CHECKING:
+    from harness.rescue import Prepared, Rescue
+
+
+@app.command()
+def rescue(
+    run: Annotated[str, typer.Argument(help="A candidate whose gate does not pass, or a run's id.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be tried, and what each trial takes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Try versions of a fine-tune that keep more, cheapest first; exit by what came of it."""
+    from harness import rescue as rescuing
+
+    bench, loaded = open_bench(config, overrides)
+    prepared = rescuing.prepare(bench, loaded.selected, run)
+    if dry_run:
+        _print_plan(prepared, as_json)
+        return
+    found = rescued(prepared, loaded.folder / "reports")
+    if as_json:
+        print(json.dumps(rescuing.to_json(found), indent=2, ensure_ascii=False))
+    else:
+        print_rescue(found)
+    raise typer.Exit(rescuing.exit_code(found, bench.experiment.gate))
+
+
+def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
+    """Run a rescue and write its files."""
+    from harness import rescue as rescuing
+
+    names = ", ".join(trial.says for trial in prepared.ladder.trials)
+    say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
+    found = rescuing.run(prepared)
+    for path in rescuing.write(found, folder):
+        say(f"wrote {path}")
+    return found
+
+
+def print_rescue(found: "Rescue") -> None:
+    """Print a rescue as its table and sentences."""
+    from rich.console import Console
+
+    from harness import rescue as rescuing
+
+    rescuing.terminal(found, Console(width=110, highlight=False))
+
+
+def _print_plan(prepared: "Prepared", as_json: bool) -> None:
+    from harness import rescue as rescuing
+    from harness.report import to_plain
+
+    plan, left_out = prepared.plan, prepared.ladder.left_out
+    if as_json:
+        print(json.dumps({"trials": to_plain(plan), "not_tried": list(left_out)}, indent=2))
+        return
+    for line in rescuing.lines(plan, left_out):
+        print(line)
+    say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")

@@ -1,0 +1,73 @@
+"""Whole weights between the base and another candidate's, without training.
+
+Invariant: every tensor is base + scale · (fine-tuned − base), computed in fp32 and kept in the
+precision of the fine-tuned one; a scale of 0 would be the base and 1 the fine-tune itself.
+
+Source: Wortsman et al. 2022 (arXiv:2109.01903).
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from harness.embedded import ModelSource
+from harness.errors import CandidateFailed, Problem
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights, model_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAKES = "model"
+INIT_FROM = "model"
+
+
+class Params(Spec):
+    """`scale` is the share of the way from the base to the fine-tune."""
+
+    scale: float = Field(0.5, gt=0, le=1)
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids interpolating: no other weights are named."""
+    if recipe.init_from is None:
+        found, expected = "interpolated without init_from", "the candidate at the other end"
+        yield Problem(where, found, expected, "add init_from: full")
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Write the model that lies at this share of the way to the one that `init_from` names.
+
+    Raises:
+        CandidateFailed: there is no `init_from`.
+    """
+    if context.init is None:
+        raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
+    start, folder = time.perf_counter(), context.folder / "model"
+    shutil.copytree(context.init, folder)
+    base = _tensors(context.source.path)
+    for file in sorted(folder.glob("*.safetensors")):
+        _interpolate(file, base, params.scale)
+    own = model_digest(folder, context.source.weights_digest)
+    return Weights("model", own, context.folder, {"mixing_s": round(time.perf_counter() - start, 3)})
+
+
+def _tensors(folder: Path) -> "dict[str, Tensor]":
+    from safetensors.torch import load_file
+
+    return {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+def _interpolate(file: Path, base: "dict[str, Tensor]", scale: float) -> None:
+    """Replace the tensors of one file; one that the base does not hold (it is tied there) stays."""
+    from safetensors.torch import load_file, save_file
+
+    mixed = {}
+    for name, tuned in load_file(file).items():
+        known = base.get(name)
+        mixed[name] = tuned if known is None else known.float().lerp(tuned.float(), scale).to(tuned.dtype)
+    save_file(mixed, file, {"format": "pt"})

@@ -1,0 +1,71 @@
+"""Another candidate's adapter at a share of its scale: between the base and the fine-tune, without training.
+
+Invariant: the tensors are copied as they are and only `lora_alpha`, from which PEFT takes an adapter's
+scale, is multiplied; a share of 0 would be the base and 1 the adapter itself.
+
+Source: Wortsman et al. 2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters the
+same as `peft.helpers.rescale_adapter_scale`. Adapters with DoRA keep their trained magnitudes.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field
+
+from harness.embedded import ModelSource
+from harness.errors import CandidateFailed, Problem
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights, adapter_digest
+from harness.training.adapters import CONFIG, WEIGHTS
+
+MAKES = "adapter"
+INIT_FROM = "adapter"
+
+
+class Params(Spec):
+    """`scale` is the share of the adapter's own scale."""
+
+    scale: float = Field(0.5, gt=0, le=1)
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids scaling: no adapter is named."""
+    if recipe.init_from is None:
+        found, expected = "scaled without init_from", "the candidate whose adapter is scaled"
+        yield Problem(where, found, expected, "add init_from: lora")
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Copy the adapter that `init_from` names, with its scale multiplied.
+
+    Raises:
+        CandidateFailed: there is no `init_from`, or its adapter is not of LoRA's kind.
+    """
+    if context.init is None:
+        raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
+    start, folder = time.perf_counter(), context.folder / "adapter"
+    config = json.loads((context.init / CONFIG).read_text("utf-8"))
+    scaled = _scaled(config, params.scale)
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")
+    shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
+    own = adapter_digest(folder, context.source.weights_digest)
+    return Weights("adapter", own, context.folder, {"copying_s": round(time.perf_counter() - start, 3)})
+
+
+def _scaled(config: dict[str, Any], scale: float) -> dict[str, Any]:
+    if config.get("peft_type") != "LORA" or not config.get("lora_alpha"):
+        found = f"an adapter of the kind {config.get('peft_type')}, which has no lora_alpha"
+        raise CandidateFailed(found, "a candidate whose adapter is a LoRA")
+    pattern = {name: _times(scale, alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()}
+    scaled = {**config, "lora_alpha": _times(scale, config["lora_alpha"])}
+    return {**scaled, "alpha_pattern": pattern} if pattern else scaled
+
+
+def _times(scale: float, alpha: float) -> float:
+    """Multiply; a whole number stays one, as PEFT writes it."""
+    product = scale * alpha
+    return int(product) if product == int(product) else product

@@ -1,0 +1,120 @@
+"""Nights: champions and named candidates asked again every night, beside the base as the control arm.
+
+Invariant: an alarm is raised once and stays until it is acknowledged; an unchanged candidate raises one
+with a chance of at most `nightly.alpha`, however many nights are looked at.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness import config
+from harness.config import Loaded
+from harness.errors import Problem, UserError
+from harness.nightly import install
+from harness.nightly.files import (
+    Alarm,
+    acknowledged,
+    home,
+    open_alarms,
+    read_nights,
+    read_state,
+    unfinished,
+    write_state,
+)
+from harness.nightly.judging import NightReport, missed, report_of
+from harness.nightly.notices import markdown, tell, terminal, to_json, write
+from harness.nightly.session import alone, run_night, run_on
+from harness.store import Store
+
+__all__ = [
+    "Alarm",
+    "NightReport",
+    "Status",
+    "acknowledge",
+    "install",
+    "markdown",
+    "run_night",
+    "run_on",
+    "send",
+    "status",
+    "terminal",
+    "to_json",
+    "write",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state between two nights: the last one as it is told, and what is missing since."""
+
+    last: NightReport | None
+    n_nights: int
+    missed: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    open: tuple[Alarm, ...]
+
+
+def status(path: Path, today: str) -> Status:
+    """Say where the nights of an experiment stand; asks nobody.
+
+    Raises:
+        UserError: with every problem of the file at once.
+        HarnessError: a night's file cannot be read.
+    """
+    loaded = config.load(path)
+    folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)
+    state, nights = read_state(folder), read_nights(folder)
+    experiment = loaded.experiment
+    last = report_of(experiment.name, experiment.nightly, nights, state) if nights else None
+    absent, begun = missed(nights, today), unfinished(folder)
+    return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
+
+
+def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[Alarm]:
+    """Close the open alarms about a candidate, `harness`, or all; evidence then begins anew.
+
+    With `new_reference` the next night compares with the newest stored run.
+
+    Raises:
+        UserError: there is nothing to close.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = home(at, loaded.experiment.name)
+    with alone(folder):
+        state, nights = read_state(folder), read_nights(folder)
+        state, closed = acknowledged(state, about, nights[-1].night if nights else "")
+        if new_reference:
+            kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
+            state = replace(state, references=kept)
+        if not closed and not new_reference:
+            raise _nothing_to_close(loaded, about, open_alarms(state))
+        write_state(at, folder, state)
+    return closed
+
+
+def send(path: Path, webhook: str, night: str) -> str:
+    """Send open alarms that nobody was told of to a webhook; returns what went wrong, or nothing.
+
+    Raises:
+        UserError: the address is none of the web.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = home(at, loaded.experiment.name)
+    with alone(folder):
+        before = read_state(folder)
+        state, error = tell(before, loaded.experiment.name, webhook, night)
+        if state != before:
+            write_state(at, folder, state)
+    return error
+
+
+def _nothing_to_close(loaded: Loaded, about: str | None, known: list[Alarm]) -> UserError:
+    found = f"no open alarm about {about}" if about else "no open alarm"
+    names = ", ".join(a.about for a in known) or "none is open"
+    return UserError(
+        Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", f"open: {names}")
+    )

@@ -1,0 +1,201 @@
+"""What nights leave on the disk: one folder a night, and the references and alarms of an experiment.
+
+Invariant: a night counts once `night.json` is there; until then the same night goes on where it was.
+
+    runs/nightly/<experiment>/state.json                 pinned references, alarms
+    runs/nightly/<experiment>/<date>/night.json          a finished night
+    runs/nightly/<experiment>/<date>/rows/<key>.jsonl    what was answered in it
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.errors import HarnessError, Problem
+from harness.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesNight:
+    """One series of one candidate in one night; changes are adjusted by the control arm.
+
+    `changes` maps clusters that rotate to their mean change, `anchors` those that do not.
+    `lost` names items that got worse, `left_out` counts those that could not be compared.
+    """
+
+    changes: dict[str, float]
+    anchors: dict[str, float]
+    lost: tuple[str, ...] = ()
+    left_out: int = 0
+    adjusted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One candidate in one night.
+
+    `reference` names what it is compared with, `tested` digests what answered (weights, prompting,
+    environment): the same on the same items tells nothing new. `tests` says in words what is new.
+    """
+
+    name: str
+    reference: str
+    tested: str
+    tests: tuple[str, ...]
+    series: dict[str, SeriesNight] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseNight:
+    """The control arm of one night: `flips` maps items that rotate to whether their score moved.
+
+    `reworded` names items whose prompt is other tokens than in the reference, `differing` anchors
+    that came back otherwise than in the last night of the same environment.
+    """
+
+    flips: dict[str, bool]
+    reworded: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """One finished night; `taken` and `left` count clusters of each series' pool."""
+
+    night: str
+    started: str
+    finished: str
+    commit: str
+    precision: str
+    environment: str
+    bases: dict[str, BaseNight]
+    candidates: tuple[Watched, ...]
+    taken: dict[str, int]
+    left: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a candidate is compared with: digests of row sets by task and split, of it and of its base."""
+
+    id: str
+    rows: dict[str, str]
+    base: dict[str, str]
+    weights: str
+    prompting: str
+    data: str
+    environment: str
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something to be told once; `acknowledged` and `told` say when that was, empty where not yet."""
+
+    about: str
+    verdict: str
+    night: str
+    sentence: str
+    told: str = ""
+    acknowledged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The references and all alarms, acknowledged ones included."""
+
+    references: dict[str, Reference] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
+
+
+def home(at: Store, experiment: str) -> Path:
+    """Return the folder of an experiment's nights."""
+    return at.folder / "nightly" / experiment
+
+
+def read_state(folder: Path) -> State:
+    """Read references and alarms; empty where there are none yet.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    path = folder / "state.json"
+    if not path.exists():
+        return State()
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        references = {name: Reference(**one) for name, one in raw["references"].items()}
+        return State(references, tuple(Alarm(**one) for one in raw["alarms"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error, "remove it; references are then pinned anew") from error
+
+
+def write_state(at: Store, folder: Path, state: State) -> None:
+    """Replace the file of references and alarms."""
+    store.write_whole(at, folder / "state.json", json.dumps(asdict(state), indent=1) + "\n")
+
+
+def read_nights(folder: Path) -> list[Night]:
+    """Read all finished nights, oldest first.
+
+    Raises:
+        HarnessError: a file cannot be read.
+    """
+    return [_parsed(path) for path in sorted(folder.glob("*/night.json"))]
+
+
+def write_night(at: Store, folder: Path, night: Night) -> None:
+    """Write a night, which thereby is finished."""
+    store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
+
+
+def unfinished(folder: Path) -> list[str]:
+    """List the dates of nights that began and were ended before they finished."""
+    return sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
+
+
+def acknowledged(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
+    """Acknowledge the open alarms about a candidate, or all; returns those that were open."""
+    meant = [a for a in open_alarms(state) if about in (None, a.about)]
+    alarms = tuple(replace(a, acknowledged=today) if a in meant else a for a in state.alarms)
+    return replace(state, alarms=alarms), meant
+
+
+def open_alarms(state: State) -> list[Alarm]:
+    """List the alarms that nobody acknowledged."""
+    return [a for a in state.alarms if not a.acknowledged]
+
+
+def since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
+    """Keep the nights after the last acknowledgement of an alarm: evidence begins anew there."""
+    known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
+    last = max((a.acknowledged for a in known), default="")
+    return [n for n in nights if n.night > last]
+
+
+def _parsed(path: Path) -> Night:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        raw["bases"] = {k: _tuples(BaseNight, v, "reworded", "differing") for k, v in raw["bases"].items()}
+        raw["candidates"] = tuple(map(_watched, raw["candidates"]))
+        return Night(**raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error, f"remove {path.parent}; the night then counts as missed") from error
+
+
+def _watched(raw: dict[str, Any]) -> Watched:
+    series = {name: _tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
+    return Watched(**{**raw, "tests": tuple(raw["tests"])}, series=series)
+
+
+def _tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:
+    return kind(**{k: tuple(v) if k in names else v for k, v in raw.items()})
+
+
+def _unreadable(path: Path, error: Exception, step: str) -> HarnessError:
+    found = f"a file that cannot be read ({type(error).__name__}: {error})"
+    return HarnessError(str(Problem(str(path), found, "what a night wrote", step)))

@@ -1,0 +1,150 @@
+"""The unit that runs a night every day: a cron line, a systemd service with its timer, a GitHub workflow.
+
+Invariant: the platform's own scheduler runs it; nothing here stays running, and no secret is written.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import Problem, UserError
+
+Scheduler = Literal["cron", "systemd", "github"]
+
+_SERVICE = """\
+[Unit]
+Description=One night of {config}
+
+[Service]
+Type=oneshot
+WorkingDirectory={folder}
+ExecStart={command}
+Environment=PATH={path}
+# 3 and 4 are verdicts, not failures of the service; the journal holds what was said.
+SuccessExitStatus=3 4
+"""
+
+_TIMER = """\
+[Unit]
+Description=Every night at {at}
+
+[Timer]
+OnCalendar=*-*-* {at}:00
+# A machine that was off runs the night when it is on again.
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+
+_GITHUB = """\
+name: harness nightly
+on:
+  schedule:
+    - cron: "{minute} {hour} * * *"   # UTC
+  workflow_dispatch:
+concurrency: harness-nightly
+permissions:
+  contents: read
+  issues: write
+jobs:
+  night:
+    runs-on: self-hosted              # the runs folder has to be there again the next night
+    timeout-minutes: 240
+    steps:
+      - uses: actions/checkout@v4
+        with: {{clean: false}}
+      - name: Run the night
+        env:
+          HARNESS_WEBHOOK: ${{{{ secrets.HARNESS_WEBHOOK }}}}
+        run: harness nightly run -c {config}
+      - name: Open an issue about a new alarm
+        if: failure()
+        env:
+          GH_TOKEN: ${{{{ github.token }}}}
+        run: |
+          for text in {reports}/*.nightly.issue.md; do
+            [ -e "$text" ] || continue
+            gh issue create --title "$(head -n 1 "$text")" --body-file "$text"
+          done
+"""
+
+
+def units(scheduler: Scheduler, config: Path, at: str) -> dict[Path, str]:
+    """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file.
+
+    `at` is a time of day, hh:mm.
+
+    Raises:
+        UserError: the time is none, or the experiment's file is not there.
+    """
+    hour, minute = _time(at)
+    if not config.is_file():
+        raise UserError(Problem(str(config), "no such file", "an experiment", "name it with -c"))
+    folder, name = config.absolute().parent, config.name
+    if scheduler == "github":
+        relative = config if not config.is_absolute() else Path(name)
+        text = _GITHUB.format(
+            minute=minute,
+            hour=hour,
+            config=shlex.quote(relative.as_posix()),
+            reports=shlex.quote((relative.parent / "reports").as_posix()),
+        )
+        return {Path(".github/workflows/harness-nightly.yml"): text}
+    program = str(Path(sys.executable).with_name("harness"))
+    command = f"{shlex.quote(program)} nightly run -c {shlex.quote(name)}"
+    if scheduler == "cron":
+        log = shlex.quote(str(folder / "runs" / "nightly.log"))
+        line = f"{minute} {hour} * * * cd {shlex.quote(str(folder))} && {command} >> {log} 2>&1\n"
+        return {Path(): line.replace("%", "\\%")}
+    home = Path("~/.config/systemd/user").expanduser()
+    path = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
+    service = _SERVICE.format(config=name, folder=_escaped(folder), command=command, path=path)
+    return {
+        home / "harness-nightly.service": service,
+        home / "harness-nightly.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
+    }
+
+
+def next_step(scheduler: Scheduler) -> str:
+    """Say what makes a unit run."""
+    return {
+        "cron": "add it: (crontab -l; harness nightly install --cron) | crontab -",
+        "systemd": "harness nightly install --systemd --write, then: systemctl --user enable --now "
+        "harness-nightly.timer",
+        "github": "harness nightly install --github --write, then commit the file; the secret "
+        "HARNESS_WEBHOOK may hold an address",
+    }[scheduler]
+
+
+def write(files: dict[Path, str]) -> list[Path]:
+    """Write the files of a unit.
+
+    Raises:
+        UserError: it is a cron line, or a file is there with another content.
+    """
+    if Path() in files:
+        found, step = "a cron line", next_step("cron")
+        raise UserError(Problem("--write", found, "files", step))
+    others = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
+    if others:
+        raise UserError(
+            [Problem(str(p), "a file with another content", "no file", "move it away") for p in others]
+        )
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return list(files)
+
+
+def _time(at: str) -> tuple[int, int]:
+    hour, _, minute = at.partition(":")
+    if hour.isdigit() and minute.isdigit() and int(hour) < 24 and int(minute) < 60:
+        return int(hour), int(minute)
+    raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
+
+
+def _escaped(folder: Path) -> str:
+    """Write a path as systemd reads it: a per cent sign begins a specifier."""
+    return str(folder).replace("%", "%%")

@@ -1,0 +1,215 @@
+"""All nights so far → what the last one says: a verdict and a sentence for the harness and each candidate.
+
+Invariant: pure. A night in which the harness drifted is no evidence on a candidate, and neither is an
+answer of the same weights, prompting and environment to an item that they had answered before.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from statistics import fmean
+
+from harness import numbers
+from harness.nightly import alarm
+from harness.nightly.alarm import Evidence, Tally, Verdict
+from harness.nightly.files import Alarm, BaseNight, Night, State, Watched, open_alarms, since_ack
+from harness.spec import NightlyPolicy
+
+HARNESS = "harness"
+EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
+# Items of one model whose score moves in another layout: as for the control arm of compare.
+_AA_RATE = {"bf16": 0.022, "fp16": 0.003, "fp32": 0.004}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is said of one candidate; `anchors` is the mean change of the items asked every night."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+    tests: tuple[str, ...] = ()
+    series: dict[str, Evidence] = field(default_factory=dict)
+    anchors: dict[str, float] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NightReport:
+    """One night as it is told: its worst verdict, every candidate, alarms, and what is left of the pool."""
+
+    experiment: str
+    night: str
+    verdict: Verdict
+    sentence: str
+    harness: str
+    lines: tuple[Line, ...]
+    new: tuple[Alarm, ...]
+    open: tuple[Alarm, ...]
+    missed: tuple[str, ...]
+    pool: tuple[str, ...]
+    commit: str
+    environment: str
+    precision: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 3 regression, 4 suspect or harness-drift, 1 where a candidate failed and nothing is worse."""
+        return EXIT[self.verdict]
+
+
+def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State) -> NightReport:
+    """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
+    last = nights[-1]
+    drifts = _drifts(nights, state)
+    harness = drifts.get(last.night, "")
+    lines = tuple(_line(policy, one, nights, state, drifts) for one in last.candidates)
+    verdict = alarm.worst([line.verdict for line in lines])
+    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in lines if _shows(line)]
+    if harness:
+        raised.append(Alarm(HARNESS, "harness-drift", last.night, harness))
+    known = open_alarms(state)
+    told = {(a.about, a.verdict) for a in state.alarms if a in known or a.night == last.night}
+    new = tuple(a for a in raised if (a.about, a.verdict) not in told)
+    return NightReport(
+        experiment=experiment,
+        night=last.night,
+        verdict=verdict,
+        sentence=_sentence(experiment, last, verdict, lines, harness),
+        harness=harness or "the base answers as in the reference",
+        lines=lines,
+        new=new,
+        open=tuple(known),
+        missed=tuple(missed(nights)),
+        pool=tuple(_pool(last)),
+        commit=last.commit,
+        environment=last.environment,
+        precision=last.precision,
+    )
+
+
+def with_alarms(state: State, report: NightReport) -> State:
+    """Keep the alarms that a report raises."""
+    return replace(state, alarms=(*state.alarms, *report.new))
+
+
+def missed(nights: Sequence[Night], today: str = "") -> list[str]:
+    """List the dates without a finished night, between the first and the last, and up to before `today`."""
+    done = [date.fromisoformat(n.night) for n in nights]
+    if not done:
+        return []
+    end = date.fromisoformat(today) if today else done[-1]
+    days = (done[0] + timedelta(days=i) for i in range((end - done[0]).days))
+    return [day.isoformat() for day in days if day not in done]
+
+
+def _shows(line: Line) -> bool:
+    return line.verdict == "regression"
+
+
+def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
+    """Map the nights in which the harness had moved to how that shows."""
+    out: dict[str, str] = {}
+    counted = {n.night for n in since_ack(state, HARNESS, "harness-drift", nights)}
+    seen: set[tuple[str, str, str]] = set()
+    flips: dict[str, list[tuple[int, int]]] = {}
+    for night in nights:
+        rate = _AA_RATE.get(night.precision, _AA_RATE["bf16"])
+        for base, found in night.bases.items():
+            fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
+            seen |= {(base, night.environment, item) for item in fresh}
+            if night.night in counted:
+                flips.setdefault(base, []).append((sum(fresh.values()), len(fresh)))
+            if said := _moved(found, alarm.drift_e(flips.get(base, []), rate), rate):
+                out[night.night] = said
+    return out
+
+
+def _moved(base: BaseNight, e_value: float, rate: float) -> str:
+    """Say what moved of the base, the surest sign first; empty where nothing did."""
+    for items, what in (
+        (base.reworded, "prompts of the base are other tokens than in the reference"),
+        (base.differing, "anchors of the base came back otherwise than before in the same environment"),
+    ):
+        if items:
+            return f"{numbers.count(len(items))} {what} ({', '.join(items[:3])} …)"
+    if e_value < alarm.DRIFT_E:
+        return ""
+    allowed = f"the A/A rate of {numbers.percent(rate)} % allows"
+    return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
+
+
+def _line(
+    policy: NightlyPolicy, one: Watched, nights: Sequence[Night], state: State, drifts: dict[str, str]
+) -> Line:
+    if one.error:
+        return Line(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
+    kept = [n for n in since_ack(state, one.name, "regression", nights) if n.night not in drifts]
+    series = {key: _evidence(policy, one, key, kept) for key in one.series}
+    anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors}
+    lost = tuple(item for s in one.series.values() for item in s.lost)
+    if nights[-1].night in drifts:
+        said = f"{one.name}: harness-drift: {drifts[nights[-1].night]}; nothing is said of {one.name}"
+        return Line(one.name, "harness-drift", said, one.tests, series, anchors, lost)
+    verdict = alarm.worst([found.verdict for found in series.values()])
+    said = f"{one.name}: {verdict}: {'; '.join(_said(key, found) for key, found in series.items())}"
+    return Line(one.name, verdict, said, one.tests, series, anchors, lost)
+
+
+def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Night]) -> Evidence:
+    seen: set[tuple[str, str]] = set()
+    tallies: list[Tally] = []
+    for night in nights:
+        found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
+        if found is None or found.reference != one.reference or key not in found.series:
+            continue
+        changes = found.series[key].changes
+        new = {c: d for c, d in changes.items() if (found.tested, c) not in seen}
+        seen |= {(found.tested, c) for c in new}
+        tallies.append(alarm.tally(list(new.values())))
+    return alarm.judge(tallies, policy.alpha, len(one.series))
+
+
+def _said(key: str, e: Evidence) -> str:
+    if not e.n:
+        return f"{key}: nothing new was asked"
+    change = numbers.points(e.delta, e.low, e.high)
+    over = f"{numbers.count(e.n)} clusters in {_nights(e.n_nights)}"
+    flips = f"{numbers.count(e.gains)} better, {numbers.count(e.losses)} worse"
+    evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
+    base = f"{key} {change} pp against the reference over {over} ({flips}, {evidence})"
+    if e.verdict != "suspect":
+        return base
+    settle = f"{_nights(e.more_nights)} more like these would settle it" if e.more_nights else "watch it"
+    return f"{base}: {settle}, or harness compare and harness gate on all items"
+
+
+def _nights(n: int) -> str:
+    return f"{numbers.count(n)} night{'' if n == 1 else 's'}"
+
+
+def _strength(e_value: float) -> str:
+    """Print evidence; beyond a million it is no better known."""
+    if e_value >= 1e6:
+        return f"over {numbers.count(1e6)}"
+    return numbers.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
+
+
+def _sentence(experiment: str, last: Night, verdict: Verdict, lines: Sequence[Line], harness: str) -> str:
+    if verdict == "harness-drift":
+        return f"{experiment}, night of {last.night}: harness-drift: {harness}"
+    named = [line.name for line in lines if line.verdict == verdict]
+    who = f" ({', '.join(named)})" if verdict != "ok" else f", {numbers.count(len(lines))} watched"
+    return f"{experiment}, night of {last.night}: {verdict}{who}"
+
+
+def _pool(night: Night) -> Iterable[str]:
+    for key, left in night.left.items():
+        taken = numbers.count(night.taken[key])
+        if left:
+            yield f"{key}: {taken} clusters asked, {numbers.count(left)} never yet"
+        else:
+            yield (
+                f"{key}: the pool is used up ({taken} clusters asked): weights that do not change answer "
+                "nothing new from here on; add items"
+            )

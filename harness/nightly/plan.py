@@ -1,0 +1,82 @@
+"""Which items a night asks: the same few anchors, and of the others the next ones by cluster.
+
+Invariant: pure. A cluster is asked whole; the order depends on the items and the seed alone, and
+goes through the tasks in turn.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.records import Example, digest
+
+Item = tuple[str, str]  # task, example id
+Cluster = tuple[Item, ...]
+
+
+class Pool(NamedTuple):
+    """All items of a series by cluster: those asked every night, and those that rotate."""
+
+    anchors: tuple[Cluster, ...]
+    rest: tuple[Cluster, ...]
+
+
+class Tonight(NamedTuple):
+    """What one night asks of a series; `taken` clusters of the pool were asked by its end.
+
+    `left` clusters have not been asked yet; 0 where the pool is used up and goes round again.
+    """
+
+    anchors: tuple[Cluster, ...]
+    fresh: tuple[Cluster, ...]
+    taken: int
+    left: int
+
+
+def pool_of(tasks: Mapping[str, Sequence[Example]], n_anchors: int, seed: int = 0) -> Pool:
+    """Order the clusters of some tasks and set the anchors aside, at least so many items of them."""
+    by_task = [_shuffled(task, examples, seed) for task, examples in sorted(tasks.items())]
+    ordered = [one for turn in zip_longest(*by_task) for one in turn if one]
+    n = _enough(ordered, n_anchors)
+    return Pool(tuple(ordered[:n]), tuple(ordered[n:]))
+
+
+def tonight(pool: Pool, taken: int, n_items: int) -> Tonight:
+    """Choose the next clusters, at least so many items of them, or all where there are fewer."""
+    if not pool.rest:
+        return Tonight(pool.anchors, (), taken, 0)
+    start = taken % len(pool.rest)
+    turned = [*pool.rest[start:], *pool.rest[:start]]
+    fresh = turned[: _enough(turned, n_items)]
+    after = taken + len(fresh)
+    return Tonight(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
+
+
+def items_of(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
+    """Map tasks to the ids of a choice of clusters, in its order."""
+    out: dict[str, list[str]] = {}
+    for cluster in clusters:
+        for task, example_id in cluster:
+            out.setdefault(task, []).append(example_id)
+    return out
+
+
+def _enough(clusters: Sequence[Cluster], n_items: int) -> int:
+    """Count the first clusters that together hold so many items."""
+    n = 0
+    for at, cluster in enumerate(clusters):
+        if n >= n_items:
+            return at
+        n += len(cluster)
+    return len(clusters)
+
+
+def _shuffled(task: str, examples: Sequence[Example], seed: int) -> list[Cluster]:
+    clusters: dict[str, list[Item]] = {}
+    for example in examples:
+        clusters.setdefault(example.cluster or example.id, []).append((task, example.id))
+    rng = np.random.default_rng(int(digest([task, seed]), 16))
+    names = sorted(clusters)
+    return [tuple(sorted(clusters[names[i]])) for i in rng.permutation(len(names))]

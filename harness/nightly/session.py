@@ -1,0 +1,260 @@
+"""One night: ask the base and everybody who is watched, compare with the references, keep it.
+
+Invariant: one process at a time; a candidate that fails is recorded and the others go on; the same
+night run again asks only what is missing, and a finished one nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, provenance, run, store
+from harness.config import Loaded
+from harness.errors import HarnessError, Problem, UserError
+from harness.experiment import Scope, bench_of
+from harness.nightly import watching
+from harness.nightly.asking import Part, Rows, ask, by_item, file_of, parts_of
+from harness.nightly.evidence import Arms, base_night, series_of
+from harness.nightly.files import (
+    BaseNight,
+    Night,
+    Reference,
+    State,
+    Watched,
+    home,
+    read_nights,
+    read_state,
+    since_ack,
+    write_night,
+    write_state,
+)
+from harness.nightly.judging import HARNESS, NightReport, report_of, with_alarms
+from harness.nightly.plan import Tonight, pool_of, tonight
+from harness.nightly.watching import Target
+from harness.progress import Progress, Silent
+from harness.records import digest
+from harness.run import Bench, Measured
+from harness.run.sets import RowSet
+from harness.run.weights import base_of
+
+SERIES = ("target", "general")
+
+
+def run_night(
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    night: date | None = None,
+    progress: Progress | None = None,
+) -> NightReport:
+    """Run one night of an experiment as far as it is not done yet, and say what it shows.
+
+    `night` is its date, today by default.
+
+    Raises:
+        UserError: with every problem of the files at once, or nobody is watched.
+        HarnessError: another night or compare is at work in the same runs folder.
+    """
+    loaded = config.load(Path(path), overrides)
+    bench = bench_of(loaded, Scope(), progress or Silent())
+    return run_on(bench, loaded, night or datetime.now().astimezone().date())
+
+
+def run_on(bench: Bench, loaded: Loaded, day: date) -> NightReport:
+    """Run one night on a prepared bench.
+
+    Raises:
+        UserError: nobody is watched, or a later night is there already.
+        HarnessError: another night or compare is at work in the same runs folder.
+    """
+    folder, experiment = home(bench.store, bench.experiment.name), bench.experiment
+    with alone(folder):
+        state, nights = read_state(folder), read_nights(folder)
+        if nights and nights[-1].night > day.isoformat():
+            found = f"{day}, before the last night of {nights[-1].night}"
+            raise UserError(Problem("nightly run", found, "a night after the last one"))
+        if not any(n.night == day.isoformat() for n in nights):
+            with store.working(bench.store):
+                night, references = _Session(bench, loaded, folder, day, state, nights).held()
+            state = replace(state, references=references)
+            write_state(bench.store, folder, state)
+            write_night(bench.store, folder, night)
+            nights.append(night)
+        report = report_of(experiment.name, experiment.nightly, nights, state)
+        if report.new:
+            write_state(bench.store, folder, with_alarms(state, report))
+    return report
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep two nights of one experiment apart.
+
+    Raises:
+        HarnessError: another process runs a night.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        found, step = "another nightly run at work there", "wait until it has finished"
+        raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Control(NamedTuple):
+    """What the base of some candidates answered tonight and in the reference."""
+
+    now: Rows
+    then: Rows
+    night: BaseNight
+
+
+class _Session:
+    """One night while it is held: what is asked, and the answers of each base once."""
+
+    def __init__(
+        self, bench: Bench, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
+    ) -> None:
+        self.bench, self.loaded, self.day, self.nights = bench, loaded, day.isoformat(), nights
+        self.folder, self.home, self.state = folder / self.day, folder, state
+        self.environment = store.keep_environment(
+            bench.store, provenance.measuring_environment(bench.machine.name)
+        )
+        self.tasks = _tasks(bench)
+        self.plan = _plan(bench, self.tasks, nights[-1] if nights else None)
+        self.metrics = {
+            m.task.name: m.metrics[m.task.primary_metric] for of in self.tasks.values() for m in of
+        }
+        self.controls: dict[str, _Control] = {}
+        self.references = dict(state.references)
+
+    def held(self) -> tuple[Night, dict[str, Reference]]:
+        """Ask everybody; returns the night and the references, new ones included."""
+        started = _now()
+        chosen = watching.targets(self.loaded, self.bench, self.references)
+        watched = tuple(self._watched(label, one) for label, one in chosen)
+        night = Night(
+            night=self.day,
+            started=started,
+            finished=_now(),
+            commit=provenance.git_state(self.loaded.folder).sha or "",
+            precision=self.bench.machine.precision,
+            environment=self.environment,
+            bases={name: control.night for name, control in self.controls.items()},
+            candidates=watched,
+            taken={key: one.taken for key, one in self.plan.items()},
+            left={key: one.left for key, one in self.plan.items()},
+        )
+        return night, self.references
+
+    def _watched(self, label: str, target: Target | HarnessError) -> Watched:
+        """Ask one candidate; whatever goes wrong with it is recorded."""
+        try:
+            if isinstance(target, HarnessError):
+                raise target
+            found = self._asked(target)
+        except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            said = reason if isinstance(error, HarnessError) else f"{type(error).__name__}: {reason}"
+            found = Watched(label, "", "", (), error=said)
+        self.bench.progress.finished(label, f"{label}: {found.error or 'asked'}")
+        return found
+
+    def _asked(self, target: Target) -> Watched:
+        bench = self.bench
+        reference = watching.pinned(bench, target, self.references.get(target.name))
+        weights = run.ensure_weights(bench, target.recipe, target.seed)
+        sets = self._chosen(watching.own_sets(bench, target, weights), reference.rows)
+        control = None if weights.kind == "classifier" else self._control(target, reference)
+        now = ask(bench, self.folder, target.name, weights, self._parts(sets))
+        then = self._then(sets, reference.rows)
+        self.references[target.name] = reference
+        prompting = watching.own_sets(bench, target, weights)[0].identity.prompting_digest
+        there = {s.measured.task.name for s in sets}
+        return Watched(
+            name=target.name,
+            reference=reference.id,
+            tested=digest([weights.digest, prompting, self.environment]),
+            tests=watching.what_is_tested(bench, reference, weights, prompting, self.environment),
+            series={
+                key: series_of(
+                    _arms(now, then, control, {m.task.name for m in of}),
+                    self.plan[key].anchors,
+                    self.plan[key].fresh,
+                    self.metrics,
+                )
+                for key, of in self.tasks.items()
+                if there & {m.task.name for m in of}
+            },
+        )
+
+    def _control(self, target: Target, reference: Reference) -> _Control:
+        """Ask the base of a candidate, once a night."""
+        source = base_of(self.bench, target.recipe)
+        if source.name not in self.controls:
+            sets = self._chosen(watching.base_sets(self.bench, source), reference.base)
+            parts, who = self._parts(sets), f"base {source.name}"
+            now = ask(self.bench, self.folder, who, run.base_weights(self.bench, source), parts)
+            then = self._then(sets, reference.base)
+            fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+            found = base_night(now, then, fresh, self._before(who, parts), self.metrics)
+            self.controls[source.name] = _Control(now, then, found)
+        return self.controls[source.name]
+
+    def _before(self, who: str, parts: Sequence[Part]) -> Rows | None:
+        """Find the anchors of the first night in this environment since a drift was acknowledged."""
+        nights = since_ack(self.state, HARNESS, "harness-drift", self.nights)
+        first = next((n.night for n in nights if n.environment == self.environment), None)
+        if first is None:
+            return None
+        files = [file_of(self.home / first, who, part) for part in parts if part.kind == "anchors"]
+        return by_item(row for file in files for row in store.read_measured(file) or ())
+
+    def _chosen(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
+        """Keep the tasks that are watched and of which the reference holds rows."""
+        return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
+
+    def _parts(self, sets: Sequence[RowSet]) -> list[Part]:
+        anchors = [cluster for one in self.plan.values() for cluster in one.anchors]
+        fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+        return parts_of(sets, anchors, fresh)
+
+    def _then(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
+        rows = (store.read_rows(self.bench.store, reference[s.name]) for s in sets)
+        return by_item(row for of in rows for row in of)
+
+
+def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> Arms:
+    """Put the base beside a candidate where it answered the same tasks."""
+    stands = control is not None and any(item[0] in tasks for item in control.then)
+    if control is None or not stands:
+        return Arms(now, then, None, None)
+    return Arms(now, then, control.now, control.then)
+
+
+def _tasks(bench: Bench) -> dict[str, list[Measured]]:
+    """List the tasks of each series: bits per byte and safety are for compare."""
+    general = [m for m in bench.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
+    return {"target": [bench.target], **({"general": general} if general else {})}
+
+
+def _plan(bench: Bench, tasks: Mapping[str, Sequence[Measured]], last: Night | None) -> dict[str, Tonight]:
+    policy, out = bench.experiment.nightly, {}
+    for key, of in tasks.items():
+        pool = pool_of({m.task.name: m.examples("test") for m in of}, policy.anchors)
+        out[key] = tonight(pool, last.taken.get(key, 0) if last else 0, policy.items)
+    return out
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,162 @@
+"""What differs between two stored runs: recipes, digests, environment and scores; no configuration is read.
+
+Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
+scores stand beside what forbids it. What is equal in both runs is left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from harness import comparison, store
+from harness.comparison import Comparison
+from harness.errors import HarnessError, IncompatibleRuns
+from harness.metrics import Metric, mean_metric
+from harness.records import Run, SampleResult
+from harness.store import Store
+
+_OF_RUN = (
+    *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),
+    *("state", "error"),
+)
+
+
+class Pair(NamedTuple):
+    """One thing as the first and as the second run has it; None where a run has it not."""
+
+    a: Any
+    b: Any
+
+
+class Scores(NamedTuple):
+    """One metric of one row set: the mean of the items' scores in both runs, and the paired difference.
+
+    `why_not` says why there is no difference; the metric is then None in a run that lacks it.
+    """
+
+    a: float | None
+    b: float | None
+    difference: Comparison | None
+    why_not: str = ""
+
+
+class Differences(NamedTuple):
+    """What differs, by name; `rows` holds what each row set depends on, `scores` metrics by row set."""
+
+    recipe: dict[str, Pair]
+    run: dict[str, Pair]
+    environment: dict[str, Pair]
+    rows: dict[str, dict[str, Pair]]
+    scores: dict[str, dict[str, Scores]]
+
+
+def differences(at: Store, a: str, b: str) -> Differences:
+    """Compare two runs by their ids.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    one, other = store.get_run(at, a), store.get_run(at, b)
+    keys = sorted({*one.rows, *other.rows})
+    changed = [key for key in keys if one.rows.get(key) != other.rows.get(key)]
+    return Differences(
+        recipe=_differing(one.recipe, other.recipe),
+        run=_differing(*({name: getattr(run, name) for name in _OF_RUN} for run in (one, other))),
+        environment=_differing(one.provenance, other.provenance),
+        rows={key: _identities(at, one, other, key) for key in changed},
+        scores={key: _scores(at, one, other, key) for key in changed},
+    )
+
+
+def to_json(found: Differences) -> dict[str, Any]:
+    """Turn differences into plain types."""
+    return {
+        "recipe": _plain(found.recipe),
+        "run": _plain(found.run),
+        "environment": _plain(found.environment),
+        "rows": {key: _plain(pairs) for key, pairs in found.rows.items()},
+        "scores": {key: {name: _score(s) for name, s in of.items()} for key, of in found.scores.items()},
+    }
+
+
+def _plain(pairs: Mapping[str, Pair]) -> dict[str, list[Any]]:
+    return {name: [*pair] for name, pair in pairs.items()}
+
+
+def _score(scores: Scores) -> dict[str, Any]:
+    compared = asdict(scores.difference) if scores.difference else None
+    return {"a": scores.a, "b": scores.b, "difference": compared, "why_not": scores.why_not}
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
+    """Compare two nested mappings by dotted names."""
+    one, other = _flat(a), _flat(b)
+    names = dict.fromkeys([*one, *other])
+    return {name: Pair(one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            out |= _flat(inner, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = inner
+    return out
+
+
+def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
+    """Say in what the rows of one task and split differ; only which run has them, where one has none."""
+    if key not in one.rows or key not in other.rows:
+        return {"rows": Pair(one.rows.get(key), other.rows.get(key))}
+    try:
+        identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
+    except HarnessError:
+        return {"rows": Pair(one.rows[key], other.rows[key])}
+    return _differing(*map(asdict, identities))
+
+
+def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
+    a, b = (_rows(at, run, key) for run in (one, other))
+    names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
+    return {name: _compared(at, one, other, key, mean_metric(name, _never), a, b) for name in names}
+
+
+def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
+    try:
+        return store.read_rows(at, run.rows[key]) if key in run.rows else []
+    except HarnessError:
+        return []
+
+
+def _never(output: object, example: object) -> None:
+    """Score nothing: the parts are stored."""
+
+
+def _compared(
+    at: Store,
+    one: Run,
+    other: Run,
+    key: str,
+    metric: Metric,
+    a: Sequence[SampleResult],
+    b: Sequence[SampleResult],
+) -> Scores:
+    """Compare one metric, as far as its score is the mean of one number in [0, 1] an item."""
+    parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
+    if any(len(p) != 1 or not 0 <= p[0] <= 1 for p in parts):
+        return Scores(None, None, None, "no mean of items: harness report adds it up")
+    means = _mean(metric.name, a), _mean(metric.name, b)
+    if None in means:
+        return Scores(*means, None, "only one run has it")
+    try:
+        identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
+        comparison.check_comparable(*identities)
+        return Scores(*means, comparison.compare_rows(metric, a, b))
+    except IncompatibleRuns as error:
+        return Scores(*means, None, str(error).partition(". Next")[0])
+
+
+def _mean(name: str, rows: Sequence[SampleResult]) -> float | None:
+    scores = [p[0] for row in rows if (p := row.parts.get(name)) is not None]
+    return sum(scores) / len(scores) if scores else None

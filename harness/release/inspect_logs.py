@@ -1,0 +1,288 @@
+"""Logs of inspect (`inspect_ai`): one evaluation of one task a file, as JSON or as a zipped `.eval`.
+
+Invariant: nothing is read but JSON; of several finished logs of a task the newest counts, and one
+that ended early or was declared invalid never does.
+Source: the format that inspect_ai 0.3 documents as its log file format, version 2.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
+
+from harness.errors import Problem, UserError
+from harness.records import Status, canonical_json, digest
+from harness.release.logged import Item, Logged, cluster_of, is_rate
+from harness.release.zipped import member_names, read_members
+
+_WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+_STOPPED: dict[str, Status] = {
+    "max_tokens": "truncated",
+    "model_length": "truncated",
+    "content_filter": "refused",
+}
+_DECODING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "stop_seqs",
+    "seed",
+    "num_choices",
+    "best_of",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "system_message",
+    "effort",
+    "reasoning_effort",
+    "reasoning_tokens",
+    "response_schema",
+)
+_PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
+T = TypeVar("T")
+_AGAIN = "evaluate again with inspect eval-retry"
+
+
+_CONTENT = ("role", "content", "type", "text", "image", "audio", "video", "document")
+
+
+class Log(NamedTuple):
+    """One log: its header, and what reads its samples, one an item and epoch."""
+
+    path: Path
+    header: Mapping[str, Any]
+    samples: Callable[[], Sequence[Mapping[str, Any]]]
+
+
+def log_files(path: Path) -> list[Path]:
+    """List the logs that a path names: itself, or those below a folder. JSON that is no log is none."""
+    if path.is_file():
+        return [path]
+    found = sorted(path.rglob("*.eval")) if path.is_dir() else []
+    return found + [file for file in sorted(path.rglob("*.json")) if _is_log(file)] if path.is_dir() else []
+
+
+def read_logs(path: Path) -> dict[str, Logged]:
+    """Read the newest finished log of every task, by its name and the arguments it was given.
+
+    The score is the first rate that the log lists; epochs are averaged. Chance is one over the number
+    of choices where one of them is right. Answers that were cut off or filtered are told apart.
+
+    Raises:
+        UserError: no log is finished, several models are in it, or a file is damaged.
+    """
+    logs = [_read(file) for file in log_files(path)]
+    finished = [log for log in logs if _state(log.header) == "success"]
+    if not finished:
+        states = "; ".join(f"{log.path.name}: {_state(log.header)}" for log in logs)
+        raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
+    models = sorted({str(log.header["eval"].get("model")) for log in finished})
+    if len(models) > 1:
+        found = f"logs of several models ({', '.join(models)})"
+        step = "give each model a --log-dir of its own, or name one file"
+        raise UserError(Problem(str(path), found, "of one", step))
+    newest: dict[str, Log] = {}
+    for log in sorted(finished, key=lambda log: str(log.header["eval"].get("created"))):
+        newest[_task_name(log.header["eval"])] = log
+    return {name: _logged(name, log) for name, log in sorted(newest.items())}
+
+
+def _is_log(file: Path) -> bool:
+    """Tell from its beginning whether a JSON file may be a log: these begin with version, status and eval."""
+    with file.open(encoding="utf-8", errors="replace") as text:
+        start = text.read(400)
+    return all(f'"{key}"' in start for key in ("version", "status", "eval"))
+
+
+def _read(file: Path) -> Log:
+    header, samples = _guarded(file, lambda: _unzip(file) if zipfile.is_zipfile(file) else _parse(file))
+    return Log(file, header, lambda: _guarded(file, lambda: _dicts(samples())))
+
+
+def _guarded(file: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+        found = f"no log that can be read ({type(error).__name__}: {error})"
+        step = "copy the file again, or evaluate again"
+        raise UserError(Problem(str(file), found, "a log of inspect, as .eval or .json", step)) from error
+
+
+def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
+    log = _header(json.loads(file.read_text("utf-8")))
+    samples = log.get("samples") or []
+    return log, lambda: samples
+
+
+def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
+    """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
+    if "header.json" not in member_names(file):
+        (start,) = read_members(file, lambda name: name == "_journal/start.json")
+        return _header({"status": "started", **json.loads(start)}), list
+    (header,) = read_members(file, lambda name: name == "header.json")
+
+    def samples() -> list[object]:
+        found = read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
+        return [json.loads(sample) for sample in found]
+
+    return _header(json.loads(header)), samples
+
+
+def _header(value: object) -> Mapping[str, Any]:
+    """Refuse by ValueError what is no log's header."""
+    spec = value.get("eval") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(spec, dict) or "task" not in spec:
+        raise ValueError("no task in it")
+    return value
+
+
+def _dicts(samples: Sequence[object]) -> list[Mapping[str, Any]]:
+    if not all(isinstance(sample, dict) for sample in samples):
+        raise ValueError("a sample that is no object")
+    return [sample for sample in samples if isinstance(sample, dict)]
+
+
+def _state(header: Mapping[str, Any]) -> str:
+    return "invalidated" if header.get("invalidated") else str(header.get("status"))
+
+
+def _task_name(spec: Mapping[str, Any]) -> str:
+    """Name a task with the arguments it was given: with others it asks other items."""
+    given = spec.get("task_args_passed", spec.get("task_args")) or {}
+    return " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
+
+
+def _logged(task: str, log: Log) -> Logged:
+    by_item: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in log.samples():
+        by_item.setdefault(str(sample.get("id")), []).append(sample)
+    _refuse_gaps(log, by_item)
+    scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
+    metric = _first_score(log, scored.values())
+    scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
+    _refuse_unscored(log, metric, scores)
+    items = {
+        name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
+    }
+    settings, same = _settings(log.header), "use the same --limit and --sample-id"
+    return Logged(task, metric, True, items, settings, "generate", "inspect", same)
+
+
+def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[object]]) -> None:
+    """Refuse a log without samples, and one that holds fewer or other items than it set out with."""
+    if not by_item:
+        step = "evaluate again without --no-log-samples"
+        raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
+    epochs = {len(samples) for samples in by_item.values()}
+    if len(epochs) > 1:
+        found = f"items with {min(epochs)} to {max(epochs)} epochs"
+        raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
+    asked = (log.header.get("results") or {}).get("total_samples")
+    n = sum(map(len, by_item.values()))
+    if isinstance(asked, int) and asked > n:
+        raise UserError(Problem(str(log.path), f"{n} of {asked} samples", "all of them", _AGAIN))
+
+
+def _first_score(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> str:
+    """Name the score that decides: the first rate that the log lists, or else of the samples' own."""
+    listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
+    there: dict[str, list[object]] = {}
+    for found in (found for epochs in scored for found in epochs):
+        for name, value in found.items():
+            there.setdefault(name, []).append(value)
+    if chosen := next((name for name in (*listed, *there) if name in there and is_rate(there[name])), None):
+        return str(chosen)
+    found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
+    step = "add a scorer, and run inspect score"
+    raise UserError(Problem(str(log.path), found_none, "a scorer that marks each sample", step))
+
+
+def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a sample's scores by name as numbers, or None; several in one have names of their own."""
+    out: dict[str, float | None] = {}
+    for name, score in (sample.get("scores") or {}).items():
+        value = score.get("value") if isinstance(score, dict) else score
+        if isinstance(value, dict):
+            out |= {str(key): _number(inner) for key, inner in value.items()}
+        elif not isinstance(value, list):
+            out[str(name)] = _number(value)
+    return out
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        value = _WORDS.get(value, _WORDS.get(value.lower(), value))
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if isfinite(number) else None
+
+
+def _refuse_unscored(log: Log, metric: str, scores: Mapping[str, Sequence[float | None]]) -> None:
+    """Refuse samples without a score: left out on one side only, they would move the other's mean."""
+    bad = [name for name, values in scores.items() if None in values]
+    if bad:
+        named = ", ".join(bad[:5])
+        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (id {named})"
+        raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
+
+
+def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Item:
+    first = samples[0]
+    choices = first.get("choices") or ()
+    one_is_right = isinstance(first.get("target"), str)
+    stopped = [_STOPPED.get(_stop_reason(sample), "ok") for sample in samples]
+    return Item(
+        score=fmean(scores),
+        digests={
+            "doc_hash": digest([_said(first.get("input")), list(choices)]),
+            "prompt_hash": digest(_said(list(_asked(first.get("messages") or ())))),
+            "target_hash": digest(first.get("target")),
+        },
+        cluster=cluster_of(first.get("metadata")),
+        n_choices=len(choices) if one_is_right else 0,
+        status=next((status for status in stopped if status != "ok"), "ok"),
+    )
+
+
+def _stop_reason(sample: Mapping[str, Any]) -> str:
+    choices = (sample.get("output") or {}).get("choices") or [{}]
+    return str(choices[0].get("stop_reason", ""))
+
+
+def _asked(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the messages before the model's first own one; shots are messages of the input."""
+    for message in messages:
+        if message.get("role") == "assistant" and message.get("source") != "input":
+            return
+        yield message
+
+
+def _said(value: Any) -> Any:
+    """Drop from messages what is no content: their ids differ from one evaluation to the next."""
+    if isinstance(value, dict):
+        return {key: _said(inner) for key, inner in value.items() if key in _CONTENT}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what both models must share beside the items: version, solvers, scorers, decoding, precision."""
+    spec, plan = header["eval"], header.get("plan") or {}
+    decoding = {**(spec.get("model_generate_config") or {}), **(plan.get("config") or {})}
+    given = spec.get("model_args") or {}
+    out: dict[str, Any] = {key: decoding.get(key, "the default") for key in _DECODING}
+    out |= {key: given.get(key) for key in _PRECISION}
+    out |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
+    out["solvers"] = canonical_json(
+        [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]
+    )
+    scorers = spec.get("scorers")
+    out["scorers"] = (
+        canonical_json([[s.get("name"), s.get("options") or {}] for s in scorers]) if scorers else None
+    )
+    return out

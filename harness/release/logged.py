@@ -1,0 +1,117 @@
+"""What somebody else's evaluator wrote of one task: items by id with their scores, and how they were asked.
+
+Invariant: two arms are comparable only where they hold the same items and were asked the same in the
+same way; what is not known of either is not compared.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from harness.gating import Measurement
+from harness.metrics import Metric, mean_metric
+from harness.records import SampleResult, Status, digest
+from harness.spec import Kind, Task, TaskData
+
+_SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
+
+
+class Item(NamedTuple):
+    """One item: its score in [0, 1], digests of what was asked by their names, its cluster, its choices.
+
+    `n_choices` is 0 where nothing was to be chosen.
+    """
+
+    score: float
+    digests: Mapping[str, str]
+    cluster: str = ""
+    n_choices: int = 0
+    status: Status = "ok"
+
+
+class Logged(NamedTuple):
+    """One task as one model answered it; `settings` that are None are not known.
+
+    `kind` is "generate" where the items say which answers were cut off or refused.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    items: dict[str, Item]
+    settings: dict[str, Any]
+    kind: Kind
+    evaluator: str
+    same_items: str  # what to do where the items differ
+
+
+def differences(old: Logged, new: Logged) -> list[str]:
+    """Name what forbids comparing a task: settings, items, and the digests of what was asked."""
+    out = []
+    for name in dict.fromkeys([*old.settings, *new.settings]):
+        a, b = old.settings.get(name), new.settings.get(name)
+        if a is not None and b is not None and a != b:
+            out.append(f"{old.task}: the two differ in {name}: {a!r} and {b!r}")
+    if old.metric != new.metric:
+        out.append(f"{old.task}: the two differ in the metric: {old.metric} and {new.metric}")
+    missing = old.items.keys() ^ new.items.keys()
+    if missing:
+        shown = ", ".join(sorted(missing)[:5])
+        out.append(f"{old.task}: {len(missing)} items are in one of the two only ({shown}); {old.same_items}")
+    both = old.items.keys() & new.items.keys()
+    for name in dict.fromkeys(name for i in both for name in old.items[i].digests):
+        n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in both)
+        if n:
+            out.append(f"{old.task}: {name} differs on {n} of {len(both)} items; ask both models the same")
+    return out
+
+
+def measurement(old: Logged, new: Logged) -> Measurement:
+    """Put both arms beside each other as a capability task."""
+    name, metric_name = (_NOT_IN_NAMES.sub("-", text) for text in (old.task, old.metric))
+    metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better)
+    task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
+    base, now = (_as_rows(name, metric, arm) for arm in (old, new))
+    return Measurement(task, "capability", old.evaluator, {metric.name: metric}, base, now)
+
+
+def is_rate(scores: Iterable[object]) -> bool:
+    """Tell whether all scores that are finite numbers lie in [0, 1], where the gate's margins are meant."""
+    known = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
+    return all(0 <= x <= 1 for x in known)
+
+
+def cluster_of(fields: object) -> str:
+    """Return what items about one text share, from an item's own fields; empty where it stands alone."""
+    if not isinstance(fields, dict):
+        return ""
+    shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")
+    return digest(str(shared)) if shared else ""
+
+
+def _chance(logged: Logged) -> float:
+    """Return one over the mean number of choices; 0 where some item has no choices."""
+    counts: Sequence[int] = [item.n_choices for item in logged.items.values()]
+    return 1 / fmean(counts) if min(counts) > 1 else 0.0
+
+
+def _as_rows(task: str, metric: Metric, logged: Logged) -> list[SampleResult]:
+    return [
+        SampleResult(
+            task=task,
+            split="test",
+            example_id=name,
+            position=at,
+            status=item.status,
+            text="",
+            prompt="",
+            references=(),
+            parts={metric.name: (item.score,)},
+            cluster=item.cluster,
+            prompt_digest=item.digests.get("prompt_hash", ""),
+        )
+        for at, (name, item) in enumerate(logged.items.items())
+    ]

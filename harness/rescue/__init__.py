@@ -1,0 +1,84 @@
+"""Candidates for a fine-tune that gains and forgets too much: tried cheapest first, confirmed once.
+
+Invariant: a trial is a candidate like any other, with its own recipe, run, rows and verdict. It is
+chosen on one half of the suites' items and judged on the other.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness.errors import UserError
+from harness.report import ExperimentReport
+from harness.rescue.chosen import Case, case_of, worth_rescuing
+from harness.rescue.forms import front_file, markdown, terminal, to_json, write
+from harness.rescue.ladder import Ladder
+from harness.rescue.outcome import HalfVerdict, Rescue, Tried, exit_code
+from harness.rescue.plan import Planned, at_most, ladder_of, lines, planned
+from harness.rescue.search import search, with_trials
+from harness.run import Bench
+from harness.run.replay import replay_problems
+from harness.store import list_runs
+
+__all__ = [
+    "HalfVerdict",
+    "Planned",
+    "Prepared",
+    "Rescue",
+    "Tried",
+    "at_most",
+    "exit_code",
+    "front_file",
+    "lines",
+    "markdown",
+    "of_finished",
+    "prepare",
+    "run",
+    "terminal",
+    "to_json",
+    "write",
+]
+
+
+class Prepared(NamedTuple):
+    """A run to rescue, what will be tried, and a bench that knows the recipes."""
+
+    bench: Bench
+    case: Case
+    ladder: Ladder
+
+    @property
+    def plan(self) -> list[Planned]:
+        """What each trial takes."""
+        return planned(self.bench, self.ladder, self.case.run.seed)
+
+
+def prepare(bench: Bench, selected: Sequence[str], wanted: str) -> Prepared:
+    """Find the run that a candidate's name or a run's id means, and list what to try; computes nothing.
+
+    Raises:
+        UserError: nobody has this name, or there is nothing to rescue; says which.
+        IncompatibleRuns: there is no run of it as written now.
+    """
+    return _prepared(bench, case_of(bench, selected, wanted))
+
+
+def of_finished(bench: Bench, found: ExperimentReport) -> Prepared | None:
+    """Choose what to rescue of a finished experiment; None where there is nothing."""
+    case = worth_rescuing(found, list_runs(bench.store, bench.experiment.name))
+    return _prepared(bench, case) if case else None
+
+
+def run(prepared: Prepared) -> Rescue:
+    """Try one recipe after the other, as far as that is not done.
+
+    Raises:
+        HarnessError: another process is working in the same runs folder.
+    """
+    return search(prepared.bench, prepared.case, prepared.ladder)
+
+
+def _prepared(bench: Bench, case: Case) -> Prepared:
+    found = ladder_of(bench, case.run)
+    if problems := [p for trial in found.trials for p in replay_problems(bench, trial.source)]:
+        raise UserError(dict.fromkeys(problems))
+    return Prepared(with_trials(bench, found.trials), case, found)

@@ -1,0 +1,218 @@
+"""Run the trials one after the other: judged on the search half, the first that passes confirmed once.
+
+Invariant: a trial is a run like any other, made as far as it is not done, so a second call finds
+what the first one made; the other half is looked at for one trial at most.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness import comparison, gating, store
+from harness.comparison import Comparison
+from harness.decide import CandidateFacts, gain
+from harness.errors import UserError
+from harness.experiment.control import controls_of
+from harness.experiment.findings import Reader, bases_of, facts_of, measured_of
+from harness.gating import Measurement, TargetFacts
+from harness.records import Run, SampleResult
+from harness.report import live_line
+from harness.rescue.chosen import Case
+from harness.rescue.equal import Scaled, at_equal_target
+from harness.rescue.halves import HALVES, Half, Split, split
+from harness.rescue.ladder import Ladder, Trial
+from harness.rescue.outcome import HalfVerdict, Rescue, Tried
+from harness.run import Bench, failed_run, make_run
+from harness.spec import TargetPolicy
+
+Rows = list[SampleResult]
+_ASKED = ("prompting", "answer", "system", "template")  # how the target is asked
+
+
+class _Ground(NamedTuple):
+    """What every trial is judged on: the base's rows, the halves, and the reference's run."""
+
+    bench: Bench
+    reader: Reader
+    base: Mapping[str, Rows]
+    split: Split
+    reference: Run
+    reference_validation: float
+
+    def measured(self, run: Run) -> list[Measurement]:
+        return measured_of(self.bench, self.reader, run, self.base)
+
+
+def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
+    """Try the rungs of a ladder for one run, on a bench that knows their recipes.
+
+    Raises:
+        UserError: a trial cannot be run as things are, for example for want of room on the disk.
+        HarnessError: another process is working in the same runs folder.
+    """
+    with store.working(bench.store):
+        ground = _ground(bench, case)
+        original = _as_it_is(ground, case)
+        tried: list[tuple[Tried, Run]] = []
+        for trial in found.trials:
+            one, run = _try(ground, trial, case.run.seed)
+            passes = one.search is not None and one.search.passes
+            tried.append((_confirmed(ground, one, run) if passes else one, run))
+            if passes:
+                break
+    rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
+    policy = bench.experiment.gate
+    metric = bench.target.primary
+    return Rescue(
+        experiment=bench.experiment.name,
+        base_model=bench.experiment.base_model,
+        candidate=case.facts.name,
+        seed=case.run.seed,
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        reference=case.reference.name,
+        original=original,
+        tried=_with_equal(ground, case, original, tried),
+        left_out=(*found.left_out, *rest),
+        macro_margin=policy.macro if isinstance(policy.macro, float) else None,
+        notes=tuple(_notes(ground, case.run)),
+    )
+
+
+def with_trials(bench: Bench, trials: Sequence[Trial]) -> Bench:
+    """Return the bench with the recipes of trials among its candidates."""
+    recipes = {name: recipe for trial in trials for name, recipe in trial.recipes.items()}
+    known = {**bench.experiment.candidates, **recipes}
+    return replace(bench, experiment=bench.experiment.model_copy(update={"candidates": known}))
+
+
+def _ground(bench: Bench, case: Case) -> _Ground:
+    reader = Reader(bench)
+    base = bases_of(bench, reader, [case.run])[case.run.base_digest]
+    halved = split(base, bench.experiment.seeds[0])
+    reference = store.get_run(bench.store, case.reference.run_id)
+    known = case.reference.validation
+    return _Ground(bench, reader, base, halved, reference, 0.0 if known is None else known)
+
+
+def _notes(ground: _Ground, run: Run) -> Iterator[str]:
+    """Name the tasks that are judged on one half or on none."""
+    everything = ground.measured(run)
+    for half in HALVES:
+        there = {m.task.name for m in ground.split.part(everything, half)}
+        if absent := [m.task.name for m in everything if m.task.name not in there]:
+            yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
+
+
+def _as_it_is(ground: _Ground, case: Case) -> Tried:
+    recipe = ground.bench.experiment.candidates[case.facts.name].model_dump(mode="json")
+    seen = _on_search(ground, case.run, case.facts)
+    return Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
+
+
+def _try(ground: _Ground, trial: Trial, seed: int) -> tuple[Tried, Run]:
+    """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
+    bench, recipes = ground.bench, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
+    try:
+        run = make_run(bench, trial.name, trial.recipe, seed)
+        facts = facts_of(bench, ground.reader, run)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (one trial must not stop the others)
+        run = failed_run(bench, trial.name, trial.recipe, seed, error)
+        facts = facts_of(bench, ground.reader, run)
+    bench.progress.finished(trial.name, live_line(facts, bench.target.task.primary_metric))
+    if run.state == "failed":
+        return Tried(trial.name, trial.step, trial.says, recipes, facts), run
+    facts = replace(facts, vs_untrained=_vs_reference(ground, run))
+    seen = _on_search(ground, run, facts)
+    bench.progress.finished(trial.name, f"{trial.name}: {seen.sentence}")
+    return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
+
+
+def _vs_reference(ground: _Ground, run: Run) -> Comparison:
+    target = ground.bench.target
+    old, new = ground.reader.of(ground.reference, target), ground.reader.of(run, target)
+    return comparison.compare_rows(target.primary, old, new)
+
+
+def _on_search(ground: _Ground, run: Run, facts: CandidateFacts) -> HalfVerdict:
+    """Judge general ability on the search half, and the gain on validation: test rows choose nothing."""
+    higher = ground.bench.target.primary.higher_is_better
+    change = (facts.validation or 0.0) - ground.reference_validation
+    return _judged(ground, run, "search", None, gains=(change > 0) if higher else (change < 0))
+
+
+def _confirmed(ground: _Ground, tried: Tried, run: Run) -> Tried:
+    """Judge the one that passed by every rule on the other half, and its gain on test."""
+    facts, g = tried.facts, gain(tried.facts.vs_untrained)
+    assert facts.target is not None
+    target = TargetFacts(facts.target, facts.vs_untrained)
+    seen = _judged(ground, run, "confirm", target, gains=g is not None and g.low > 0)
+    ground.bench.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
+    return replace(tried, confirm=seen)
+
+
+def _judged(ground: _Ground, run: Run, half: Half, target: TargetFacts | None, *, gains: bool) -> HalfVerdict:
+    everything = ground.measured(run)
+    part = ground.split.part(everything, half)
+    policy = ground.bench.experiment.gate
+    if target is None:
+        policy = policy.model_copy(update={"target": TargetPolicy()})
+    compared = gating.compare_measurements(part, policy.alpha, identical=False)
+    controls = controls_of(ground.bench.store, run, ground.reader.controls)
+    verdict = gating.judge_measurements(
+        part, compared, policy, target=target, identical=False, controls=controls
+    )
+    n_items, n_all = (sum(len(m.new) for m in measured) for measured in (part, everything))
+    return HalfVerdict(half, n_items, n_all, verdict, gains)
+
+
+def _with_equal(
+    ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tried, Run]]
+) -> tuple[Tried, ...]:
+    """Compare what was trained anew with the scaled adapter at the same target score."""
+    path = _path(ground, case, original, tried)
+    alpha = ground.bench.experiment.gate.alpha
+    out = []
+    for one, run in tried:
+        if one.step != "scale" and one.facts.target and len(path) > 1:
+            part = ground.split.part(ground.measured(run), "search")
+            compared = gating.compare_measurements(part, alpha, identical=False)
+            counting = {t.task.name for t in compared if gating.in_macro(t)}
+            one = replace(one, equal=at_equal_target(path, part, one.facts.target.score, counting, alpha))
+        out.append(one)
+    return tuple(out)
+
+
+def _path(ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tried, Run]]) -> list[Scaled]:
+    """List the scales that were measured: the base where it was asked so, and the fine-tune itself as 1."""
+    scaled = [(_scale(one), one.facts.target, run) for one, run in tried if one.step == "scale"]
+    if not scaled:
+        return []
+    points = [*scaled, (1.0, original.facts.target, case.run)]
+    path = [Scaled(scale, t.score, _new_rows(ground, run)) for scale, t, run in points if t]
+    return [*_base_point(ground, case.run), *path]
+
+
+def _base_point(ground: _Ground, run: Run) -> list[Scaled]:
+    """Find the base, asked the target as the fine-tune is; none where no such candidate was run."""
+    bench = ground.bench
+    asked = [getattr(bench.experiment.candidates[run.candidate], name) for name in _ASKED]
+    for other in store.list_runs(bench.store, bench.experiment.name):
+        recipe = bench.experiment.candidates.get(other.candidate)
+        plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
+        if plain and recipe and [getattr(recipe, name) for name in _ASKED] == asked:
+            target = facts_of(bench, ground.reader, other).target
+            part = ground.split.part(ground.measured(run), "search")
+            rows = {m.task.name: m.base for m in part}
+            return [Scaled(0.0, target.score, rows)] if target else []
+    return []
+
+
+def _scale(tried: Tried) -> float:
+    return float(next(r["params"]["scale"] for r in tried.recipes.values() if "scale" in r["params"]))
+
+
+def _new_rows(ground: _Ground, run: Run) -> dict[str, Sequence[SampleResult]]:
+    return {m.task.name: m.new for m in ground.split.part(ground.measured(run), "search")}

@@ -1,0 +1,188 @@
+"""Which of two answers people prefer: rates, strengths of several sides, and how far raters agree.
+
+Invariant: a tie is half a win for each side, a skipped item is nothing; what has no finite estimate
+(a side that won or lost everything) is None and never a large number.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import log10
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from harness.stats.interval import Array
+from harness.stats.pairs import mcnemar
+from harness.stats.rates import wilson
+
+_ELO = 400 / np.log(10)
+_STEPS, _ENOUGH = 50, 1e-10
+
+
+class WinRate(NamedTuple):
+    """The share of comparisons that a side won, ties half, with Wilson's interval and the sign test's p."""
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+
+class Strength(NamedTuple):
+    """A side's strength in Elo points over the first side, with its interval; None where not finite."""
+
+    elo: float | None
+    low: float | None
+    high: float | None
+
+
+def win_rate(wins: int, losses: int, ties: int = 0, alpha: float = 0.05) -> WinRate:
+    """Estimate how often one side is preferred, and test that both are equally likely to be.
+
+    The rate is (wins + ties/2)/n with Wilson's interval; the test leaves ties out. Not where
+    several raters judged the same items: resample by item (`bradley_terry`).
+
+    Raises:
+        ValueError: a count is negative, or there is no comparison.
+
+    Source: Wilson 1927; Dixon & Mood 1946 (sign test).
+    """
+    if min(wins, losses, ties) < 0:
+        raise ValueError(f"counts must not be negative: {wins}, {losses}, {ties}")
+    n, won = wins + losses + ties, wins + ties / 2
+    return WinRate(won / n if n else 0.0, *wilson(won, n, alpha), wins, losses, ties, sign_test(wins, losses))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the exact two-sided p of H0 "a win is as likely as a loss"; 1 without any.
+
+    min(1, 2 P(X ≤ min)), X ~ Binomial(wins + losses, ½): McNemar's exact test of the same counts.
+
+    Raises:
+        ValueError: a count is negative.
+
+    Source: Dixon & Mood 1946.
+    """
+    return mcnemar(wins, losses).exact
+
+
+def elo_of_rate(rate: float) -> float:
+    """Return the Elo points that a win rate in (0, 1) stands for: 400 log10(p/(1 − p)); 0.6 → +70.4.
+
+    Raises:
+        ValueError: the rate is not between 0 and 1.
+
+    Source: Elo 1978, in the logistic form.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"expected a rate between 0 and 1, found {rate}")
+    return 400 * log10(rate / (1 - rate))
+
+
+def bradley_terry(
+    first: Sequence[int],
+    second: Sequence[int],
+    won: Sequence[float],
+    items: Sequence[Hashable],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    alpha: float = 0.05,
+) -> list[Strength]:
+    """Estimate the strength of every side from comparisons (n,), in Elo points over side 0.
+
+    `first` and `second` number the sides, `won` is 1, ½ or 0 for the first of them, `items` name
+    what was compared. Logistic regression without a constant on +1 and −1; the intervals are
+    percentiles over resampled items. A draw in which the likelihood has no maximum gets half a win
+    more for both sides of each pair that met. Not for sides that met in no chain of comparisons.
+
+    Raises:
+        ValueError: the lengths differ, there is no comparison, or a result is not in [0, 1].
+
+    Source: Bradley & Terry 1952; existence of the maximum: Ford 1957; half a win: Agresti 2013, §3.3.
+    """
+    a, b, y = np.asarray(first, int), np.asarray(second, int), np.asarray(won, float)
+    if not len(a) == len(b) == len(y) == len(items) or not len(a) or y.min() < 0 or y.max() > 1:
+        raise ValueError(f"expected results in [0, 1] of as many pairs, found {len(a)}, {len(b)}, {len(y)}")
+    k = int(max(a.max(), b.max())) + 1
+    codes = _codes(items)
+    n_items = int(codes.max()) + 1
+    times = np.random.default_rng(seed).multinomial(n_items, np.full(n_items, 1 / n_items), draws)
+    found = _table(a, b, y, np.ones((1, len(a))), k)  # (1, k, k)
+    drawn = _table(a, b, y, times[:, codes].astype(float), k)  # (d, k, k)
+    if not _connected(found[0]):
+        return [Strength(0.0, 0.0, 0.0), *[Strength(None, None, None)] * (k - 1)]
+    met = (found[0] + found[0].T) > 0
+    loose = np.array([not _connected(table) for table in drawn], bool)
+    drawn[loose] += 0.5 * met
+    best, spread = _fit(found)[0], _fit(drawn)  # (k,), (d, k)
+    ends = np.quantile(spread, [alpha / 2, 1 - alpha / 2], axis=0)
+    return [Strength(*(float(_ELO * x) + 0.0 for x in (best[i], ends[0, i], ends[1, i]))) for i in range(k)]
+
+
+def krippendorff_alpha(units: Iterable[Mapping[Any, Hashable]]) -> float | None:
+    """Return how far raters agree on labels without order: 1 all, 0 as by chance, below 0 less than that.
+
+    Each unit maps raters to their labels; units with one label say nothing. None where no unit
+    has two, or where all labels are the same, so that chance would agree as well.
+
+    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal data.
+    """
+    pairs: dict[tuple[Hashable, Hashable], float] = {}
+    for unit in units:
+        labels = list(unit.values())
+        for i, one in enumerate(labels):
+            for j, other in enumerate(labels):
+                if i != j:
+                    pairs[one, other] = pairs.get((one, other), 0.0) + 1 / (len(labels) - 1)
+    totals: dict[Hashable, float] = {}
+    for (one, _), count in pairs.items():
+        totals[one] = totals.get(one, 0.0) + count
+    n = sum(totals.values())
+    expected = n * n - sum(count * count for count in totals.values())
+    if n <= 1 or expected <= 0:
+        return None
+    observed = sum(count for (one, other), count in pairs.items() if one != other)
+    return 1 - (n - 1) * observed / expected
+
+
+def _codes(items: Sequence[Hashable]) -> np.ndarray:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(item, len(numbers)) for item in items])
+
+
+def _table(a: np.ndarray, b: np.ndarray, won: Array, weights: Array, k: int) -> Array:
+    """Count wins of side i over side j: weights (d, n) → (d, k, k)."""
+    table = np.zeros((len(weights), k, k))
+    for i, j, y, w in zip(a, b, won, weights.T, strict=True):
+        table[:, i, j] += w * y
+        table[:, j, i] += w * (1 - y)
+    return table
+
+
+def _connected(wins: Array) -> bool:
+    """Tell whether every side won against every other by some chain: then the maximum exists."""
+    reach = (wins > 0) | np.eye(len(wins), dtype=bool)
+    for _ in range(max(1, int(np.ceil(np.log2(len(wins)))))):
+        reach = reach @ reach
+    return bool(reach.all())
+
+
+def _fit(wins: Array) -> Array:
+    """Maximise the likelihood by Newton's method: wins (d, k, k) → strengths (d, k), the first 0."""
+    d, k, _ = wins.shape
+    played, beta = wins + wins.transpose(0, 2, 1), np.zeros((d, k))
+    for _ in range(_STEPS):
+        expected = special.expit(beta[:, :, None] - beta[:, None, :])
+        slope = (wins - played * expected).sum(axis=2)[:, 1:]
+        weight = played * expected * (1 - expected)
+        curvature = -weight
+        curvature[:, range(k), range(k)] += weight.sum(axis=2)
+        step = np.linalg.solve(curvature[:, 1:, 1:], slope[:, :, None])[:, :, 0]
+        beta[:, 1:] += np.clip(step, -2, 2)
+        if np.abs(step).max(initial=0) < _ENOUGH:
+            break
+    return beta

@@ -1,0 +1,84 @@
+"""Parts of row sets: a few items with their texts, the items that hold a word, counts of statuses.
+
+Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from harness.records import SampleResult
+from harness.store.folders import AGAIN, Store, clear_errors
+from harness.store.rows import READ_PARQUET, memory, pattern, rows_from
+
+
+class Columns(NamedTuple):
+    """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
+
+    `parts` is None where an item could not be scored.
+    """
+
+    ids: tuple[str, ...]
+    clusters: tuple[str, ...]
+    parts: tuple[Sequence[float] | None, ...]
+    weights: tuple[float, ...]
+
+
+_FILES = READ_PARQUET.replace(")", ", filename = true)")
+_DIGEST = "parse_path(filename)[-2]"
+
+
+def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[str, SampleResult]:
+    """Read some items of a complete row set by their ids, with their texts; absent ones are left out."""
+    path = store.parquet(rows_digest)
+    if not path.exists() or not ids:
+        return {}
+    where = "WHERE example_id IN (SELECT unnest(?::VARCHAR[]))"
+    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+        found = rows_from(db, f"{READ_PARQUET} {where}", pattern(path), list(ids))
+    return {row.example_id: row for row in found}
+
+
+def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
+    """Find the ids of items whose id, prompt, answer or reference holds a text, in any letter case."""
+    files = _there(store, rows_digests)
+    if not files:
+        return set()
+    columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
+    where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
+    query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
+    with clear_errors(store, "rows", AGAIN), memory() as db:
+        return {item for (item,) in db.execute(query, [files, *[text] * len(columns)]).fetchall()}
+
+
+def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
+    """Count the items of row sets by digest and status; sets that are not there are left out."""
+    files = _there(store, rows_digests)
+    if not files:
+        return {}
+    query = f"SELECT {_DIGEST} AS digest, status, count(*) FROM {_FILES} GROUP BY ALL"
+    counted: dict[str, dict[str, int]] = {}
+    with clear_errors(store, "rows", AGAIN), memory() as db:
+        for digest, status, n in db.execute(query, [files]).fetchall():
+            counted.setdefault(digest, {})[status] = n
+    return counted
+
+
+def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, Columns]:
+    """Read what a ranking needs of many row sets at once.
+
+    A set that is not there, or that was not scored by the metric, is left out.
+    """
+    files = _there(store, rows_digests)
+    if not files:
+        return {}
+    names = ("example_id", "cluster", "parts[?]", "weight")
+    lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
+    query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
+    with clear_errors(store, "rows", AGAIN), memory() as db:
+        found = db.execute(query, [metric, files, metric]).fetchall()
+    return {digest: Columns(*map(tuple, columns)) for digest, *columns in found}
+
+
+def _there(store: Store, rows_digests: Collection[str]) -> list[str]:
+    paths = (store.parquet(digest) for digest in dict.fromkeys(rows_digests))
+    return [pattern(path) for path in paths if path.exists()]

@@ -1,0 +1,283 @@
+"""The same tasks asked by harness and by lm-eval's own `hf` model in one process: time, answers, share of the peak.
+
+Invariant: both are timed from a task's texts to its log-likelihoods or answers, tokenising included, and
+loading, building prompts and scoring left out. Nothing is asserted of a time, because the machine may be
+busy. `HARNESS_BENCH_SCALE` multiplies the items of each task (0.01 for a trial of minutes).
+"""
+
+import os
+import time
+from typing import NamedTuple
+
+import bench_page
+import numpy as np
+import pytest
+from bench_page import Row, Table
+from lm_eval_mirror import cut_mirror
+
+from harness.experiment import alone
+from harness.machine import Machine, _gflops, probe
+from harness.progress import Silent
+from harness.run.sets import suite_sets
+from harness.scoring import grow, shared_length
+
+SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
+SHARE_GOAL = 65  # % of the GEMM peak
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class Section(NamedTuple):
+    """Tasks with the folder, configuration and split of their data; `batch` is lm-eval's batch size."""
+
+    name: str
+    tasks: dict[str, tuple[str, str, str]]
+    n_items: int
+    shots: int | None
+    batch: int
+    goal: float
+
+    @property
+    def items(self) -> int:
+        """Items of each task, two at least."""
+        return max(2, round(self.n_items * SCALE))
+
+
+ARC_CHALLENGE = ("allenai/ai2_arc", "ARC-Challenge", "test")
+ZERO_SHOT = Section(
+    "zero-shot multiple choice",
+    {
+        "piqa": ("baber/piqa", "default", "validation"),
+        "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+        "arc_challenge": ARC_CHALLENGE,
+        "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
+        "openbookqa": ("allenai/openbookqa", "main", "test"),
+    },
+    n_items=200,
+    shots=None,
+    batch=16,
+    goal=3,
+)
+ARC_25 = Section(
+    "25-shot ARC-challenge", {"arc_challenge": ARC_CHALLENGE}, n_items=20, shots=25, batch=8, goal=6
+)
+MMLU_5 = Section(
+    "5-shot MMLU",
+    {f"mmlu_{name}": ("cais/mmlu", name, "test") for name in ("anatomy", "marketing", "us_foreign_policy")},
+    n_items=32,
+    shots=5,
+    batch=8,
+    goal=4,
+)
+GENERATION = Section(
+    "generation, gsm8k with its 5 shots",
+    {"gsm8k": ("openai/gsm8k", "main", "test")},
+    n_items=16,
+    shots=None,
+    batch=16,
+    goal=2,
+)
+
+
+class Counting:
+    """A candidate that counts the tokens and seconds of what is scored with it."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.n_tokens, self.n_projected, self.seconds = 0, 0, 0.0
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def loglikelihood(self, pairs):
+        trees = grow(pairs)
+        shared = shared_length([tree.context for tree in trees])
+        self.n_tokens += shared + sum(tree.n_tokens - shared for tree in trees)
+        self.n_projected += sum(1 + sum(len(b) - 1 for b in tree.branches) for tree in trees)
+        start = time.perf_counter()
+        scored = self._inner.loglikelihood(pairs)
+        self.seconds += time.perf_counter() - start
+        return scored
+
+
+class Ours(NamedTuple):
+    """Our rows by task and document, the seconds they took, and what was counted of scoring."""
+
+    rows: dict
+    seconds: float
+    counted: Counting
+
+
+def ask_ours(prepared) -> Ours:
+    """Ask every block of every task, without storing anything."""
+    bench = prepared.bench
+    candidate = Counting(bench.host(bench.source).base)
+    rows = {}
+    for one in suite_sets(bench, prepared.weights):
+        job = one.job()
+        rows[job.task.name] = [
+            row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
+        ]
+    seconds = sum(row.compute_s for of in rows.values() for row in of)
+    return Ours(rows, seconds, candidate)
+
+
+def ask_lm_eval(section: Section, source, machine: Machine):
+    """Let lm-eval ask the same documents of its own model; returns its samples and seconds."""
+    import lm_eval
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    class Timed(HFLM):
+        seconds = 0.0
+
+        def loglikelihood(self, *args, **kwargs):
+            return self._timed(super().loglikelihood, *args, **kwargs)
+
+        def generate_until(self, *args, **kwargs):
+            return self._timed(super().generate_until, *args, **kwargs)
+
+        def _timed(self, ask, *args, **kwargs):
+            start = time.perf_counter()
+            said = ask(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
+            return said
+
+    model = Timed(
+        pretrained=str(source.path),
+        dtype=_DTYPES[machine.precision],
+        device=machine.device,
+        batch_size=section.batch,
+    )
+    model.model(torch.ones((1, 64), dtype=torch.long, device=machine.device))  # the first call warms up
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=list(section.tasks), num_fewshot=section.shots, bootstrap_iters=0
+    )
+    return found["samples"], model.seconds
+
+
+class Agreement(NamedTuple):
+    """One score of one task on both sides, and on how many items it differs."""
+
+    task: str
+    score: str
+    n: int
+    lm_eval: float
+    harness: float
+    differ: int
+
+    @property
+    def cells(self):
+        """The cells of this line: shares in percent."""
+        return (self.task, self.score, self.n, f"{self.lm_eval:.1%}", f"{self.harness:.1%}", self.differ)
+
+
+def agreement(rows, samples):
+    """Compare both sides' scores of the same documents, one after the other."""
+    out = []
+    for task, of_task in rows.items():
+        ours = {int(row.example_id.partition("-")[0]): row for row in of_task}
+        hashes = {s["doc_id"]: s["doc_hash"][:12] for s in samples[task]}
+        assert {i: row.example_id.partition("-")[2] for i, row in ours.items()} == hashes
+        for name in next(iter(ours.values())).parts:
+            metric, _, kept = name.partition(",")
+            theirs = {
+                s["doc_id"]: float(s[metric])
+                for s in samples[task]
+                if metric in s and kept in ("", s["filter"])
+            }
+            mine = {i: row.parts[name][0] for i, row in ours.items() if row.parts[name] is not None}
+            both = sorted(theirs.keys() & mine.keys())
+            pairs = np.array([(theirs[i], mine[i]) for i in both])
+            out.append(
+                Agreement(task, name, len(both), *pairs.mean(axis=0), int((pairs[:, 0] != pairs[:, 1]).sum()))
+            )
+    return out
+
+
+class Measured(NamedTuple):
+    """What a section adds to the page."""
+
+    rows: list[Row]
+    agreements: list[Agreement]
+
+
+def measure(section: Section, folder, monkeypatch) -> Measured:
+    mirror = cut_mirror(folder / "hub", section.tasks, section.items)
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
+    asked = alone.tasks_of(list(section.tasks), None, section.shots)
+    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
+    machine, source = prepared.bench.machine, prepared.bench.source
+    ours = ask_ours(prepared)
+    monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
+    samples, theirs_s = ask_lm_eval(section, source, machine)
+    times = f"lm-eval {theirs_s:.1f} s in batches of {section.batch}, harness {ours.seconds:.1f} s"
+    n_items = (
+        f"{len(section.tasks)} × {section.items} items"
+        if len(section.tasks) > 1
+        else f"{section.items} items"
+    )
+    ratio = Row(
+        f"{section.name}, {n_items}",
+        theirs_s / ours.seconds,
+        "times as fast",
+        section.goal,
+        times,
+        at_least=True,
+    )
+    return Measured([ratio, *peak_rows(section, ours.counted, prepared)], agreement(ours.rows, samples))
+
+
+def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
+    """Say which share of the fastest matrix product the needed products with weights are."""
+    if not counted.n_tokens:
+        return []
+    model = prepared.bench.host(prepared.bench.source).model
+    vocabulary = model.config.vocab_size * model.config.hidden_size
+    n_body = prepared.bench.source.n_parameters - vocabulary * (1 if model.config.tie_word_embeddings else 2)
+    flops = 2 * (n_body * counted.n_tokens + vocabulary * counted.n_projected)
+    peak = peak_gflops(prepared.bench.machine)
+    reached = flops / counted.seconds / 1e9
+    said = f"{counted.n_tokens:,} needed tokens, {reached:,.0f} of {peak:,.0f} GFLOP/s, attention not counted"
+    return [
+        Row(
+            f"{section.name}: share of the GEMM peak",
+            100 * reached / peak,
+            "%",
+            SHARE_GOAL,
+            said,
+            at_least=True,
+        )
+    ]
+
+
+def peak_gflops(machine: Machine) -> float:
+    """Measure the fastest large matrix product now, the best of five rounds."""
+    return max(_gflops(machine.device, machine.precision) for _ in range(5))
+
+
+@pytest.fixture(scope="module")
+def page():
+    """Collect what the sections measure; the page is written once all of them were."""
+    found: dict[str, Measured] = {}
+    yield found
+    if len(found) == len(SECTIONS):
+        lines = tuple(a.cells for m in found.values() for a in m.agreements)
+        said = "The same documents on both sides; how many of their scores differ:"
+        table = Table(said, ("task", "score", "items", "lm-eval", "harness", "differ"), lines)
+        rows = [row for m in found.values() for row in m.rows]
+        bench_page.write(
+            "Speed against lm-eval's own model", rows, probe(), bench_page.stem("lm_eval"), [table]
+        )
+
+
+SECTIONS = (ZERO_SHOT, ARC_25, MMLU_5, GENERATION)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.name.replace(" ", "-"))
+def test_a_task_is_asked_by_both_and_the_times_are_written(section, page, tmp_path, monkeypatch):
+    found = measure(section, tmp_path, monkeypatch)
+    page[section.name] = found
+    assert all(row.measured > 0 for row in found.rows)
+    # bf16 turns near-ties over; more than a tenth would be another computation.
+    assert all(a.differ <= max(2, a.n / 10) for a in found.agreements), found.agreements

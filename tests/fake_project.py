@@ -1,0 +1,217 @@
+"""A project that the dashboard can show, made without a model: stored runs with rows, and their report.
+
+Invariant: the report's numbers are made of the stored rows by the same functions as a real one's.
+"""
+
+import json
+import random
+from dataclasses import asdict, replace
+from datetime import date, timedelta
+from pathlib import Path
+
+from fake_facts import verdict
+
+from harness import comparison, decide, report, store
+from harness.comparison import Estimate
+from harness.decide import CandidateFacts
+from harness.metrics import mean_metric
+from harness.nightly import files, judging
+from harness.records import BLOCK, RowsIdentity, Run, SampleResult
+from harness.report import ExperimentReport
+from harness.spec import DecidePolicy, NightlyPolicy
+from harness.store import Store
+
+EXACT = mean_metric("exact_match", lambda output, example: None)
+TASKS = ("support", "chat")
+# Of each candidate: its method, how many of 60 items it has right on the target and in chat.
+CANDIDATES = {"prompt": ("base", 20, 48), "knn": ("base", 22, 48), "lora": ("lora", 50, 12)}
+
+
+def write(folder: Path, candidates=CANDIDATES, *, texts=None, n=60, with_report=True) -> ExperimentReport:
+    """Write `runs/` and `reports/` of an experiment; `texts` maps candidates to the answer they give."""
+    at = Store(folder / "runs")
+    runs = [_run(at, name, *how, (texts or {}).get(name), n) for name, how in candidates.items()]
+    made = report_of(at, runs)
+    if with_report:
+        report.write(made, folder / "reports")
+    return made
+
+
+def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str | None, n: int) -> Run:
+    weights = "base" if method == "base" else f"weights of {name}"
+    digests = {}
+    for task, right in zip(TASKS, (n_right, n_chat), strict=True):
+        prompting = name if task == "support" else "zero_shot"
+        one = RowsIdentity(
+            weights, "t", task, "v", "test", prompting, "generate", "fp32", "hf", "l", "cpu", "s"
+        )
+        sample = [_row(task, i, float(i < right), text or f"{name} answers {i % 7}") for i in range(n)]
+        if not at.parquet(one.digest).exists():
+            for i in range(0, n, BLOCK):
+                store.append_block(at, one, i // BLOCK, sample[i : i + BLOCK])
+            store.complete_rows(at, one, n)
+        digests[f"{task}/test"] = one.digest
+    steps = [[i, 2.0 / i] for i in range(1, 25)]
+    training = {"wall_s": 36.0, "loss": steps, "validation_loss": [[24, 0.5]], "tokens_per_s": 250.0}
+    run = Run(
+        run_id=f"{name}-0",
+        experiment="desk",
+        candidate=name,
+        method=method,
+        prompting="zero_shot",
+        answer="generate",
+        seed=0,
+        base_model="tiny",
+        weights_digest=weights,
+        base_digest="base",
+        state="done",
+        created="2026-01-01T00:00:00+00:00",
+        rows=digests,
+        recipe={"method": method},
+        training={} if method == "base" else training,
+        latency={"p50_s": 0.25},
+    )
+    store.save_run(at, run)
+    return run
+
+
+def _row(task: str, i: int, score: float, text: str) -> SampleResult:
+    return SampleResult(
+        task=task,
+        split="test",
+        example_id=f"{task}-{i:03d}",
+        position=i,
+        status="truncated" if i == 0 else "ok",
+        text=text,
+        prompt=f"Question {i} of {task}?",
+        references=(f"reference {i}",),
+        parts={"exact_match": (score,)},
+        slice=("knowledge", "behaviour")[i % 2],
+        cluster=f"family {i // 2}",
+        output_digest=str(hash(text)),
+    )
+
+
+def report_of(at: Store, runs: list[Run]) -> ExperimentReport:
+    """Report the runs: paired differences on both tasks, and a decision."""
+    rows = {
+        (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in TASKS
+    }
+    facts = [_facts(run, rows[run.candidate, "support"]) for run in runs]
+    best = decide.best_untrained(facts) or runs[0].candidate
+    facts = [
+        replace(
+            f, vs_untrained=comparison.compare_rows(EXACT, rows[best, "support"], rows[f.name, "support"])
+        )
+        if f.name != best
+        else f
+        for f in facts
+    ]
+    on_chat = {
+        run.candidate: (
+            comparison.compare_rows(EXACT, rows[runs[0].candidate, "chat"], rows[run.candidate, "chat"]),
+        )
+        for run in runs
+        if run.method != "base"
+    }
+    policy = DecidePolicy()
+    decision = decide.decide(
+        facts, policy, closed_labels=False, has_documents=False, metric_name="exact_match"
+    )
+    return ExperimentReport(
+        "desk",
+        "tiny",
+        "exact_match",
+        tuple(facts),
+        on_chat,
+        decision,
+        task="support",
+        margins={"chat": 0.05},
+        macro_margin=0.02,
+        policy=policy,
+    )
+
+
+def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
+    trained = run.method != "base"
+    kept = verdict("fail", macro=Estimate(-0.6, -0.7, -0.5, 60)) if trained else verdict("pass")
+    if not trained:
+        kept = replace(kept, macro=Estimate(0.0, 0.0, 0.0, 60))
+    score = comparison.estimate(EXACT, rows)
+    return CandidateFacts(
+        name=run.candidate,
+        run_id=run.run_id,
+        method=run.method,
+        prompting=run.prompting,
+        answer=run.answer,
+        seed=run.seed,
+        trained=trained,
+        state="done",
+        target=score,
+        validation=score.score,
+        verdict=kept,
+        cost_per_1k_usd=0.1 if trained else 0.2,
+        latency_p50_s=0.25,
+        training_cost_usd=0.001 if trained else 0.0,
+        n_train=100 if trained else 0,
+        training=run.training,
+    )
+
+
+def nights(folder: Path, n: int = 24) -> None:
+    """Write nights of which the tenth is missed; from the thirteenth on `lora` loses more than it gains."""
+    at, draw = Store(folder / "runs"), random.Random(1)
+    home, state = files.home(at, "desk"), files.State()
+    kept: list[files.Night] = []
+
+    def series(night: int, lost: float) -> files.SeriesNight:
+        changes = {f"support/{night}-{k}": _change(draw.random(), lost) for k in range(30)}
+        return files.SeriesNight(changes, {"support/anchor": 0.0})
+
+    for i in (i for i in range(n) if i != 9):
+        day = (date(2026, 3, 1) + timedelta(days=i)).isoformat()
+        moved = {f"chat/{i}-{k}": draw.random() < 0.02 for k in range(60)}
+        lost = 0.05 + 0.2 * (i > 11)
+        watched = (
+            files.Watched("champion knn", "knn-0", "t1", ("the harness",), {"target": series(i, 0.05)}),
+            files.Watched("lora", "lora-0", "t2", ("the harness",), {"target": series(i, lost)}),
+        )
+        night = files.Night(
+            night=day,
+            started=day + "T02:00",
+            finished=day + "T02:20",
+            commit=f"abc{i // 8:04d}",
+            precision="bf16",
+            environment=f"environment {i // 15}",
+            bases={"base": files.BaseNight(moved)},
+            candidates=watched,
+            taken={"target": 30 * i},
+            left={"target": 200},
+        )
+        files.write_night(at, home, night)
+        kept.append(night)
+        state = judging.with_alarms(state, judging.report_of("desk", NightlyPolicy(), kept, state))
+    files.write_state(at, home, state)
+
+
+def _change(drawn: float, lost: float) -> float:
+    return -1.0 if drawn < lost else 1.0 if drawn < lost + 0.05 else 0.0
+
+
+def experiment(folder: Path) -> None:
+    """Write a harness.yaml of the same names."""
+    (folder / "support.jsonl").write_text("{}\n")
+    (folder / "harness.yaml").write_text(
+        "name: desk\ntarget:\n  name: support\n  data: {train: support.jsonl, test: support.jsonl}\n"
+        "  metrics: [exact_match]\ncandidates:\n  prompt: {method: base}\n"
+    )
+
+
+def many(folder: Path, n_runs: int) -> None:
+    """Write so many runs that share the rows of one, without a report."""
+    write(folder, {"prompt": CANDIDATES["prompt"]}, with_report=False)
+    at = Store(folder / "runs")
+    (first,) = store.list_runs(at)
+    for i in range(n_runs - 1):
+        run = replace(first, run_id=f"run-{i:04d}", candidate=f"candidate-{i % 50}", seed=i // 50)
+        store.write_whole(at, at.run_file(run.run_id), json.dumps(asdict(run)))

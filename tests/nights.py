@@ -1,0 +1,104 @@
+"""Simulated nights: a world whose fine-tune is asked every night through the real `nightly run`.
+
+Invariant: what is answered depends on the night, the item and the rates alone.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import worlds
+from worlds import Sizes, Truth
+
+from harness import nightly
+
+FIRST = date(2026, 3, 1)
+TRUTH = Truth(
+    {"zero_shot": {"of": 40}, "few_shot": {"of": 40}, "rag": {"of": 40}, "tuned": {"of": 80}}, general=70
+)
+WATCHED = ["nightly.candidates=[lora]"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of all items, in each night anew: answered worse and better than in the reference."""
+
+    lost: float = 0.05
+    gained: float = 0.05
+    general_lost: float = 0.05
+    base_moves: float = 0.0
+
+
+class Nightly(worlds.Oracle):
+    """A rule that answers a few items otherwise each night, as many as the rates say."""
+
+    def __init__(self, truth, weights_digest, tuned, day, rates, asked) -> None:
+        super().__init__(truth, weights_digest, tuned)
+        self.day, self.rates, self.asked = day, rates, asked
+
+    def generate(self, prompts, limits):
+        for prompt in prompts:
+            self.asked(prompt)
+        return super().generate(prompts, limits)
+
+    def _output(self, messages):
+        found = super()._output(messages)
+        general = " - " in messages[-1]["content"]
+        good = found.text == worlds.GOOD
+        share = (self.truth.general if general else self._target(messages)) / 100
+        lost, gained = (self.rates.base_moves / 2,) * 2
+        if self.tuned:
+            lost = self.rates.general_lost if general else self.rates.lost
+            gained = self.rates.gained
+        moves = _uniform(self.day, messages[-1]["content"], self.tuned) < (
+            lost / share if good else gained / (1 - share)
+        )
+        if not moves:
+            return found
+        return worlds.Output(worlds.BAD if good else worlds.GOOD, compute_s=found.compute_s)
+
+    def _target(self, messages):
+        return self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
+
+
+def _uniform(*what) -> float:
+    return int(hashlib.sha256(repr(what).encode()).hexdigest()[:12], 16) / 16**12
+
+
+class NightlyHost(worlds.OracleHost):
+    """What holds the base of a world for one night."""
+
+    def __init__(self, truth, source, day, rates, asked) -> None:
+        super().__init__(truth, source)
+        self._what = (day, rates, asked)
+        self.base = Nightly(truth, source.weights_digest, False, *self._what)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Nightly]:
+        yield Nightly(self._truth, weights_digest, True, *self._what)
+
+
+def world(folder: Path, *, test: int = 200, general: int = 60) -> Path:
+    """Make a world with a finished reference; returns its file."""
+    worlds.report(folder, TRUTH, Sizes(test=test, general=general), candidates=["prompt", "lora"])
+    return folder / "harness.yaml"
+
+
+class Calendar:
+    """One bench on which night after night is run."""
+
+    def __init__(self, path: Path, overrides=(), salt: int = 0) -> None:
+        self.path, self.salt = path, salt
+        self.bench, self.loaded = worlds.opened(path, TRUTH, [*WATCHED, *overrides])
+        self.asked: list[tuple[int, ...]] = []
+
+    def night(self, n: int, rates: Rates = Rates(), asked=None) -> nightly.NightReport:
+        """Run night n, from 1 on; `asked` hears of every prompt before it is answered."""
+        day = FIRST + timedelta(days=n - 1)
+        hears = asked or self.asked.append
+        host = NightlyHost(TRUTH, self.bench.source, (self.salt, day), rates, hears)
+        self.bench._host = host
+        return nightly.run_on(self.bench, self.loaded, day)

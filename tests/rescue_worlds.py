@@ -1,0 +1,151 @@
+"""Worlds in which the truth of every version of a fine-tune is known, so that a rescue has an answer.
+
+Invariant: only the answers are made up; trials are found, stored, judged and split as always. A
+scaled adapter is really made; of a training its finished folder is laid down.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import worlds
+from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, right
+
+from harness import config, experiment, rescue
+from harness.embedded import ModelSource
+from harness.experiment import Scope, bench_of
+from harness.progress import Silent
+from harness.records import Output, SampleResult
+from harness.rescue.halves import split
+from harness.run.weights import folder_of, source_of
+
+BASE = Truth(
+    {"zero_shot": {"behaviour": 20}, "few_shot": {"behaviour": 40}, "rag": {"behaviour": 20}, "tuned": {}}
+)
+ALPHA = 32.0
+AS_IT_IS = "as it is"
+USUAL = Sizes()
+
+
+class Version(NamedTuple):
+    """What is true of one version: percent right on the target, general points lost, and in which half."""
+
+    target: int = 90
+    lost: int = 0
+    lost_in: str = "both"
+
+
+COLLAPSED = Version(lost=50)
+
+
+class Known(Oracle):
+    """A version that answers by its truth."""
+
+    def __init__(self, version: Version, weights_digest: str, half_of) -> None:
+        super().__init__(BASE, weights_digest, tuned=True)
+        self.version, self.half_of = version, half_of
+
+    def _output(self, messages: list[dict]) -> Output:
+        task, of, number = messages[-1]["content"].rpartition("What is ")[2].split()[:3]
+        if of == "-":
+            base = right(int(number), BASE.general)
+            hit = self.version.lost_in in ("both", self.half_of[f"{task}---{number}"])
+            answered = base and not (hit and right(int(number), self.version.lost))
+        else:
+            answered = right(int(number), self.version.target)
+        return Output(GOOD if answered else BAD, compute_s=PER_ANSWER_S["tuned"])
+
+
+class KnownHost(OracleHost):
+    """A base by rule, and adapters whose folder says which version they are."""
+
+    def __init__(self, versions: dict[str, Version], source: ModelSource, half_of) -> None:
+        super().__init__(BASE, source)
+        self._versions, self._half_of = versions, half_of
+        self.opened: list[str] = []
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Known]:
+        made = json.loads((folder / "adapter_config.json").read_text())
+        scale = made["lora_alpha"] / ALPHA
+        mark = made["made"] if scale == 1 else f"scale={scale:g}"
+        self.opened.append(mark)
+        if mark not in self._versions:
+            raise RuntimeError(f"no version {mark} in this world")
+        yield Known(self._versions[mark], weights_digest, self._half_of)
+
+
+def lay_down(bench, recipe, mark: str, seed: int = 0) -> None:
+    """Leave what a finished training of an adapter leaves."""
+    folder = folder_of(bench, recipe, seed, None)
+    (folder / "adapter").mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    header = b"{}"
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
+    record = {"kind": "adapter", "digest": folder.name, "trained_on": bench.source.weights_digest}
+    (folder / "fit.json").write_text(json.dumps({**record, "training": training}))
+
+
+class World(NamedTuple):
+    """A finished experiment and what it takes to rescue a candidate of it."""
+
+    path: Path
+    bench: object
+    loaded: object
+    report: object
+    host: KnownHost
+
+    def prepared(self, name: str = "lora"):
+        """Prepare a rescue, with every training that it might do laid down."""
+        found = rescue.prepare(self.bench, self.loaded.selected, name)
+        for trial in found.ladder.trials:
+            if trial.trained:
+                lay_down(found.bench, trial.source, trial.name.partition("+")[2])
+        return found
+
+    def rescued(self, name: str = "lora"):
+        """Rescue a candidate."""
+        return rescue.run(self.prepared(name))
+
+
+def world(
+    folder: Path, versions: dict[str, Version], *, sizes: Sizes = USUAL, extra: str = "", overrides=()
+) -> World:
+    """Write a world, run its experiment and return it; "as it is" is the version that is to be rescued."""
+    path = worlds.write(folder, BASE, sizes)
+    config_file = json.loads((folder / "model" / "config.json").read_text())
+    shape = {
+        "num_attention_heads": 2,
+        "hidden_size": 8,
+        "num_hidden_layers": 6,
+        "intermediate_size": 16,
+        "vocab_size": 32,
+    }
+    (folder / "model" / "config.json").write_text(json.dumps({**config_file, **shape}))
+    path.write_text(path.read_text() + extra)
+    return opened(path, versions, overrides)
+
+
+def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
+    """Open a written world, run what of its experiment is not done, and return it."""
+    loaded = config.load(path, overrides)
+    bench = bench_of(loaded, Scope(), Silent())
+    half_of = split({m.task.name: items_as_rows(m) for m in bench.suites}, 0).half_of
+    bench._host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, bench.source, half_of)
+    for name in loaded.selected:
+        recipe = source_of(bench, bench.experiment.candidates[name])
+        if recipe.method == "lora":
+            lay_down(bench, recipe, AS_IT_IS)
+    return World(path, bench, loaded, experiment.run_all(bench, loaded, quick=False), host)
+
+
+def items_as_rows(measured) -> list[SampleResult]:
+    """Turn the items of a task into rows that hold nothing but their names."""
+    return [
+        SampleResult(measured.task.name, "test", e.id, 0, "ok", "", "", (), {}, cluster=e.cluster)
+        for e in measured.items.test
+    ]

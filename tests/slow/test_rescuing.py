@@ -1,0 +1,111 @@
+"""The fine-tune that collapses chat gets a second chance, or the report says honestly that nothing passes."""
+
+import time
+
+import pytest
+
+from harness import config, gating, rescue, store
+from harness.experiment import Scope, bench_of
+from harness.experiment.findings import Reader, bases_of, measured_of
+from harness.progress import Silent
+from harness.rescue.halves import cluster_of, split
+
+pytestmark = pytest.mark.slow
+
+# On half of so few items 2 points cannot be shown, whoever is judged. One training keeps it short.
+CHANCE = [
+    "gate.macro=0.05",
+    "gate.each=0.15",
+    "gate.validity=0.05",
+    "rescue={steps: [scale, replay], scales: [0.5, 0.25], shares: [0.1], max_trained: 1}",
+]
+
+
+def opened(collapsed):
+    path, smaller, _ = collapsed
+    loaded = config.load(path, [*smaller, *CHANCE])
+    return bench_of(loaded, Scope(), Silent()), loaded
+
+
+@pytest.fixture(scope="module")
+def found(collapsed):
+    bench, loaded = opened(collapsed)
+    return rescue.run(rescue.prepare(bench, loaded.selected, "lora"))
+
+
+@pytest.fixture(scope="module")
+def outcome_on(collapsed, found):
+    """Return what the gate says of a trial on one half, computed again from the stored rows."""
+    bench, loaded = opened(collapsed)
+    prepared = rescue.prepare(bench, loaded.selected, "lora")
+    bench, reader = prepared.bench, Reader(prepared.bench)
+    base = bases_of(bench, reader, [prepared.case.run])[prepared.case.run.base_digest]
+    halved = split(base, 0)
+
+    def outcome(tried, half):
+        run = store.get_run(bench.store, tried.facts.run_id)
+        part = halved.part(measured_of(bench, reader, run, base), half)
+        compared = gating.compare_measurements(part, 0.05, identical=False)
+        policy = bench.experiment.gate
+        return gating.judge_measurements(part, compared, policy, target=None, identical=False).outcome
+
+    return outcome
+
+
+def test_the_collapsed_run_itself_fails_on_the_half_that_is_searched(found, outcome_on):
+    assert found.original.search.verdict.outcome == outcome_on(found.original, "search") == "fail"
+
+
+def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_does(found, outcome_on):
+    passed = [t for t in found.tried if t.search and t.search.gains and outcome_on(t, "search") == "pass"]
+    if found.rescued:
+        (chosen,) = passed
+        assert (chosen.name, outcome_on(chosen, "confirm")) == (found.rescued, "pass")
+        assert chosen.facts.vs_untrained.low > 0
+        assert found.sentence.startswith(f"Rescued: {chosen.name}")
+    else:
+        assert found.sentence.startswith("Nothing is rescued: ")
+        assert [t.confirm is not None for t in passed] == [True] * len(passed)
+        assert len(passed) <= 1
+        assert len(found.tried) == 3 or passed
+        assert not any(outcome_on(t, "confirm") == "pass" and t.facts.vs_untrained.low > 0 for t in passed)
+
+
+def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
+    bench, loaded = opened(collapsed)
+    prepared = rescue.prepare(bench, loaded.selected, "lora")
+    base = bases_of(bench, Reader(bench), [prepared.case.run])[prepared.case.run.base_digest]
+    halved = split(base, 0)
+    halves = [
+        {cluster_of(r) for rows in base.values() for r in halved.rows(rows, h)} for h in ("search", "confirm")
+    ]
+    assert not halves[0] & halves[1]
+    assert found.original.search.n_all == sum(map(len, base.values()))
+
+
+def test_the_front_holds_what_nothing_beats_in_both(found, tmp_path):
+    points = {t.name: (t.facts.target.score, t.kept.score) for t in (found.original, *found.tried) if t.kept}
+    beaten = {
+        a
+        for a, (x, y) in points.items()
+        for u, v in points.values()
+        if u >= x and v >= y and (u, v) != (x, y)
+    }
+    assert set(found.front)
+    assert not set(found.front) & beaten
+    assert {points[name] for name in found.front} == {points[name] for name in points.keys() - beaten}
+    written = {path.suffix: path.read_text() for path in rescue.write(found, tmp_path)}
+    assert all(name in written[".svg"] and name in written[".md"] for name in points)
+
+
+def test_a_replayed_training_was_given_the_bases_own_answers(found):
+    trained = [t for t in found.tried if t.step == "replay" and t.facts.state == "done"]
+    assert all(8 <= t.facts.training["n_replayed"] <= 16 for t in trained)
+
+
+def test_a_second_rescue_computes_nothing(collapsed, found):
+    bench, loaded = opened(collapsed)
+    start = time.monotonic()
+    assert rescue.run(rescue.prepare(bench, loaded.selected, "lora")) == found
+    assert bench._host is None
+    assert time.monotonic() - start < 30

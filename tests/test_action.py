@@ -1,0 +1,122 @@
+"""The GitHub Action of the gate: its steps are run here as a runner would, on real folders of samples."""
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import lmeval_folder
+import pytest
+from ruamel.yaml import YAML
+
+from harness import cli
+from tests.fake_rows import flips
+
+ROOT = Path(__file__).parents[1]
+ACTION = YAML(typ="safe").load(ROOT / ".github" / "actions" / "gate" / "action.yml")
+WORKFLOW = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "gate.yml")
+INPUT = re.compile(r"\$\{\{ inputs\.([a-z]+) \}\}")
+
+
+def run_action(folder, **given):
+    """Run the steps whose conditions hold; returns the last exit code and what the action gives out."""
+    inputs = {name: one.get("default", "") for name, one in ACTION["inputs"].items()} | given
+    for name in ("bin", "temp"):
+        (folder / name).mkdir(exist_ok=True)
+    command = folder / "bin" / "harness"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from harness.cli import main; main()" "$@"\n')
+    command.chmod(0o755)
+    (folder / "output").write_text("")
+    code = 0
+    for step in ACTION["runs"]["steps"]:
+        if code or not holds(step.get("if", ""), inputs):
+            continue
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=folder,
+            check=False,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "RUNNER_TEMP": str(folder / "temp"),
+                "GITHUB_OUTPUT": str(folder / "output"),
+                "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+                **{name: INPUT.sub(lambda m: inputs[m[1]], text) for name, text in step["env"].items()},
+            },
+        )
+        code = done.returncode
+    given_out = dict(line.split("=", 1) for line in (folder / "output").read_text().splitlines())
+    return code, given_out
+
+
+def holds(condition, inputs):
+    """Evaluate the few conditions that the action has."""
+    if not condition:
+        return True
+    name, comparison, value = re.fullmatch(r"inputs\.([a-z]+) (==|!=) '(.*)'", condition).groups()
+    return (inputs[name] == value) == (comparison == "==")
+
+
+def samples(folder, gains, losses):
+    base, new = flips(800, gains, losses)
+    names = [f"task_{i}" for i in range(4)]
+    lmeval_folder.write(folder / "base", dict.fromkeys(names, base))
+    lmeval_folder.write(folder / "tuned", dict.fromkeys(names, new))
+    return {"base": "base", "candidate": "tuned", "install": ""}
+
+
+def test_a_candidate_that_passes_lets_the_job_go_on_with_its_report(tmp_path):
+    code, out = run_action(tmp_path, **samples(tmp_path, 20, 20))
+    assert (code, out) == (0, {"verdict": "pass", "exit-code": "0"})
+    assert ET.parse(tmp_path / "harness-gate.xml").getroot().find("testsuite").get("failures") == "0"
+    assert "## PASS" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_candidate_that_fails_stops_the_job_and_says_so(tmp_path):
+    code, out = run_action(tmp_path, **samples(tmp_path, 0, 150))
+    assert (code, out) == (3, {"verdict": "fail", "exit-code": "3"})
+
+
+def test_settings_reach_the_gate_one_a_line_with_spaces_kept(tmp_path):
+    given = samples(tmp_path, 0, 150)
+    code, _ = run_action(tmp_path, **given, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
+    assert code == 0
+
+
+def test_what_cannot_be_judged_is_an_error_and_no_verdict(tmp_path):
+    given = {"base": "no such folder", "candidate": "tuned; echo pwned", "install": ""}
+    code, out = run_action(tmp_path, **given)
+    assert out == {"verdict": "error", "exit-code": str(code)}
+    assert code in (2, 5)
+
+
+def test_no_input_is_pasted_into_a_script():
+    assert [step["name"] for step in ACTION["runs"]["steps"] if "${{" in step["run"]] == []
+
+
+def test_the_action_calls_verbs_and_variables_that_the_command_line_has():
+    from typer.main import get_command
+
+    commands = get_command(cli.app).commands
+    for step in ACTION["runs"]["steps"]:
+        for verb in re.findall(r"^\s*harness (\w+)", step["run"], re.MULTILINE):
+            known = {p.envvar for p in commands[verb].params}
+            assert {name for name in step["env"] if name.startswith("HARNESS_")} <= known
+
+
+def test_the_example_workflow_uses_the_action_with_inputs_that_it_has():
+    (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if s.get("uses", "").startswith("./")]
+    assert (ROOT / step["uses"] / "action.yml").exists()
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    required = {name for name, one in ACTION["inputs"].items() if one.get("required")}
+    assert required <= set(step["with"])
+
+
+@pytest.mark.parametrize("name", ["verdict", "exit-code"])
+def test_the_action_gives_out_what_its_gate_step_writes(name):
+    assert ACTION["outputs"][name]["value"] == f"${{{{ steps.gate.outputs.{name} }}}}"

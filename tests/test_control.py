@@ -1,0 +1,259 @@
+"""The control arm: a harness that moved is found by asking the base again, and no candidate is blamed."""
+
+import json
+import shutil
+
+import pytest
+import tiny_experiment
+import tiny_model
+from scipy import stats as scipy_stats
+
+from harness import config, experiment, release, stats, store
+from harness.candidates import ModelHost
+from harness.cli.compute import exit_code
+from harness.experiment import Scope, bench_of
+from harness.experiment.control import controls_of
+from harness.experiment.findings import Reader
+from harness.gating import ControlFacts, has_drifted
+from harness.gating.control import control_rule
+from harness.progress import Silent
+from harness.records import Origin
+from harness.run import control
+from harness.spec import GatePolicy
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CANDIDATES = "  prompt: {method: base}\n  shots: {prompting: {few_shot: {select: knn, shots: 2}}}\n"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, own_cache):
+    """Ask the base and one candidate, of a model whose template writes one BOS."""
+    folder = tmp_path_factory.mktemp("begun")
+    model = tiny_model.build(tmp_path_factory.mktemp("started"), template=tiny_model.STARTED)
+    path = tiny_experiment.write(folder, model, CANDIDATES)
+    tiny_experiment.run(path, candidates=("prompt",))
+    return folder
+
+
+@pytest.fixture
+def path(begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def further(path, change=lambda host: None, overrides=(), candidates=()):
+    """Ask what is left of the candidates, with a model in memory that `change` may alter."""
+    loaded = config.load(path, overrides, candidates)
+    bench = bench_of(loaded, Scope(), Silent())
+    bench._host = ModelHost(bench.source, bench.machine)
+    change(bench._host)
+    return experiment.run_all(bench, loaded, quick=False)
+
+
+def doubled_bos(host):
+    host.tokenizer.chat_template = "{{ bos_token }}" + host.tokenizer.chat_template
+
+
+def other_template(host):
+    host.tokenizer.chat_template = host.tokenizer.chat_template.replace("assistant", "system")
+
+
+def other_numbers(host):
+    """Compute as a library with a mistake might: the same prompts, other answers."""
+    host.model.model.norm.weight.data *= -1
+
+
+def verdict(found, name):
+    return next(f.verdict for f in found.facts if f.name == name)
+
+
+def rule(found, name="shots"):
+    return next(r for r in verdict(found, name).rules if r.name == "control")
+
+
+def at(path):
+    return Store(path.parent / "runs")
+
+
+def rows_files(path):
+    return {p: p.read_bytes() for p in path.parent.glob("runs/rows/*/rows.parquet")}
+
+
+# Nothing has moved
+
+
+def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
+    before = rows_files(path)
+    found = further(path)
+    assert rule(found).outcome == "pass"
+    measured = store.controls(at(path))[-1]
+    n = sum(block.n for block in measured.blocks)
+    assert f"{n} items of the base were asked again and came back as stored" in rule(found).sentence
+    assert {p: p.read_bytes() for p in before} == before
+    kept = (path.parent / "runs" / "control" / measured.id).glob("*.jsonl")
+    assert sum(len(store.read_measured(p)) for p in kept) == n >= 10
+
+
+def test_where_everything_is_reused_nothing_is_measured(path):
+    further(path)
+    before = store.controls(at(path))
+    again = further(path)
+    assert store.controls(at(path)) == before
+    assert rule(again).outcome == "pass"
+
+
+def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
+    reader = Reader(bench_of(config.load(path), Scope(), Silent()))
+    before = set(reader.controls())
+    further(path)
+    (come,) = set(reader.controls()) - before
+    assert come == store.controls(at(path))[-1].id
+
+
+def test_the_control_arm_can_be_turned_off(path):
+    before = len(store.controls(at(path)))
+    found = further(path, doubled_bos, ["gate.control_blocks=0"])
+    assert len(store.controls(at(path))) == before
+    assert rule(found).outcome == "skipped"
+
+
+def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
+    bench = bench_of(config.load(path), Scope(), Silent())
+    for _ in range(2):
+        control.measure(bench, bench.source, 2)
+    asked = [{b.task for b in one.blocks} for one in store.controls(at(path))]
+    assert all("facts" in tasks for tasks in asked)
+    assert set().union(*asked) == {"facts", "sums", "prose"}
+
+
+def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
+    loaded = config.load(path)
+    bench = bench_of(loaded, Scope(limit=3), Silent())
+    assert control.measure(bench, bench.source, 3) == ""
+
+
+# Something has moved
+
+
+@pytest.mark.parametrize("change", [doubled_bos, other_template])
+def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path, change):
+    found = further(path, change)
+    assert verdict(found, "shots").outcome == "harness-drift"
+    said = verdict(found, "shots").sentence
+    n = sum(block.n for block in store.controls(at(path))[-1].blocks)
+    assert said.startswith(f"HARNESS-DRIFT: control: 6 of {n} prompts of the base are other tokens now")
+    assert "facts/fact-" in said
+    assert verdict(found, "prompt").outcome == "pass"  # its rows are from before
+
+
+def test_other_answers_in_the_same_environment_are_drift(path):
+    found = further(path, other_numbers)
+    assert "came back otherwise in the same environment" in verdict(found, "shots").sentence
+    assert rule(found).numbers["n_reworded"] == 0
+
+
+def test_compare_and_gate_exit_alike_with_4(path):
+    policy = GatePolicy(on_inconclusive="pass")
+    found = further(path, doubled_bos, ["gate.on_inconclusive=pass"])
+    judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
+    assert exit_code(found, policy, by_verdict=True) == release.exit_code(judged) == 4
+    assert judged[0].verdict.sentence == verdict(found, "shots").sentence
+    assert release.terminal(judged[0])[-1].startswith("shots: HARNESS-DRIFT")
+
+
+def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
+    further(path, doubled_bos)
+    assert verdict(further(path), "shots").outcome == "harness-drift"
+    (drifted,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
+    release.remove_run(at(path), drifted.run_id)
+    assert verdict(further(path), "shots").outcome == "pass"
+
+
+def test_answers_that_are_only_scored_again_stay_drifted(path):
+    further(path, doubled_bos)
+    found = further(path, overrides=["target.metrics=[exact_match]"])
+    assert verdict(found, "shots").outcome == "harness-drift"
+
+
+def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "copy")
+    path = tmp_path / "copy" / "harness.yaml"
+    other = tiny_model.build(tmp_path / "model", template=tiny_model.CHATML)
+    found = further(path, overrides=[f"base_model={other}"], candidates=["shots"])
+    assert verdict(found, "shots").outcome == "pass"
+
+
+# Another environment
+
+
+def from_elsewhere(path):
+    """Say of all stored rows that another machine computed them."""
+    elsewhere = store.keep_environment(at(path), {"transformers": "5.1"})
+    for file in path.parent.glob("runs/rows/*/origins.json"):
+        origins = {k: [elsewhere, v[1]] for k, v in json.loads(file.read_text()).items()}
+        file.write_text(json.dumps(origins))
+
+
+def test_other_answers_than_in_another_environment_name_what_changed(path):
+    from_elsewhere(path)
+    found = further(path, other_numbers, ["gate.control_blocks=3"])
+    said = verdict(found, "shots").sentence
+    assert verdict(found, "shots").outcome == "harness-drift"
+    assert "have another score in another environment (transformers 5.1 → " in said
+    assert "the A/A rate of 0.4 % allows" in said
+
+
+def test_the_same_answers_in_another_environment_are_no_drift(path):
+    from_elsewhere(path)
+    assert rule(further(path)).outcome == "pass"
+
+
+def facts(flipped=0, n=320, aa=(22.0, 1000.0), **changes):
+    named = tuple(f"facts/{i}" for i in range(flipped))
+    fields = {"reworded": (), "differing": (), "flipped": named, "changed": "torch 2.8 → 2.9", **changes}
+    return ControlFacts("one", 2, 0, n, aa_flips=aa[0], aa_n=aa[1], **fields)
+
+
+def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent():
+    drifted = [k for k in range(40) if has_drifted(facts(k))]
+    expected = [k for k in range(1, 40) if scipy_stats.binom.sf(k - 1, 320, 0.022) < 0.01]
+    assert drifted == expected
+    assert expected[0] == 15
+
+
+@pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 10, 0.2), (10, 10, 0.5), (14, 320, 0.022)])
+def test_the_binomial_p_is_scipys(k, n, rate):
+    assert stats.binomial_p(k, n, rate) == pytest.approx(scipy_stats.binom.sf(k - 1, n, rate), rel=1e-9)
+
+
+@pytest.mark.parametrize("given", [(1, 0, 0.1), (3, 2, 0.1), (1, 2, 0.0), (1, 2, 1.0)])
+def test_a_binomial_p_of_nothing_is_refused(given):
+    with pytest.raises(ValueError, match=r"expected|found"):
+        stats.binomial_p(*given)
+
+
+def test_flips_that_the_rate_allows_are_said_and_pass():
+    found = control_rule([facts(9)])
+    assert found.outcome == "pass"
+    assert "9 of them with another score, which the A/A rate of 2.2 % allows" in found.sentence
+
+
+def test_one_item_that_differs_in_the_same_environment_is_enough():
+    assert has_drifted(facts(differing=("facts/1",)))
+    assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
+
+
+def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
+    from_elsewhere(path)
+    further(path)
+    (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
+    (first,) = controls_of(at(path), run)
+    assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
+    bench = bench_of(config.load(path), Scope(), Silent())
+    later = control.measure(bench, bench.source, 2)
+    for digest in run.rows.values():
+        store.keep_origin(at(path), digest, 0, Origin("", later))
+    (second,) = controls_of(at(path), run)
+    assert (second.aa_flips, second.aa_n) == (0.5, 120.0 + first.n_other)

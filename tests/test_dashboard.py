@@ -1,0 +1,403 @@
+"""The pages of the dashboard: what they show, on no store, on small ones, on a large one, of hostile text."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_project
+import pytest
+from filelock import FileLock
+
+from harness import numbers, report, store
+from harness.nightly import files, judging
+from harness.spec import NightlyPolicy
+from harness.store import Store
+
+pytest.importorskip("streamlit")
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.stem for path in (ROOT / "dashboards").glob("*.py") if path.stem != "app")
+EVIL = (
+    "<script>document.title='owned'</script><img src=x onerror=alert(1)> ![x](http://evil.example/x.png) "
+    "\x1b[31mred\x1b[0m \u202egnp.exe </div><b>bold</b> $x^2$ :red[y]"
+)
+
+FEW = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)}  # of 8 items
+
+
+@pytest.fixture(autouse=True)
+def found(monkeypatch):
+    """Let pages find their parts, and start each test without what another has cached."""
+    import streamlit
+
+    monkeypatch.syspath_prepend(str(ROOT / "dashboards"))
+    streamlit.cache_data.clear()
+    streamlit.cache_resource.clear()
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Return a function that opens a page of the project in tmp_path, with an address."""
+    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
+
+    def open_page(name, **address):
+        page = AppTest.from_file(str(ROOT / "dashboards" / f"{name}.py"), default_timeout=60)
+        for key, value in address.items():
+            page.query_params[key] = value
+        page.run()
+        assert [e.value for e in page.exception] == []
+        return page
+
+    return open_page
+
+
+def html(page) -> str:
+    return "\n".join(element.proto.body for element in page.get("html"))
+
+
+def pictures(page) -> list[dict]:
+    return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
+
+
+def test_there_is_a_page_for_each_question():
+    assert {"leaderboard", "compare", "forgetting", "pareto", "training", "decide", "nightly", "rate"} <= set(
+        PAGES
+    )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_an_empty_store_says_what_to_do(opened, name):
+    page = opened(name)
+    assert any("harness " in info.value for info in page.info)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_one_run_opens(opened, tmp_path, name):
+    fake_project.write(tmp_path, {"prompt": ("base", 20, 48)})
+    opened(name)
+
+
+def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    page = opened("leaderboard")
+    board = page.dataframe[0].value.set_index("candidate")
+    for f in made.facts:
+        row = board.loc[f.label]
+        shown = f"{row['score']:.1f} {row['interval']}"
+        assert shown == numbers.interval(*f.target[:3])
+        assert list(row["verdict"]) == [{"pass": "PASS", "fail": "FAIL"}[f.verdict.outcome]]
+    assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
+    assert made.decision.sentence.split(";")[0] in html(page)
+
+
+def test_candidates_that_cannot_be_told_apart_share_a_rank(opened, tmp_path):
+    fake_project.write(tmp_path)
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
+
+
+def test_the_champion_is_marked(opened, tmp_path):
+    fake_project.write(tmp_path)
+    folder = tmp_path / "baselines" / "champions"
+    folder.mkdir(parents=True)
+    fields = ("target", "candidate", "experiment", "base_model", "weights_digest", "base_digest", "created")
+    champion = dict.fromkeys(fields, "x") | {
+        "run_id": "knn-0",
+        "seed": 0,
+        "rows": {},
+        "scores": {},
+        "recipe": {},
+    }
+    (folder / "support.json").write_text(json.dumps(champion))
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
+
+
+def test_the_leaderboard_is_filtered_by_method(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("leaderboard")
+    page.multiselect(key="filter_method").select("lora").run()
+    assert list(page.dataframe[0].value["candidate"]) == ["lora"]
+
+
+def test_a_thousand_runs_open_and_filter(opened, tmp_path):
+    fake_project.many(tmp_path, 1_000)
+    page = opened("leaderboard")
+    assert len(page.dataframe[0].value) == 1_000
+    page.multiselect(key="filter_seed").select("3").run()
+    assert len(page.dataframe[0].value) == 50
+
+
+def test_runs_without_a_report_are_scored_from_their_rows(opened, tmp_path):
+    made = fake_project.write(tmp_path, with_report=False)
+    fake_project.experiment(tmp_path)
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    assert {f.label: numbers.interval(*f.target[:3]) for f in made.facts} == dict(board["said"])
+
+
+def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora")
+    assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
+    table = page.dataframe[0].value.set_index("task")
+    c = made.facts[2].vs_untrained
+    assert table.loc["support", "change"] == numbers.points(c.delta, c.low, c.high)
+    (on_chat,) = made.comparisons["lora"]
+    assert table.loc["chat", "change"] == numbers.points(on_chat.delta, on_chat.low, on_chat.high)
+    assert (table.loc["chat", "lost"], table.loc["chat", "gained"]) == (
+        len(on_chat.lost),
+        len(on_chat.gained),
+    )
+    (forest,) = pictures(page)
+    assert forest["layout"]["yaxis"]["ticktext"] == ["support", "chat"]
+    assert [shape["x1"] for shape in forest["layout"]["shapes"]] == [-5.0, -5.0]
+
+
+def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora", task="chat")
+    assert "1 of 36: chat-012" in html(page)
+    for text in ("Question 12 of chat?", "reference 12", "answers 5"):
+        assert text in html(page)
+    page.button(key="flip_chat_forth").click().run()
+    assert "2 of 36: chat-013" in html(page)
+
+
+def test_items_are_searched_and_filtered_by_slice(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora", task="chat")
+    page.text_input(key="flip_chat_search").set_value("QUESTION 20 of").run()
+    assert "1 of 1: chat-020" in html(page)
+    page.selectbox(key="flip_chat_slice").select("behaviour").run()
+    assert any("No item fits" in info.value for info in page.info)
+
+
+def test_a_name_that_is_not_there_is_said(opened, tmp_path):
+    fake_project.write(tmp_path)
+    assert "nobody" in html(opened("compare", compare="nobody,lora"))
+
+
+def test_rows_that_must_not_be_compared_are_refused(opened, tmp_path):
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    run = next(run for run in store.list_runs(at) if run.candidate == "lora")
+    identity = store.rows.read_identity(at, run.rows["chat/test"])
+    path = at.rows(identity.digest) / "identity.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_version": "w"}))
+    page = opened("compare", compare="knn,lora")
+    assert "task_version" in html(page)
+    assert list(page.dataframe[0].value["task"]) == ["support"]
+
+
+def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    page = opened("forgetting")
+    heat = pictures(page)[0]["data"][0]
+    (c,) = made.comparisons["lora"]
+    assert heat["customdata"] == [[f"exact_match {numbers.points(c.delta, c.low, c.high)} points, n = 60"]]
+    validity = page.dataframe[0].value.set_index(["task", "answers"])
+    assert set(validity.loc[("chat", "truncated")]) == {numbers.percent(1 / 60)}
+    assert "lora answers" in html(page)
+    assert "prompt answers" in html(page)
+
+
+def test_pareto_says_what_is_on_the_front(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("pareto")
+    assert "On the front: lora, knn." in html(page)
+    drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}
+    assert {"front", "passes the gate", "fails the gate"} <= set(drawn)
+    expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
+    assert f"Area under the front: {numbers.percent(expected)} %" in html(page)
+
+
+def test_the_scales_of_one_fine_tune_lie_on_one_line(opened, tmp_path):
+    candidates = {"prompt": ("base", 20, 48), "lora": ("lora", 50, 12), "half": ("scaled", 40, 30)}
+    fake_project.write(tmp_path, candidates)
+    path = tmp_path / "runs" / "half-0" / "run.json"
+    recipe = {"method": "scaled", "init_from": "lora", "params": {"scale": 0.5}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
+    drawn = {trace.get("name"): trace for trace in pictures(opened("pareto"))[0]["data"]}
+    assert drawn["one fine-tune, scaled"]["x"] == pytest.approx([100 * 40 / 60, 100 * 50 / 60])
+
+
+def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("training")
+    names = [trace["name"] for trace in pictures(page)[0]["data"]]
+    assert names == ["lora: training", "lora: validation"]
+    row = page.dataframe[0].value.iloc[0]
+    assert row["overfitting gap"] == numbers.plain(0.5 - (2 / 23 + 2 / 24) / 2, sign=True)
+    assert row["tokens/s"] == "250"
+
+
+def test_decide_says_what_the_command_says_until_something_is_changed(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    page = opened("decide")
+    assert made.decision.sentence.split(":")[0] in html(page)
+    expected = dict(report.sections.arithmetic_rows(made.decision))
+    assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
+    page.select_slider(key="decide_requests a month").set_value(1_000.0).run()
+    assert dict(page.dataframe[0].value.itertuples(index=False))["forecast requests"] == "6,000"
+    page.button(key="reset").click().run()
+    assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
+
+
+def test_decide_reprices_training_and_requests_together(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    page = opened("decide")
+    page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
+    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    before = made.decision.arithmetic
+    assert shown["training cost usd"] == f"{10 * before['training_cost_usd']:.4g}"
+    assert (
+        shown["break even requests"]
+        == dict(report.sections.arithmetic_rows(made.decision))["break even requests"]
+    )
+
+
+def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    page = opened("nightly")
+    home = files.home(Store(tmp_path / "runs"), "desk")
+    kept, state = files.read_nights(home), files.read_state(home)
+    last = judging.report_of("desk", NightlyPolicy(), kept, state)
+    assert last.sentence in html(page)
+    (alarm,) = state.alarms
+    assert list(page.dataframe[-1].value["about"]) == [alarm.about] == ["lora"]
+    (picture,) = pictures(page)
+    trends = {trace["name"]: trace for trace in picture["data"] if trace.get("name")}
+    for line in last.lines:
+        assert trends[line.name]["y"][-1] == pytest.approx(100 * line.series["target"].delta)
+        assert len(trends[line.name]["x"]) == 23
+    texts = [note["text"] for note in picture["layout"]["annotations"]]
+    assert "<b>lora: regression</b>" in texts
+    assert {"commit abc0000", "commit abc0001", "commit abc0002", "other libraries"} <= set(texts)
+    assert "2026-03-10" in {shape["x0"] for shape in picture["layout"]["shapes"]}
+    assert len(page.dataframe[0].value) == 23
+
+
+def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    at = Store(tmp_path / "runs")
+    home = files.home(at, "desk")
+
+    def trend():
+        return next(
+            trace["y"] for trace in pictures(opened("nightly"))[0]["data"] if trace.get("name") == "lora"
+        )
+
+    before = trend()
+    state, _ = files.acknowledged(files.read_state(home), None, "2026-03-24")
+    files.write_state(at, home, state)
+    assert trend() == before
+
+
+def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(opened, tmp_path):
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    page = opened("rate", rate="knn,lora", rater="ann")
+    first = re.search(r"Question (\d+) of support", html(page))[1]
+    page.button(key="choose_left").click().run()
+    assert [e.value for e in page.exception] == []
+    (rating,) = store.list_ratings(at)
+    assert (rating.rater, rating.task, rating.example_id) == ("ann", "support", f"support-{int(first):03d}")
+    assert rating.choice == rating.left
+    assert {rating.run_a, rating.run_b} == {"knn-0", "lora-0"}
+    assert f"Question {first} of" not in html(page)
+    page.button(key="choose_skip").click().run()
+    assert [rating.choice for rating in store.list_ratings(at)][1] == "skip"
+    assert page.expander[-1].label.endswith("(1)")
+    assert "won 1, lost 0" in html(page) or "won 0, lost 1" in html(page)
+
+
+def test_no_name_of_a_candidate_is_shown_while_somebody_rates(opened, tmp_path):
+    fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
+    body = html(opened("rate", rate="knn,lora", rater="ann"))
+    assert "red" in body
+    assert "blue" in body
+    assert "knn" not in body
+    assert "lora" not in body
+
+
+@pytest.mark.parametrize("name", ["compare", "forgetting", "rate"])
+@pytest.mark.parametrize("times", [1, 6_000], ids=["short", "1 MB"])
+def test_hostile_answers_are_text(opened, tmp_path, name, times):
+    texts = {"lora": EVIL * times, "prompt": "plain", "knn": "plain"}
+    fake_project.write(tmp_path, FEW, texts=texts, n=8)
+    body = html(opened(name, compare="knn,lora", rate="knn,lora", rater="ann", task="support"))
+    assert "&lt;script&gt;" in body
+    assert re.findall(r"<(?!/?(?:div|p|ul|li|ins|del|style|span)\b)[^>]*>", body) == []
+    for sign in ("\x1b", "\u202e"):
+        assert sign not in body
+    assert len(body) < 200_000
+    if times > 1:
+        assert "(cut: " in body
+
+
+def test_hostile_names_are_text(opened, tmp_path):
+    fake_project.write(tmp_path, {"prompt": ("base", 2, 4), "<b>x<b>![y](z)": ("lora", 5, 1)}, n=8)
+    for name in PAGES:
+        page = opened(name)
+        assert "<b>x" not in html(page)
+        assert all("<b>x" not in json.dumps(picture["data"]) for picture in pictures(page))
+
+
+def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    (at.folder / ".progress.json").write_text(
+        json.dumps({"stage": "lora: chat", "share": 0.25, "candidates": 3, "finished": ["prompt"]})
+    )
+    with FileLock(at.folder / "compare.lock"):
+        page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
+        shown = [e.value for e in page.sidebar.text]
+    assert shown == ["lora: chat: 25.0 %"]
+    page.run()
+    assert page.sidebar.text == []
+
+
+def test_pages_import_neither_torch_nor_duckdb_themselves():
+    files = [*(ROOT / "dashboards").glob("*.py"), *(ROOT / "dashboards" / "parts").glob("*.py")]
+    for file in files:
+        assert not re.search(r"^\s*(import|from) (torch|duckdb|transformers)", file.read_text(), re.MULTILINE)
+        assert "SELECT " not in file.read_text()
+
+
+def test_pages_open_with_torch_blocked(tmp_path):
+    fake_project.write(tmp_path)
+    code = (
+        "import os, sys\n"
+        "for name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(ROOT / 'dashboards')!r})\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"for name in {PAGES!r}:\n"
+        f"    page = AppTest.from_file({str(ROOT / 'dashboards')!r} + f'/{{name}}.py', default_timeout=60).run()\n"
+        "    assert not page.exception, (name, page.exception)\n"
+    )
+    environment = {**os.environ, "HARNESS_CONFIG": str(tmp_path / "harness.yaml")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_words_of_a_difference_are_marked(found):
+    from parts.texts import diff_html
+
+    assert (
+        diff_html("the red <b> cat", "the blue <b> cat") == "the <del>red</del><ins>blue</ins> &lt;b&gt; cat"
+    )
+
+
+def test_a_csv_holds_no_formula(found):
+    from parts.controls import as_csv
+
+    assert as_csv([{"a": "=1+1", "b": 0.1}]) == "a,b\n'=1+1,0.1\n"

@@ -1,0 +1,289 @@
+"""The gate on inspect's logs: real ones, the zipped and the plain form, and everything that is refused."""
+
+import json
+import zipfile
+
+import inspect_logs
+import numpy as np
+import pytest
+
+from harness import release
+from harness.errors import IncompatibleRuns, UserError
+from harness.release.inspect_logs import read_logs
+from harness.spec import GatePolicy
+from tests.fake_rows import flips
+
+REAL = inspect_logs.REAL
+
+
+def letters(scores):
+    return ["C" if score else "I" for score in scores]
+
+
+def arms(folder, n=300, tasks=4, gains=8, losses=8, zipped=True, **changes):
+    """Write two folders of logs whose tasks gain and lose so many items; `changes` are the second's."""
+    base, new = (letters(arm) for arm in flips(n, gains, losses))
+    names = [f"task_{i}" for i in range(tasks)]
+    old = inspect_logs.write(folder / "base", dict.fromkeys(names, base), zipped=zipped)
+    return old, inspect_logs.write(folder / "tuned", dict.fromkeys(names, new), zipped=zipped, **changes)
+
+
+def gate(old, new):
+    return release.gate_folders(old, new, GatePolicy())
+
+
+def test_real_logs_of_inspect_are_read():
+    """Twelve questions of the mock model: one wrong in the base, three more in the other (see inspect_logs.py)."""
+    judged = gate(REAL / "base", REAL / "tuned")
+    (task,) = judged.tasks
+    assert (task.task.name, task.comparison.metric, task.task.chance) == ("letters", "choice", 0.25)
+    assert task.comparison.lost == ("3", "6", "8")
+    assert task.comparison.gained == ()
+    assert judged.verdict.macro.score == pytest.approx(-0.25)
+
+
+def test_both_forms_of_a_log_say_the_same():
+    zipped, plain = (read_logs(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
+    assert zipped == plain
+    assert gate(REAL / "base" / "letters.eval", REAL / "tuned.json").tasks[0].comparison.lost == (
+        "3",
+        "6",
+        "8",
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_two_folders_of_an_equal_model_pass(tmp_path, zipped):
+    judged = gate(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20, zipped=zipped))
+    assert judged.verdict.outcome == "pass"
+    assert judged.verdict.macro.n == 6000
+
+
+def test_a_model_that_lost_is_failed_without_torch(tmp_path):
+    import subprocess
+    import sys
+
+    old, new = arms(tmp_path, losses=60)
+    blocked = "import sys\nfor name in ('torch', 'transformers'): sys.modules[name] = None\n"
+    words = ["harness", "gate", "--base", str(old), "--candidate", str(new)]
+    program = f"{blocked}from harness.cli import main\nsys.argv = {words!r}\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "FAIL: macro over 4 tasks: −17." in done.stdout
+
+
+def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
+    values = ["C", "I", "P", "N", True, 0.25, "yes", ["C", "I", "C", "C"]]
+    same_epochs = [value if isinstance(value, list) else [value] * 4 for value in values]
+    inspect_logs.write(tmp_path, {"quiz": same_epochs})
+    found = [item.score for item in read_logs(tmp_path)["quiz"].items.values()]
+    assert found == [1, 0, 0.5, 0, 1, 0.25, 1, 0.75]
+
+
+def test_of_a_scorer_with_several_scores_the_first_that_the_log_lists_decides(tmp_path):
+    log = inspect_logs.log_of("rules", [{"loose": 1, "strict": 0}, {"loose": 1, "strict": 1}])
+    log["results"]["scores"] = [{"name": "strict", "scorer": "match"}, {"name": "loose", "scorer": "match"}]
+    inspect_logs.zip_log(tmp_path / "a.eval", log)
+    found = read_logs(tmp_path)["rules"]
+    assert (found.metric, [item.score for item in found.items.values()]) == ("strict", [0, 1])
+
+
+def test_answers_that_were_cut_off_count_for_the_validity(tmp_path):
+    old, new = arms(tmp_path, n=300, tasks=1, gains=0, losses=0, zipped=False)
+    file = next(new.iterdir())
+    log = json.loads(file.read_text())
+    for one in log["samples"][:60]:
+        one["output"]["choices"][0]["stop_reason"] = "max_tokens"
+    file.write_text(json.dumps(log))
+    rule = next(r for r in gate(old, new).verdict.rules if r.name == "validity")
+    assert (rule.outcome, rule.numbers["new"]) == ("fail", pytest.approx(0.2))
+
+
+def test_items_about_one_passage_are_a_cluster(tmp_path):
+    log = inspect_logs.log_of("reading", ["C"] * 30)
+    for at, one in enumerate(log["samples"]):
+        one["metadata"]["passage"] = f"text {at // 5}"
+    for arm in ("base", "tuned"):
+        (tmp_path / arm).mkdir()
+        inspect_logs.zip_log(tmp_path / arm / "a.eval", log)
+    assert gate(tmp_path / "base", tmp_path / "tuned").tasks[0].comparison.n_clusters == 6
+
+
+# What counts
+
+
+def test_of_several_finished_logs_of_a_task_the_newest_counts(tmp_path):
+    inspect_logs.write(tmp_path, {"quiz": ["I"] * 9}, created="2026-04-01T00:00:00+00:00")
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9})
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, created="2026-05-01T00:00:00+00:00", status="error")
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, created="2026-06-01T00:00:00+00:00", invalidated=True)
+    assert {item.score for item in read_logs(tmp_path)["quiz"].items.values()} == {0.0}
+
+
+def test_a_task_given_other_arguments_is_another_task(tmp_path):
+    for subject in ("law", "music"):
+        given = {"subject": subject}
+        inspect_logs.write(tmp_path / subject, {"quiz": ["C"] * 9}, task_args=given, task_args_passed=given)
+    assert list(read_logs(tmp_path)) == ["quiz subject=law", "quiz subject=music"]
+    with pytest.raises(
+        IncompatibleRuns, match=r"no task in both \(quiz subject=law and quiz subject=music\)"
+    ):
+        gate(tmp_path / "law", tmp_path / "music")
+
+
+def test_json_that_is_no_log_is_passed_over(tmp_path):
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, zipped=False)
+    (tmp_path / "eval-set.json").write_text('{"eval_set_id": "x", "tasks": []}')
+    (tmp_path / "listing.json").write_text("[1, 2]")
+    assert list(read_logs(tmp_path)) == ["quiz"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task_version": 1}, "differ in task_version: 0 and 1"),
+        (
+            {"model_generate_config": {"max_tokens": 64, "temperature": 0.7}},
+            "differ in temperature: 'the default'",
+        ),
+        ({"scorers": [{"name": "match", "options": {}}]}, "differ in scorers"),
+    ],
+)
+def test_another_version_decoding_or_scorer_is_refused_by_its_name(tmp_path, changes, said):
+    with pytest.raises(IncompatibleRuns, match=said):
+        gate(*arms(tmp_path, n=9, tasks=1, **changes))
+
+
+def test_another_precision_is_refused_where_both_name_theirs(tmp_path):
+    old = inspect_logs.write(tmp_path / "a", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "bfloat16"})
+    new = inspect_logs.write(tmp_path / "b", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "float32"})
+    with pytest.raises(IncompatibleRuns, match="torch_dtype: 'bfloat16' and 'float32'"):
+        gate(old, new)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("input", "doc_hash"), ("messages", "prompt_hash"), ("target", "target_hash")]
+)
+def test_other_items_or_prompts_are_refused_by_the_name_of_their_digest(tmp_path, field, said):
+    old, new = arms(tmp_path, n=30, tasks=1, zipped=False)
+    file = next(new.iterdir())
+    log = json.loads(file.read_text())
+    log["samples"][3][field] = [{"role": "user", "content": "other"}] if field == "messages" else "other"
+    file.write_text(json.dumps(log))
+    with pytest.raises(IncompatibleRuns, match=f"task_0: {said} differs on 1 of 30 items"):
+        gate(old, new)
+
+
+def test_another_number_of_items_is_refused(tmp_path):
+    old = inspect_logs.write(tmp_path / "a", {"quiz": ["C"] * 30})
+    new = inspect_logs.write(tmp_path / "b", {"quiz": ["C"] * 20})
+    with pytest.raises(IncompatibleRuns, match=r"10 items are in one of the two only.*--limit"):
+        gate(old, new)
+
+
+def test_logs_of_two_models_in_one_folder_are_refused(tmp_path):
+    for model in ("hf/base", "hf/tuned"):
+        inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, model=model)
+    with pytest.raises(UserError, match=r"several models \(hf/base, hf/tuned\).*or name one file"):
+        read_logs(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["started", "error", "cancelled"])
+def test_logs_of_which_none_is_finished_are_refused_with_their_state(tmp_path, status):
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, status=status)
+    with pytest.raises(UserError, match=rf"no finished log \(.*: {status}\).*eval-retry"):
+        read_logs(tmp_path)
+
+
+def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.eval", "w") as archive:
+        archive.writestr("_journal/start.json", json.dumps({"version": 2, "eval": {"task": "quiz"}}))
+    with pytest.raises(UserError, match=r"no finished log \(a.eval: started\)"):
+        read_logs(tmp_path)
+
+
+@pytest.mark.parametrize("score", [float("nan"), None, "unknown"])
+def test_a_sample_without_a_score_is_refused_with_its_id(tmp_path, score):
+    inspect_logs.write(tmp_path, {"quiz": ["C", "I", score, "C"]}, zipped=False)
+    with pytest.raises(UserError, match=r"1 of 4 items without a number as match \(id quiz-2\)"):
+        read_logs(tmp_path)
+
+
+def test_a_sample_that_died_is_refused_with_its_id(tmp_path):
+    log = inspect_logs.log_of("quiz", ["C", "I", "C"])
+    log["samples"][1] |= {"scores": None, "error": {"message": "connection lost"}}
+    inspect_logs.zip_log(tmp_path / "a.eval", log)
+    with pytest.raises(UserError, match="id quiz-1"):
+        read_logs(tmp_path)
+
+
+def test_a_log_without_samples_or_with_some_missing_is_refused(tmp_path):
+    log = inspect_logs.log_of("quiz", ["C", "I", "C"])
+    inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": []})
+    with pytest.raises(UserError, match=r"no samples.*--no-log-samples"):
+        read_logs(tmp_path)
+    inspect_logs.zip_log(tmp_path / "a.eval", {**log, "samples": log["samples"][:2]})
+    with pytest.raises(UserError, match="2 of 3 samples"):
+        read_logs(tmp_path)
+
+
+def test_lists_of_scores_decide_nothing(tmp_path):
+    log = inspect_logs.log_of("quiz", ["C"])
+    log["samples"][0]["scores"]["match"]["value"] = [1, 0]
+    inspect_logs.zip_log(tmp_path / "a.eval", log)
+    with pytest.raises(UserError, match=r"no score that is a rate in \[0, 1\] \(none at all\)"):
+        read_logs(tmp_path)
+
+
+def test_a_score_that_is_no_rate_is_passed_over_or_refused(tmp_path):
+    inspect_logs.write(tmp_path / "a", {"essay": [{"grade": 4, "passed": 1}, {"grade": 2, "passed": 0}]})
+    assert read_logs(tmp_path / "a")["essay"].metric == "passed"
+    inspect_logs.write(tmp_path / "b", {"essay": [4, 2]})
+    with pytest.raises(UserError, match=r"no score that is a rate in \[0, 1\] \(match\)"):
+        read_logs(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{]", "[1, 2]", '{"version": 2}', '{"eval": {"task": "a"}, "samples": [1]}']
+)
+def test_a_file_that_is_no_log_is_refused_with_its_name(tmp_path, text):
+    (tmp_path / "mine.eval").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.eval.*(no log that can be read|no finished log)"):
+        read_logs(tmp_path / "mine.eval")
+
+
+def test_a_damaged_archive_is_refused_or_read_as_it_was(tmp_path):
+    """A byte is turned at a hundred places: no other scores, and no other error, come of it."""
+    whole = (REAL / "base" / "letters.eval").read_bytes()
+    scores = {name: item.score for name, item in read_logs(REAL / "base")["letters"].items.items()}
+    refused = 0
+    for at in np.linspace(0, len(whole) - 1, 100).astype(int):
+        broken = bytearray(whole)
+        broken[at] ^= 0xFF
+        (tmp_path / "a.eval").write_bytes(broken)
+        try:
+            found = read_logs(tmp_path / "a.eval")["letters"].items
+        except UserError:
+            refused += 1
+        else:
+            assert {name: item.score for name, item in found.items()} == scores
+    assert refused > 50
+
+
+def test_samples_of_lm_eval_beside_logs_of_inspect_are_refused(tmp_path):
+    import lmeval_folder
+
+    inspect_logs.write(tmp_path, {"quiz": ["C"] * 9})
+    lmeval_folder.write(tmp_path, {"quiz": [1.0] * 9})
+    with pytest.raises(UserError, match="samples of lm-eval and logs of inspect"):
+        gate(tmp_path, tmp_path)
+
+
+def test_a_path_that_holds_neither_says_how_to_get_them(tmp_path):
+    with pytest.raises(UserError, match=r"found neither.*--log-dir DIR"):
+        gate(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        gate(tmp_path / "nowhere", tmp_path)

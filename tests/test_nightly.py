@@ -1,0 +1,360 @@
+"""Nights through the real `nightly run`: alarms, drift, kills, two at once, and what is told of them."""
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from datetime import date
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import nights
+import pytest
+import tiny_experiment
+import tiny_model
+from filelock import FileLock
+from nights import Calendar, Rates
+
+from harness import config, nightly
+from harness.candidates import ModelHost
+from harness.errors import HarnessError, UserError
+from harness.experiment import Scope, bench_of
+from harness.nightly.files import home, read_nights, read_state
+from harness.progress import Silent
+from harness.store import Store
+
+FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general ability
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Remember nothing of these models where others look: their engine is a rule."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("nights-cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Make a world with items for more than thirty nights, once."""
+    folder = tmp_path_factory.mktemp("large")
+    nights.world(folder, test=1900, general=480)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    nights.world(folder)
+    return folder
+
+
+@pytest.fixture
+def path(small, tmp_path):
+    shutil.copytree(small, tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def folder_of(path):
+    return home(Store(path.parent / "runs"), "world")
+
+
+def copied(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+def line(found, name="lora"):
+    return next(one for one in found.lines if one.name == name)
+
+
+# Thirty nights
+
+
+def test_thirty_nights_without_a_change_raise_no_alarm(large, tmp_path):
+    calendar = Calendar(copied(large, tmp_path))
+    found = [calendar.night(n) for n in range(1, 31)]
+    assert {one.verdict for one in found} <= {"ok", "suspect"}
+    assert [one.new for one in found] == [()] * 30
+    evidence = line(found[-1]).series["general"]
+    assert (evidence.n, evidence.n_nights) == (1800, 30)
+    assert evidence.gains > 50  # something did differ from night to night
+    assert found[-1].pool[0].endswith("never yet")
+
+
+def test_a_loss_of_five_points_raises_an_alarm_in_the_median_by_night_seven(large, tmp_path):
+    first = []
+    for salt in range(3):
+        calendar = Calendar(copied(large, tmp_path / str(salt)), salt=salt)
+        alarms = (n for n in range(1, 31) if calendar.night(n, FIVE_POINTS).verdict == "regression")
+        first.append(next(alarms, 31))
+    assert sorted(first)[1] <= 7
+
+
+def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew(path):
+    calendar = Calendar(path)
+    bad = Rates(general_lost=0.4, gained=0.0)
+    found = calendar.night(1, bad)
+    assert (found.verdict, found.exit_code) == ("regression", 3)
+    assert [(a.about, a.verdict) for a in found.new] == [("lora", "regression")]
+    again = calendar.night(2, bad)
+    assert (again.verdict, again.new) == ("regression", ())
+    assert [a.night for a in again.open] == ["2026-03-01"]
+    closed = nightly.acknowledge(path, "lora")
+    assert [a.about for a in closed] == ["lora"]
+    assert nightly.status(path, "2026-03-02").open == ()
+    assert [a.about for a in calendar.night(3, bad).new] == ["lora"]
+
+
+def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
+    found = Calendar(path).night(1, Rates(general_lost=0.4, lost=0.0, gained=0.0))
+    assert line(found).series["general"].verdict == "regression"
+    assert line(found).series["target"].verdict == "ok"
+    assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(found).lost)
+    assert "lora: regression: target 0.0 [" in line(found).sentence
+
+
+def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
+    calendar = Calendar(path, salt=0)
+    still = Rates(lost=0, gained=0, general_lost=0)
+    found = [calendar.night(n, still) for n in range(1, 7)]
+    assert line(found[-1]).series["general"].n == 240 - 20  # all that is no anchor, once
+    assert "general: the pool is used up" in "\n".join(found[-1].pool)
+    assert line(found[0]).tests == ("only the harness: the weights answer as before",)
+
+
+# The harness
+
+
+def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
+    calendar = Calendar(path)
+    calendar.night(1, Rates(base_moves=0.0))
+    found = calendar.night(2, Rates(base_moves=0.5, general_lost=0.4))
+    assert (found.verdict, found.exit_code) == ("harness-drift", 4)
+    assert [a.about for a in found.new] == ["harness"]
+    assert line(found).verdict == "harness-drift"
+
+
+STARTED = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}\n"
+
+
+def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
+    model = tiny_model.build(tmp_path / "model", template=tiny_model.STARTED)
+    path = tiny_experiment.write(
+        tmp_path, model, STARTED, extra="nightly: {candidates: [lora], items: 4, anchors: 2}\n"
+    )
+    tiny_experiment.run(path)
+    loaded = config.load(path)
+    bench = bench_of(loaded, Scope(), Silent())
+
+    def night(day, template=tiny_model.STARTED):
+        bench._host = ModelHost(bench.source, bench.machine)
+        bench._host.tokenizer.chat_template = template
+        return nightly.run_on(bench, loaded, date(2026, 3, day))
+
+    assert night(1).verdict == "ok"
+    doubled = night(2, "{{ bos_token }}" + tiny_model.STARTED)
+    assert (doubled.verdict, doubled.exit_code) == ("harness-drift", 4)
+    assert "prompts of the base are other tokens than in the reference" in doubled.sentence
+    assert line(doubled).verdict == "harness-drift"
+    assert night(3).verdict == "ok"
+
+
+# Kills, collisions, failures
+
+
+def killed_after(n):
+    seen = []
+
+    def hears(prompt):
+        if len(seen) == n:
+            raise KeyboardInterrupt
+        seen.append(prompt)
+
+    return hears
+
+
+def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
+    shutil.copytree(path.parent, tmp_path / "other")
+    whole = Calendar(tmp_path / "other" / "harness.yaml")
+    whole.night(1)
+    calendar = Calendar(path)
+    with pytest.raises(KeyboardInterrupt):
+        calendar.night(1, asked=killed_after(120))
+    assert read_nights(folder_of(path)) == []
+    assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
+    calendar.night(1)
+    assert 0 < len(calendar.asked) < len(whole.asked)
+    (one,), (other,) = (read_nights(folder_of(p)) for p in (path, tmp_path / "other" / "harness.yaml"))
+    assert one.candidates == other.candidates
+    assert one.bases == other.bases
+
+
+def test_a_finished_night_asks_nobody_again(path):
+    calendar = Calendar(path)
+    first = calendar.night(1)
+    n = len(calendar.asked)
+    again = calendar.night(1)
+    assert len(calendar.asked) == n
+    assert again.lines == first.lines
+
+
+def test_two_nights_at_once_do_not_collide(path):
+    calendar = Calendar(path)
+    folder_of(path).mkdir(parents=True)
+    with (
+        FileLock(folder_of(path) / ".lock"),
+        pytest.raises(HarnessError, match="another nightly run at work"),
+    ):
+        calendar.night(1)
+    assert calendar.asked == []
+    assert calendar.night(1).verdict == "ok"
+
+
+def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
+    calendar = Calendar(path)
+    with FileLock(path.parent / "runs" / "compare.lock"), pytest.raises(HarnessError, match="is in use"):
+        calendar.night(1)
+
+
+def test_one_candidate_that_fails_does_not_end_the_night(path):
+    calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
+    found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))
+    assert (found.verdict, found.exit_code) == ("error", 1)
+    assert line(found, "knn").verdict == "error"
+    assert "harness compare --candidates knn" in line(found, "knn").sentence
+    assert line(found).verdict == "ok"
+
+
+def test_a_missed_night_is_shown_as_missed(path):
+    calendar = Calendar(path)
+    calendar.night(1)
+    found = calendar.night(4)
+    assert found.missed == ("2026-03-02", "2026-03-03")
+    assert "missed: 2026-03-02, 2026-03-03" in nightly.markdown(found)
+    assert nightly.status(path, "2026-03-07").missed == (
+        "2026-03-02",
+        "2026-03-03",
+        "2026-03-05",
+        "2026-03-06",
+    )
+
+
+def test_nobody_to_watch_an_unknown_name_and_a_night_in_the_past_are_refused(path):
+    with pytest.raises(UserError, match="somebody to watch"):
+        Calendar(path, ["nightly.candidates=[]"]).night(1)
+    with pytest.raises(UserError, match="did you mean 'lora'"):
+        Calendar(path, ["nightly.candidates=[lorra]"]).night(1)
+    calendar = Calendar(path)
+    calendar.night(2)
+    with pytest.raises(UserError, match="before the last night"):
+        calendar.night(1)
+
+
+def test_items_that_changed_since_the_reference_are_left_out_and_counted(path):
+    still = Rates(lost=0, gained=0, general_lost=0)
+    Calendar(path).night(1, still)
+    file = path.parent / "suites" / "general" / "chat.jsonl"
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "reference": "gumlet"}) + "\n" for row in rows))
+    assert Calendar(path).night(2, still).verdict == "ok"
+    general = read_nights(folder_of(path))[-1].candidates[0].series["general"]
+    assert general.left_out > 10
+    assert not any(cluster.startswith("chat/") for cluster in general.changes)
+
+
+def test_the_champion_is_watched_against_its_own_rows(path):
+    from harness import release
+
+    release.promote_named(path, "lora", despite="too few items here")
+    calendar = Calendar(path, ["nightly.candidates=[]"])
+    found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))
+    assert [one.name for one in found.lines] == ["champion lora"]
+    assert found.verdict == "ok"
+
+
+# What is told
+
+
+class Inbox(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def inbox():
+    """Listen as Slack would; yields the address and what came in."""
+    server = HTTPServer(("127.0.0.1", 0), Inbox)
+    server.received = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", server.received
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path, inbox):
+    address, received = inbox
+    calendar = Calendar(path)
+    calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
+    assert nightly.send(path, address, "2026-03-01") == ""
+    assert nightly.send(path, address, "2026-03-02") == ""
+    (message,) = received
+    assert set(message) == {"text"}
+    assert message["text"].startswith("harness nightly, world: regression (2026-03-01): lora: regression")
+    assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
+
+
+def test_an_address_of_another_kind_is_refused(path):
+    Calendar(path).night(1)
+    with pytest.raises(UserError, match="https://"):
+        nightly.send(path, "file:///etc/passwd", "2026-03-01")
+
+
+def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, tmp_path):
+    calendar = Calendar(path)
+    found = calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    written = {p.name: p.read_text() for p in nightly.write(found, tmp_path / "reports")}
+    assert set(written) == {"world.nightly.md", "world.nightly.json", "world.nightly.issue.md"}
+    assert json.loads(written["world.nightly.json"])["exit_code"] == 3
+    assert written["world.nightly.issue.md"].startswith("Nightly world, 2026-03-01: lora: regression\n")
+    assert "| lora | regression | " in written["world.nightly.md"]
+    quiet = replace(found, new=())
+    assert {p.name for p in nightly.write(quiet, tmp_path / "reports")} == {
+        "world.nightly.md",
+        "world.nightly.json",
+    }
+    assert not (tmp_path / "reports" / "world.nightly.issue.md").exists()
+
+
+def test_status_before_the_first_night_says_what_to_do(path):
+    assert nightly.status(path, "2026-03-01").last is None
+
+
+def test_nothing_to_acknowledge_is_said(path):
+    Calendar(path).night(1, Rates(lost=0, gained=0, general_lost=0))
+    with pytest.raises(UserError, match="no open alarm about lora"):
+        nightly.acknowledge(path, "lora")
+
+
+def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
+    calendar = Calendar(path)
+    calendar.night(1)
+    assert set(read_state(folder_of(path)).references) == {"lora"}
+    nightly.acknowledge(path, "lora", new_reference=True)
+    assert read_state(folder_of(path)).references == {}
+
+
+def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
+    still = Rates(lost=0, gained=0, general_lost=0)
+    Calendar(path).night(1, still)
+    changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
+    nights.worlds.trained(changed.bench, changed.bench.experiment.candidates["lora"])
+    found = changed.night(2, still)
+    assert line(found).verdict == "ok"
+    assert line(found).tests[0] == "another prompting"

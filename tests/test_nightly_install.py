@@ -1,0 +1,127 @@
+"""The units for cron, systemd and GitHub, and the verbs of the night on the command line."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from harness.errors import UserError
+from harness.nightly import install
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = tmp_path / "my desk"
+    folder.mkdir()
+    (folder / "harness.yaml").write_text("name: desk\n")
+    return folder / "harness.yaml"
+
+
+def test_a_cron_line_goes_to_the_folder_and_keeps_a_log(config):
+    (line,) = install.units("cron", config, "02:30").values()
+    fields, command = line.split(maxsplit=5)[:5], line.split(maxsplit=5)[5]
+    assert fields == ["30", "2", "*", "*", "*"]
+    words = shlex.split(command)
+    assert words[:2] == ["cd", str(config.parent)]
+    assert words[3:] == [
+        str(Path(sys.executable).with_name("harness")),
+        "nightly",
+        "run",
+        "-c",
+        "harness.yaml",
+        ">>",
+        str(config.parent / "runs" / "nightly.log"),
+        "2>&1",
+    ]
+
+
+def test_a_systemd_timer_makes_up_for_a_night_when_the_machine_was_off(config):
+    files = {path.name: text for path, text in install.units("systemd", config, "23:05").items()}
+    assert "OnCalendar=*-*-* 23:05:00" in files["harness-nightly.timer"]
+    assert "Persistent=true" in files["harness-nightly.timer"]
+    assert f"WorkingDirectory={config.parent}" in files["harness-nightly.service"]
+    assert "nightly run -c harness.yaml" in files["harness-nightly.service"]
+
+
+def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+    ((path, text),) = install.units("github", Path("harness.yaml"), "04:00").items()
+    found = YAML(typ="safe").load(text)
+    assert path == Path(".github/workflows/harness-nightly.yml")
+    assert found["on"]["schedule"] == [{"cron": "0 4 * * *"}]
+    assert found["concurrency"] == "harness-nightly"
+    steps = found["jobs"]["night"]["steps"]
+    assert steps[1]["run"] == "harness nightly run -c harness.yaml"
+    assert steps[1]["env"] == {"HARNESS_WEBHOOK": "${{ secrets.HARNESS_WEBHOOK }}"}
+    assert "reports/*.nightly.issue.md" in steps[2]["run"]
+
+
+def test_files_are_written_once_and_never_over_others(config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+    files = install.units("github", Path("harness.yaml"), "04:00")
+    (path,) = install.write(files)
+    assert install.write(files) == [path]
+    path.write_text("theirs")
+    with pytest.raises(UserError, match="another content"):
+        install.write(files)
+    assert path.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("at", ["25:00", "2", "02:60", "two"])
+def test_a_time_that_is_none_is_refused(config, at):
+    with pytest.raises(UserError, match="a time of day"):
+        install.units("cron", config, at)
+
+
+def test_a_cron_line_is_for_the_users_own_crontab(config):
+    with pytest.raises(UserError, match="crontab -"):
+        install.write(install.units("cron", config, "02:30"))
+
+
+# The command line
+
+
+def harness(*words, cwd, **env):
+    return subprocess.run(
+        [sys.executable, "-c", "from harness.cli import main; main()", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+    )
+
+
+def test_install_prints_the_unit_on_stdout_and_the_next_step_beside_it(config):
+    done = harness("nightly", "install", "--cron", "--at", "03:15", cwd=config.parent)
+    assert done.returncode == 0
+    assert done.stdout.startswith("15 3 * * * cd ")
+    assert "crontab -" in done.stderr
+
+
+def test_install_asks_for_one_scheduler(config):
+    for words in ([], ["--cron", "--github"]):
+        done = harness("nightly", "install", *words, cwd=config.parent)
+        assert done.returncode == 2
+        assert "one of --cron, --systemd, --github" in done.stderr
+
+
+def test_status_of_an_experiment_without_nights_says_how_to_begin(folder):
+    done = harness("nightly", "status", cwd=folder)
+    assert (done.returncode, done.stdout) == (0, "no night was run yet; next: harness nightly run\n")
+    found = json.loads(harness("nightly", "status", "--json", cwd=folder).stdout)
+    assert (found["last"], found["n_nights"]) == (None, 0)
+
+
+def test_acknowledging_without_an_alarm_is_said_in_a_line(folder):
+    done = harness("nightly", "ack", cwd=folder)
+    assert done.returncode == 2
+    assert "found no open alarm" in done.stderr
+    assert "Traceback" not in done.stderr

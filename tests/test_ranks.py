@@ -1,0 +1,56 @@
+"""Ranks: what the items cannot tell apart shares one, what they can does not."""
+
+import numpy as np
+import pytest
+from fake_rows import EXACT, LOWER, ratio_metric, rows
+
+from harness import comparison
+from harness.comparison import shared_ranks
+from harness.store import Columns
+
+
+def columns(scores, metric=EXACT, **options):
+    of = rows(scores, metric, **options)
+    return Columns(
+        tuple(r.example_id for r in of),
+        tuple(r.cluster for r in of),
+        tuple(r.parts[metric.name] for r in of),
+        tuple(r.weight for r in of),
+    )
+
+
+def first(n_right, n=200):
+    return [1.0] * n_right + [0.0] * (n - n_right)
+
+
+def test_candidates_that_cannot_be_told_apart_share_a_rank():
+    found = {"best": columns(first(150)), "near": columns(first(147)), "far": columns(first(90))}
+    assert shared_ranks(EXACT, found) == {"best": 1, "near": 1, "far": 3}
+
+
+def test_the_best_is_first_where_lower_is_better():
+    found = {"bad": columns(first(150), LOWER), "good": columns(first(20), LOWER)}
+    assert shared_ranks(LOWER, found) == {"good": 1, "bad": 2}
+
+
+def test_who_answered_other_items_has_no_rank():
+    found = {"a": columns(first(150)), "b": columns(first(50)), "c": columns(first(9, 20))}
+    assert shared_ranks(EXACT, found) == {"a": 1, "b": 2}
+
+
+def test_nobody_is_ranked_where_there_is_nobody():
+    assert shared_ranks(EXACT, {}) == {}
+    assert shared_ranks(EXACT, {"none": columns([None, None])}) == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": 5}])
+def test_an_estimate_of_columns_is_that_of_rows(options):
+    scores = [1.0, 0.0, None, *np.random.default_rng(0).integers(0, 2, 97).astype(float)]
+    expected = comparison.estimate(EXACT, rows(scores, **options))
+    assert comparison.estimate_columns(EXACT, columns(scores, **options)) == expected
+
+
+def test_an_estimate_of_a_ratio_is_that_of_rows():
+    metric, parts = ratio_metric(), np.random.default_rng(1).uniform(1, 9, (60, 2))
+    found = comparison.estimate_columns(metric, columns(parts, metric))
+    assert found == comparison.estimate(metric, rows(parts, metric))

@@ -1,0 +1,155 @@
+"""Ratings in the store: kept as files, indexed, found again, and never in the way of other writers."""
+
+import json
+import threading
+from dataclasses import replace
+
+import duckdb
+import pytest
+from test_store import IDENTITY, complete, make_rows, make_run, row, store  # noqa: F401 (a fixture)
+
+from harness import store as stores
+from harness.errors import HarnessError
+from harness.records import Rating
+from harness.store import Store
+
+RATING = Rating(
+    rating_id="r1",
+    rater="ann",
+    created="2026-01-01T10:00:00+00:00",
+    task="support",
+    split="test",
+    example_id="item-00001",
+    run_a="prompt-0",
+    run_b="lora-0",
+    rows_a="aaa",
+    rows_b="bbb",
+    left="b",
+    choice="a",
+    seconds=4.5,
+)
+
+
+def test_a_rating_is_found_as_it_was_given(store):  # noqa: F811
+    stores.save_rating(store, RATING)
+    assert stores.list_ratings(store) == [RATING]
+    assert stores.list_ratings(store, "support") == [RATING]
+    assert stores.list_ratings(store, "other") == []
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        assert db.execute("SELECT rater, left_side, choice FROM ratings").fetchall() == [("ann", "b", "a")]
+
+
+def test_an_empty_store_has_no_ratings(store):  # noqa: F811
+    assert stores.list_ratings(store) == []
+
+
+def test_a_rebuilt_index_holds_runs_and_ratings(store):  # noqa: F811
+    complete(store, IDENTITY, make_rows(3))
+    stores.save_run(store, make_run("one", [IDENTITY.digest]))
+    stores.save_rating(store, RATING)
+    store.index.unlink()
+    stores.save_rating(store, replace(RATING, rating_id="r2"))
+    assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    assert [run.run_id for run in stores.list_runs(store)] == ["one"]
+    (store.folder / "ratings" / "torn.json").write_text('{"rating_id": "r3"')
+    counts = stores.reindex(store)
+    assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    assert [said.partition(":")[0] for said in counts.skipped] == [
+        str(store.folder / "ratings" / "torn.json")
+    ]
+
+
+def test_a_rating_cannot_name_a_file_elsewhere(store):  # noqa: F811
+    with pytest.raises(ValueError, match="cannot name"):
+        stores.save_rating(store, replace(RATING, rating_id="../r1"))
+
+
+def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):  # noqa: F811
+    stores.save_rating(store, RATING)
+    failed: list[BaseException] = []
+
+    def rate(name):
+        try:
+            for i in range(5):
+                stores.save_rating(store, replace(RATING, rating_id=f"{name}-{i}", rater=name))
+                assert stores.list_ratings(store)
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=rate, args=(name,)) for name in ("ann", "bob", "cy")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(stores.list_ratings(store)) == 16
+
+
+def test_a_rating_whose_index_is_held_is_kept_as_a_file(store):  # noqa: F811
+    stores.save_rating(store, RATING)
+    hasty = Store(store.folder, wait_s=0.1)
+    with stores.index.writer_lock(store), pytest.raises(HarnessError):
+        stores.save_rating(hasty, replace(RATING, rating_id="r2"))
+    stores.reindex(store)
+    assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+
+
+EVIL = "<b>x</b> \x1b[31m Été"
+
+
+@pytest.fixture
+def answered(store):  # noqa: F811
+    """Store forty answers, two of them of another status, one with a text of its own."""
+    sample = [
+        row(i, status="truncated" if i < 2 else "ok", text=EVIL if i == 7 else f"answer {i}", weight=1.0)
+        for i in range(40)
+    ]
+    complete(store, IDENTITY, sample)
+    return store, sample
+
+
+def test_rows_without_texts_keep_their_numbers(answered):
+    at, sample = answered
+    bare = stores.read_rows(at, IDENTITY.digest, texts=False)
+    assert bare == [replace(r, text="", prompt="", references=(), passages=()) for r in sample]
+
+
+def test_a_few_items_are_read_with_their_texts(answered):
+    at, sample = answered
+    found = stores.read_samples(at, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
+    assert found == {"item-00007": sample[7], "item-00003": sample[3]}
+    assert stores.read_samples(at, "absent", ["item-00007"]) == {}
+
+
+def test_items_are_found_by_any_of_their_texts(answered):
+    at, _ = answered
+    assert stores.find_items(at, [IDENTITY.digest, "absent"], "éTÉ") == {"item-00007"}
+    assert stores.find_items(at, [IDENTITY.digest], "00012") == {"item-00012"}
+    assert len(stores.find_items(at, [IDENTITY.digest], "question")) == 40
+    assert stores.find_items(at, [IDENTITY.digest], "%") == set()
+    assert stores.find_items(at, ["absent"], "x") == set()
+
+
+def test_statuses_are_counted_by_row_set(answered):
+    at, _ = answered
+    assert stores.count_statuses(at, [IDENTITY.digest, "absent"]) == {
+        IDENTITY.digest: {"ok": 38, "truncated": 2}
+    }
+
+
+def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
+    at, sample = answered
+    ((digest, (ids, clusters, parts, weights)),) = stores.read_columns(
+        at, [IDENTITY.digest], "exact_match"
+    ).items()
+    assert digest == IDENTITY.digest
+    assert list(ids) == [r.example_id for r in sample]
+    assert [tuple(p) for p in parts] == [r.parts["exact_match"] for r in sample]
+    assert (set(clusters), set(weights)) == ({""}, {1.0})
+    assert stores.read_columns(at, [IDENTITY.digest], "other") == {}
+
+
+def test_a_rating_is_one_line_of_json(store):  # noqa: F811
+    stores.save_rating(store, RATING)
+    text = (store.folder / "ratings" / "r1.json").read_text()
+    assert Rating(**json.loads(text)) == RATING

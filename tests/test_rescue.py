@@ -1,0 +1,329 @@
+"""A fine-tune that gains and forgets too much: what is tried, on which half, and what is said of it."""
+
+import json
+
+import pytest
+import rescue_worlds
+from rescue_worlds import Version, world
+from typer.testing import CliRunner
+from worlds import Sizes
+
+from harness import cli, rescue, store
+from harness.errors import IncompatibleRuns, UserError
+from harness.release import gate_stored
+from harness.rescue import exit_code
+from harness.spec import GatePolicy
+
+POLICY = GatePolicy()
+BAD_SCALES = dict.fromkeys(("scale=0.75", "scale=0.5", "scale=0.25"), Version(lost=40))
+TRAINED = ("lr=0.0001", "replay=0.01", "replay=0.05", "replay=0.1")
+SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Remember nothing of these models where others look: their engine is a rule."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
+
+
+def names(found):
+    return [t.name for t in found.tried]
+
+
+def refused(made, name, kind=UserError):
+    with pytest.raises(kind) as error:
+        rescue.prepare(made.bench, made.loaded.selected, name)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory):
+    """A world in which the half-strength adapter keeps all and gains nearly as much."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
+        versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
+        made = world(tmp_path_factory.mktemp("mended"), versions)
+        return made, made.rescued()
+
+
+@pytest.fixture(scope="module")
+def hopeless(tmp_path_factory):
+    """A world in which whatever is tried forgets too much."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
+        versions = {
+            "scale=0.75": Version(80, lost=40),
+            "scale=0.5": Version(60, lost=30),
+            "scale=0.25": Version(45, lost=20),
+            **dict.fromkeys(TRAINED, Version(70, lost=15)),
+        }
+        made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
+        return made, made.rescued()
+
+
+def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
+    _, found = mended
+    assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]
+    assert found.rescued == "lora+scale=0.5"
+    assert [t.search.verdict.outcome for t in found.tried] == ["fail", "pass"]
+    assert found.tried[1].confirm.verdict.outcome == "pass"
+    assert found.sentence.startswith("Rescued: lora+scale=0.5 (at scale 0.5, no training) passes on")
+    assert exit_code(found, POLICY) == 0
+
+
+def test_the_other_half_is_looked_at_for_the_one_that_passed_alone(mended):
+    _, found = mended
+    assert [t.confirm is not None for t in found.tried] == [False, True]
+
+
+def test_a_verdict_says_which_half_it_is_of_and_the_halves_are_all_items_once(mended):
+    _, found = mended
+    search, confirm = found.tried[1].search, found.tried[1].confirm
+    assert search.n_items + confirm.n_items == search.n_all == 800
+    assert search.sentence.startswith(f"on the search half ({search.n_items} of 800 items) PASS: ")
+    assert confirm.sentence.startswith(f"on the other half ({confirm.n_items} of 800 items) PASS: ")
+
+
+def test_what_a_later_rung_would_have_been_is_named(mended):
+    _, found = mended
+    assert "at scale 0.25, no training: an earlier one passed on the search half" in found.left_out
+
+
+def test_a_second_call_finds_everything_and_answers_nothing(mended):
+    made, found = mended
+    again = rescue_worlds.opened(made.path, {})
+    assert again.rescued() == found
+    assert again.host.opened == []
+
+
+def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(mended):
+    made, found = mended
+    run_id = found.tried[1].facts.run_id
+    assert store.get_run(made.bench.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
+    (judged,) = gate_stored(made.path, run_id)
+    assert judged.verdict.outcome == "pass"
+
+
+def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(mended, tmp_path):
+    made, found = mended
+    (line,) = [s for s in rescue.forms.sentences(found) if "-rescued: " in s]
+    path = made.path.with_name("with.yaml")
+    path.write_text(made.path.read_text() + line + "\n")
+    again = rescue_worlds.opened(path, {"scale=0.5": Version(80)})
+    facts = {f.name: f for f in again.report.facts}
+    assert facts["lora-rescued"].verdict.outcome == "pass"
+    digests = {r.candidate: r.weights_digest for r in store.list_runs(again.bench.store)}
+    assert digests["lora-rescued"] == digests["lora+scale=0.5"]
+
+
+def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing_else_is_tried(tmp_path):
+    versions = {"scale=0.75": Version(88, lost=60, lost_in="confirm"), "scale=0.5": Version(80)}
+    found = world(tmp_path, versions, sizes=SMALL).rescued()
+    assert names(found) == ["lora+scale=0.75"]
+    assert (found.tried[0].search.passes, found.tried[0].confirm.verdict.outcome) == (True, "fail")
+    assert found.rescued is None
+    assert "lora+scale=0.75 passed on the search half, but on the other half" in found.sentence
+    assert exit_code(found, POLICY) == 3
+
+
+def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
+    _, found = hopeless
+    assert found.rescued is None
+    assert found.sentence.startswith("Nothing is rescued: none of 7 trials of lora passes on the search half")
+    assert {t.search.verdict.outcome for t in found.tried} == {"fail"}
+    assert all(t.confirm is None for t in found.tried)
+    assert exit_code(found, POLICY) == 3
+    # 0.5 and 0.25 gain less and lose more than what was trained anew; 0.75 and the run itself gain more.
+    assert set(found.front) == {"lora", "lora+scale=0.75", *(f"lora+{mark}" for mark in TRAINED)} - {
+        f"lora+{mark}" for mark in TRAINED[1:]
+    }
+
+
+def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(hopeless):
+    _, found = hopeless
+    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
+    assert names(found) == [f"lora+{mark}" for mark in (*scales, *TRAINED)]
+    left = [reason.partition(":")[0] for reason in found.left_out]
+    assert left == ["rank 4", "the first 3 of 6 layers left as they are"]
+
+
+def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless):
+    _, found = hopeless
+    by_name = {t.name: t for t in found.tried}
+    # Between scale 0.5 (60 % right) and 0.75 (80 %), 70 % right costs what is halfway between them.
+    halves = [by_name[f"lora+scale={s}"].kept.score for s in ("0.5", "0.75")]
+    trial = by_name["lora+lr=0.0001"]
+    assert trial.equal.score == pytest.approx(trial.kept.score - sum(halves) / 2, abs=0.005)
+    assert trial.equal.low < trial.equal.score < trial.equal.high
+    assert by_name["lora+scale=0.5"].equal is None
+
+
+def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
+    versions = {
+        "scale=0.75": Version(88, lost=40),
+        "scale=0.5": Version(35),  # less than the 40 % of the best without training
+        "scale=0.25": Version(20),
+        **dict.fromkeys(TRAINED, Version(lost=40)),
+    }
+    found = world(tmp_path, versions, sizes=SMALL).rescued()
+    passed = [t for t in found.tried if t.search.verdict.outcome == "pass"]
+    assert [t.name for t in passed] == ["lora+scale=0.5", "lora+scale=0.25"]
+    assert not any(t.search.gains or t.search.passes for t in passed)
+    assert passed[0].search.sentence.endswith("; the gain on the target is gone")
+    assert (found.rescued, exit_code(found, POLICY)) == (None, 3)
+
+
+def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
+    found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescued()  # 0.75 is not in this world
+    assert found.tried[0].facts.error == "RuntimeError: no version scale=0.75 in this world"
+    assert found.rescued == "lora+scale=0.5"
+    assert (
+        "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
+        in rescue.forms.sentences(found)
+    )
+
+
+def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
+    versions = {**dict.fromkeys(BAD_SCALES, Version(80)), **dict.fromkeys(TRAINED, Version(80))}
+    found = world(tmp_path, versions, sizes=Sizes(general=50)).rescued()
+    assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
+    assert (found.rescued, exit_code(found, POLICY)) == (None, 4)
+
+
+def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
+    extra = "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+    made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
+    found = made.rescued("hybrid")
+    assert found.rescued == "hybrid+scale=0.75"
+    assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
+    assert found.tried[0].facts.prompting.startswith("few_shot")
+    said = rescue.forms.sentences(found)
+    assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
+
+
+def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path):
+    extra = "  grid: {method: lora, params: {r: [4, 8]}}\n"
+    made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
+    found = made.rescued("grid[r=8]")
+    assert found.rescued == "grid[r=8]+scale=0.75"
+    (line,) = [s for s in rescue.forms.sentences(found) if "-rescued: " in s]
+    assert line.strip().startswith("grid-r-8-rescued: ")
+    path = made.path.with_name("with.yaml")
+    path.write_text(made.path.read_text() + line + "\n")
+    assert "grid-r-8-rescued" in rescue_worlds.config.load(path).selected
+
+
+def test_a_run_that_passes_has_nothing_to_rescue(tmp_path):
+    made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version()})
+    said = refused(made, "lora")
+    assert "found a run that the gate passes" in said
+    assert "harness promote lora" in said
+    assert rescue.of_finished(made.bench, made.report) is None
+
+
+def test_a_run_without_gain_is_refused(tmp_path):
+    made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version(40, lost=50)}, sizes=SMALL)
+    assert "found no gain that is shown" in refused(made, "lora")
+
+
+def test_a_run_that_only_misses_its_target_is_refused(tmp_path):
+    made = world(tmp_path, {rescue_worlds.AS_IT_IS: Version()}, overrides=["gate.target.min=0.99"])
+    assert "what stops it is target: " in refused(made, "lora")
+
+
+def test_what_trains_nothing_is_refused(mended):
+    assert "fine-tunes nothing" in refused(mended[0], "prompt")
+
+
+def test_an_unknown_run_is_refused_with_the_nearest_name(mended):
+    assert "did you mean 'lora'?" in refused(mended[0], "lore")
+
+
+def test_a_candidate_that_was_never_run_is_a_missing_run(tmp_path):
+    made = world(tmp_path, {}, sizes=SMALL)
+    path = made.path.with_name("more.yaml")
+    path.write_text(made.path.read_text() + "  other: {method: lora, params: {r: 4}}\n")
+    result = CliRunner().invoke(cli.app, ["rescue", "other", "-c", str(path)])
+    assert isinstance(result.exception, IncompatibleRuns)
+    assert "found no run of other as written now" in str(result.exception)
+
+
+def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
+    made = world(
+        tmp_path,
+        {rescue_worlds.AS_IT_IS: Version(lost=50)},
+        sizes=SMALL,
+        extra="  two: {method: lora, params: {r: 8}}\n",
+    )
+    del made.host._versions[rescue_worlds.AS_IT_IS]
+    for run in store.list_runs(made.bench.store):
+        if run.candidate == "two":
+            store.remove_run(made.bench.store, run.run_id)
+    rescue_worlds.lay_down(made.bench, made.bench.experiment.candidates["two"], rescue_worlds.AS_IT_IS)
+    again = rescue_worlds.experiment.run_all(made.bench, made.loaded, quick=False)
+    assert next(f for f in again.facts if f.name == "two").state == "failed"
+    assert "found a run that failed: RuntimeError" in refused(made, "two")
+    assert "found a run that failed: RuntimeError" in refused(made, "world-two-s0-failed")
+
+
+def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(mended):
+    made, _ = mended
+    (run,) = [r for r in store.list_runs(made.bench.store) if r.candidate == "lora"]
+    path = made.path.with_name("changed.yaml")
+    path.write_text(
+        made.path.read_text().replace("lora: {method: lora}", "lora: {method: lora, params: {r: 2}}")
+    )
+    result = CliRunner().invoke(cli.app, ["rescue", run.run_id, "-c", str(path)])
+    assert isinstance(result.exception, IncompatibleRuns)
+    assert "a run of a recipe that the file does not have now" in str(result.exception)
+
+
+def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(mended):
+    made, found = mended
+    result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path)], env={"COLUMNS": "140"})
+    assert result.exit_code == 0, result.output
+    first = next(line for line in result.stdout.splitlines() if line.startswith("lora+"))
+    assert first.startswith("lora+scale=0.5")
+    assert first.split()[-2:] == ["PASS", "PASS"]
+    assert found.sentence in result.stdout
+    written = {path.name for path in (made.path.parent / "reports").glob("*rescue*")}
+    assert written == {f"world.rescue-lora{suffix}" for suffix in (".md", ".json", ".front.svg")}
+    picture = (made.path.parent / "reports" / "world.rescue-lora.front.svg").read_text()
+    assert all(name in picture for name in ("lora+scale=0.5 (recommended)", "lora+scale=0.75"))
+
+
+def test_json_holds_every_trial_with_its_halves(mended):
+    made, found = mended
+    result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path), "--json"])
+    read = json.loads(result.stdout)
+    assert (read["rescued"], read["front"]) == (found.rescued, list(found.front))
+    assert [t["search"]["verdict"]["outcome"] for t in read["tried"]] == ["fail", "pass"]
+    assert read["tried"][1]["confirm"]["half"] == "confirm"
+
+
+def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(mended):
+    made, _ = mended
+    command = ["rescue", "lora", "-c", str(made.path), "--dry-run"]
+    read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
+    assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + ["learning_rate"] + ["replay"] * 3
+    trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
+    assert trained["scale"] == 0 < trained["learning_rate"] < trained["replay"]
+    assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout
+
+
+def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(mended):
+    made, found = mended
+    command = ["compare", "-c", str(made.path), "--rescue"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == found.sentence
+    read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert read["rescue"]["rescued"] == found.rescued
+    assert read["decision"]["candidate"] == "fixed"
+
+
+def test_compare_says_before_it_runs_what_a_rescue_would_take_at_most(mended):
+    made, _ = mended
+    result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
+    assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0

@@ -1,0 +1,141 @@
+"""What is tried for which recipe, and how items are halved."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.gating import Measurement
+from harness.records import SampleResult
+from harness.rescue.halves import cluster_of, split
+from harness.rescue.ladder import ladder
+from harness.spec import Recipe, RescuePolicy, Task, TaskData
+
+ALL = RescuePolicy(max_trained=9)
+LORA = Recipe(method="lora")
+
+
+def marks(recipe, policy=ALL, n_layers=30):
+    return [t.name.partition("+")[2] for t in ladder("x", recipe, recipe, policy, n_layers).trials]
+
+
+def left_out(recipe, n_layers=30):
+    return ladder("x", recipe, recipe, ALL, n_layers).left_out
+
+
+def by_mark(recipe, mark):
+    trials = ladder("x", recipe, recipe, ALL, 30).trials
+    return next(t.source for t in trials if t.name == f"x+{mark}")
+
+
+def test_rungs_come_in_order_of_cost():
+    expected = "scale=0.75 scale=0.5 scale=0.25 lr=0.0001 replay=0.01 replay=0.05 replay=0.1 r=4 half"
+    assert marks(LORA) == expected.split()
+
+
+def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
+    found = ladder("x", LORA, LORA, RescuePolicy(max_trained=1), 30)
+    assert [t.trained for t in found.trials] == [False, False, False, True]
+    assert len(found.left_out) == 5
+    assert all("rescue.max_trained is 1" in reason for reason in found.left_out)
+
+
+def test_the_policy_chooses_steps_and_their_order():
+    policy = RescuePolicy(steps=("replay", "scale"), scales=(0.3,), shares=(0.2,))
+    assert marks(LORA, policy) == ["replay=0.2", "scale=0.3"]
+
+
+def test_each_rung_changes_one_thing():
+    recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
+    assert by_mark(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
+    assert by_mark(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
+    assert by_mark(recipe, "replay=0.05").replay.share == 0.05
+    assert by_mark(recipe, "replay=0.05").params == recipe.params
+    half = by_mark(recipe, "half").params
+    assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
+
+
+def test_a_scaled_adapter_is_asked_as_the_one_it_comes_from():
+    recipe = Recipe(method="qlora", system="Be brief.", answer="rank", serve_on="bf16")
+    scaled = by_mark(recipe, "scale=0.5")
+    assert (scaled.method, scaled.init_from, scaled.params) == ("scaled", "x", {"scale": 0.5})
+    assert (scaled.system, scaled.answer, scaled.serve_on) == ("Be brief.", "rank", "bf16")
+
+
+def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
+    full = Recipe(method="full")
+    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
+    assert marks(full) == [*scales, "lr=1e-05", "replay=0.01", "replay=0.05", "replay=0.1", "half"]
+    assert by_mark(full, "scale=0.5").method == "interpolated"
+    assert by_mark(full, "half").params == {"freeze": {"first": 15}}
+    assert "rank: no new adapter is trained, so there is no rank to lower" in left_out(full)
+
+
+def test_preferences_have_no_rows_to_replay():
+    assert marks(Recipe(method="dpo", init_from="lora"))[3:] == ["lr=1e-05"]
+    assert "replay: it is not trained on rows" in left_out(Recipe(method="dpo"))
+
+
+def test_an_adapter_made_elsewhere_can_only_be_scaled():
+    assert marks(Recipe(method="adapter", path="./theirs")) == ["scale=0.75", "scale=0.5", "scale=0.25"]
+
+
+def test_where_the_layers_are_not_known_none_is_left_out():
+    assert "half: the number of layers is not known" in left_out(LORA, None)
+
+
+def rows(task, clusters):
+    return [
+        SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, cluster=c)
+        for i, c in enumerate(clusters)
+    ]
+
+
+TASKS = st.dictionaries(
+    st.sampled_from(["chat", "sums", "facts"]),
+    st.lists(st.sampled_from([f"c{i}" for i in range(12)] + [""]), min_size=1, max_size=40),
+    min_size=1,
+)
+
+
+@given(TASKS, st.integers(0, 5))
+def test_halves_never_share_a_cluster_and_hold_every_item_once(tasks, seed):
+    named = {task: rows(task, clusters) for task, clusters in tasks.items()}
+    halved = split(named, seed)
+    parts = {h: [r for rs in named.values() for r in halved.rows(rs, h)] for h in ("search", "confirm")}
+    assert not set(map(cluster_of, parts["search"])) & set(map(cluster_of, parts["confirm"]))
+    assert sum(map(len, parts.values())) == sum(map(len, named.values()))
+
+
+@given(st.permutations(range(30)))
+def test_the_order_of_items_does_not_move_them(order):
+    items = rows("chat", [f"c{i // 3}" for i in range(30)])
+    assert split({"chat": [items[i] for i in order]}, 0) == split({"chat": items}, 0)
+
+
+def test_single_items_are_halved_evenly_in_every_task_and_another_seed_halves_them_otherwise():
+    named = {task: rows(task, [f"{task}{i}" for i in range(101)]) for task in ("chat", "sums")}
+    halved = split(named, 0)
+    for task in named:
+        assert sorted(Counter(halved.half_of[cluster_of(r)] for r in named[task]).values()) == [50, 51]
+    assert split(named, 1).half_of != halved.half_of
+
+
+def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_half_is_in_none():
+    pinned, alone = rows("pinned", ["a", "b"]), rows("alone", ["c", "c"])
+    task = Task(name="any", data=TaskData())
+    measured = [
+        Measurement(task, "regression", "", {}, pinned, pinned),
+        Measurement(task, "capability", "", {}, alone, alone),
+    ]
+    halved = split({"pinned": pinned, "alone": alone}, 0)
+    parts = [halved.part(measured, half) for half in ("search", "confirm")]
+    assert all(part[0].new == pinned for part in parts)
+    assert list(map(len, parts)) == [1, 1]
+
+
+def test_a_rescue_policy_refuses_scales_that_are_no_shares():
+    for wrong in ({"scales": [1.5]}, {"steps": []}, {"shares": [0]}, {"max_trained": -1}):
+        with pytest.raises(ValueError, match="validation error"):
+            RescuePolicy.model_validate(wrong)

@@ -1,0 +1,131 @@
+"""Which items are asked: strata and looks come from the base alone, and weights make a part stand for all."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_rows import EXACT, ratio_metric, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import sampling, stats
+from harness.records import BLOCK
+from harness.sampling import Pool
+
+sizes = st.integers(4 * BLOCK, 12 * BLOCK)
+margins = st.floats(0.002, 0.1)
+
+
+def pool(n, seed=0):
+    """Make a task of n items with margins, as the base would have answered it."""
+    rng = np.random.default_rng(seed)
+    answered = rows((rng.random(n) < 0.6).astype(float))
+    found = sampling.pool_of(
+        [replace(row, margin=float(m)) for row, m in zip(answered, rng.normal(0, 2, n), strict=True)], EXACT
+    )
+    assert found
+    return found
+
+
+def test_the_closest_calls_are_a_stratum():
+    base = [replace(row, margin=float(i - 350)) for i, row in enumerate(rows(np.ones(700)))]
+    found = sampling.pool_of(base, EXACT)
+    assert [len(ids) for ids in found.ids.values()] == [175] * 4
+    assert {f"item-{i:04d}" for i in range(263, 438)} >= set(found.ids["quarter 1"])
+    assert list(found.expected.values()) == sorted(found.expected.values(), reverse=True)
+
+
+def test_without_margins_a_task_is_one_stratum():
+    assert sampling.pool_of(rows(np.ones(700)), EXACT).sizes == {"all": 700}
+
+
+@pytest.mark.parametrize(
+    ("answered", "metric"),
+    [
+        (rows(np.ones(4 * BLOCK - 1)), EXACT),
+        (rows(np.full(700, 0.5)), EXACT),
+        (rows([None] + [1.0] * 699), EXACT),
+        (rows(np.ones(700), cluster_size=2), EXACT),
+        (rows(np.ones((700, 2)), ratio_metric()), ratio_metric()),
+    ],
+    ids=["few items", "graded", "an error", "clusters", "a ratio"],
+)
+def test_what_cannot_be_drawn_from_is_asked_in_full(answered, metric):
+    assert sampling.pool_of(answered, metric) is None
+
+
+@settings(max_examples=30)
+@given(sizes, sizes, margins)
+def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
+    pools = {"a": pool(n), "b": pool(m)}
+    plan = sampling.plan(pools, [100], margin, 0.05)
+    for name, of in pools.items():
+        counts = [plan.n(name, k) for k in range(len(plan.alphas))]
+        assert all(c % BLOCK == 0 or c == of.n for c in counts)
+        assert counts == sorted(counts)
+        for before, after in zip(plan.drawn[name], plan.drawn[name][1:], strict=False):
+            assert all(before[s] <= after[s] for s in before)
+        assert all(2 <= drawn[s] <= of.sizes[s] for drawn in plan.drawn[name] for s in drawn)
+
+
+@settings(max_examples=30)
+@given(sizes, margins)
+def test_every_look_pays_for_the_others(n, margin):
+    alphas = sampling.plan({"a": pool(n)}, [], margin, 0.05).alphas
+    assert 1 <= len(alphas) <= sampling.N_LOOKS
+    assert all(0 < a <= 0.05 for a in alphas)
+    assert len(alphas) == 1 or max(alphas) < 0.05
+
+
+@settings(max_examples=30)
+@given(sizes, margins, st.integers(0, 5))
+def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, margin, seed):
+    of = pool(n)
+    drawn = sampling.plan({"a": of}, [], margin, 0.05).drawn["a"]
+    order = sampling.in_order(of, drawn, seed)
+    assert sorted(order) == sorted(i for ids in of.ids.values() for i in ids)
+    for counts in drawn:
+        weights = sampling.weights(of, counts, order)
+        assert {s: sum(i in weights for i in ids) for s, ids in of.ids.items()} == counts
+        assert sum(weights.values()) == pytest.approx(n)
+
+
+def test_a_margin_that_the_items_cannot_show_asks_all_of_them():
+    of = pool(700)
+    plan = sampling.plan({"a": of}, [], 0.001, 0.05)
+    assert plan.drawn["a"][-1] == of.sizes
+    assert plan.alphas[-1] < 0.05
+
+
+def test_a_large_task_is_asked_a_small_part_of():
+    plan = sampling.plan({"a": pool(10_000)}, [], 0.03, 0.05)
+    assert plan.n("a", len(plan.alphas) - 1) < 2_500
+    assert plan.drawn["a"][-1]["quarter 1"] > 1.5 * plan.drawn["a"][-1]["quarter 4"]
+
+
+def test_all_items_of_a_task_have_the_variance_of_the_items_alone():
+    one = Pool({"all": tuple(map(str, range(1000)))}, {"all": 0.2})
+    assert sampling.planned_variance(one, {"all": 1000}) == pytest.approx(0.2 / 1000)
+    assert sampling.planned_variance(one, {"all": 100}) == pytest.approx(0.2 / 100)
+
+
+def test_the_weighted_delta_of_a_look_is_that_of_the_whole_task_on_average():
+    of, rng = pool(2_000), np.random.default_rng(1)
+    rate = {i: of.expected[s] for s, ids in of.ids.items() for i in ids}
+    change = {i: -float(rng.random() < r) for i, r in rate.items()}
+    truth = np.mean(list(change.values()))
+    drawn = sampling.plan({"a": of}, [], 0.03, 0.05).drawn["a"]
+    found = []
+    for seed in range(200):
+        weights = sampling.weights(of, drawn[0], sampling.in_order(of, drawn, seed))
+        found.append(np.average([change[i] for i in weights], weights=list(weights.values())))
+    assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / np.sqrt(200))
+    plain = np.sqrt(-truth * (1 + truth) / sum(drawn[0].values()))
+    assert np.std(found) < plain  # strata and the finite pool are worth something
+
+
+def test_a_fixed_seed_gives_a_fixed_order():
+    of = pool(700)
+    assert sampling.in_order(of, [], 3) == sampling.in_order(of, [], 3)
+    assert sampling.in_order(of, [], 3) != sampling.in_order(of, [], 4)
+    assert stats.inclusion_weights(["a"], {"a": 4}) == [4.0]

@@ -1,0 +1,214 @@
+"""An adapter at a share of its scale lies between the base and the adapter, exactly as PEFT scales it."""
+
+import json
+import shutil
+
+import pytest
+import tiny_experiment
+import tiny_methods
+from tiny_methods import CPU
+
+from harness import config, store
+from harness.candidates import ModelHost
+from harness.embedded import resolve
+from harness.errors import CandidateFailed, UserError
+from harness.methods import lora, scaled
+from harness.store import Store
+from harness.training.adapters import CONFIG, WEIGHTS
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, tmp_path_factory, own_cache):
+    """Train an adapter for a few steps."""
+    context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
+    params = lora.Params(r=2, learning_rate=0.05, max_steps=4, max_length=200)
+    return lora.fit(context, params)
+
+
+def at(tiny, tuned, folder, scale):
+    context = tiny_methods.context(tiny, folder, init=tuned.folder / "adapter")
+    return scaled.fit(context, scaled.Params(scale=scale))
+
+
+def logprob(tiny, made):
+    host = ModelHost(resolve(str(tiny)), CPU)
+    asked = [host.base.encode(ASKED, "late")[:2]]
+    if made is None:
+        return host.base.loglikelihood(asked)[0].logprob
+    with host.adapted(made.folder / "adapter", made.digest) as candidate:
+        return candidate.loglikelihood(asked)[0].logprob
+
+
+def by_peft(tiny, tuned, scale):
+    """Score the same with PEFT's own way to scale an adapter."""
+    import torch
+    from peft import PeftModel
+    from peft.helpers import rescale_adapter_scale
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(tuned.folder / "adapter")).eval()
+    context, continuation, _ = ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED, "late")
+    ids = torch.tensor([[*context, *continuation]])
+    with torch.inference_mode(), rescale_adapter_scale(model, scale):
+        logprobs = model(input_ids=ids).logits.log_softmax(-1)[0]
+    places = range(len(context) - 1, ids.shape[1] - 1)
+    return sum(float(logprobs[place, ids[0, place + 1]]) for place in places)
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
+def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned, tmp_path, scale):
+    made = at(tiny, tuned, tmp_path, scale)
+    assert logprob(tiny, made) == pytest.approx(by_peft(tiny, tuned, scale), abs=1e-4)
+
+
+def test_a_small_scale_is_nearly_the_base_and_the_whole_one_is_not(tiny, tuned, tmp_path):
+    base, whole = logprob(tiny, None), logprob(tiny, tuned)
+    nearly = logprob(tiny, at(tiny, tuned, tmp_path, 1e-4))
+    assert abs(whole - base) > 0.1
+    assert nearly == pytest.approx(base, abs=0.01)
+
+
+def test_every_scale_has_a_digest_of_its_own_and_the_whole_scale_that_of_the_adapter(tiny, tuned, tmp_path):
+    made = {scale: at(tiny, tuned, tmp_path / str(scale), scale).digest for scale in (0.5, 0.75, 1.0)}
+    assert len(set(made.values())) == 3
+    assert made[1.0] == tuned.digest
+    assert at(tiny, tuned, tmp_path / "again", 0.5).digest == made[0.5]
+
+
+def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned, tmp_path):
+    folder = shutil.copytree(tuned.folder / "adapter", tmp_path / "pattern")
+    written = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**written, "alpha_pattern": {"q_proj": 8}}))
+    made = scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params(scale=0.5))
+    read = json.loads((made.folder / "adapter" / CONFIG).read_text())
+    assert (read["lora_alpha"], read["alpha_pattern"]) == (written["lora_alpha"] / 2, {"q_proj": 4.0})
+
+
+def test_what_has_no_such_scale_is_refused(tiny, tuned, tmp_path):
+    folder = tmp_path / "ia3"
+    folder.mkdir()
+    shutil.copy(tuned.folder / "adapter" / WEIGHTS, folder)
+    (folder / CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
+    with pytest.raises(CandidateFailed, match="an adapter of the kind IA3, which has no lora_alpha"):
+        scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
+    with pytest.raises(CandidateFailed, match="scaled without init_from"):
+        scaled.fit(tiny_methods.context(tiny, tmp_path / "none"), scaled.Params())
+
+
+LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"
+
+
+def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
+    candidates = f"  prompt: {{method: base}}\n  lora: {LORA}}}\n"
+    candidates += "  half: {method: scaled, init_from: lora, params: {scale: 0.5}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    report = tiny_experiment.run(path)
+    assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
+    runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
+    assert runs["half"].training["init_wall_s"] == pytest.approx(runs["lora"].training["wall_s"], abs=0.01)
+    assert [step.what for step in report.steps["half"]] == ["scaling"]
+
+
+def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_path):
+    candidates = f"  prompt: {{method: base}}\n  mixed: {LORA}, replay: 0.2}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    report = tiny_experiment.run(path)
+    at = Store(tmp_path / "runs")
+    (run,) = [r for r in store.list_runs(at) if r.candidate == "mixed"]
+    assert next(f.state for f in report.facts if f.name == "mixed") == "done"
+    (asked,) = [i for i in store.identities(at) if i.task == "replay"]
+    assert asked.weights_digest == run.base_digest
+    rows = store.read_rows(at, asked.digest)
+    assert len(rows) == 8  # a fifth of thirty rows, and a few to spare
+    assert 1 <= run.training["n_replayed"] <= 6
+
+
+def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
+    general = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
+    tiny_experiment.rows(tmp_path / "general.jsonl", general)
+    candidates = (
+        f"  prompt: {{method: base}}\n  mixed: {LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    tiny_experiment.run(path)
+    (run,) = [r for r in store.list_runs(Store(tmp_path / "runs")) if r.candidate == "mixed"]
+    assert run.training["n_replayed"] == 3
+    assert not [i for i in store.identities(Store(tmp_path / "runs")) if i.task == "replay"]
+
+
+def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
+    tiny_experiment.rows(tmp_path / "general.jsonl", tiny_experiment.facts())
+    candidates = f"  mixed: {LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    with pytest.raises(UserError, match="which facts item fact-0 asks too"):
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs" / "weights").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("mixed: {method: base, replay: 0.1}", "replay with the method base"),
+        ("mixed: {method: lora, replay: {share: 0.1, data: none.jsonl}}", "none.jsonl"),
+        ("mixed: {method: lora, replay: 2}", "found share: 2; expected a value less than or equal to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_made_is_refused_with_its_line(tiny, tmp_path, written, said):
+    path = tiny_experiment.write(tmp_path, tiny, f"  {written}\n")
+    with pytest.raises(UserError, match=said) as error:
+        config.load(path)
+    assert "harness.yaml:" in str(error.value)
+
+
+def test_a_scale_of_nothing_is_refused_before_anything_runs(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  half: {method: scaled}\n")
+    with pytest.raises(UserError, match="candidate half: found scaled without init_from"):
+        tiny_experiment.run(path)
+
+
+def test_a_rescues_file_of_rows_has_to_be_there(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, extra="rescue: {replay: none.jsonl}\n")
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        config.load(path)
+
+
+def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_path):
+    from harness.rescue.ladder import first_layers
+    from harness.training.adapters import tensors_of
+
+    params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=first_layers(1))
+    made = lora.fit(tiny_methods.context(tiny, tmp_path), params)
+    names = tensors_of(made.folder / "adapter" / WEIGHTS)
+    assert names
+    assert all(".layers.1." in name for name in names)
+
+
+def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    candidates = (
+        "  prompt: {method: base}\n  full: {method: full, params: {max_steps: 2, learning_rate: 0.01}}\n"
+    )
+    candidates += "  half: {method: interpolated, init_from: full, params: {scale: 0.25}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    report = tiny_experiment.run(path)
+    assert {f.state for f in report.facts} == {"done"}
+    runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
+    at = {name: tmp_path / "runs" / "weights" / runs[name].training["fit_key"] for name in ("full", "half")}
+    base = load_file(tiny / "model.safetensors")
+    full, mixed = (load_file(at[name] / "model" / "model.safetensors") for name in ("full", "half"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not full[name].equal(base[name])
+    assert mixed[name].allclose(base[name] + 0.25 * (full[name] - base[name]), atol=1e-6)
+
+
+def test_a_method_starts_only_from_what_it_can_go_on_from(tiny, tmp_path):
+    candidates = f"  lora: {LORA}}}\n  half: {{method: interpolated, init_from: lora}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    with pytest.raises(UserError, match="lora, which makes an adapter"):
+        config.load(path)
