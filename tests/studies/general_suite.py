@@ -51,9 +51,9 @@ ENOUGH = 3.0  # signal-to-noise below which a task ranks by noise
 class Size(NamedTuple):
     """How much is trained and asked: items of each task, learning rates, steps of four rows."""
 
-    general: int = 75
-    benchmark: int = 100
-    paradigm: int = 20
+    general: int = 150
+    benchmark: int = 150
+    paradigm: int = 25
     instructions: int = 60
     rates: tuple[float, ...] = (1e-4, 5e-4, 1e-3, 2e-3)
     steps: tuple[int, ...] = (10, 30, 60)
