@@ -86,11 +86,11 @@ def test_an_instruction_is_kept_or_not(kind, given, text, kept):
     assert metric.score(Output(text), example) == (float(kept),)
 
 
-def test_the_experiment_of_the_study_is_read_with_twelve_loras(tmp_path):
+def test_the_experiment_of_the_study_is_read_with_its_loras(tmp_path):
     datasets = shared_data("hub/google/IFEval/default/train.jsonl").parents[3]
     path = general_suite.prepare(tmp_path / "study", Size(), datasets)
     experiment = config.load(path).experiment
-    assert len(experiment.candidates) == 12
+    assert len(experiment.candidates) == 18
     general, benchmarks = experiment.suites
     assert [task.name for task in general.tasks][:2] == ["world_facts", "reading"]
     assert {task.lm_eval for task in benchmarks.tasks} >= {"arc_easy", "piqa", "winogrande"}

@@ -26,22 +26,51 @@ BATCH = 8
 # follows nothing (in fp32 by 0.0002), but by far less between two choices.
 NOISE_NATS = {"bf16": 1.0, "fp16": 0.1, "fp32": 0.002}
 
+BLIMP = (
+    "adjunct_island",
+    "anaphor_number_agreement",
+    "causative",
+    "determiner_noun_agreement_2",
+    "drop_argument",
+    "ellipsis_n_bar_1",
+    "existential_there_quantifiers_1",
+    "inchoative",
+    "irregular_past_participle_verbs",
+    "wh_island",
+)
+MMLU = (
+    "abstract_algebra",
+    "anatomy",
+    "astronomy",
+    "business_ethics",
+    "college_computer_science",
+    "elementary_mathematics",
+    "formal_logic",
+    "global_facts",
+    "high_school_geography",
+    "high_school_us_history",
+    "international_law",
+    "marketing",
+    "miscellaneous",
+    "moral_disputes",
+    "nutrition",
+    "philosophy",
+    "professional_medicine",
+    "sociology",
+    "us_foreign_policy",
+    "world_religions",
+)
 # Task, the folder of its data, its configuration, and the split that is evaluated.
 CHOICES = {
     "piqa": ("baber/piqa", "default", "validation"),
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
     "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
     "openbookqa": ("allenai/openbookqa", "main", "test"),
     "boolq": ("aps/super_glue", "boolq", "validation"),
-    "blimp_adjunct_island": ("nyu-mll/blimp", "adjunct_island", "train"),
-    "blimp_anaphor_number_agreement": ("nyu-mll/blimp", "anaphor_number_agreement", "train"),
-    "blimp_causative": ("nyu-mll/blimp", "causative", "train"),
-    "blimp_irregular_past_participle_verbs": ("nyu-mll/blimp", "irregular_past_participle_verbs", "train"),
-    "blimp_wh_island": ("nyu-mll/blimp", "wh_island", "train"),
     "lambada_openai": ("EleutherAI/lambada_openai", "default", "test"),
-    "mmlu_anatomy": ("cais/mmlu", "anatomy", "test"),
-    "mmlu_marketing": ("cais/mmlu", "marketing", "test"),
-    "mmlu_us_foreign_policy": ("cais/mmlu", "us_foreign_policy", "test"),
+    **{f"blimp_{name}": ("nyu-mll/blimp", name, "train") for name in BLIMP},
+    **{f"mmlu_{name}": ("cais/mmlu", name, "test") for name in MMLU},
 }
 GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
 
