@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 from harness.data import items, leaks, rows, splits
 from harness.data.items import Kept, Notes, Sourced
-from harness.data.leaks import Leak, check_leaks, suite_leaks
+from harness.data.leaks import Leak, check_leaks, folded, suite_leaks
 from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest
 from harness.spec import Task
@@ -21,6 +21,7 @@ __all__ = [
     "Leak",
     "TaskItems",
     "check_leaks",
+    "folded",
     "load_task",
     "part_of",
     "suite_leaks",

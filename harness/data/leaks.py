@@ -20,15 +20,18 @@ class Leak(NamedTuple):
     evaluated: Sourced
 
 
+def folded(text: str) -> str:
+    """Return a text without letter case and with single spaces, as questions are compared."""
+    return " ".join(text.lower().split())
+
+
 def key(example: Example, with_choices: bool = False) -> str:
     """Fold what an example asks: its turns and, where they belong to the question, its choices.
 
     The key of an item that is only read is its text.
     """
     asked = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
-    return "\n".join(
-        " ".join(text.lower().split()) for text in (*asked, *sorted(example.choices) * with_choices)
-    )
+    return "\n".join(map(folded, (*asked, *sorted(example.choices) * with_choices)))
 
 
 def check_leaks(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.data import folded
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, question
 from harness.records import Example, Message
@@ -48,8 +49,8 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
-    asked = _folded(question(example))
-    return (shot for shot in ranked if shot.id != example.id and _folded(shot.prompt) != asked)
+    asked = folded(question(example))
+    return (shot for shot in ranked if shot.id != example.id and folded(shot.prompt) != asked)
 
 
 def _with_turns(example: Example, shots: list[Example]) -> Example:
@@ -99,10 +100,6 @@ def _groups(examples: Iterable[Example], key: Callable[[Example], str]) -> list[
 
 def _alternate(groups: list[list[Example]]) -> list[Example]:
     return [example for turn in zip_longest(*groups) for example in turn if example is not None]
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.lower().split())
 
 
 def _no_training(task: str) -> Problem:

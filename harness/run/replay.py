@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from harness import estimate
-from harness.data import TaskItems, load_task, suite_leaks
+from harness.data import TaskItems, folded, load_task, suite_leaks
 from harness.data.prompts import general_prompts
 from harness.errors import Problem, UserError
 from harness.records import Example, SampleResult, digest
@@ -72,8 +72,8 @@ def asked(bench: "Bench", replay: Replay) -> tuple[Example, ...]:
         for number, text in enumerate(general_prompts())
     ]
     evaluated = [e for examples in _evaluated(bench).values() for e in examples]
-    taken = {_folded(e.prompt) for e in evaluated}
-    free = [e for e in prompts if _folded(e.prompt) not in taken]
+    taken = {folded(e.prompt) for e in evaluated}
+    free = [e for e in prompts if folded(e.prompt) not in taken]
     return tuple(free[: round(_SPARE * n_replayed(bench, replay)) + 1])
 
 
@@ -113,7 +113,3 @@ def _evaluated(bench: "Bench") -> dict[str, Sequence[Example]]:
     own = bench.target.items
     known: dict[str, Sequence[Example]] = {bench.target.task.name: (*own.test, *own.validation)}
     return known | {m.task.name: m.items.test for m in bench.suites}
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.lower().split())
