@@ -114,12 +114,17 @@ def plan(lengths: Sequence[int], size: Size, batch_cost: int) -> list[list[int]]
     return out
 
 
+def common_length(rows: Sequence[tuple[int, ...]]) -> int:
+    """Count the tokens that all rows begin with; 0 for no rows."""
+    first, last = min(rows, default=()), max(rows, default=())
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
 def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
     """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own."""
     if len(rows) < 2:
         return 0
-    first, last, most = min(rows), max(rows), min(map(len, rows)) - 1
-    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    shared = min(common_length(rows), min(map(len, rows)) - 1)
     return shared if shared >= _WORTH_SHARING else 0
 
 

@@ -5,11 +5,10 @@ Invariant: counted in tokens of the model at hand, on the prompts as they are as
 
 from harness.candidates import Candidate
 from harness.evaluate import Job
+from harness.scoring import common_length
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:
     """Count the tokens that all prompts of a job begin with: what a provider's cache would hold."""
     chat = job.task.chat_template
-    prompts = [candidate.encode(e.messages, chat_template=chat).context for e in job.examples]
-    first, last = min(prompts, default=()), max(prompts, default=())
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return common_length([candidate.encode(e.messages, chat_template=chat).context for e in job.examples])
