@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +83,11 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 def package_versions() -> dict[str, str | None]:
     """Return the versions of the packages that compute, read from their metadata."""
     return {name: _version(name) for name in PACKAGES}
+
+
+def timestamp() -> str:
+    """Return the time in UTC to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_state(folder: Path) -> GitState:

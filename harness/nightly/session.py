@@ -7,7 +7,7 @@ night run again asks only what is missing, and a finished one nothing.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,13 +140,13 @@ class _Session:
 
     def held(self) -> tuple[Night, dict[str, Reference]]:
         """Ask everybody; returns the night and the references, new ones included."""
-        started = _now()
+        started = provenance.timestamp()
         chosen = watching.targets(self.loaded, self.bench, self.references)
         watched = tuple(self._watched(label, one) for label, one in chosen)
         night = Night(
             night=self.day,
             started=started,
-            finished=_now(),
+            finished=provenance.timestamp(),
             commit=provenance.git_state(self.loaded.folder).sha or "",
             precision=self.bench.machine.precision,
             environment=self.environment,
@@ -254,7 +254,3 @@ def _plan(bench: Bench, tasks: Mapping[str, Sequence[Measured]], last: Night | N
         pool = pool_of({m.task.name: m.examples("test") for m in of}, policy.anchors)
         out[key] = tonight(pool, last.taken.get(key, 0) if last else 0, policy.items)
     return out
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,16 +204,12 @@ def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSe
     run = replace(
         before,
         run_id=run_id,
-        created=_now(),
+        created=provenance.timestamp(),
         rows={s.name: s.identity.digest for s in sets},
         recipe=recipe.model_dump(mode="json"),
     )
     store.save_run(bench.store, run)
     return run
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
@@ -307,7 +302,7 @@ def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) 
         base_model=base.name,
         base_digest=base.weights_digest,
         served_digest=served.weights_digest if served != base else "",
-        created=_now(),
+        created=provenance.timestamp(),
         recipe=recipe.model_dump(mode="json"),
         **outcome,
     )
