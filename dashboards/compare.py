@@ -46,7 +46,7 @@ def page() -> None:
 def _default(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
     if report is None:
         return list(labels[:2])
-    untrained = best_untrained(report.facts, higher_is_better=report.metric not in OWN_UNITS)
+    untrained = best_untrained(report.facts, higher_is_better=report.higher_is_better)
     ordered = [untrained, *(f.label for f in best_first(report))]
     return [name for name in dict.fromkeys(ordered) if name is not None and name in labels][:2]
 

@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from harness.decide import Decision, decide, hour_usd, repriced
-from harness.numbers import OWN_UNITS, count, usd
+from harness.numbers import count, usd
 from harness.report import ExperimentReport
 from harness.report.sections import arithmetic_rows
 from harness.spec import DecidePolicy
@@ -39,7 +39,7 @@ def page() -> None:
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         metric_name=report.metric,
-        higher_is_better=report.metric not in OWN_UNITS,
+        higher_is_better=report.higher_is_better,
         curve=report.curve,
     )
     texts.say(found.sentence, "lead")

@@ -84,6 +84,11 @@ class ExperimentReport:
         """The name of its files without suffix; a smoke report never takes a result's place."""
         return f"{self.experiment}-smoke" if self.smoke else self.experiment
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the target's metric is better: rates are gains, other units are costs."""
+        return self.metric not in numbers.OWN_UNITS
+
 
 class Row(NamedTuple):
     """One candidate's cells of the result table."""
@@ -114,13 +119,13 @@ def headers(report: ExperimentReport) -> Row:
 
 def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[Row]:
     """List the candidates best first, failed ones last; `tight` spares digits and words."""
-    reference = best_untrained(report.facts, higher_is_better=_higher_is_better(report))
+    reference = best_untrained(report.facts, higher_is_better=report.higher_is_better)
     return [_row(f, report.metric, reference, tight) for f in best_first(report)]
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
     """Sort by the target's score on test; candidates without one come last, as listed."""
-    sign = 1 if _higher_is_better(report) else -1
+    sign = 1 if report.higher_is_better else -1
 
     def key(f: CandidateFacts) -> tuple[bool, float]:
         scored = f.state == "done" and f.target is not None
@@ -275,7 +280,3 @@ def _miss_line(label: str, verdict: Verdict) -> str:
 
 def _recall_line(f: CandidateFacts) -> str:
     return f"{f.label}: retrieval found {numbers.percent(f.recall)} % of the documents needed (recall@k)"
-
-
-def _higher_is_better(report: ExperimentReport) -> bool:
-    return report.metric not in numbers.OWN_UNITS

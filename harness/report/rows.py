@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from harness import numbers
 from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts, best_untrained
 from harness.report.escape import clean
@@ -56,7 +55,7 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
 def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     if f.target is None:
         return
-    best = best_untrained(report.facts, higher_is_better=report.metric not in numbers.OWN_UNITS)
+    best = best_untrained(report.facts, higher_is_better=report.higher_is_better)
     named = {"task": report.task, "metric": report.metric}
     yield named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _scored(f.target)
     yield from (named | {"slice": name} | _scored(e) for name, e in f.slices.items())

@@ -54,7 +54,7 @@ def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None
     """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
-    name = decide.strongest(failing, higher_is_better=_higher_is_better(report))
+    name = decide.strongest(failing, higher_is_better=report.higher_is_better)
     facts = next((f for f in failing if f.name == name), None)
     return _case(report, by_id, facts) if facts else None
 
@@ -80,7 +80,7 @@ def _named(bench: Bench, selected: Sequence[str], wanted: str, runs: dict[str, R
 def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> Case:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    name = decide.best_untrained(report.facts, higher_is_better=_higher_is_better(report))
+    name = decide.best_untrained(report.facts, higher_is_better=report.higher_is_better)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
     return Case(facts, runs[facts.run_id], reference)
 
@@ -118,7 +118,3 @@ def _for_want_of_retention(verdict: Verdict) -> bool:
 
 def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
     raise UserError(Problem(f"rescue {name}", found, expected, step))
-
-
-def _higher_is_better(report: ExperimentReport) -> bool:
-    return report.metric not in numbers.OWN_UNITS

@@ -78,7 +78,7 @@ def points_of(report: ExperimentReport) -> list[Point]:
     """List what can be drawn, the front first."""
     facts = [f for f in best_first(report) if _macro(f) and f.target]
     drawn = [(f, f.target, _macro(f)) for f in facts]
-    sign = -1 if report.metric in numbers.OWN_UNITS else 1
+    sign = 1 if report.higher_is_better else -1
     goals = [(sign * target.score, kept.score) for _, target, kept in drawn if target and kept]
     best = set(stats.pareto_front(goals)) if goals else set()
     chosen = report.decision.candidate if report.decision else None
