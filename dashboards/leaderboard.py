@@ -8,11 +8,12 @@ from typing import Any
 
 import streamlit as st
 
-from harness.numbers import OWN_UNITS, count
+from harness.numbers import OWN_UNITS, UNKNOWN, count
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
 from harness.report.facts import last_line
+from harness.report.verdicts import CLASSES
 from parts import board, charts, controls, project, texts
 
 _FACETS: dict[str, Callable[[Run], str]] = {
@@ -21,8 +22,8 @@ _FACETS: dict[str, Callable[[Run], str]] = {
     "method": lambda run: run.method,
     "seed": lambda run: str(run.seed),
 }
-_WORDS = ["PASS", "FAIL", "UNDECIDED", "DRIFT", "ERROR", "–"]
-_COLOURS = ["green", "red", "orange", "orange", "red", "gray"]
+_COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
+_VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
 
 
 def page() -> None:
@@ -100,7 +101,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
         ),
         "champion": text("★", width=35, help="The champion: what gates compare with."),
         "candidate": text("candidate"),
-        "verdict": st.column_config.MultiselectColumn("verdict", options=_WORDS, color=_COLOURS),
+        "verdict": st.column_config.MultiselectColumn(
+            "verdict", options=list(_VERDICTS), color=list(_VERDICTS.values())
+        ),
         "score": number("target", format="%.1f", help="Score on the target's test items."),
         "interval": text("95 %"),
         "gain": number("vs best untrained", format="%+.1f", help="Paired difference in points."),

@@ -13,6 +13,7 @@ from harness import stats
 from harness.numbers import OWN_UNITS, percent, points, score
 from harness.report import ExperimentReport
 from harness.report.pictures.front import Point, points_of
+from harness.report.verdicts import WORDS
 from parts import charts, controls, project, texts
 
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of general ability lost
@@ -43,7 +44,7 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     texts.say(f"On the front: {', '.join(on_front)}.")
     if report.metric not in OWN_UNITS:
         goals = [(p.target.score, p.kept.score) for p in found]
-        passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == "PASS"]
+        passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == WORDS["pass"]]
         area = stats.hypervolume(goals, _REFERENCE)
         kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
         texts.say(

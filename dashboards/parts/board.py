@@ -12,11 +12,12 @@ import streamlit as st
 from harness import comparison
 from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts, fine_tuned
-from harness.numbers import OWN_UNITS, change, points, score, seconds, usd
+from harness.numbers import OWN_UNITS, UNKNOWN, change, points, score, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
 from harness.report.facts import best_first, verdict_word
+from harness.report.verdicts import ERROR
 from parts import controls, project
 
 AT_ONCE = 60  # runs whose scores are read from their rows
@@ -58,7 +59,7 @@ def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) ->
         "forgetting interval": points(*macro[:3]).partition(" ")[2] if macro else "",
         "usd": usd(f.cost_per_1k_usd) if f else "",
         "p50": seconds(run.latency.get("p50_s")),
-        "verdict": "ERROR" if run.state == "failed" else verdict_word(f) if f else "–",
+        "verdict": ERROR if run.state == "failed" else verdict_word(f) if f else UNKNOWN,
         "method": clean(f"{run.method} × {run.prompting}"),
         "model": clean(run.base_model.rpartition("/")[2]),
         "created": run.created[:16].replace("T", " "),

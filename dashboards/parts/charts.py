@@ -16,20 +16,15 @@ from harness.numbers import OWN_UNITS
 from harness.report.escape import clean, shorten
 from harness.report.heat import Heat
 from harness.report.pictures.front import Point
+from harness.report.verdicts import WORDS
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
 GOOD, BAD, DOUBT, QUIET = "#009e73", "#d55e00", "#e69f00", "#8c96a0"
 _MARKS = {
-    "PASS": ("circle", GOOD),
-    "FAIL": ("x", BAD),
-    "UNDECIDED": ("diamond", DOUBT),
-    "DRIFT": ("square", DOUBT),
-}
-_GATE = {
-    "PASS": "passes the gate",
-    "FAIL": "fails the gate",
-    "UNDECIDED": "undecided",
-    "DRIFT": "the harness drifted",
+    "pass": ("circle", GOOD, "passes the gate"),
+    "fail": ("x", BAD, "fails the gate"),
+    "inconclusive": ("diamond", DOUBT, "undecided"),
+    "harness-drift": ("square", DOUBT, "the harness drifted"),
 }
 _HEAT = ((0.0, "#c44a00"), (0.5, "#f7f7f7"), (1.0, "#0072b2"))  # vermilion, white, blue
 _ROW = 30
@@ -180,10 +175,10 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
             line={"color": COLOURS[0], "shape": "vh", "width": 1.5},
         )  # fmt: skip
     places = _places(points)
-    for word, (symbol, colour) in _MARKS.items():
-        of = [p for p in points if p.verdict == word]
+    for outcome, (symbol, colour, said) in _MARKS.items():
+        of = [p for p in points if p.verdict == WORDS[outcome]]
         if of:
-            _add_points(figure, of, places, _Mark(word, symbol, colour), rate)
+            _add_points(figure, of, places, _Mark(symbol, colour, said), rate)
     if margin is not None:
         figure.add_hline(y=-100 * margin, line={"color": BAD, "dash": "dot", "width": 1.5})
         figure.add_annotation(
@@ -198,9 +193,9 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
 
 
 class _Mark(NamedTuple):
-    word: str
     symbol: str
     colour: str
+    said: str
 
 
 def _places(points: Sequence[Point]) -> dict[str, str]:
@@ -264,7 +259,7 @@ def _add_points(
         text=_names(of),
         customdata=[plain(p.label) for p in of],
         textposition=[places[p.label] for p in of],
-        name=_GATE[mark.word],
+        name=mark.said,
         hovertemplate="%{customdata}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from harness.report.escape import clean, clean_lines
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
+_BADGES = {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
 _STYLE = """<style>
 .stMainBlockContainer{padding-top:2.6rem;padding-bottom:3rem}
 .quoted{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;overflow:auto;max-height:26rem;
@@ -93,7 +94,5 @@ def diff_html(old: str, new: str) -> str:
 
 
 def badge(word: str) -> str:
-    """Return a verdict as HTML: a word in a coloured frame."""
-    kinds = {"PASS": "good", "FAIL": "bad", "ERROR": "bad", "UNDECIDED": "doubt", "DRIFT": "doubt"}
-    kinds |= {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
-    return f'<span class="badge {kinds.get(word, "none")}">{escape(clean(word))}</span>'
+    """Return a night's verdict as HTML: a word in a coloured frame."""
+    return f'<span class="badge {_BADGES.get(word, "none")}">{escape(clean(word))}</span>'

@@ -14,22 +14,16 @@ from harness.release.judged import Judged
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import miss_basis, miss_text
+from harness.report.verdicts import WORDS
 
 _LOST_SHOWN = 20
-_LABELS = {
-    "pass": "PASS",
-    "fail": "FAIL",
-    "inconclusive": "UNDECIDED",
-    "harness-drift": "DRIFT",
-    "skipped": "–",
-}
 
 
 def terminal(judged: Judged) -> list[str]:
     """List the lines of a verdict, the verdict itself last."""
     v = judged.verdict
     tasks = [f"  {clean(_task_line(t))}" for t in _primary(judged)]
-    rules = [f"  {_LABELS[r.outcome]:<9}  {clean(r.sentence)}" for r in v.rules]
+    rules = [f"  {WORDS[r.outcome]:<9}  {clean(r.sentence)}" for r in v.rules]
     return [
         f"{clean(judged.candidate)} against {clean(judged.baseline)}",
         *tasks,
@@ -48,11 +42,11 @@ def markdown(judged: Sequence[Judged]) -> str:
 
 def _markdown(judged: Judged) -> list[str]:
     v = judged.verdict
-    rules = [[r.name, _LABELS[r.outcome], r.sentence] for r in v.rules]
+    rules = [[r.name, WORDS[r.outcome], r.sentence] for r in v.rules]
     tasks = [_task_cells(t) for t in _primary(judged)]
     lost = [_lost(t) for t in _primary(judged) if t.comparison.lost and t.comparison.base_passed is not None]
     return [
-        f"## {_LABELS[v.outcome]}: {escape(judged.candidate)} against {escape(judged.baseline)}",
+        f"## {WORDS[v.outcome]}: {escape(judged.candidate)} against {escape(judged.baseline)}",
         "",
         f"**{escape(v.sentence)}**",
         "",

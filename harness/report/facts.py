@@ -19,7 +19,7 @@ from harness.decide import (
     fine_tuned,
 )
 from harness.gating import MissRate, Verdict
-from harness.report import recipes, steps
+from harness.report import recipes, steps, verdicts
 from harness.report.flips import Flip
 from harness.report.steps import Step
 from harness.spec import DecidePolicy
@@ -33,7 +33,6 @@ _SHORT = {
     "bleu": "BLEU",
     "bits_per_byte": "bits/byte",
 }
-_VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED", "harness-drift": "DRIFT"}
 _TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
 
 
@@ -156,8 +155,8 @@ def last_line(report: ExperimentReport) -> str:
 def verdict_word(f: CandidateFacts) -> str:
     """Say a run's verdict in one word."""
     if f.state == "failed":
-        return "ERROR"
-    return _VERDICTS[f.verdict.outcome] if f.verdict else numbers.UNKNOWN
+        return verdicts.ERROR
+    return verdicts.WORDS[f.verdict.outcome] if f.verdict else numbers.UNKNOWN
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:

@@ -19,15 +19,9 @@ from harness.report.flips import Flip
 from harness.report.heat import heat
 from harness.report.pictures import style
 from harness.report.sections import Section, header_facts, sections
+from harness.report.verdicts import CLASSES, WORDS
 
 _FOLDER = Path(__file__).parent
-_VERDICTS = {
-    "PASS": "passes",
-    "FAIL": "fails",
-    "UNDECIDED": "undecided",
-    "DRIFT": "undecided",
-    "ERROR": "fails",
-}
 
 
 class Chapter(NamedTuple):
@@ -65,7 +59,8 @@ def html(report: ExperimentReport) -> str:
         chapters=_chapters(report),
         front=pictures.front(report),
         heat=heat(report),
-        verdicts=_VERDICTS,
+        verdict_classes=CLASSES,
+        verdict_words=WORDS,
         colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + style.rules()),
     )
 

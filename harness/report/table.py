@@ -15,9 +15,9 @@ from harness.decide import Ablation
 from harness.report import recipes
 from harness.report.escape import clean, shorten
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
+from harness.report.verdicts import STYLES
 
 WIDTH = 100
-_STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow", "DRIFT": "yellow"}
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:
@@ -44,7 +44,7 @@ def terminal_table(report: ExperimentReport) -> Table:
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
     for row in rows[1:]:
         name = Text(shorten(row.candidate, name_width))
-        table.add_row(name, *map(Text, row[1:-1]), Text(row.verdict, style=_STYLES.get(row.verdict, "")))
+        table.add_row(name, *map(Text, row[1:-1]), Text(row.verdict, style=STYLES.get(row.verdict, "")))
     return table
 
 

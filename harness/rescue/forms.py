@@ -21,10 +21,8 @@ from harness.report import ExperimentReport
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import verdict_word
+from harness.report.verdicts import STYLES, WORDS
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
-
-_WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "UNDECIDED", "harness-drift": "DRIFT"}
-_STYLES = {"PASS": "green", "FAIL": "red", "ERROR": "red", "UNDECIDED": "yellow"}
 
 
 class Row(NamedTuple):
@@ -78,7 +76,7 @@ def terminal(rescue: Rescue, console: Console) -> None:
     for header in headers(rescue):
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
     for row in rows(rescue):
-        cells = [Text(clean(cell), style=_STYLES.get(cell, "")) for cell in row]
+        cells = [Text(clean(cell), style=STYLES.get(cell, "")) for cell in row]
         table.add_row(*cells)
     console.print(table)
     for sentence in sentences(rescue):
@@ -167,7 +165,7 @@ def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> Row:
 def _word(half: HalfVerdict | None) -> str:
     if half is None:
         return numbers.UNKNOWN
-    return _WORDS[half.verdict.outcome] if half.gains else "NO GAIN"
+    return WORDS[half.verdict.outcome] if half.gains else "NO GAIN"
 
 
 def _items(rescue: Rescue) -> str:

@@ -17,15 +17,11 @@ from harness.report.facts import ExperimentReport, best_first, verdict_word
 from harness.report.pictures import svg
 from harness.report.pictures.style import standalone
 from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
+from harness.report.verdicts import CLASSES, WORDS
 
 _WIDTH, _HEIGHT = 860.0, 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
-_SHAPES = {
-    "PASS": ("dot", "passes"),
-    "FAIL": ("cross", "fails"),
-    "UNDECIDED": ("diamond", "undecided"),
-    "DRIFT": ("diamond", "undecided"),
-}
+_SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
 
 class Point(NamedTuple):
@@ -150,14 +146,14 @@ def _whiskers(p: Point, x: Scale, y: Scale, rate: float) -> str:
 
 
 def _class(p: Point) -> str:
-    return _SHAPES[p.verdict][1] if p.on_front else "dominated"
+    return CLASSES[p.verdict] if p.on_front else "dominated"
 
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = numbers.score(report.metric, *p.target[:3])
     said = f"{p.label}: target {score}, general ability {numbers.points(*p.kept[:3])} points, {p.verdict}"
     ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
-    return group(said, *ring, mark(_SHAPES[p.verdict][0], x, y, _class(p)))
+    return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
 
 
 def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
@@ -194,11 +190,11 @@ def _overlap(a: Box, b: Box) -> bool:
 def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
     """Explain the marks that are there, and name what is not in the picture."""
     y, x, out = _HEIGHT - 10, 8.0, []
-    for word, (shape, class_) in _SHAPES.items():
+    for word, class_ in CLASSES.items():
         if any(p.verdict == word for p in points):
             said = f"the gate: {class_}" if class_ == "undecided" else f"{class_} the gate"
-            said = "the harness drifted" if word == "DRIFT" else said
-            out += [mark(shape, x, y - 4, class_), text(x + 12, y, said, "small")]
+            said = "the harness drifted" if word == WORDS["harness-drift"] else said
+            out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
             x += svg.width_of(said) + 30
     if any(not p.on_front for p in points):
         out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
