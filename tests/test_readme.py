@@ -26,9 +26,6 @@ from typer.main import get_command
 
 from harness import cli, config, data, embedded, errors, records, report, spec
 from harness.candidates import ModelHost
-from harness.comparison import Comparison, Estimate
-from harness.decide import CandidateFacts, Decision
-from harness.gating import Verdict
 from harness.machine import Machine
 from harness.progress import Silent
 from harness.prompting import PromptingContext
@@ -322,45 +319,27 @@ def kept_report(name: str) -> str:
     return file.read_text() if staged.returncode else staged.stdout
 
 
-def read_back(raw: dict) -> ExperimentReport:
-    """Make a report of its JSON, as far as the result table needs it."""
-
-    def made(kind, value, **inner):
-        parts = {key: made(of, value[key]) for key, of in inner.items()} if value else {}
-        return kind(**{**value, **parts}) if value else None
-
-    def facts(value):
-        verdict = made(Verdict, value["verdict"], macro=Estimate)
-        fields = made(dict, value, target=Estimate, vs_untrained=Comparison)
-        return CandidateFacts(**{**fields, "verdict": verdict})
-
-    return ExperimentReport(
-        raw["experiment"],
-        raw["base_model"],
-        raw["metric"],
-        tuple(map(facts, raw["facts"])),
-        decision=made(Decision, raw["decision"]),
-        smoke=raw["smoke"],
-        macro_margin=raw.get("macro_margin"),  # a report kept from before has none
-    )
+@pytest.fixture
+def kept_run(tmp_path):
+    """Read the report that the result table of README shows."""
+    (tmp_path / "support.json").write_text(kept_report("support.json"))
+    return report.read(tmp_path / "support.json")
 
 
-def test_the_result_table_of_readme_is_that_of_the_kept_run():
-    found = read_back(json.loads(kept_report("support.json")))
+def test_the_result_table_of_readme_is_that_of_the_kept_run(kept_run):
     console = Console(width=100, file=io.StringIO())
-    console.print(report.terminal_table(found))
+    console.print(report.terminal_table(kept_run))
     rows = [line.rstrip() for line in console.file.getvalue().splitlines()]
     block = README.split("<!-- result table -->\n```text\n")[1].split("\n```\n<!-- /result table -->")[0]
     shown = block.splitlines()
-    assert not found.smoke
+    assert not kept_run.smoke
     assert shown[: len(rows)] == rows
-    assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(found)
+    assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(kept_run)
 
 
-def test_the_picture_of_readme_is_drawn_from_the_kept_run():
-    found = read_back(json.loads(kept_report("support.json")))
+def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
     assert "](reports/support.front.svg)" in README
-    assert kept_report("support.front.svg") == report.front_file(found)
+    assert kept_report("support.front.svg") == report.front_file(kept_run)
 
 
 def test_every_form_of_a_report_is_explained(finished, tmp_path):

@@ -59,10 +59,12 @@ candidates:
 
 def compared(path, **limits):
     found = experiment.compare(path, **limits)
-    kept = os.environ.get("HARNESS_EXAMPLES")
-    for form in report.write(found, Path(kept or path.parent)):
-        if kept:  # whoever reads an example has these rows elsewhere
-            form.write_text(form.read_text().replace(f"{shared_data('rows').parent}/", ""))
+    forms = report.write(found, path.parent)
+    if kept := os.environ.get("HARNESS_EXAMPLES"):
+        for form in (form for form in forms if form.suffix in (".md", ".json")):
+            # Whoever reads an example has these rows elsewhere.
+            text = form.read_text().replace(f"{shared_data('rows').parent}/", "")
+            (Path(kept) / form.name).write_text(text)
     return found
 
 
