@@ -90,7 +90,7 @@ def _chosen(bench: "Bench", source: ModelSource, n: int, earlier: int) -> Iterat
     order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
     for rows in (there[i] for i in order):
-        blocks = [(rows, index) for index in range(-(-len(rows.ids) // BLOCK))]
+        blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
     of_kind = [_from(_in_turn(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
     return islice(_stored(bench, _in_turn(of_kind)), n)

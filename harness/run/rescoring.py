@@ -40,7 +40,7 @@ def _scored_again(bench: "Bench", rows: "RowSet", known: Iterable[RowsIdentity])
                     store.keep_origin(bench.store, wanted.digest, index, came_from[index])
                 store.append_block(bench.store, wanted, index, _scored(job, index, block))
                 done.add(index)
-    if len(done) < -(-len(rows.ids) // BLOCK):
+    if len(done) < rows.n_blocks:
         return False
     store.complete_rows(bench.store, wanted, len(rows.ids))
     return True

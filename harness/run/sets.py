@@ -12,7 +12,7 @@ from harness import estimate
 from harness.data import Split
 from harness.evaluate import Job, addressed
 from harness.prompting import PromptingContext, compose
-from harness.records import Example, RowsIdentity
+from harness.records import BLOCK, Example, RowsIdentity
 from harness.run import weights as made
 from harness.run.identity import identity
 from harness.spec import Recipe
@@ -46,6 +46,11 @@ class RowSet(NamedTuple):
     def ids(self) -> list[str]:
         """Example ids, in the order in which they are asked."""
         return [e.id for e in self.measured.examples(self.split)]
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of `BLOCK` items in which they are asked, without building prompts."""
+        return -(-len(self.ids) // BLOCK)
 
     def job(self) -> Job:
         """Return the items as the candidate is asked them."""
