@@ -160,7 +160,3 @@ def _bad_name(name: str, tree: Tree) -> Problem:
 
 def _is_name(name: str) -> bool:
     return bool(name) and all(sign.isascii() and (sign.isalnum() or sign in _NAME_SIGNS) for sign in name)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

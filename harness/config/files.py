@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config import tree as trees
 from harness.config import wording
-from harness.config.tree import Keys, Tree
+from harness.config.tree import Keys, Tree, mapping
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import EVALUATE, Suite, is_path
 
@@ -48,7 +48,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         raise UserError(_no_mapping(shown, data, expected))
     _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
-        _resolve(_mapping(task), path.parent)
+        _resolve(mapping(task), path.parent)
     if "method" in data:
         _resolve_recipe(data, path.parent)
     return Tree(data, marks, folder, [text])
@@ -68,8 +68,8 @@ def inline(tree: Tree) -> None:
         if isinstance(suite, str):
             _inline_file(tree, ("suites", index), suite, "suite")
         else:
-            _spell_out_tasks(_mapping(suite))
-    for name, recipe in _mapping(tree.data.get("candidates")).items():
+            _spell_out_tasks(mapping(suite))
+    for name, recipe in mapping(tree.data.get("candidates")).items():
         if isinstance(recipe, str):
             _inline_file(tree, ("candidates", name), f"baselines/{recipe}.yaml", "recipe")
         elif recipe is None:
@@ -82,9 +82,9 @@ def finish(tree: Tree) -> None:
     _spell_out_promptings(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
-    for around in (tree.data, *_mapping(tree.data.get("candidates")).values()):
-        _resolve_recipe(_mapping(around), tree.folder)
-    _resolve_file(_mapping(tree.data.get("rescue")), "replay", tree.folder)
+    for around in (tree.data, *mapping(tree.data.get("candidates")).values()):
+        _resolve_recipe(mapping(around), tree.folder)
+    _resolve_file(mapping(tree.data.get("rescue")), "replay", tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
         tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())
@@ -95,7 +95,7 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
     if isinstance(tree.data.get("target"), dict):
         yield ("target",), tree.data["target"]
     for i, suite in enumerate(_list(tree.data.get("suites"))):
-        for j, task in enumerate(_list(_mapping(suite).get("tasks"))):
+        for j, task in enumerate(_list(mapping(suite).get("tasks"))):
             if isinstance(task, dict):
                 yield ("suites", i, "tasks", j), task
 
@@ -109,7 +109,7 @@ def _inline_target(tree: Tree) -> None:
     """Read the target's file, and take the one task out of a suite."""
     if isinstance(tree.data.get("target"), str):
         _inline_file(tree, ("target",), tree.data["target"], "suite")
-    suite = _mapping(tree.data.get("target"))
+    suite = mapping(tree.data.get("target"))
     if not suite.keys() & {"tasks", "role"}:
         return
     around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
@@ -156,8 +156,8 @@ def _spell_out_tasks(suite: dict[str, Any]) -> None:
 
 
 def _spell_out_promptings(tree: Tree) -> None:
-    for name, recipe in _mapping(tree.data.get("candidates")).items():
-        prompting = _mapping(recipe).get("prompting")
+    for name, recipe in mapping(tree.data.get("candidates")).items():
+        prompting = mapping(recipe).get("prompting")
         keys: Keys = ("candidates", name, "prompting")
         if isinstance(prompting, str):
             tree.put(keys, {prompting: {}}, {(prompting,): tree.where(keys)})
@@ -166,7 +166,7 @@ def _spell_out_promptings(tree: Tree) -> None:
 
 
 def _resolve(task: dict[str, Any], folder: Path) -> None:
-    data = _mapping(task.get("data"))
+    data = mapping(task.get("data"))
     for split in DATA_FILES:
         path = data.get(split)
         if isinstance(path, str) and not path.startswith(HUB):
@@ -195,10 +195,10 @@ def _resolve_metric(written: str, folder: Path) -> str:
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Make absolute where weights lie: of a base, of an adapter, of a retriever."""
     _resolve_model(recipe, "base_model", folder)
-    for params in _mapping(recipe.get("prompting")).values():
-        _resolve_model(_mapping(params), "model", folder)
+    for params in mapping(recipe.get("prompting")).values():
+        _resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)
-    _resolve_file(_mapping(recipe.get("replay")), "data", folder)
+    _resolve_file(mapping(recipe.get("replay")), "data", folder)
 
 
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:
@@ -260,10 +260,6 @@ def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
 
 def _shown(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> Iterable[Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import plugins
-from harness.config.tree import Keys, Tree
+from harness.config.tree import Keys, Tree, mapping
 from harness.errors import Problem
 
 
@@ -24,8 +24,7 @@ class Member(NamedTuple):
 
 def expand(tree: Tree) -> dict[str, Member]:
     """Return every candidate by name, grids multiplied out."""
-    candidates = tree.data.get("candidates")
-    written = candidates.items() if isinstance(candidates, dict) else ()
+    written = mapping(tree.data.get("candidates")).items()
     return {name: member for source, recipe in written for name, member in _members(source, recipe, tree)}
 
 
@@ -45,8 +44,7 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
     if not isinstance(recipe, dict):
         return
     yield from _grids_of("methods", recipe.get("method", "base"), recipe.get("params"), ("params",))
-    prompting = recipe.get("prompting")
-    for name, params in prompting.items() if isinstance(prompting, dict) else ():
+    for name, params in mapping(recipe.get("prompting")).items():
         yield from _grids_of("prompting", name, params, ("prompting", name))
 
 

@@ -79,6 +79,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """Return a value that is a mapping, and an empty one for whatever else was written."""
+    return value if isinstance(value, dict) else {}
+
+
 def _mark(value: Any, keys: Keys, shown: str, marks: dict[Keys, str]) -> None:
     places = getattr(getattr(value, "lc", None), "data", None) or {}
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if places else ()

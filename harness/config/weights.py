@@ -12,7 +12,7 @@ from harness import plugins
 from harness.config import wording
 from harness.config.files import HUB, missing_file
 from harness.config.grids import Member
-from harness.config.tree import Keys, Tree
+from harness.config.tree import Keys, Tree, mapping
 from harness.errors import Problem, did_you_mean
 from harness.spec import Recipe
 
@@ -45,7 +45,7 @@ def _borrowed(
         yield Problem(where, found, "the name of another candidate", _others(name, members))
     elif source not in members:
         yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
-    elif _mapping(members[source].recipe).get("weights_of"):
+    elif mapping(members[source].recipe).get("weights_of"):
         found = f"weights of {source}, which has none of its own"
         yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
 
@@ -78,15 +78,15 @@ def _started(
 def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
     """List what a candidate starts from, nearest first; a circle ends where it closes."""
     found: list[str] = []
-    at: Any = _mapping(members[name].recipe).get("init_from")
+    at: Any = mapping(members[name].recipe).get("init_from")
     while at in members and at not in found:
         found.append(at)
-        at = _mapping(members[at].recipe).get("init_from")
+        at = mapping(members[at].recipe).get("init_from")
     return found
 
 
 def _makes(name: str, members: Mapping[str, Member]) -> str:
-    recipe = _mapping(members[name].recipe)
+    recipe = mapping(members[name].recipe)
     method = recipe.get("method", "base")
     if recipe.get("weights_of") or method not in plugins.names("methods"):
         return ""
@@ -180,7 +180,3 @@ def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[s
 
 def _others(name: str, members: Mapping[str, Member]) -> str:
     return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
