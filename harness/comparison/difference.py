@@ -3,6 +3,7 @@
 Invariant: delta = new − base in the metric's unit; a p-value belongs to the interval beside it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -64,6 +65,17 @@ class Comparison:
     alpha: float = 0.05
     design_effect: float = 1.0
     base_passed: int | None = None
+
+
+def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
+    """Average the deltas of tasks, their intervals combined by MOVER, over the items of all of them.
+
+    Raises:
+        ValueError: there is no comparison.
+    """
+    ends = [stats.Interval(c.low, c.high) for c in comparisons]
+    delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends)
+    return Estimate(delta, low, high, sum(c.n for c in comparisons))
 
 
 def oriented(comparison: Comparison) -> Comparison:

@@ -5,15 +5,14 @@ Invariant: every step compares stored rows of the same items; nothing is measure
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness import comparison, stats
-from harness.comparison import Comparison, Estimate
+from harness import comparison
+from harness.comparison import Comparison
 from harness.gating import TaskComparison
 from harness.gating.verdict import in_macro
 from harness.records import Run, SampleResult
 from harness.report import Step
 from harness.run import Bench, Measured
 from harness.run.weights import source_of
-from harness.stats import Interval
 
 Rows = Mapping[str, Sequence[SampleResult]]
 
@@ -55,12 +54,13 @@ def parent_of(bench: Bench, run: Run, runs: Iterable[Run]) -> Run | None:
 
 def _step(bench: Bench, what: str, new: str, base: str, own: Rows, old: Rows, counting: set[str]) -> Step:
     compared = {m.task.name: _compared(bench, m, old, own) for m in bench.suites}
+    counted = [c for name, c in compared.items() if name in counting]
     target = bench.target.task.name
     return Step(
         what,
         new,
         base,
-        _macro([c for name, c in compared.items() if name in counting]),
+        comparison.mean_change(counted) if counted else None,
         tuple(compared.values()),
         _compared(bench, bench.target, old, own) if target in own and target in old else None,
     )
@@ -70,12 +70,3 @@ def _compared(bench: Bench, m: Measured, old: Rows, new: Rows) -> Comparison:
     name = m.task.name
     metric = m.primary
     return comparison.compare_rows(metric, old[name], new[name], alpha=bench.experiment.gate.alpha)
-
-
-def _macro(compared: Sequence[Comparison]) -> Estimate | None:
-    """Average the changes as the gate does."""
-    if not compared:
-        return None
-    ends = [Interval(c.low, c.high) for c in compared]
-    delta, (low, high) = stats.mover_mean([c.delta for c in compared], ends)
-    return Estimate(delta, low, high, sum(c.n for c in compared))

@@ -333,13 +333,9 @@ def _outcome(lower: float, upper: float, margin: float) -> Outcome:
 def macro_estimate(admitted: Sequence[TaskComparison], identical: bool) -> Estimate:
     """Return the macro delta with its 95 % interval, over the items of all admitted tasks."""
     comparisons = [t.comparison for t in admitted]
-    n = sum(c.n for c in comparisons)
     if identical:
-        return Estimate(0.0, 0.0, 0.0, n)
-    delta, ends = stats.mover_mean(
-        [c.delta for c in comparisons], [Interval(c.low, c.high) for c in comparisons]
-    )
-    return Estimate(delta, *ends, n)
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons))
+    return comparison.mean_change(comparisons)
 
 
 def _facing_se(c: Comparison, margin: float) -> float:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from harness import comparison, stats
+from harness import comparison
 from harness.comparison import Comparison, Estimate
 from harness.gating import Measurement
 from harness.records import SampleResult
-from harness.stats import Interval
 
 Rows = Sequence[SampleResult]
 
@@ -46,7 +45,7 @@ def at_equal_target(
     for between in _enclosing(sorted(path, key=lambda at: at.scale), target):
         mixed = [_against(m, between, alpha) for m in trial if m.task.name in counting]
         if mixed:
-            found.append(_macro(mixed))
+            found.append(comparison.mean_change(mixed))
     return min(found, key=lambda e: e.score, default=None)
 
 
@@ -80,9 +79,3 @@ def _parts(a: SampleResult, b: SampleResult, weight: float) -> dict[str, tuple[f
             else None
         )
     return out
-
-
-def _macro(compared: Sequence[Comparison]) -> Estimate:
-    ends = [Interval(c.low, c.high) for c in compared]
-    delta, (low, high) = stats.mover_mean([c.delta for c in compared], ends)
-    return Estimate(delta, low, high, sum(c.n for c in compared))
