@@ -114,6 +114,14 @@ def own_cache(cache_folder):
         yield cache_folder
 
 
+@pytest.fixture(scope="module")
+def rules_cache(tmp_path_factory):
+    """Remember nothing of models that answer by rule where others look: their engine is a rule too."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("rules-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tiny, cache_folder, tmp_path_factory):
     """Run the tiny experiment once; returns its folder and its report. Tests change copies of it."""
@@ -122,6 +130,21 @@ def finished(tiny, cache_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HARNESS_CACHE", str(cache_folder))
         return folder, tiny_experiment.run(path)
+
+
+@pytest.fixture
+def copy(finished, own_cache, tmp_path):
+    """Copy the finished tiny experiment; returns the path of its harness.yaml."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return tmp_path / "copy" / "harness.yaml"
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """Load the tiny language model as transformers does."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny).eval()
 
 
 @pytest.fixture(scope="session")

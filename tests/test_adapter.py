@@ -8,6 +8,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from tiny_experiment import runs_of
 from tiny_methods import CPU
 
 from harness import store
@@ -49,10 +50,6 @@ def candidates(folder, more=""):
     return f"  prompt: {{method: base}}\n  theirs: {{method: adapter, path: {folder}{more}}}\n"
 
 
-def runs_of(path):
-    return {run.candidate: run for run in store.list_runs(Store(path.parent / "runs"))}
-
-
 def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, theirs, tmp_path):
     import torch
     from peft import PeftModel
@@ -79,20 +76,18 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, t
         assert row.gold_logprob != pytest.approx(before.gold_logprob, abs=1e-3)
 
 
-def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_rows(tiny, tmp_path, finished):
+def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_rows(tiny, tmp_path, copy):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    shutil.copytree(finished[0], tmp_path / "copy")
-    path = tmp_path / "copy" / "harness.yaml"
-    inside = runs_of(path)["lora"]
-    made = path.parent / "runs" / "weights" / inside.training["fit_key"] / "adapter"
+    inside = runs_of(copy)["lora"]
+    made = copy.parent / "runs" / "weights" / inside.training["fit_key"] / "adapter"
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     PeftModel.from_pretrained(base, made).save_pretrained(tmp_path / "elsewhere")
-    path.write_text(path.read_text() + candidates(tmp_path / "elsewhere").partition("\n")[2])
-    tiny_experiment.run(path, candidates=("prompt", "theirs"))
-    assert runs_of(path)["theirs"].rows == inside.rows
+    copy.write_text(copy.read_text() + candidates(tmp_path / "elsewhere").partition("\n")[2])
+    tiny_experiment.run(copy, candidates=("prompt", "theirs"))
+    assert runs_of(copy)["theirs"].rows == inside.rows
 
 
 def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(theirs, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from tiny_experiment import runs_of
 
 from harness import report, store
 from harness.errors import UserError
@@ -33,10 +34,6 @@ def measured(tiny, own_cache, tmp_path_factory):
     suite = folder / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace("data: {", "data: {pairs: letters/pairs.jsonl, "))
     return path, tiny_experiment.run(path)
-
-
-def runs_of(path):
-    return {run.candidate: run for run in store.list_runs(Store(path.parent / "runs"))}
 
 
 def facts(found, name):

@@ -1,9 +1,7 @@
 """The doctor says what is there, what candidates will take, what they took, and what is missing."""
 
 import json
-import shutil
 
-import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -12,13 +10,6 @@ from harness.doctor.costs import costs
 from harness.experiment import Scope, bench_of
 from harness.machine import Memory, memory
 from harness.progress import Silent
-
-
-@pytest.fixture
-def copy(finished, own_cache, tmp_path):
-    """Copy the finished tiny experiment; returns the path of its harness.yaml."""
-    shutil.copytree(finished[0], tmp_path / "copy")
-    return tmp_path / "copy" / "harness.yaml"
 
 
 def bench(path, *overrides):

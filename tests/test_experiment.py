@@ -9,6 +9,7 @@ import pytest
 import tiny_experiment
 import tiny_model
 from filelock import FileLock
+from tiny_experiment import runs_of
 
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
@@ -21,17 +22,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 UNLABELLED = ("target.labels=[]", "target.metrics=[exact_match]")
 NAMES = ("prompt", "shots", "ranked", "bag", "lora", "hybrid")
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    """Copy the finished experiment; returns the path of its harness.yaml."""
-    shutil.copytree(finished[0], tmp_path / "copy")
-    return tmp_path / "copy" / "harness.yaml"
-
-
-def runs_of(path):
-    return {run.candidate: run for run in store.list_runs(Store(path.parent / "runs"))}
 
 
 def files(folder):

@@ -1,6 +1,5 @@
 """Answers do not depend on how prompts are read, nor on what they share."""
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -9,13 +8,6 @@ from harness.scoring import Size
 
 SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def model(tiny):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny).eval()
 
 
 def greedy(model, prompt, n):

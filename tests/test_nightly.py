@@ -22,15 +22,9 @@ from harness.nightly.files import home, read_nights, read_state
 from harness.progress import Silent
 from harness.store import Store
 
+pytestmark = pytest.mark.usefixtures("rules_cache")
+
 FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general ability
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """Remember nothing of these models where others look: their engine is a rule."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("nights-cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The A/A noise of a suite: what flips between layouts of one model, how it is stored, and what it decides."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -72,13 +71,8 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
     assert ("its layout alone" in why) is not admitted
 
 
-@pytest.fixture
-def copy(finished, own_cache, tmp_path):
-    return shutil.copytree(finished[0], tmp_path / "copy")
-
-
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
-    bench = bench_of(config.load(copy / "harness.yaml"), Scope(), Silent())
+    bench = bench_of(config.load(copy), Scope(), Silent())
     found = measure_noise(bench)
     assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
     assert (found.flips, found.n) == (0, 32)
@@ -87,7 +81,7 @@ def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
 
 
 def test_the_doctor_prints_what_flipped(copy, monkeypatch):
-    monkeypatch.chdir(copy)
+    monkeypatch.chdir(copy.parent)
     shown = CliRunner().invoke(app, ["doctor", "--noise"])
     assert "0 of 32 answers flipped (0.0 %), fp32" in shown.stdout
     raw = json.loads(CliRunner().invoke(app, ["doctor", "--noise", "--json"]).stdout)

@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[1]
 BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    """Copy the finished tiny experiment; returns the path of its harness.yaml."""
-    shutil.copytree(finished[0], tmp_path / "copy")
-    return tmp_path / "copy" / "harness.yaml"
-
-
 def harness(*words, env=None):
     """Call the command line in a process that has no torch."""
     program = f"{BLOCK}import time\nfrom harness.cli import main\nsys.argv = ['harness', *{list(words)!r}]\n"

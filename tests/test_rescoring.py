@@ -151,11 +151,6 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
 # The verb
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished[0], tmp_path / "copy") / "harness.yaml"
-
-
 def test_score_gives_a_run_of_the_new_scores_and_leaves_the_old_one(copy, monkeypatch, capsys):
     monkeypatch.chdir(copy.parent)
     old = store.list_runs(store.Store(copy.parent / "runs"))

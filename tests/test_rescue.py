@@ -14,16 +14,12 @@ from harness.release import gate_stored
 from harness.rescue import exit_code
 from harness.spec import GatePolicy
 
+pytestmark = pytest.mark.usefixtures("rules_cache")
+
 POLICY = GatePolicy()
 BAD_SCALES = dict.fromkeys(("scale=0.75", "scale=0.5", "scale=0.25"), Version(lost=40))
 TRAINED = ("lr=0.0001", "replay=0.01", "replay=0.05", "replay=0.1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Remember nothing of these models where others look: their engine is a rule."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
 
 
 def names(found):
@@ -37,28 +33,24 @@ def refused(made, name, kind=UserError):
 
 
 @pytest.fixture(scope="module")
-def mended(tmp_path_factory):
+def mended(rules_cache, tmp_path_factory):
     """A world in which the half-strength adapter keeps all and gains nearly as much."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
-        versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
-        made = world(tmp_path_factory.mktemp("mended"), versions)
-        return made, made.rescued()
+    versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
+    made = world(tmp_path_factory.mktemp("mended"), versions)
+    return made, made.rescued()
 
 
 @pytest.fixture(scope="module")
-def hopeless(tmp_path_factory):
+def hopeless(rules_cache, tmp_path_factory):
     """A world in which whatever is tried forgets too much."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
-        versions = {
-            "scale=0.75": Version(80, lost=40),
-            "scale=0.5": Version(60, lost=30),
-            "scale=0.25": Version(45, lost=20),
-            **dict.fromkeys(TRAINED, Version(70, lost=15)),
-        }
-        made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
-        return made, made.rescued()
+    versions = {
+        "scale=0.75": Version(80, lost=40),
+        "scale=0.5": Version(60, lost=30),
+        "scale=0.25": Version(45, lost=20),
+        **dict.fromkeys(TRAINED, Version(70, lost=15)),
+    }
+    made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
+    return made, made.rescued()
 
 
 def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):

@@ -128,13 +128,6 @@ def test_parts_of_several_branches_keep_to_the_budget_or_twice_the_context(tree,
 # The executor, on a model
 
 
-@pytest.fixture(scope="module")
-def model(tiny):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny).eval()
-
-
 def plainly(model, tree):
     """Score each branch alone as transformers does: one sequence, no mask, all logits."""
     import torch

@@ -13,11 +13,7 @@ from harness.experiment import refuse_curve
 from harness.report import markdown
 from harness.spec import GatePolicy
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Remember nothing of these models where others look: their engine is a rule."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "worlds-cache"))
+pytestmark = pytest.mark.usefixtures("rules_cache")
 
 
 def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):

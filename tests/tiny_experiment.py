@@ -6,7 +6,9 @@ Invariant: what is written depends on the arguments alone.
 import json
 from pathlib import Path
 
+from harness import store
 from harness.experiment import compare
+from harness.records import Run
 
 LATE = ("parcel", "depot", "letter", "lamp box", "courier", "delivery", "package", "post")
 MONEY = ("invoice", "sum", "refund", "charge", "price", "bill", "receipt", "payment")
@@ -106,3 +108,8 @@ def prose() -> list[dict]:
 def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):
     """Run the experiment as `harness.compare` does."""
     return compare(path, overrides, candidates, **options)
+
+
+def runs_of(path: Path) -> dict[str, Run]:
+    """Read the stored runs of an experiment, the last of each candidate."""
+    return {run.candidate: run for run in store.list_runs(store.Store(path.parent / "runs"))}
