@@ -4,10 +4,10 @@ Invariant: batches are cut by the prompts' lengths alone, never by what is answe
 candidates that are asked the same are computed in the same shapes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.attention import attending_in_parts
 from harness.scoring import (
     READING_COST,
     Size,
@@ -46,8 +46,8 @@ def answers(
     with torch.inference_mode():
         if not keeps_all_keys(model):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped)
-        cache, first, seen = _read(model, prompts, max_new_tokens, reading)
-        with _attending_in_groups(model):
+        with attending_in_parts(model):
+            cache, first, seen = _read(model, prompts, max_new_tokens, reading)
             return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
 
 
@@ -144,42 +144,6 @@ def _next(
     ).logits
     best: torch.Tensor = logits[:, -1].max(-1).indices  # four times as fast as argmax in bf16
     return best
-
-
-@contextmanager
-def _attending_in_groups(model: "PreTrainedModel") -> Iterator[None]:
-    """Let queries that share a key attend together on a CPU, whose fused attention is made for long rows."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    before = model.config._attn_implementation  # noqa: SLF001  (transformers has a public setter only)
-    if model.device.type != "cpu" or before != "sdpa":
-        yield
-        return
-    AttentionInterface.register("grouped", _grouped_attention)
-    AttentionMaskInterface.register("grouped", sdpa_mask)
-    model.set_attn_implementation("grouped")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _grouped_attention(
-    module: Any,
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    attention_mask: "torch.Tensor",
-    scaling: float | None = None,
-    **_: Any,
-) -> "tuple[torch.Tensor, None]":
-    """Attend with one query a head (b, h, 1, d) to the keys (b, g, t, d) of its group."""
-    b, h, _n, d = query.shape
-    groups = query.reshape(b, key.shape[1], h // key.shape[1], d)
-    scores = (groups * (d**-0.5 if scaling is None else scaling)) @ key.transpose(-1, -2) + attention_mask
-    mixed = scores.softmax(-1) @ value
-    return mixed.reshape(b, 1, h, value.shape[-1]), None
 
 
 def _by_generate(

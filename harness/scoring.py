@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.attention import attending_in_parts
 from harness.records import Likelihood, digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel
 
-PLANNER_VERSION = 3
+PLANNER_VERSION = 4
 # Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
 _AGREEMENT_NATS = 0.5
 # A pass over all layers costs, beside its tokens, as long as reading so many.
@@ -222,6 +223,10 @@ class Executor:
     def _branches(self, trees: Sequence[Tree]) -> list[Branches]:
         if self.engine == "plain":
             return [[self._score([Tree(t.context, (b,))])[0][0] for b in t.branches] for t in trees]
+        with attending_in_parts(self.model):
+            return self._packed(trees)
+
+    def _packed(self, trees: Sequence[Tree]) -> list[Branches]:
         shared = shared_length([t.context for t in trees])
         beginning = read_beginning(self.model, trees[0].context[:shared]) if shared else None
         parts = [(i, part) for i, tree in enumerate(trees) for part in split(tree, self.budget)]
@@ -312,7 +317,8 @@ class Executor:
         trees = [Tree(tuple(ids[:4]), tuple(map(tuple, branches))), Tree((ids[0],), (tuple(ids[1:7]),))]
         self.engine = "packed"
         try:
-            together = self._score(trees)
+            with attending_in_parts(self.model):
+                together = self._score(trees)
         except (ValueError, RuntimeError, TypeError):
             return False
         self.engine = "plain"

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
-    "refusals metrics embedded prepack scoring generation candidates training methods evaluate capability store run stats "
+    "refusals metrics embedded prepack attention scoring generation candidates training methods evaluate capability store run stats "
     "sampling comparison ratings gating decide report experiment release rescue nightly starting doctor catalogue "
     "terminal cli"
 ).split()
@@ -28,6 +28,7 @@ MODEL = {
     "quiet",
     "embedded",
     "prepack",
+    "attention",
     "scoring",
     "generation",
     "candidates",

@@ -36,7 +36,7 @@ from harness.store import Store
 from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
-_LAYS_OUT = ("prepack", "scoring", "generation", "candidates")
+_LAYS_OUT = ("prepack", "attention", "scoring", "generation", "candidates")
 
 
 class Measured(NamedTuple):

@@ -1,0 +1,84 @@
+"""Plain products in parts attend as transformers' own attention does."""
+
+import pytest
+
+from harness.attention import attending_in_parts
+
+N = 300  # two whole parts and a rest
+
+
+@pytest.fixture
+def small():
+    """A model of two layers whose six heads share two groups of keys."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 90}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(**sizes, **heads, max_position_embeddings=512, attn_implementation="sdpa")
+    return LlamaForCausalLM(config).eval()
+
+
+def ids(n_rows, n=N):
+    import torch
+
+    return torch.arange(n_rows * n).reshape(n_rows, n) % 83 + 5
+
+
+def logits(model, in_parts, **inputs):
+    import torch
+
+    with torch.inference_mode():
+        if in_parts:
+            with attending_in_parts(model):
+                return model(**inputs).logits
+        return model(**inputs).logits
+
+
+def assert_same(model, **inputs):
+    import torch
+
+    torch.testing.assert_close(
+        logits(model, True, **inputs), logits(model, False, **inputs), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("n", [1, 128, 129, N])
+def test_causal_rows_of_any_length_get_the_logits_of_fused_attention(small, n):
+    assert_same(small, input_ids=ids(2, n))
+
+
+def test_a_mask_of_ones_own_is_kept(small):
+    import torch
+
+    order = torch.arange(N)
+    seen = (order[:, None] >= order) & ((order < 40) | (order // 50 == order[:, None] // 50))
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
+    assert_same(small, input_ids=ids(1), attention_mask=mask)
+    assert not torch.equal(
+        logits(small, True, input_ids=ids(1), attention_mask=mask), logits(small, True, input_ids=ids(1))
+    )
+
+
+def test_rows_that_go_on_after_others_see_what_was_read(small):
+    import torch
+    from transformers import DynamicCache
+
+    whole = logits(small, False, input_ids=ids(1))
+    cache = DynamicCache(config=small.config)
+    logits(small, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
+    rest = logits(small, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_attends_afterwards_as_before(small):
+    with attending_in_parts(small):
+        assert small.config._attn_implementation == "parts"
+    assert small.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_was_told_how_to_attend_is_left_alone(small):
+    small.set_attn_implementation("eager")
+    with attending_in_parts(small):
+        assert small.config._attn_implementation == "eager"
