@@ -25,6 +25,21 @@ class Progress(Protocol):
         """Show the line of a candidate that is done or has failed."""
 
 
+class Prefixed:
+    """Passes progress on, each label and line with the same words in front."""
+
+    def __init__(self, inner: Progress, prefix: str) -> None:
+        self._inner, self._prefix = inner, prefix
+
+    def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
+        """Open a stage under its longer label."""
+        return self._inner.stage(f"{self._prefix}{label}", expected_s)
+
+    def finished(self, candidate: str, line: str) -> None:
+        """Show the longer line of a candidate."""
+        self._inner.finished(candidate, f"{self._prefix}{line}")
+
+
 class Silent:
     """Reports nothing: for use from Python and in tests."""
 

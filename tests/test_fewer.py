@@ -125,6 +125,13 @@ def test_a_stored_run_is_not_judged_without_its_weights(asked):
         release.gate_stored(asked[0] / "harness.yaml", run_id)
 
 
+def test_no_reason_makes_a_run_on_a_part_of_the_items_a_champion(asked):
+    run_id = next(f.run_id for f in asked[1].facts if f.name == "lora")
+    with pytest.raises(IncompatibleRuns, match=r"expected whole tasks; next: harness compare --exact"):
+        release.promote_named(asked[0] / "harness.yaml", run_id, despite="we need one today")
+    assert not (asked[0] / "baselines").exists()
+
+
 def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     found = tiny_experiment.run(path, fewer_items=True)

@@ -13,6 +13,7 @@ from harness.experiment.findings import Reader, report_of
 from harness.gating import Verdict
 from harness.gating.margins import is_relative, share
 from harness.numbers import count
+from harness.progress import Prefixed
 from harness.records import Run, SampleResult, digest
 from harness.report import ExperimentReport
 from harness.run import Bench, Measured
@@ -24,8 +25,12 @@ _SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity")
 
 
 class Look(NamedTuple):
-    """What one look asks: the suites with their drawn items, at which one-sided alpha, and in words."""
+    """What one look asks: the suites with their drawn items, at which one-sided alpha, and in words.
 
+    `name` is `look 1 of 3`.
+    """
+
+    name: str
     suites: tuple[Measured, ...]
     alpha: float
     said: str
@@ -42,11 +47,14 @@ def in_looks(
     looks = looks_of(bench, base_rows)
     if not looks:
         return ["fewer items: no task is large enough to draw from, so all items were asked"], make_all()
+    progress = bench.progress
     for look in looks:
         narrow(bench, look)
+        bench.progress = Prefixed(progress, f"{look.name}: ")
         runs = make_all()
         if is_settled(report_of(bench, Reader(bench), runs, smoke=False, header={}, notes=())):
             break
+    bench.progress = progress
     return [look.said], runs
 
 
@@ -122,8 +130,10 @@ def _look(
     )
     asked = sum(plan.n(name, k) for name in pools)
     of = f"{count(asked)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
-    look = f"look {k + 1} of {len(plan.alphas)}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
-    return Look(suites, plan.alphas[k], f"fewer items: {of} were asked, drawn by the base's answers; {look}")
+    name = f"look {k + 1} of {len(plan.alphas)}"
+    judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
+    said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"
+    return Look(name, suites, plan.alphas[k], said)
 
 
 def _drawn(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:

@@ -15,6 +15,7 @@ from harness.records import Run
 from harness.release import forms
 from harness.release.again import score_again
 from harness.release.champions import Champion, chosen_run, promote, read_champion
+from harness.release.current import refuse_drawn
 from harness.release.differing import Differences, differences
 from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
@@ -83,6 +84,7 @@ def promote_named(
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
     run = chosen_run(loaded, at, candidate_runs(loaded, at, name))
+    refuse_drawn(loaded.experiment, run)  # no reason makes drawn items a baseline
     verdict, sentence = _verdict_on(loaded, at, run, despite)
     return promote(loaded, at, run, verdict=verdict, sentence=sentence, despite=despite)
 

@@ -29,11 +29,7 @@ def refuse_changed(
         IncompatibleRuns: a task's definition, its items or the code that asks them have changed, or the
             items of the run were drawn.
     """
-    if run.experiment == f"{experiment.name}{FEWER}":
-        raise IncompatibleRuns(
-            f"{run.run_id}: found a run of --fewer-items, whose items count by weights of its report; "
-            f"expected whole tasks; next: harness compare --exact --candidates {run.candidate}"
-        )
+    refuse_drawn(experiment, run)
     if run.experiment != experiment.name:
         return
     named: list[tuple[Task, Role, str]] = [(experiment.target, "target", experiment.target.name)]
@@ -50,6 +46,19 @@ def refuse_changed(
             f"{run.run_id}: found other items, definitions or asking code than it answered: "
             f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
             "what changed"
+        )
+
+
+def refuse_drawn(experiment: Experiment, run: Run) -> None:
+    """Refuse a run that was asked a drawn part of the items: its plain means are not those of the tasks.
+
+    Raises:
+        IncompatibleRuns: the items of the run were drawn.
+    """
+    if run.experiment == f"{experiment.name}{FEWER}":
+        raise IncompatibleRuns(
+            f"{run.run_id}: found a run of --fewer-items, whose items count by weights of its report; "
+            f"expected whole tasks; next: harness compare --exact --candidates {run.candidate}"
         )
 
 
