@@ -208,6 +208,23 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
     assert "−12.3 [−14.2, −10.4]" in "\n".join(table), "forgetting keeps its decimals"
 
 
+GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "0.002") for r in (8, 16)]
+
+
+@pytest.mark.parametrize("names", [GRID, ["lora[r=8,learning_rate=0.002]", "lora[r=16,learning_rate=0.002]"]])
+def test_no_two_members_of_a_grid_have_one_name_in_a_narrow_table(names):
+    lines = printed(report([narrow(name) for name in names] + alternatives()), 100)
+    table = lines[1 : next(i for i, line in enumerate(lines) if "over the prompt" in line)]
+    shown: list[str] = []
+    for line in table:
+        if line[11:].strip():
+            shown.append(line.split()[0])
+        else:  # a wrapped name goes on
+            shown[-1] += line.strip()
+    assert len({name for name in shown if name.startswith("lora")}) == len(names)
+    assert max(map(cell_len, table)) <= 100
+
+
 def test_a_table_with_room_keeps_the_whole_name():
     name = "few-shot[shots=16]"
     assert any(

@@ -1,9 +1,11 @@
 """Print a report on the terminal: one table, the sentences, and the verdict as the last line.
 
-Invariant: the table takes at most 100 columns and no cell wraps; nothing that a model or a
-file chose is read as markup.
+Invariant: the table takes at most 100 columns, and different candidates have different names in it; a
+name wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read
+as markup.
 """
 
+import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -18,6 +20,7 @@ from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_lin
 from harness.report.verdicts import STYLES
 
 WIDTH = 100
+_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:
@@ -40,25 +43,53 @@ def terminal_table(report: ExperimentReport) -> Table:
     if report.smoke:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
-    for header in rows[0]:
-        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
-    for row in rows[1:]:
-        name = Text(shorten(row.candidate, name_width))
-        table.add_row(name, *map(Text, row[1:-1]), Text(row.verdict, style=STYLES.get(row.verdict, "")))
+    _add_columns(table, rows[0], name_width)
+    names = _names([row.candidate for row in rows[1:]], name_width)
+    for name, row in zip(names, rows[1:], strict=True):
+        verdict = Text(row.verdict, style=STYLES.get(row.verdict, ""))
+        table.add_row(Text(name), *map(Text, row[1:-1]), verdict)
     return table
+
+
+def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
+    """Add a column of names, which may wrap, and those beside it, which may not."""
+    first, *others = headers
+    table.add_column(Text(first), overflow="fold", max_width=name_width)
+    for header in others:
+        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
 
 
 def _ablation(ablation: Ablation, metric: str) -> Table:
     """Lay one grid out; its members are named by what differs."""
     rows = recipes.ablation_rows(ablation, metric)
-    columns = recipes.ablation_columns(ablation)
+    columns = [clean(column) for column in recipes.ablation_columns(ablation)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(Text(clean(column)), no_wrap=True, overflow="ellipsis")
     free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
+    width = max(free, cell_len(columns[0]))
+    _add_columns(table, columns, width)
     for name, *cells in rows:
-        table.add_row(Text(shorten(clean(name), max(free, cell_len(columns[0])))), *map(Text, cells))
+        table.add_row(Text(clean(name)), *map(Text, cells))
     return table
+
+
+def _names(names: Sequence[str], width: int) -> list[str]:
+    """Shorten names to a width in cells where some are longer, as far as different ones stay different.
+
+    The keys of a grid's members go first, then the middle of what stands before; values are kept.
+    """
+    if all(cell_len(name) <= width for name in names):
+        return list(names)
+    brief = [_KEYS.sub("", name) for name in names]
+    short = [_shorter(name, width) for name in brief]
+    fit = all(cell_len(name) <= width for name in short)
+    n_different = len(set(names))
+    return next(list(of) for of in (short if fit else brief, brief, names) if len(set(of)) == n_different)
+
+
+def _shorter(name: str, width: int) -> str:
+    source, bracket, values = name.partition("[")
+    room = width - cell_len(bracket + values)
+    return shorten(source, max(room, 1)) + bracket + values
 
 
 def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
