@@ -339,6 +339,13 @@ def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
     assert "Trained with 1 seed" in said(decided([*alternatives(), tuned("lora", 0.81, 0.07)]), "seed")
 
 
+def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_run():
+    seeds = [tuned("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
+    assert said(decided([*alternatives(), *seeds]), "over the prompt and").startswith("lora over 3 seeds: +")
+    two = decided([*alternatives(), *seeds[:2]])
+    assert said(two, "over the prompt and").startswith("lora (seed 3): +")
+
+
 @given(st.permutations([*alternatives(), tuned("lora", 0.81, 0.07), tuned("hot", 0.95, 0.2, "fail")]))
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
     assert decided(facts).sentence == decided([*alternatives(), tuned("lora", 0.81, 0.07)]).sentence
@@ -437,6 +444,13 @@ def test_a_gain_from_fewer_than_a_hundred_examples_on_one_seed_keeps_the_prompt(
     assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
     assert "40 more would make 100, for 80.00 USD of labels" in said(decision, "60 training examples: below")
     assert decided([*alternatives(), tuned("lora", 0.81, 0.07, n_train=100)]).candidate == "lora"
+
+
+@pytest.mark.parametrize(("n_train", "flagged"), [(9_999, True), (10_000, False)])
+def test_full_fine_tuning_on_fewer_than_ten_thousand_examples_is_flagged(n_train, flagged):
+    decision = decided([*alternatives(), tuned("whole", 0.81, 0.07, method="full", n_train=n_train)])
+    words = "All weights were trained on few examples by whole (9,999): that is usual from about 10,000"
+    assert any(words in reason for reason in decision.reasons) == flagged
 
 
 def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():

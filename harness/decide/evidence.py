@@ -10,15 +10,20 @@ from harness import numbers, stats
 from harness.decide import arithmetic, budgets, spend
 from harness.decide.case import FEW, Case, gain_text
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
+from harness.decide.seeds import n_seeds
 from harness.spec import DecidePolicy
 
+_ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
     (
         FEW,
         "below 100 prompt, for what a fine-tune gains varies much; it counts only over three seeds or more",
     ),
     (1_000, "100 to 1,000 suit parameter-efficient tuning on data that stays as it is"),
-    (10_000, "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient"),
+    (
+        _ENOUGH_FOR_FULL,
+        "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient",
+    ),
     (inf, "from about 10,000 full fine-tuning is worth trying too"),
 )
 _USUAL_AMOUNTS = (
@@ -74,10 +79,10 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
     sentences += _gates(case)
     sentences += _failures(case)
     if case.judged:
-        sentences.append(_amount(case, case.judged))
+        sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
-        sentences.append(_seeds(case.facts, shipped))
+        sentences.append(_seeds(n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
         sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
     return tuple(sentences)
@@ -91,10 +96,16 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though too slow"
-    sentences = [f"{run.label}: {over_prompt}{over}, {chosen}."]
+    sentences = [f"{_whose_gain(case, run)}: {over_prompt}{over}, {chosen}."]
     if g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
+
+
+def _whose_gain(case: Case, run: CandidateFacts) -> str:
+    """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
+    n = n_seeds(case.facts, run)
+    return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
 
 
 def _more_items(run: CandidateFacts) -> str:
@@ -108,7 +119,7 @@ def _per_usd(case: Case, run: CandidateFacts) -> str:
     over, cost = gain(run.vs_untrained), run.training_cost_usd
     ratio = arithmetic.per_usd(over, cost, case.metric)
     if ratio is None:
-        return f"Training {run.label} has no price, so the gain itself decides: {gain_text(case, over)}."
+        return f"Training {run.name} has no price, so the gain itself decides: {gain_text(case, over)}."
     prompt = arithmetic.per_usd(gain(run.vs_prompt), cost, case.metric)
     over_prompt = f", over the prompt {_ratio(prompt)}" if prompt else ""
     chance = arithmetic.probability_above(case.policy.tau, over, cost, case.metric)
@@ -270,6 +281,19 @@ def _amount(case: Case, run: CandidateFacts) -> str:
     return f"{numbers.count(n)} training examples: {advice}.{_to_enough(case, n)} {_USUAL_AMOUNTS}"
 
 
+def _few_for_full(case: Case) -> list[str]:
+    """Name the recipes that trained all weights on fewer examples than that usually takes."""
+    few = {f.name: f.n_train for f in case.facts if f.method == "full" and 0 < f.n_train < _ENOUGH_FOR_FULL}
+    if not few:
+        return []
+    named = " and ".join(f"{name} ({numbers.count(n)})" for name, n in few.items())
+    said = (
+        f"All weights were trained on few examples by {named}: that is usual from about"
+        f" {numbers.count(_ENOUGH_FOR_FULL)}; below, compare it with a parameter-efficient method (lora)."
+    )
+    return [said]
+
+
 def _to_enough(case: Case, n: int) -> str:
     if n >= FEW:
         return ""
@@ -278,8 +302,7 @@ def _to_enough(case: Case, n: int) -> str:
     return f" {FEW - n} more would make {FEW}{cost}."
 
 
-def _seeds(facts: Sequence[CandidateFacts], name: str) -> str:
-    n = sum(f.name == name and f.state == "done" for f in facts)
+def _seeds(n: int) -> str:
     if n < stats.MIN_SEEDS:
         return (
             f"Trained with {n} seed{'s' if n > 1 else ''}: this judges the checkpoint, and how much the"

@@ -12,6 +12,7 @@ from harness.comparison import Comparison, Estimate
 from harness.decide import arithmetic
 from harness.decide.case import FEW, Case
 from harness.decide.facts import CandidateFacts
+from harness.decide.seeds import n_seeds
 
 MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
 
@@ -21,10 +22,10 @@ def too_few(case: Case, run: CandidateFacts) -> str:
 
     With three seeds and more what is measured counts: the gain is then that over the seeds.
     """
-    n_seeds = sum(f.name == run.name and f.state == "done" for f in case.facts)
-    if not 0 < run.n_train < FEW or n_seeds >= stats.MIN_SEEDS:
+    n = n_seeds(case.facts, run)
+    if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS:
         return ""
-    seeds = f"{n_seeds} seed{'s' if n_seeds > 1 else ''}"
+    seeds = f"{n} seed{'s' if n > 1 else ''}"
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 

@@ -41,6 +41,11 @@ def over_seeds(facts: Iterable[CandidateFacts], metric: str) -> tuple[OverSeeds,
     return tuple(_joined(name, sorted(of, key=lambda f: f.seed), metric) for name, of in by_name.items())
 
 
+def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
+    """Count the finished seeds of a run's recipe, its own included."""
+    return sum(f.name == run.name and f.state == "done" for f in facts)
+
+
 def difference_over_seeds(pairs: Sequence[Comparison], metric: str) -> Estimate | None:
     """Average paired deltas of several seeds by random effects; None with fewer than three."""
     found = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
