@@ -78,11 +78,15 @@ def test_normal_quantiles_are_exact():
     expected, tolerance = golden("z")
     assert stats.z_quantile(0.975) == pytest.approx(expected["za"], abs=tolerance)
     assert stats.z_quantile(0.8) == pytest.approx(expected["zb"], abs=tolerance)
+    together = stats.z_quantile(0.975) + stats.z_quantile(0.8)
+    assert (together, together**2) == pytest.approx((expected["sum"], expected["sq"]), abs=tolerance)
 
 
 def test_holm_adjusts_the_published_list():
     expected, tolerance = golden("multi")
-    assert stats.holm(expected["p"]) == pytest.approx(expected["holm"], abs=tolerance)
+    found = stats.holm(expected["p"])
+    assert found == pytest.approx(expected["holm"], abs=tolerance)
+    assert sum(p < 0.05 for p in found) == expected["reject"]["holm"]
 
 
 def test_the_paired_delta_gives_darwins_t():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from math import log
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
+from tests.golden import golden
 
 
 def test_sixty_to_forty_is_seventy_elo():
-    assert stats.elo_of_rate(0.6) == pytest.approx(70.4365, abs=1e-4)
+    expected, tolerance = golden("bt_2p_60_40")
+    assert stats.elo_of_rate(0.6) == pytest.approx(expected["elo"], abs=tolerance)
     base, other = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 60 + [0.0] * 40, range(100))
     assert base == (0.0, 0.0, 0.0)
-    assert other.elo == pytest.approx(70.4365, abs=1e-4)
+    assert other.elo == pytest.approx(expected["elo"], abs=tolerance)
+    assert other.elo * log(10) / 400 == pytest.approx(expected["logit"], abs=tolerance)
     assert 0 <= other.low < other.elo < other.high < 150
 
 

@@ -18,7 +18,7 @@ from harness.stats.likelihood import (
     kl_divergence,
     kl_sampled,
 )
-from harness.stats.looks import Spending, alpha_spent, look_bounds
+from harness.stats.looks import alpha_spent, look_bounds
 from harness.stats.means import (
     Mean,
     clustered_mean,
@@ -103,7 +103,6 @@ __all__ = [
     "PowerLaw",
     "RandomEffects",
     "SignFlip",
-    "Spending",
     "Statistic",
     "Strength",
     "WinRate",

@@ -13,8 +13,8 @@ from harness.stats.interval import finite
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
     """Return the share of different n-grams among all n-grams of the texts together, in (0, 1].
 
-    Words are split at blanks. None where no text has n words. It falls with the amount of text:
-    compare equal numbers of answers of like length only.
+    Words are split at blanks. None where no text has n words. It falls with the amount of text: not
+    for comparing different numbers of answers, or answers of another length.
 
     Raises:
         ValueError: n is not positive.
@@ -31,7 +31,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
 def unique_share(outputs: Sequence[str]) -> float | None:
     """Return the share of different answers among k samples of one prompt, in (0, 1]; None of none.
 
-    Blanks around an answer do not make it another. 1/k is a collapsed model or greedy decoding.
+    Blanks around an answer do not make it another. 1/k is a collapsed model or greedy decoding. Not
+    for comparing different k: the share falls with it.
 
     Source: the simplest case of type-token ratios, Templin 1957.
     """

@@ -32,7 +32,7 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float]) -> float:
     """Return the area between the reference and the front of points (n, 2), in the product of both units.
 
     Points that are not above the reference in both goals add nothing. The reference decides
-    much: name it, and never compare areas of different ones.
+    much: name it. Not for comparing areas of different references or units.
 
     Raises:
         ValueError: there are no points, one is NaN, or they have not two goals.

@@ -25,6 +25,8 @@ def z_quantile(p: float) -> float:
 
     Raises:
         ValueError: the probability is 0 or 1 or outside.
+
+    Source: definition; `scipy.special.ndtri`.
     """
     _check_probability(p)
     return float(special.ndtri(p))
@@ -35,6 +37,8 @@ def t_quantile(p: float, df: float) -> float:
 
     Raises:
         ValueError: the probability is 0 or 1 or outside.
+
+    Source: definition; `scipy.special.stdtrit`.
     """
     _check_probability(p)
     return float(special.stdtrit(df, p))

@@ -5,46 +5,41 @@ growing samples have; whoever stops for another reason loses power and never err
 """
 
 from collections.abc import Sequence
-from math import e, log, sqrt
-from typing import Literal
+from math import sqrt
 
 import numpy as np
 from scipy import special
 
 from harness.stats.interval import Array, z_quantile
 
-Spending = Literal["obrien-fleming", "pocock"]
-
 _NODES = 256  # of the quadrature: the bounds of ten looks are right to six digits
 _REACH = 9.0  # standard deviations below which no path is followed
 
 
-def alpha_spent(fraction: float, alpha: float = 0.05, spending: Spending = "obrien-fleming") -> float:
+def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
     """Return how much of a one-sided alpha may be spent once this fraction of the information is in.
 
-    `obrien-fleming`: 2(1 − Φ(z_{1−α/2}/√t)), little at first; `pocock`: α log(1 + (e − 1)t), about evenly.
+    2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks whose times were chosen by
+    what was seen.
 
     Raises:
-        ValueError: the fraction is not in (0, 1].
+        ValueError: the fraction is not in (0, 1], or alpha not in (0, 1).
 
-    Source: Lan & DeMets 1983.
+    Source: Lan & DeMets 1983, the function after O'Brien & Fleming 1979.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"expected a fraction of the information in (0, 1], found {fraction}")
-    if spending == "pocock":
-        return alpha * log(1 + (e - 1) * fraction)
     return float(2 * special.ndtr(-z_quantile(1 - alpha / 2) / sqrt(fraction)))
 
 
-def look_bounds(
-    fractions: Sequence[float], alpha: float = 0.05, spending: Spending = "obrien-fleming"
-) -> tuple[float, ...]:
+def look_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
     """Return the z that the statistic has to exceed at each look, so that all together err alpha often.
 
     `fractions` are the shares of the last look's information at the looks, rising to 1. The density of
     paths that have crossed nowhere is carried from look to look by Gauss-Legendre quadrature, and each
     bound is bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval
     made at that look holds together with those of all other looks (a repeated confidence interval).
+    Not for looks planned by what earlier ones saw, nor without an end (`betting_process`).
 
     Raises:
         ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).
@@ -57,7 +52,7 @@ def look_bounds(
     bounds: list[float] = []
     before, at, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
     for fraction, step in zip(fractions, steps, strict=True):
-        allowed = alpha_spent(min(float(fraction), 1.0), alpha, spending)
+        allowed = alpha_spent(min(float(fraction), 1.0), alpha)
         limit = _crossing(at, weight, float(step), allowed - before)
         bounds.append(limit / sqrt(fraction))
         at, weight = _carried(at, weight, float(step), limit, float(fraction))

@@ -80,7 +80,7 @@ def t_interval(mean: Mean, alpha: float = 0.05) -> Interval:
 def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     """Return by how much clusters inflate the variance of a mean: at least 1.
 
-    1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n (Kish 1965) and ρ from
+    1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n and ρ from
     the ratio of the clustered to the plain variance, shrunk as if one more cluster had been
     seen that differs as a whole: ρ = (c ρ̂ + 1)/(c + 1), c the clusters that hold a value
     other than the median. So ρ is 1 where nothing differs (n/m items' worth of evidence),
@@ -91,6 +91,8 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
+
+    Source: Kish 1965, section 5.4, for 1 + (m − 1) ρ.
     """
     x, codes, _ = _with_codes(values, clusters)
     sizes = np.bincount(codes)
@@ -104,8 +106,12 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
 def differing_clusters(values: ArrayLike, clusters: ArrayLike) -> int:
     """Count the clusters that hold a value other than the median.
 
+    Differences below 1e-12 are rounding. Not a measure of how much they differ.
+
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
+
+    Source: ours, for `design_effect`.
     """
     x, codes, _ = _with_codes(values, clusters)
     return len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))

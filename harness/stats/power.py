@@ -16,8 +16,13 @@ def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float =
     √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect`
     the design effect. Not for graded scores, whose differences are smaller than 1.
 
+    Raises:
+        ValueError: the disagreement or the effect is negative, or n is not positive.
+
     Source: Miller 2024, arXiv:2411.00640 (its variance for single binary answers).
     """
+    if min(disagreement, effect) < 0 or n <= 0:
+        raise ValueError(f"expected disagreement and effect >= 0 and n > 0: {disagreement}, {effect}, {n}")
     return sqrt(effect * (max(disagreement, abs(delta)) - delta**2) / n)
 
 
@@ -54,18 +59,22 @@ def noninferiority_n(
 ) -> float:
     """Return the items needed to show delta > −margin, one-sided α, with the power asked.
 
-    (z_{1−α} + z_power)² (d − δ²)/(m + δ)², not rounded, d the share of items that differ.
-    With clusters multiply by the design effect.
+    (z_{1−α} + z_power)² (d − δ²)/(m + δ)², not rounded, d the share of items that differ (never less
+    than |δ|). With clusters multiply by the design effect. A normal approximation: not for fewer than
+    some five differing items.
 
     Raises:
-        ValueError: the true delta is at or beyond −margin, so no number of items would do.
+        ValueError: the disagreement is negative, or the true delta is at or beyond −margin, so no
+            number of items would do.
 
     Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
     """
+    if disagreement < 0:
+        raise ValueError(f"expected disagreement >= 0, found {disagreement}")
     if delta + margin <= 0:
         raise ValueError(f"a true delta of {delta} cannot be shown to be above −{margin}")
     z = z_quantile(1 - alpha) + z_quantile(power)
-    return z**2 * (disagreement - delta**2) / (margin + delta) ** 2
+    return z**2 * (max(disagreement, abs(delta)) - delta**2) / (margin + delta) ** 2
 
 
 def detectable_delta(disagreement: float, n: float, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -88,8 +97,9 @@ def score_variance(between: float, within: float, n_samples: int) -> float:
     """Return the variance of an item's score when it is asked K times and averaged.
 
     ω² + σ²/K: ω² the variance of the items' expected scores, σ² the mean variance of one
-    answer about its item's expectation. Asking again lowers the second alone; a lower
-    temperature is no substitute, because it changes what is measured.
+    answer about its item's expectation, in the score's unit squared. Asking again lowers the second
+    alone; a lower temperature is no substitute, because it changes what is measured. Not for greedy
+    answers, which come back the same.
 
     Raises:
         ValueError: a variance is negative, or K is not positive.
@@ -106,7 +116,7 @@ def paired_n(variance: float, delta: float, alpha: float = 0.05, power: float = 
 
     (z_{1−α/2} + z_power)² v/δ², v the variance of one item's difference: ω² of the differences
     plus `score_variance`'s second term of each arm, or the disagreement d for binary scores.
-    With clusters multiply by the design effect.
+    With clusters multiply by the design effect. Not for a margin (`noninferiority_n`).
 
     Raises:
         ValueError: delta is 0, or the variance is negative.

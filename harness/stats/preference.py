@@ -59,7 +59,8 @@ def win_rate(wins: int, losses: int, ties: int = 0, alpha: float = 0.05) -> WinR
 def sign_test(wins: int, losses: int) -> float:
     """Return the exact two-sided p of H0 "a win is as likely as a loss"; 1 without any.
 
-    min(1, 2 P(X ≤ min)), X ~ Binomial(wins + losses, ½): McNemar's exact test of the same counts.
+    min(1, 2 P(X ≤ min)), X ~ Binomial(wins + losses, ½): McNemar's exact test of the same counts. Not
+    where several raters judged the same items.
 
     Raises:
         ValueError: a count is negative.
@@ -71,6 +72,8 @@ def sign_test(wins: int, losses: int) -> float:
 
 def elo_of_rate(rate: float) -> float:
     """Return the Elo points that a win rate in (0, 1) stands for: 400 log10(p/(1 − p)); 0.6 → +70.4.
+
+    Not for a side that won or lost everything: it has no finite strength.
 
     Raises:
         ValueError: the rate is not between 0 and 1.
@@ -127,7 +130,8 @@ def krippendorff_alpha(units: Iterable[Mapping[Any, Hashable]]) -> float | None:
     """Return how far raters agree on labels without order: 1 all, 0 as by chance, below 0 less than that.
 
     Each unit maps raters to their labels; units with one label say nothing. None where no unit
-    has two, or where all labels are the same, so that chance would agree as well.
+    has two, or where all labels are the same, so that chance would agree as well. Not for labels
+    with an order or distances.
 
     Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal data.
     """

@@ -68,8 +68,13 @@ def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
     vary or no draw lies on one side. Not where nothing differs (it is a point there), and
     coverage at n = 50 is nearer 90 % than 95 %.
 
+    Raises:
+        ValueError: alpha is not in (0, 1).
+
     Source: Efron 1987; Efron & Tibshirani 1993, section 14.3.
     """
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha in (0, 1), found {alpha}")
     q = np.array([alpha / 2, 1 - alpha / 2])
     tie = TIE * max(1.0, abs(boot.estimate))
     distance = boot.draws - boot.estimate

@@ -142,6 +142,8 @@ def neyman_allocation(
 def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[float]:
     """Return each drawn item's weight N_h/n_h, the inverse of its chance to be drawn.
 
+    They add up to the pool where every stratum has an item. Not for items that were chosen, not drawn.
+
     Raises:
         ValueError: a stratum is unknown.
 

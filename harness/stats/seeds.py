@@ -52,6 +52,11 @@ def random_effects(estimates: Sequence[float], standard_errors: Sequence[float])
 def random_effects_interval(found: RandomEffects, alpha: float = 0.05) -> Interval:
     """Return mean ± t_{1−α/2, R−1} · SE, in the unit of the estimates.
 
+    Not for one checkpoint, whose training does not vary.
+
+    Raises:
+        ValueError: alpha is not in (0, 1).
+
     Source: Hartung & Knapp 2001.
     """
     half = t_quantile(1 - alpha / 2, found.df) * found.se
@@ -60,6 +65,8 @@ def random_effects_interval(found: RandomEffects, alpha: float = 0.05) -> Interv
 
 def random_effects_p(found: RandomEffects) -> float:
     """Return the two-sided p of H0: the mean over seeds is 0; 1 where nothing varies and it is 0.
+
+    2 T_{R−1}(−|mean|/SE). Not for a margin, nor to show that nothing differs.
 
     Source: Hartung & Knapp 2001.
     """

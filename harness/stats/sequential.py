@@ -38,11 +38,15 @@ def sign_e_value(gains: int, losses: int, prior: float = 0.5) -> float:
 def sign_alarm(gains: int, losses: int, alpha: float = 0.05, prior: float = 0.5) -> bool:
     """Tell whether a regression is shown: evidence of at least 1/α, and more losses than gains.
 
+    Not for clustered items, nor for a margin other than 0 (`betting_process`).
+
     Raises:
-        ValueError: a count is negative, or the prior is not positive.
+        ValueError: a count is negative, the prior is not positive, or alpha outside (0, 1).
 
     Source: Howard, Ramdas, McAuliffe & Sekhon 2021.
     """
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha in (0, 1), found {alpha}")
     return losses > gains and sign_e_value(gains, losses, prior) >= 1 / alpha
 
 
@@ -75,7 +79,8 @@ def normal_mixture_radius(variance: ArrayLike, rho: float, alpha: float = 0.05) 
     """Return how far a sum may stray from its expectation at any time: √((V + ρ) log((V + ρ)/(α² ρ))).
 
     `variance` is the intrinsic time V (t σ² for sub-Gaussian terms), `rho` the time at which the
-    boundary is tightest (`normal_mixture_rho`). Two-sided.
+    boundary is tightest (`normal_mixture_rho`). Two-sided, in the unit of the sum. Not for a time
+    that is looked at once: the usual interval is narrower there.
 
     Raises:
         ValueError: rho is not positive, a variance negative, or alpha outside (0, 1).
@@ -91,10 +96,16 @@ def normal_mixture_radius(variance: ArrayLike, rho: float, alpha: float = 0.05) 
 def normal_mixture_rho(variance: float, alpha: float = 0.05) -> float:
     """Return the ρ that makes `normal_mixture_radius` smallest at intrinsic time V.
 
-    V/(−W₋₁(−α²/e) − 1), W₋₁ the lower branch of Lambert's function.
+    V/(−W₋₁(−α²/e) − 1), W₋₁ the lower branch of Lambert's function, in the unit of V. Not to be chosen
+    after values were seen.
+
+    Raises:
+        ValueError: V is not positive, or alpha outside (0, 1).
 
     Source: Howard, Ramdas, McAuliffe & Sekhon 2021, proposition 3.
     """
+    if variance <= 0 or not 0 < alpha < 1:
+        raise ValueError(f"expected a variance > 0 and alpha in (0, 1), found {variance} and {alpha}")
     return variance / (-float(special.lambertw(-(alpha**2) / e, -1).real) - 1)
 
 
@@ -110,8 +121,8 @@ def normal_mixture_sequence(
 ) -> ConfidenceSequence:
     """Return the confidence sequence of the mean of bounded values (n,), from Hoeffding's variance.
 
-    x̄_t ± radius(V_t)/t, V_t = t (high − low)²/4. Simple, and wide where values vary little
-    (`betting_sequence`).
+    x̄_t ± radius(V_t)/t, V_t = t (high − low)²/4, in the unit of the values. Simple, and not for values
+    that vary little (`betting_sequence`), nor for clustered items.
 
     Raises:
         ValueError: a value is NaN or outside the bounds.
@@ -131,7 +142,8 @@ def betting_sequence(
 
     A mean stays in while ½∏(1 + λ_t (x_t − m)) and ½∏(1 − λ_t (x_t − m)) are both below 1/α;
     λ_t = √(2 log(2/α)/(σ̂²_{t−1} t log(1 + t))), cut to half of 1/m and 1/(1 − m), values scaled to
-    [0, 1]. It adapts to the variance. The ends lie on a grid, rounded outwards.
+    [0, 1]. It adapts to the variance. The ends lie on a grid, rounded outwards. Not for clustered
+    items, unless a cluster's mean is one value.
 
     Raises:
         ValueError: a value is NaN or outside the bounds.

@@ -32,8 +32,8 @@ def perfect_information(mean: float, sd: float) -> float:
 def sample_information(mean: float, sd: float, item_sd: float, n: float) -> float:
     """Return EVSI, what n more items are worth: `perfect_information` with s² / √(s² + σ²/n) for s.
 
-    `item_sd` is the standard deviation σ of one item's difference, in the unit of the mean. It
-    neglects what the items cost: subtract that.
+    `item_sd` is the standard deviation σ of one item's difference, in the unit of the mean, as the
+    value is. Not the net worth: subtract what the items cost.
 
     Raises:
         ValueError: an sd is negative, or n is not positive.

@@ -1,0 +1,67 @@
+"""Every reference value is used by a test, or it is said why it is not."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.golden import GOLDEN
+
+NOT_BUILT = {  # what belongs to nothing here, with the reason
+    "passk": "tasks that run generated code are not offered",
+    "ppi": "no judge model is asked, so no labels of one are joined with people's",
+    "rogan_gladen": "no judge model is asked, so no rate of one is corrected",
+}
+PARTS_NOT_BUILT = {
+    "bca_law accel": "the acceleration is inside the interval, which is tested",
+    "bca_law z0": "the bias is inside the interval, which is tested",
+    "bca_law pct95": "percentiles are what BCa falls back to, and are offered by no name",
+    "bt_2p_60_40 elo_ci95": "intervals of strengths resample items; this one is Wald's",
+    "bt_2p_60_40 se_logit": "intervals of strengths resample items; this error is Wald's",
+    "darwin wilcoxon": "signs are flipped, ranks are not summed",
+    "normal_mixture formula": "words, which the docstring holds",
+    "multi by": "comparisons with one reference depend positively, so Benjamini-Hochberg holds",
+    "qlora_65b nodq_GB": "NF4 bases are always quantised twice",
+    "vram_llama2_7b fp32_16_GB": "the sum of mixed precision again, for weights in fp32",
+    "vram_llama2_7b pure_bf16_8_GB": "nothing is trained in pure bf16",
+    "vram_llama2_7b nf4_w_GB_4p5": "NF4 bases are always quantised twice",
+}
+ASKING = "\n".join(
+    path.read_text("utf-8")
+    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    if path != Path(__file__)
+)
+BUILT = sorted(set(GOLDEN) - set(NOT_BUILT))
+
+
+def is_asked_for(key):
+    """Tell whether a test calls golden("…") with the key, a number at its end possibly filled in."""
+    filled_in = re.sub(r"(?<=K)\d+$", "{k}", key)
+    return f'golden("{key}")' in ASKING or f'golden(f"{filled_in}")' in ASKING
+
+
+@pytest.mark.parametrize("key", BUILT)
+def test_a_reference_value_is_asked_for_by_a_test(key):
+    assert is_asked_for(key), "test it, or say in NOT_BUILT why not"
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        (key, part)
+        for key in BUILT
+        if isinstance(GOLDEN[key]["value"], dict)
+        for part in GOLDEN[key]["value"]
+        if part.isidentifier() and f"{key} {part}" not in PARTS_NOT_BUILT  # others are gone through
+    ],
+)
+def test_a_part_of_a_reference_value_is_named_by_a_test(key, part):
+    assert f'"{part}"' in ASKING or re.sub(r"^r\d+", "r{r}", part) in ASKING, f"{key}: test it as well"
+
+
+def test_what_is_left_out_is_in_the_file_and_is_asked_for_by_nobody():
+    assert set(NOT_BUILT) <= set(GOLDEN)
+    assert not any(is_asked_for(key) for key in NOT_BUILT)
+    for name in PARTS_NOT_BUILT:
+        key, part = name.split()
+        assert part in GOLDEN[key]["value"]
