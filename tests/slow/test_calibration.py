@@ -40,7 +40,7 @@ def rejection_rate(n, disagreement, delta, rejects):
     return sum(p for g, k, p in likely_counts(n, p_gain, p_loss) if rejects(g, k))
 
 
-@pytest.mark.parametrize(("n", "limit"), [(50, 0.057), (200, 0.052), (500, 0.052)])
+@pytest.mark.parametrize(("n", "limit"), [(50, 0.057), (200, 0.052), (1000, 0.052)])
 @pytest.mark.parametrize("disagreement", [0.05, 0.10, 0.20])
 def test_noninferiority_rarely_passes_a_true_loss_of_the_margin(n, disagreement, limit):
     rate = rejection_rate(
@@ -49,13 +49,13 @@ def test_noninferiority_rarely_passes_a_true_loss_of_the_margin(n, disagreement,
     assert rate <= limit
 
 
-@pytest.mark.parametrize(("n", "disagreement"), [(50, 0.10), (200, 0.10), (500, 0.20)])
+@pytest.mark.parametrize(("n", "disagreement"), [(50, 0.10), (200, 0.10), (1000, 0.20)])
 def test_mcnemar_keeps_its_level(n, disagreement):
     assert rejection_rate(n, disagreement, 0.0, lambda g, k: stats.mcnemar(g, k).exact < 0.05) <= 0.05
     assert rejection_rate(n, disagreement, 0.0, lambda g, k: stats.mcnemar(g, k).midp < 0.05) <= 0.052
 
 
-@pytest.mark.parametrize(("n", "disagreement"), [(200, 0.10), (500, 0.05), (500, 0.20)])
+@pytest.mark.parametrize(("n", "disagreement"), [(200, 0.10), (500, 0.05), (1000, 0.20)])
 def test_tangos_interval_misses_an_equal_model_about_one_time_in_twenty(n, disagreement):
     def misses(gains, losses):
         return abs(stats.tango_z(gains, losses, n, 0.0)) > stats.z_quantile(0.975)
@@ -69,17 +69,37 @@ def test_mcnemar_at_few_items_is_as_conservative_as_published():
     assert (exact, midp) == pytest.approx((0.009, 0.025), abs=0.002)
 
 
-def test_the_clustered_t_covers_from_25_clusters():
-    rng, clusters = np.random.default_rng(0), np.repeat(np.arange(25), 6)
-    shared = rng.normal(size=(4000, 25))[:, clusters]
-    x = shared + rng.normal(size=(4000, 150))
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_the_paired_t_of_bounded_scores_misses_an_equal_model_about_one_time_in_twenty(n):
+    """Scores in [0, 1] of which four in ten differ; three errors of 4,000 samples are 0.01."""
+    rng = np.random.default_rng(5)
+    x = rng.beta(2, 2, (4000, n)) - rng.beta(2, 2, (4000, n))
+    x *= rng.random((4000, n)) < 0.4
+    missed = [not low < 0 < high for low, high in (stats.t_interval(stats.paired_delta(0 * r, r)) for r in x)]
+    assert 0.04 <= np.mean(missed) <= 0.06
+
+
+def test_the_sign_process_rarely_alarms_over_a_thousand_looks_at_an_equal_model():
+    rng, alarms = np.random.default_rng(6), 0
+    for _ in range(2000):
+        signs = rng.choice([1, 0, -1], 1000, p=[0.05, 0.90, 0.05])
+        counts = zip(np.cumsum(signs > 0)[signs != 0], np.cumsum(signs < 0)[signs != 0], strict=True)
+        alarms += any(stats.sign_e_value(int(gains), int(losses)) >= 20 for gains, losses in counts)
+    assert alarms / 2000 <= 0.05
+
+
+@pytest.mark.parametrize(("n", "n_clusters"), [(50, 25), (200, 25), (1000, 50)])
+def test_the_clustered_t_covers_from_25_clusters(n, n_clusters):
+    rng, clusters = np.random.default_rng(0), np.repeat(np.arange(n_clusters), n // n_clusters)
+    shared = rng.normal(size=(4000, n_clusters))[:, clusters]
+    x = shared + rng.normal(size=(4000, n))
     covered = [
         low < 0 < high for low, high in (stats.t_interval(stats.clustered_mean(r, clusters)) for r in x)
     ]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-@pytest.mark.parametrize(("n", "least"), [(50, 0.90), (200, 0.935)])
+@pytest.mark.parametrize(("n", "least"), [(50, 0.90), (200, 0.935), (1000, 0.935)])
 def test_bca_covers_the_difference_of_two_ratios(n, least):
     """Bits per byte of both arms, 600 samples with 1,000 draws each; three errors are 0.03."""
     rng, covered = np.random.default_rng(1), []
