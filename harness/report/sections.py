@@ -25,6 +25,7 @@ from harness.report.facts import (
 )
 
 _LOST_SHOWN = 10
+_ESTIMAND = "intervals of the population that the items stand for"
 Kind = Literal[
     "candidates",
     "ablation",
@@ -60,9 +61,9 @@ def sections(report: ExperimentReport) -> list[Section]:
 
 
 def header_facts(report: ExperimentReport) -> list[str]:
-    """List the base model and what was measured of the whole run."""
+    """List the base model, what was measured of the whole run, and what its intervals are of."""
     header = (f"{_titled(name)} {measured(name, value)}" for name, value in report.header.items())
-    return [f"Base model {report.base_model}", *header]
+    return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
 def arithmetic_lines(decision: Decision) -> list[str]:
