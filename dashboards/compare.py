@@ -64,7 +64,7 @@ def _compared(
             task = key.removesuffix("/test")
             metric = pairs.primary_metric(task, run.rows[key], report)
             pair = Pair(task, metric, base.rows[key], run.rows[key], pairs.ALPHA if task == target else alpha)
-            out[task] = (pair, pairs.compare(pair))
+            out[task] = (pair, pairs.of_drawn(task, base, run, report) or pairs.compare(pair))
     return out
 
 

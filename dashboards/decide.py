@@ -4,37 +4,35 @@ Invariant: untouched, the page says what `harness decide` says; every change goe
 function with another policy or another price of the device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from math import isfinite
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from harness.decide import Decision, decide, hour_usd, repriced
-from harness.numbers import count, usd
+from harness.comparison import Comparison
+from harness.decide import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
+from harness.numbers import count
 from harness.report import ExperimentReport
 from harness.report.sections import arithmetic_rows
 from harness.spec import DecidePolicy
-from parts import charts, controls, texts
-
-_VOLUMES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-_MONTHS = (1, 3, 6, 12, 24, 36)
-_PRICES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 100.0)
-_TAUS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
+from parts import charts, controls, pairs, project, texts
+from parts.policy import sliders
 
 
 def page() -> None:
     """Draw the page."""
-    controls.heading("Decide", "What to ship, and how that depends on volume, prices and τ.")
+    controls.heading("Decide", "What to ship, and how that depends on volume, prices, budgets and τ.")
     report = controls.choose_report()
     if report is None:
         return
     if report.policy is None:
         st.info("This report does not say what its decision went by. Next: `harness report` writes it again.")
         return
-    policy, times = _policy(report, report.policy)
+    policy, times = sliders(report, report.policy)
     found = decide(
-        repriced(report.facts, times),
+        _gains(report, repriced(report.facts, times), policy),
         policy,
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
@@ -54,45 +52,24 @@ def page() -> None:
     controls.offer_csv(rows, "decide")
 
 
-def _policy(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePolicy, float]:
-    """Let the policy be changed; return it with how many times dearer the device is."""
-    hour = hour_usd(report.facts)
-    with st.container(border=True):
-        a, b, c, d = st.columns(4)
-        volume = _slider(a, "requests a month", _VOLUMES, written.requests_per_month, count)
-        months = _slider(b, "horizon, months", _MONTHS, written.horizon_months, lambda x: f"{x:g}")
-        label = _slider(c, "a label, USD", _PRICES, written.label_cost_usd, usd)
-        tau = _slider(d, "τ, points per USD of training", _TAUS, written.tau, lambda x: f"{x:,g}")
-        price = _slider(a, "a device hour, USD", _PRICES[1:], hour, usd) if hour else 0.0
-        hosting = _slider(b, "hosting a month, USD", _PRICES, written.hosting_usd_per_month, usd)
-        right = 1.0 if written.right_answer_usd is None else written.right_answer_usd
-        answer = _slider(c, "one more right answer, USD", _PRICES, right, usd)
-        d.button("As written", on_click=_reset, help="Back to what harness.yaml says.", key="reset")
-    changed = {
-        "requests_per_month": volume,
-        "horizon_months": months,
-        "label_cost_usd": label,
-        "tau": tau,
-        "hosting_usd_per_month": hosting,
-    }
-    if answer != right:
-        changed["right_answer_usd"] = answer
-    return written.model_copy(update=changed), price / hour if hour else 1.0
-
-
-def _slider(
-    at: DeltaGenerator, title: str, steps: Sequence[float], written: float, shown: Callable[[float], str]
-) -> float:
-    """Draw a slider over steps, among which what is written is one."""
-    options = sorted({*map(float, steps), float(written)})
-    return float(
-        at.select_slider(title, options, value=float(written), format_func=shown, key=f"decide_{title}")
+def _gains(
+    report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy
+) -> Sequence[CandidateFacts]:
+    """Measure gains against the best untrained candidate within the budgets, where that is another one."""
+    higher = report.higher_is_better
+    best = best_untrained(budgeted(facts, policy), higher_is_better=higher)
+    if best is None or best == best_untrained(report.facts, higher_is_better=higher):
+        return facts
+    key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())
+    rows = {label: run.rows[key] for label, run in runs.items() if key in run.rows}
+    pair = partial(pairs.Pair, report.task, report.metric, rows.get(best, ""))
+    found = {label: pairs.compare(pair(digest)) for label, digest in rows.items() if label != best}
+    texts.say(
+        f"Within these budgets {best} is the best that trains nothing: gains are measured against it anew, "
+        "the gate's verdicts are the report's."
     )
-
-
-def _reset() -> None:
-    for key in [key for key in st.session_state if str(key).startswith("decide_")]:
-        del st.session_state[key]
+    compared = {label: c for label, c in found.items() if isinstance(c, Comparison)}
+    return [replace(f, vs_untrained=compared.get(f.label)) for f in facts]
 
 
 def _break_even(found: Decision) -> None:

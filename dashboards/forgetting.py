@@ -118,7 +118,7 @@ def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
     c, key = by_task[task], f"{task}/test"
     pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])
     flipped = {*c.lost, *c.gained}
-    same = [row.example_id for row in project.scored(pair.new) if row.example_id not in flipped]
+    same = [item for item in pairs.kinds(pair) if item not in flipped]
     items.browse(pair, ("base", name), {"lost": c.lost, "gained": c.gained, "as good": same}, f"after_{task}")
 
 

@@ -52,14 +52,19 @@ def _filtered(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]
     """Apply the filters; without one, the runs of the report are shown."""
     shown = controls.runs_of(report, runs)
     with st.expander("Filters"):
-        everything = st.toggle("All stored runs, not only the report's", value=not shown, key="all_runs")
+        everything = st.toggle(
+            "All stored runs, not only the report's", value=not shown, key="all_runs", bind="query-params"
+        )
         pool = list(runs) if everything or report is None else [r for r in runs if _reported(r, report)]
         columns = st.columns(5)
         for column, (title, pick) in zip(columns, _FACETS.items(), strict=False):
             options = sorted({pick(run) for run in pool})
-            chosen = column.multiselect(title, options, key=f"filter_{title}", format_func=clean)
+            key = f"filter_{title}"
+            chosen = column.multiselect(title, options, key=key, format_func=clean, bind="query-params")
             pool = [run for run in pool if not chosen or pick(run) in chosen]
-        since = columns[-1].text_input("created since", placeholder="2026-01-31", key="filter_since")
+        since = columns[-1].text_input(
+            "created since", placeholder="2026-01-31", key="filter_since", bind="query-params"
+        )
         return [run for run in pool if run.created >= since]
 
 

@@ -7,14 +7,17 @@ choice is written by the store's own writer before the next item is shown.
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from harness import ratings, store
+from harness.errors import HarnessError
 from harness.numbers import UNKNOWN, count, interval, p_value, plain
 from harness.ratings import Turn
 from harness.records import Rating, Run
+from harness.store import Store
 from parts import controls, pairs, project, texts
 from parts.pairs import Pair
 
@@ -61,11 +64,14 @@ def _target(runs: dict[str, Run]) -> str:
 
 def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
     """Show the next item that differs, and take the choice."""
-    ids = _differing(pair.base, pair.new)
+    both = (pair.base, pair.new)
+    ids = _differing(str(project.project().store.folder), *both, project.modified(*both))
     turn = ratings.next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
     )
+    if note := st.session_state.pop("rating_note", ""):
+        texts.say(f"The rating is not in the index yet; `harness reindex` brings it there. {note}")
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
     rows = pairs.two_texts(pair, turn.example_id) if turn else None
     if turn is None or rows is None:
@@ -91,13 +97,8 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def _differing(rows_a: str, rows_b: str) -> list[str]:
-    """List the items that both answered, and not with the same text."""
-    digests = [
-        {r.example_id: r.output_digest or r.example_id for r in project.scored(d)} for d in (rows_a, rows_b)
-    ]
-    one, other = digests
-    return sorted(i for i in one.keys() & other.keys() if one[i] != other[i] or one[i] == i)
+def _differing(folder: str, rows_a: str, rows_b: str, changed: tuple[int, ...]) -> list[str]:
+    return store.differing_items(Store(Path(folder)), rows_a, rows_b)
 
 
 def _save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
@@ -118,7 +119,10 @@ def _save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) 
         choice=choice,
         seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
     )
-    store.save_rating(project.project().store, rating)
+    try:
+        store.save_rating(project.project().store, rating)
+    except HarnessError as error:  # the rating's own file is written first
+        st.session_state["rating_note"] = str(error)
 
 
 def _outcome(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:

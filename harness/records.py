@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
+FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 
 Message = dict[str, str]
 Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
@@ -252,6 +253,13 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     served_digest: str = ""
+
+    def may_be_drawn(self, task: str) -> bool:
+        """Tell whether a task's items may have been drawn, by weights that only the report knows.
+
+        Of a run with fewer items the suites may be; the target, which alone is validated on, is not.
+        """
+        return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
 
 
 @dataclass(frozen=True, slots=True)

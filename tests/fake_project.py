@@ -92,24 +92,23 @@ def _row(task: str, i: int, score: float, text: str) -> SampleResult:
     )
 
 
-def report_of(at: Store, runs: list[Run]) -> ExperimentReport:
-    """Report the runs: paired differences on both tasks, and a decision."""
+def report_of(at: Store, runs: list[Run], name: str = "desk", tasks=TASKS) -> ExperimentReport:
+    """Report the runs: paired differences on both tasks, the target and a general one, and a decision."""
+    target, general = tasks
     rows = {
-        (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in TASKS
+        (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in tasks
     }
-    facts = [_facts(run, rows[run.candidate, "support"]) for run in runs]
+    facts = [_facts(run, rows[run.candidate, target]) for run in runs]
     best = decide.best_untrained(facts) or runs[0].candidate
     facts = [
-        replace(
-            f, vs_untrained=comparison.compare_rows(EXACT, rows[best, "support"], rows[f.name, "support"])
-        )
+        replace(f, vs_untrained=comparison.compare_rows(EXACT, rows[best, target], rows[f.name, target]))
         if f.name != best
         else f
         for f in facts
     ]
-    on_chat = {
+    on_general = {
         run.candidate: (
-            comparison.compare_rows(EXACT, rows[runs[0].candidate, "chat"], rows[run.candidate, "chat"]),
+            comparison.compare_rows(EXACT, rows[runs[0].candidate, general], rows[run.candidate, general]),
         )
         for run in runs
         if run.method != "base"
@@ -119,14 +118,14 @@ def report_of(at: Store, runs: list[Run]) -> ExperimentReport:
         facts, policy, closed_labels=False, has_documents=False, metric_name="exact_match"
     )
     return ExperimentReport(
-        "desk",
+        name,
         "tiny",
         "exact_match",
         tuple(facts),
-        on_chat,
+        on_general,
         decision,
-        task="support",
-        margins={"chat": 0.05},
+        task=target,
+        margins={general: 0.05},
         macro_margin=0.02,
         policy=policy,
     )
@@ -158,10 +157,10 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
     )
 
 
-def nights(folder: Path, n: int = 24) -> None:
+def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
     """Write nights of which the tenth is missed; from the thirteenth on `lora` loses more than it gains."""
     at, draw = Store(folder / "runs"), random.Random(1)
-    home, state = files.home(at, "desk"), files.State()
+    home, state = files.home(at, name), files.State()
     kept: list[files.Night] = []
 
     def series(night: int, lost: float) -> files.SeriesNight:
@@ -190,7 +189,7 @@ def nights(folder: Path, n: int = 24) -> None:
         )
         files.write_night(at, home, night)
         kept.append(night)
-        state = judging.with_alarms(state, judging.report_of("desk", NightlyPolicy(), kept, state))
+        state = judging.with_alarms(state, judging.report_of(name, NightlyPolicy(), kept, state))
     files.write_state(at, home, state)
 
 

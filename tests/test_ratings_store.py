@@ -30,6 +30,12 @@ RATING = Rating(
 )
 
 
+def indexed(store):  # noqa: F811
+    """List the ratings that the index has heard of."""
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        return [name for (name,) in db.execute("SELECT rating_id FROM ratings ORDER BY ALL").fetchall()]
+
+
 def test_a_rating_is_found_as_it_was_given(store):  # noqa: F811
     stores.save_rating(store, RATING)
     assert stores.list_ratings(store) == [RATING]
@@ -49,11 +55,11 @@ def test_a_rebuilt_index_holds_runs_and_ratings(store):  # noqa: F811
     stores.save_rating(store, RATING)
     store.index.unlink()
     stores.save_rating(store, replace(RATING, rating_id="r2"))
-    assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    assert indexed(store) == ["r1", "r2"]
     assert [run.run_id for run in stores.list_runs(store)] == ["one"]
     (store.folder / "ratings" / "torn.json").write_text('{"rating_id": "r3"')
     counts = stores.reindex(store)
-    assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    assert indexed(store) == [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
     assert [said.partition(":")[0] for said in counts.skipped] == [
         str(store.folder / "ratings" / "torn.json")
     ]
@@ -82,7 +88,7 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):  # n
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(stores.list_ratings(store)) == 16
+    assert len(stores.list_ratings(store)) == len(indexed(store)) == 16
 
 
 def test_a_rating_whose_index_is_held_is_kept_as_a_file(store):  # noqa: F811
@@ -90,8 +96,16 @@ def test_a_rating_whose_index_is_held_is_kept_as_a_file(store):  # noqa: F811
     hasty = Store(store.folder, wait_s=0.1)
     with stores.index.writer_lock(store), pytest.raises(HarnessError):
         stores.save_rating(hasty, replace(RATING, rating_id="r2"))
-    stores.reindex(store)
+    assert indexed(store) == ["r1"]
     assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
+    stores.reindex(store)
+    assert indexed(store) == ["r1", "r2"]
+
+
+def test_ratings_are_listed_while_somebody_holds_the_index(store):  # noqa: F811
+    stores.save_rating(store, RATING)
+    with stores.index.writing(store):
+        assert stores.list_ratings(Store(store.folder, wait_s=0)) == [RATING]
 
 
 EVIL = "<b>x</b> \x1b[31m Été"

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness import comparison
+from harness import comparison, store
 from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts, fine_tuned
 from harness.numbers import OWN_UNITS, UNKNOWN, change, points, score, seconds, usd
@@ -20,7 +20,7 @@ from harness.report.facts import best_first, verdict_word
 from harness.report.verdicts import ERROR
 from parts import controls, project
 
-AT_ONCE = 60  # runs whose scores are read from their rows
+AT_ONCE = 25  # runs whose rows are read: as many as the picture shows, and soon read where items are many
 
 
 def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str, Any]]:
@@ -79,10 +79,17 @@ def _scores(runs: Iterable[Run]) -> dict[str, tuple[str, Estimate | None]]:
     target = loaded.experiment.target
     key, name = f"{target.name}/test", target.primary_metric
     of = {run.run_id: run.rows[key] for run in runs if key in run.rows}
-    found = project.columns(tuple(dict.fromkeys(of.values())), name)
-    metric = project.metric(target.name, name)
-    made = {digest: comparison.estimate_columns(metric, columns) for digest, columns in found.items()}
+    digests = tuple(dict.fromkeys(of.values()))
+    made = _estimates(digests, target.name, name, project.modified(*digests))
     return {run_id: (name, made.get(digest)) for run_id, digest in of.items()}
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _estimates(
+    digests: tuple[str, ...], task: str, metric: str, changed: tuple[int, ...]
+) -> dict[str, Estimate | None]:
+    of, found = project.metric(task, metric), store.read_columns(project.project().store, digests, metric)
+    return {digest: comparison.estimate_columns(of, columns) for digest, columns in found.items()}
 
 
 def _ranks(runs: Sequence[Run], report: ExperimentReport | None) -> dict[str, int]:
@@ -92,12 +99,15 @@ def _ranks(runs: Sequence[Run], report: ExperimentReport | None) -> dict[str, in
     done = {f.run_id for f in best_first(report)[:AT_ONCE] if f.state == "done"}
     key = f"{report.task}/test"
     digests = {run.run_id: run.rows[key] for run in runs if run.run_id in done and key in run.rows}
-    return ranked(tuple(sorted(digests.items())), report.task, report.metric)
+    changed = project.modified(*digests.values())
+    return _ranked(tuple(sorted(digests.items())), report.task, report.metric, changed)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def ranked(digests: tuple[tuple[str, str], ...], task: str, metric: str) -> dict[str, int]:
-    """Rank runs by their rows; kept, since rows of a digest never change."""
-    found = project.columns(tuple(dict.fromkeys(digest for _, digest in digests)), metric)
+def _ranked(
+    digests: tuple[tuple[str, str], ...], task: str, metric: str, changed: tuple[int, ...]
+) -> dict[str, int]:
+    wanted = dict.fromkeys(digest for _, digest in digests)
+    found = store.read_columns(project.project().store, wanted, metric)
     by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
     return comparison.shared_ranks(project.metric(task, metric), by_run)

@@ -51,6 +51,7 @@ def choose_report() -> ExperimentReport | None:
         name = names[0]
     if found[name].smoke:
         st.info(f"{SMOKE[0].upper()}{SMOKE[1:]}: few items, to see that everything works.")
+    texts.say_all(note for note in found[name].notes if note.startswith("fewer items"))
     return found[name]
 
 

@@ -25,11 +25,12 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
         "Items", list(filled), default=next(iter(filled)), format_func=titles.__getitem__, key=f"{key}_group"
     )
     ids = list(filled[group or next(iter(filled))])
-    kinds = pairs.kinds(pair, ids)
+    known = pairs.kinds(pair)
+    kinds = {i: known.get(i, ("", "")) for i in ids}
     for column, title, place in ((columns[1], "slice", 0), (columns[2], "cluster", 1)):
         options = sorted({kind[place] for kind in kinds.values() if kind[place]})
         chosen = column.selectbox(title, ["all", *options], format_func=clean, key=f"{key}_{title}")
-        ids = [i for i in ids if chosen == "all" or kinds.get(i, ("", ""))[place] == chosen]
+        ids = [i for i in ids if chosen in ("all", kinds[i][place])]
     sought = columns[3].text_input(
         "Search", placeholder="in prompts, answers, references", key=f"{key}_search"
     )

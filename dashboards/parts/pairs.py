@@ -3,7 +3,7 @@
 Invariant: numbers come from `comparison`, made of stored rows; rows that must not be compared are not.
 """
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import streamlit as st
@@ -12,8 +12,9 @@ from harness import comparison, store
 from harness.comparison import Comparison
 from harness.errors import HarnessError
 from harness.numbers import OWN_UNITS, change
-from harness.records import SampleResult
+from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
+from harness.store import Store
 from parts import project
 
 ALPHA = 0.05
@@ -38,19 +39,36 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
             return names[0]
     if (written := project.task(task)) is not None and not written.lm_eval:
         return written.primary_metric
-    return next((name for row in project.scored(digest)[:1] for name in row.parts), "")
+    first = store.read_rows(project.project().store, digest, 1, texts=False)
+    return next((name for row in first for name in row.parts), "")
 
 
 def compare(pair: Pair) -> Comparison | str:
     """Compare two row sets, or say why they must not be."""
     try:
-        return _compared(pair)
+        return _compared(pair, project.modified(pair.base, pair.new))
     except (HarnessError, KeyError) as error:
         return f"{pair.task}: {error}"
 
 
+def of_drawn(task: str, base: Run, new: Run, report: ExperimentReport | None) -> Comparison | str | None:
+    """Find the report's own comparison of a task whose items were drawn, or say why there is none.
+
+    None where every item was asked, so that the stored rows say all.
+    """
+    if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
+        return None
+    reported = {f.run_id: f.label for f in report.facts} if report is not None else {}
+    found = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
+    kept = next((c for c in found if c.task == task and not c.slice), None)
+    if kept is not None and base.weights_digest == new.base_digest:
+        return kept
+    said = "items that were drawn count by weights that the report keeps for candidate against base alone"
+    return f"{task}: {said}. Next: harness compare --exact"
+
+
 @st.cache_resource(show_spinner=False, max_entries=2_000)
-def _compared(pair: Pair) -> Comparison:
+def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     at = project.project().store
     one, other = (store.read_identity(at, digest) for digest in (pair.base, pair.new))
     comparison.check_comparable(one, other)
@@ -85,7 +103,11 @@ def holding(pair: Pair, text: str) -> set[str] | None:
     return store.find_items(project.project().store, [pair.base, pair.new], text) if text.strip() else None
 
 
-def kinds(pair: Pair, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Map items to their slice and cluster."""
-    wanted = set(ids)
-    return {r.example_id: (r.slice, r.cluster) for r in project.scored(pair.new) if r.example_id in wanted}
+def kinds(pair: Pair) -> dict[str, tuple[str, str]]:
+    """Map the items to their slice and cluster."""
+    return _kinds(str(project.project().store.folder), pair.new, project.modified(pair.new))
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _kinds(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[str, str]]:
+    return store.read_kinds(Store(Path(folder)), digest)

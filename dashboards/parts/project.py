@@ -5,6 +5,8 @@ works; so whoever writes never waits for a page.
 """
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from harness.release import Champion
 from harness.release.champions import champions
 from harness.report import ExperimentReport
 from harness.spec import Task, TaskData
-from harness.store import Columns, Store
+from harness.store import Store
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Project:
     @property
     def store(self) -> Store:
         """The stored runs."""
-        return Store(self.file.parent / "runs", wait_s=20)
+        return Store(self.file.parent / "runs", wait_s=2)
 
 
 def project() -> Project:
@@ -41,15 +43,23 @@ def project() -> Project:
 
 
 def runs() -> list[Run]:
-    """List the finished and failed runs, oldest first."""
-    files = sorted(project().store.folder.glob("*/run.json"))
-    return _runs(str(project().store.folder), tuple((str(f), f.stat().st_mtime_ns) for f in files))
+    """List the finished and failed runs, oldest first; only files that have changed are read again."""
+    (before,) = kept = _runs(str(project().store.folder))
+    files = _modified(project().store.folder.glob("*/run.json"))
+    known = {}
+    for file, modified_ns in files.items():
+        unchanged = file in before and before[file][0] == modified_ns
+        known[file] = before[file] if unchanged else (modified_ns, store.read_run(file))
+    kept[0] = known
+    return sorted(
+        (run for _, run in known.values() if run is not None), key=lambda run: (run.created, run.run_id)
+    )
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _runs(folder: str, files: tuple[tuple[str, int], ...]) -> list[Run]:
-    found, _ = store.runs_on_disk(Store(Path(folder)))
-    return sorted(found, key=lambda run: (run.created, run.run_id))
+def _runs(folder: str) -> list[dict[Path, tuple[int, Run | None]]]:
+    """Keep what was read of each file, with the time of its last change."""
+    return [{}]
 
 
 def reports() -> dict[str, ExperimentReport]:
@@ -68,7 +78,16 @@ def stamp() -> tuple[tuple[str, int], ...]:
     """Name the files of runs and reports with the times of their last change."""
     here = project().file.parent
     files = (*project().store.folder.glob("*/run.json"), *(here / "reports").glob("*.json"))
-    return tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files))
+    return tuple(sorted((str(file), modified_ns) for file, modified_ns in _modified(files).items()))
+
+
+def _modified(files: Iterable[Path]) -> dict[Path, int]:
+    """Map files to the time of their last change; one that was just removed is left out."""
+    found = {}
+    for file in files:
+        with suppress(OSError):
+            found[file] = file.stat().st_mtime_ns
+    return found
 
 
 @st.cache_resource(show_spinner=False, max_entries=200)
@@ -125,21 +144,20 @@ def metric(task_name: str, name: str) -> Metric:
     return mean_metric(name, lambda output, example: None)
 
 
-@st.cache_resource(show_spinner=False, max_entries=512)
-def _scored(folder: str, digest: str, modified_ns: int) -> list[SampleResult]:
-    return store.read_rows(Store(Path(folder)), digest, texts=False)
+def modified(*digests: str) -> tuple[int, ...]:
+    """Return when row sets last changed: one that was asked a part of its items grows under its digest."""
+    known = _modified(paths := [project().store.parquet(digest) for digest in digests])
+    return tuple(known.get(path, 0) for path in paths)
 
 
 def scored(digest: str) -> list[SampleResult]:
     """Read the rows of a set without their texts."""
-    path = project().store.parquet(digest)
-    return _scored(str(project().store.folder), digest, path.stat().st_mtime_ns if path.exists() else 0)
+    return _scored(str(project().store.folder), digest, modified(digest))
 
 
-@st.cache_resource(show_spinner=False, max_entries=32)
-def columns(digests: tuple[str, ...], metric_name: str) -> dict[str, Columns]:
-    """Read what ranks and scores of many row sets need, all at once."""
-    return store.read_columns(project().store, digests, metric_name)
+@st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items
+def _scored(folder: str, digest: str, changed: tuple[int, ...]) -> list[SampleResult]:
+    return store.read_rows(Store(Path(folder)), digest, texts=False)
 
 
 def base_rows(run: Run, key: str) -> str | None:

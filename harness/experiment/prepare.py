@@ -19,6 +19,7 @@ from harness.machine import probe
 from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
+from harness.records import FEWER
 from harness.run import Bench, Measured, base_weights, measured
 from harness.run.replay import replay_problems
 from harness.run.sets import SPLITS, suite_sets, target_sets, total_work, work_of
@@ -28,7 +29,6 @@ from harness.store import Store
 
 SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
 SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
-FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 BASE_ARM = "general ability of the base"
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from harness import capability, store
 from harness.data import load_task
 from harness.errors import IncompatibleRuns
-from harness.experiment.prepare import FEWER, of_lm_eval
-from harness.records import Run
+from harness.experiment.prepare import of_lm_eval
+from harness.records import FEWER, Run
 from harness.run import measured
 from harness.run.identity import rows_version
 from harness.spec import Experiment, Role, Task

@@ -1,7 +1,8 @@
 """What differs between two stored runs: recipes, digests, environment and scores; no configuration is read.
 
 Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
-scores stand beside what forbids it. What is equal in both runs is left out.
+scores stand beside what forbids it, and none where items were drawn: they count by weights of the
+report. What is equal in both runs is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -146,6 +147,10 @@ def _compared(
     parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
     if any(len(p) != 1 or not 0 <= p[0] <= 1 for p in parts):
         return Scores(None, None, None, "no mean of items: harness report adds it up")
+    drawn = next((run for run in (one, other) if run.may_be_drawn(key.partition("/")[0])), None)
+    if drawn is not None:
+        said = f"items that were drawn count by weights of the report: reports/{drawn.experiment}.md has them"
+        return Scores(None, None, None, said)
     means = _mean(metric.name, a), _mean(metric.name, b)
     if None in means:
         return Scores(*means, None, "only one run has it")

@@ -47,13 +47,22 @@ from harness.store.runs import (
     Counts,
     get_run,
     list_runs,
+    read_run,
     reindex,
     remove_run,
     runs_on_disk,
     save_run,
     written_run,
 )
-from harness.store.samples import Columns, count_statuses, find_items, read_columns, read_samples
+from harness.store.samples import (
+    Columns,
+    count_statuses,
+    differing_items,
+    find_items,
+    read_columns,
+    read_kinds,
+    read_samples,
+)
 
 __all__ = [
     "BLOCK",
@@ -67,6 +76,7 @@ __all__ = [
     "complete_rows",
     "controls",
     "count_statuses",
+    "differing_items",
     "disk_use",
     "find_items",
     "finished_blocks",
@@ -85,8 +95,10 @@ __all__ = [
     "read_columns",
     "read_environment",
     "read_identity",
+    "read_kinds",
     "read_measured",
     "read_rows",
+    "read_run",
     "read_samples",
     "reindex",
     "remove_run",

@@ -6,17 +6,12 @@ again. Later ratings of one rater, pair and item count instead of earlier ones; 
 
 import json
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from harness.records import Rating
 from harness.store import index
 from harness.store.folders import Store, is_bare_name, write_whole
 from harness.store.runs import reindex
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 _SAVING = threading.Lock()  # the raters of one dashboard queue here, before the lock of all processes
 
@@ -42,17 +37,7 @@ def save_rating(store: Store, rating: Rating) -> None:
 
 
 def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
-    """List the ratings, oldest first; those of one task where it is given."""
-    if not store.index.exists():
-        if not any(index.ratings_folder(store).glob("*.json")):
-            return []
-        reindex(store)
-    with index.reading(store) as db:
-        return list(_rows(db, task))
-
-
-def _rows(db: "DuckDBPyConnection", task: str | None) -> Iterator[Rating]:
-    names = ", ".join("left_side" if field.name == "left" else field.name for field in fields(Rating))
-    query = f"SELECT {names} FROM ratings WHERE task = coalesce(?, task) ORDER BY created, rating_id"
-    for values in db.execute(query, [task]).fetchall():
-        yield Rating(*values)
+    """List the ratings, oldest first; those of one task where it is given. Waits for nobody who writes."""
+    found, _ = index.ratings_on_disk(store)
+    of_task = (rating for rating in found if task in (None, rating.task))
+    return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))

@@ -87,16 +87,21 @@ def get_run(store: Store, run_id: str) -> Run:
     return runs[run_id]
 
 
+def read_run(file: Path) -> Run | None:
+    """Read a `run.json`; None where there is none, or it is damaged."""
+    try:
+        return _parse(file.read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def written_run(store: Store, run_id: str) -> Run | None:
     """Read a run from its folder; None where there is none, or its file is damaged.
 
     An index that has not heard of the run, because its writer was ended in between, hears of it now.
     """
-    try:
-        run = _parse(store.run_file(run_id).read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
-        return None
-    if run not in list_runs(store):
+    run = read_run(store.run_file(run_id))
+    if run is not None and run not in list_runs(store):
         save_run(store, run)
     return run
 

@@ -1,4 +1,4 @@
-"""Parts of row sets: a few items with their texts, the items that hold a word, counts of statuses.
+"""Parts of row sets: a few items with their texts, items that hold a word or differ, counts of statuses.
 
 Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
 """
@@ -48,6 +48,30 @@ def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]
     query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
     with clear_errors(store, "rows", AGAIN), memory() as db:
         return {item for (item,) in db.execute(query, [files, *[text] * len(columns)]).fetchall()}
+
+
+def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
+    """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
+    query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
+    files = _there(store, [rows_digest])
+    if not files:
+        return {}
+    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+        found = db.execute(query, [files]).fetchall()
+    return {item: (slice_, cluster) for item, slice_, cluster in found}
+
+
+def differing_items(store: Store, one: str, other: str) -> list[str]:
+    """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown."""
+    files = [_there(store, [digest]) for digest in (one, other)]
+    if not all(files):
+        return []
+    query = (
+        f"SELECT a.example_id FROM {READ_PARQUET} AS a JOIN {READ_PARQUET} AS b USING (example_id) "
+        "WHERE a.output_digest != b.output_digest OR a.output_digest = '' ORDER BY a.example_id"
+    )
+    with clear_errors(store, "rows", AGAIN), memory() as db:
+        return [item for (item,) in db.execute(query, files).fetchall()]
 
 
 def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:

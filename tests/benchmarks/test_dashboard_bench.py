@@ -1,24 +1,31 @@
 """How long each page of the dashboard takes on a thousand runs and ten million rows, also while runs come in.
 
-Invariant: a page is measured with empty caches, and nothing is asserted of a time, because the machine may be
-busy. `HARNESS_BENCH_ROWS` asks for fewer rows.
+Invariant: the server starts anew before each round, so every page is opened with empty caches, in a browser
+as a reader would; nothing is asserted of a time, because the machine may be busy. `HARNESS_BENCH_ROWS` asks
+for fewer rows.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import bench_page
+import fake_project
 import pytest
 from bench_page import Row
-from test_store_bench import fill
+from serving import chromium, opened, serving
+from test_store_bench import fill, identity
 
-from harness import store
+from harness import report, store
 from harness.machine import probe
+from harness.records import Run
 from harness.store import Store
 
 pytestmark = pytest.mark.bench
@@ -26,14 +33,27 @@ pytestmark = pytest.mark.bench
 ROOT = Path(__file__).parents[2]
 GOAL_S = 2.0
 N_RUNS = 1_000
+N_REPORTED = 8  # of which the first is the base
+N_NIGHTS = 60
+N_STEPS = 500
 PATHS = {
-    "leaderboard": {},
-    "compare": {"compare": "lora (seed 1),lora (seed 2)"},
-    "forgetting": {},
-    "pareto": {},
-    "training": {},
-    "decide": {},
-    "rate": {"rate": "lora (seed 1),lora (seed 2)", "rater": "ann"},
+    "leaderboard": "/",
+    "leaderboard, all runs": "/?all_runs=true",
+    "compare": "/compare?compare=prompt,lora-1,lora-2",
+    "forgetting": "/forgetting",
+    "pareto": "/pareto",
+    "training": "/training",
+    "decide": "/decide",
+    "nightly": "/nightly",
+    "rate": "/rate?rate=prompt,lora-1&rater=ann",
+}
+BOUND = {
+    "leaderboard": "ranking the reported runs on the items of all",
+    "leaderboard, all runs": "scoring 60 runs that no report holds, from their rows",
+    "compare": "reading and pairing the rows of the chosen runs",
+    "forgetting": "reading the two row sets whose answers are shown",
+    "rate": "finding the items on which two runs differ",
+    "nightly": "telling each of 60 nights from all before it",
 }
 EXPERIMENT = """\
 name: bench
@@ -45,15 +65,28 @@ candidates:
   prompt: {method: base}
 """
 _WRITE = """
-import json, sys
+import json, sys, time
 from dataclasses import replace
 from pathlib import Path
 from harness.records import Run
 from harness.store import Store, save_run
 run = Run(**json.loads(sys.argv[2]))
-for i in range(10_000):
-    save_run(Store(Path(sys.argv[1])), replace(run, run_id=f"new-{i}"))
+for i in range(int(sys.argv[3])):
+    start = time.perf_counter()
+    save_run(Store(Path(sys.argv[1])), replace(run, run_id=f"{sys.argv[4]}-{i}"))
+    print(time.perf_counter() - start, flush=True)
 """
+
+
+def as_stored(run: Run, number: int) -> Run:
+    """Make a run as comparisons leave it: the first is the base, the others are fine-tunes with a log."""
+    base = replace(run, candidate="prompt", method="base", seed=0, base_digest=identity(0).weights_digest)
+    if number == 0:
+        return base
+    loss = [[step, 2.0 / (step + number)] for step in range(1, N_STEPS)]
+    training = {"wall_s": 60.0, "loss": loss, "validation_loss": [[N_STEPS, 0.5]], "tokens_per_s": 250.0}
+    name = f"lora-{number % 100}"
+    return replace(base, candidate=name, method="lora", seed=number // 100, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -62,51 +95,64 @@ def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     at = Store(folder / "runs")
     n_filled = fill(at, int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000")))
-    runs, _ = store.runs_on_disk(at)
-    for i in range(N_RUNS - n_filled):
-        run = replace(runs[i % n_filled], run_id=f"copy-{i:04d}", seed=n_filled + i)
-        at.run_file(run.run_id).parent.mkdir()
+    filled, _ = store.runs_on_disk(at)
+    runs = [as_stored(filled[i % n_filled], i) for i in range(N_RUNS)]
+    runs = [run if i < n_filled else replace(run, run_id=f"copy-{i:04d}") for i, run in enumerate(runs)]
+    for run in runs:
+        at.run_file(run.run_id).parent.mkdir(exist_ok=True)
         at.run_file(run.run_id).write_text(json.dumps(asdict(run)))
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "harness.yaml").write_text(EXPERIMENT)
     store.reindex(at)
+    made = fake_project.report_of(at, runs[:N_REPORTED], name="bench", tasks=("task-0", "task-1"))
+    report.write(made, folder / "reports")
+    fake_project.nights(folder, N_NIGHTS, name="bench")
     return folder
 
 
-def seconds_of(name: str, monkeypatch) -> float:
-    """Open a page with empty caches; returns how long that took."""
-    import streamlit
-    from streamlit.testing.v1 import AppTest
-
-    monkeypatch.syspath_prepend(str(ROOT / "dashboards"))
-    streamlit.cache_data.clear()
-    streamlit.cache_resource.clear()
-    page = AppTest.from_file(str(ROOT / "dashboards" / f"{name}.py"), default_timeout=120)
-    for key, value in PATHS[name].items():
-        page.query_params[key] = value
-    start = time.perf_counter()
-    page.run()
-    assert [e.value for e in page.exception] == []
-    return time.perf_counter() - start
-
-
-def row(name: str, took_s: float, what: str) -> Row:
-    return Row(f"{name}, {what}", took_s, "s", GOAL_S, "reading run files; rows of the runs that are shown")
+def round_of(folder: Path, what: str) -> list[Row]:
+    """Open every page of a server that has just started; returns how long each took."""
+    rows = []
+    with serving(folder) as address, chromium() as browser:
+        page = browser.new_page()
+        opened(page, f"{address}/pareto")  # what every page imports is imported once by a server
+        for name, path in PATHS.items():
+            start = time.perf_counter()
+            opened(page, address + path)
+            took_s = time.perf_counter() - start
+            assert page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count() == 0
+            rows.append(
+                Row(f"{name}, {what}", took_s, "s", GOAL_S, BOUND.get(name, "reading the files of runs"))
+            )
+    return rows
 
 
-def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(large, monkeypatch):
-    monkeypatch.setenv("HARNESS_CONFIG", str(large / "harness.yaml"))
-    seconds_of("decide", monkeypatch)  # what every page imports is imported once by a server
-    rows = [row(name, seconds_of(name, monkeypatch), f"{N_RUNS:,} runs") for name in PATHS]
-    run = store.runs_on_disk(Store(large / "runs"))[0][0]
-    arguments = [sys.executable, "-c", _WRITE, str(large / "runs"), json.dumps(asdict(run))]
-    writer = subprocess.Popen(arguments, cwd=ROOT)
+@contextmanager
+def saving(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
+    """Let another process save copies of a run, one after the other; it prints how long each took."""
+    arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(asdict(run)), str(n), name]
+    writer = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        time.sleep(3)
-        rows += [row(name, seconds_of(name, monkeypatch), "while runs come in") for name in PATHS]
-        assert writer.poll() is None
+        yield writer
     finally:
         writer.terminate()
         writer.wait(30)
+
+
+def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(large):
+    rows = round_of(large, "at rest")
+    run = store.runs_on_disk(Store(large / "runs"))[0][0]
+    with saving(large, run, "alone", 20) as writer:
+        alone_s = [float(line) for line in writer.stdout]
+    with saving(large, run, "beside") as writer:
+        writer.stdout.readline()
+        rows += round_of(large, "while runs come in")
+        assert writer.poll() is None
+    beside_s = [float(line) for line in writer.stdout]
+    rows += [
+        Row("saving a run, no page open", statistics.median(alone_s), "s", None, "the index of all rows"),
+        Row("saving a run, pages opened", statistics.median(beside_s), "s", None, "two processors for both"),
+        Row("the longest of these", max(beside_s), "s", None, "two processors for both"),
+    ]
     title = "The dashboard on ten million rows"
-    bench_page.write(title, rows, probe(), ROOT / "reports" / "benchmarks" / "dashboard")
+    bench_page.write(title, rows, probe(), bench_page.stem("dashboard"))

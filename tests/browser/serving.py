@@ -1,9 +1,11 @@
-"""The dashboard of a project, served for a while on a free port.
+"""The dashboard of a project, served for a while on a free port, and a browser to open it with.
 
-Invariant: the server ends with the block that it was opened for.
+Invariant: server and browser end with the blocks that they were opened for. A page counts as open when its
+script has ended and everything that it sent is drawn; nothing here waits for a fixed time.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,12 +14,27 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cli.dashboard import command, environment
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
 # Streamlit first looks for its own addresses below the page's; these two answers are not there.
 PROBES = ("/_stcore/health", "/_stcore/host-config")
+PATIENCE_S = 120  # for a machine that is busy with other things; a page takes one or two
+_DRAWN = """() => {
+    const app = document.querySelector("[data-testid=stApp]");
+    const pictures = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
+    const tables = [...document.querySelectorAll("[data-testid=stDataFrame]")];
+    return app?.dataset.testScriptState === "notRunning"
+        && document.querySelector("[data-testid=stMain] h1")
+        && !document.querySelector("[data-testid=stSkeleton], [data-stale=true]")
+        && pictures.every(one => one.querySelector(".main-svg"))
+        && tables.every(one => one.querySelector("canvas"));
+}"""
 
 
 @contextmanager
@@ -36,15 +53,46 @@ def serving(project: Path) -> Iterator[str]:
         yield f"http://localhost:{port}"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(PATIENCE_S)
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """Start Debian's Chromium.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    from playwright import sync_api
+
+    executable = shutil.which("chromium")
+    if executable is None:
+        raise FileNotFoundError("no chromium; apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+def opened(page: "Page", address: str) -> None:
+    """Open a page of the dashboard and wait until it is drawn."""
+    page.goto(address)
+    drawn(page)
+
+
+def drawn(page: "Page") -> None:
+    """Wait until a page's script has ended and its pictures and tables stand."""
+    page.wait_for_function(_DRAWN, timeout=1000 * PATIENCE_S)
 
 
 def _wait(address: str) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(address, timeout=2):
                 return
         except OSError:
-            time.sleep(0.2)
+            time.sleep(0.1)
     raise TimeoutError(address)

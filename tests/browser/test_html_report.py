@@ -1,8 +1,6 @@
 """The HTML report in a real browser: from disk, with the network off."""
 
 import json
-import os
-import shutil
 import struct
 from dataclasses import replace
 
@@ -15,22 +13,6 @@ from harness.report import flips_of, write
 pytestmark = pytest.mark.browser
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202e"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Start Debian's Chromium; skip where it is absent, but never in CI."""
-    sync_api = pytest.importorskip("playwright.sync_api") if os.environ.get("CI") != "true" else None
-    if sync_api is None:
-        from playwright import sync_api
-    executable = shutil.which("chromium")
-    if executable is None:
-        reason = "no chromium; apt-get install chromium"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
