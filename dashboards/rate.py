@@ -14,11 +14,11 @@ import streamlit as st
 
 from harness import ratings, store
 from harness.errors import HarnessError
-from harness.numbers import UNKNOWN, count, interval, p_value, plain
+from harness.numbers import count
 from harness.ratings import Turn
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import controls, pairs, project, texts
+from parts import controls, pairs, preferred, project, texts
 from parts.pairs import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
@@ -50,7 +50,7 @@ def page() -> None:
     pair = Pair(target, "", one.rows[key], other.rows[key])
     done = store.list_ratings(project.project().store, target)
     _turn(pair, (one, other), rater, done)
-    _outcome(pair, (controls.label(one), controls.label(other)), done)
+    preferred.show(pair, (controls.label(one), controls.label(other)), done)
 
 
 def _target(runs: dict[str, Run]) -> str:
@@ -123,33 +123,6 @@ def _save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) 
         store.save_rating(project.project().store, rating)
     except HarnessError as error:  # the rating's own file is written first
         st.session_state["rating_note"] = str(error)
-
-
-def _outcome(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
-    """Say what all ratings of the pair show; closed at first, so that nobody's choice is led."""
-    found = ratings.outcome(done, pair.base, pair.new)
-    with st.expander(f"What the ratings of this pair show ({count(found.n_ratings)})"):
-        if found.rate is None or found.strength is None:
-            st.text("Nothing yet.")
-            return
-        r, s = found.rate, found.strength
-        share = interval(r.rate, r.low, r.high)
-        texts.say(
-            f"{names[1]} is preferred to {names[0]} on {share} % of {count(found.n_items)} items", "lead"
-        )
-        ends = "" if s.low is None or s.high is None else f" [{s.low:+.0f}, {s.high:+.0f}]"
-        elo = UNKNOWN if s.elo is None else f"{s.elo:+.1f}{ends}".replace("-", "−")
-        alpha = f"{plain(found.agreement)} (Krippendorff's alpha; 0 is chance, 1 is all)"
-        counted = {"raters": len(found.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
-        counted["skipped"] = found.n_skipped
-        texts.say_all(
-            [
-                ", ".join(f"{word} {count(n)}" for word, n in counted.items()),
-                f"sign test: p = {p_value(r.p)}",
-                f"strength: {elo} Elo points (Bradley-Terry, interval over items)",
-                f"agreement of raters: {alpha}",
-            ]
-        )
 
 
 page()

@@ -65,12 +65,11 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
     own = (r for r in turned if (r.rows_a, r.rows_b) == (rows_a, rows_b))
     latest = {(r.rater, r.example_id): r for r in own}
     votes = [r for r in latest.values() if r.choice != "skip"]
-    by_item: dict[str, list[float]] = {}
+    by_item: dict[str, dict[str, Choice]] = {}
     for r in votes:
-        by_item.setdefault(r.example_id, []).append(1 - _WON[r.choice])
-    shares = [sum(of) / len(of) for of in by_item.values()]
+        by_item.setdefault(r.example_id, {})[r.rater] = r.choice
+    shares = [sum(1 - _WON[choice] for choice in of.values()) / len(of) for of in by_item.values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
-    units = [{r.rater: r.choice for r in votes if r.example_id == item} for item in by_item]
     return Outcome(
         n_items=len(by_item),
         n_ratings=len(votes),
@@ -78,7 +77,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
         raters=tuple(sorted({r.rater for r in latest.values()})),
         rate=stats.win_rate(wins, losses, len(shares) - wins - losses) if shares else None,
         strength=_strength(votes) if votes else None,
-        agreement=stats.krippendorff_alpha(units),
+        agreement=stats.krippendorff_alpha(list(by_item.values())),
     )
 
 

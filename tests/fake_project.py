@@ -16,7 +16,7 @@ from harness.comparison import Estimate
 from harness.decide import CandidateFacts
 from harness.metrics import mean_metric
 from harness.nightly import files, judging
-from harness.records import BLOCK, RowsIdentity, Run, SampleResult
+from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult
 from harness.report import ExperimentReport
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -69,7 +69,7 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
         rows=digests,
         recipe={"method": method},
         training={} if method == "base" else training,
-        latency={"p50_s": 0.25},
+        latency={"p50_s": 0.5 if name == "knn" else 0.25},
     )
     store.save_run(at, run)
     return run
@@ -92,13 +92,15 @@ def _row(task: str, i: int, score: float, text: str) -> SampleResult:
     )
 
 
-def report_of(at: Store, runs: list[Run], name: str = "desk", tasks=TASKS) -> ExperimentReport:
+def report_of(
+    at: Store, runs: list[Run], name: str = "desk", tasks=TASKS, policy: DecidePolicy | None = None
+) -> ExperimentReport:
     """Report the runs: paired differences on both tasks, the target and a general one, and a decision."""
-    target, general = tasks
+    policy, (target, general) = policy or DecidePolicy(), tasks
     rows = {
         (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in tasks
     }
-    facts = [_facts(run, rows[run.candidate, target]) for run in runs]
+    facts = decide.budgeted((_facts(run, rows[run.candidate, target]) for run in runs), policy)
     best = decide.best_untrained(facts) or runs[0].candidate
     facts = [
         replace(f, vs_untrained=comparison.compare_rows(EXACT, rows[best, target], rows[f.name, target]))
@@ -113,7 +115,6 @@ def report_of(at: Store, runs: list[Run], name: str = "desk", tasks=TASKS) -> Ex
         for run in runs
         if run.method != "base"
     }
-    policy = DecidePolicy()
     decision = decide.decide(
         facts, policy, closed_labels=False, has_documents=False, metric_name="exact_match"
     )
@@ -150,7 +151,7 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
         validation=score.score,
         verdict=kept,
         cost_per_1k_usd=0.1 if trained else 0.2,
-        latency_p50_s=0.25,
+        latency_p50_s=run.latency["p50_s"],
         training_cost_usd=0.001 if trained else 0.0,
         n_train=100 if trained else 0,
         training=run.training,
@@ -158,10 +159,11 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
 
 
 def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
-    """Write nights of which the tenth is missed; from the thirteenth on `lora` loses more than it gains."""
+    """Write nights, the tenth missed; from the thirteenth on `lora` loses more, from the 16th numpy is newer."""
     at, draw = Store(folder / "runs"), random.Random(1)
     home, state = files.home(at, name), files.State()
     kept: list[files.Night] = []
+    libraries = [store.keep_environment(at, {"numpy": version}) for version in ("2.3", "2.4")]
 
     def series(night: int, lost: float) -> files.SeriesNight:
         changes = {f"support/{night}-{k}": _change(draw.random(), lost) for k in range(30)}
@@ -181,7 +183,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
             finished=day + "T02:20",
             commit=f"abc{i // 8:04d}",
             precision="bf16",
-            environment=f"environment {i // 15}",
+            environment=libraries[i // 15 % 2],
             bases={"base": files.BaseNight(moved)},
             candidates=watched,
             taken={"target": 30 * i},
@@ -195,6 +197,29 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
 
 def _change(drawn: float, lost: float) -> float:
     return -1.0 if drawn < lost else 1.0 if drawn < lost + 0.05 else 0.0
+
+
+def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int) -> None:
+    """Write ratings of two runs' answers on the target, an item each; the first run wins so many."""
+    a, b = runs
+    folder = at.folder / "ratings"
+    folder.mkdir(exist_ok=True)
+    for i in range(won + lost):
+        rating = Rating(
+            rating_id=f"{a.candidate}-{b.candidate}-{i}",
+            rater="bob",
+            created=f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}+00:00",
+            task=TASKS[0],
+            split="test",
+            example_id=f"item-{i}",
+            run_a=a.run_id,
+            run_b=b.run_id,
+            rows_a=a.rows[f"{TASKS[0]}/test"],
+            rows_b=b.rows[f"{TASKS[0]}/test"],
+            left="a",
+            choice="a" if i < won else "b",
+        )
+        (folder / f"{rating.rating_id}.json").write_text(json.dumps(asdict(rating)))
 
 
 def experiment(folder: Path) -> None:

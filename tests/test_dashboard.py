@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fake_project
@@ -13,7 +15,7 @@ from filelock import FileLock
 
 from harness import numbers, report, store
 from harness.nightly import files, judging
-from harness.spec import NightlyPolicy
+from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 
 pytest.importorskip("streamlit")
@@ -124,7 +126,29 @@ def test_the_leaderboard_is_filtered_by_method(opened, tmp_path):
     assert list(page.dataframe[0].value["candidate"]) == ["lora"]
 
 
-def test_a_thousand_runs_open_and_filter(opened, tmp_path):
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_a_thousand_runs_opens(opened, tmp_path, name):
+    fake_project.many(tmp_path, 1_000)
+    fake_project.write(tmp_path)
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    page = opened(name)
+    assert page.info.len == 0 or name == "rate", "every page has something to show"
+
+
+def test_runs_that_come_and_go_are_seen(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    page = opened("leaderboard")
+    names = ["prompt", "knn", "lora"]
+    assert sorted(page.dataframe[0].value["candidate"]) == sorted(names)
+    shutil.rmtree(tmp_path / "runs" / "knn-0")
+    other = tmp_path / "runs" / "lora-0" / "run.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"candidate": "dora"}))
+    page.run()
+    assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
+
+
+def test_a_thousand_runs_are_filtered(opened, tmp_path):
     fake_project.many(tmp_path, 1_000)
     page = opened("leaderboard")
     assert len(page.dataframe[0].value) == 1_000
@@ -193,6 +217,26 @@ def test_rows_that_must_not_be_compared_are_refused(opened, tmp_path):
     assert list(page.dataframe[0].value["task"]) == ["support"]
 
 
+def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    for name in ("prompt", "knn", "lora"):
+        path = tmp_path / "runs" / f"{name}-0" / "run.json"
+        run = json.loads(path.read_text())
+        run |= {"experiment": "desk-fewer", "rows": run["rows"] | {"support/validation": "x"}}
+        path.write_text(json.dumps(run))
+    (c,) = made.comparisons["lora"]
+    weighted = replace(c, delta=-0.123, low=-0.2, high=-0.05, estimator="stratified")
+    note = "fewer items: 60 of 900 items of chat were asked"
+    report.write(replace(made, comparisons={"lora": (weighted,)}, notes=(note,)), tmp_path / "reports")
+    page = opened("compare", compare="prompt,lora")
+    changes = page.dataframe[0].value.set_index("task")["change"]
+    assert changes["chat"] == numbers.points(-0.123, -0.2, -0.05)
+    assert note in html(page)
+    page = opened("compare", compare="knn,lora")
+    assert list(page.dataframe[0].value["task"]) == ["support"]
+    assert "chat: items that were drawn count by weights" in html(page)
+
+
 def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_path):
     made = fake_project.write(tmp_path)
     page = opened("forgetting")
@@ -247,6 +291,20 @@ def test_decide_says_what_the_command_says_until_something_is_changed(opened, tm
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
 
 
+def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("decide")
+    page.select_slider(key="decide_longest median request").set_value(0.3).run()
+    at = Store(tmp_path / "runs")
+    runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
+    expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
+    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    assert shown == dict(report.sections.arithmetic_rows(expected))
+    assert shown["alternative"] == "prompt"
+    assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
+    assert expected.sentence.split(":")[0] in html(page)
+
+
 def test_decide_reprices_training_and_requests_together(opened, tmp_path):
     made = fake_project.write(tmp_path)
     page = opened("decide")
@@ -277,7 +335,7 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
         assert len(trends[line.name]["x"]) == 23
     texts = [note["text"] for note in picture["layout"]["annotations"]]
     assert "<b>lora: regression</b>" in texts
-    assert {"commit abc0000", "commit abc0001", "commit abc0002", "other libraries"} <= set(texts)
+    assert {"commit abc0000", "commit abc0001", "commit abc0002", "numpy 2.3 → 2.4"} <= set(texts)
     assert "2026-03-10" in {shape["x0"] for shape in picture["layout"]["shapes"]}
     assert len(page.dataframe[0].value) == 23
 
@@ -315,6 +373,30 @@ def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(opened, tmp_p
     assert [rating.choice for rating in store.list_ratings(at)][1] == "skip"
     assert page.expander[-1].label.endswith("(1)")
     assert "won 1, lost 0" in html(page) or "won 0, lost 1" in html(page)
+
+
+def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(opened, tmp_path):
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    runs = {run.candidate: run for run in store.list_runs(at)}
+    fake_project.rate(at, (runs["knn"], runs["lora"]), won=40, lost=60)
+    page = opened("rate", rate="knn,lora", rater="ann")
+    assert "lora is preferred to knn on 60.0 [" in html(page)
+    assert "strength: +70.4 [" in html(page)
+    fake_project.rate(at, (runs["prompt"], runs["lora"]), won=20, lost=60)
+    page = opened("rate", rate="knn,lora", rater="ann")
+    assert list(page.dataframe[0].value["candidate"]) == ["lora", "knn", "prompt"]
+
+
+def test_a_rating_is_kept_though_somebody_holds_the_index(opened, tmp_path):
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    page = opened("rate", rate="knn,lora", rater="ann")
+    with store.index.writer_lock(at):
+        page.button(key="choose_left").click().run()
+    assert [e.value for e in page.exception] == []
+    assert len(store.list_ratings(at)) == 1
+    assert "not in the index yet" in html(page)
 
 
 def test_no_name_of_a_candidate_is_shown_while_somebody_rates(opened, tmp_path):

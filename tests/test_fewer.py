@@ -132,6 +132,15 @@ def test_no_reason_makes_a_run_on_a_part_of_the_items_a_champion(asked):
     assert not (asked[0] / "baselines").exists()
 
 
+def test_drawn_scores_of_two_runs_are_left_to_their_report(asked):
+    at, runs = runs_of(asked[0])
+    found = release.differences(at, runs["prompt"].run_id, runs["lora"].run_id)
+    of_sums = found.scores["sums/test"]["accuracy"]
+    assert of_sums[:3] == (None, None, None)
+    assert "reports/tiny-fewer.md has them" in of_sums.why_not
+    assert found.scores["letters/test"]["exact_match"].difference is not None
+
+
 def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     found = tiny_experiment.run(path, fewer_items=True)

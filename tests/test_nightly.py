@@ -14,10 +14,11 @@ import tiny_model
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import config, nightly
+from harness import config, nightly, run, store
 from harness.candidates import ModelHost
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, bench_of
+from harness.nightly import watching
 from harness.nightly.files import home, read_nights, read_state
 from harness.progress import Silent
 from harness.store import Store
@@ -352,3 +353,36 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     found = changed.night(2, still)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"
+
+
+@pytest.mark.parametrize(
+    ("prompting", "was", "expected"),
+    [
+        ("zero_shot", {}, "only the harness: the weights answer as before"),
+        ("zero_shot", {"weights": "w"}, "the recipe made anew; the harness"),
+        ("zero_shot", {"weights": "w", "data": "d"}, "the recipe made anew on new data; the harness"),
+        ("rag", {"prompting": "p", "data": "d"}, "a rebuilt retrieval index on new data; the harness"),
+        ("few_shot", {"prompting": "p", "data": "d"}, "shots chosen anew on new data; the harness"),
+        ("rag", {"prompting": "p"}, "another prompting; the harness"),
+    ],
+)
+def test_what_a_night_tests_is_named(path, prompting, was, expected):
+    calendar = Calendar(path)
+    calendar.night(1)
+    bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
+    recipe = bench.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
+    weights = run.ensure_weights(bench, bench.experiment.candidates["lora"], 0)
+    now = (weights, reference.prompting, reference.environment)
+    said = watching.what_is_tested(bench, recipe, replace(reference, **was), *now)
+    assert "; ".join(said) == expected
+
+
+def test_upgraded_libraries_are_named_with_their_versions(path):
+    calendar = Calendar(path)
+    calendar.night(1)
+    bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
+    then, newer = (store.keep_environment(bench.store, {"numpy": version}) for version in ("1.0", "2.0"))
+    recipe, before = bench.experiment.candidates["lora"], replace(reference, environment=then)
+    weights = run.ensure_weights(bench, recipe, 0)
+    said = watching.what_is_tested(bench, recipe, before, weights, reference.prompting, newer)
+    assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

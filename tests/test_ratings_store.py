@@ -151,6 +151,22 @@ def test_statuses_are_counted_by_row_set(answered):
     }
 
 
+def test_slices_and_clusters_come_by_item(answered):
+    at, sample = answered
+    assert stores.read_kinds(at, IDENTITY.digest) == {r.example_id: (r.slice, r.cluster) for r in sample}
+    assert stores.read_kinds(at, "absent") == {}
+
+
+def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):  # noqa: F811
+    other = replace(IDENTITY, weights_digest="other")
+    for identity, digests in ((IDENTITY, "abc"), (other, "abd")):
+        sample = [row(i, output_digest=digest) for i, digest in enumerate([*digests, ""])]
+        complete(store, identity, sample)
+    wanted = [row(2).example_id, row(3).example_id]
+    assert stores.differing_items(store, IDENTITY.digest, other.digest) == wanted
+    assert stores.differing_items(store, IDENTITY.digest, "absent") == []
+
+
 def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
     at, sample = answered
     ((digest, (ids, clusters, parts, weights)),) = stores.read_columns(

@@ -13,13 +13,24 @@ import pytest
 from fake_facts import alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from harness import numbers
 from harness.comparison import Estimate
 from harness.decide import decide
 from harness.gating import MissRate, Rule
 from harness.records import SampleResult
-from harness.report import ExperimentReport, Flip, flips_of, front_file, html, markdown, to_json, write
+from harness.report import (
+    ExperimentReport,
+    Flip,
+    flips_of,
+    front_file,
+    html,
+    markdown,
+    terminal,
+    to_json,
+    write,
+)
 from harness.report.escape import clean, clean_lines
 from harness.report.heat import heat
 from harness.report.origins import tables
@@ -191,6 +202,16 @@ def test_no_control_or_direction_character_reaches_any_form(tmp_path):
         if path.suffix != ".json":  # which escapes them itself
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", path.read_text())
     assert "\x1b" not in (tmp_path / "support.json").read_text()
+
+
+def test_no_control_or_direction_character_reaches_the_terminal():
+    stream, megabyte = io.StringIO(), "x\x1b[31m\u202e" * 140_000
+    shown = flip(megabyte, item="x", task="chat", against="base")
+    of = replace(hostile(), flips={"lora": (shown,)}, notes=(EVIL, megabyte))
+    terminal(of, Console(file=stream, width=200, force_terminal=False))
+    said = stream.getvalue()
+    assert "<script>" in said
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
 
 
 def test_markdown_shows_a_hostile_name_as_text():

@@ -185,7 +185,9 @@ class _Session:
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment]),
-            tests=watching.what_is_tested(bench, reference, weights, prompting, self.environment),
+            tests=watching.what_is_tested(
+                bench, target.recipe, reference, weights, prompting, self.environment
+            ),
             series={
                 key: series_of(
                     _arms(now, then, control, {m.task.name for m in of}),

@@ -142,7 +142,7 @@ def data_digest(bench: Bench) -> str:
 
 
 def what_is_tested(
-    bench: Bench, reference: Reference, weights: Weights, prompting: str, environment: str
+    bench: Bench, recipe: Recipe, reference: Reference, weights: Weights, prompting: str, environment: str
 ) -> tuple[str, ...]:
     """Say in words what is another than in the reference; the harness itself always is tested."""
     same_data = reference.data == data_digest(bench)
@@ -150,11 +150,18 @@ def what_is_tested(
     if weights.digest != reference.weights:
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
-        said.append("another prompting" if same_data else "a prompting or retrieval index built on new data")
+        said.append("another prompting" if same_data else _drawn_anew(recipe))
     if environment != reference.environment and reference.environment:
         said.append(f"upgraded libraries or another machine ({_changed(bench, reference, environment)})")
     said.append("the harness" if said else "only the harness: the weights answer as before")
     return tuple(said)
+
+
+def _drawn_anew(recipe: Recipe) -> str:
+    """Name what a prompting draws from the data."""
+    drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
+    named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
+    return f"{' and '.join(named)} on new data"
 
 
 def _changed(bench: Bench, reference: Reference, environment: str) -> str:

@@ -65,6 +65,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
+    text = text[: 4 * width]  # a text of a megabyte is not taken down character by character
     while cell_len(text) > width:
         text = text[:-1]
     return text

@@ -1,16 +1,23 @@
-"""Make the pictures of all pages from a project: python tests/browser/screenshots.py FOLDER [OUT].
+"""Make the pictures of all pages from a finished quickstart: python tests/browser/screenshots.py FOLDER [OUT].
 
-Invariant: light, 1440 pixels wide, and small enough to be kept in git.
+Where no night was run there yet, eight nights of its fine-tune are run first, one after the other and dated
+a day apart; that takes some minutes.
+
+Invariant: 1440 pixels wide, light unless `--dark` asks otherwise, and small enough to be kept in git; a page
+is taken once its layout has come to rest.
 """
 
+import argparse
 import io
-import shutil
-import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
-from serving import ROOT, serving
+from playwright.sync_api import Page
+from serving import PATIENCE_S, ROOT, chromium, drawn, opened, serving
+
+from harness import nightly
+from harness.terminal import TerminalProgress
 
 PATHS = {
     "leaderboard": "/",
@@ -22,37 +29,56 @@ PATHS = {
     "nightly": "/nightly",
     "rate": "/rate?rate=rag-shots,hybrid&rater=ann",
 }
+WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
+N_NIGHTS = 8
 _TALLEST = 2_300
 _LARGEST = 200_000  # bytes; a larger picture gets fewer colours
+_AT_REST = """() => {
+    const parts = document.querySelectorAll(".stMainBlockContainer, .main-svg, canvas, .textpoint text");
+    const now = [...parts].map(one => Object.values(one.getBoundingClientRect().toJSON())).join();
+    window.same = now === window.before ? (window.same || 0) + 1 : 0;
+    window.before = now;
+    return window.same > 30;
+}"""  # asked at every frame
 
 
 def shoot(page: Page, address: str, out: Path) -> None:
     """Save one page as a picture, as far down as there is something."""
     page.set_viewport_size({"width": 1440, "height": 1000})
-    page.goto(address)
-    page.wait_for_selector("h1", timeout=60_000)
-    page.wait_for_selector("[data-testid=stStatusWidget]", state="detached", timeout=60_000)
-    page.wait_for_timeout(1_500)
+    opened(page, address)
     inside = page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().height")
     page.set_viewport_size({"width": 1440, "height": int(min(max(inside, 600), _TALLEST))})
-    page.wait_for_timeout(1_200)
+    drawn(page)
+    page.wait_for_function(_AT_REST, timeout=1000 * PATIENCE_S)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.save(out, optimize=True)
     if out.stat().st_size > _LARGEST:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
-def main(project: Path, out: Path) -> None:
-    """Take a picture of every page that there is."""
-    out.mkdir(parents=True, exist_ok=True)
-    with serving(project) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_context(color_scheme="light").new_page()
+def run_nights(file: Path) -> None:
+    """Run some nights up to today, unless there are any."""
+    today = datetime.now().astimezone().date()
+    if nightly.status(file, today.isoformat()).n_nights == 0:
+        for ago in range(N_NIGHTS - 1, -1, -1):
+            night = today - timedelta(days=ago)
+            nightly.run_night(file, WATCHED, night=night, progress=TerminalProgress())
+
+
+def main() -> None:
+    """Take a picture of every page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "dashboards" / "screenshots")
+    parser.add_argument("--dark", action="store_true")
+    asked = parser.parse_args()
+    run_nights(asked.folder / "harness.yaml")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with serving(asked.folder) as address, chromium() as browser:
+        page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()
         for name, path in PATHS.items():
-            if (ROOT / "dashboards" / f"{name}.py").exists():
-                shoot(page, address + path, out / f"{name}.png")
-        browser.close()
+            shoot(page, address + path, asked.out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "dashboards" / "screenshots")
+    main()
