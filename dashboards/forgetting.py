@@ -4,6 +4,7 @@ Invariant: the numbers are the report's own; a cell's colour is its paired diffe
 stands in it. Bold cells have an interval without 0.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -37,10 +38,9 @@ def page() -> None:
     )
     rows = _changes(report)
     controls.offer_csv(rows, "forgetting")
-    _bits(report)
-    runs = {
-        name: run for name, run in controls.runs_of(report, project.runs()).items() if name in drawn.labels
-    }
+    _bits(report, drawn.labels)
+    stored = controls.runs_of(report, project.runs())
+    runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
         _validity(runs)
         _before_and_after(runs, report)
@@ -58,16 +58,16 @@ def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
     ]
 
 
-def _bits(report: ExperimentReport) -> None:
+def _bits(report: ExperimentReport, labels: Sequence[str]) -> None:
     """Draw the drift of held-out text in bits per byte, where more is worse."""
     rates = {c.task for of in report.comparisons.values() for c in of if c.metric not in OWN_UNITS}
     series = {
         label: [
             charts.Bar(c.task, c.delta, c.low, c.high, f"{pairs.said(c)} ({score(c.metric, c.new)} now)")
-            for c in of
+            for c in report.comparisons[label]
             if c.metric in OWN_UNITS and not c.slice and c.task not in rates
         ]
-        for label, of in report.comparisons.items()
+        for label in labels
     }
     series = {label: bars for label, bars in series.items() if bars}
     if series:
@@ -92,7 +92,10 @@ def _validity(runs: dict[str, Run]) -> None:
                 rows.append({"task": key.removesuffix("/test"), "answers": status, **shares})
     if rows:
         st.dataframe(rows, hide_index=True, height=min(420, 38 + 35 * len(rows)))
-        st.caption("Percent of a task's answers; lines without any are left out. Some tasks want a refusal.")
+        st.caption(
+            "Percent of a task's answers: cut at the longest that was allowed, not to be read as an answer, "
+            "declined, or failed. Lines without any are left out; some tasks want a refusal."
+        )
     else:
         st.info("Every answer of every run could be read.")
 

@@ -60,7 +60,7 @@ def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:
     return {
         "candidate": p.label,
         f"target {report.metric}": score(report.metric, *p.target[:3]),
-        "general ability": points(*p.kept[:3]),
+        "general ability": "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3]),
         "verdict": p.verdict,
         "on the front": "yes" if p.on_front else "",
         "recommended": "yes" if p.recommended else "",

@@ -19,7 +19,11 @@ _AT_FIRST = 4
 
 def page() -> None:
     """Draw the page."""
-    controls.heading("Training", "Loss by step: a line for training (running mean), diamonds for validation.")
+    controls.heading(
+        "Training",
+        "Loss by step, in nats per token (of preferences, per pair): a line for training (running mean), "
+        "diamonds for validation.",
+    )
     runs = project.runs()
     report = controls.choose_report() if project.reports() else None
     trained = {
@@ -33,7 +37,7 @@ def page() -> None:
     if not chosen:
         return
     curves = {name: _curves(trained[name]) for name in chosen}
-    charts.draw(charts.curves(curves, "loss, nats per token"), "training")
+    charts.draw(charts.curves(curves, "loss"), "training")
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
     st.dataframe(rows, hide_index=True)

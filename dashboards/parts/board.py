@@ -11,7 +11,7 @@ import streamlit as st
 
 from harness import comparison, store
 from harness.comparison import Comparison, Estimate
-from harness.decide import CandidateFacts, fine_tuned
+from harness.decide import CandidateFacts, best_untrained, fine_tuned
 from harness.numbers import OWN_UNITS, UNKNOWN, change, points, score, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
@@ -26,18 +26,17 @@ AT_ONCE = 25  # runs whose rows are read: as many as the picture shows, and soon
 def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str, Any]]:
     """Join what is stored of each run with what was reported of it, the best first."""
     of = list(project.reports().values()) if report is None else [report, *project.reports().values()]
-    facts = {f.run_id: (f, r.metric) for r in reversed(of) for f in r.facts}
+    facts = {f.run_id: (f, r.metric, f.name == _reference(r)) for r in reversed(of) for f in r.facts}
     unknown = [run for run in reversed(runs) if run.run_id not in facts and run.state == "done"]
     scores = _scores(unknown[:AT_ONCE])
     ranks = _ranks(runs, report)
     champions = project.champion_ids()
     rows = []
     for run in runs:
-        f, metric = facts.get(run.run_id, (None, ""))
+        f, metric, is_reference = facts.get(run.run_id, (None, "", False))
         name, e = (metric, f.target) if f else scores.get(run.run_id, ("", None))
-        rows.append(
-            _row(run, f, name, e) | {"rank": ranks.get(run.run_id), "champion": run.run_id in champions}
-        )
+        row = _row(run, f, name, e) | {"rank": ranks.get(run.run_id), "champion": run.run_id in champions}
+        rows.append(row | ({"gain interval": "(this one)"} if is_reference else {}))
     sign = -1 if rows and rows[0]["metric"] in OWN_UNITS else 1
     return sorted(rows, key=lambda row: (row["score"] is None, -sign * (row["score"] or 0.0)))
 
@@ -45,6 +44,7 @@ def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str
 def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) -> dict[str, Any]:
     scale = 1.0 if metric in OWN_UNITS else 100.0
     macro = f.verdict.macro if f and f.verdict and fine_tuned(f) else None
+    kept = "base weights" if f and f.verdict and not fine_tuned(f) else ""
     gain = f.vs_untrained if f else None
     return {
         "candidate": clean(controls.label(run)),
@@ -55,8 +55,8 @@ def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) ->
         "said": score(metric, e.score, e.low, e.high) if e else "",
         "gain": scale * gain.delta if gain else None,
         "gain interval": _ends(metric, gain) if gain else "",
-        "forgetting": 100 * macro.score if macro else None,
-        "forgetting interval": points(*macro[:3]).partition(" ")[2] if macro else "",
+        "forgetting": 100 * macro.score if macro else 0.0 if kept else None,
+        "forgetting interval": points(*macro[:3]).partition(" ")[2] if macro else kept,
         "usd": usd(f.cost_per_1k_usd) if f else "",
         "p50": seconds(run.latency.get("p50_s")),
         "verdict": ERROR if run.state == "failed" else verdict_word(f) if f else UNKNOWN,
@@ -65,6 +65,10 @@ def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) ->
         "created": run.created[:16].replace("T", " "),
         "run": clean(run.run_id),
     }
+
+
+def _reference(report: ExperimentReport) -> str | None:
+    return best_untrained(report.facts, higher_is_better=report.higher_is_better)
 
 
 def _ends(metric: str, gain: Comparison) -> str:

@@ -200,15 +200,18 @@ class _Mark(NamedTuple):
 
 def _places(points: Sequence[Point]) -> dict[str, str]:
     """Choose for each name a place beside its mark where it hides no other, as far as there is one."""
-    across = [p.target.score for p in points]
-    down = [p.kept.low for p in points] + [p.kept.high for p in points] + [0.0]
-    wide, high = max(across) - min(across) or 1.0, max(down) - min(down) or 1.0
-    at = [(800 * p.target.score / wide, -400 * p.kept.score / high) for p in points]
+    across = [end for p in points for end in (p.target.low, p.target.high)]
+    down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
+    wide, high = 800 / (max(across) - min(across) or 1.0), 400 / (max(down) - min(down) or 1.0)
+    at = [(wide * p.target.score, -high * p.kept.score) for p in points]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in at]
+    for p, (x, y) in zip(points, at, strict=True):  # the whiskers
+        taken.append((wide * p.target.low, y - 2, wide * p.target.high, y + 2))
+        taken.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
     places = {}
     for p, (x, y) in zip(points, at, strict=True):
         half = 3.6 * len(p.label + " (recommended)" * p.recommended)
-        boxes = {  # beside the whiskers first, then on them
+        boxes = {
             f"{v} {h}": (x + dx * half - half, y + dy - 8, x + dx * half + half, y + dy + 8)
             for h, dx in (("right", 1), ("left", -1), ("center", 0))
             for v, dy in (("top", -16), ("bottom", 16))

@@ -63,7 +63,7 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
     left, right = st.columns(2)
     for column, name, row, side in ((left, names[0], old, "old"), (right, names[1], new, "new")):
         with column:
-            texts.block(f"{name} · {row.status}", row.text)
+            texts.block(name if row.status == "ok" else f"{name} · {row.status}", row.text)
             texts.whole(name, row.text, f"{key}_{side}")
     if old.text != new.text:
         texts.difference(f"words that {names[1]} changed", old.text, new.text)

@@ -18,7 +18,7 @@ LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
 _BADGES = {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
 _STYLE = """<style>
-.stMainBlockContainer{padding-top:2.6rem;padding-bottom:3rem}
+.stMainBlockContainer{padding:2.6rem 3rem 3rem}
 .quoted{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;overflow:auto;max-height:26rem;
   font:.875rem/1.55 ui-monospace,"Source Code Pro",monospace;padding:.7rem .9rem;margin:0 0 .6rem;
   border:1px solid rgb(128 128 128/.35);border-radius:8px}
