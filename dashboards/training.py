@@ -21,8 +21,7 @@ def page() -> None:
     """Draw the page."""
     controls.heading(
         "Training",
-        "Loss by step, in nats per token (of preferences, per pair): a line for training (running mean), "
-        "diamonds for validation.",
+        "Loss by step (mean negative log-likelihood): a line for training, diamonds for validation.",
     )
     runs = project.runs()
     report = controls.choose_report() if project.reports() else None

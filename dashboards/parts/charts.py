@@ -199,15 +199,18 @@ class _Mark(NamedTuple):
 
 
 def _places(points: Sequence[Point]) -> dict[str, str]:
-    """Choose for each name a place beside its mark where it hides no other, as far as there is one."""
+    """Choose for each name a place beside its mark where it hides no other and no whisker crosses it.
+
+    Where every place is crossed, it hides no other; where there is none of these either, it stands to the right.
+    """
     across = [end for p in points for end in (p.target.low, p.target.high)]
     down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
     wide, high = 800 / (max(across) - min(across) or 1.0), 400 / (max(down) - min(down) or 1.0)
     at = [(wide * p.target.score, -high * p.kept.score) for p in points]
-    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in at]
-    for p, (x, y) in zip(points, at, strict=True):  # the whiskers
-        taken.append((wide * p.target.low, y - 2, wide * p.target.high, y + 2))
-        taken.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
+    taken, whiskers = [(x - 8, y - 8, x + 8, y + 8) for x, y in at], []
+    for p, (x, y) in zip(points, at, strict=True):
+        whiskers.append((wide * p.target.low, y - 2, wide * p.target.high, y + 2))
+        whiskers.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
     places = {}
     for p, (x, y) in zip(points, at, strict=True):
         half = 3.6 * len(p.label + " (recommended)" * p.recommended)
@@ -216,8 +219,9 @@ def _places(points: Sequence[Point]) -> dict[str, str]:
             for h, dx in (("right", 1), ("left", -1), ("center", 0))
             for v, dy in (("top", -16), ("bottom", 16))
         }
-        free = (name for name, box in boxes.items() if not any(_overlap(box, other) for other in taken))
-        places[p.label] = next(free, "middle right")
+        free = [name for name, box in boxes.items() if not any(_overlap(box, other) for other in taken)]
+        clear = [name for name in free if not any(_overlap(boxes[name], line) for line in whiskers)]
+        places[p.label] = next(iter([*clear, *free, "middle right"]))
         taken.append(boxes.get(places[p.label], (x, y - 8, x + 2 * half, y + 8)))
     return places
 
