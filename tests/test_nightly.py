@@ -1,7 +1,10 @@
 """Nights through the real `nightly run`: alarms, drift, kills, two at once, and what is told of them."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
 from dataclasses import replace
 from datetime import date
@@ -25,6 +28,7 @@ from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("rules_cache")
 
+PATIENCE_S = 300  # for a machine that is busy with other things
 FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general ability
 
 
@@ -184,6 +188,55 @@ def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path
     assert one.bases == other.bases
 
 
+FORK = multiprocessing.get_context("fork")
+
+
+def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
+    def ended():
+        seen = []
+
+        def hears(prompt):
+            seen.append(prompt)
+            if len(seen) == 120:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Calendar(path).night(1, asked=hears)
+
+    process = FORK.Process(target=ended)
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == -signal.SIGKILL
+    assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
+    calendar = Calendar(path)
+    assert calendar.night(1).verdict == "ok"
+    assert 0 < len(calendar.asked)
+    assert nightly.status(path, "2026-03-01").unfinished == ()
+
+
+def test_two_processes_that_run_one_night_do_not_collide(path):
+    begun, refused = FORK.Event(), FORK.Event()
+
+    def first():
+        def hears(prompt):
+            begun.set()
+            refused.wait(PATIENCE_S)
+
+        Calendar(path).night(1, asked=hears)
+
+    process = FORK.Process(target=first)
+    process.start()
+    assert begun.wait(PATIENCE_S)
+    calendar = Calendar(path)
+    with pytest.raises(HarnessError, match="another nightly run at work"):
+        calendar.night(1)
+    refused.set()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+    assert [night.night for night in read_nights(folder_of(path))] == ["2026-03-01"]
+    assert calendar.night(1).verdict == "ok"
+    assert calendar.asked == [], "the night of the other process is found"
+
+
 def test_a_finished_night_asks_nobody_again(path):
     calendar = Calendar(path)
     first = calendar.night(1)
@@ -191,18 +244,6 @@ def test_a_finished_night_asks_nobody_again(path):
     again = calendar.night(1)
     assert len(calendar.asked) == n
     assert again.lines == first.lines
-
-
-def test_two_nights_at_once_do_not_collide(path):
-    calendar = Calendar(path)
-    folder_of(path).mkdir(parents=True)
-    with (
-        FileLock(folder_of(path) / ".lock"),
-        pytest.raises(HarnessError, match="another nightly run at work"),
-    ):
-        calendar.night(1)
-    assert calendar.asked == []
-    assert calendar.night(1).verdict == "ok"
 
 
 def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):

@@ -201,7 +201,7 @@ class _Mark(NamedTuple):
 def _places(points: Sequence[Point]) -> dict[str, str]:
     """Choose for each name a place beside its mark where it hides no other and no whisker crosses it.
 
-    Where a whisker crosses every place it hides no other; where there is no such place it stands on the right.
+    Where a whisker crosses every place it hides no other; where there is no such place it stands right of it.
     """
     across = [end for p in points for end in (p.target.low, p.target.high)]
     down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
