@@ -4,6 +4,7 @@ Invariant: only what was logged is shown; the gap is validation less the running
 last step that was validated.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -35,7 +36,7 @@ def page() -> None:
     chosen = controls.choose_candidates("training", list(trained), first, title="Candidates")
     if not chosen:
         return
-    curves = {name: _curves(trained[name]) for name in chosen}
+    curves = {label: curve for name in chosen for label, curve in _overlaid(name, trained[name]).items()}
     charts.draw(charts.curves(curves, "loss"), "training")
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
@@ -58,13 +59,25 @@ def _runs(runs: list[Run], report: Any) -> dict[str, Run]:
     return out
 
 
-def _curves(run: Run) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    training = running_mean(known(run.training.get("loss")))
-    return training, known(run.training.get("validation_loss"))
+def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
+    """Return the curves of a training; of a sweep those of every trial."""
+    trials = [t for t in run.training.get("sweep", []) if known(t.get("loss"))]
+    if not trials:
+        return {name: _curves(run.training)}
+    return {
+        f"{name}[{', '.join(f'{key}={value}' for key, value in t['params'].items())}]"
+        + " (chosen)" * t["chosen"]: _curves(t)
+        for t in trials
+    }
+
+
+def _curves(of: Mapping[str, Any]) -> charts.Curves:
+    """Return the running mean of the training loss and the validation loss by step."""
+    return running_mean(known(of.get("loss"))), known(of.get("validation_loss"))
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
-    of, (training, validation) = run.training, _curves(run)
+    of, (training, validation) = run.training, _curves(run.training)
     return {
         "candidate": name,
         "last training loss": plain(training[-1][1]),

@@ -115,6 +115,7 @@ def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured
     path, found = measured
     training = runs_of(path)["swept"].training
     trials = training["sweep"]
+    assert all(len(trial["loss"]) > 1 for trial in trials), "the curves of all trials are kept"
     assert [t["params"]["learning_rate"] for t in trials] == [1e-5, 0.05]
     order = [(t["validation"], -t["best_validation_loss"]) for t in trials]
     assert [t["chosen"] for t in trials] == [pair == max(order) for pair in order]

@@ -279,6 +279,20 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
     assert row["tokens/s"] == "250"
 
 
+def test_every_trial_of_a_sweep_is_overlaid(opened, tmp_path):
+    fake_project.write(tmp_path)
+    path = tmp_path / "runs" / "lora-0" / "run.json"
+    run = json.loads(path.read_text())
+    trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
+    run["training"]["sweep"] = [
+        {**trial, "params": {"learning_rate": rate}, "chosen": rate == 0.001} for rate in (0.001, 0.01)
+    ]
+    path.write_text(json.dumps(run))
+    page = opened("training")
+    names = [trace["name"] for trace in pictures(page)[0]["data"]]
+    assert names == ["lora[learning_rate=0.001] (chosen): training", "lora[learning_rate=0.01]: training"]
+
+
 def test_decide_says_what_the_command_says_until_something_is_changed(opened, tmp_path):
     made = fake_project.write(tmp_path)
     page = opened("decide")

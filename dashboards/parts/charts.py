@@ -29,6 +29,7 @@ _MARKS = {
 _HEAT = ((0.0, "#c44a00"), (0.5, "#f7f7f7"), (1.0, "#0072b2"))  # vermilion, white, blue
 _ROW = 30
 Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
+Curves = tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]  # by step: training, validation
 
 
 class Bar(NamedTuple):
@@ -271,9 +272,7 @@ def _add_points(
     )  # fmt: skip
 
 
-def curves(
-    series: Mapping[str, tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]], axis: str
-) -> go.Figure:
+def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
     """Draw losses by step: training as a line, validation with marks, one colour a candidate."""
     figure = go.Figure()
     for i, (label, (train, validation)) in enumerate(series.items()):

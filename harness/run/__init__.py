@@ -363,6 +363,9 @@ def _replayed(bench: Bench, source: Recipe, seed: int) -> Sequence[Example]:
     return found
 
 
+_OF_TRIAL = ("best_validation_loss", "wall_s", "loss", "validation_loss")
+
+
 def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial that is best on validation with the first seed.
 
@@ -382,7 +385,7 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         score = None if found is None else _validation(bench, trial, found, make=make)
         if found is None or score is None:
             return None
-        measured = {name: found.training.get(name) for name in ("best_validation_loss", "wall_s")}
+        measured = {name: found.training.get(name) for name in _OF_TRIAL}
         tried.append({"params": point, "validation": score, **measured})
     best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
     if best["validation"] is None:
