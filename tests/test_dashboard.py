@@ -232,7 +232,7 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(opened, 
     changes = page.dataframe[0].value.set_index("task")["change"]
     assert changes["chat"] == numbers.points(-0.123, -0.2, -0.05)
     assert note in html(page)
-    page = opened("compare", compare="knn,lora")
+    page = opened("compare", compare="lora,knn")
     assert list(page.dataframe[0].value["task"]) == ["support"]
     assert "chat: items that were drawn count by weights" in html(page)
 
@@ -341,7 +341,7 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     last = judging.report_of("desk", NightlyPolicy(), kept, state)
     assert last.sentence in html(page)
     (alarm,) = state.alarms
-    assert list(page.dataframe[-1].value["about"]) == [alarm.about] == ["lora"]
+    assert list(page.dataframe[0].value["about"]) == [alarm.about] == ["lora"]
     (picture,) = pictures(page)
     trends = {trace["name"]: trace for trace in picture["data"] if trace.get("name")}
     for line in last.lines:
@@ -351,7 +351,7 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     assert "<b>lora: regression</b>" in texts
     assert {"commit abc0000", "commit abc0001", "commit abc0002", "numpy 2.3 → 2.4"} <= set(texts)
     assert "2026-03-10" in {shape["x0"] for shape in picture["layout"]["shapes"]}
-    assert len(page.dataframe[0].value) == 23
+    assert len(page.dataframe[1].value) == 23
 
 
 def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 GOAL_S = 2.0
 N_RUNS = 1_000
 N_REPORTED = 8  # of which the first is the base
-N_NIGHTS = 60
+N_NIGHTS = 120
 N_STEPS = 500
 PATHS = {
     "leaderboard": "/",
@@ -49,11 +49,11 @@ PATHS = {
 }
 BOUND = {
     "leaderboard": "ranking the reported runs on the items of all",
-    "leaderboard, all runs": "scoring 60 runs that no report holds, from their rows",
+    "leaderboard, all runs": "scoring the 25 newest runs that no report holds, from their rows",
     "compare": "reading and pairing the rows of the chosen runs",
     "forgetting": "reading the two row sets whose answers are shown",
     "rate": "finding the items on which two runs differ",
-    "nightly": "telling each of 60 nights from all before it",
+    "nightly": "telling each of the last 60 nights from all before it",
 }
 EXPERIMENT = """\
 name: bench
