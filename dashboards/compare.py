@@ -11,7 +11,6 @@ import streamlit as st
 from harness.comparison import Comparison, oriented
 from harness.decide import best_untrained
 from harness.numbers import OWN_UNITS, score
-from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.facts import best_first
 from parts import charts, controls, items, pairs, project, texts
@@ -38,7 +37,7 @@ def page() -> None:
         st.info("Choose two candidates or more.")
         return
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    found = {name: _compared(base, run, report) for name, run in others.items()}
+    found = {name: pairs.on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
     _flips(chosen[0], found)
 
@@ -49,23 +48,6 @@ def _default(report: ExperimentReport | None, labels: Sequence[str]) -> list[str
     untrained = best_untrained(report.facts, higher_is_better=report.higher_is_better)
     ordered = [untrained, *(f.label for f in best_first(report))]
     return [name for name in dict.fromkeys(ordered) if name is not None and name in labels][:2]
-
-
-def _compared(
-    base: Run, run: Run, report: ExperimentReport | None
-) -> dict[str, tuple[Pair, Comparison | str]]:
-    """Compare two runs on every task that both answered, the target first."""
-    loaded = project.experiment()
-    alpha = loaded.experiment.gate.alpha if loaded else pairs.ALPHA
-    target = report.task if report else loaded.experiment.target.name if loaded else ""
-    out = {}
-    for key in sorted((k for k in run.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
-        if key in base.rows:
-            task = key.removesuffix("/test")
-            metric = pairs.primary_metric(task, run.rows[key], report)
-            pair = Pair(task, metric, base.rows[key], run.rows[key], pairs.ALPHA if task == target else alpha)
-            out[task] = (pair, pairs.of_drawn(task, base, run, report) or pairs.compare(pair))
-    return out
 
 
 def _differences(

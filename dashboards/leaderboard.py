@@ -3,25 +3,17 @@
 Invariant: the page filters and lays out; its numbers come from `parts.board`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from harness.numbers import OWN_UNITS, UNKNOWN, count
-from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.escape import clean
 from harness.report.facts import last_line
 from harness.report.verdicts import CLASSES
-from parts import board, charts, controls, project, texts
+from parts import board, charts, controls, filters, project, texts
 
-_FACETS: dict[str, Callable[[Run], str]] = {
-    "experiment": lambda run: run.experiment,
-    "model": lambda run: run.base_model,
-    "method": lambda run: run.method,
-    "seed": lambda run: str(run.seed),
-}
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
 _VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
 
@@ -35,7 +27,7 @@ def page() -> None:
         return
     if report is not None:
         texts.say(last_line(report), "lead")
-    of = _filtered(runs, report)
+    of = filters.chosen(runs, report)
     rows = board.lines(of, report)
     if not rows:
         st.info("No run fits these filters.")
@@ -46,30 +38,6 @@ def page() -> None:
 
 def _chosen() -> ExperimentReport | None:
     return controls.choose_report() if project.reports() else None
-
-
-def _filtered(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
-    """Apply the filters; without one, the runs of the report are shown."""
-    shown = controls.runs_of(report, runs)
-    with st.expander("Filters"):
-        everything = st.toggle(
-            "All stored runs, not only the report's", value=not shown, key="all_runs", bind="query-params"
-        )
-        pool = list(runs) if everything or report is None else [r for r in runs if _reported(r, report)]
-        columns = st.columns(5)
-        for column, (title, pick) in zip(columns, _FACETS.items(), strict=False):
-            options = sorted({pick(run) for run in pool})
-            key = f"filter_{title}"
-            chosen = column.multiselect(title, options, key=key, format_func=clean, bind="query-params")
-            pool = [run for run in pool if not chosen or pick(run) in chosen]
-        since = columns[-1].text_input(
-            "created since", placeholder="2026-01-31", key="filter_since", bind="query-params"
-        )
-        return [run for run in pool if run.created >= since]
-
-
-def _reported(run: Run, report: ExperimentReport) -> bool:
-    return run.run_id in {f.run_id for f in report.facts}
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> None:

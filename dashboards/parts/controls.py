@@ -10,7 +10,6 @@ from typing import Any
 
 import streamlit as st
 
-from harness.decide import CandidateFacts
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport
 from harness.report.escape import clean
@@ -121,11 +120,6 @@ def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     st.download_button(
         "CSV", as_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
     )
-
-
-def by_label(report: ExperimentReport) -> dict[str, CandidateFacts]:
-    """Map labels to what was measured."""
-    return {f.label: f for f in report.facts}
 
 
 def _cell(value: Any) -> Any:

@@ -11,7 +11,7 @@ import streamlit as st
 from harness import comparison, store
 from harness.comparison import Comparison
 from harness.errors import HarnessError
-from harness.numbers import OWN_UNITS, change
+from harness.numbers import change
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
 from harness.store import Store
@@ -51,6 +51,23 @@ def compare(pair: Pair) -> Comparison | str:
         return f"{pair.task}: {error}"
 
 
+def on_every_task(
+    base: Run, new: Run, report: ExperimentReport | None
+) -> dict[str, tuple[Pair, Comparison | str]]:
+    """Compare two runs on every task that both answered, the target first."""
+    loaded = project.experiment()
+    alpha = loaded.experiment.gate.alpha if loaded else ALPHA
+    target = report.task if report else loaded.experiment.target.name if loaded else ""
+    out = {}
+    for key in sorted((k for k in new.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
+        if key in base.rows:
+            task = key.removesuffix("/test")
+            metric = primary_metric(task, new.rows[key], report)
+            pair = Pair(task, metric, base.rows[key], new.rows[key], ALPHA if task == target else alpha)
+            out[task] = (pair, of_drawn(task, base, new, report) or compare(pair))
+    return out
+
+
 def of_drawn(task: str, base: Run, new: Run, report: ExperimentReport | None) -> Comparison | str | None:
     """Find the report's own comparison of a task whose items were drawn, or say why there is none.
 
@@ -84,11 +101,6 @@ def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
 def said(c: Comparison) -> str:
     """Print a difference as reports do."""
     return change(c.metric, c.delta, c.low, c.high)
-
-
-def scale(c: Comparison) -> float:
-    """Return what turns a difference into what is shown: points, or the metric's own unit."""
-    return 1.0 if c.metric in OWN_UNITS else 100.0
 
 
 def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None:

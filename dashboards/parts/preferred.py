@@ -3,6 +3,8 @@
 Invariant: closed at first, so that nobody's choice is led.
 """
 
+from dataclasses import asdict
+
 import streamlit as st
 
 from harness import ratings
@@ -40,6 +42,7 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
             ]
         )
         _all(_strengths(stamp, done))
+        controls.offer_csv([asdict(rating) for rating in done], "ratings")
 
 
 def _all(found: dict[str, Strength]) -> None:
