@@ -16,6 +16,8 @@ from harness.report.pictures.front import Point, points_of
 from harness.report.verdicts import WORDS
 from parts import charts, controls, project, texts
 
+_SCALING = ("scaled", "interpolated")
+_SCALE = 0.5  # what both take where nothing is written
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of general ability lost
 
 
@@ -73,9 +75,10 @@ def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Poi
     by_label = {p.label: p for p in found}
     families: dict[str, list[tuple[float, Point]]] = {}
     for label, recipe in runs.items():
-        scale, of = recipe.get("params", {}).get("scale"), recipe.get("init_from")
-        if isinstance(scale, int | float) and of in by_label and label in by_label:
-            families.setdefault(of, [(1.0, by_label[of])]).append((float(scale), by_label[label]))
+        of = recipe.get("init_from")
+        if recipe.get("method") in _SCALING and of in by_label and label in by_label:
+            scale = float(recipe.get("params", {}).get("scale", _SCALE))
+            families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))
     return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]
 
 

@@ -4,7 +4,7 @@ Invariant: only what was logged is shown; the gap is validation less the running
 last step that was validated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -92,7 +92,7 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
     }
 
 
-def _gap(training: list[tuple[float, float]], validation: list[tuple[float, float]]) -> str:
+def _gap(training: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]) -> str:
     """Subtract the training loss from the validation loss at the last step that was validated."""
     if not validation:
         return UNKNOWN
