@@ -154,3 +154,21 @@ def collapsed(tmp_path_factory):
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # a tiny model may have taken all but one away
     return collapsing.run(tmp_path_factory.mktemp("collapse"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Start Chromium for the tests of browser/; skip where it or its driver is absent, but never in CI."""
+    in_ci = os.environ.get("CI") == "true"
+    if not in_ci:
+        pytest.importorskip("playwright.sync_api")
+        pytest.importorskip("streamlit")
+    from serving import chromium
+
+    try:
+        with chromium() as started:
+            yield started
+    except FileNotFoundError as missing:
+        if in_ci:
+            raise
+        pytest.skip(str(missing))
