@@ -79,6 +79,18 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert alone(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
+@pytest.mark.parametrize("verb", [("compare",), ("gate", "--candidate", "lora")])
+def test_what_is_stored_is_judged_again_without_a_model(copy, own_cache, verb):
+    heavy = "torch transformers tokenizers trl peft pandas sklearn scipy.stats datasets pyarrow".split()
+    code = (
+        "import sys, atexit; atexit.register(lambda: print([m for m in "
+        f"{heavy} if m in sys.modules])); {MAIN}"
+    )
+    alone(copy, "compare").communicate()  # measures the machine with so many threads, once
+    said, errors = alone(copy, *verb, code=code).communicate()
+    assert said.endswith("[]\n"), errors
+
+
 def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -375,6 +376,27 @@ def test_rows_that_are_missing_are_named(store):
         stores.read_identity(store, "0123")
 
 
+def test_many_sets_are_read_at_once_as_each_is_alone(store):
+    complete(store, IDENTITY, make_rows(70))
+    complete(store, OTHER, make_rows(5))
+    digests = [OTHER.digest, IDENTITY.digest]
+    for texts in (True, False):
+        alone = {digest: stores.read_rows(store, digest, texts=texts) for digest in digests}
+        assert stores.read_many(store, digests, texts=texts) == alone
+    assert stores.read_many(store, []) == {}
+
+
+def test_what_cannot_be_read_among_many_sets_is_named(store):
+    complete(store, IDENTITY, make_rows(5))
+    complete(store, OTHER, make_rows(5))
+    path = store.parquet(OTHER.digest)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(HarnessError, match=f"next: delete {path.parent}"):
+        stores.read_many(store, [IDENTITY.digest, OTHER.digest])
+    with pytest.raises(HarnessError, match="no complete rows 0123"):
+        stores.read_many(store, [IDENTITY.digest, "0123"])
+
+
 # Runs
 
 
@@ -502,6 +524,14 @@ def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
 
 
+def test_an_index_that_a_writer_changes_while_it_is_read_is_read_again(store):
+    save_two_runs(store)
+    whole = store.index.read_bytes()
+    store.index.write_bytes(whole[: len(whole) // 2])
+    threading.Timer(0.1, store.index.write_bytes, [whole]).start()
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+
+
 def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
     stores.save_run(store, make_run("a", []))
     with duckdb.connect(str(store.index)) as db:
@@ -547,7 +577,7 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
     shutil.move(store.folder / "b", store.folder.parent / "b")
     stores.reindex(store)
     shutil.move(store.folder.parent / "b", store.folder / "b")
-    assert stores.written_run(store, "b") == kept
+    assert stores.written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
     assert count(store, "rows") == 75
 
@@ -556,8 +586,7 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
 def test_a_run_whose_file_is_damaged_counts_as_none(store, content):
     stores.save_run(store, make_run("a", []))
     store.run_file("a").write_text(content)
-    assert stores.written_run(store, "a") is None
-    assert stores.written_run(store, "no such run") is None
+    assert stores.written_runs(store, ["a", "no such run"]) == {}
 
 
 # Several processes

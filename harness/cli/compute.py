@@ -151,7 +151,8 @@ def compare(
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
     bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items), progress)
-    computes = dry_run or learning_curve or rescue or not experiment.is_stored(bench, loaded.selected)
+    stored = experiment.look_up(bench, loaded.selected)
+    computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
     work = experiment.planned(bench, loaded.selected) if computes else {}
     plan = experiment.seconds_planned(bench, work)
     if learning_curve:
@@ -177,7 +178,7 @@ def compare(
         say(line)
     with progress.following(plan):
         found = experiment.run_all(
-            bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items
+            bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items, found=stored
         )
     report.write(found, loaded.folder / "reports")
     if rescue and quick:

@@ -24,7 +24,8 @@ from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, failed_run, make_run, stored_run
+from harness.run import Bench, base_arm, failed_run, make_run, stored_runs
+from harness.run.finished import Asked
 from harness.run.weights import base_of, served_base, source_of
 from harness.spec import Recipe
 
@@ -32,11 +33,12 @@ MANY = 64  # candidates
 
 __all__ = [
     "Scope",
+    "all_done",
     "bench_of",
     "compare",
     "first_line",
     "gate",
-    "is_stored",
+    "look_up",
     "planned",
     "planned_curve",
     "refuse_curve",
@@ -117,9 +119,15 @@ def gate(
 
 
 def run_all(
-    bench: Bench, loaded: Loaded, *, quick: bool, learning_curve: bool = False, fewer_items: bool = False
+    bench: Bench,
+    loaded: Loaded,
+    *,
+    quick: bool,
+    learning_curve: bool = False,
+    fewer_items: bool = False,
+    found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
-    """Make every selected run on a prepared bench, and report them.
+    """Make every selected run on a prepared bench, and report them; `found` is what `look_up` has found.
 
     With `fewer_items` large tasks of the suites are asked in looks, until the verdicts are settled.
 
@@ -136,9 +144,10 @@ def run_all(
     with store.working(bench.store), noted:
         if fewer_items:
             said, runs = fewer.in_looks(bench, _measure_base(bench, bench.source), make_all)
+            reader = Reader(bench)
         else:
-            said, runs = [], make_all()
-        reader = Reader(bench)
+            said, reader = [], Reader(bench)
+            runs = make_all(reader, stored_runs(bench, ordered) if found is None else found)
         if learning_curve:
             so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
             make_curve(bench, runs, so_far.facts)
@@ -147,15 +156,24 @@ def run_all(
     return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
 
 
-def _make_all(bench: Bench, ordered: Sequence[tuple[str, Recipe, int]], *, smoke: bool) -> list[Run]:
-    """Measure the bases and make every run, as far as that is not done yet."""
+def _make_all(
+    bench: Bench,
+    ordered: Sequence[Asked],
+    reader: Reader | None = None,
+    found: Sequence[Run | None] = (),
+    *,
+    smoke: bool,
+) -> list[Run]:
+    """Measure the bases and make every run, as far as that is not done yet or `found`."""
+    reader = reader or Reader(bench)
+    done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
+    reader.prepare(digest for run in done if run for digest in run.rows.values())
     published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
     for source in published:
         _measure_base(bench, source)
-    reader = Reader(bench)
-    runs = [_attempt(bench, reader, *one, smoke=smoke) for one in ordered]
-    done = {run.candidate for run in runs if run.state == "done"}
-    for source in arms(bench, (recipe for name, recipe, _ in ordered if name in done)):
+    runs = [_attempt(bench, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
+    answered = {run.candidate for run in runs if run.state == "done"}
+    for source in arms(bench, (recipe for name, recipe, _ in ordered if name in answered)):
         if source not in published:
             _measure_base(bench, source)
     return runs
@@ -175,7 +193,11 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = _in_order(bench, selected)
-    found = [stored_run(bench, *one) for one in wanted]
+    return _reported(bench, wanted, stored_runs(bench, wanted))
+
+
+def _reported(bench: Bench, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
+    """Report runs that were looked up; all of them have to be there."""
     if absent := [name for (name, _, _), run in zip(wanted, found, strict=True) if run is None]:
         raise IncompatibleRuns(
             f"{bench.store.folder}: found no run of {', '.join(absent)} as written now; "
@@ -193,8 +215,11 @@ def stored_so_far(bench: Bench, selected: Sequence[str], needed: str) -> Experim
     Raises:
         IncompatibleRuns: there is no run of `needed` as it is written now.
     """
-    there = {one[0] for one in _in_order(bench, selected) if stored_run(bench, *one)}
-    return stored(bench, [name for name in selected if name in there or name == needed])
+    wanted = _in_order(bench, selected)
+    found = list(zip(wanted, stored_runs(bench, wanted), strict=True))
+    there = {needed, *(name for (name, _, _), run in found if run)}
+    kept = [one for one in found if one[0][0] in there]
+    return _reported(bench, [asked for asked, _ in kept], [run for _, run in kept])
 
 
 def _header(bench: Bench) -> dict[str, object]:
@@ -209,9 +234,14 @@ def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
     return [*bench.target.items.notes, *remarks(bench, runs)]
 
 
-def is_stored(bench: Bench, selected: Iterable[str]) -> bool:
-    """Tell whether every selected run is finished as it is written now, so that nothing will be computed."""
-    return all((run := stored_run(bench, *one)) and run.state == "done" for one in _in_order(bench, selected))
+def look_up(bench: Bench, selected: Iterable[str]) -> list[Run | None]:
+    """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
+    return stored_runs(bench, _in_order(bench, selected))
+
+
+def all_done(found: Iterable[Run | None]) -> bool:
+    """Tell whether every run that was looked up is finished, so that nothing will be computed."""
+    return all(run and run.state == "done" for run in found)
 
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float | None) -> str:
@@ -230,7 +260,7 @@ def warnings_before(bench: Bench) -> tuple[str, ...]:
     return gating.warn_before(bench.experiment.suites, n, bench.experiment.gate)
 
 
-def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, int]]:
+def _in_order(bench: Bench, selected: Iterable[str]) -> list[Asked]:
     """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
 
     What starts from another candidate comes after it, and what is served on one base together,
@@ -259,10 +289,11 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[tuple[str, Recipe, 
     ]
 
 
-def _attempt(bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int, *, smoke: bool) -> Run:
-    """Make a run; whatever goes wrong with one candidate is recorded, and the next one starts."""
+def _attempt(bench: Bench, reader: Reader, asked: Asked, done: Run | None, *, smoke: bool) -> Run:
+    """Make a run that is not done; what goes wrong with it is recorded, and the next one starts."""
+    name, recipe, seed = asked
     try:
-        run = make_run(bench, name, recipe, seed)
+        run = make_run(bench, name, recipe, seed, done)
         # A run without any row that could be scored has no facts: it failed as well.
         facts = facts_of(bench, reader, run)
     except UserError:

@@ -16,7 +16,7 @@ from harness.estimate import Work
 from harness.experiment.findings import Reader, facts_of
 from harness.plugins import load as load_plugin
 from harness.records import Run
-from harness.run import Bench, base_weights, make_run, measured, stored_run
+from harness.run import Bench, base_weights, make_run, measured, stored_runs
 from harness.run.sets import target_sets, total_work
 from harness.run.weights import fit_work, source_of
 from harness.spec import Recipe
@@ -81,7 +81,7 @@ def stored_curve(
     known = f"{bench.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in bench.store.folder.glob("*@*")):
         return None
-    found = [(part, stored_run(*part)) for part in _parts(bench, runs, facts)]
+    found = [(part, stored_runs(part.bench, [part[1:]])[0]) for part in _parts(bench, runs, facts)]
     trained = [_trained(part.bench, reader, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     return decide.learning_curve(name, [*trained, _trained(bench, reader, whole)], bench.target.primary)

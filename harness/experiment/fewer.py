@@ -61,7 +61,7 @@ def in_looks(
 def looks_of(bench: Bench, base_rows: Mapping[str, str]) -> list[Look]:
     """Plan the looks from the base's row sets of each task; none where every task is asked in full."""
     rows = {
-        m.task.name: store.read_rows(bench.store, base_rows[m.task.name], len(m.examples("test")))
+        m.task.name: store.read_rows(bench.store, base_rows[m.task.name], m.size("test"))
         for m in bench.suites
     }
     pools = {m.task.name: pool for m in bench.suites if (pool := _pool(bench, m, rows[m.task.name]))}

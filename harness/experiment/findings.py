@@ -32,16 +32,23 @@ class Reader:
         self._bench = bench
         self._weights = {m.task.name: m.weights for m in bench.suites if m.weights is not None}
         self.rows = cache(self._rows)
+        self._whole: dict[str, Rows] = {}
         self._controls: dict[str, ControlFacts] = {}
 
+    def prepare(self, rows_digests: Iterable[str]) -> None:
+        """Read row sets that will be asked for, as far as they are not held, in one go."""
+        self._whole |= store.read_many(self._bench.store, set(rows_digests) - self._whole.keys())
+
     def _rows(self, rows_digest: str, n: int) -> Rows:
-        rows = store.read_rows(self._bench.store, rows_digest, n)
+        if len(self._whole.get(rows_digest, ())) < n:  # one that has grown is read again
+            self._whole |= store.read_many(self._bench.store, [rows_digest])
+        rows = self._whole[rows_digest][:n]
         weights = self._weights.get(rows[0].task) if rows else None
         return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
 
     def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
         """Return a run's rows of one task and split."""
-        return self.rows(run.rows[f"{measured.task.name}/{split}"], len(measured.examples(split)))
+        return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
     def controls(self) -> Mapping[str, ControlFacts]:
         """Return what the store's control arms found; judged anew when one has come."""
@@ -71,6 +78,7 @@ def report_of(
     curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
+    reader.prepare(digest for run in runs for digest in run.rows.values())
     base = bases_of(bench, reader, runs)
     measured = decide.budgeted((facts_of(bench, reader, run) for run in runs), bench.experiment.decide)
     facts = _with_comparisons(bench, reader, runs, measured)
@@ -133,7 +141,8 @@ def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dic
     for source in arms(bench, [bench.experiment.candidates[run.candidate] for run in done]):
         rows = measured_arm(bench, source)
         if rows is not None:
-            sizes = {m.task.name: len(m.examples("test")) for m in bench.suites}
+            reader.prepare(rows.values())
+            sizes = {m.task.name: m.size("test") for m in bench.suites}
             out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
     if any(run.base_digest not in out for run in done):
         raise IncompatibleRuns(

@@ -7,13 +7,11 @@ that differs; the files are read, nothing is asked again.
 from collections.abc import Mapping
 
 from harness import capability, store
-from harness.data import load_task
+from harness.data.remembered import version_of_test
 from harness.errors import IncompatibleRuns
-from harness.experiment.prepare import of_lm_eval
 from harness.records import FEWER, Run
-from harness.run import measured
 from harness.run.identity import rows_version
-from harness.spec import Experiment, Role, Task
+from harness.spec import Experiment, Task
 from harness.store import Store
 
 
@@ -32,13 +30,12 @@ def refuse_changed(
     refuse_drawn(experiment, run)
     if run.experiment != experiment.name:
         return
-    named: list[tuple[Task, Role, str]] = [(experiment.target, "target", experiment.target.name)]
-    named += [(task, suite.role, suite.name) for suite in experiment.suites for task in suite.tasks]
+    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
     changed = []
-    for task, role, suite in named:
+    for task in tasks:
         if (key := f"{task.name}/test") in run.rows:
             then = store.read_identity(at, run.rows[key]).task_version
-            now = _version(task, role, suite, catalogue, experiment.seeds[0])
+            now = _version(task, catalogue, experiment.seeds[0])
             if then != now:
                 changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
     if changed:
@@ -62,7 +59,7 @@ def refuse_drawn(experiment: Experiment, run: Run) -> None:
         )
 
 
-def _version(task: Task, role: Role, suite: str, catalogue: Mapping[str, capability.Found], seed: int) -> str:
+def _version(task: Task, catalogue: Mapping[str, capability.Found], seed: int) -> str:
     if task.lm_eval:
-        return rows_version(of_lm_eval(catalogue[task.name], role, suite), "test")
-    return rows_version(measured(task, role, suite, load_task(task, seed)), "test")
+        return rows_version(catalogue[task.name].task, catalogue[task.name].version)
+    return rows_version(task, version_of_test(task, seed))

@@ -153,7 +153,10 @@ def _measurement(
     own = store.read_identity(at, run.rows[key])
     base = _baseline_identity(at, own, key, run, champion)
     metrics = known[task.name]
-    new_rows, base_rows = _cut(_read(at, own, metrics), _read(at, base, metrics), task, notes)
+    rows = store.read_many(at, [own.digest, base.digest], texts=False)
+    for one in (own, base):
+        _refuse_without(metrics, one, rows[one.digest])
+    new_rows, base_rows = _cut(rows[own.digest], rows[base.digest], task, notes)
     noise = store.flip_rates(at, run.base_digest, own.precision).get(task.name)
     return Measurement(task, role, suite, metrics, base_rows, new_rows, noise)
 
@@ -194,14 +197,12 @@ def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     return None
 
 
-def _read(at: Store, identity: RowsIdentity, metrics: dict[str, Metric]) -> Rows:
-    rows = store.read_rows(at, identity.digest)
+def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
     if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
         raise IncompatibleRuns(
             f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
             "every metric of the task as written now; next: harness compare"
         )
-    return rows
 
 
 def _cut(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:

@@ -14,7 +14,7 @@ from harness.experiment.curve import settled
 from harness.footprint import shape_of
 from harness.records import Run
 from harness.rescue.ladder import Ladder, Trial, ladder
-from harness.run import Bench, base_weights, stored_run
+from harness.run import Bench, base_weights, stored_runs
 from harness.run.sets import suite_sets, target_sets, total_work
 from harness.run.weights import base_of, fit_work, source_of, trials
 from harness.spec import Recipe
@@ -80,7 +80,7 @@ def _planned(bench: Bench, trial: Trial, seed: int) -> Planned:
     work = _work(bench, trial, seed)
     time_s = bench.seconds(work, base_of(bench, trial.recipe))
     hour = bench.experiment.decide.device_hour_usd
-    there = stored_run(bench, trial.name, trial.recipe, seed)
+    (there,) = stored_runs(bench, [(trial.name, trial.recipe, seed)])
     return Planned(
         trial.name,
         trial.step,

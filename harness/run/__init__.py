@@ -28,6 +28,7 @@ from harness.records import Example, Run, SampleResult, digest
 from harness.run import control as control_arm
 from harness.run import replay, rescoring
 from harness.run import weights as made
+from harness.run.finished import Asked, Sought, failed_id, failure, finished, is_there, run_id_of, sought
 from harness.run.sets import SPLITS, RowSet, suite_set, suite_sets, target_sets, work_of
 from harness.run.shared import shared_tokens
 from harness.run.weights import base_of, served_base
@@ -54,6 +55,10 @@ class Measured(NamedTuple):
     metrics: dict[str, Metric]
     evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
+
+    def size(self, split: Split) -> int:
+        """Count the items of a split that are asked."""
+        return 0 if self.task.lm_eval and split != "test" else len(getattr(self.items, split))
 
     @property
     def primary(self) -> Metric:
@@ -123,14 +128,14 @@ def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
     return Measured(task, role, suite, items, versions, load_metrics(task))
 
 
-def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
-    """Train and evaluate one recipe and seed, as far as that is not done; forget its failure.
+def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
+    """Train and evaluate one recipe and seed, as far as that is not `done`; forget its failure.
 
     Raises:
         HarnessError: the candidate could not be made or evaluated.
     """
-    run = _made(bench, name, recipe, seed)
-    if (bench.store.folder / (failed := _failed_id(bench, name, seed))).exists():
+    run = done or _made(bench, name, recipe, seed)
+    if (bench.store.folder / (failed := failed_id(bench, name, seed))).exists():
         store.remove_run(bench.store, failed)
     return run
 
@@ -138,9 +143,10 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
 def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     weights = ensure_weights(bench, recipe, seed)
     sets = _row_sets(bench, recipe, weights, seed)
-    run_id = _run_id(bench, name, seed, weights, sets)
-    if (done := _finished(bench, run_id, sets)) is not None:
+    (done,) = finished(bench, [sought(bench, name, seed, weights, sets)])
+    if done is not None:
         return done
+    run_id = run_id_of(bench, name, seed, weights, sets)
     lacking = rescoring.missing(bench, sets)
     if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
         return _saved_again(bench, recipe, run_id, sets, before)
@@ -182,9 +188,9 @@ def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run
     sets = _row_sets(bench, recipe, weights, run.seed)
     if lacking := rescoring.missing(bench, sets):
         return None, [rows.name for rows in lacking]
-    run_id = _run_id(bench, name, run.seed, weights, sets)
-    done = _finished(bench, run_id, sets) or _saved_again(bench, recipe, run_id, sets, run)
-    return done, []
+    (done,) = finished(bench, [sought(bench, name, run.seed, weights, sets)])
+    run_id = run_id_of(bench, name, run.seed, weights, sets)
+    return done or _saved_again(bench, recipe, run_id, sets, run), []
 
 
 def _before(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
@@ -212,15 +218,18 @@ def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSe
     return run
 
 
-def stored_run(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run | None:
-    """Find the run of a recipe as it is written now, or its failure; computes nothing."""
-    if (weights := _stored_weights(bench, recipe, seed)) is not None:
-        sets = _row_sets(bench, recipe, weights, seed)
-        if (done := _finished(bench, _run_id(bench, name, seed, weights, sets), sets)) is not None:
-            return done
-    failed_id = _failed_id(bench, name, seed)
-    failed = (run for run in store.list_runs(bench.store, bench.experiment.name) if run.run_id == failed_id)
-    return next((run for run in failed if run.recipe == recipe.model_dump(mode="json")), None)
+def stored_runs(bench: Bench, asked: Sequence[Asked]) -> list[Run | None]:
+    """Find the runs of recipes as they are written now, or their failures; computes nothing."""
+    found = finished(bench, [_sought_in_store(bench, *one) for one in asked])
+    if all(found):
+        return found
+    known = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
+    return [run or failure(bench, known, *one) for run, one in zip(found, asked, strict=True)]
+
+
+def _sought_in_store(bench: Bench, name: str, recipe: Recipe, seed: int) -> Sought | None:
+    weights = _stored_weights(bench, recipe, seed)
+    return weights and sought(bench, name, seed, weights, _row_sets(bench, recipe, weights, seed))
 
 
 def _stored_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
@@ -232,15 +241,6 @@ def _stored_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
 
 def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     return [*target_sets(bench, recipe, weights, seed), *suite_sets(bench, weights)]
-
-
-def _run_id(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
-    rows = {s.name: s.identity.digest for s in sets}
-    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}"
-
-
-def _failed_id(bench: Bench, name: str, seed: int) -> str:
-    return f"{bench.experiment.name}-{name}-s{seed}-failed"
 
 
 def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
@@ -266,7 +266,7 @@ def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
 def measured_arm(bench: Bench, source: ModelSource) -> dict[str, str] | None:
     """Find a base's general ability where it was measured; None where rows are missing."""
     sets = suite_sets(bench, base_weights(bench, source))
-    if not all(_is_there(bench, s) for s in sets):
+    if not all(is_there(bench, s) for s in sets):
         return None
     return {s.measured.task.name: s.identity.digest for s in sets}
 
@@ -279,7 +279,7 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
         name,
         recipe,
         seed,
-        run_id=_failed_id(bench, name, seed),
+        run_id=failed_id(bench, name, seed),
         weights_digest="",
         state="failed",
         rows={},
@@ -410,7 +410,7 @@ def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, f
 def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) -> float | None:
     """Return a trial's score on the validation rows of the target; None where they are missing."""
     rows = target_sets(bench, trial, weights, bench.experiment.seeds[0])[0]
-    if not _is_there(bench, rows):
+    if not is_there(bench, rows):
         if not make:
             return None
         if lacking := rescoring.missing(bench, [rows]):
@@ -431,17 +431,6 @@ def _spelled(recipe: Recipe) -> str:
     )
 
 
-def _finished(bench: Bench, run_id: str, sets: Sequence[RowSet]) -> Run | None:
-    if not all(_is_there(bench, s) for s in sets):
-        return None
-    run = store.written_run(bench.store, run_id)
-    return run if run and run.rows == {s.name: s.identity.digest for s in sets} else None
-
-
-def _is_there(bench: Bench, rows: RowSet) -> bool:
-    return store.has_rows(bench.store, rows.identity, rows.ids)
-
-
 def _beside(bench: Bench, recipe: Recipe, weights: Weights) -> str:
     """Measure the control arm of what answers; a classifier has no base that could have moved."""
     return "" if weights.kind == "classifier" else control_arm.beside(bench, base_of(bench, recipe))
@@ -453,7 +442,7 @@ def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str, 
     `name` is who answers, for the progress.
     """
     for rows in sets:
-        if _is_there(bench, rows):
+        if is_there(bench, rows):
             continue
         job, origin = rows.job(), control_arm.origin(bench, control)
         done = store.finished_blocks(bench.store, job.identity, rows.ids)

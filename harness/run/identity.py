@@ -11,7 +11,7 @@ from harness import plugins
 from harness.data import SCORING, Split
 from harness.metrics import sources as metric_sources
 from harness.records import RowsIdentity, digest
-from harness.spec import metric_name
+from harness.spec import Task, metric_name
 from harness.training import Weights
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def identity(
         weights.digest,
         base.template_digest,
         m.task.name,
-        rows_version(m, split),
+        rows_version(m.task, m.versions[split]),
         split,
         prompting,
         answer,
@@ -42,14 +42,14 @@ def identity(
     )
 
 
-def rows_version(m: "Measured", split: Split) -> str:
-    """Return the version of what a task's rows answer: its definition, its items, and the code that asks."""
-    return digest([m.versions[split], _asking_source(m)])
+def rows_version(task: Task, version: str) -> str:
+    """Return the version of what rows answer: definition and items by theirs, and the code that asks."""
+    return digest([version, _asking_source(task)])
 
 
-def _asking_source(m: "Measured") -> str:
+def _asking_source(task: Task) -> str:
     """Digest the code that asks; that of lm-eval's tasks asks and scores in one go."""
-    if m.task.lm_eval:
+    if task.lm_eval:
         return plugins.source_digest(*sorted((_PACKAGE / "capability").glob("*.py")))
     return plugins.source_digest(_PACKAGE / "evaluate.py")
 

@@ -41,6 +41,7 @@ from harness.store.rows import (
     identities,
     read_blocks,
     read_identity,
+    read_many,
     read_rows,
 )
 from harness.store.runs import (
@@ -52,7 +53,7 @@ from harness.store.runs import (
     remove_run,
     runs_on_disk,
     save_run,
-    written_run,
+    written_runs,
 )
 from harness.store.samples import (
     Columns,
@@ -96,6 +97,7 @@ __all__ = [
     "read_environment",
     "read_identity",
     "read_kinds",
+    "read_many",
     "read_measured",
     "read_rows",
     "read_run",
@@ -110,5 +112,5 @@ __all__ = [
     "working",
     "write_measured",
     "write_whole",
-    "written_run",
+    "written_runs",
 ]

@@ -6,10 +6,10 @@ under a limit grows by whole blocks and never has to be computed again.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,36 @@ def read_rows(
         return rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
 
 
+def read_many(
+    store: Store, rows_digests: Iterable[str], *, texts: bool = True
+) -> dict[str, list[SampleResult]]:
+    """Read many complete row sets at once, each by position, as `read_rows` reads one; twice as fast.
+
+    Raises:
+        HarnessError: a set is missing or unreadable.
+    """
+    wanted = dict.fromkeys(rows_digests)
+    if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
+        raise missing_rows(store, missing)
+    out: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
+    if not wanted:
+        return out
+    source = READ_PARQUET.replace(")", ", filename = true)")
+    selected = _SELECTED if texts else _WITHOUT_TEXTS
+    query = f"SELECT parse_path(filename)[-2] AS digest, {selected} FROM {source} ORDER BY digest, position"
+    files = [pattern(store.parquet(digest)) for digest in wanted]
+    import duckdb
+
+    try:
+        with memory() as db:
+            found = db.execute(query, [files]).fetchall()
+    except duckdb.Error:  # reading one by one says which it is
+        return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
+    for digest, *values in found:
+        out[digest].append(_row(values))
+    return out
+
+
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     """Read what a row set depends on.
 
@@ -251,8 +281,16 @@ def _remove_blocks(folder: Path, n_kept: int) -> None:
 
 def _parquet_ids(path: Path) -> list[str] | None:
     """Return the example ids by position, or None where there is no readable file."""
-    if not path.exists():
+    try:
+        found = path.stat()
+    except OSError:
         return None
+    return _ids_in(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=256)
+def _ids_in(path: Path, *_version: int) -> list[str] | None:
+    """Read the ids of a file as it is now; several runs refer to one, and opening it takes milliseconds."""
     import duckdb
 
     query = f"SELECT example_id FROM {READ_PARQUET} ORDER BY position"

@@ -6,7 +6,7 @@ run before its folder goes; so whatever is interrupted, `reindex` tells the trut
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,15 +95,18 @@ def read_run(file: Path) -> Run | None:
         return None
 
 
-def written_run(store: Store, run_id: str) -> Run | None:
-    """Read a run from its folder; None where there is none, or its file is damaged.
+def written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
+    """Read runs by their ids from their folders; one that is not there, or damaged, is left out.
 
-    An index that has not heard of the run, because its writer was ended in between, hears of it now.
+    An index that has not heard of a run, because its writer was ended in between, hears of it now.
     """
-    run = read_run(store.run_file(run_id))
-    if run is not None and run not in list_runs(store):
-        save_run(store, run)
-    return run
+    found = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
+    runs = {run_id: run for run_id, run in found.items() if run}
+    indexed = list_runs(store) if runs else []
+    for run in runs.values():
+        if run not in indexed:
+            save_run(store, run)
+    return runs
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
