@@ -96,7 +96,7 @@ def remember(memory: Path, text: str) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
     scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
     try:
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
         scratch.replace(memory)
     finally:
         scratch.unlink(missing_ok=True)

@@ -5,7 +5,10 @@ imported, so listing them costs no import.
 """
 
 import ast
+import hashlib
+import platform
 import traceback
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -13,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from harness.errors import Problem, UserError, did_you_mean
+from harness.machine import cache_dir, remember
 from harness.records import digest
 
 KINDS = ("methods", "prompting", "metrics")
@@ -44,7 +48,20 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
 @cache
 def source_digest(*paths: Path) -> str:
     """Digest what modules do: their source without comments and layout."""
-    return digest([ast.unparse(ast.parse(path.read_text(encoding="utf-8"))) for path in paths])
+    return digest([_plain_source(path) for path in paths])
+
+
+def _plain_source(path: Path) -> str:
+    """Return a module's source without comments and layout; remembered by its content, as parsing is slow."""
+    source = path.read_bytes()
+    key = hashlib.sha256(source + platform.python_version().encode()).hexdigest()
+    memory = cache_dir() / "sources" / f"{key}.py"
+    if memory.exists():
+        return memory.read_text("utf-8")
+    plain = ast.unparse(ast.parse(source))
+    with suppress(OSError):  # a folder that may only be read costs time, and no more
+        remember(memory, plain)
+    return plain
 
 
 def path_of(kind: str, name: str) -> Path:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harness.data import load_task, suite_leaks, task_version
 from harness.data.items import Sourced
 from harness.data.leaks import check_leaks, key
+from harness.data.remembered import version_of_test
 from harness.data.splits import draw, set_aside
 from harness.errors import UserError
 from harness.records import Document, Example
@@ -540,3 +541,32 @@ def test_no_question_of_banking77_is_in_two_splits():
     items = load_task(banking(leaks="remove"), 0)
     splits = [{key(e) for e in split} for split in (items.train, items.validation, items.test)]
     assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
+
+
+# Remembered versions
+
+
+def test_a_remembered_version_is_that_of_the_items_and_follows_every_change(task, own_cache):
+    def versions(one, seed=0):
+        read = task_version(one, load_task(one, seed), "test")
+        assert [version_of_test(one, seed) for _ in range(2)] == [read, read]
+        return read
+
+    first = versions(task(some("first", 5), train=some("train", 30)))
+    assert versions(task(some("first", 5), train=some("train", 40))) == first
+    edited = [{**one, "reference": "edited"} for one in some("first", 5)]
+    others = [
+        versions(task(edited, train=some("train", 30))),
+        versions(task(some("first", 4), train=some("train", 30))),
+        versions(task(some("first", 5), train=some("train", 30), max_new_tokens=3)),
+        versions(task(some("first", 5), train=some("train", 30), num_fewshot=2)),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_a_file_that_became_unusable_is_refused_although_its_version_was_remembered(task, own_cache):
+    one = task(some("first", 5))
+    version_of_test(one, 0)
+    Path(one.data.test).write_text("{")
+    with pytest.raises(UserError):
+        version_of_test(one, 0)

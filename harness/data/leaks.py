@@ -38,8 +38,9 @@ def check_leaks(
     training: Iterable[Sourced], evaluated: Iterable[Sourced], with_choices: bool = False
 ) -> list[Leak]:
     """List the training rows that an evaluated row repeats, each with the first that does."""
+    training = list(training)
     first: dict[str, Sourced] = {}
-    for row in evaluated:
+    for row in evaluated if training else ():
         first.setdefault(key(row.example, with_choices), row)
     keyed = ((row, key(row.example, with_choices)) for row in training)
     return [Leak(row, first[asked]) for row, asked in keyed if asked and asked in first]
