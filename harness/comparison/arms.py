@@ -5,7 +5,6 @@ items, or one of them twice, is refused.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -91,13 +90,20 @@ def _different_items(only_base: set[str], only_new: set[str]) -> str:
 
 
 def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
-    """Give each row the one part `invalid`, and names that stay apart when tasks are pooled."""
+    """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled."""
     return [
-        replace(
-            row,
+        SampleResult(
+            task=row.task,
+            split=row.split,
             example_id=f"{row.task}/{row.example_id}",
-            cluster=f"{row.task}/{row.cluster or row.example_id}",
+            position=row.position,
+            status=row.status,
+            text="",
+            prompt="",
+            references=(),
             parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
+            cluster=f"{row.task}/{row.cluster or row.example_id}",
+            weight=row.weight,
         )
         for row in rows
     ]

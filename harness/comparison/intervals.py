@@ -108,9 +108,10 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
 
 def _bootstrap(metric: Metric, arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
     """Bootstrap over clusters with the inclusion weights; without draws where there is one cluster only."""
+    even = bool((arms.weights == 1).all())  # as they are where all items were asked
 
     def weighted(draws: Array) -> Array:
-        return np.atleast_2d(statistic(draws * arms.weights))
+        return np.atleast_2d(statistic(draws if even else draws * arms.weights))
 
     if arms.clusters.max() > 0:
         return stats.bootstrap(weighted, arms.clusters, seed=seed)

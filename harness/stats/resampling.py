@@ -3,11 +3,12 @@
 Invariant: seeded; the same arrays and seed give the same draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from harness.stats.interval import TIE, Array, Interval, finite, z_quantile
@@ -16,6 +17,7 @@ Statistic = Callable[[Array], Array]
 
 _EXACT = 16  # clusters up to which every pattern of signs is tried
 _CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
+_KEPT = 2**23  # weights that are kept for the next statistic, in bytes where there are few clusters
 
 
 class Bootstrap(NamedTuple):
@@ -45,15 +47,9 @@ def bootstrap(
     g, n = len(names), len(codes)
     if g < 2:
         raise ValueError("resampling needs at least two clusters")
-    rng, step = np.random.default_rng(seed), max(1, _CHUNK // n)
-    items = slice(None) if (codes == np.arange(n)).all() else codes  # a slice saves a copy of the weights
+    step = max(1, _CHUNK // n)
     estimate = _rows(statistic, np.ones((1, n)))  # (s, 1)
-    draws = np.hstack(
-        [
-            _rows(statistic, _drawn(rng, min(step, n_draws - at), g)[:, items])
-            for at in range(0, n_draws, step)
-        ]
-    )  # (s, d)
+    draws = np.hstack([_rows(statistic, weights) for weights in _drawn(codes, g, n_draws, seed)])  # (s, d)
     blocks = [np.arange(at, min(at + step, g))[:, None] for at in range(0, g, step)]
     left_out = np.hstack([_rows(statistic, (codes != block).astype(float)) for block in blocks])  # (s, g)
     return [Bootstrap(float(e[0]), d, j) for e, d, j in zip(estimate, draws, left_out, strict=True)]
@@ -144,8 +140,30 @@ def _rows(statistic: Statistic, weights: Array) -> Array:
     return np.atleast_2d(statistic(weights))
 
 
-def _drawn(rng: np.random.Generator, n_draws: int, g: int) -> Array:
-    """Draw g of g clusters with replacement, as counts (d, g); many times faster than numpy's multinomial."""
-    picks = rng.integers(0, g, (n_draws, g), dtype=np.int32)  # (d, g)
-    picks += g * np.arange(n_draws, dtype=np.int32)[:, None]
-    return np.bincount(picks.ravel(), minlength=n_draws * g).reshape(n_draws, g).astype(float)
+def _drawn(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -> Iterator[Array]:
+    """Draw clusters with replacement, as each item's weight (d, n), so many draws at once as the cache holds.
+
+    Draws of few items are kept as small integers: every metric and candidate of a task takes the same.
+    """
+    small = len(codes) * n_draws <= _KEPT
+    drawn = _kept(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
+    return (counts.astype(float) for counts in drawn)
+
+
+@lru_cache(maxsize=16)
+def _kept(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray[np.unsignedinteger]]:
+    return list(_counts(np.frombuffer(codes, np.intp), g, n_draws, seed))
+
+
+def _counts(
+    codes: NDArray[np.intp], g: int, n_draws: int, seed: int
+) -> Iterator[NDArray[np.unsignedinteger]]:
+    """Count how often each item (n,) is drawn, in blocks (d, n); many times faster than a multinomial."""
+    rng, step = np.random.default_rng(seed), max(1, _CHUNK // len(codes))
+    items = slice(None) if (codes == np.arange(len(codes))).all() else codes  # a slice saves a copy
+    for at in range(0, n_draws, step):
+        d = min(step, n_draws - at)
+        picks = rng.integers(0, g, (d, g), dtype=np.int32)  # (d, g)
+        picks += g * np.arange(d, dtype=np.int32)[:, None]
+        drawn = np.bincount(picks.ravel(), minlength=d * g).reshape(d, g)
+        yield drawn.astype(np.min_scalar_type(g))[:, items]
