@@ -33,12 +33,15 @@ import json, sys, time
 from pathlib import Path
 from harness.store import Store, list_runs
 store, seconds = Store(Path(sys.argv[1])), float(sys.argv[3])
+delays = Path("/proc/thread-self/schedstat")  # the second number: ns that it was ready, and no processor was free
+def now():
+    return time.monotonic() - (int(delays.read_text().split()[1]) / 1e9 if delays.exists() else 0)
 sys.stdin.readline()
 until, waits, seen = time.monotonic() + seconds, [], 0
 while time.monotonic() < until:
-    start = time.monotonic()
+    start = now()
     n = len(list_runs(store))
-    waits.append(time.monotonic() - start)
+    waits.append(now() - start)
     assert n >= seen, "a run was lost"
     seen = n
     time.sleep(0.05)
@@ -47,7 +50,7 @@ print(json.dumps(waits))
 
 
 class Busy(NamedTuple):
-    """What the writers saved, and how long each reading took in seconds."""
+    """What the writers saved, and how long each reading took in seconds, but for waiting for a processor."""
 
     saved: set[str]
     waits_s: list[float]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.records import Rating, Run
@@ -35,20 +35,37 @@ _RUN_COLUMNS = (
 )
 _PAUSE_S = 0.01  # between two tries at a file that is held
 _TURN_S = 0.05  # which a writer that had to queue leaves to readers
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before a file that cannot be read is looked at again
 
 
-@contextmanager
-def reading(store: Store) -> Iterator["DuckDBPyConnection"]:
-    """Open the index read-only, after bringing an older one to the present schema."""
+def fetched(store: Store, query: str, *values: object) -> list[tuple[Any, ...]]:
+    """Ask the index, read-only, after bringing an older one to the present schema.
+
+    A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late: so a writer
+    may come while the file is read. What is damaged after some tries is damaged.
+
+    Raises:
+        HarnessError: the file is damaged or of a newer harness, or a writer keeps holding it.
+    """
+    import duckdb
+
     with clear_errors(store, str(store.index), REINDEX):
-        with _connect(store, read_only=True) as db:
-            if _version(db) == len(MIGRATIONS):
-                yield db
-                return
-        with writing(store):
-            pass
-        with _connect(store, read_only=True) as db:
-            yield db
+        for pause_s in _PAUSES_S:
+            try:
+                return _fetched(store, query, values)
+            except duckdb.Error:
+                time.sleep(pause_s)
+        return _fetched(store, query, values)
+
+
+def _fetched(store: Store, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    with _connect(store, read_only=True) as db:
+        if _version(db) == len(MIGRATIONS):
+            return db.execute(query, values).fetchall()
+    with writing(store):
+        pass
+    with _connect(store, read_only=True) as db:
+        return db.execute(query, values).fetchall()
 
 
 @contextmanager
@@ -105,8 +122,7 @@ def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
 def records(store: Store, experiment: str | None) -> list[str]:
     """Read the runs' JSON, oldest first; of one experiment where it is given."""
     query = "SELECT record FROM runs WHERE experiment = coalesce(?, experiment) ORDER BY created, run_id"
-    with reading(store) as db:
-        return [record for (record,) in db.execute(query, [experiment]).fetchall()]
+    return [record for (record,) in fetched(store, query, experiment)]
 
 
 def add_run(db: "DuckDBPyConnection", store: Store, run: Run, record: str) -> None:

@@ -6,7 +6,7 @@ from test_writers import busy
 from harness import store as stores
 
 
-@pytest.mark.manual  # a busy machine makes a reader wait for the processor, not for a writer
+@pytest.mark.slow
 def test_eight_writers_and_a_reader_for_a_minute(tmp_path):
     store, found = busy(tmp_path, 60)
     assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
