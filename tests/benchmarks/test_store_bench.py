@@ -10,17 +10,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import bench_page
 import duckdb
 import pytest
-from bench_page import Row
+from bench_page import Row, Table
 
-from harness import comparison, store
+from harness import store
 from harness.machine import probe
-from harness.metrics import mean_metric
 from harness.records import RowsIdentity, Run
 from harness.store import Store, disk_use
 from harness.store.rows import COLUMNS
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 A_SET = 10_000  # rows; a run has two sets
 WORDS = 20  # a prompt
 
-_COMMAND = """
+_INGEST = """
 import json, resource, sys, time
 from pathlib import Path
 from harness.store import Store, reindex
@@ -38,6 +39,33 @@ counts = reindex(Store(Path(sys.argv[1])))
 peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(json.dumps([time.perf_counter() - start, peak_gb, counts.rows]))
 """
+_COMPARE = """
+import json, resource, statistics, sys, time
+from pathlib import Path
+from harness import comparison, store
+from harness.metrics import mean_metric
+from harness.store import Store
+at, metric, times = Store(Path(sys.argv[1])), mean_metric("exact_match", lambda output, example: None), []
+for _ in range(6):
+    start = time.perf_counter()
+    rows = store.read_many(at, sys.argv[2:], texts=False)
+    comparison.compare_rows(metric, *(rows[digest] for digest in sys.argv[2:]))
+    times.append(time.perf_counter() - start)
+peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(json.dumps([statistics.median(times[1:]), peak_gb]))
+"""
+
+
+class Sized(NamedTuple):
+    """A store of some size: what it took to ingest it, to list its runs and to compare two of them."""
+
+    n_rows: int
+    n_runs: int
+    ingest_s: float
+    ingest_gb: float
+    listing_s: float
+    comparison_s: float
+    comparison_gb: float
 
 
 def identity(number: int) -> RowsIdentity:
@@ -119,11 +147,21 @@ def seconds_of(job, n: int = 5) -> float:
     return statistics.median(times)
 
 
-def compared(at: Store) -> None:
-    """Compare two runs on one task, from their folders to the interval."""
-    metric = mean_metric("exact_match", lambda output, example: None)
-    old, new = (store.read_rows(at, identity(2 * number).digest) for number in range(2))
-    comparison.compare_rows(metric, old, new)
+def asked(code: str, *arguments: str) -> list[float]:
+    """Run code in a process of its own, whose memory is then its own too; returns what it prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def sized(at: Store, n_rows: int) -> Sized:
+    """Fill a store and measure what it takes."""
+    n_runs = fill(at, n_rows)
+    ingest_s, ingest_gb, n = asked(_INGEST, str(at.folder))
+    pair = [identity(2 * number).digest for number in range(2)]
+    comparison_s, comparison_gb = asked(_COMPARE, str(at.folder), *pair)
+    listing_s = seconds_of(lambda: store.list_runs(at))
+    return Sized(int(n), n_runs, ingest_s, ingest_gb, listing_s, comparison_s, comparison_gb)
 
 
 def texts(at: Store) -> tuple[int, int]:
@@ -135,55 +173,68 @@ def texts(at: Store) -> tuple[int, int]:
     return stored, referred
 
 
-def measured(at: Store, n_rows: int) -> list[Row]:
-    n_runs = fill(at, n_rows)
-    done = subprocess.run(
-        [sys.executable, "-c", _COMMAND, str(at.folder)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-
-    wall_s, peak_gb, n = json.loads(done.stdout)
+def measured(at: Store, found: Sized) -> list[Row]:
     stored, referred = texts(at)
-    with duckdb.connect() as db:
-        more = run_of(n_runs, [row_set(db, at, 2 * n_runs + i) for i in range(2)])
-    start = time.perf_counter()
-    store.save_run(at, more)
-    saving_s = time.perf_counter() - start
-    what = f"{n / 1e6:.1f} million rows in {n_runs:,} runs"
-    once = f"each text once: {stored / 1e6:.1f} million texts for {referred / 1e6:.1f} million references"
-    listing_s = seconds_of(lambda: store.list_runs(at))
     size_gb = disk_use(at, []).index_file / 1e9
+    with duckdb.connect() as db:
+        sets = [row_set(db, at, 2 * found.n_runs + i) for i in range(2)]
+    start = time.perf_counter()
+    store.save_run(at, run_of(found.n_runs, sets))
+    saving_s = time.perf_counter() - start
+    what = f"{found.n_rows / 1e6:.1f} million rows in {found.n_runs:,} runs"
+    once = f"each text once: {stored / 1e6:.1f} million texts for {referred / 1e6:.1f} million references"
     return [
         Row(
-            f"ingest, seconds a million rows, of {what}",
-            wall_s / n * 1e6,
-            "s",
-            5.0,
-            f"{n / wall_s:,.0f} rows/s; reading Parquet and hashing texts",
+            f"ingest of {what}",
+            found.n_rows / found.ingest_s,
+            "rows/s",
+            200_000,
+            "reading Parquet and hashing texts",
+            at_least=True,
         ),
         Row(
-            "peak resident memory of it",
-            peak_gb,
+            "its peak resident memory",
+            found.ingest_gb,
             "GB",
             6.0,
             "half a million rows at once, and the texts' keys",
         ),
         Row("the index on the disk", size_gb, "GB", None, once),
         Row(f"a run of {2 * A_SET:,} rows more", saving_s, "s", None, "finding which of its texts are new"),
-        Row("listing the runs", listing_s, "s", None, "reading their JSON"),
+        Row("listing the runs", found.listing_s, "s", None, "reading their JSON"),
         Row(
             f"paired comparison of two runs on {A_SET:,} items",
-            seconds_of(lambda: compared(at)),
+            found.comparison_s,
             "s",
             0.5,
             "making Python objects of two row sets",
         ),
+        Row("its peak resident memory", found.comparison_gb, "GB", None, "the libraries, and two row sets"),
     ]
+
+
+def growth(sizes: Sequence[Sized]) -> Table:
+    columns = ("rows", "runs", "ingest, rows/s", "peak GB", "listing, s", "comparison, s")
+    lines = [
+        (
+            f"{one.n_rows:,}",
+            f"{one.n_runs:,}",
+            f"{one.n_rows / one.ingest_s:,.0f}",
+            f"{one.ingest_gb:.1f}",
+            f"{one.listing_s:.3f}",
+            f"{one.comparison_s:.2f}",
+        )
+        for one in sizes
+    ]
+    return Table("By rows:", columns, tuple(lines))
 
 
 @pytest.mark.bench
 def test_the_store_of_ten_million_rows_is_measured_and_written(tmp_path):
     n_rows = int(os.environ.get("HARNESS_BENCH_ROWS", "10_000_000"))
-    rows = measured(Store(tmp_path / "runs"), n_rows)
-    assert all(row.measured > 0 for row in rows)
+    stores = {n: Store(tmp_path / str(n)) for n in (n_rows // 100, n_rows // 10, n_rows)}
+    sizes = [sized(at, n) for n, at in stores.items()]
     title = f"The store with {n_rows / 1e6:g} million rows"
-    bench_page.write(title, rows, probe(), bench_page.stem("store"))
+    rows = measured(stores[n_rows], sizes[-1])
+    assert all(row.measured > 0 for row in rows)
+    bench_page.write(title, rows, probe(), bench_page.stem("store"), [growth(sizes)])

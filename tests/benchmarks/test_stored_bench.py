@@ -1,0 +1,81 @@
+"""What is asked of stored runs, as a user asks it: the gate, an unchanged compare, and how they grow.
+
+Invariant: nothing is asserted of a time, because the machine may be busy; no command loads a model.
+"""
+
+from pathlib import Path
+
+import bench_page
+import pytest
+import stored_quickstart
+import worlds
+from bench_page import Row, Table
+from commands import Finished, median_of
+
+from harness.machine import probe
+
+TRUTH = worlds.Truth({"zero_shot": {"": 20}, "few_shot": {"": 30}, "rag": {"": 30}, "tuned": {"": 60}})
+SIZES = (200, 1_000, 3_000)  # items of each of four general tasks
+CHOSEN = ("prompt", "prompt,knn,rag,lora", "")  # candidates; "" is all of them
+
+
+def rows_of(what: str, found: Finished, goal: float | None, bounded_by: str) -> list[Row]:
+    memory = f"torch {'was' if found.imported_torch else 'was not'} imported"
+    return [
+        Row(f"{what}, median of 5", found.wall_s, "s", goal, bounded_by),
+        Row("its peak resident memory", found.peak_gb, "GB", None, memory),
+    ]
+
+
+def quickstart_rows(folder: Path) -> list[Row]:
+    stored_quickstart.write(folder)
+    read = "imports, reading the items of 14 tasks, rows and statistics in about equal parts"
+    return [
+        *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
+        *rows_of(
+            "`harness gate --candidate lora`", median_of(folder, "gate", "--candidate", "lora"), 1.0, read
+        ),
+        *rows_of(
+            "`harness compare` again, unchanged",
+            median_of(folder, "compare"),
+            2.0,
+            "bootstraps of five sets of weights, rows, imports, and six forms of the report",
+        ),
+    ]
+
+
+def by_candidates(folder: Path) -> Table:
+    lines = []
+    for names in CHOSEN:
+        n = len(names.split(",")) if names else 11
+        found = median_of(folder, "compare", *(["--candidates", names] if names else []), n=3)
+        lines.append((n, f"{found.wall_s:.2f}", f"{found.peak_gb:.2f}"))
+    return Table(
+        "An unchanged compare of the quickstart, by candidates:", ("candidates", "s", "peak GB"), tuple(lines)
+    )
+
+
+def by_items(folder: Path) -> Table:
+    lines = []
+    for n in SIZES:
+        at = folder / str(n)
+        worlds.report(at, TRUTH, worlds.Sizes(general=n))
+        gate = median_of(at, "gate", "--candidate", "lora", "gate.on_inconclusive=pass", n=3)
+        compare = median_of(at, "compare", n=3)
+        lines.append((f"{4 * n:,}", f"{gate.wall_s:.2f}", f"{compare.wall_s:.2f}", f"{compare.peak_gb:.2f}"))
+    return Table(
+        "Five candidates, two of them with weights of their own, by items of the general suite:",
+        ("items", "gate, s", "compare, s", "peak GB of it"),
+        tuple(lines),
+    )
+
+
+@pytest.mark.bench
+def test_what_is_asked_of_stored_runs_is_measured_and_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    for name in ("quickstart", "worlds"):
+        (tmp_path / name).mkdir()
+    rows = quickstart_rows(tmp_path / "quickstart")
+    assert not any("torch was imported" in row.bounded_by for row in rows)
+    tables = (by_candidates(tmp_path / "quickstart"), by_items(tmp_path / "worlds"))
+    bench_page.write("Commands on stored runs", rows, probe(), bench_page.stem("stored"), tables)

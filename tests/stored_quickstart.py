@@ -1,0 +1,116 @@
+"""The quickstart as it lies in a store once all of it was run, made without its model in a minute.
+
+Invariant: files, items, metrics, row sets and identities are the quickstart's own, so a later command
+finds everything stored; only what is answered is made up, of the item's text and the weights alone.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from harness import config, experiment
+from harness.embedded import ModelSource
+from harness.experiment import Scope, bench_of
+from harness.progress import Silent
+from harness.records import Encoded, Likelihood, Limits, Output, digest
+from harness.report import ExperimentReport
+from harness.run import Bench, ensure_weights
+from harness.run.weights import folder_of, trained_base
+
+ROOT = Path(__file__).parents[1]
+TRAINED = ("lora", "qlora", "dpo")
+_RIGHT = 0.6  # of the answers
+_MOVED = 0.15  # of the answers, from one set of weights to another
+
+
+def write(folder: Path) -> ExperimentReport:
+    """Write the quickstart's harness.yaml, and its runs as `harness compare` leaves them.
+
+    The embedded model is opened once, where the cache does not know yet which engine reads it.
+    """
+    path = folder / "harness.yaml"
+    path.write_text((ROOT / "harness.yaml").read_text())
+    loaded = config.load(path)
+    bench = bench_of(loaded, Scope(), Silent())
+    for source in bench.sources.values():
+        bench.engine(source)
+    answered = Answered(**{**vars(bench), "_host": None})
+    for name in TRAINED:
+        _lay_down(answered, name)
+    return experiment.run_all(answered, loaded, quick=False)
+
+
+class Answered(Bench):
+    """A bench on which every base and every adapter answers by chance."""
+
+    def host(self, source: ModelSource) -> "Host":
+        measured = (self.target, *self.suites)
+        known = {e.prompt: e.references[0] for m in measured for e in m.items.test if e.references}
+        return Host(source, known)
+
+
+class Host:
+    """What holds a base in memory, here nothing."""
+
+    def __init__(self, source: ModelSource, known: Mapping[str, str]) -> None:
+        self.source, self._known = source, known
+        self.base = ByChance(known, source.weights_digest)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator["ByChance"]:
+        yield ByChance(self._known, weights_digest)
+
+
+class ByChance:
+    """A candidate that knows what is right and says it by chance; a prompt's ids are its bytes."""
+
+    engine = "text"
+    layout_digest = digest("text")
+    max_context = 1 << 30
+
+    def __init__(self, known: Mapping[str, str], weights_digest: str) -> None:
+        self._known, self.weights_digest = known, weights_digest
+
+    def encode(self, messages: Sequence, continuation: str = "", *, chat_template: bool = True) -> Encoded:
+        asked = messages[-1]["content"] if messages else ""
+        return Encoded(tuple(asked.encode()), tuple(continuation.encode()))
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        return [self._answer(bytes(prompt).decode()) for prompt in prompts]
+
+    def loglikelihood(self, pairs: Sequence) -> list[Likelihood]:
+        return [Likelihood(-len(c) * (1 + self._drawn(bytes(p) + bytes(c))), False) for p, c in pairs]
+
+    def _answer(self, asked: str) -> Output:
+        right = self._drawn(asked.encode()) < _RIGHT
+        question = asked.rpartition("\n\n")[2]  # passages stand in front of it
+        text = self._known.get(asked) or self._known.get(question) or "nothing"
+        text = text if right else f"not {text}"
+        return Output(text, n_prompt_tokens=len(asked) // 4, n_output_tokens=len(text) // 4, compute_s=0.01)
+
+    def _drawn(self, asked: bytes) -> float:
+        """Draw from the text, and for some texts from the weights as well."""
+        own = _share(self.weights_digest.encode() + asked)
+        return own / _MOVED if own < _MOVED else _share(asked)
+
+
+def _share(text: bytes) -> float:
+    return int.from_bytes(sha256(text).digest()[:6]) / 2**48
+
+
+def _lay_down(bench: Bench, name: str) -> None:
+    """Leave what a finished training leaves, but for the tensors."""
+    recipe = bench.experiment.candidates[name]
+    init = (
+        ensure_weights(bench, bench.experiment.candidates[recipe.init_from], 0) if recipe.init_from else None
+    )
+    folder = folder_of(bench, recipe, 0, init)
+    folder.mkdir(parents=True)
+    steps = [[i, 2.0 / i] for i in range(1, 81)]
+    training = {"wall_s": 50.0, "loss": steps, "validation_loss": [[80, 0.5]], "tokens_per_s": 500.0}
+    training |= {"fit_key": folder.name, **({"n_pairs": len(bench.target.items.pairs)} if init else {})}
+    served = trained_base(bench, recipe).weights_digest
+    record = {"kind": "adapter", "digest": digest([name, served]), "trained_on": served, "training": training}
+    (folder / "fit.json").write_text(json.dumps(record))
