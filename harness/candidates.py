@@ -1,7 +1,6 @@
 """Things that generate and score text: a language model, a classifier, a scripted fake.
 
-Invariant: `encode` is the only place where a chat template or a beginning-of-sequence token
-is added, and a prompt holds at most one of the latter.
+Invariant: token ids go in, and nothing but `encode` makes them of a text.
 """
 
 import json
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.embedded import ModelSource
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.encoding import answer, encode, end_ids
+from harness.errors import CandidateFailed
 from harness.generation import ANSWERING_COST, Stopped, answers
 from harness.machine import Machine, dtype
 from harness.prepack import prepack
@@ -73,24 +73,8 @@ class HFCandidate:
     def encode(
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
     ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids.
-
-        Without a chat template turns are joined by blank lines, and an answer to its question by a
-        space. An empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
-
-        Raises:
-            UserError: a chat template is wanted and the tokenizer has none.
-        """
-        text = self._apply_template(messages) if chat_template else _as_plain_text(messages)
-        context = self._ids(text, special=not chat_template)
-        if not continuation:
-            return Encoded(context or self._prefix())
-        if not text:
-            return Encoded(self._prefix(), self._ids(continuation))
-        whole = self._ids(text + continuation, special=not chat_template)
-        merged = whole[: len(context)] != context
-        tail = self._ids(continuation) if merged else whole[len(context) :]
-        return Encoded(context, tail, merged)
+        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
+        return encode(self.tokenizer, messages, continuation, chat_template=chat_template)
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer each prompt greedily, in batches of similar length."""
@@ -103,30 +87,6 @@ class HFCandidate:
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats; neighbours with one context share its cost."""
         return [likelihood for tree in self._executor.loglikelihoods(grow(pairs)) for likelihood in tree]
-
-    def _apply_template(self, messages: Sequence[Message]) -> str:
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                Problem(
-                    "base_model",
-                    "a tokenizer without a chat template",
-                    "an instruction-tuned model",
-                    "choose an instruct model, or set chat_template: false on the task",
-                )
-            )
-        return str(
-            self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        )
-
-    def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        bos = self.tokenizer.bos_token_id
-        # A template that writes the token and a tokenizer that adds it would make two.
-        return ids[1:] if special and len(ids) > 1 and ids[0] == ids[1] == bos else ids
-
-    def _prefix(self) -> tuple[int, ...]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return (int(bos if bos is not None else eos),)
 
     def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""
@@ -145,12 +105,12 @@ class HFCandidate:
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()
-        # The first of them fills up what stopped before its neighbours.
-        ends = [self._pad_id(), *sorted(self._end_ids() - {self._pad_id()})]
+        ends = end_ids(self.tokenizer, self.model.generation_config)
         stopped = self._stopped(limits.stop)
         made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading)
         share = (time.perf_counter() - start) / len(prompts)
-        return [self._output(p, new, ends, limits, share) for p, new in zip(prompts, made, strict=True)]
+        pairs = zip(prompts, made, strict=True)
+        return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
 
     def _stopped(self, stop: tuple[str, ...]) -> Stopped:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
@@ -162,39 +122,6 @@ class HFCandidate:
             return torch.tensor(found, device=new.device)
 
         return stopped
-
-    def _output(
-        self, prompt: tuple[int, ...], new: list[int], ends: Sequence[int], limits: Limits, share: float
-    ) -> Output:
-        length = next((i for i, token in enumerate(new) if token in ends), len(new))
-        text = str(self.tokenizer.decode(new[:length], skip_special_tokens=True))
-        cuts = [text.index(s) for s in limits.stop if s in text]
-        ended = bool(cuts) or length < len(new)
-        full = length >= limits.max_new_tokens
-        return Output(
-            text=text[: min(cuts)] if cuts else text,
-            finish_reason="length" if full and not ended else "stop",
-            n_prompt_tokens=len(prompt),
-            n_output_tokens=length,
-            compute_s=share,
-        )
-
-    def _pad_id(self) -> int:
-        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return int(pad if pad is not None else eos)
-
-    def _end_ids(self) -> set[int]:
-        config = self.model.generation_config.eos_token_id
-        ends = config if isinstance(config, list) else [config]
-        return {int(i) for i in [*ends, self.tokenizer.eos_token_id] if i is not None}
-
-
-def _as_plain_text(messages: Sequence[Message]) -> str:
-    text = ""
-    for message in messages:
-        gap = "" if not text else " " if message["role"] == "assistant" else "\n\n"
-        text += gap + message["content"]
-    return text
 
 
 class ModelHost:

@@ -15,6 +15,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # read when tqdm is imported
     "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
 

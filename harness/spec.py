@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Engine = Literal["transformers", "vllm"]
 EVALUATE = "evaluate:"
 
 
@@ -351,7 +352,10 @@ class RescuePolicy(Spec):
 
 
 class Experiment(Spec):
-    """What harness.yaml holds, with suites read and grids expanded."""
+    """What harness.yaml holds, with suites read and grids expanded.
+
+    `engine` is what reads and answers; transformers trains, whichever answers.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     base_model: str = "smollm2-135m"
@@ -363,6 +367,7 @@ class Experiment(Spec):
     decide: DecidePolicy = DecidePolicy()
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
+    engine: Engine = "transformers"
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

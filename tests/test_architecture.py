@@ -18,9 +18,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
-    "refusals metrics embedded prepack attention scoring generation candidates training methods evaluate capability store run stats "
-    "sampling comparison ratings gating decide report experiment release rescue nightly starting doctor catalogue "
-    "terminal cli"
+    "refusals metrics embedded prepack attention scoring generation encoding candidates vllm training methods evaluate "
+    "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
+    "starting doctor catalogue terminal cli"
 ).split()
 
 MODEL = {
@@ -31,7 +31,9 @@ MODEL = {
     "attention",
     "scoring",
     "generation",
+    "encoding",
     "candidates",
+    "vllm",
     "training",
     "methods",
 }
@@ -40,6 +42,7 @@ HOMES = {
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL
     ),
     "gguf": {"embedded"},
+    "vllm": {"vllm"},
     "lm_eval": {"capability"},
     "duckdb": {"store"},
     "streamlit": set(),
@@ -54,7 +57,7 @@ HOMES = {
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate"
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm"
 ).split()
 # What has to work on a machine without torch.
 LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "release", "cli")

@@ -132,18 +132,24 @@ def test_training_rows_may_change_without_a_new_verdict(copy):
     assert release.gate(copy, "lora")[0].verdict.sentence
 
 
-def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(copy):
+@pytest.mark.parametrize(
+    ("field", "value", "known"),
+    [("precision", "bf16", "fp32"), ("engine", "vllm/0.33.0", "transformers/packed")],
+)
+def test_a_base_that_was_measured_in_another_way_is_refused_by_what_differs(copy, field, value, known):
     at = Store(copy.parent / "runs")
     run = candidate_runs(config.load(copy), at, "lora")[0]
     base = replace(store.read_identity(at, run.rows["facts/test"]), weights_digest=run.base_digest)
-    other = replace(base, precision="bf16", layout_digest="0" * 16)
+    other = replace(base, layout_digest="0" * 16, **{field: value})
     at.rows(base.digest).rename(at.rows(other.digest))
     file = at.rows(other.digest) / "identity.json"
-    changed = file.read_text().replace('"fp32"', '"bf16"').replace(base.layout_digest, "0" * 16)
+    changed = file.read_text().replace(f'"{known}"', f'"{value}"').replace(base.layout_digest, "0" * 16)
     file.write_text(changed)
     done = harness("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode == 5
-    assert "they differ in precision 'bf16' and 'fp32'; layout_digest '0000000000000000' and" in done.stderr
+    assert (
+        f"they differ in {field} '{value}' and '{known}'; layout_digest '0000000000000000' and" in done.stderr
+    )
 
 
 def test_no_candidate_and_an_unknown_baseline_are_refused(copy):

@@ -36,13 +36,18 @@ def measure_noise(bench: Bench) -> Noise:
     """Ask the base the first block of each task of the suites in every way, and store what differs.
 
     Raises:
-        UserError: the experiment has no suite.
+        UserError: the experiment has no suite, or is answered by another engine than transformers.
     """
+    if bench.experiment.engine != "transformers":
+        found = f"engine: {bench.experiment.engine}"
+        expected, step = "the engine whose layouts are varied", "engine=transformers"
+        raise UserError(Problem("harness doctor --noise", found, expected, step))
     sets = suite_sets(bench, base_weights(bench))
     if not sets:
         found = "an experiment without suites"
         raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
     host = bench.host(bench.source)
+    assert isinstance(host, ModelHost)
     arms = _arms(host)
     tasks = tuple(_task(bench, rows, host.base, arms) for rows in sets)
     now = datetime.now(UTC)

@@ -15,6 +15,7 @@ from harness.data import TaskItems, load_task, suite_leaks
 from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
+from harness.experiment.serving import engine_problems
 from harness.machine import probe
 from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
@@ -125,7 +126,7 @@ def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSour
     return out
 
 
-def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
+def _refuse_weights(bench: Bench, selected: Collection[str]) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems: list[Problem] = []
     written = bench.experiment.candidates
@@ -142,6 +143,7 @@ def _refuse_weights(bench: Bench, selected: Iterable[str]) -> None:
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += replay_problems(bench, recipe)
+    problems += engine_problems(bench, selected, recipes)
     if problems:
         raise UserError(problems)
 

@@ -17,6 +17,7 @@ def rescore_pinned(bench: Bench, run: Run) -> list[str]:
     """
     recipe = bench.experiment.candidates[run.candidate]
     weights = ensure_weights(bench, recipe, run.seed)
+    bench.unload()
     exact = replace(
         bench,
         machine=bench.machine._replace(precision="fp32"),

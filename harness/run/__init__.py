@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import estimate, plugins, provenance, store
-from harness.candidates import Candidate, ModelHost, classifier
+from harness import estimate, plugins, provenance, store, vllm
+from harness.candidates import Candidate, classifier
 from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Diverged, HarnessError
@@ -26,7 +26,7 @@ from harness.metrics import Metric, load_metrics
 from harness.progress import Progress
 from harness.records import Example, Run, SampleResult, digest
 from harness.run import control as control_arm
-from harness.run import replay, rescoring
+from harness.run import hosting, replay, rescoring
 from harness.run import weights as made
 from harness.run.finished import Asked, Sought, failed_id, failure, finished, is_there, run_id_of, sought
 from harness.run.sets import SPLITS, RowSet, suite_set, suite_sets, target_sets, work_of
@@ -89,26 +89,32 @@ class Bench:
     progress: Progress
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
-    _host: ModelHost | None = None
+    _host: hosting.Host | None = None
 
     def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
         """Estimate how long an amount of work takes here, on the experiment's base or another."""
         return work.seconds((source or self.source).n_parameters, self.machine.gflops)
 
-    def host(self, source: ModelSource) -> ModelHost:
+    def host(self, source: ModelSource) -> hosting.Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""
         if self._host is None or self._host.source != source:
-            if self._host is not None:
-                self._host = None
-                gc.collect()
+            self.unload()
             # What is not a base as published has that one's layers, and so its scoring engine.
-            known = None if source == self.sources[source.name] else self.engine(source)[0]
+            known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
             with self.progress.stage("loading the base model"):
-                self._host = ModelHost(source, self.machine, known.partition("/")[2] if known else None)
+                self._host = hosting.load(self.experiment.engine, source, self.machine, known)
         return self._host
+
+    def unload(self) -> None:
+        """Let go of the base in memory."""
+        if self._host is not None:
+            self._host = None
+            gc.collect()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
+        if self.experiment.engine == "vllm":
+            return vllm.identity(vllm.installed())
         plain = self.sources[source.name]
         # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
         code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in _LAYS_OUT))
@@ -334,7 +340,10 @@ def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bo
     folder = made.folder_of(bench, source, seed, init)
     found = made.found(bench, recipe, folder)
     if found is None and make:
-        made.fit(bench, source, seed, folder, init, _replayed(bench, source, seed))
+        replayed = _replayed(bench, source, seed)
+        if bench.experiment.engine == "vllm":
+            bench.unload()  # it holds whatever memory there was
+        made.fit(bench, source, seed, folder, init, replayed)
         found = made.found(bench, recipe, folder)
     if found is None or init is None:
         return found

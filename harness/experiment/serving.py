@@ -1,0 +1,47 @@
+"""Which candidates the engine of an experiment cannot serve, said before anything runs."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness import vllm
+from harness.errors import Problem
+from harness.plugins import load as load_plugin
+from harness.run import Bench
+from harness.run.weights import served_base, trials
+from harness.spec import Recipe
+from harness.training.adapters import CONFIG
+
+
+def engine_problems(bench: Bench, selected: Iterable[str], made: Mapping[str, Recipe]) -> Iterator[Problem]:
+    """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
+    if bench.experiment.engine == "transformers":
+        return
+    if vllm.installed() is None:
+        yield vllm.absent()
+    for name in selected:
+        if served_base(bench, bench.experiment.candidates[name]).quantization:
+            step = f"serve_on: bf16, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", "a base in NF4, and engine: vllm", "a base as it was", step)
+    for name, recipe in made.items():
+        adapters = [_adapter(trial) for _, trial in trials(recipe)]
+        if any(adapter.get("use_dora") for adapter in adapters):
+            found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
+        rank = max(adapter.get("r", 0) for adapter in adapters)
+        if rank > vllm.MAX_RANK:
+            found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
+
+
+def _adapter(recipe: Recipe) -> dict[str, Any]:
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
+    if not recipe.path:
+        params: dict[str, Any] = load_plugin("methods", recipe.method).Params(**recipe.params).model_dump()
+        return params
+    try:
+        config = json.loads((Path(recipe.path) / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # the method says what is wrong with it
+    return config if isinstance(config, dict) else {}

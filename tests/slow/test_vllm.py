@@ -1,0 +1,182 @@
+"""vLLM and transformers give the same numbers, of the base and with an adapter; needs vLLM."""
+
+import pytest
+import tiny_experiment
+
+from harness import report, vllm
+from harness.candidates import ModelHost
+from harness.embedded import resolve
+from harness.machine import Machine
+from harness.records import Limits
+from harness.store import Store, list_runs
+from harness.vllm import VllmHost
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.usefixtures("own_cache"),
+    pytest.mark.skipif(vllm.installed() is None, reason="vLLM is not installed"),
+]
+
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+QUESTIONS = (
+    "Where is my parcel?",
+    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
+    "Yes?",
+    "How do I change the address of my account?",
+)
+CHOICES = ("late", "the money back", "a red fox and a brown hen")
+NATS = 1e-3
+
+CANDIDATES = """\
+  prompt: {method: base}
+  shots: {prompting: {few_shot: {select: knn, shots: 2}}}
+  ranked: {answer: rank}
+  bag: {method: classifier}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}
+  half: {method: scaled, init_from: lora}
+  full: {method: full, params: {num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+"""
+
+
+@pytest.fixture(scope="module")
+def ours(tiny, own_cache):
+    return ModelHost(resolve(str(tiny)), CPU)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny, own_cache):
+    return VllmHost(resolve(str(tiny)), CPU)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory):
+    """Save an adapter that changes what the tiny model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor.data, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def asked(candidate):
+    return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
+
+
+def pairs(candidate):
+    turns = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    encoded = [candidate.encode(turn, choice) for turn in turns for choice in CHOICES]
+    whole = candidate.encode((), " ".join(QUESTIONS), chat_template=False)
+    return [(e.context, e.continuation) for e in (*encoded, whole)]
+
+
+def assert_equal_likelihoods(ours, theirs):
+    one, other = ours.loglikelihood(pairs(ours)), theirs.loglikelihood(pairs(theirs))
+    assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=NATS)
+    assert [x.greedy for x in other] == [x.greedy for x in one]
+
+
+def answers(candidate, limits):
+    found = candidate.generate(asked(candidate), limits)
+    return [(o.text, o.finish_reason, o.n_prompt_tokens, o.n_output_tokens) for o in found]
+
+
+def test_likelihoods_are_those_of_transformers(ours, theirs):
+    assert_equal_likelihoods(ours.base, theirs.base)
+
+
+def test_what_the_model_itself_would_say_is_greedy(ours, theirs):
+    prompt = asked(ours.base)[0]
+    greedy = ours.model.generate(_tensor(prompt), max_new_tokens=4, do_sample=False, eos_token_id=-1)
+    continuation = tuple(greedy[0, len(prompt) :].tolist())
+    assert theirs.base.loglikelihood([(prompt, continuation)])[0].greedy
+
+
+def _tensor(row):
+    import torch
+
+    return torch.tensor([list(row)])
+
+
+@pytest.mark.parametrize("limits", [Limits(1), Limits(12), Limits(40)])
+def test_answers_are_those_of_transformers(ours, theirs, limits):
+    assert answers(theirs.base, limits) == answers(ours.base, limits)
+
+
+def test_an_answer_ends_before_a_stop_string_as_with_transformers(ours, theirs):
+    text = ours.base.generate(asked(ours.base)[:1], Limits(12))[0].text
+    limits = Limits(12, (text[4:6], "never said"))
+    assert answers(theirs.base, limits) == answers(ours.base, limits)
+    assert theirs.base.generate(asked(ours.base)[:1], limits)[0].text == text[: text.index(text[4:6])]
+
+
+def test_an_answer_ends_at_the_models_own_end_token(ours, theirs):
+    prompt = asked(ours.base)[:1]
+    new = ours.model.generate(_tensor(prompt[0]), max_new_tokens=3, do_sample=False)[0, len(prompt[0]) :]
+    before, theirs.ends = theirs.ends, [*theirs.ends, int(new[-1])]
+    try:
+        found = theirs.base.generate(prompt, Limits(8))[0]
+    finally:
+        theirs.ends = before
+    assert found.finish_reason == "stop"
+    assert found.n_output_tokens == new.tolist().index(int(new[-1]))
+
+
+def test_an_adapter_says_what_it_says_in_transformers(ours, theirs, adapter):
+    base = [x.logprob for x in theirs.base.loglikelihood(pairs(theirs.base))]
+    with ours.adapted(adapter, "one") as one, theirs.adapted(adapter, "one") as other:
+        assert_equal_likelihoods(one, other)
+        assert answers(other, Limits(12)) == answers(one, Limits(12))
+        changed = [x.logprob for x in other.loglikelihood(pairs(other))]
+    assert max(abs(a - b) for a, b in zip(base, changed, strict=True)) > 1
+
+
+def test_the_base_is_exactly_itself_after_an_adapter(theirs, adapter):
+    before = theirs.base.loglikelihood(pairs(theirs.base)), answers(theirs.base, Limits(12))
+    with theirs.adapted(adapter, "two") as candidate:
+        assert candidate.loglikelihood(pairs(candidate)) != before[0]
+    assert (theirs.base.loglikelihood(pairs(theirs.base)), answers(theirs.base, Limits(12))) == before
+
+
+def test_what_was_asked_before_changes_nothing(theirs):
+    wanted = pairs(theirs.base)[:3]
+    first = theirs.base.loglikelihood(wanted)
+    answers(theirs.base, Limits(12))
+    assert theirs.base.loglikelihood(wanted) == first
+
+
+def test_nothing_asked_is_nothing_answered(theirs):
+    assert theirs.base.loglikelihood([]) == theirs.base.generate([], Limits(4)) == []
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, own_cache, tmp_path_factory):
+    """Run one experiment by both engines in one folder; returns its file and both reports."""
+    path = tiny_experiment.write(tmp_path_factory.mktemp("engines"), tiny, CANDIDATES)
+    return path, tiny_experiment.run(path), tiny_experiment.run(path, "engine=vllm")
+
+
+def test_a_whole_comparison_gives_the_scores_of_transformers(compared):
+    _, ours, theirs = compared
+    assert {(f.name, f.state, f.error) for f in theirs.facts} == {(f.name, "done", "") for f in ours.facts}
+    one, other = ({f.name: f.target.score for f in found.facts} for found in (ours, theirs))
+    assert other == pytest.approx(one)
+    assert report.to_json(theirs)["header"]["engine"] == f"vllm/{vllm.installed()}"
+
+
+def test_weights_are_trained_once_and_rows_are_kept_apart_by_engine(compared):
+    path, _, theirs = compared
+    runs = list_runs(Store(path.parent / "runs"))
+    lora = [run for run in runs if run.candidate == "lora"]
+    assert len({run.weights_digest for run in lora}) == 1
+    assert len({run.rows["facts/test"] for run in lora}) == 2
+    again = tiny_experiment.run(path, "engine=vllm")
+    assert [f.target.score for f in again.facts] == [f.target.score for f in theirs.facts]

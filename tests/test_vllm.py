@@ -1,0 +1,128 @@
+"""What vLLM says becomes our numbers, and what it cannot serve is refused before anything runs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import tiny_experiment
+
+from harness import config, vllm
+from harness.comparison import check_comparable
+from harness.doctor import measure_noise
+from harness.errors import IncompatibleRuns, UserError
+from harness.experiment import Scope, bench_of
+from harness.progress import Silent
+from harness.records import Likelihood
+from harness.run import base_weights
+from harness.run.sets import suite_sets
+from harness.run.weights import folder_of
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+CANDIDATES = """\
+  prompt: {method: base}
+  quantised: {method: qlora}
+  plain: {weights_of: quantised, serve_on: bf16}
+  decomposed: {method: lora, params: {use_dora: true}}
+  wide: {method: lora, sweep: {r: [8, 128]}}
+  theirs: {method: adapter, path: ./theirs}
+"""
+
+
+def said(token, logprob, rank):
+    """Return what vLLM says of one token of a prompt."""
+    return {token: SimpleNamespace(logprob=logprob, rank=rank)}
+
+
+def test_the_likelihood_is_that_of_the_last_tokens_alone():
+    tables = [None, said(5, -9.0, 70), said(7, -0.5, 1), said(8, -0.25, 1)]
+    assert vllm.likelihood((7, 8), tables) == Likelihood(-0.75, greedy=True)
+
+
+def test_one_token_that_is_not_the_likeliest_makes_a_continuation_not_greedy():
+    tables = [None, said(7, -0.5, 1), said(8, -1.5, 2)]
+    assert vllm.likelihood((7, 8), tables) == Likelihood(-2.0, greedy=False)
+
+
+def test_the_engine_is_named_with_its_version():
+    (older, layout), (newer, same) = vllm.identity("0.32.0"), vllm.identity("0.33.0")
+    assert (older, newer) == ("vllm/0.32.0", "vllm/0.33.0")
+    assert layout == same
+
+
+def test_without_the_package_the_command_that_installs_it_is_named():
+    with pytest.raises(UserError, match=r"no package vllm.*pip install 'harness-evals\[vllm\]'"):
+        vllm.identity(None)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Lay down what says that vLLM 9.9.9 is installed, as pip writes it."""
+    folder = tmp_path / "packages" / "vllm-9.9.9.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 9.9.9\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    return "vllm/9.9.9"
+
+
+def opened(path, *overrides, candidates=("prompt",)):
+    return bench_of(config.load(path, overrides, candidates), Scope(), Silent())
+
+
+@pytest.fixture
+def written(tiny, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({"r": 256, "lora_alpha": 16}))
+    return tiny_experiment.write(tmp_path, tiny, CANDIDATES)
+
+
+def refused(path, *candidates):
+    """Return where each problem of these candidates lies, and what was found there."""
+    with pytest.raises(UserError) as refusal:
+        opened(path, "engine=vllm", candidates=candidates)
+    return {(p.where, p.found) for p in refusal.value.problems}
+
+
+def test_what_vllm_cannot_serve_is_refused_all_at_once(written, installed):
+    found = refused(written, "prompt", "quantised", "plain", "decomposed", "wide", "theirs")
+    assert found >= {
+        ("candidate quantised", "a base in NF4, and engine: vllm"),
+        ("candidate decomposed", "DoRA, and engine: vllm"),
+        ("candidate wide", "an adapter of rank 128, and engine: vllm"),
+        ("candidate theirs", "an adapter of rank 256, and engine: vllm"),
+    }
+    assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
+
+
+def test_an_adapter_without_its_file_is_refused_by_its_method_alone(written, installed):
+    (written.parent / "theirs" / "adapter_config.json").unlink()
+    assert [where for where, _ in refused(written, "theirs")] == ["candidate theirs"]
+
+
+def test_transformers_serves_what_vllm_does_not(written):
+    assert opened(written, candidates=("prompt", "quantised", "decomposed", "wide"))
+
+
+@pytest.mark.skipif(vllm.installed() is not None, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(written):
+    assert refused(written, "prompt") == {("engine", "vllm, and no package vllm")}
+
+
+def test_rows_of_two_engines_are_never_compared(written, installed):
+    benches = opened(written), opened(written, "engine=vllm")
+    ours, theirs = (suite_sets(bench, base_weights(bench))[0].identity for bench in benches)
+    assert theirs.engine == installed
+    assert ours.digest != theirs.digest
+    with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm/9\.9\.9'"):
+        check_comparable(ours, theirs)
+
+
+def test_weights_do_not_depend_on_the_engine(written, installed):
+    ours, theirs = opened(written), opened(written, "engine=vllm")
+    lora = ours.experiment.candidates["wide"].model_copy(update={"sweep": {}})
+    assert folder_of(ours, lora, 0, None) == folder_of(theirs, lora, 0, None)
+
+
+def test_noise_between_layouts_is_that_of_transformers_alone(written, installed):
+    with pytest.raises(UserError, match="engine: vllm; expected the engine whose layouts are varied"):
+        measure_noise(opened(written, "engine=vllm"))
