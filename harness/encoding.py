@@ -52,7 +52,7 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") ->
 def answer(
     tokenizer: "PreTrainedTokenizerBase",
     prompt: Sequence[int],
-    new: Sequence[int],
+    new: list[int],
     ends: Sequence[int],
     limits: Limits,
     compute_s: float,
