@@ -188,21 +188,34 @@ def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path
     assert one.bases == other.bases
 
 
-FORK = multiprocessing.get_context("fork")
+# A fork of a process with threads may wait for ever on what one of them had locked.
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def run_and_die(path):
+    """Run a night in a process that is killed at its 120th prompt."""
+    seen = []
+
+    def hears(prompt):
+        seen.append(prompt)
+        if len(seen) == 120:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Calendar(path).night(1, asked=hears)
+
+
+def run_and_wait(path, begun, refused):
+    """Run a night that answers nothing between two events."""
+
+    def hears(prompt):
+        begun.set()
+        refused.wait(PATIENCE_S)
+
+    Calendar(path).night(1, asked=hears)
 
 
 def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
-    def ended():
-        seen = []
-
-        def hears(prompt):
-            seen.append(prompt)
-            if len(seen) == 120:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Calendar(path).night(1, asked=hears)
-
-    process = FORK.Process(target=ended)
+    process = SPAWN.Process(target=run_and_die, args=(path,))
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode == -signal.SIGKILL
@@ -214,16 +227,8 @@ def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
 
 
 def test_two_processes_that_run_one_night_do_not_collide(path):
-    begun, refused = FORK.Event(), FORK.Event()
-
-    def first():
-        def hears(prompt):
-            begun.set()
-            refused.wait(PATIENCE_S)
-
-        Calendar(path).night(1, asked=hears)
-
-    process = FORK.Process(target=first)
+    begun, refused = SPAWN.Event(), SPAWN.Event()
+    process = SPAWN.Process(target=run_and_wait, args=(path, begun, refused))
     process.start()
     assert begun.wait(PATIENCE_S)
     calendar = Calendar(path)
