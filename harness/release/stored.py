@@ -114,9 +114,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     refuse_changed(experiment, catalogue, at, run)
     notes: list[str] = []
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
-    measured = [
-        m for named in tasks if (m := _measurement(at, run, champion, *named, known, notes)) is not None
-    ]
+    measured = _measurements(at, run, champion, tasks, known, notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     compared = gating.compare_measurements(measured, experiment.gate.alpha, identical=identical)
     policy = experiment.gate
@@ -136,29 +134,32 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     return Judged(label, against, tuple(compared), verdict, policy, tuple(notes))
 
 
-def _measurement(
+def _measurements(
     at: Store,
     run: Run,
     champion: Champion | None,
-    task: Task,
-    role: Role,
-    suite: str,
+    tasks: Iterable[tuple[Task, Role, str]],
     known: Mapping[str, dict[str, Metric]],
     notes: list[str],
-) -> Measurement | None:
-    key = f"{task.name}/test"
-    if key not in run.rows:
-        notes.append(f"{task.name}: the run did not answer it")
-        return None
-    own = store.read_identity(at, run.rows[key])
-    base = _baseline_identity(at, own, key, run, champion)
-    metrics = known[task.name]
-    rows = store.read_many(at, [own.digest, base.digest], texts=False)
-    for one in (own, base):
-        _refuse_without(metrics, one, rows[one.digest])
-    new_rows, base_rows = _cut(rows[own.digest], rows[base.digest], task, notes)
-    noise = store.flip_rates(at, run.base_digest, own.precision).get(task.name)
-    return Measurement(task, role, suite, metrics, base_rows, new_rows, noise)
+) -> list[Measurement]:
+    """Put both arms' rows beside each task that the run answered, all of them read at once."""
+    arms: list[tuple[Task, Role, str, RowsIdentity, RowsIdentity]] = []
+    for task, role, suite in tasks:
+        if (key := f"{task.name}/test") in run.rows:
+            own = store.read_identity(at, run.rows[key])
+            arms.append((task, role, suite, own, _baseline_identity(at, own, key, run, champion)))
+        else:
+            notes.append(f"{task.name}: the run did not answer it")
+    rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
+    measured = []
+    for task, role, suite, own, base in arms:
+        metrics = known[task.name]
+        for one in (own, base):
+            _refuse_without(metrics, one, rows[one.digest])
+        new_rows, base_rows = _cut(rows[own.digest], rows[base.digest], task, notes)
+        noise = store.flip_rates(at, run.base_digest, own.precision).get(task.name)
+        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise))
+    return measured
 
 
 def _baseline_identity(
