@@ -45,7 +45,7 @@ def page() -> None:
         st.caption("Other than the report, because of what was changed here.")
     _break_even(found)
     st.subheader("Reasons", anchor=False)
-    texts.say_all([*found.reasons, *(f"Missing from the comparison: {what}" for what in found.missing)])
+    texts.say_all(found.reasons)
     st.subheader("Arithmetic", anchor=False)
     rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found)]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))

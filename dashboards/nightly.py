@@ -33,6 +33,9 @@ def page() -> None:
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(f"{key[0].upper()}{key[1:]}", anchor=False)
         charts.draw(charts.nights(nights.trends(told, key), *marks), key)
+    st.caption(
+        "Band: 95 % for all nights at once. Dotted: other code or libraries from here on. Grey: a missed night."
+    )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
     texts.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)
@@ -44,12 +47,13 @@ def _alarms(alarms: tuple[Alarm, ...]) -> None:
     """List what alarmed so far, the last one first."""
     st.subheader("Alarms", anchor=False)
     rows = [
-        {"about": a.about, "verdict": a.verdict, "night": a.night, "said": a.sentence}
-        | {"told": a.told or UNKNOWN, "acknowledged": a.acknowledged or "open"}
+        {"night": a.night, "about": a.about, "verdict": a.verdict}
+        | {"told by webhook": a.told or UNKNOWN, "acknowledged": a.acknowledged or "open"}
         for a in reversed(alarms)
     ]
     if rows:
         st.dataframe(rows, hide_index=True)
+        texts.say_all(f"{a.night}: {a.sentence}" for a in reversed(alarms))
         st.caption("`harness nightly ack` closes them; evidence then begins anew.")
     else:
         st.text("None so far.")

@@ -27,7 +27,7 @@ _SETTINGS = {
     "server.maxUploadSize": "1",
     "runner.magicEnabled": "false",
     "theme.primaryColor": "#0072b2",
-    "theme.dark.primaryColor": "#56b4e9",
+    "theme.dark.primaryColor": "#2a86c7",
 }
 
 
