@@ -33,9 +33,7 @@ def page() -> None:
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(f"{key[0].upper()}{key[1:]}", anchor=False)
         charts.draw(charts.nights(nights.trends(told, key), *marks), key)
-    st.caption(
-        "Band: 95 % for all nights at once. Dotted: other code or libraries from here on. Grey: a missed night."
-    )
+    st.caption("Band: 95 % for all nights at once. Dotted: other code or libraries. Grey: a missed night.")
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
     texts.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)

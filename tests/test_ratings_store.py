@@ -10,7 +10,7 @@ from test_store import IDENTITY, complete, make_rows, make_run, row, store  # no
 
 from harness import store as stores
 from harness.errors import HarnessError
-from harness.records import Rating
+from harness.records import Rating, SampleResult
 from harness.store import Store
 
 RATING = Rating(
@@ -122,10 +122,19 @@ def answered(store):  # noqa: F811
     return store, sample
 
 
-def test_rows_without_texts_keep_their_numbers(answered):
+def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answered):
     at, sample = answered
-    bare = stores.read_rows(at, IDENTITY.digest, texts=False)
-    assert bare == [replace(r, text="", prompt="", references=(), passages=()) for r in sample]
+    found = stores.read_scored(at, IDENTITY.digest, "exact_match")
+    names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight")
+    kept = [{name: getattr(r, name) for name in names} for r in sample]
+    empty = {"text": "", "prompt": "", "references": ()}
+    expected = [
+        SampleResult(**one, **empty, parts={"exact_match": r.parts["exact_match"]})
+        for one, r in zip(kept, sample, strict=True)
+    ]
+    assert found == expected
+    with pytest.raises(HarnessError, match="absent"):
+        stores.read_scored(at, "absent", "exact_match")
 
 
 def test_a_few_items_are_read_with_their_texts(answered):

@@ -15,7 +15,7 @@ from harness.numbers import plain, points
 from harness.spec import NightlyPolicy
 from parts import charts, project
 
-SHOWN = 60  # nights
+SHOWN = 40  # nights
 
 
 def tell(name: str, policy: NightlyPolicy, nights: list[Night], state: State) -> list[NightReport]:

@@ -39,7 +39,7 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
             return names[0]
     if (written := project.task(task)) is not None and not written.lm_eval:
         return written.primary_metric
-    first = store.read_rows(project.project().store, digest, 1, texts=False)
+    first = store.read_rows(project.project().store, digest, 1)
     return next((name for row in first for name in row.parts), "")
 
 
@@ -91,8 +91,8 @@ def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
     comparison.check_comparable(one, other)
     return comparison.compare_rows(
         project.metric(pair.task, pair.metric),
-        project.scored(pair.base),
-        project.scored(pair.new),
+        project.scored(pair.base, pair.metric),
+        project.scored(pair.new, pair.metric),
         alpha=pair.alpha,
         identical=pair.base == pair.new,
     )

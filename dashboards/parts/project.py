@@ -150,14 +150,14 @@ def modified(*digests: str) -> tuple[int, ...]:
     return tuple(known.get(path, 0) for path in paths)
 
 
-def scored(digest: str) -> list[SampleResult]:
-    """Read the rows of a set without their texts."""
-    return _scored(str(project().store.folder), digest, modified(digest))
+def scored(digest: str, metric_name: str) -> list[SampleResult]:
+    """Read the rows of a set as far as a comparison by one metric needs them."""
+    return _scored(str(project().store.folder), digest, metric_name, modified(digest))
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items
-def _scored(folder: str, digest: str, changed: tuple[int, ...]) -> list[SampleResult]:
-    return store.read_rows(Store(Path(folder)), digest, texts=False)
+def _scored(folder: str, digest: str, metric_name: str, changed: tuple[int, ...]) -> list[SampleResult]:
+    return store.read_scored(Store(Path(folder)), digest, metric_name)
 
 
 def base_rows(run: Run, key: str) -> str | None:

@@ -63,6 +63,7 @@ from harness.store.samples import (
     read_columns,
     read_kinds,
     read_samples,
+    read_scored,
 )
 
 __all__ = [
@@ -102,6 +103,7 @@ __all__ = [
     "read_rows",
     "read_run",
     "read_samples",
+    "read_scored",
     "reindex",
     "remove_run",
     "runs_on_disk",

@@ -6,8 +6,8 @@ Invariant: reads Parquet files alone, never the index, so nobody who writes has 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from harness.records import SampleResult
-from harness.store.folders import AGAIN, Store, clear_errors
+from harness.records import SampleResult, Status
+from harness.store.folders import AGAIN, Store, clear_errors, missing_rows
 from harness.store.rows import READ_PARQUET, memory, pattern, rows_from
 
 
@@ -36,6 +36,33 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
     with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
         found = rows_from(db, f"{READ_PARQUET} {where}", pattern(path), list(ids))
     return {row.example_id: row for row in found}
+
+
+def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
+    """Read a complete row set by position with what a comparison by one metric needs, and no more.
+
+    Texts, counts and other metrics are left empty.
+
+    Raises:
+        HarnessError: the set is missing or unreadable.
+    """
+    path = store.parquet(rows_digest)
+    if not path.exists():
+        raise missing_rows(store, [rows_digest])
+    names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
+    query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
+    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+        return [_scored(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
+
+
+def _scored(
+    metric: str, task: str, split: str, item: str, position: int, status: Status,
+    parts: list[float] | None, cluster: str, slice_: str, weight: float,
+) -> SampleResult:  # fmt: skip
+    scores = {metric: None if parts is None else tuple(parts)}
+    return SampleResult(
+        task, split, item, position, status, "", "", (), scores, cluster, slice_, weight=weight
+    )
 
 
 def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
