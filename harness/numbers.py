@@ -78,13 +78,13 @@ def usd(x: float | None) -> str:
 
 
 def seconds(x: float | None) -> str:
-    """Print a time span: `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Print a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if not _known(x):
         return UNKNOWN
     if abs(x) == inf:
         return count(x)
     if x < 0.0995:
-        return f"{1000 * x:.0f} ms"
+        return "<1 ms" if 0 < x < 0.0005 else f"{1000 * x:.0f} ms"
     if x < 59.5:
         return f"{x:.1f} s" if x < 9.95 else f"{x:.0f} s"
     if x < 3599.5:

@@ -37,6 +37,7 @@ def test_an_amount_keeps_two_significant_digits_and_no_more(amount, text):
 @pytest.mark.parametrize(
     ("time_s", "text"),
     [
+        (0.0002, "<1 ms"),
         (0.034, "34 ms"),
         (0.2, "0.2 s"),
         (45.3, "45 s"),
