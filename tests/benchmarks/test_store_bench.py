@@ -19,6 +19,7 @@ import bench_page
 import duckdb
 import pytest
 from bench_page import Row, Table
+from commands import PEAK_GB
 
 from harness import store
 from harness.machine import probe
@@ -30,17 +31,18 @@ ROOT = Path(__file__).parents[2]
 A_SET = 10_000  # rows; a run has two sets
 WORDS = 20  # a prompt
 
-_INGEST = """
-import json, resource, sys, time
+_INGEST = f"""
+import json, sys, time
+{PEAK_GB}
 from pathlib import Path
 from harness.store import Store, reindex
 start = time.perf_counter()
 counts = reindex(Store(Path(sys.argv[1])))
-peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-print(json.dumps([time.perf_counter() - start, peak_gb, counts.rows]))
+print(json.dumps([time.perf_counter() - start, peak_gb(), counts.rows]))
 """
-_COMPARE = """
-import json, resource, statistics, sys, time
+_COMPARE = f"""
+import json, statistics, sys, time
+{PEAK_GB}
 from pathlib import Path
 from harness import comparison, store
 from harness.metrics import mean_metric
@@ -51,8 +53,7 @@ for _ in range(6):
     rows = store.read_many(at, sys.argv[2:], texts=False)
     comparison.compare_rows(metric, *(rows[digest] for digest in sys.argv[2:]))
     times.append(time.perf_counter() - start)
-peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-print(json.dumps([statistics.median(times[1:]), peak_gb]))
+print(json.dumps([statistics.median(times[1:]), peak_gb()]))
 """
 
 

@@ -14,7 +14,9 @@ from commands import Finished, median_of
 
 from harness.machine import probe
 
-TRUTH = worlds.Truth({"zero_shot": {"": 20}, "few_shot": {"": 30}, "rag": {"": 30}, "tuned": {"": 60}})
+TRUTH = worlds.Truth(
+    {"zero_shot": {"plain": 20}, "few_shot": {"plain": 30}, "rag": {"plain": 30}, "tuned": {"plain": 60}}
+)
 SIZES = (200, 1_000, 3_000)  # items of each of four general tasks
 CHOSEN = ("prompt", "prompt,knn,rag,lora", "")  # candidates; "" is all of them
 
