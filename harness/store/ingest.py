@@ -27,7 +27,7 @@ def add_rows(db: "DuckDBPyConnection", sets: Mapping[str, Path]) -> None:
     new = {d: path for d, path in sets.items() if held.get(d) != modified_ns[d]}
     if outdated := list(new.keys() & held.keys()):  # a set that has grown is read again
         _delete(db, outdated)
-    for group in _groups(db, new):
+    for group in groups(db, new):
         _add_group(db, group, {digest: modified_ns[digest] for digest in group})
 
 
@@ -75,7 +75,7 @@ def _delete(db: "DuckDBPyConnection", rowsets: Sequence[str]) -> None:
     db.execute(f"DELETE FROM texts WHERE key NOT IN ({used})")
 
 
-def _groups(db: "DuckDBPyConnection", sets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+def groups(db: "DuckDBPyConnection", sets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """Cut sets into groups that fit into memory."""
     query = "SELECT parse_path(file_name)[-2], num_rows FROM parquet_file_metadata(?)"
     sizes = dict(db.execute(query, [list(map(pattern, sets.values()))]).fetchall()) if sets else {}

@@ -28,7 +28,7 @@ from harness.store.folders import (
     rename_when_whole,
     write_whole,
 )
-from harness.store.ingest import add_rows, drop_orphans
+from harness.store.ingest import add_rows, drop_orphans, groups
 from harness.store.rows import silent
 
 if TYPE_CHECKING:
@@ -170,13 +170,17 @@ def _build(store: Store, path: Path) -> Counts:
 
 
 def _add_all_rows(db: "DuckDBPyConnection", store: Store, runs: Sequence[Run]) -> None:
-    """Insert the rows of all runs at once, or none where a file is damaged: each run then brings its own."""
+    """Insert the rows of all runs, many sets at once, up to a damaged file: each run then brings its own.
+
+    What is not committed yet is in memory, so each group of sets is committed by itself.
+    """
     import duckdb
 
     digests = dict.fromkeys(digest for run in runs for digest in run.rows.values())
     try:
-        with index.transaction(db):
-            add_rows(db, {digest: store.parquet(digest) for digest in digests})
+        for group in groups(db, {digest: store.parquet(digest) for digest in digests}):
+            with index.transaction(db):
+                add_rows(db, group)
     except (OSError, duckdb.Error) as error:
         if is_no_room(error):
             raise

@@ -31,7 +31,7 @@ def rows_of(what: str, found: Finished, goal: float | None, bounded_by: str) -> 
 
 def quickstart_rows(folder: Path) -> list[Row]:
     stored_quickstart.write(folder)
-    read = "imports, reading the items of 14 tasks, rows and statistics in about equal parts"
+    read = "imports are half of it; then statistics, rows and the index"
     return [
         *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
         *rows_of(
@@ -66,7 +66,7 @@ def by_items(folder: Path) -> Table:
         compare = median_of(at, "compare", n=3)
         lines.append((f"{4 * n:,}", f"{gate.wall_s:.2f}", f"{compare.wall_s:.2f}", f"{compare.peak_gb:.2f}"))
     return Table(
-        "Five candidates, two of them with weights of their own, by items of the general suite:",
+        "Five candidates, one of them with weights of its own, by items of the general suite:",
         ("items", "gate, s", "compare, s", "peak GB of it"),
         tuple(lines),
     )
