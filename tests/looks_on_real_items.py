@@ -4,6 +4,7 @@ Pairs of models from the Open LLM Leaderboard (metabench) stand for a base and a
 `real_items`. A suite of `N` items a task shows non-inferiority of an equal model with 90 % power at the
 pairs' mean disagreement; the looks are at a third, two thirds and all of it. These rows hold no
 log-probabilities, so items are drawn without strata here; what strata save is measured on stored runs.
+Beside both stand the whole benchmarks, of which a verdict takes a part.
 
 `PYTHONPATH=.:tests python -m tests.looks_on_real_items [RUNS]` writes the tables to
 `reports/fewer_items.md`; RUNS is a folder of stored runs of the quickstart.
@@ -28,6 +29,8 @@ MARGIN, ALPHA, POWER = 0.02, POLICY.alpha, 0.9
 SHARES = (1 / 3, 2 / 3, 1.0)
 PAIRS, DRAWS = 200, 10  # pairs a bin, samples a pair
 GOAL = 5  # times fewer items
+# Items of the split that the Open LLM Leaderboard asks (lm-eval's task configurations).
+WHOLE = {"arc": 1_172, "gsm8k": 1_319, "mmlu": 14_042, "truthfulqa": 817, "winogrande": 1_267}
 
 
 class Outcome(NamedTuple):
@@ -38,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One bin of true deltas: how both ways judge, and how many items the looks took."""
+    """One bin of true deltas: how each way judges, and how many items it took."""
 
     delta: float
     n_pairs: int
@@ -47,6 +50,8 @@ class Line(NamedTuple):
     passes_looks: float
     fails_full: float
     fails_looks: float
+    passes_whole: float
+    fails_whole: float
     n_full: int
     n_looks: float
 
@@ -56,29 +61,37 @@ def suite_size(disagreement: float) -> int:
     return ceil(stats.noninferiority_n(disagreement, MARGIN, ALPHA, POWER) / len(BENCHMARKS))
 
 
-def judged(changed: Sequence[tuple[int, int]], n: int, alpha: float) -> str:
-    """Judge the macro of tasks with so many gains and losses among n items each."""
-    own = [(g - k) / n for g, k in changed]
-    ends = [stats.tango_interval(g, k, n, 2 * alpha) for g, k in changed]
+def judged(changed: Sequence[tuple[int, int]], sizes: Sequence[int], alpha: float) -> str:
+    """Judge the macro of tasks with so many gains and losses among their items."""
+    own = [(g - k) / n for (g, k), n in zip(changed, sizes, strict=True)]
+    ends = [stats.tango_interval(g, k, n, 2 * alpha) for (g, k), n in zip(changed, sizes, strict=True)]
     delta, (low, high) = stats.mover_mean(own, ends)
     assert low <= delta <= high
     return "pass" if low > -MARGIN else "fail" if high < -MARGIN else "inconclusive"
 
 
 def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.random.Generator):
-    """Draw one suite; return what the whole of it says, and what the first look that decides says."""
+    """Draw one suite, and the whole benchmarks; return what all of it says, its first look that decides, and they."""
     looks = [round(n * share) for share in SHARES]
-    steps = np.diff([0, *looks])
-    grown = np.cumsum(
-        [[rng.multinomial(s, [h.gained, h.lost, 1 - h.gained - h.lost])[:2] for h in halves] for s in steps],
-        axis=0,
-    )  # (looks, tasks, 2)
-    whole = judged(grown[-1], n, ALPHA)
+    grown = np.cumsum([changes(halves, [s] * len(halves), rng) for s in np.diff([0, *looks])], axis=0)
+    full = judged(grown[-1], [n] * len(halves), ALPHA)
     for seen, size, alpha in zip(grown, looks, alphas, strict=True):
-        verdict = judged(seen, size, alpha)
+        verdict = judged(seen, [size] * len(halves), alpha)
         if verdict != "inconclusive":
             break
-    return Outcome(whole, n * len(halves)), Outcome(verdict, size * len(halves))
+    sizes = [WHOLE[name] for name in BENCHMARKS]
+    whole = judged(changes(halves, sizes, rng), sizes, ALPHA)
+    return (
+        Outcome(full, n * len(halves)),
+        Outcome(verdict, size * len(halves)),
+        Outcome(whole, sum(sizes)),
+    )
+
+
+def changes(halves: Sequence[Half], sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Draw so many items of each task; return how many of them are gained and lost (tasks, 2)."""
+    shares = [[h.gained, h.lost, 1 - h.gained - h.lost] for h in halves]
+    return np.array([rng.multinomial(n, s)[:2] for n, s in zip(sizes, shares, strict=True)])
 
 
 def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Line]:
@@ -105,8 +118,8 @@ def line(
     n_draws: int,
     rng: np.random.Generator,
 ) -> Line:
-    both = [sampled(halves, n, alphas, rng) for halves in of for _ in range(n_draws)]
-    full, looks = zip(*both, strict=True)
+    drawn = [sampled(halves, n, alphas, rng) for halves in of for _ in range(n_draws)]
+    full, looks, whole = zip(*drawn, strict=True)
 
     def rate(outcomes: Sequence[Outcome], verdict: str) -> float:
         return fmean(o.verdict == verdict for o in outcomes)
@@ -119,6 +132,8 @@ def line(
         rate(looks, "pass"),
         rate(full, "fail"),
         rate(looks, "fail"),
+        rate(whole, "pass"),
+        rate(whole, "fail"),
         full[0].n_items,
         fmean(o.n_items for o in looks),
     )
@@ -191,7 +206,7 @@ def table(lines: Sequence[Line], strata: Sequence[Strata]) -> str:
     ]
     again = "`PYTHONPATH=.:tests python -m tests.looks_on_real_items runs` makes these tables again."
     tables = ["# Fewer items for a verdict", "", about, "", *head, *lines_, "", *strata_table(strata)]
-    tables += [*against_goal(first, strata), "", again]
+    tables += [*against_goal(first, strata), "", *whole_table(lines), "", again]
     return "\n".join(tables) + "\n"
 
 
@@ -207,9 +222,23 @@ def against_goal(equal: Line, strata: Sequence[Strata]) -> list[str]:
         "- α, power and margin fix how precisely the delta has to be known, whoever chooses the items;",
         "- items that the base was sure of flip too, so none may be left out;",
         "- a look may stop early only as far as α allows, and near the margin every look goes on to the end.",
+    ]
+
+
+def whole_table(lines: Sequence[Line]) -> list[str]:
+    """Say what part of the whole benchmarks a verdict takes, and what the rest of them would have added."""
+    n = sum(WHOLE.values())
+    return [
+        f"A suite that is larger than it has to be is another matter. The whole benchmarks have {count(n)} items; what they",
+        "add is power that the margin does not need, as the same pairs show:",
         "",
-        "A suite that is larger than the full one here is asked in part all the more: the items that a verdict",
-        "takes do not grow with it.",
+        "| true delta pp | passes, whole % | passes, looks % | fails, whole % | fails, looks % | items by looks | times fewer |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {points(x.delta)} | {percent(x.passes_whole)} | {percent(x.passes_looks)} | {percent(x.fails_whole)} | "
+            f"{percent(x.fails_looks)} | {count(x.n_looks)} | {n / x.n_looks:.1f} |"
+            for x in lines
+        ),
     ]
 
 

@@ -30,3 +30,4 @@ def test_stopping_at_looks_errs_no_more_often_and_takes_fewer_items():
     assert at_margin.fails_looks <= 0.05 + 0.03
     assert lines[0.0].passes_looks == pytest.approx(lines[0.0].passes_full, abs=0.05)
     assert all(line.n_looks < line.n_full for line in lines.values())
+    assert lines[0.0].passes_whole >= lines[0.0].passes_full
