@@ -18,12 +18,11 @@ from harness.machine import Machine, dtype
 from harness.prepack import prepack
 from harness.quiet import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
-from harness.scoring import Executor, Size, grow, plan
+from harness.scoring import Executor
+from harness.trees import Pair, Size, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 _READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
@@ -47,7 +46,7 @@ class Candidate(Protocol):
         """Answer each prompt greedily, in order."""
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation), in order; neighbours may share a context."""
+        """Score each (context, continuation), in order; several may begin alike."""
 
 
 class HFCandidate:
@@ -85,8 +84,8 @@ class HFCandidate:
         return [out[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats; neighbours with one context share its cost."""
-        return [likelihood for tree in self._executor.loglikelihoods(grow(pairs)) for likelihood in tree]
+        """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
+        return self._executor.loglikelihoods(pairs)
 
     def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""

@@ -8,15 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.attention import attending_in_parts
-from harness.scoring import (
-    READING_COST,
-    Size,
-    after,
-    keeps_all_keys,
-    plan,
-    read_beginning,
-    shared_length,
-)
+from harness.scoring import READING_COST, after, keeps_all_keys, read_beginning
+from harness.trees import Size, plan, shared_length
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from harness.training.adapters import WEIGHTS, tensors_of
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-    from harness.candidates import Pair
+    from harness.trees import Pair
 
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
 # All that decides what is computed together. On a CPU an adapter is copied for every token of a batch.

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
-    "refusals metrics embedded prepack attention scoring generation encoding candidates training vllm methods evaluate "
+    "refusals metrics embedded prepack trees attention scoring generation encoding candidates training vllm methods evaluate "
     "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
     "starting doctor catalogue terminal cli"
 ).split()

@@ -15,7 +15,8 @@ from harness.evaluate import Job
 from harness.records import Noise, SampleResult, TaskNoise
 from harness.run import Bench, base_weights
 from harness.run.sets import RowSet, suite_sets, work_of
-from harness.scoring import Executor, Size
+from harness.scoring import Executor
+from harness.trees import Size
 
 LAYOUT, BATCH = "layout", "batch"
 _FLIP = 0.01  # relative: what moves a score by more is another answer, not another sum

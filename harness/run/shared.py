@@ -5,7 +5,7 @@ Invariant: counted in tokens of the model at hand, on the prompts as they are as
 
 from harness.candidates import Candidate
 from harness.evaluate import Job
-from harness.scoring import common_length
+from harness.trees import common_length
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:

@@ -1,0 +1,169 @@
+"""What begins alike is computed once, nothing sees another branch, and batches cost least."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.trees import Size, grow, pack, plan, shared_length
+
+# Few ids, so that sequences begin alike.
+IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
+PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12)
+BUDGETS = st.integers(1, 40)
+LENGTHS = st.lists(st.integers(1, 90), max_size=40)
+SIZES = st.builds(Size, st.integers(1, 12), st.integers(1, 400))
+PURE = settings(deadline=None)
+
+# Trees
+
+
+def seen(tree, token):
+    """Return the ids that a token sees, itself last."""
+    return tuple(tree.ids[i] for i in range(token + 1) if token < tree.ends[i])
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_every_pair_is_in_one_tree(pairs, budget):
+    numbers = [number for tree in grow(pairs, budget) for number in tree.numbers]
+    assert sorted(numbers) == list(range(len(pairs)))
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_what_predicts_a_token_sees_what_stands_before_it_and_no_other_branch(pairs, budget):
+    for tree in grow(pairs, budget):
+        for number, sources in zip(tree.numbers, tree.sources, strict=True):
+            context, continuation = pairs[number]
+            before = [(*context, *continuation[:i]) for i in range(len(continuation))]
+            assert [seen(tree, source) for source in sources] == before
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_a_tree_computes_each_needed_position_once_and_no_other(pairs, budget):
+    for tree in grow(pairs, budget):
+        rows = [pairs[n][0] + pairs[n][1][:-1] for n in tree.numbers]
+        needed = {row[:i] for row in rows for i in range(1, len(row) + 1)}
+        computed = [seen(tree, token) for token in range(tree.n_tokens)]
+        assert len(computed) == len(needed)
+        assert set(computed) == needed
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_a_token_stands_at_its_place_in_the_sequence(pairs, budget):
+    for tree in grow(pairs, budget):
+        assert tree.positions == [len(seen(tree, token)) - 1 for token in range(tree.n_tokens)]
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_a_tree_of_several_sequences_keeps_to_the_budget_or_twice_what_it_shares(pairs, budget):
+    longest = max(len(context) + len(continuation) for context, continuation in pairs)
+    for tree in grow(pairs, budget):
+        assert len(tree.numbers) == 1 or tree.n_tokens <= max(budget, 2 * longest)
+
+
+def test_contexts_that_differ_late_share_what_stands_before():
+    said = tuple(range(10, 22))
+    (tree,) = grow([((*said, 30), (40, 41)), ((*said, 31), (40, 41))], 512)
+    assert tree.ids == [*said, 30, 40, 31, 40]
+    assert tree.ends == [16] * 12 + [14, 14, 16, 16]
+    assert tree.sources == [[12, 13], [14, 15]]
+
+
+def test_the_last_token_of_a_continuation_is_not_computed():
+    (tree,) = grow([((1, 2), (letter,)) for letter in (5, 6, 7, 8)], 512)
+    assert tree.ids == [1, 2]
+    assert tree.sources == [[1]] * 4
+
+
+def test_sequences_that_share_little_get_rows_of_their_own():
+    long = [((1,), tuple(range(start, start + 60))) for start in (100, 200)]
+    assert [tree.numbers for tree in grow(long, 512)] == [[0], [1]]
+
+
+def test_what_was_read_before_is_left_out_and_the_positions_stay():
+    (tree,) = grow([((10, 11, 12), (13, 9)), ((10, 11, 12), (14, 15, 9))], 512, shared=2)
+    assert tree.ids == [12, 13, 14, 15]
+    assert tree.positions == [2, 3, 3, 4]
+    assert tree.sources == [[0, 1], [0, 2, 3]]
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_a_pack_keeps_every_continuation_and_names_each_place_once(pairs, budget):
+    trees = grow(pairs, budget)
+    packed = pack(trees, pairs)
+    spans = dict(zip(packed.numbers, packed.spans, strict=True))
+    assert [tuple(packed.targets[slice(*spans[i])]) for i in range(len(pairs))] == [c for _, c in pairs]
+    assert len(set(packed.sources)) == len(packed.sources)
+    for row, tree in enumerate(trees):
+        for number, sources in zip(tree.numbers, tree.sources, strict=True):
+            places = [packed.sources[w] for w in packed.where[slice(*spans[number])]]
+            assert places == [(row, source) for source in sources]
+
+
+def test_padding_sees_padding_alone():
+    pairs = [((1, 2, 3), (4,)), ((5,), (6,))]
+    packed = pack(grow(pairs, 512), pairs)
+    assert packed.ids == [[1, 2, 3], [5, 0, 0]]
+    assert packed.ends == [[3, 3, 3], [1, 3, 3]]
+
+
+# Batches
+
+
+@PURE
+@given(LENGTHS, SIZES, st.integers(1, 64))
+def test_batches_hold_every_row_once_from_short_to_long(lengths, size, cost):
+    order = [i for batch in plan(lengths, size, cost) for i in batch]
+    assert order == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+
+
+@PURE
+@given(LENGTHS, SIZES, st.integers(1, 64))
+def test_a_batch_of_several_rows_keeps_to_its_size(lengths, size, cost):
+    for batch in plan(lengths, size, cost):
+        assert len(batch) <= size.rows
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= size.tokens
+
+
+@PURE
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(1, 200))
+def test_no_other_cut_costs_less(lengths, batch_cost):
+    def cost(groups):
+        return sum(len(g) * max(g) + batch_cost for g in groups)
+
+    def cuts(rest):
+        if not rest:
+            yield []
+        for n in range(1, len(rest) + 1):
+            for tail in cuts(rest[n:]):
+                yield [rest[:n], *tail]
+
+    found = [[lengths[i] for i in batch] for batch in plan(lengths, Size(64, 10_000), batch_cost)]
+    assert cost(found) == min(map(cost, cuts(sorted(lengths))))
+
+
+def test_one_long_row_does_not_make_the_short_ones_long():
+    assert plan([20, 400, 21, 22], Size(64, 16_384), 24) == [[0, 2, 3], [1]]
+
+
+def test_an_empty_plan_has_no_batches():
+    assert plan([], Size(10, 10), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([(*range(20), 30), (*range(20), 31)], 20),
+        ([tuple(range(20)), tuple(range(30))], 19),
+        ([tuple(range(7)), tuple(range(30))], 0),
+        ([tuple(range(20))], 0),
+    ],
+    ids=["the same beginning", "a row keeps one token of its own", "too short to be worth it", "one row"],
+)
+def test_what_all_rows_begin_with_is_shared(rows, shared):
+    assert shared_length(rows) == shared
