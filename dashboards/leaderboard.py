@@ -4,15 +4,19 @@ Invariant: the page filters and lays out; its numbers come from `parts.board`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from harness.numbers import OWN_UNITS, UNKNOWN, count
+from harness.numbers import OWN_UNITS, UNKNOWN, count, percent, plain, points
 from harness.report import ExperimentReport
 from harness.report.facts import last_line
 from harness.report.verdicts import CLASSES
 from parts import board, charts, controls, filters, project, texts
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
 _VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
@@ -77,20 +81,18 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
         "verdict": st.column_config.MultiselectColumn(
             "verdict", options=list(_VERDICTS), color=list(_VERDICTS.values())
         ),
-        "score": number("target", format="%.1f", help="Score on the target's test items."),
+        "score": number("target", help="Score on the target's test items."),
         "interval": text("95 %"),
-        "gain": number("vs best untrained", format="%+.1f", help="Paired difference in points."),
+        "gain": number("vs best untrained", help="Paired difference in points."),
         "gain interval": text("95 %"),
-        "forgetting": number(
-            "general ability", format="%+.1f", help="Mean change over the tasks that count."
-        ),
+        "forgetting": number("general ability", help="Mean change over the tasks that count."),
         "forgetting interval": text("95 %"),
         "usd": text("$/1k", help="USD for 1,000 requests."),
         "p50": text("p50", help="Median time of one request."),
     }
     order = [*columns, "method", "model", "created", "run"]
     picked = st.dataframe(
-        shown,
+        _printed(rows, shown, order),
         column_config=columns,
         column_order=order,
         hide_index=True,
@@ -109,5 +111,28 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
     elif len(chosen) < 2:
         right.caption("Select rows to compare them. Click a head to sort.")
 
+
+def _printed(
+    rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]], order: Sequence[str]
+) -> "Styler":
+    """Print numbers as a report does; they stay numbers, so that a click on a head sorts them."""
+    from pandas import DataFrame
+
+    frame = DataFrame(shown, columns=order).astype(dict.fromkeys(_NUMBERS, float))
+    style = frame.style.format({"rank": count, "forgetting": _points})
+    for own, ways in ((False, _RATES), (True, _OWN)):
+        of = [i for i, row in enumerate(rows) if (row["metric"] in OWN_UNITS) == own]
+        style.format(ways, subset=(of, list(ways)))
+    base = [i for i, row in enumerate(rows) if row["forgetting interval"] == board.BASE_WEIGHTS]
+    return style.format(lambda _: "0", subset=(base, ["forgetting"]))
+
+
+def _points(x: float) -> str:
+    return points(x / 100)
+
+
+_NUMBERS = ("rank", "score", "gain", "forgetting")
+_RATES = {"score": lambda x: percent(x / 100), "gain": _points}
+_OWN = {"score": plain, "gain": partial(plain, sign=True)}
 
 page()

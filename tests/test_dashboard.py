@@ -15,10 +15,12 @@ from filelock import FileLock
 
 from harness import numbers, report, store
 from harness.nightly import files, judging
+from harness.report.facts import table_rows
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 
 pytest.importorskip("streamlit")
+from streamlit import dataframe_util
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +96,28 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
         assert list(row["verdict"]) == [{"pass": "PASS", "fail": "FAIL"}[f.verdict.outcome]]
     assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
     assert made.decision.sentence.split(";")[0] in html(page)
+
+
+def printed_cells(table) -> dict[str, list[str]]:
+    """Return what a table of numbers shows, by column; its values are the numbers themselves."""
+    shown = dataframe_util.convert_arrow_bytes_to_pandas_df(table.proto.arrow_data.styler.display_values)
+    return shown.to_dict("list")
+
+
+def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(opened, tmp_path):
+    made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
+    cells = printed_cells(opened("leaderboard").dataframe[0])
+    shown = {
+        name: tuple(
+            f"{cells[column][i]} {cells[f'{column} interval'][i]}" for column in ("gain", "forgetting")
+        )
+        for i, name in enumerate(cells["candidate"])
+    }
+    table = {row.candidate: row for row in table_rows(made)}
+    assert shown["lora"] == (table["lora"].vs_untrained, table["lora"].forgetting)
+    assert shown["worse"][0] == table["worse"].vs_untrained
+    assert shown["worse"][0].startswith("−")
+    assert shown["prompt"][1] == table["prompt"].forgetting == "0 (base weights)"
 
 
 def test_candidates_that_cannot_be_told_apart_share_a_rank(opened, tmp_path):

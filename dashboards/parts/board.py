@@ -20,6 +20,7 @@ from harness.report.facts import best_first, verdict_word
 from harness.report.verdicts import ERROR
 from parts import controls, project
 
+BASE_WEIGHTS = "(base weights)"  # what stands behind the 0 of a run that cannot have forgotten
 AT_ONCE = 25  # runs whose rows are read: as many as the picture shows, and soon read where items are many
 
 
@@ -36,7 +37,7 @@ def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str
         f, metric, is_reference = facts.get(run.run_id, (None, "", False))
         name, e = (metric, f.target) if f else scores.get(run.run_id, ("", None))
         row = _row(run, f, name, e) | {"rank": ranks.get(run.run_id), "champion": run.run_id in champions}
-        rows.append(row | ({"gain interval": "(this one)"} if is_reference else {}))
+        rows.append(row | ({"gain": None, "gain interval": "(this one)"} if is_reference else {}))
     sign = -1 if rows and rows[0]["metric"] in OWN_UNITS else 1
     return sorted(rows, key=lambda row: (row["score"] is None, -sign * (row["score"] or 0.0)))
 
@@ -44,7 +45,7 @@ def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str
 def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) -> dict[str, Any]:
     scale = 1.0 if metric in OWN_UNITS else 100.0
     macro = f.verdict.macro if f and f.verdict and fine_tuned(f) else None
-    kept = "base weights" if f and f.verdict and not fine_tuned(f) else ""
+    kept = BASE_WEIGHTS if f and f.verdict and not fine_tuned(f) else ""
     gain = f.vs_untrained if f else None
     return {
         "candidate": clean(controls.label(run)),
