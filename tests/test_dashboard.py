@@ -509,12 +509,11 @@ def test_pages_open_with_torch_blocked(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_words_of_a_difference_are_marked(found):
+def test_the_words_of_a_difference_are_marked_and_stand_apart(found):
     from parts.texts import diff_html
 
-    assert (
-        diff_html("the red <b> cat", "the blue <b> cat") == "the <del>red</del><ins>blue</ins> &lt;b&gt; cat"
-    )
+    shown = diff_html("the red <b> cat", "the blue <b> cat")
+    assert shown == "the <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
 
 
 def test_a_csv_holds_no_formula(found):

@@ -80,7 +80,10 @@ def _named(name: str, html: str) -> None:
 
 
 def diff_html(old: str, new: str) -> str:
-    """Compare two texts word by word; what comes out holds no markup but ours."""
+    """Compare two texts word by word; what comes out holds no markup but ours.
+
+    Between what is struck out and what stands there instead is a space, which neither text has.
+    """
     before, after = (re.findall(r"\s+|\w+|[^\w\s]", shown(text))[:_MOST_WORDS] for text in (old, new))
     out = []
     for what, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
@@ -88,8 +91,8 @@ def diff_html(old: str, new: str) -> str:
         if what == "equal":
             out.append(gone)
             continue
-        out += [f"<del>{gone}</del>"] if gone else []
-        out += [f"<ins>{come}</ins>"] if come else []
+        marked = (("del", gone), ("ins", come))
+        out.append(" ".join(f"<{tag}>{words}</{tag}>" for tag, words in marked if words))
     return "".join(out)
 
 
