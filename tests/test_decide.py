@@ -346,6 +346,12 @@ def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_
     assert said(two, "over the prompt and").startswith("lora (seed 3): +")
 
 
+def test_the_arithmetic_of_a_gain_over_three_seeds_names_the_recipe_and_that_of_fewer_the_run():
+    seeds = [tuned("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
+    assert decided([*alternatives(), *seeds]).arithmetic["fine_tune"] == "lora over 3 seeds"
+    assert decided([*alternatives(), *seeds[:2]]).arithmetic["fine_tune"] == "lora (seed 3)"
+
+
 @given(st.permutations([*alternatives(), tuned("lora", 0.81, 0.07), tuned("hot", 0.95, 0.2, "fail")]))
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
     assert decided(facts).sentence == decided([*alternatives(), tuned("lora", 0.81, 0.07)]).sentence

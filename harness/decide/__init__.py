@@ -111,7 +111,8 @@ def decide(
         curve=curve,
     )
     choice = _choose(case)
-    numbers_behind = arithmetic.table(case.judged, case.alternative, policy, metric_name) | spend.table(case)
+    numbers_behind = arithmetic.table(facts, case.judged, case.alternative, policy, metric_name)
+    numbers_behind |= spend.table(case)
     return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from harness import numbers, stats
 from harness.comparison import Comparison
 from harness.decide.facts import CandidateFacts, gain
+from harness.decide.seeds import whose_gain
 from harness.estimate import RIGHT_ANSWER_USD
 from harness.spec import DecidePolicy
 
@@ -154,12 +155,16 @@ def more_items(run: CandidateFacts) -> int | None:
 
 
 def table(
-    run: CandidateFacts | None, alternative: CandidateFacts | None, policy: DecidePolicy, metric: str
+    facts: Iterable[CandidateFacts],
+    run: CandidateFacts | None,
+    alternative: CandidateFacts | None,
+    policy: DecidePolicy,
+    metric: str,
 ) -> dict[str, float | str | None]:
     """List every number that goes into the decision; an infinite break-even is the text `∞`."""
     rows: dict[str, float | str | None] = {
         "alternative": alternative.name if alternative else None,
-        "fine_tune": run.label if run else None,
+        "fine_tune": whose_gain(facts, run) if run else None,
         "tau_points_per_usd": policy.tau,
         "forecast_requests": forecast_requests(policy),
     }

@@ -10,7 +10,7 @@ from harness import numbers, stats
 from harness.decide import arithmetic, budgets, spend
 from harness.decide.case import FEW, Case, gain_text
 from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, gain
-from harness.decide.seeds import n_seeds
+from harness.decide.seeds import n_seeds, whose_gain
 from harness.spec import DecidePolicy
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
@@ -96,16 +96,10 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though too slow"
-    sentences = [f"{_whose_gain(case, run)}: {over_prompt}{over}, {chosen}."]
+    sentences = [f"{whose_gain(case.facts, run)}: {over_prompt}{over}, {chosen}."]
     if g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
-
-
-def _whose_gain(case: Case, run: CandidateFacts) -> str:
-    """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
-    n = n_seeds(case.facts, run)
-    return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
 
 
 def _more_items(run: CandidateFacts) -> str:

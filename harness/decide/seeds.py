@@ -46,6 +46,12 @@ def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
     return sum(f.name == run.name and f.state == "done" for f in facts)
 
 
+def whose_gain(facts: Iterable[CandidateFacts], run: CandidateFacts) -> str:
+    """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
+    n = n_seeds(facts, run)
+    return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
+
+
 def difference_over_seeds(pairs: Sequence[Comparison], metric: str) -> Estimate | None:
     """Average paired deltas of several seeds by random effects; None with fewer than three."""
     found = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
