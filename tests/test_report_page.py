@@ -13,6 +13,7 @@ import pytest
 from fake_facts import alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from harness import numbers
@@ -33,6 +34,7 @@ from harness.report import (
 )
 from harness.report.escape import clean, clean_lines
 from harness.report.heat import heat
+from harness.report.names import for_picture
 from harness.report.origins import tables
 from harness.report.pictures import chances, curves, forest, front
 from harness.report.pictures.curves import running_mean
@@ -350,6 +352,43 @@ def test_names_of_equal_points_do_not_cover_each_other():
             assert abs(y - y2) >= 12 or x + 6 * n <= x2 or x2 + 6 * n2 <= x
 
 
+LONG = [f"a-candidate-that-{what}-is-told-from-the-others-by-one-word" for what in ("first", "second")]
+GRID = [f"few-shot-of-quite-a-long-name[select=knn,shots={n},seed={s}]" for n in (4, 16) for s in (1, 2)]
+IN_THE_MIDDLE = [f"{'a' * 40}{what}{'b' * 40}" for what in "xyz"]
+
+
+def texts(picture):
+    return [e.text for e in drawn(picture).iter() if e.tag.endswith("}text")]
+
+
+@pytest.mark.parametrize("names", [LONG, GRID, IN_THE_MIDDLE])
+def test_long_names_stay_apart_in_pictures(names):
+    points = [based(candidate(name, 0.5 + i / 100)) for i, name in enumerate(names)]
+    of = report(*points)
+    shown = [e.text for e in drawn(front(of)).iter() if "over" in e.get("class", "") and "…" in e.text]
+    tasks = {"lora": tuple(comparison(-0.1, task=name) for name in names)}
+    beside = [text for text in texts(forest(replace(of, comparisons=tasks), lora())) if "…" in text]
+    assert len(set(shown)) == len(set(beside)) == len(names)
+    assert max(map(cell_len, shown)) <= 34
+    assert max(map(cell_len, beside)) <= 30
+
+
+@given(st.lists(st.text("ab[=,]1", min_size=1, max_size=60), unique=True, max_size=8), st.integers(8, 40))
+def test_names_in_a_picture_fit_and_are_as_many_as_before(names, width):
+    shown = for_picture(names, width)
+    assert len(set(shown)) == len(names)
+    assert all(cell_len(name) <= width for name in shown)
+
+
+def test_losses_of_long_names_have_titles_that_differ():
+    trained = [
+        replace(lora(), name=name, training=lora().training | {"wall_s": i}) for i, name in enumerate(LONG)
+    ]
+    page = html(report(*trained))
+    titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', page)
+    assert len(set(titles)) == len(titles) == 3
+
+
 def test_nothing_to_draw_gives_no_picture(tmp_path):
     bare = report(facts=(candidate("a", 0.5),), comparisons={}, decision=None, flips={})
     assert front(bare) == front_file(bare) == ""
@@ -377,11 +416,11 @@ def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
 
 
 def test_the_curve_shows_every_step_and_validation():
-    picture = curves("lora", lora().training)
+    picture = curves("lora", lora().training, "lora")
     points = [e.get("points").split() for e in drawn(picture).iter() if e.tag.endswith("}polyline")]
     assert [len(p) for p in points] == [3, 3, 1]
     assert said(picture) == ["step 3: validation loss 0.759"]
-    assert curves("bag", {"wall_s": 0.1}) == ""
+    assert curves("bag", {"wall_s": 0.1}, "bag") == ""
 
 
 def test_one_training_of_two_candidates_is_drawn_once():

@@ -52,14 +52,15 @@ def markdown_line(text: str) -> str:
     return _BLOCK_START.sub(lambda _: "\\", markdown(text))
 
 
-def shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int, kept: int | None = None) -> str:
     """Cut out the middle of a text for `…`, so that it takes at most `width` cells.
 
-    The end is kept because names of a grid differ there: `few-shot[shots=8]`.
+    The end is kept because names of a grid differ there: `few-shot[shots=8]`; it takes `kept` cells,
+    by default half of them.
     """
     if cell_len(text) <= width:
         return text
-    tail = _fitting(text[::-1], (width - 1) // 2)[::-1]
+    tail = _fitting(text[::-1], (width - 1) // 2 if kept is None else kept)[::-1]
     head = _fitting(text, width - 1 - cell_len(tail))
     return f"{head}…{tail}"
 

@@ -17,7 +17,9 @@ from harness.report.escape import clean, clean_lines
 from harness.report.facts import SMOKE, ExperimentReport, best_first, last_line
 from harness.report.flips import Flip
 from harness.report.heat import heat
+from harness.report.names import for_picture
 from harness.report.pictures import style
+from harness.report.pictures.curves import LONGEST
 from harness.report.sections import Section, header_facts, sections
 from harness.report.verdicts import CLASSES, WORDS
 
@@ -98,7 +100,9 @@ def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
             named.append(([f.label], f.training))
         else:
             labels.append(f.label)
-    return [pictures.curves(", ".join(labels), training) for labels, training in named]
+    drawn = [(", ".join(labels), training) for labels, training in named]
+    titles = for_picture([label for label, _ in drawn], LONGEST)
+    return [pictures.curves(*one, title) for one, title in zip(drawn, titles, strict=True)]
 
 
 def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple[Flip, ...]]]:

@@ -5,7 +5,6 @@ name wraps only where none that fits would tell it apart. Nothing that a model o
 as markup.
 """
 
-import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -14,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.decide import Ablation
-from harness.report import recipes
-from harness.report.escape import clean, shorten
+from harness.report import names, recipes
+from harness.report.escape import clean
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
 from harness.report.verdicts import STYLES
 
 WIDTH = 100
-_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:
@@ -44,8 +42,8 @@ def terminal_table(report: ExperimentReport) -> Table:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
     _add_columns(table, rows[0], name_width)
-    names = _names([row.candidate for row in rows[1:]], name_width)
-    for name, row in zip(names, rows[1:], strict=True):
+    shown = names.for_table([row.candidate for row in rows[1:]], name_width)
+    for name, row in zip(shown, rows[1:], strict=True):
         verdict = Text(row.verdict, style=STYLES.get(row.verdict, ""))
         table.add_row(Text(name), *map(Text, row[1:-1]), verdict)
     return table
@@ -70,26 +68,6 @@ def _ablation(ablation: Ablation, metric: str) -> Table:
     for name, *cells in rows:
         table.add_row(Text(clean(name)), *map(Text, cells))
     return table
-
-
-def _names(names: Sequence[str], width: int) -> list[str]:
-    """Shorten names to a width in cells where some are longer, as far as different ones stay different.
-
-    The keys of a grid's members go first, then the middle of what stands before; values are kept.
-    """
-    if all(cell_len(name) <= width for name in names):
-        return list(names)
-    brief = [_KEYS.sub("", name) for name in names]
-    short = [_shorter(name, width) for name in brief]
-    fit = all(cell_len(name) <= width for name in short)
-    n_different = len(set(names))
-    return next(list(of) for of in (short if fit else brief, brief, names) if len(set(of)) == n_different)
-
-
-def _shorter(name: str, width: int) -> str:
-    source, bracket, values = name.partition("[")
-    room = width - cell_len(bracket + values)
-    return shorten(source, max(room, 1)) + bracket + values
 
 
 def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:

@@ -9,23 +9,26 @@ from statistics import fmean
 from typing import Any
 
 from harness import numbers
-from harness.report.escape import shorten
 from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+LONGEST = 20  # cells of a title, which the legend follows
 Curve = Sequence[Sequence[float]]
 
 
-def curves(label: str, training: dict[str, Any]) -> str:
-    """Draw the loss on training and validation rows; empty where no curve was kept."""
+def curves(label: str, training: dict[str, Any], title: str) -> str:
+    """Draw the loss on training and validation rows; empty where no curve was kept.
+
+    The `title` stands over the picture, for at most `LONGEST` cells.
+    """
     train, validation = (known(training.get(name)) for name in ("loss", "validation_loss"))
     if len(train) < 2:
         return ""
     both = [*train, *validation]
     x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
     y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
-    body = [text(0, 14, shorten(label, 20), "strong"), *_legend(bool(validation)), *_axes(x, y)]
+    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y)]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in running_mean(train)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []

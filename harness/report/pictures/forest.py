@@ -10,12 +10,13 @@ from typing import NamedTuple
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts
-from harness.report.escape import shorten
 from harness.report.facts import ExperimentReport
+from harness.report.names import for_picture
 from harness.report.pictures.svg import Scale, around, group, line, mark, marks, picture, rect, text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends
+_LONGEST = 30  # cells of a name
 
 
 class Line(NamedTuple):
@@ -40,9 +41,13 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
     low, high = around(100 * x for x in ends)
     scale = Scale(low, high, _LEFT, _RIGHT)
     bottom = _TOP + _ROW * len(lines)
+    shown = for_picture([one.name for one in lines], _LONGEST)
     body = [
         *_axis(scale, bottom),
-        *(_row(one, scale, _TOP + _ROW * i) for i, one in enumerate(lines)),
+        *(
+            _row(one, name, scale, _TOP + _ROW * i)
+            for i, (one, name) in enumerate(zip(lines, shown, strict=True))
+        ),
         line(scale(0), _TOP - 4, scale(0), bottom, "zero"),
     ]
     return picture(_WIDTH, bottom + 26, f"Change of each general task by {f.label}, in points", body)
@@ -82,11 +87,11 @@ def _axis(scale: Scale, bottom: float) -> list[str]:
     return out
 
 
-def _row(one: Line, scale: Scale, top: float) -> str:
+def _row(one: Line, name: str, scale: Scale, top: float) -> str:
     y, shown = top + _ROW / 2, numbers.points(one.delta, one.low, one.high)
     class_ = _class(one)
     body = [
-        text(0, y + 4, shorten(one.name, 30), "strong" if one.is_mean else "" if one.counts else "quiet"),
+        text(0, y + 4, name, "strong" if one.is_mean else "" if one.counts else "quiet"),
         *_beyond(one.margin, scale, top),
         line(scale(100 * one.low), y, scale(100 * one.high), y, f"whisker {class_}"),
         mark("diamond" if one.is_mean else "dot", scale(100 * one.delta), y, class_),

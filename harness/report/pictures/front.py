@@ -14,6 +14,7 @@ from harness.comparison import Estimate
 from harness.decide import CandidateFacts
 from harness.report.escape import shorten
 from harness.report.facts import ExperimentReport, best_first, verdict_word
+from harness.report.names import for_picture
 from harness.report.pictures import svg
 from harness.report.pictures.style import standalone
 from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
@@ -21,6 +22,7 @@ from harness.report.verdicts import CLASSES, WORDS
 
 _WIDTH, _HEIGHT = 860.0, 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
+_LONGEST = 34  # cells of a name
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
 
@@ -160,8 +162,9 @@ def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[
     """Write each name where it hides nothing; one that had to move gets a line to its mark."""
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     lines, names = [], []
-    for p, (x, y) in zip(points, at, strict=True):
-        name = shorten(p.label + (" (recommended)" if p.recommended else ""), 34)
+    short = for_picture([p.label for p in points], _LONGEST)
+    for p, shown, (x, y) in zip(points, short, at, strict=True):
+        name = shown + (" (recommended)" if p.recommended else "")
         box, moved = _free(svg.width_of(name), x, y, taken)
         taken.append(box)
         if moved:

@@ -1,0 +1,63 @@
+"""Shorten names for a table or a picture so that different ones stay different.
+
+Invariant: the names are kept where all of them fit; of a grid's members the keys go first, and the
+values last.
+"""
+
+import re
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from harness.report.escape import shorten
+
+_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
+
+
+def for_table(names: Sequence[str], width: int) -> list[str]:
+    """Shorten names to a width in cells; where that would make two of them one, they are left to wrap."""
+    brief = _without_keys(names)
+    return _by_source(names, width) or (brief if _apart(brief, names) else list(names))
+
+
+def for_picture(names: Sequence[str], width: int) -> list[str]:
+    """Shorten names to a width in cells, which none of them passes; the cut is where they are alike.
+
+    Where no cut tells them apart, they are counted: `a name th… long 2`.
+    """
+    if found := _by_source(names, width):
+        return found
+    # The middle is cut out first, then more and more of either half.
+    for kept in sorted(range(width), key=lambda n: abs(2 * n - width)):
+        cut = [shorten(name, width, kept) for name in names]
+        if _apart(cut, names):
+            return cut
+    places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
+    return [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
+
+
+def _by_source(names: Sequence[str], width: int) -> list[str] | None:
+    """Leave keys out and shorten what stands before the values; None where that does not do."""
+    if _fit(names, width):
+        return list(names)
+    short = [_shorter(name, width) for name in _without_keys(names)]
+    return short if _fit(short, width) and _apart(short, names) else None
+
+
+def _without_keys(names: Sequence[str]) -> list[str]:
+    return [_KEYS.sub("", name) for name in names]
+
+
+def _shorter(name: str, width: int) -> str:
+    source, bracket, values = name.partition("[")
+    room = width - cell_len(bracket + values)
+    return shorten(source, max(room, 1)) + bracket + values
+
+
+def _fit(names: Sequence[str], width: int) -> bool:
+    return all(cell_len(name) <= width for name in names)
+
+
+def _apart(shown: Sequence[str], names: Sequence[str]) -> bool:
+    """Tell whether different names are still different."""
+    return len(set(shown)) == len(set(names))
