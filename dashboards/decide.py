@@ -15,7 +15,7 @@ from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
 from harness.numbers import count
 from harness.report import ExperimentReport
-from harness.report.sections import arithmetic_rows
+from harness.report.arithmetic import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, pairs, project, texts
 from parts.policy import sliders
@@ -47,7 +47,7 @@ def page() -> None:
     st.subheader("Reasons", anchor=False)
     texts.say_all(found.reasons)
     st.subheader("Arithmetic", anchor=False)
-    rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found)]
+    rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.metric)]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
     controls.offer_csv(rows, "decide")
 

@@ -101,6 +101,13 @@ def count(n: float | None) -> str:
     return _fixed(n, 0)
 
 
+def figure(x: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Print what has a unit of its own with at most four digits and four decimals: `14 [4, 24]`, `0.0023`."""
+    if not (_known(low) and _known(high)):
+        return _four_digits(x) if _known(x) else UNKNOWN
+    return f"{figure(x)} [{_four_digits(low)}, {_four_digits(high)}]"
+
+
 def size(n_bytes: float) -> str:
     """Print a size on the disk: `0 B`, `34 kB`, `1.2 MB`, `45 GB`."""
     for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -132,6 +139,13 @@ def _fixed(x: float, digits: int, plus: str = "") -> str:
     rounded = round(x, digits)
     mark = "−" if rounded < 0 else plus if rounded > 0 else ""
     return f"{mark}{abs(rounded):,.{digits}f}"
+
+
+def _four_digits(x: float) -> str:
+    rounded = round(x, 4)
+    if abs(rounded) >= 1000:
+        return count(x)
+    return f"{'−' if rounded < 0 else ''}{abs(rounded):.4g}"
 
 
 def _significant(x: float) -> str:

@@ -462,7 +462,7 @@ def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, co
     done = harness("decide", cwd=copy, check=0)
     report = json.loads((copy / "reports" / "tiny.json").read_text()) if (copy / "reports").exists() else None
     lines = done.stdout.splitlines()
-    assert any(line.startswith("  forecast requests: ") for line in lines)
+    assert any(line.startswith("  requests over the horizon: ") for line in lines)
     assert lines[-1].endswith(".")
     assert report is None or lines[-1] == report["decision"]["sentence"]
     assert json.loads(harness("decide", "--json", cwd=copy, check=0).stdout)["sentence"] == lines[-1]

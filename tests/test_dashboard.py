@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from harness import numbers, report, store
 from harness.nightly import files, judging
+from harness.report.arithmetic import arithmetic_rows
 from harness.report.facts import table_rows
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -321,10 +322,10 @@ def test_decide_says_what_the_command_says_until_something_is_changed(opened, tm
     made = fake_project.write(tmp_path)
     page = opened("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
-    expected = dict(report.sections.arithmetic_rows(made.decision))
+    expected = dict(arithmetic_rows(made.decision, made.metric))
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
     page.select_slider(key="decide_requests a month").set_value(1_000.0).run()
-    assert dict(page.dataframe[0].value.itertuples(index=False))["forecast requests"] == "6,000"
+    assert dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"] == "6,000"
     page.button(key="reset").click().run()
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
 
@@ -337,8 +338,8 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tm
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
     expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(report.sections.arithmetic_rows(expected))
-    assert shown["alternative"] == "prompt"
+    assert shown == dict(arithmetic_rows(expected, "exact_match"))
+    assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)
 
@@ -349,11 +350,9 @@ def test_decide_reprices_training_and_requests_together(opened, tmp_path):
     page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
     shown = dict(page.dataframe[0].value.itertuples(index=False))
     before = made.decision.arithmetic
-    assert shown["training cost usd"] == f"{10 * before['training_cost_usd']:.4g}"
-    assert (
-        shown["break even requests"]
-        == dict(report.sections.arithmetic_rows(made.decision))["break even requests"]
-    )
+    assert shown["training, USD"] == numbers.usd(10 * before["training_cost_usd"])
+    unmoved = "break-even, requests"
+    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.metric))[unmoved]
 
 
 def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_path):

@@ -50,6 +50,26 @@ def test_a_time_is_printed_in_the_unit_that_fits(time_s, text):
     assert numbers.seconds(time_s) == text
 
 
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (14.0, "14"),
+        (7.134, "7.134"),
+        (0.00234, "0.0023"),
+        (-2e-5, "0"),
+        (-3.5, "−3.5"),
+        (31693.2, "31,693"),
+        (None, "–"),
+    ],
+)
+def test_a_figure_has_at_most_four_digits_and_four_decimals(x, text):
+    assert numbers.figure(x) == text
+
+
+def test_a_figure_is_printed_with_its_interval():
+    assert numbers.figure(14.0, -4.0, 24375.4) == "14 [−4, 24,375]"
+
+
 def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
     assert numbers.score("bits_per_byte", 1.0881, 1.0712, 1.1049) == "1.088 [1.071, 1.105]"
     assert numbers.change("bits_per_byte", 0.042) == "+0.042"

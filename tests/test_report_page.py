@@ -19,6 +19,7 @@ from rich.console import Console
 from harness import numbers
 from harness.comparison import Estimate
 from harness.decide import decide
+from harness.estimate import Tokens
 from harness.gating import MissRate, Rule
 from harness.records import SampleResult
 from harness.report import (
@@ -32,6 +33,7 @@ from harness.report import (
     to_json,
     write,
 )
+from harness.report.arithmetic import arithmetic_rows
 from harness.report.escape import clean, clean_lines
 from harness.report.heat import heat
 from harness.report.names import for_picture
@@ -387,6 +389,36 @@ def test_losses_of_long_names_have_titles_that_differ():
     page = html(report(*trained))
     titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', page)
     assert len(set(titles)) == len(titles) == 3
+
+
+def words_of(of):
+    return dict(arithmetic_rows(of.decision, of.metric))
+
+
+def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
+    tokens = {"tokens": Tokens(500.0, 100.0, 9.0)}
+    policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
+    facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
+    decision = decide(facts, policy, closed_labels=True, has_documents=False, metric_name="exact_match")
+    shown = words_of(report(decision=decision))
+    as_fields = {name.replace("_", " ") for name in decision.arithmetic} & shown.keys()
+    assert as_fields == {"next best spend", "more test items", "more training rows"}
+    assert shown["gain over the best untrained, points"] == "+7.0 [+2, +12]"
+    assert shown["τ, points per USD of training"] == "0"
+    assert shown["training, USD"] == "0.50"
+    assert shown["prompt of a request to the fine-tune, tokens"] == "500"
+
+
+def test_a_gain_in_another_unit_is_named_by_that_unit():
+    of = report()
+    shown = dict(arithmetic_rows(of.decision, "bits_per_byte"))
+    assert shown["gain over the best untrained, bits per byte"] == "+0.070 [+0.020, +0.120]"
+
+
+def test_a_number_that_another_version_added_is_shown_by_its_name():
+    of = report()
+    decision = replace(of.decision, arithmetic={"later_usd": 0.5, "unknown": None})
+    assert arithmetic_rows(decision, of.metric) == [("later usd", "0.5"), ("unknown", "–")]
 
 
 def test_nothing_to_draw_gives_no_picture(tmp_path):

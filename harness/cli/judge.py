@@ -33,13 +33,14 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     from harness.report import arithmetic_lines, to_plain
 
     bench, loaded = open_bench(config, overrides)
-    found = experiment.stored(bench, loaded.selected).decision
+    stored = experiment.stored(bench, loaded.selected)
+    found = stored.decision
     if found is None:
         raise HarnessError("no decision: found no finished candidate; next: harness compare")
     if as_json:
         print(json.dumps(to_plain(found), indent=2, ensure_ascii=False))
         return
-    for line in [*found.reasons, *arithmetic_lines(found), found.sentence]:
+    for line in [*found.reasons, *arithmetic_lines(found, stored.metric), found.sentence]:
         print(line)
 
 

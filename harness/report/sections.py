@@ -5,13 +5,13 @@ Invariant: Markdown and HTML print these same sections; a section without rows s
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
 from harness.report import origins, recipes, steps
+from harness.report.arithmetic import arithmetic_rows
 from harness.report.escape import clean
 from harness.report.facts import (
     ExperimentReport,
@@ -66,9 +66,9 @@ def header_facts(report: ExperimentReport) -> list[str]:
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
-def arithmetic_lines(decision: Decision) -> list[str]:
-    """List the numbers behind a decision for a terminal."""
-    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision))
+def arithmetic_lines(decision: Decision, metric: str) -> list[str]:
+    """List the numbers behind a decision on a metric for a terminal."""
+    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, metric))
     return [*values, *_missing(decision)]
 
 
@@ -84,7 +84,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
         yield from (make(report, f) for f in tuned)
     yield _training([f for f in done if f.training or f.training_cost_usd])
     if report.decision:
-        yield _arithmetic(report.decision)
+        yield _arithmetic(report.decision, report.metric)
     yield from (Section("provenance", *table) for table in origins.tables(report.origins))
 
 
@@ -208,27 +208,14 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
     return Section("training", "Training", columns, rows)
 
 
-def _arithmetic(decision: Decision) -> Section:
-    rows = arithmetic_rows(decision)
+def _arithmetic(decision: Decision, metric: str) -> Section:
+    rows = arithmetic_rows(decision, metric)
     title = "Arithmetic of the decision"
     return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))
 
 
-def arithmetic_rows(decision: Decision) -> list[tuple[str, str]]:
-    """List the numbers behind a decision, each with its name in words."""
-    return [(_words(name), _value(value)) for name, value in decision.arithmetic.items()]
-
-
 def _missing(decision: Decision) -> list[str]:
     return [f"Missing from the comparison: {what}" for what in decision.missing]
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return numbers.UNKNOWN
-    if isinstance(value, str) or not isfinite(value):
-        return str(value)
-    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1000 else numbers.count(value)
 
 
 def _titled(name: str) -> str:

@@ -227,10 +227,10 @@ def test_flipped_items_are_searched_and_stepped_through(visit, large_address):
 def test_the_sliders_of_the_decision_change_its_arithmetic(visit, large_address):
     page = visit[0](large_address, "/decide")
     shown = {row["input"]: row["value"] for row in grid(page)}
-    assert shown["forecast requests"] == "600,000"
+    assert shown["requests over the horizon"] == "600,000"
     page.get_by_role("slider", name="requests a month").press("ArrowLeft")
     page.get_by_text("60,000", exact=True).first.wait_for(state="attached")
-    assert {row["input"]: row["value"] for row in grid(page)}["forecast requests"] == "60,000"
+    assert {row["input"]: row["value"] for row in grid(page)}["requests over the horizon"] == "60,000"
 
 
 def test_the_nights_are_shown_as_they_were_told(visit, large, large_address):
