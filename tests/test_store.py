@@ -21,7 +21,7 @@ from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult
 from harness.store import index, rows
-from harness.store.folders import Store, rename_when_whole
+from harness.store.folders import Store, clear_errors, rename_when_whole
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity(
@@ -787,6 +787,12 @@ def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(sm
     (small_disk / "filler").unlink()
     assert [r.run_id for r in stores.list_runs(store)] == ["a"]
     assert stores.reindex(store).runs == 2
+
+
+def test_what_duckdb_says_of_an_interrupt_stops_everything_again(store):
+    # In this way its Python package ends a query during which Ctrl-C was pressed.
+    with pytest.raises(KeyboardInterrupt), clear_errors(store, "rows", "again"):
+        raise RuntimeError("Query interrupted")
 
 
 LIMITED = """

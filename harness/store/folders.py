@@ -23,6 +23,7 @@ _NO_ROOM_WORDS = (
     "inline_container.cc",  # how torch says that a file could not be written to its end
     "PytorchStreamWriter failed writing",
 )
+_INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _STALE_S = 24 * 3600
 
 
@@ -145,7 +146,11 @@ def is_no_room(error: BaseException) -> bool:
 
 @contextmanager
 def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
-    """Turn a full disk and DuckDB's errors into found, expected and next step."""
+    """Turn a full disk and DuckDB's errors into found, expected and next step.
+
+    Raises:
+        KeyboardInterrupt: DuckDB was interrupted in a query, which it tells as an error like any other.
+    """
     try:
         yield
     except (HarnessError, ValueError):
@@ -153,6 +158,8 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
     except Exception as error:
         import duckdb
 
+        if isinstance(error, RuntimeError) and str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from error
         if is_no_room(error):
             free_mb = shutil.disk_usage(store.folder).free / 1e6
             found = f"no room to write ({free_mb:,.1f} MB free on this disk)"
