@@ -35,12 +35,21 @@ class Row(NamedTuple):
         return self.measured >= self.goal if self.at_least else self.measured < self.goal
 
 
+class Picture(NamedTuple):
+    """An SVG file beside the page: what tells its name from the page's, what it shows, and its content."""
+
+    name: str
+    alt: str
+    svg: str
+
+
 class Table(NamedTuple):
-    """What stands below the rows: a sentence, the columns, and the cells of each line."""
+    """What stands below the rows: a sentence, the columns, the cells of each line, perhaps a picture of them."""
 
     sentence: str
     columns: tuple[str, ...]
     lines: tuple[tuple[object, ...], ...]
+    picture: Picture | None = None
 
 
 def stem(name: str) -> Path:
@@ -51,18 +60,33 @@ def stem(name: str) -> Path:
 def write(
     title: str, rows: Sequence[Row], machine: Machine, stem: Path, tables: Sequence[Table] = ()
 ) -> None:
-    """Write `<stem>.json` and `<stem>.md`; both say where and with what the rows were measured."""
+    """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture.
+
+    JSON and Markdown say where and with what the rows were measured.
+    """
     content = {
         "title": title,
         "date": datetime.now(UTC).date().isoformat(),
         "probed": machine._asdict(),
         **provenance.collect(),
         "rows": [{**r._asdict(), "met": r.met} for r in rows],
-        "tables": [t._asdict() for t in tables],
+        "tables": [_of_table(t, stem) for t in tables],
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     stem.with_suffix(".md").write_text(_markdown(content), encoding="utf-8")
+    for picture in (t.picture for t in tables if t.picture):
+        (stem.parent / _file(picture, stem)).write_text(picture.svg, encoding="utf-8")
+
+
+def _of_table(table: Table, stem: Path) -> dict[str, Any]:
+    """Turn a table into plain types; its picture is named, with what it shows."""
+    drawn = {table.picture.alt: _file(table.picture, stem)} if table.picture else {}
+    return {"sentence": table.sentence, "columns": table.columns, "lines": table.lines, "pictures": drawn}
+
+
+def _file(picture: Picture, stem: Path) -> str:
+    return f"{stem.name}.{picture.name}.svg"
 
 
 def _markdown(content: dict[str, Any]) -> str:
@@ -78,7 +102,8 @@ def _markdown(content: dict[str, Any]) -> str:
     again = "`make bench` measures all of it and writes this page again."
     lines = [f"# {content['title']}", "", where, "", *head, *map(_line, content["rows"]), ""]
     for table in content["tables"]:
-        lines += [table["sentence"], "", *_table(table), ""]
+        drawn = [line for alt, file in table["pictures"].items() for line in (f"![{alt}]({file})", "")]
+        lines += [table["sentence"], "", *drawn, *_table(table), ""]
     return "\n".join([*lines, again]) + "\n"
 
 

@@ -1,0 +1,258 @@
+"""How the time of scoring grows with items, choices, shots and adapters, by harness and by lm-eval's own `hf` model.
+
+Invariant: both are timed in one process from an item's texts to its log-likelihoods, tokenising included;
+loading is counted for adapters alone, where lm-eval loads the base with each of them. Nothing is asserted of a
+time. `HARNESS_BENCH_SCALE` multiplies the items (0.1 for a trial of half a minute).
+"""
+
+import json
+import os
+import random
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import bench_page
+import pytest
+from bench_page import Picture, Row, Table
+from growth_picture import growth_picture
+
+from harness.candidates import ModelHost, load_base
+from harness.embedded import ModelSource, resolve
+from harness.evaluate import Job, evaluate_block
+from harness.machine import Machine, probe
+from harness.metrics import load_metrics
+from harness.records import Example, RowsIdentity
+from harness.spec import Task, TaskData
+from harness.training.adapters import LoraParams, adapter_digest, lora_config
+
+SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
+ROWS = Path(__file__).parents[2] / "suites" / "general" / "world_facts.jsonl"
+BATCH = 16  # of lm-eval
+N_ITEMS, N_CHOICES = 50, 4  # where another number is varied
+ITEMS, CHOICES, SHOTS, N_ADAPTERS = (25, 50, 100, 200), (2, 4, 8, 16), (0, 1, 2, 4, 8), 4
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+TASK = Task(name="growth", kind="choice", data=TaskData(), metrics=("accuracy",), chat_template=False)
+
+
+def items(n: int, n_choices: int = N_CHOICES, n_shots: int = 0) -> tuple[Example, ...]:
+    """Make items of the general suite's rows: other rows' answers as further choices, solved rows as shots."""
+    rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
+    draw = random.Random(0)
+    draw.shuffle(rows)
+    answers = sorted({row["reference"] for row in rows})
+    out = []
+    for i in range(max(2, round(n * SCALE))):
+        row, shots = rows[i], [rows[-1 - (i + j) % len(rows)] for j in range(n_shots)]
+        others = draw.sample([a for a in answers if a != row["reference"]], n_choices - 1)
+        solved = [f"{shot['prompt']} {shot['reference']}" for shot in shots]
+        content = "\n\n".join([*solved, row["prompt"]])
+        messages = ({"role": "user", "content": content},)
+        out.append(Example(row["id"], messages, (row["reference"],), (row["reference"], *others)))
+    return tuple(out)
+
+
+class Asked(NamedTuple):
+    """The seconds that items took, and the place of each item's likeliest choice."""
+
+    seconds: float
+    best: list[int]
+
+
+def ask_ours(candidate, examples: Sequence[Example]) -> Asked:
+    """Score the choices as an experiment does, block by block, without storing anything."""
+    identity = RowsIdentity("w", "t", TASK.name, "v", "test", "p", "rank", "p", "e", "l", "d", "s")
+    job = Job(TASK, "capability", "test", tuple(examples), load_metrics(TASK), "generate", identity)
+    start = time.perf_counter()
+    rows = [row for i in range(job.n_blocks) for row in evaluate_block(candidate, job, i)]
+    seconds = time.perf_counter() - start
+    return Asked(seconds, [e.choices.index(row.text) for e, row in zip(examples, rows, strict=True)])
+
+
+def ask_lm_eval(model, examples: Sequence[Example]) -> Asked:
+    """Let lm-eval's model score the same contexts and continuations."""
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance("loglikelihood", {}, (e.messages[-1]["content"], f" {choice}"), i)
+        for e in examples
+        for i, choice in enumerate(e.choices)
+    ]
+    start = time.perf_counter()
+    said = iter(model.loglikelihood(requests, disable_tqdm=True))
+    logprobs = [[next(said)[0] for _ in e.choices] for e in examples]
+    return Asked(time.perf_counter() - start, [max(range(len(of)), key=of.__getitem__) for of in logprobs])
+
+
+def lm_eval_model(source: ModelSource, machine: Machine, adapter: Path | None = None):
+    """Load lm-eval's own model, with an adapter where one is named."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=str(source.path),
+        dtype=_DTYPES[machine.precision],
+        device=machine.device,
+        batch_size=BATCH,
+        peft=str(adapter) if adapter else None,
+    )
+
+
+class Step(NamedTuple):
+    """So many things of what is varied, and what either side took for them."""
+
+    n: int
+    ours: Asked
+    theirs: Asked
+
+
+class Growth(NamedTuple):
+    """One number that is varied, what stays the same, and the steps it was varied in."""
+
+    what: str
+    fixed: str
+    steps: tuple[Step, ...]
+
+    @property
+    def differ(self) -> float:
+        """The share of items whose likeliest choice differs between both sides."""
+        pairs = [p for s in self.steps for p in zip(s.ours.best, s.theirs.best, strict=True)]
+        return sum(a != b for a, b in pairs) / len(pairs)
+
+
+def by_texts(source: ModelSource, machine: Machine) -> list[Growth]:
+    """Vary items, choices and shots."""
+    half = N_ITEMS // 2
+    varied = (
+        ("items", f"{N_CHOICES} choices, no shots", {n: items(n) for n in ITEMS}),
+        ("choices an item", f"{N_ITEMS} items, no shots", {n: items(N_ITEMS, n) for n in CHOICES}),
+        ("shots", f"{half} items, {N_CHOICES} choices", {n: items(half, n_shots=n) for n in SHOTS}),
+    )
+    host, model = ModelHost(source, machine), lm_eval_model(source, machine)
+    for ask, who in ((ask_ours, host.base), (ask_lm_eval, model)):
+        ask(who, items(2))  # the first call warms up
+    return [
+        Growth(
+            what,
+            fixed,
+            tuple(Step(n, ask_ours(host.base, of), ask_lm_eval(model, of)) for n, of in by.items()),
+        )
+        for what, fixed, by in varied
+    ]
+
+
+def by_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
+    """Ask a base and one adapter after the other the same items, loading included."""
+    folders = [new_adapter(source, machine, folder / str(i)) for i in range(N_ADAPTERS)]
+    ours, theirs = [], []
+    start = time.perf_counter()
+    host = ModelHost(source, machine)
+    loaded_s = time.perf_counter() - start
+    for adapter in (None, *folders):
+        start = time.perf_counter()
+        arm = (
+            host.adapted(adapter, adapter_digest(adapter, source.weights_digest))
+            if adapter
+            else nullcontext(host.base)
+        )
+        with arm as candidate:
+            best = ask_ours(candidate, items(N_ITEMS)).best
+        ours.append(Asked(time.perf_counter() - start + loaded_s * (adapter is None), best))
+    for adapter in (None, *folders):
+        start = time.perf_counter()
+        best = ask_lm_eval(lm_eval_model(source, machine, adapter), items(N_ITEMS)).best
+        theirs.append(Asked(time.perf_counter() - start, best))
+    steps = tuple(Step(n, *both) for n, both in enumerate(zip(summed(ours), summed(theirs), strict=True)))
+    return Growth("adapters beside the base", f"{N_ITEMS} items, {N_CHOICES} choices, with loading", steps)
+
+
+def summed(arms: Sequence[Asked]) -> list[Asked]:
+    """Add to each arm's seconds those of the arms before it."""
+    return [Asked(s, arm.best) for s, arm in zip(accumulate(a.seconds for a in arms), arms, strict=True)]
+
+
+def new_adapter(source: ModelSource, machine: Machine, folder: Path) -> Path:
+    """Write an adapter that was not trained yet: what it takes does not depend on its numbers."""
+    from peft import get_peft_model
+
+    model, _ = load_base(source, machine)
+    get_peft_model(model, lora_config(LoraParams())).save_pretrained(str(folder))
+    return folder
+
+
+def row_of(growth: Growth) -> Row:
+    """Compare both sides at the largest number."""
+    n, ours, theirs = growth.steps[-1]
+    times = f"lm-eval {theirs.seconds:.1f} s in batches of {BATCH}, harness {ours.seconds:.1f} s"
+    return Row(
+        f"{growth.what}: {n} ({growth.fixed})", theirs.seconds / ours.seconds, "times as fast", None, times
+    )
+
+
+def table_of(growth: Growth) -> Table:
+    """Lay the steps out, with their picture."""
+    lines = tuple(
+        (n, f"{ours.seconds:.2f}", f"{theirs.seconds:.2f}", f"{theirs.seconds / ours.seconds:.1f}")
+        for n, ours, theirs in growth.steps
+    )
+    columns = (growth.what, "harness, s", "lm-eval, s", "times as fast")
+    series = {
+        who: [(s.n, getattr(s, side).seconds) for s in growth.steps]
+        for who, side in (("harness", "ours"), ("lm-eval", "theirs"))
+    }
+    name = growth.what.partition(" ")[0]
+    picture = Picture(name, f"Seconds by {growth.what}", growth_picture(growth.what, series))
+    return Table(f"By {growth.what} ({growth.fixed}):", columns, lines, picture)
+
+
+def write(found: Sequence[Growth], machine: Machine, stem: Path) -> None:
+    """Write the page with its pictures."""
+    tables = list(map(table_of, found))
+    bench_page.write("How the time of scoring grows", list(map(row_of, found)), machine, stem, tables)
+
+
+@pytest.mark.bench
+def test_growth_is_measured_on_both_sides_and_written(tmp_path):
+    machine, source = probe(), resolve("smollm2-135m")
+    found = [*by_texts(source, machine), by_adapters(source, machine, tmp_path)]
+    write(found, machine, bench_page.stem("growth"))
+    # bf16 turns near-ties over; more than a tenth would be another computation.
+    assert all(growth.differ <= 0.1 for growth in found), [(g.what, g.differ) for g in found]
+
+
+def test_the_page_of_growth_shows_a_picture_of_each_table(tmp_path):
+    step = [Step(n, Asked(0.1 * n, [0]), Asked(0.3 * n, [0])) for n in (1, 2, 4)]
+    found = [Growth(what, "2 choices", tuple(step)) for what in ("items", "choices an item")]
+    write(found, Machine("cpu", "CPU", "fp32", 1.0), tmp_path / "growth")
+    page = (tmp_path / "growth.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("![")] == [
+        "![Seconds by items](growth.items.svg)",
+        "![Seconds by choices an item](growth.choices.svg)",
+    ]
+    drawn = ET.parse(tmp_path / "growth.items.svg").getroot()
+    said = [e.text for e in drawn.iter() if e.tag.endswith("}title")]
+    assert said == [f"{who}, items {n}: {s}" for who, of in SAID.items() for n, s in of.items()]
+
+
+SAID = {
+    "harness": {1: "0.1 s", 2: "0.2 s", 4: "0.4 s"},
+    "lm-eval": {1: "0.3 s", 2: "0.6 s", 4: "1.2 s"},
+}
+
+
+def test_the_items_of_growth_have_as_many_choices_and_shots_as_asked_for():
+    (first, *_) = made = items(3, n_choices=16, n_shots=2)
+    assert len(set(first.choices)) == 16
+    assert first.references[0] in first.choices
+    assert first.messages[0]["content"].count("Question: ") == 3
+    assert len({e.id for e in made}) == len(made)
+
+
+def test_both_sides_of_growth_name_the_same_choices(tiny, tmp_path):
+    machine, source = Machine("cpu", "CPU", "fp32", 1.0), resolve(str(tiny))
+    host, model = ModelHost(source, machine), lm_eval_model(source, machine)
+    of = items(4, n_choices=8, n_shots=1)
+    assert ask_ours(host.base, of).best == ask_lm_eval(model, of).best
