@@ -53,6 +53,29 @@ def absent() -> Problem:
     return Problem("engine", "vllm, and no package vllm", "the package that answers", step)
 
 
+def built_for() -> str:
+    """Return the device that the installed vLLM is built for, such as `cpu`."""
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def wrong_build(device: str) -> Problem | None:
+    """Say that the installed vLLM is built for another device than this one; None where it is for this."""
+    if (built := built_for()) == device:
+        return None
+    step = f"pip install {_PACKAGES[device == 'cpu']}, or {OTHERWISE}"
+    return Problem(
+        "engine", f"vLLM for {built}, and device {device}", f"a vLLM that is built for {device}", step
+    )
+
+
+def broken(error: ImportError) -> Problem:
+    """Say that vLLM is installed, and that something it needs is not."""
+    return Problem("engine", f"vLLM, and {error}", "a vLLM that can be imported", f"mend it, or {OTHERWISE}")
+
+
 def identity(release: str | None, device: str) -> tuple[str, str]:
     """Return what names this engine in the identity of rows, with its version, and its layout's digest.
 
@@ -190,14 +213,10 @@ def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
     if installed() is None:
         raise UserError(absent())
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if problem := wrong_build(machine.device):
+        raise UserError(problem)
     from vllm import LLM
-    from vllm.platforms import current_platform
 
-    if current_platform.device_type != machine.device:
-        found = f"vLLM for {current_platform.device_type}, and device {machine.device}"
-        step = f"pip install {_PACKAGES[machine.device == 'cpu']}, or {OTHERWISE}"
-        raise UserError(Problem("engine", found, f"a vLLM that is built for {machine.device}", step))
     try:
         return LLM(
             model=str(source.path),

@@ -453,6 +453,8 @@ def test_a_candidates_name_means_its_weights(tmp_path, tiny):
         (["-t", "arc_easy", "-s"], "found --log-samples without a folder"),
         (["-t", "arc_easy,arc_easy"], "found a task twice"),
         (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is no candidate"),
+        (["--engine", "vllm"], "found --engine without --tasks"),
+        (["-t", "arc_easy", "--engine", "vlm"], "found 'vlm'; expected transformers or vllm"),
     ],
 )
 def test_what_eval_cannot_do_is_said(tmp_path, words, said):

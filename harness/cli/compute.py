@@ -267,6 +267,12 @@ def evaluate(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let data sets run code of their own.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", envvar="HARNESS_ENGINE", help="What answers --tasks: transformers, or vllm."
+        ),
+    ] = None,
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -279,7 +285,7 @@ def evaluate(
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         asked = alone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
-        prepared = _prepared(candidate, asked, overrides or [], config, runs)
+        prepared = _prepared(candidate, asked, overrides or [], config, runs, engine)
         _evaluate_alone(prepared, output_path, log_samples, as_json)
         return
     _refuse_without_tasks(
@@ -288,6 +294,7 @@ def evaluate(
             "--num-fewshot": num_fewshot,
             "--output-path": output_path,
             "--log-samples": log_samples,
+            "--engine": engine,
         }
     )
     _evaluate_candidate(candidate, overrides, config, as_json)
@@ -305,7 +312,9 @@ def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Pat
     print_value(out, as_json)
 
 
-def _prepared(name: str, tasks: "list[Task]", overrides: list[str], config: Path, runs: Path) -> "Prepared":
+def _prepared(
+    name: str, tasks: "list[Task]", overrides: list[str], config: Path, runs: Path, engine: str | None
+) -> "Prepared":
     """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness import config as configuration
     from harness.experiment import Scope, alone, bench_of
@@ -313,14 +322,15 @@ def _prepared(name: str, tasks: "list[Task]", overrides: list[str], config: Path
 
     progress = TerminalProgress()
     if config.is_file() and not alone.looks_like_a_model(name):
-        loaded = configuration.load(config, overrides)
+        loaded = configuration.load(config, [*overrides, *([f"engine={engine}"] if engine else [])])
         if name in loaded.experiment.candidates:
             return alone.prepare_candidate(bench_of(loaded, Scope(), progress), name, tasks)
     if overrides:
         found = f"{overrides[0]}, and a model that is no candidate of {config}"
         expected = "overrides for a candidate's experiment only"
         raise UserError(Problem("harness eval", found, expected, "leave it out"))
-    return alone.prepare_model(name, tasks, runs, progress)
+    answers = alone.engine_of(engine or "transformers")
+    return alone.prepare_model(name, tasks, runs, progress, engine=answers)
 
 
 def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:

@@ -98,6 +98,7 @@ def _lines(found: "Checkup") -> list[str]:
         f"disk      {found.disk_free_gb:,.0f} GB free",
         f"packages  {versions}",
         *(f"          not there: {name}, {how}" for name, how in found.absent.items()),
+        *([f"vLLM      {found.vllm}"] if found.vllm else []),
         *(f"found     {line}" for line in found.experiment),
         *(table(found.costs) if found.costs else ()),
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness import config, provenance
+from harness import config, provenance, vllm
 from harness.doctor.costs import Cost, costs
 from harness.doctor.noise import measure_noise
 from harness.errors import Problem, UserError
@@ -29,6 +29,7 @@ _EXTRAS = {
     "evaluate": "evaluate",
     "sentence-transformers": "dense",
     "liger-kernel": "gpu",
+    "vllm": "vllm",
 }
 _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small model
 
@@ -37,6 +38,7 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 class Checkup:
     """What was found: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
+    `vllm` is its version and the device that it is built for, empty where it is not installed.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold
     what stands in the way, each with what to do; where there are some `costs` may be empty.
     """
@@ -45,6 +47,7 @@ class Checkup:
     memory: Memory
     disk_free_gb: float
     packages: dict[str, str | None]
+    vllm: str
     absent: dict[str, str]
     experiment: tuple[str, ...]
     costs: tuple[Cost, ...]
@@ -60,12 +63,16 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     if free_gb < _LEAST_DISK_GB:
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
+    served_by = _vllm(
+        machine.device, problems, wanted=bench is not None and bench.experiment.engine == "vllm"
+    )
     room = memory(machine.device)
     return Checkup(
         machine=machine,
         memory=room,
         disk_free_gb=free_gb,
         packages=provenance.package_versions(),
+        vllm=served_by,
         absent={name: f"pip install 'harness-evals[{e}]'" for name, e in _EXTRAS.items() if not _has(name)},
         experiment=_experiment(bench) if bench else (),
         costs=costs(bench, selected, room) if bench else (),
@@ -85,7 +92,22 @@ def _opened(
         return None, ()
 
 
+def _vllm(device: str, problems: list[Problem], *, wanted: bool) -> str:
+    """Say which vLLM is there; where it is wanted and cannot answer here, that goes to the problems."""
+    release = vllm.installed()
+    if release is None:
+        return ""
+    try:
+        built, problem = vllm.built_for(), vllm.wrong_build(device)
+    except ImportError as error:
+        built, problem = "nothing that can be imported", vllm.broken(error)
+    problems += [problem] if problem and wanted else []
+    return f"{release}, built for {built}"
+
+
 def _has(package: str) -> bool:
+    if package == "vllm":  # two packages bring it
+        return vllm.installed() is not None
     try:
         return bool(version(package))
     except PackageNotFoundError:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from harness import capability, comparison, store
+from harness import capability, comparison, store, vllm
 from harness.capability import Found
 from harness.comparison import Estimate
 from harness.embedded import NAMES, expected_s, resolve
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, did_you_mean
 from harness.estimate import Work
 from harness.experiment.prepare import of_lm_eval
 from harness.machine import probe
@@ -24,7 +24,7 @@ from harness.records import SampleResult
 from harness.report.scores import Scored
 from harness.run import Bench, base_weights, ensure_weights, suite_arm
 from harness.run.sets import suite_sets, work_of
-from harness.spec import Experiment, Precision, Recipe, Suite, Task
+from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
 from harness.training import Weights
 
@@ -87,14 +87,35 @@ def tasks_of(
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
 
 
+def engine_of(name: str) -> Engine:
+    """Find the engine that was named on the command line.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    known: tuple[Engine, ...] = get_args(Engine)
+    for engine in known:
+        if engine == name:
+            return engine
+    raise UserError(Problem("--engine", repr(name), " or ".join(known), did_you_mean(name, known)))
+
+
 def prepare_model(
-    model: str, tasks: Sequence[Task], runs: Path, progress: Progress, *, precision: Precision = "auto"
+    model: str,
+    tasks: Sequence[Task],
+    runs: Path,
+    progress: Progress,
+    *,
+    precision: Precision = "auto",
+    engine: Engine = "transformers",
 ) -> Prepared:
     """Get a model and tasks ready, without an experiment.
 
     Raises:
-        UserError: with the problems of all tasks, or the model cannot be found.
+        UserError: with the problems of all tasks, or the model or the engine cannot be found.
     """
+    if engine == "vllm" and vllm.installed() is None:
+        raise UserError(vllm.absent())
     found = _found(tasks, None)
     # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
     experiment = Experiment(
@@ -103,6 +124,7 @@ def prepare_model(
         target=tasks[0],
         suites=(Suite(name=_SUITE, role="capability", tasks=tuple(tasks)),),
         candidates={"base": Recipe()},
+        engine=engine,
     )
     measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
     machine = probe("auto", precision)
