@@ -16,7 +16,7 @@ from harness.report.verdicts import CLASSES
 from parts import board, charts, controls, filters, project, texts
 
 if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
+    from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
 
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
 _VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
@@ -116,7 +116,7 @@ def _printed(
     rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]], order: Sequence[str]
 ) -> "Styler":
     """Print numbers as a report does; they stay numbers, so that a click on a head sorts them."""
-    from pandas import DataFrame
+    from pandas import DataFrame  # type: ignore[import-untyped]
 
     frame = DataFrame(shown, columns=order).astype(dict.fromkeys(_NUMBERS, float))
     style = frame.style.format({"rank": count, "forgetting": _points})

@@ -73,6 +73,6 @@ def _value(name: str, of: Mapping[str, float | str | None], metric: str) -> str:
     value = of[name]
     if value is None or isinstance(value, str):
         return value or numbers.UNKNOWN
-    shown = _FIELDS[name][1] if name in _FIELDS else numbers.figure
+    shown: Callable[..., str] = _FIELDS[name][1] if name in _FIELDS else numbers.figure
     low_high = [of[f"{name}{end}"] for end in _ENDS if f"{name}{end}" in of]
     return shown(metric, value, *low_high) if shown is numbers.change else shown(value, *low_high)
