@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow bench dashboard lint
+.PHONY: compare test slow bench gpu dashboard lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -17,6 +17,9 @@ slow: $(STAMP)
 
 bench: $(STAMP)
 	.venv/bin/python -m pytest -m bench -s $(ARGS)
+
+gpu: $(STAMP)
+	.venv/bin/python -m pytest -m gpu -s $(ARGS)
 
 dashboard: $(STAMP)
 	.venv/bin/harness dashboard $(ARGS)

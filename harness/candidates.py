@@ -98,9 +98,10 @@ class HFCandidate:
                 raise CandidateFailed(
                     "out of memory while generating one answer", "a smaller base_model or shorter prompts"
                 ) from None
-            torch.cuda.empty_cache()
-            half = len(prompts) // 2
-            return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
+        # Outside of the clause, in which the error still holds the keys of the whole batch.
+        torch.cuda.empty_cache()
+        half = len(prompts) // 2
+        return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()
@@ -138,7 +139,9 @@ class ModelHost:
         """Yield the base with the adapter of a folder; the base is itself again afterwards."""
         from peft import PeftModel
 
-        model: Any = PeftModel.from_pretrained(self.model, str(folder), autocast_adapter_dtype=False)
+        model: Any = PeftModel.from_pretrained(
+            self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
+        )
         model.eval()
         try:
             yield HFCandidate(model, self.tokenizer, weights_digest, self.base.engine.partition("/")[2])

@@ -1,11 +1,12 @@
 """Prompts are encoded in one place, answers come back in order, adapters leave the base as it was."""
 
 import json
+import weakref
 
 import pytest
 import tiny_model
 
-from harness.candidates import ModelHost, classifier, scripted
+from harness.candidates import HFCandidate, ModelHost, classifier, scripted
 from harness.embedded import resolve
 from harness.errors import UserError
 from harness.machine import Machine
@@ -38,6 +39,31 @@ def prompts(candidate):
 
 def text(candidate, ids):
     return candidate.tokenizer.decode(ids)
+
+
+# Memory
+
+
+def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answered(host):
+    import torch
+
+    held = []
+
+    class Crowded(HFCandidate):
+        def _answer_together(self, prompts, limits):
+            assert [ballast() for ballast in held] == [None] * len(held)
+            ballast = torch.zeros(1)
+            if len(prompts) > 1:
+                held.append(weakref.ref(ballast))
+                raise torch.OutOfMemoryError("no room")
+            return super()._answer_together(prompts, limits)
+
+    crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
+    asked, limits = prompts(crowded), Limits(4)
+    assert [o.text for o in crowded.generate(asked, limits)] == [
+        o.text for o in host.base.generate(asked, limits)
+    ]
+    assert held
 
 
 # Encoding

@@ -1,6 +1,7 @@
 """Packed likelihoods are the plain ones, whatever begins alike and however it is cut into groups."""
 
 import copy
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -152,6 +153,24 @@ class Crowded:
 def test_out_of_memory_halves_the_group_and_the_numbers_stay(model):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
     agree(Executor(Crowded(model, 20), 512, "packed"), model, pairs)
+
+
+def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
+    import torch
+
+    held = []
+
+    class Holding(Crowded):
+        def __call__(self, input_ids, **inputs):
+            assert [ballast() for ballast in held] == [None] * len(held)
+            ballast = torch.zeros(1)
+            if input_ids.numel() > self.room:
+                held.append(weakref.ref(ballast))
+            return super().__call__(input_ids, **inputs)
+
+    pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
+    Executor(Holding(model, 8), 512, "packed").loglikelihoods(pairs)
+    assert held
 
 
 def test_one_tree_that_does_not_fit_raises(model):

@@ -106,10 +106,9 @@ class Bench:
         return self._host
 
     def unload(self) -> None:
-        """Let go of the base in memory."""
-        if self._host is not None:
-            self._host = None
-            gc.collect()
+        """Let go of the base in memory, and of what a training left behind in cycles of references."""
+        self._host = None
+        gc.collect()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
@@ -341,8 +340,8 @@ def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bo
     found = made.found(bench, recipe, folder)
     if found is None and make:
         replayed = _replayed(bench, source, seed)
-        if bench.experiment.engine == "vllm":
-            bench.unload()  # it holds whatever memory there was
+        if bench.experiment.engine == "vllm" or bench.machine.device == "cuda":
+            bench.unload()  # training has a base of its own, and a GPU rarely room for two
         made.fit(bench, source, seed, folder, init, replayed)
         found = made.found(bench, recipe, folder)
     if found is None or init is None:

@@ -7,7 +7,8 @@ which knob to turn.
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Diverged
+from harness.machine import Machine
 from harness.progress import Advance
 from harness.spec import Spec
 from harness.training.context import FitContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
 Row = dict[str, Any]
 
@@ -48,11 +56,12 @@ class LoopParams(Spec):
     max_length: int = Field(1024, ge=8)
 
 
-def attention(device: str) -> str:
-    """Choose FlashAttention-2 for training where a GPU has it."""
+def attention(machine: Machine) -> str:
+    """Choose FlashAttention-2 for training where a GPU has it: not in fp32, not on one without bf16."""
     from transformers.utils import is_flash_attn_2_available
 
-    return "flash_attention_2" if device == "cuda" and is_flash_attn_2_available() else "sdpa"
+    fits = machine.device == "cuda" and machine.precision == "bf16"
+    return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
 
 
 def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
@@ -88,6 +97,30 @@ def settings(context: FitContext) -> dict[str, Any]:
     }
 
 
+def on_one_gpu(args: "TrainingArguments") -> None:
+    """Train on one GPU where several are visible: one process over many is what TRL refuses."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn running out of memory into a failure of the candidate that names what to turn.
+
+    Raises:
+        CandidateFailed: out of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise CandidateFailed(
+            "out of memory while training",
+            "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
+        ) from None
+
+
 def run(trainer: "Trainer", start: float) -> float:
     """Train, from the last whole checkpoint where an earlier call was killed.
 
@@ -100,19 +133,27 @@ def run(trainer: "Trainer", start: float) -> float:
     import torch
     from transformers import PrinterCallback
 
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
+    _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_timing(start))
     checkpoints = Path(str(trainer.args.output_dir))
     last, earlier_s = _last_checkpoint(checkpoints), elapsed_s(checkpoints)
-    try:
+    with enough_memory():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except torch.OutOfMemoryError:
-        raise CandidateFailed(
-            "out of memory while training",
-            "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
-        ) from None
     return earlier_s
+
+
+def _keep_updates(model: Any) -> None:
+    """Hold what is trained in fp32: TRL makes a QLoRA's adapter bf16, in which small updates are lost.
+
+    The scaler of an fp16 training takes no bf16 at all.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def elapsed_s(checkpoints: Path) -> float:

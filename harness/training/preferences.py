@@ -69,9 +69,10 @@ def preference(
     set_seed(context.seed)
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = time.perf_counter() - loop.elapsed_s(scratch)
-    base, tokenizer = load_base(context.source, context.machine, loop.attention(device))
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
     rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
-    trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
+    with loop.enough_memory():  # the reference is read while the trainer is made
+        trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
     longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
     loop.attend_plainly(base, longest, params.per_device_train_batch_size)
     earlier_s = loop.run(trainer, start)
@@ -145,6 +146,7 @@ def _trainer(
         **loop.settings(context),
         **params.model_dump(include=set(PreferenceParams.model_fields)),
     )
+    loop.on_one_gpu(config)
     kind = DPOTrainer
     if context.machine.device == "cpu":
         honours_masks = Executor(model, 1).engine == "packed"

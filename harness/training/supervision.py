@@ -66,7 +66,7 @@ def supervised(
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     start = time.perf_counter() - loop.elapsed_s(scratch)
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
-    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine.device))
+    base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     prepare(base)
     train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
     validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
@@ -135,6 +135,7 @@ def _trainer(
         **loop.settings(context),
         **params.model_dump(include=set(SupervisedParams.model_fields) - {"early_stopping_patience"}),
     )
+    loop.on_one_gpu(config)
     return (SFTTrainer if context.machine.device == "cuda" else _cpu_trainer())(
         model=model,
         args=config,

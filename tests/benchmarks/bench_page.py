@@ -58,17 +58,23 @@ def stem(name: str) -> Path:
 
 
 def write(
-    title: str, rows: Sequence[Row], machine: Machine, stem: Path, tables: Sequence[Table] = ()
+    title: str,
+    rows: Sequence[Row],
+    machine: Machine,
+    stem: Path,
+    tables: Sequence[Table] = (),
+    command: str = "make bench",
 ) -> None:
     """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture.
 
-    JSON and Markdown say where and with what the rows were measured.
+    JSON and Markdown say where, with what and by which command the rows were measured.
     """
     content = {
         "title": title,
         "date": datetime.now(UTC).date().isoformat(),
         "probed": machine._asdict(),
-        **provenance.collect(),
+        **provenance.collect(machine.name if machine.device == "cuda" else None),
+        "command": command,
         "rows": [{**r._asdict(), "met": r.met} for r in rows],
         "tables": [_of_table(t, stem) for t in tables],
     }
@@ -99,7 +105,7 @@ def _markdown(content: dict[str, Any]) -> str:
         f"with Python {content['python']}, {packages}; harness {content['harness']}, commit {commit}."
     )
     head = ["| what | measured | goal | met | what bounds it |", "|---|---|---|---|---|"]
-    again = "`make bench` measures all of it and writes this page again."
+    again = f"`{content['command']}` measures all of it and writes this page again."
     lines = [f"# {content['title']}", "", where, "", *head, *map(_line, content["rows"]), ""]
     for table in content["tables"]:
         drawn = [line for alt, file in table["pictures"].items() for line in (f"![{alt}]({file})", "")]

@@ -7,7 +7,6 @@ busy. `HARNESS_BENCH_SCALE` multiplies the items of each task (0.01 for a trial 
 
 import os
 import time
-from itertools import pairwise
 from typing import NamedTuple
 
 import bench_page
@@ -15,15 +14,15 @@ import numpy as np
 import pytest
 from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
+from peaks import Counting, peak_gflops, share_row
 
 from harness.experiment import alone
-from harness.machine import Machine, _gflops, probe
+from harness.footprint import shape_of
+from harness.machine import Machine, probe
 from harness.progress import Silent
 from harness.run.sets import suite_sets
-from harness.trees import common_length
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
-SHARE_GOAL = 65  # % of the GEMM peak
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -77,27 +76,6 @@ GENERATION = Section(
     batch=16,
     goal=2,
 )
-
-
-class Counting:
-    """A candidate that counts the seconds of what is scored with it, and the tokens that predict something."""
-
-    def __init__(self, inner):
-        self._inner = inner
-        self.n_tokens, self.n_projected, self.seconds = 0, 0, 0.0
-
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
-
-    def loglikelihood(self, pairs):
-        rows = sorted((*context, *continuation[:-1]) for context, continuation in pairs)
-        known = [common_length(neighbours) for neighbours in pairwise(rows)]
-        self.n_tokens += sum(map(len, rows)) - sum(known)
-        self.n_projected += len({(*c, *rest[:i]) for c, rest in pairs for i in range(len(rest))})
-        start = time.perf_counter()
-        scored = self._inner.loglikelihood(pairs)
-        self.seconds += time.perf_counter() - start
-        return scored
 
 
 class Ours(NamedTuple):
@@ -231,31 +209,12 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
 
 
 def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
-    """Say which share of the fastest matrix product the needed products with weights are."""
+    """Say which share of the fastest matrix product was reached, where anything was scored."""
     if not counted.n_tokens:
         return []
-    model = prepared.bench.host(prepared.bench.source).model
-    vocabulary = model.config.vocab_size * model.config.hidden_size
-    n_body = prepared.bench.source.n_parameters - vocabulary * (1 if model.config.tie_word_embeddings else 2)
-    flops = 2 * (n_body * counted.n_tokens + vocabulary * counted.n_projected)
-    peak = peak_gflops(prepared.bench.machine)
-    reached = flops / counted.seconds / 1e9
-    said = f"{counted.n_tokens:,} needed tokens, {reached:,.0f} of {peak:,.0f} GFLOP/s, attention not counted"
-    return [
-        Row(
-            f"{section.name}: share of the GEMM peak",
-            100 * reached / peak,
-            "%",
-            SHARE_GOAL,
-            said,
-            at_least=True,
-        )
-    ]
-
-
-def peak_gflops(machine: Machine) -> float:
-    """Measure the fastest large matrix product now, the best of five rounds."""
-    return max(_gflops(machine.device, machine.precision) for _ in range(5))
+    source, machine = prepared.bench.source, prepared.bench.machine
+    config = prepared.bench.host(source).model.config.to_dict()
+    return [share_row(section.name, counted, shape_of(config, source.n_parameters), peak_gflops(machine))]
 
 
 @pytest.fixture(scope="module")

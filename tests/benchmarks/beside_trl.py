@@ -1,0 +1,102 @@
+"""The same rows trained on by harness and by plain TRL, on the same base with the same adapter.
+
+Invariant: rows, base, precision, adapter, learning rate, batches and gradient checkpointing are the same
+on both sides; all else of TRL's side is TRL's default.
+"""
+
+from typing import NamedTuple
+
+import peaks
+
+from harness.candidates import load_base
+from harness.training import FitContext, LowRankParams, loop, lora_config, low_rank
+from harness.training.supervision import _rows
+
+_SHARED = (
+    "learning_rate",
+    "num_train_epochs",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_length",
+)
+
+
+class Trained(NamedTuple):
+    """What one side took: tokens, steps, seconds of the loop, mean loss of its last steps, and memory."""
+
+    n_tokens: int
+    n_steps: int
+    loop_s: float
+    last_loss: float
+    peak_gb: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.n_tokens / self.loop_s
+
+
+def by_harness(context: FitContext, params: LowRankParams) -> Trained:
+    """Train as a LoRA or QLoRA candidate is trained."""
+    peaks.forget(context.machine.device)
+    measured = low_rank(context, params).training
+    return Trained(
+        measured["n_tokens"],
+        measured["n_steps"],
+        measured["train_loop_s"],
+        mean_of_last([loss for _, loss in measured["loss"]]),
+        measured["peak_memory_gib"] * 2**30 / 1e9,
+    )
+
+
+def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") -> Trained:
+    """Train with TRL as it comes: only what makes the recipe the same is set."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    peaks.forget(context.machine.device)
+    on_gpu = context.machine.device == "cuda"
+    set_seed(context.seed)
+    base, tokenizer = load_base(context.source, context.machine, attention)
+    rows, _ = _rows(context.train, tokenizer, context.chat_template, params.max_length)
+    config = SFTConfig(
+        output_dir=str(context.folder / "trl"),
+        seed=context.seed,
+        bf16=context.machine.precision == "bf16",
+        fp16=context.machine.precision == "fp16",
+        use_cpu=not on_gpu,
+        gradient_checkpointing=on_gpu,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="no",
+        **params.model_dump(include=set(_SHARED)),
+    )
+    loop.on_one_gpu(config)
+    trainer = SFTTrainer(
+        model=base,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=lora_config(params),
+        train_dataset=Dataset.from_list(rows),
+    )
+    trainer.train()
+    state = trainer.state
+    loop_s = next(e["train_runtime"] for e in reversed(state.log_history) if "train_runtime" in e)
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return Trained(
+        state.num_input_tokens_seen,
+        state.global_step,
+        loop_s,
+        mean_of_last(losses),
+        peaks.peak_gb(context.machine.device),
+    )
+
+
+def mean_of_last(losses: list[float]) -> float:
+    """Average the last quarter of the steps."""
+    last = losses[-max(1, len(losses) // 4) :]
+    return sum(last) / len(last)

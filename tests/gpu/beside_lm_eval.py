@@ -1,0 +1,193 @@
+"""The same texts asked of one model in memory by harness and by lm-eval's own `hf` model.
+
+Invariant: both are timed from texts to log-likelihoods or answers, tokenising included; lm-eval's time is
+that of its fastest batch size that fits the memory.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import peaks
+from bench_page import Row
+from random_llama import RandomModel
+
+from harness import config, data, footprint
+from harness.candidates import _READING, ANSWERING, ModelHost
+from harness.records import BLOCK, Limits
+
+ROOT = Path(__file__).parents[2]
+CHOICES, QUESTIONS = ("world_facts", "reading", "grammar", "arithmetic"), "arithmetic_words"
+
+
+class Section(NamedTuple):
+    """What is asked: items of each task, the worked examples before each, tokens to generate (0: none)."""
+
+    name: str
+    tasks: tuple[str, ...]
+    n_items: int
+    n_shots: int
+    n_new: int
+    goal: float
+
+
+class Question(NamedTuple):
+    """One prompt, and the choices to be scored after it; none where an answer is generated."""
+
+    prompt: str
+    choices: tuple[str, ...]
+
+
+class Asked(NamedTuple):
+    """One side's log-likelihoods in nats or answers, in order, with seconds and peak memory."""
+
+    said: list
+    seconds: float
+    peak_gb: float
+    how: str
+
+
+class Found(NamedTuple):
+    """What a section adds to the page: rows, and the line of the agreement of both sides."""
+
+    rows: list[Row]
+    agreement: tuple
+
+
+@cache
+def rows_of(task: str) -> tuple:
+    """Return the rows of a task of the suites that the repository ships."""
+    tasks = {t.name: t for suite in config.read_suites(ROOT / "suites") for t in suite.tasks}
+    return data.load_task(tasks[task].model_copy(update={"limit": None}), 0).test
+
+
+def questions(section: Section) -> list[Question]:
+    """Lay out the items of a section behind its worked examples, which all of them share."""
+    out = []
+    for task in section.tasks:
+        shots, items = rows_of(task)[: section.n_shots], rows_of(task)[section.n_shots :]
+        before = "".join(f"{e.prompt} {e.references[0]}\n\n" for e in shots)
+        chosen = items[: section.n_items]
+        out += [Question(before + e.prompt, () if section.n_new else e.choices) for e in chosen]
+    return out
+
+
+def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequence[int]) -> Found:
+    """Ask both sides; `batches` are lm-eval's batch sizes to try."""
+    asked = questions(section)
+    counted = peaks.Counting(host.base)
+    ask, n_lm_eval = (
+        (generated, len(asked)) if section.n_new else (scored, sum(len(q.choices) for q in asked))
+    )
+    ask(counted, asked[:2], section)  # the first call warms up
+    counted = peaks.Counting(host.base)
+    peaks.forget(model.machine.device)
+    start = time.perf_counter()
+    said = ask(counted, asked, section)
+    ours = Asked(said, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}")
+    theirs = best_of_lm_eval(section, asked, host, batches)
+    name = f"{section.name}, {len(asked)} items"
+    times = f"lm-eval {theirs.seconds:.1f} s in {theirs.how}, harness {ours.seconds:.1f} s"
+    rows = [Row(name, theirs.seconds / ours.seconds, "times as fast", section.goal, times, at_least=True)]
+    if counted.n_tokens:
+        peak = peaks.peak_gflops(model.machine)
+        rows.append(peaks.share_row(section.name, counted, model.shape, peak))
+    rows.append(memory_row(section, model, host, asked, ours))
+    return Found(rows, (section.name, n_lm_eval, *agreement(section, host, asked, ours, theirs)))
+
+
+def scored(candidate, asked: Sequence[Question], section: Section) -> list:
+    """Score all choices, block by block as an evaluation does."""
+    out = []
+    for start in range(0, len(asked), BLOCK):
+        block = asked[start : start + BLOCK]
+        out += candidate.loglikelihood(
+            [
+                candidate.encode(_turn(q), f" {choice}" if q.prompt else choice, chat_template=False)[:2]
+                for q in block
+                for choice in q.choices
+            ]
+        )
+    return [one.logprob for one in out]
+
+
+def generated(candidate, asked: Sequence[Question], section: Section) -> list:
+    """Answer all prompts, block by block."""
+    out = []
+    for start in range(0, len(asked), BLOCK):
+        prompts = [
+            candidate.encode(_turn(q), chat_template=False).context for q in asked[start : start + BLOCK]
+        ]
+        out += candidate.generate(prompts, Limits(section.n_new, ()))
+    return [one.text for one in out]
+
+
+def _turn(question: Question) -> list[dict]:
+    return [{"role": "user", "content": question.prompt}] if question.prompt else []
+
+
+def best_of_lm_eval(
+    section: Section, asked: Sequence[Question], host: ModelHost, batches: Sequence[int]
+) -> Asked:
+    """Let lm-eval ask in each batch size, and keep the fastest that fits the memory."""
+    import torch
+
+    found, too_large = [], []
+    for batch in batches:
+        try:
+            found.append(by_lm_eval(section, asked, host, batch))
+        except torch.OutOfMemoryError:
+            too_large.append(batch)
+    best = min(found, key=lambda one: one.seconds)
+    return best._replace(how=f"{best.how} (no memory for {too_large})") if too_large else best
+
+
+def by_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, batch: int) -> Asked:
+    """Put the same texts to lm-eval's model around the very weights that harness answered with."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=host.model, tokenizer=host.tokenizer, batch_size=batch)
+    if section.n_new:
+        how = {"until": [], "max_gen_toks": section.n_new, "do_sample": False}
+        arguments, kind = [(q.prompt, how) for q in asked], "generate_until"
+    else:
+        pairs = [(q.prompt, f" {choice}" if q.prompt else choice) for q in asked for choice in q.choices]
+        arguments, kind = pairs, "loglikelihood"
+    requests = [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
+    ask = getattr(model, kind)
+    ask(requests[:2], disable_tqdm=True)
+    peaks.forget(host.machine.device)
+    start = time.perf_counter()
+    said = ask(requests, disable_tqdm=True)
+    seconds = time.perf_counter() - start
+    values = said if section.n_new else [logprob for logprob, _ in said]
+    return Asked(values, seconds, peaks.peak_gb(host.machine.device), f"batches of {batch}")
+
+
+def memory_row(
+    section: Section, model: RandomModel, host: ModelHost, asked: Sequence[Question], ours: Asked
+) -> Row:
+    """Set the peak beside the estimate for the tokens whose keys lie in memory together."""
+    device, precision = model.machine.device, model.machine.precision
+    tokens = _READING[device].tokens
+    if section.n_new:
+        longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in asked)
+        tokens = min(ANSWERING[device].tokens, min(BLOCK, len(asked)) * (longest + section.n_new))
+    estimate = footprint.inference_gb(model.shape, tokens, precision)
+    said = f"{ours.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in the cache"
+    return Row(f"{section.name}: peak memory", ours.peak_gb / estimate, "of the estimate", 1.0, said)
+
+
+def agreement(
+    section: Section, host: ModelHost, asked: Sequence[Question], ours: Asked, theirs: Asked
+) -> tuple[float, str]:
+    """Return how far both sides are apart, and in which unit."""
+    if section.n_new:
+        same = sum(a.strip() == b.strip() for a, b in zip(ours.said, theirs.said, strict=True))
+        return 1 - same / len(asked), "of the answers differ"
+    tokens = [len(host.tokenizer(choice)["input_ids"]) for q in asked for choice in q.choices]
+    gaps = [abs(a - b) / n for a, b, n in zip(ours.said, theirs.said, tokens, strict=True)]
+    return sum(gaps) / len(gaps), "nats a token, mean gap"

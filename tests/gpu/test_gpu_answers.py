@@ -1,0 +1,229 @@
+"""A GPU says what a CPU says: scores, answers, adapters and first losses of the tiny model.
+
+Invariant: the reference is transformers' own forward pass over one sequence on the CPU in fp32. The same
+tests run on the CPU in the fast tier, so that they are known to work.
+"""
+
+from dataclasses import replace
+
+import pytest
+import random_llama
+import tiny_methods
+from the_gpu import gpu
+
+from harness.candidates import ModelHost
+from harness.embedded import quantized, resolve
+from harness.machine import Machine
+from harness.methods import dpo, lora, qlora
+from harness.records import Limits
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+QUESTIONS = (
+    "Where is my parcel?",
+    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
+    "Yes?",
+    "How do I change the address of my account?",
+)
+CHOICES = ("late", "the money back", "a red fox and a brown hen")
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def machine(request):
+    """Compute on the CPU, and on a GPU under its mark; in fp32."""
+    if request.param == "cuda":
+        gpu()
+    return Machine(request.param, request.param, "fp32", 1.0)
+
+
+@pytest.fixture
+def source(tiny, own_cache):
+    return resolve(str(tiny))
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory):
+    """Save two adapters that change what the tiny model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(tensor.data, std=0.3)
+        folders.append(tmp_path_factory.mktemp("adapter"))
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+def pairs(candidate):
+    turns = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    return [candidate.encode(turn, choice)[:2] for turn in turns for choice in CHOICES]
+
+
+def prompts(candidate):
+    return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
+
+
+def scores(candidate):
+    return [one.logprob for one in candidate.loglikelihood(pairs(candidate))]
+
+
+def one_by_one(model, asked):
+    """Sum the log-probabilities of each continuation from one forward pass over its sequence."""
+    import torch
+
+    out = []
+    for context, continuation in asked:
+        ids = torch.tensor([[*context, *continuation]])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0].float().log_softmax(-1)
+        rows = logprobs[len(context) - 1 : -1]
+        out.append(float(rows[range(len(continuation)), list(continuation)].sum()))
+    return out
+
+
+def test_scores_are_those_of_one_sequence_at_a_time_on_the_cpu(machine, source, model):
+    candidate = ModelHost(source, machine).base
+    assert scores(candidate) == pytest.approx(one_by_one(model, pairs(candidate)), abs=1e-3)
+
+
+def test_scores_in_bf16_are_near_those_in_fp32(machine, source, model):
+    candidate = ModelHost(source, machine._replace(precision="bf16")).base
+    asked = pairs(candidate)
+    gaps = [
+        abs(a - b) / len(continuation)
+        for a, b, (_, continuation) in zip(scores(candidate), one_by_one(model, asked), asked, strict=True)
+    ]
+    assert sum(gaps) / len(gaps) < 0.1
+
+
+def test_answers_are_those_of_the_cpu(machine, source):
+    here, there = (ModelHost(source, one).base for one in (machine, CPU))
+    said = [[o.text for o in c.generate(prompts(c), Limits(8, ()))] for c in (here, there)]
+    assert said[0] == said[1]
+
+
+def test_adapters_switched_on_one_base_say_what_each_says_alone(machine, source, adapters):
+    shared = ModelHost(source, machine)
+    base, switched = scores(shared.base), []
+    for folder in (*adapters, adapters[0]):
+        with shared.adapted(folder, str(folder)) as candidate:
+            switched.append(scores(candidate))
+    alone = []
+    for folder in adapters:
+        with ModelHost(source, machine).adapted(folder, str(folder)) as candidate:
+            alone.append(scores(candidate))
+    assert switched == [*(pytest.approx(one, abs=1e-4) for one in alone), pytest.approx(alone[0], abs=1e-4)]
+    assert scores(shared.base) == pytest.approx(base, abs=1e-4)
+    assert alone[0] != pytest.approx(base, abs=0.1)
+
+
+def test_a_base_in_nf4_says_what_it_says_on_the_cpu(machine, source):
+    here, there = (ModelHost(quantized(source, "nf4"), one).base for one in (machine, CPU))
+    assert scores(here) == pytest.approx(scores(there), abs=0.05)
+    assert scores(here) != pytest.approx(scores(ModelHost(source, CPU).base), abs=0.5)
+
+
+@pytest.mark.parametrize("method", [lora, qlora])
+def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny, source, tmp_path):
+    base = quantized(source, getattr(method, "QUANTIZATION", ""))
+    one = tiny_methods.examples(slice(0, 1))[:1]
+    context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
+    made = method.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
+    candidate = ModelHost(base, CPU).base
+    encoded = candidate.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
+    expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
+    assert made.training["loss"][0][1] == pytest.approx(expected, abs=0.02)
+    assert made.training["peak_memory_gib"] > 0
+
+
+def test_preference_training_raises_the_margin_from_nothing(machine, tiny, source, tmp_path):
+    context = tiny_methods.context(tiny, tmp_path, source=source, machine=machine)
+    params = dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, num_train_epochs=4)
+    figures = dpo.fit(context, params).training
+    assert figures["reward_margin"][0][1] == pytest.approx(0, abs=1e-3)
+    assert figures["reward_margin"][-1][1] > 0.05
+
+
+def test_each_device_attends_and_multiplies_in_its_own_way(machine, source):
+    host = ModelHost(source, machine._replace(precision="bf16"))
+    ways = set()
+    hook = host.model.register_forward_pre_hook(lambda model, _: ways.add(model.config._attn_implementation))
+    scores(host.base)
+    host.base.generate(prompts(host.base), Limits(2, ()))
+    hook.remove()
+    laid_out = any("forward" in vars(module) for module in host.model.modules())
+    assert (ways, laid_out) == {"cpu": ({"parts"}, True), "cuda": ({"sdpa"}, False)}[machine.device]
+
+
+# Memory
+
+
+@pytest.fixture
+def crowded(tiny, tmp_path):
+    """Load a small model with a long context on the GPU, and long questions to ask it."""
+    machine = gpu("fp32")
+    made = random_llama.build(tmp_path / "model", "tiny", tiny, machine, spread=0.3)
+    base = ModelHost(made.source, machine).base
+    texts = [f"{number} parcels. " * 120 for number in range(16)]
+    return base, [base.encode([{"role": "user", "content": text}]).context for text in texts]
+
+
+def with_less_memory(ask, share):
+    """Ask twice, the second time with a share of the memory that the first one took; returns both answers.
+
+    The models' forward passes are counted by `ask`, which returns (answer, passes).
+    """
+    import torch
+
+    ask()  # libraries take their workspaces
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    whole = ask()
+    taken = torch.cuda.max_memory_reserved() - before
+    torch.cuda.empty_cache()
+    allowed = before + share * taken
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return whole, ask()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def counted(model, ask):
+    """Return what `ask` says and how many forward passes it took."""
+    passes = []
+    hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        return ask(), len(passes)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.gpu
+def test_scores_are_the_same_where_a_batch_does_not_fit(crowded):
+    base, contexts = crowded
+    asked = [(context, (5, 6, 7)) for context in contexts]
+    (whole, few), (halves, more) = with_less_memory(
+        lambda: counted(base.model, lambda: [one.logprob for one in base.loglikelihood(asked)]), 0.6
+    )
+    assert halves == pytest.approx(whole, abs=1e-3)
+    assert more > few
+
+
+@pytest.mark.gpu
+def test_answers_are_the_same_where_a_batch_does_not_fit(crowded):
+    base, contexts = crowded
+    (whole, few), (halves, more) = with_less_memory(
+        lambda: counted(base.model, lambda: [one.text for one in base.generate(contexts, Limits(4, ()))]), 0.6
+    )
+    assert halves == whole
+    assert more > few

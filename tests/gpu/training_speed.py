@@ -1,0 +1,136 @@
+"""Training of LoRA and QLoRA on a random model: tokens a second, peak memory, and attention side by side.
+
+Invariant: all trainings see the same rows in batches of the same size, and each starts from a fresh base.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bench_page import Row
+from beside_lm_eval import rows_of
+from beside_trl import Trained, by_harness, by_trl
+from random_llama import RandomModel
+
+from harness import footprint
+from harness.embedded import quantized
+from harness.records import Example
+from harness.training import FitContext, LowRankParams
+
+GOAL = 1.3
+
+
+class Recipe(NamedTuple):
+    """How much is trained: rows, earlier turns in front of each, and the parameters of all trainings."""
+
+    n_rows: int
+    n_turns: int
+    params: LowRankParams
+
+
+class Line(NamedTuple):
+    """One training of the page's table."""
+
+    who: str
+    trained: Trained
+
+    @property
+    def cells(self) -> tuple:
+        """The cells of this line."""
+        t = self.trained
+        return self.who, f"{t.tokens_per_s:,.0f}", t.n_steps, f"{t.last_loss:.3f}", f"{t.peak_gb:.1f}"
+
+
+class Found(NamedTuple):
+    """What training adds to the page."""
+
+    rows: list[Row]
+    lines: list[Line]
+
+
+def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[str, ...]) -> Found:
+    """Train by harness, by plain TRL with each attention, and as QLoRA."""
+    context = the_context(recipe, model, folder)
+    ours = by_harness(context, recipe.params)
+    plain = {name: by_trl(context, recipe.params, name) for name in attentions}
+    in_nf4 = replace(context, source=quantized(model.source, "nf4"), folder=folder / "qlora")
+    qlora = by_harness(in_nf4, recipe.params)
+    rows = [
+        beside_trl_row(recipe, ours, plain["sdpa"]),
+        *(beside_sdpa_row(name, plain[name], plain["sdpa"]) for name in attentions if name != "sdpa"),
+        memory_row("LoRA", recipe, context, model, ours),
+        qlora_row(qlora, ours),
+        memory_row("QLoRA", recipe, in_nf4, model, qlora),
+    ]
+    sides = {f"plain TRL, {name}": trained for name, trained in plain.items()}
+    named = {"harness, LoRA": ours, **sides, "harness, QLoRA": qlora}
+    return Found(rows, [Line(*one) for one in named.items()])
+
+
+def the_context(recipe: Recipe, model: RandomModel, folder: Path) -> FitContext:
+    """Take rows of a general task, each behind some others as earlier turns of one conversation."""
+    rows = rows_of("chat_facts")
+    train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
+    return FitContext(
+        model.source, model.machine, folder / "lora", train, train[:2], True, 0, (), lambda *_: None
+    )
+
+
+def conversation(rows: tuple[Example, ...], i: int, n_turns: int) -> Example:
+    """Put the rows before row i in front of it, as turns that were answered."""
+    earlier = [rows[(i + k) % len(rows)] for k in range(1, n_turns)]
+    turns = [
+        message
+        for one in earlier
+        for message in (*one.messages, {"role": "assistant", "content": one.references[0]})
+    ]
+    own = rows[i % len(rows)]
+    return Example(f"row-{i}", (*turns, *own.messages), own.references[:1])
+
+
+def beside_trl_row(recipe: Recipe, ours: Trained, theirs: Trained) -> Row:
+    size = recipe.params.per_device_train_batch_size
+    name = f"LoRA r{recipe.params.r}, {ours.n_tokens:,} tokens in batches of {size}"
+    said = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its evaluation of 2 rows"
+    ratio = ours.tokens_per_s / theirs.tokens_per_s
+    return Row(name, ratio, "times as fast", GOAL, said, at_least=True)
+
+
+def beside_sdpa_row(name: str, other: Trained, sdpa: Trained) -> Row:
+    said = f"both by plain TRL: {other.tokens_per_s:,.0f} and {sdpa.tokens_per_s:,.0f} tokens/s"
+    ratio = other.tokens_per_s / sdpa.tokens_per_s
+    return Row(f"training with {name} against SDPA", ratio, "times as fast", 1.0, said, at_least=True)
+
+
+def qlora_row(qlora: Trained, lora: Trained) -> Row:
+    said = f"{qlora.tokens_per_s:,.0f} and {lora.tokens_per_s:,.0f} tokens/s; NF4 is unpacked at every pass"
+    ratio = qlora.tokens_per_s / lora.tokens_per_s
+    return Row("QLoRA against LoRA", ratio, "times as fast", None, said)
+
+
+def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: Trained) -> Row:
+    """Set the peak beside the estimate for a batch of the longest rows."""
+    longest = longest_row(context)
+    tokens = recipe.params.per_device_train_batch_size * longest
+    on_gpu = model.machine.device == "cuda"
+    estimate = footprint.training_gb(
+        model.shape,
+        footprint.lora_parameters(model.shape, recipe.params.r),
+        tokens,
+        model.machine.precision,
+        nf4=on_gpu and bool(context.source.quantization),
+        checkpointing=on_gpu,
+    )
+    said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch"
+    return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
+
+
+def longest_row(context: FitContext) -> int:
+    """Count the tokens of the longest training row."""
+    from transformers import AutoTokenizer
+
+    from harness.training import loop
+
+    tokenizer = AutoTokenizer.from_pretrained(context.source.path)
+    rows = ([*e.messages, {"role": "assistant", "content": e.references[0]}] for e in context.train)
+    return max(loop.chat_length(row, tokenizer) for row in rows)
