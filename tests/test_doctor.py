@@ -60,6 +60,13 @@ def test_what_fits_fits_and_what_does_not_gets_a_knob_to_turn(copy):
     assert tight["prompt"].knob == "a smaller base_model"
 
 
+def test_longer_answers_take_more_memory(copy):
+    suite = copy.parent / "suites" / "letters.yaml"
+    least = by_name(copy, ROOMY)["prompt"].memory_gib
+    suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
+    assert by_name(copy, ROOMY)["prompt"].memory_gib > least
+
+
 def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     large = "candidates.lora.params.per_device_train_batch_size=4096"
     least = by_name(copy, ROOMY)["lora"].memory_gib

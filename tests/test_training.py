@@ -13,7 +13,7 @@ from harness.errors import CandidateFailed
 from harness.machine import Machine
 from harness.methods import base, classifier, lora
 from harness.records import Example
-from harness.training import FitContext
+from harness.training import FitContext, loop
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -131,6 +131,31 @@ def test_the_best_checkpoint_is_kept_not_the_last(context):
             losses.append(-candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation))
     assert sum(losses) / len(losses) == pytest.approx(min(validation), rel=0.05)
     assert min(validation) < 0.9 * max(validation)
+
+
+def test_what_is_trained_is_held_in_fp32_and_what_is_frozen_stays(tmp_path):
+    import torch
+
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).bfloat16()
+    layers[0].requires_grad_(False)
+    loop._keep_updates(layers)
+    assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.float32]
+
+
+def test_of_several_gpus_one_is_trained_on(tmp_path):
+    from trl import SFTConfig
+
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    args._n_gpu = 4  # what transformers finds on a machine with four
+    loop.on_one_gpu(args)
+    assert args.n_gpu == 1
+
+
+def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():
+    import torch
+
+    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), loop.enough_memory():
+        raise torch.OutOfMemoryError("no room")
 
 
 def test_the_base_method_makes_nothing(context):

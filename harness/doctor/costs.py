@@ -6,19 +6,20 @@ newest stored run of the recipe as written now.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import estimate, footprint, store
 from harness.candidates import ANSWERING
 from harness.estimate import Work
+from harness.evaluate import Job
 from harness.footprint import Shape
 from harness.machine import Memory
 from harness.plugins import load as load_plugin
-from harness.records import Example, Run
+from harness.records import BLOCK, Example, Run
 from harness.run import Bench, base_weights
-from harness.run.sets import suite_sets, target_sets, total_work
+from harness.run.sets import RowSet, suite_sets, target_sets, work_of
 from harness.run.weights import base_of, fit_work, served_base, source_of, step_of, trained_base, trials
 from harness.spec import Recipe
 
@@ -45,14 +46,21 @@ class Cost:
     knob: str = ""
 
 
+class Asked(NamedTuple):
+    """What answering takes: tokens in all, and the most whose keys lie in memory together."""
+
+    work: Work
+    cached: int
+
+
 def costs(bench: Bench, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
     """Estimate every selected candidate, and look up what was measured."""
     runs = store.list_runs(bench.store, bench.experiment.name)
-    asked = total_work(suite_sets(bench, base_weights(bench)))
-    return tuple(_cost(bench, name, asked, runs, room) for name in selected)
+    suites = _asked(bench, suite_sets(bench, base_weights(bench)))
+    return tuple(_cost(bench, name, suites, runs, room) for name in selected)
 
 
-def _cost(bench: Bench, name: str, suites: Work, runs: Sequence[Run], room: Memory) -> Cost:
+def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
     recipe = bench.experiment.candidates[name]
     source = source_of(bench, recipe)
     measured = _measured(bench, recipe, name, runs)
@@ -62,11 +70,12 @@ def _cost(bench: Bench, name: str, suites: Work, runs: Sequence[Run], room: Memo
     if source.method == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
     training = _training(bench, recipe)
-    answering = total_work(target_sets(bench, recipe, base_weights(bench), 0))
-    answering += suites if source.method != "base" else Work()
+    own = _asked(bench, target_sets(bench, recipe, base_weights(bench), 0))
+    answering = own.work + (suites.work if source.method != "base" else Work())
     shape = _shape(base_of(bench, recipe).path, base_of(bench, recipe).n_parameters)
     seconds = bench.seconds(training + answering, base_of(bench, recipe))
-    peak_gb = None if shape is None else _peak_gb(bench, recipe, shape)
+    cached = max(own.cached, suites.cached)
+    peak_gb = None if shape is None else _peak_gb(bench, recipe, shape, cached)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
     return Cost(
         candidate=name,
@@ -78,8 +87,23 @@ def _cost(bench: Bench, name: str, suites: Work, runs: Sequence[Run], room: Memo
         cost_usd=estimate.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(bench, recipe, shape, room) if shape and fits is False else "",
+        knob=_knob(bench, recipe, shape, cached, room) if shape and fits is False else "",
     )
+
+
+def _asked(bench: Bench, sets: Iterable[RowSet]) -> Asked:
+    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+    jobs, most = [rows.job() for rows in sets], ANSWERING[bench.machine.device].tokens
+    longest = max((_longest_item(job) or most for job in jobs), default=1)
+    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest))
+
+
+def _longest_item(job: Job) -> int:
+    """Return the tokens of a job's longest prompt with its answer; 0 where lm-eval writes the prompts."""
+    if job.task.lm_eval:
+        return 0
+    works = (work_of(replace(job, examples=(e,))) for e in job.examples)
+    return max((work.read + work.generated for work in works), default=1)
 
 
 def _training(bench: Bench, recipe: Recipe) -> Work:
@@ -119,12 +143,11 @@ def _n_adapter(source: Recipe, shape: Shape) -> int:
 
 
 def _peak_gb(
-    bench: Bench, recipe: Recipe, shape: Shape, batch: int | None = None, nf4: bool = False
+    bench: Bench, recipe: Recipe, shape: Shape, cached: int, batch: int | None = None, nf4: bool = False
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = bench.machine.device == "cuda"
     served = nf4 or (on_gpu and bool(served_base(bench, recipe).quantization))
-    cached = ANSWERING[bench.machine.device].tokens
     answering = footprint.inference_gb(shape, cached, bench.machine.precision, nf4=served)
     if not _trains(recipe):
         return answering
@@ -169,11 +192,11 @@ def _flops(bench: Bench, recipe: Recipe, shape: Shape | None, training: Work, an
     return once + footprint.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
 
 
-def _knob(bench: Bench, recipe: Recipe, shape: Shape, room: Memory) -> str:
+def _knob(bench: Bench, recipe: Recipe, shape: Shape, cached: int, room: Memory) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, nf4: bool) -> bool:
-        return _peak_gb(bench, recipe, shape, batch, nf4) / _GIB <= room.free_gib
+        return _peak_gb(bench, recipe, shape, cached, batch, nf4) / _GIB <= room.free_gib
 
     if _trains(recipe):
         written = _params(source_of(bench, recipe)).per_device_train_batch_size

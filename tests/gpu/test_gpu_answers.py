@@ -91,6 +91,7 @@ def one_by_one(model, asked):
 
 def test_scores_are_those_of_one_sequence_at_a_time_on_the_cpu(machine, source, model):
     candidate = ModelHost(source, machine).base
+    assert candidate.engine == "transformers/packed"
     assert scores(candidate) == pytest.approx(one_by_one(model, pairs(candidate)), abs=1e-3)
 
 
