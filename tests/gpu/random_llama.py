@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import footprint
-from harness.candidates import ANSWERING
 from harness.embedded import ModelSource
 from harness.footprint import Shape
 from harness.machine import Machine, dtype, memory
+from harness.records import BLOCK
 
 
 class Size(NamedTuple):
@@ -75,10 +75,15 @@ def chosen(tokenizer_of: Path, folder: Path) -> str:
         name
         for name in ("1b", "3b", "8b")
         for shape in [SIZES[name].shape(vocabulary)]
-        if footprint.inference_gb(shape, ANSWERING["cuda"].tokens / 4) <= free_gb
-        and 1.2 * footprint.weights_gb(shape, "bf16") <= disk_gb
+        if needed_gb(shape) <= free_gb and 1.2 * footprint.weights_gb(shape, "bf16") <= disk_gb
     ]
     return (fits or ["1b"])[-1]
+
+
+def needed_gb(shape: Shape) -> float:
+    """Estimate what answering a block of 1,024 tokens each takes, and training a LoRA on eight such rows."""
+    adapter = footprint.lora_parameters(shape, r=16)
+    return max(footprint.inference_gb(shape, BLOCK * 1024), footprint.training_gb(shape, adapter, 8 * 1024))
 
 
 def build(folder: Path, size: str, tokenizer_of: Path, machine: Machine, spread: float = 0.02) -> RandomModel:
