@@ -173,7 +173,7 @@ def crowded(tiny, tmp_path):
     machine = gpu("fp32")
     made = random_llama.build(tmp_path / "model", "tiny", tiny, machine, spread=0.3)
     base = ModelHost(made.source, machine).base
-    texts = [f"{number} parcels. " * 120 for number in range(16)]
+    texts = [f"{number} parcels. " * 400 for number in range(16)]
     return base, [base.encode([{"role": "user", "content": text}]).context for text in texts]
 
 
