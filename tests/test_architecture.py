@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
-    "refusals metrics embedded prepack trees attention scoring generation encoding candidates training vllm methods evaluate "
+    "refusals metrics embedded prepack trees attention scoring generation encoding candidates training vllm endpoint methods evaluate "
     "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
     "starting doctor catalogue terminal cli"
 ).split()
@@ -34,6 +34,7 @@ MODEL = {
     "encoding",
     "candidates",
     "vllm",
+    "endpoint",
     "training",
     "methods",
 }
@@ -43,6 +44,7 @@ HOMES = {
     ),
     "gguf": {"embedded"},
     "vllm": {"vllm"},
+    "openai": {"endpoint"},
     "lm_eval": {"capability"},
     "duckdb": {"store"},
     "streamlit": set(),
@@ -57,7 +59,7 @@ HOMES = {
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
-    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm"
+    "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai"
 ).split()
 # What has to work on a machine without torch.
 LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "release", "cli")

@@ -373,13 +373,16 @@ def _print_plan(
     found = costs(bench, names, memory(bench.machine.device))
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in found}
-        planned = {name: {**w._asdict(), "seconds": round(plan[name], 1)} for name, w in work.items()}
+        times = {name: round(plan[name], 1) if name in plan else None for name in work}
+        planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
         print_value({name: {**w, **alone.get(name, {})} for name, w in planned.items()}, True)
         return
     print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
-    for name, w in [*work.items(), ("all, in tokens, from nothing", total)]:
-        expected = seconds(plan.get(name, sum(plan.values())))
-        print(f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {expected}")
+    lines = [(name, w, plan.get(name)) for name, w in work.items()]
+    for name, w, time_s in [*lines, ("all, in tokens, from nothing", total, sum(plan.values()))]:
+        print(
+            f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {seconds(time_s)}"
+        )
     for line in table(found):
         print(line)
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")

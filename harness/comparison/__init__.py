@@ -23,6 +23,7 @@ from harness.comparison.difference import (
 )
 from harness.comparison.intervals import difference, on_valid, same, within_range
 from harness.comparison.ranks import estimate_columns, shared_ranks
+from harness.endpoint import is_endpoint
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, mean_metric
 from harness.records import RowsIdentity, SampleResult
@@ -43,26 +44,20 @@ __all__ = [
     "shared_ranks",
 ]
 
-_MUST_AGREE = (
-    "task",
-    "task_version",
-    "split",
-    "template_digest",
-    "precision",
-    "engine",
-    "layout_digest",
-    "device_class",
-    "scoring_digest",
-)
+_MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
+_MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
     """Refuse two sets of rows that differ in more than their weights (and, unless asked, their prompting).
 
+    How an endpoint computes belongs to it like its weights, and is part of the difference.
+
     Raises:
         IncompatibleRuns: names every field that differs, with both values.
     """
-    fields = (*_MUST_AGREE, "prompting_digest", "answer") if prompting else _MUST_AGREE
+    here = () if is_endpoint(a.engine) or is_endpoint(b.engine) else _MUST_AGREE_HERE
+    fields = (*_MUST_AGREE, *here, *(("prompting_digest", "answer") if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
     ]

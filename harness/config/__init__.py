@@ -25,13 +25,15 @@ class Loaded(NamedTuple):
     """An experiment, the folder of its file, the digest of all texts it was read from.
 
     `selected` names the candidates to show, in the order of the file; the others stay in
-    the experiment, because a selected one may take their weights.
+    the experiment, because a selected one may take their weights. `places` maps every candidate to
+    the file and line where it is written.
     """
 
     experiment: Experiment
     folder: Path
     text_digest: str
     selected: tuple[str, ...]
+    places: Mapping[str, str]
 
 
 def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> Loaded:
@@ -54,7 +56,8 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
     expanded = {name: member.recipe for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
-    return Loaded(experiment, tree.folder, digest([tree.texts, list(overrides)]), selected)
+    places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
+    return Loaded(experiment, tree.folder, digest([tree.texts, list(overrides)]), selected, places)
 
 
 class _GateAlone(Spec):

@@ -91,7 +91,10 @@ def gain_shown(run: CandidateFacts) -> bool:
 
 
 def fine_tuned(run: CandidateFacts) -> bool:
-    """Tell whether a language model was trained; a classifier is an alternative to that."""
+    """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
+
+    An endpoint's model counts as trained, because nobody sees its weights.
+    """
     return run.trained and run.method != "classifier"
 
 

@@ -30,17 +30,18 @@ _GIB = 2**30 / 1e9  # GB
 class Cost:
     """What a candidate takes: estimated, and as measured where a run is stored (None elsewhere).
 
-    Time is device time in seconds, of training and of answering. `fits` is None where the model's
-    configuration does not say enough; `knob` says what to turn where it does not fit.
+    Time is device time in seconds, of training and of answering; what an endpoint takes and costs is not
+    known. `fits` is None where the model's configuration does not say enough; `knob` says what to turn
+    where it does not fit.
     """
 
     candidate: str
     memory_gib: float | None
     memory_measured_gib: float | None
-    time_s: float
+    time_s: float | None
     time_measured_s: float | None
     flops: float
-    cost_usd: float
+    cost_usd: float | None
     cost_measured_usd: float | None
     fits: bool | None
     knob: str = ""
@@ -63,6 +64,8 @@ def costs(bench: Bench, selected: Iterable[str], room: Memory) -> tuple[Cost, ..
 def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
     recipe = bench.experiment.candidates[name]
     source = source_of(bench, recipe)
+    if source.method == "endpoint":
+        return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
     measured = _measured(bench, recipe, name, runs)
     hour, device = bench.experiment.decide.device_hour_usd, bench.machine.device
     time_s, memory_s = measured or (None, None)

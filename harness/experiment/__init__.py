@@ -26,7 +26,7 @@ from harness.records import Run
 from harness.report import ExperimentReport, live_line
 from harness.run import Bench, base_arm, failed_run, make_run, stored_runs
 from harness.run.finished import Asked
-from harness.run.weights import base_of, served_base, source_of
+from harness.run.weights import base_of, served_base, source_of, trains
 from harness.spec import Recipe
 
 MANY = 64  # candidates
@@ -270,9 +270,6 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[Asked]:
     recipes = {name: bench.experiment.candidates[name] for name in selected}
     places: dict[str, int] = {}
 
-    def trains(recipe: Recipe) -> bool:
-        return source_of(bench, recipe).method not in ("base", "classifier", "adapter")
-
     def generation(recipe: Recipe) -> int:
         init = source_of(bench, recipe).init_from
         return 1 + generation(bench.experiment.candidates[init]) if init else 0
@@ -280,12 +277,12 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[Asked]:
     def key(item: tuple[str, Recipe]) -> tuple[bool, bool, int, int]:
         recipe = item[1]
         place = places.setdefault(served_base(bench, recipe).weights_digest, len(places))
-        return trains(recipe), recipe.weights_of is not None, generation(recipe), place
+        return trains(bench, recipe), recipe.weights_of is not None, generation(recipe), place
 
     return [
         (name, recipe, seed)
         for name, recipe in sorted(recipes.items(), key=key)
-        for seed in (bench.experiment.seeds if trains(recipe) else bench.experiment.seeds[:1])
+        for seed in (bench.experiment.seeds if trains(bench, recipe) else bench.experiment.seeds[:1])
     ]
 
 

@@ -143,8 +143,8 @@ def prepare_candidate(bench: Bench, name: str, tasks: Sequence[Task]) -> Prepare
     found = _found(tasks, bench.experiment.datasets_dir)
     recipe = bench.experiment.candidates[name]
     weights = ensure_weights(bench, recipe, bench.experiment.seeds[0])
-    if weights.kind == "classifier":
-        problem = f"{name}, a classifier"
+    if weights.kind in ("classifier", "chat"):
+        problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
     measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
     return Prepared(replace(bench, suites=measured), name, weights, found)
@@ -154,13 +154,14 @@ def evaluate(prepared: Prepared) -> Evaluation:
     """Ask what has not been asked yet, and estimate every score."""
     bench = prepared.bench
     digests = suite_arm(bench, prepared.weights, prepared.name)
+    how = suite_sets(bench, prepared.weights)[0].identity
     n_items = {name: len(f.items.test) for name, f in prepared.found.items()}
     rows = {name: store.read_rows(bench.store, rows, n_items[name]) for name, rows in digests.items()}
     return Evaluation(
         prepared.name,
         bench.machine.name,
-        bench.machine.precision,
-        bench.engine(prepared.weights.source or bench.source)[0],
+        how.precision,
+        how.engine,
         tuple(s for name, f in prepared.found.items() for s in _scores(name, f, rows[name])),
         rows,
         tuple(note for name, f in prepared.found.items() for note in _notes(name, f, rows[name])),

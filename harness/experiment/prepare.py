@@ -15,7 +15,7 @@ from harness.data import TaskItems, load_task, suite_leaks
 from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
-from harness.experiment.serving import engine_problems
+from harness.experiment.serving import endpoint_problems, engine_problems
 from harness.machine import probe
 from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
@@ -24,7 +24,16 @@ from harness.records import FEWER
 from harness.run import Bench, Measured, base_weights, measured
 from harness.run.replay import replay_problems
 from harness.run.sets import SPLITS, suite_sets, target_sets, total_work, work_of
-from harness.run.weights import base_of, fit_work, served_base, source_of, trained_base, trials
+from harness.run.weights import (
+    base_of,
+    fit_work,
+    is_served,
+    served_base,
+    source_of,
+    trained_base,
+    trains,
+    trials,
+)
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
@@ -97,7 +106,7 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
     bench = Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, sources)
-    _refuse_weights(bench, loaded.selected)
+    _refuse_weights(bench, loaded)
     return bench
 
 
@@ -126,10 +135,10 @@ def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSour
     return out
 
 
-def _refuse_weights(bench: Bench, selected: Collection[str]) -> None:
+def _refuse_weights(bench: Bench, loaded: Loaded) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems: list[Problem] = []
-    written = bench.experiment.candidates
+    written, selected = bench.experiment.candidates, loaded.selected
     named = [(name, *_lineage(bench, written[name].weights_of or name)) for name in selected]
     recipes = {name: written[name] for names in named for name in names}
     for name, recipe in recipes.items():
@@ -144,6 +153,7 @@ def _refuse_weights(bench: Bench, selected: Collection[str]) -> None:
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += replay_problems(bench, recipe)
     problems += engine_problems(bench, selected, recipes)
+    problems += endpoint_problems(bench, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
 
@@ -163,24 +173,26 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
     for name, recipe in chosen.items():
         makes = [at for at in _lineage(bench, recipe.weights_of or name) if at not in made]
         made.update(makes)
-        trains = sum((_making_work(bench, recipes[at]) for at in makes), Work())
+        making = sum((_making_work(bench, recipes[at]) for at in makes), Work())
         tuned = _is_tuned(bench, recipe)
-        n_seeds = len(bench.experiment.seeds) if tuned else 1
+        n_seeds = len(bench.experiment.seeds) if trains(bench, recipe) else 1
         asked = _asking_work(bench, recipe)
         weights = (recipe.weights_of or name, served_base(bench, recipe).weights_digest)
-        once = asked + trains + (suites if tuned and weights not in judged else Work())
+        once = asked + making + (suites if tuned and weights not in judged else Work())
         judged.add(weights)
         out[name] = sum([once] * n_seeds, Work())
     return out
 
 
 def seconds_planned(bench: Bench, work: Mapping[str, Work]) -> dict[str, float]:
-    """Say how long planned work takes, each on its own base."""
+    """Say how long planned work takes here, each on its own base; an endpoint takes no time here."""
     recipes = bench.experiment.candidates
+    served = {name for name in work if name in recipes and is_served(bench, recipes[name])}
     of_arms = {arm_label(bench, s): s for s in arms(bench, recipes.values())}
     return {
         name: bench.seconds(one, of_arms[name] if name in of_arms else base_of(bench, recipes[name]))
         for name, one in work.items()
+        if name not in served
     }
 
 

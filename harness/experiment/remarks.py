@@ -5,6 +5,7 @@ Invariant: sentences about recipes and stored figures; nothing here compares sco
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.endpoint import Settings
 from harness.records import Run
 from harness.run import Bench
 from harness.run.weights import source_of
@@ -15,7 +16,7 @@ def remarks(bench: Bench, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_runs = dict.fromkeys([*_dropped(done), *_chosen(done), *_theirs(done)])  # seeds say the same again
-    return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done)]
+    return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done), *_served(bench, done)]
 
 
 def _dropped(runs: Iterable[Run]) -> Iterator[str]:
@@ -58,6 +59,19 @@ def _other_bases(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
     others = {run.candidate: run.base_model for run in runs if run.base_digest != bench.source.weights_digest}
     for candidate, base in others.items():
         yield f"{candidate}: made from {base}, and measured against that"
+
+
+def _served(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+    """Say of each endpoint what was measured of it and what was not."""
+    priced = bench.experiment.decide.usd_per_million_tokens is not None
+    for run in (run for run in runs if run.method == "endpoint"):
+        settings = Settings(**source_of(bench, bench.experiment.candidates[run.candidate]).params)
+        cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
+        asked = f"{settings.name}, asked by {settings.protocol}"
+        yield f"{run.candidate}: {asked}; times include the way there{cost}"
+        if left := [m.task.name for m in bench.suites if f"{m.task.name}/test" not in run.rows]:
+            said = "which need token ids or their log-probabilities, and chat has neither"
+            yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
 
 
 def _theirs(runs: Iterable[Run]) -> Iterator[str]:

@@ -1,15 +1,15 @@
-"""Which candidates the engine of an experiment cannot serve, said before anything runs."""
+"""Which candidates the engine or an endpoint cannot serve, said before anything runs."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import vllm
+from harness import endpoint, vllm
 from harness.errors import Problem
 from harness.plugins import load as load_plugin
 from harness.run import Bench
-from harness.run.weights import served_base, trials
+from harness.run.weights import is_served, served_base, source_of, trials
 from harness.spec import Recipe
 from harness.training.adapters import CONFIG
 
@@ -33,6 +33,20 @@ def engine_problems(bench: Bench, selected: Iterable[str], made: Mapping[str, Re
         if rank > vllm.MAX_RANK:
             found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
+
+
+def endpoint_problems(bench: Bench, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what keeps candidates from being asked over HTTP; `places` says where each is written."""
+    recipes, task = bench.experiment.candidates, bench.experiment.target
+    for name, where in places.items():
+        if not is_served(bench, recipes[name]):
+            continue
+        settings = endpoint.Settings(**source_of(bench, recipes[name]).params)
+        yield from endpoint.problems(settings, where)
+        if settings.protocol == "chat" and (recipes[name].answer == "rank" or not endpoint.can_chat(task)):
+            found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
+            expected = "a target that is answered in chat, and answer: generate"
+            yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:

@@ -12,10 +12,13 @@ import numpy as np
 
 from harness import stats
 from harness.metrics import Metric
+from harness.nightly.alarm import AA_RATE
 from harness.nightly.asking import Rows
 from harness.nightly.files import BaseNight, SeriesNight
 from harness.nightly.plan import Cluster, Item
 from harness.records import SampleResult
+
+_MOVED_P = 0.01
 
 
 class Arms(NamedTuple):
@@ -56,6 +59,16 @@ def base_night(
     ]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
     return BaseNight(flips, tuple(reworded), tuple(differing))
+
+
+def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
+    """Tell whether more answers score otherwise than the rounding of one model explains.
+
+    Source: the exact binomial test, one-sided, at the A/A rate of bf16.
+    """
+    shared = (item for item in now if item in then and is_same_item(now[item], then[item]))
+    moved = [m for i in shared if (m := _moved(now[i], then[i], metrics[i[0]])) is not None]
+    return bool(moved) and stats.binomial_p(sum(moved), len(moved), AA_RATE["bf16"]) < _MOVED_P
 
 
 def name(item: Item) -> str:

@@ -39,6 +39,8 @@ class Watched:
 
     `reference` names what it is compared with, `tested` digests what answered (weights, prompting,
     environment): the same on the same items tells nothing new. `tests` says in words what is new.
+    `since` is the night from which on an endpoint has answered its anchors as now; empty where it
+    answers them as in the reference.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Watched:
     tests: tuple[str, ...]
     series: dict[str, SeriesNight] = field(default_factory=dict)
     error: str = ""
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,6 @@ from harness.spec import NightlyPolicy
 
 HARNESS = "harness"
 EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
-# Items of one model whose score moves in another layout: as for the control arm of compare.
-_AA_RATE = {"bf16": 0.022, "fp16": 0.003, "fp32": 0.004}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
     seen: set[tuple[str, str, str]] = set()
     flips: dict[str, list[tuple[int, int]]] = {}
     for night in nights:
-        rate = _AA_RATE.get(night.precision, _AA_RATE["bf16"])
+        rate = alarm.AA_RATE.get(night.precision, alarm.AA_RATE["bf16"])
         for base, found in night.bases.items():
             fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
             seen |= {(base, night.environment, item) for item in fresh}

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from harness import config, provenance, run, store
 from harness.config import Loaded
+from harness.endpoint import PROTOCOLS
 from harness.errors import HarnessError, Problem, UserError
 from harness.experiment import Scope, bench_of
 from harness.nightly import watching
 from harness.nightly.asking import Part, Rows, ask, by_item, file_of, parts_of
-from harness.nightly.evidence import Arms, base_night, series_of
+from harness.nightly.evidence import Arms, base_night, has_moved, series_of
 from harness.nightly.files import (
     BaseNight,
     Night,
@@ -176,18 +177,24 @@ class _Session:
         weights = run.ensure_weights(bench, target.recipe, target.seed)
         sets = self._chosen(watching.own_sets(bench, target, weights), reference.rows)
         control = None if weights.kind == "classifier" else self._control(target, reference)
-        now = ask(bench, self.folder, target.name, weights, self._parts(sets))
+        parts = self._parts(sets)
+        now = ask(bench, self.folder, target.name, weights, parts)
         then = self._then(sets, reference.rows)
         self.references[target.name] = reference
         prompting = watching.own_sets(bench, target, weights)[0].identity.prompting_digest
+        since = served = ""
+        if weights.kind in PROTOCOLS:
+            since = self._since(target.name, reference.id, parts, now, then)
+            served = watching.endpoint_tested(bench, target.recipe, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
             name=target.name,
             reference=reference.id,
-            tested=digest([weights.digest, prompting, self.environment]),
+            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
             tests=watching.what_is_tested(
-                bench, target.recipe, reference, weights, prompting, self.environment
+                bench, target.recipe, reference, weights, prompting, self.environment, served
             ),
+            since=since,
             series={
                 key: series_of(
                     _arms(now, then, control, {m.task.name for m in of}),
@@ -199,6 +206,21 @@ class _Session:
                 if there & {m.task.name for m in of}
             },
         )
+
+    def _since(self, who: str, reference: str, parts: Sequence[Part], now: Rows, then: Rows) -> str:
+        """Return the night since when an endpoint answers its anchors as now; empty where as the reference.
+
+        Nobody sees its weights, so answers that moved are what shows another model.
+        """
+        fixed = [part for part in parts if part.kind == "anchors"]
+        before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
+        since = next((w.since for w in reversed(before) if not w.error), "")
+        if since:
+            files = (file_of(self.home / since, who, part) for part in fixed)
+            then = by_item(row for file in files for row in store.read_measured(file) or ())
+        anchors = {(part.rows.measured.task.name, i) for part in fixed for i in part.ids}
+        tonight_s = {item: row for item, row in now.items() if item in anchors}
+        return self.day if has_moved(tonight_s, then, self.metrics) else since
 
     def _control(self, target: Target, reference: Reference) -> _Control:
         """Ask the base of a candidate, once a night."""

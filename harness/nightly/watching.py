@@ -10,13 +10,14 @@ from typing import NamedTuple
 from harness import provenance, run, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
+from harness.endpoint import Settings
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.nightly.files import Reference
 from harness.records import digest
 from harness.release import candidate_runs, read_champion
 from harness.run import Bench
 from harness.run.sets import RowSet, suite_sets, target_sets
-from harness.run.weights import base_of
+from harness.run.weights import base_of, source_of
 from harness.spec import Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -142,11 +143,20 @@ def data_digest(bench: Bench) -> str:
 
 
 def what_is_tested(
-    bench: Bench, recipe: Recipe, reference: Reference, weights: Weights, prompting: str, environment: str
+    bench: Bench,
+    recipe: Recipe,
+    reference: Reference,
+    weights: Weights,
+    prompting: str,
+    environment: str,
+    served: str = "",
 ) -> tuple[str, ...]:
-    """Say in words what is another than in the reference; the harness itself always is tested."""
+    """Say in words what is another than in the reference; the harness itself always is tested.
+
+    `served` says how an endpoint answers, whose weights nobody sees.
+    """
     same_data = reference.data == data_digest(bench)
-    said = []
+    said = [served] if served else []
     if weights.digest != reference.weights:
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
@@ -155,6 +165,14 @@ def what_is_tested(
         said.append(f"upgraded libraries or another machine ({_changed(bench, reference, environment)})")
     said.append("the harness" if said else "only the harness: the weights answer as before")
     return tuple(said)
+
+
+def endpoint_tested(bench: Bench, recipe: Recipe, since: str, night: str) -> str:
+    """Name an endpoint, and since when it has answered its anchors as tonight."""
+    settings = Settings(**source_of(bench, recipe).params)
+    as_when = f"as since {since}" if since else "as in the reference"
+    how = "otherwise than before" if since == night else as_when
+    return f"the endpoint ({settings.name}), which answers its anchors {how}"
 
 
 def _drawn_anew(recipe: Recipe) -> str:

@@ -4,7 +4,7 @@ Invariant: both arms' rows have identities that differ in their weights alone, s
 compared are the same items, prompts, versions, precision and layout, or nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
+from harness.endpoint import is_endpoint
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment.control import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
@@ -27,7 +28,7 @@ from harness.store import Store
 Baseline = Literal["base", "champion"]
 Rows = list[SampleResult]
 
-_ONE_SEED = ("classifier", "adapter")  # other weights than the base's that no seed changes
+_ONE_SEED = ("classifier", "adapter", "endpoint")  # other weights than the base's that no seed changes
 
 
 def gate_stored(
@@ -170,6 +171,8 @@ def _baseline_identity(
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
+    if champion is None and is_endpoint(own.engine) and (found := _of_base(at, wanted, run)) is not None:
+        return found
     if champion is None:
         if (other := _same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
@@ -186,6 +189,23 @@ def _baseline_identity(
     found = store.read_identity(at, digest)
     comparison.check_comparable(found, own)
     return found
+
+
+def _of_base(at: Store, wanted: RowsIdentity, run: Run) -> RowsIdentity | None:
+    """Find the rows of an endpoint's base: as it was computed here, in the precision of the comparison."""
+    precision = run.provenance.get("precision")
+    found = (other for other in _computed_otherwise(at, wanted) if other.precision == precision)
+    return next(found, None)
+
+
+def _computed_otherwise(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
+    """Yield the identities of whole rows that differ at most in how they were computed."""
+    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+    for path in sorted((at.folder / "rows").glob("*/identity.json")):
+        other = store.read_identity(at, path.parent.name)
+        alike = replace(own, **{name: getattr(other, name) for name in how})
+        if other == alike and at.parquet(path.parent.name).exists():
+            yield other
 
 
 def _same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
@@ -251,7 +271,8 @@ def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str
         own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
         if m.role != "regression":
             continue
-        exact = own if own.precision == "fp32" else _in_fp32(at, own)
+        # What an endpoint answers is what it is; nobody could ask it in fp32.
+        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _in_fp32(at, own)
         if exact is None:
             return None
         new = store.read_rows(at, exact.digest)[: len(m.base)]
@@ -262,15 +283,5 @@ def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str
 
 def _in_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
     """Find the rows of the same weights, items and prompts that were computed in fp32."""
-    for path in sorted((at.folder / "rows").glob("*/identity.json")):
-        other = store.read_identity(at, path.parent.name)
-        as_own = replace(
-            own,
-            precision="fp32",
-            engine=other.engine,
-            layout_digest=other.layout_digest,
-            device_class=other.device_class,
-        )
-        if other == as_own and at.parquet(path.parent.name).exists():
-            return other
-    return None
+    known = _computed_otherwise(at, own)
+    return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)

@@ -92,6 +92,9 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not decide.fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
+    if f.method == "endpoint":
+        found = "an endpoint, whose weights are elsewhere"
+        return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
     if f.verdict is None:
         step = "add a suite of the role capability"
         return [("a run without a verdict", "one that the gate has judged", step)]

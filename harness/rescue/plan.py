@@ -70,7 +70,7 @@ def _unsettled(bench: Bench, name: str) -> tuple[Trial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
     recipe = bench.experiment.candidates[name]
     source = source_of(bench, recipe)
-    if source.method in ("base", "classifier"):
+    if source.method in ("base", "classifier", "endpoint"):
         return ()
     first = trials(source)[0][1]
     return ladder(name, recipe, first, bench.experiment.rescue, _n_layers(bench, recipe)).trials

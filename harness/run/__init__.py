@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import estimate, plugins, provenance, store, vllm
+from harness import endpoint, estimate, plugins, provenance, store, vllm
 from harness.candidates import Candidate, classifier
 from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
@@ -474,6 +474,9 @@ def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
     assert weights.folder is not None
     if weights.kind == "classifier":
         yield classifier(weights.folder, weights.digest)
+    elif weights.kind in endpoint.PROTOCOLS:
+        with endpoint.opened(weights.folder, weights.digest, source) as candidate:
+            yield candidate
     elif weights.kind == "model":
         whole = source._replace(path=weights.folder / "model", weights_digest=weights.digest)
         yield bench.host(whole).base

@@ -5,9 +5,9 @@ as it was and stored answers can be scored again.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from harness import plugins
+from harness import endpoint, plugins
 from harness.data import SCORING, Split
 from harness.metrics import sources as metric_sources
 from harness.records import RowsIdentity, digest
@@ -24,22 +24,42 @@ def identity(
     bench: "Bench", weights: Weights, m: "Measured", split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Name everything that the rows of a task's split depend on, for weights that are asked so."""
-    base = weights.source or bench.source
-    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
+    how = _computed(bench, weights)
     return RowsIdentity(
         weights.digest,
-        base.template_digest,
+        how.template_digest,
         m.task.name,
         rows_version(m.task, m.versions[split]),
         split,
         prompting,
         answer,
-        bench.machine.precision,
-        engine,
-        layout,
-        bench.machine.device,
+        how.precision,
+        how.engine,
+        how.layout_digest,
+        how.device_class,
         _scoring_digest(m),
     )
+
+
+class _Computed(NamedTuple):
+    """How answers are computed, apart from the weights; each as in `RowsIdentity`."""
+
+    template_digest: str
+    precision: str
+    engine: str
+    layout_digest: str
+    device_class: str
+
+
+def _computed(bench: "Bench", weights: Weights) -> _Computed:
+    """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
+    base, machine = weights.source or bench.source, bench.machine
+    if weights.kind in endpoint.PROTOCOLS:
+        template = base.template_digest if weights.kind == "completions" else ""
+        engine, layout = endpoint.identity(weights.kind)
+        return _Computed(template, endpoint.UNKNOWN, engine, layout, endpoint.UNKNOWN)
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
+    return _Computed(base.template_digest, machine.precision, engine, layout, machine.device)
 
 
 def rows_version(task: Task, version: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from harness import estimate
+from harness import endpoint, estimate
 from harness.data import Split
 from harness.evaluate import Job, addressed
 from harness.prompting import PromptingContext, compose
@@ -81,10 +81,11 @@ def target_sets(bench: "Bench", recipe: Recipe, weights: Weights, seed: int) -> 
 
 
 def suite_sets(bench: "Bench", weights: Weights) -> list[RowSet]:
-    """List the capability tasks; a classifier has no general ability to measure."""
+    """List the capability tasks that can be asked: of a classifier none, of chat what is answered in text."""
     if weights.kind == "classifier":
         return []
-    return [suite_set(bench, weights, m) for m in bench.suites]
+    asked = (m for m in bench.suites if weights.kind != "chat" or endpoint.can_chat(m.task))
+    return [suite_set(bench, weights, m) for m in asked]
 
 
 def suite_set(bench: "Bench", weights: Weights, m: "Measured") -> RowSet:

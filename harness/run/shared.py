@@ -3,12 +3,18 @@
 Invariant: counted in tokens of the model at hand, on the prompts as they are asked.
 """
 
+from harness import endpoint
 from harness.candidates import Candidate
 from harness.evaluate import Job
 from harness.trees import common_length
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:
-    """Count the tokens that all prompts of a job begin with: what a provider's cache would hold."""
+    """Count the tokens that all prompts of a job begin with: what a provider's cache would hold.
+
+    0 of an endpoint that is sent messages: what it makes of them is not seen here.
+    """
+    if candidate.engine == endpoint.identity("chat")[0]:
+        return 0
     chat = job.task.chat_template
     return common_length([candidate.encode(e.messages, chat_template=chat).context for e in job.examples])

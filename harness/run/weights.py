@@ -34,6 +34,16 @@ def source_of(bench: "Bench", recipe: Recipe) -> Recipe:
     return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
 
 
+def trains(bench: "Bench", recipe: Recipe) -> bool:
+    """Tell whether another seed would make other weights."""
+    return source_of(bench, recipe).method not in ("base", "classifier", "adapter", "endpoint")
+
+
+def is_served(bench: "Bench", recipe: Recipe) -> bool:
+    """Tell whether a recipe's weights lie elsewhere and are asked over HTTP."""
+    return source_of(bench, recipe).method == "endpoint"
+
+
 def base_of(bench: "Bench", recipe: Recipe) -> ModelSource:
     """Return the base, as it was published, that a recipe's weights are made from."""
     source = source_of(bench, recipe)

@@ -41,12 +41,13 @@ class FitContext:
 class Weights(NamedTuple):
     """What a method made: how it is opened, its digest, its folder and what making it cost.
 
-    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`. `training` holds
-    measured figures with units in their names, among them `wall_s`. `source` is the base as it is
+    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`; of an endpoint the kind is
+    the protocol it is asked by (`completions` or `chat`). `training` holds measured figures with units
+    in their names, among them `wall_s` where anything was made. `source` is the base as it is
     served; None is the experiment's own, and what a method gives back.
     """
 
-    kind: Literal["base", "adapter", "model", "classifier"]
+    kind: Literal["base", "adapter", "model", "classifier", "completions", "chat"]
     digest: str
     folder: Path | None
     training: dict[str, Any]
