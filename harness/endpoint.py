@@ -82,8 +82,8 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """What stands for weights that nobody sees: the address and the model's name."""
-        return digest([self.base_url, self.model])
+        """What stands for weights that nobody sees: the address, the name there, and the protocol."""
+        return digest([self.base_url, self.model, self.protocol])
 
     @property
     def name(self) -> str:

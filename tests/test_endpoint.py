@@ -1,0 +1,496 @@
+"""A model asked over HTTP says what it says in memory, and whatever goes wrong with a server has a name."""
+
+import json
+import threading
+import time
+
+import openai_server
+import pytest
+import tiny_experiment
+import tiny_methods
+from openai_server import Fault, Model, Rule, Said, serving
+from pydantic import ValidationError
+
+from harness import config, endpoint, release, report
+from harness.candidates import ModelHost
+from harness.cli import main
+from harness.comparison import check_comparable
+from harness.embedded import resolve
+from harness.endpoint import Settings
+from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, bench_of, compare, planned, seconds_planned
+from harness.methods import endpoint as method
+from harness.progress import Silent
+from harness.records import Limits
+from harness.store import Store, read_identity, read_rows
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+QUESTIONS = (
+    "Where is my parcel?",
+    "I was charged two times for one lamp, and nobody at the depot picks up the telephone.",
+    "Yes?",
+    "How do I change the address of my account?",
+)
+CHOICES = ("late", "the money back", "a red fox and a brown hen")
+KEY = "sk-very-secret-7f3a"
+
+
+@pytest.fixture(scope="module")
+def source(tiny, own_cache):
+    return resolve(str(tiny))
+
+
+@pytest.fixture(scope="module")
+def local(source):
+    return ModelHost(source, tiny_methods.CPU).base
+
+
+@pytest.fixture(scope="module")
+def answering(tiny):
+    """Load what answers once; every test has a server of its own in front of it."""
+    return Model(tiny)
+
+
+@pytest.fixture
+def server(answering):
+    with serving(answering) as started:
+        yield started
+
+
+@pytest.fixture
+def opened(tiny, source, tmp_path):
+    """Open candidates as a run does: from the folder that the method wrote."""
+    open_ones = []
+
+    def of(server, **params):
+        settings = {"base_url": server.url, "model": openai_server.NAME, "max_retries": 0, **params}
+        made = method.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
+        one = endpoint.opened(made.folder, made.digest, source)
+        open_ones.append(one)
+        return one.__enter__()
+
+    yield of
+    for one in open_ones:
+        one.__exit__(None, None, None)
+
+
+def turns(text):
+    return [{"role": "user", "content": text}]
+
+
+def asked(candidate):
+    return [candidate.encode(turns(text)).context for text in QUESTIONS]
+
+
+def pairs(candidate):
+    encoded = [candidate.encode(turns(text), choice) for text in QUESTIONS for choice in CHOICES]
+    whole = candidate.encode((), " ".join(QUESTIONS), chat_template=False)
+    return [(e.context, e.continuation) for e in (*encoded, whole)]
+
+
+def said(outputs):
+    return [(o.text, o.finish_reason, o.n_prompt_tokens) for o in outputs]
+
+
+# The same as in memory
+
+
+def test_likelihoods_are_those_of_the_model_in_memory(local, server, opened):
+    one, other = local.loglikelihood(pairs(local)), opened(server).loglikelihood(pairs(local))
+    assert [x.logprob for x in other] == pytest.approx([x.logprob for x in one], abs=1e-4)
+    assert [x.greedy for x in other] == [x.greedy for x in one]
+
+
+@pytest.mark.parametrize("limits", [Limits(1), Limits(12), Limits(40)])
+def test_completions_are_those_of_the_model_in_memory(local, server, opened, limits):
+    candidate = opened(server)
+    assert said(candidate.generate(asked(candidate), limits)) == said(local.generate(asked(local), limits))
+
+
+def test_chat_is_what_the_model_in_memory_answers_to_the_same_messages(local, server, opened):
+    candidate, limits = opened(server, protocol="chat"), Limits(12)
+    found = candidate.generate(asked(candidate), limits)
+    assert said(found) == said(local.generate(asked(local), limits))
+    assert server.asked[-1][0] == "/v1/chat/completions"
+
+
+def test_an_answer_ends_before_a_stop_string(local, server, opened):
+    text = local.generate(asked(local)[:1], Limits(12))[0].text
+    limits = Limits(12, (text[4:6], "never said"))
+    found = opened(server).generate(asked(local), limits)
+    assert said(found) == said(local.generate(asked(local), limits))
+    assert found[0].text == text[: text.index(text[4:6])]
+
+
+def test_an_answer_is_cut_at_a_stop_string_that_the_server_was_not_told(opened):
+    with serving(Rule(lambda messages: "late.Or not")) as rule:
+        found = opened(rule, protocol="chat").generate(
+            [asked_in_json()], Limits(9, ("!", "?", ";", ":", "."))
+        )
+        assert rule.asked[0][1]["stop"] == ["!", "?", ";", ":"]  # the protocol takes four
+    assert (found[0].text, found[0].finish_reason) == ("late", "stop")
+
+
+def asked_in_json(text="Yes?"):
+    return tuple(json.dumps(turns(text)).encode())
+
+
+# Requests
+
+
+def test_answers_come_in_the_order_of_the_questions_however_they_arrive(opened):
+    def slowest_first(messages):
+        number = int(messages[-1]["content"])
+        time.sleep((9 - number) / 50)
+        return f"answer {number}"
+
+    with serving(Rule(slowest_first)) as rule:
+        prompts = [asked_in_json(str(n)) for n in range(10)]
+        found = opened(rule, protocol="chat").generate(prompts, Limits(4))
+    assert [o.text for o in found] == [f"answer {n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_so_many_requests_are_under_way_at_once(opened, n):
+    here = threading.Barrier(n)
+
+    def meets(messages):
+        here.wait(timeout=30)  # passes only where n requests are here together
+        return "met"
+
+    with serving(Rule(meets)) as rule:
+        opened(rule, protocol="chat", num_concurrent=n).generate([asked_in_json()] * 6, Limits(4))
+        assert rule.most_at_once == n
+
+
+def test_a_busy_server_is_asked_again(server, opened):
+    server.faults = [Fault(429), Fault(503)]
+    found = opened(server, max_retries=2, num_concurrent=1).generate([(5, 6, 7)], Limits(2))
+    assert [o.finish_reason for o in found] == ["length"]
+
+
+def test_a_prompt_that_the_server_finds_too_long_is_an_error_row_and_the_others_go_on(
+    local, opened, answering
+):
+    class Shorter:
+        max_model_len = 30
+        complete = answering.complete
+
+    with serving(Shorter()) as shorter:
+        candidate = opened(shorter)
+        assert candidate.max_context == 29
+        short, long = candidate.generate([(5, 6, 7), tuple(range(4, 40))], Limits(2))
+    assert short.finish_reason == "length"
+    assert (long.finish_reason, long.error) == ("error", "This model's maximum context length is 30 tokens.")
+
+
+# What goes wrong
+
+
+def failure(candidate, prompts=((5, 6, 7),)):
+    with pytest.raises(CandidateFailed) as failed:
+        candidate.generate(list(prompts), Limits(2))
+    return str(failed.value)
+
+
+def test_a_server_that_is_down_is_named_with_what_to_do(answering, opened):
+    with serving(answering) as gone:
+        url = gone.url
+    with pytest.raises(CandidateFailed) as failed:
+        opened(gone)
+    assert str(failed.value) == (
+        f"tiny at {url}: found no server; expected an answer; try: start it, or correct base_url"
+    )
+
+
+def test_a_model_that_the_server_does_not_have_is_named(server, opened):
+    assert (
+        "status 404, The model `other` does not exist.; expected an answer; try: a base_url that ends with /v1"
+        in (failure(opened(server, model="other")))
+    )
+
+
+def test_a_wrong_key_is_said_and_never_shown(answering, opened, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    with serving(answering, key="another") as guarded:
+        found = failure(opened(guarded, api_key_env="SUPPORT_KEY"))
+    assert "status 401" in found
+    assert "the key in the variable that api_key_env names" in found
+    assert KEY not in found
+
+
+def test_the_key_of_the_environment_is_sent(answering, opened, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    with serving(answering, key=KEY) as guarded:
+        assert opened(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+
+
+def test_the_key_of_another_provider_is_never_sent(answering, opened, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(answering, key=KEY) as guarded:
+        assert "status 401" in failure(opened(guarded))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            Fault(429),
+            "status 429, busy; expected an answer; try: a smaller num_concurrent, or more max_retries",
+        ),
+        (
+            Fault(500),
+            "status 500, busy; expected an answer; try: ask again later, or look at the server's log",
+        ),
+        (
+            Fault(200, {"answer": 1}),
+            "a response without choices; expected an answer; try: a base_url that ends",
+        ),
+        (Fault(200, after_s=0.6), "nothing within 0.3 s; expected an answer; try: a longer timeout"),
+    ],
+    ids=["busy", "broken", "another protocol", "slow"],
+)
+def test_what_a_server_says_instead_of_an_answer_has_a_name(server, opened, fault, words):
+    server.faults = [fault]
+    assert words in failure(opened(server, timeout=0.3))
+
+
+def test_likelihoods_need_a_server_that_echoes_them(server, opened):
+    server.faults = [Fault(200, openai_server._response(Said("x"), {"text": "x", "logprobs": None}))]
+    with pytest.raises(CandidateFailed, match=r"of 0 tokens where 3 were sent.*protocol: chat"):
+        opened(server).loglikelihood([((5, 6), (7,))])
+
+
+def test_a_server_that_adds_to_the_prompt_is_found_out(server, opened, answering):
+    known = answering.logprobs([1, 5, 6, 7])
+    server.faults = [Fault(200, openai_server._response(Said("x"), {"text": "x", "logprobs": known}))]
+    with pytest.raises(CandidateFailed, match="log-probabilities of 5 tokens where 3 were sent"):
+        opened(server).loglikelihood([((5, 6), (7,))])
+
+
+def test_the_first_failure_ends_what_has_not_begun(server, opened):
+    server.faults = [Fault(500)] * 100
+    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 100)
+    assert len(server.faults) > 80
+
+
+# What is written of it
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://host/v1", "https://me:secret@host/v1", "https://host/v1?key=1"]
+)
+def test_an_address_is_one_of_the_web_and_holds_no_secret(url):
+    with pytest.raises(ValidationError, match="base_url"):
+        Settings(base_url=url, model="m")
+
+
+def test_the_weights_are_named_by_address_model_and_protocol_alone():
+    one = Settings(base_url="http://host/v1", model="m")
+    same = Settings(base_url="http://host/v1/", model="m", api_key_env="A", num_concurrent=1, timeout=9)
+    assert one.weights_digest == same.weights_digest
+    others = [{"base_url": "http://host/v2"}, {"model": "n"}, {"protocol": "chat"}]
+    named = [Settings(**{"base_url": "http://host/v1", "model": "m", **other}) for other in others]
+    assert len({one.weights_digest, *(s.weights_digest for s in named)}) == 4
+
+
+# A whole comparison
+
+CANDIDATES = """\
+  prompt: {{method: base}}
+  served:
+    method: endpoint
+    params: {{base_url: {url}, model: tiny, api_key_env: SUPPORT_KEY, max_retries: 0}}
+  shots: {{weights_of: served, prompting: {{few_shot: {{select: fixed, shots: 2}}}}}}
+  ranked: {{weights_of: served, answer: rank}}
+  chatty: {{method: endpoint, params: {{base_url: {url}, model: tiny, api_key_env: SUPPORT_KEY, protocol: chat}}}}
+"""
+PRICES = "decide.usd_per_million_tokens={input: 1, output: 2}"
+
+
+@pytest.fixture(scope="module")
+def compared(answering, tiny, own_cache, tmp_path_factory):
+    """Compare the base in memory with itself behind an address."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as environment, serving(answering, key=KEY) as guarded:
+        environment.setenv("SUPPORT_KEY", KEY)
+        path = tiny_experiment.write(folder, tiny, CANDIDATES.format(url=guarded.url))
+        found = compare(path, ["seeds=[0,1]"])
+        report.write(found, folder / "reports")
+        yield path, guarded, found
+
+
+def of(found, name):
+    return next(f for f in found.facts if f.name == name)
+
+
+def test_the_base_behind_an_address_scores_as_in_memory(compared):
+    path, _, found = compared
+    assert {(f.name, f.seed, f.state, f.error) for f in found.facts} == {
+        (name, 0, "done", "") for name in ("prompt", "served", "shots", "ranked", "chatty")
+    }
+    assert of(found, "served").target == of(found, "chatty").target == of(found, "prompt").target
+    store = Store(path.parent / "runs")
+    prompt, served = (tiny_experiment.runs_of(path)[name] for name in ("prompt", "served"))
+    one, other = (read_rows(store, run.rows["letters/test"]) for run in (prompt, served))
+    assert [row.text for row in other] == [row.text for row in one]
+    assert [row.prompt_digest for row in other] == [row.prompt_digest for row in one]
+    assert [c.delta for c in found.comparisons["served"]] == pytest.approx([0] * 3, abs=1e-4)
+
+
+def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(compared):
+    *_, found = compared
+    notes = " ".join(found.notes)
+    assert "chatty: not asked sums, prose, which need token ids or their log-probabilities" in notes
+    assert "served: not asked" not in notes
+    assert of(found, "served").verdict is not None
+    assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
+
+
+def test_without_prices_an_endpoint_has_no_cost_and_that_is_said(compared):
+    *_, found = compared
+    assert of(found, "served").cost_per_1k_usd is None
+    assert of(found, "served").training_cost_usd == 0
+    assert "its requests have no price here without decide.usd_per_million_tokens" in " ".join(found.notes)
+    assert of(found, "served").latency_p50_s > 0
+
+
+def test_with_prices_an_endpoint_costs_its_tokens(compared, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    facts = of(compare(compared[0], ["seeds=[0,1]", PRICES]), "chatty")
+    tokens = facts.tokens
+    assert facts.cost_per_1k_usd == pytest.approx(1000 * (tokens.prompt + 2 * tokens.output) / 1e6)
+    assert tokens.cached == 0
+
+
+def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_ones(compared):
+    path, *_ = compared
+    store, runs = Store(path.parent / "runs"), tiny_experiment.runs_of(path)
+    prompt, served, chatty = (
+        read_identity(store, runs[name].rows["letters/test"]) for name in ("prompt", "served", "chatty")
+    )
+    assert (served.engine, served.precision, served.device_class) == (
+        "endpoint/completions",
+        "unknown",
+        "unknown",
+    )
+    assert served.template_digest == prompt.template_digest
+    assert (chatty.engine, chatty.template_digest) == ("endpoint/chat", "")
+    assert len({one.weights_digest for one in (prompt, served, chatty)}) == 3
+    check_comparable(prompt, served)
+    check_comparable(served, chatty)
+
+
+def test_the_key_stands_in_no_file(compared):
+    texts = [file.read_bytes() for file in compared[0].parent.rglob("*") if file.is_file()]
+    assert len(texts) > 20
+    assert not any(KEY.encode() in text for text in texts)
+
+
+def test_a_second_comparison_asks_nobody(compared, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    path, server, before = compared
+    n_asked = len(server.asked)
+    found = compare(path, ["seeds=[0,1]"])
+    assert [f.target for f in found.facts] == [f.target for f in before.facts]
+    assert len(server.asked) == n_asked
+
+
+def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(compared):
+    path, _, found = compared
+    (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
+    assert judged.verdict.outcome == of(found, "served").verdict.outcome
+    (chatty,) = release.gate_stored(path, "chatty", ["seeds=[0,1]"])
+    assert "sums: the run did not answer it" in chatty.notes
+
+
+def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    loaded = config.load(compared[0])
+    bench = bench_of(loaded, Scope(), Silent())
+    work = planned(bench, loaded.selected)
+    assert work["served"].read > 0
+    assert "served" not in seconds_planned(bench, work)
+    assert "prompt" in seconds_planned(bench, work)
+
+
+def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(answering, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    with serving(answering) as gone:
+        url = gone.url
+    path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=url))
+    found = compare(path, candidates=["prompt", "served"])
+    assert [(f.name, f.state) for f in found.facts] == [("prompt", "done"), ("served", "failed")]
+    assert of(found, "served").error.startswith(f"tiny at {url}: found no server")
+    with serving(answering, port=gone.server_port):
+        again = compare(path, candidates=["prompt", "served"])
+    assert [f.state for f in again.facts] == ["done", "done"]
+
+
+def test_finished_rows_are_kept_when_a_server_goes_away(answering, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    with serving(answering) as server:
+        path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=server.url))
+        asked_before = []
+
+        class Leaving:
+            max_model_len = answering.max_model_len
+            complete = answering.complete
+
+            def logprobs(self, ids):
+                asked_before.append(len(server.asked))
+                raise ConnectionError
+
+        server.model = Leaving()
+        server.handle_error = lambda *args: None
+        assert of(compare(path, candidates=["served"]), "served").state == "failed"
+        server.model, server.asked = answering, []
+        assert of(compare(path, candidates=["served"]), "served").state == "done"
+    completed = [body for way, body in server.asked if not body.get("echo")]
+    assert asked_before
+    assert len(completed) < 20  # the six questions of `facts` and six timed ones; the target's were stored
+
+
+# What is refused before anything runs
+
+
+def refused(path, *overrides, candidates=("served",)):
+    with pytest.raises(UserError) as refusal:
+        bench_of(config.load(path, overrides, candidates), Scope(), Silent())
+    return [(p.where, p.found) for p in refusal.value.problems]
+
+
+@pytest.fixture
+def written(tiny, tmp_path):
+    return tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url="http://localhost:1/v1"))
+
+
+def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(written, monkeypatch):
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    assert refused(written) == [("harness.yaml:9", "no variable SUPPORT_KEY in the environment")]
+    bench_of(
+        config.load(written, candidates=["prompt"]), Scope(), Silent()
+    )  # who does not ask it needs no key
+
+
+def test_a_missing_key_ends_with_exit_code_2(written, monkeypatch, capsys):
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    monkeypatch.setattr("sys.argv", ["harness", "compare", "-c", str(written), "--candidates", "served"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "next: export SUPPORT_KEY=" in capsys.readouterr().err
+
+
+def test_chat_is_refused_where_choices_are_to_be_ranked(written, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    (where, found), *_ = refused(written, "candidates.ranked.weights_of=chatty", candidates=["ranked"])
+    assert where == "harness.yaml:13"
+    assert found.startswith("ranked, asked by chat")
+
+
+def test_an_endpoint_is_neither_swept_nor_replayed_nor_started_from(written):
+    with pytest.raises(UserError) as refusal:
+        config.load(written, ["candidates.served.sweep={timeout: [1, 2]}"])
+    assert "a sweep with the method endpoint, which trains no language model" in str(refusal.value)

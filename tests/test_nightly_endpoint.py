@@ -1,0 +1,103 @@
+"""Nights that ask a real server over HTTP: its model is swapped, or it goes away."""
+
+import nights
+import openai_server
+import pytest
+import worlds
+from nights import FIRST, NightlyHost, Rates
+from openai_server import Fault, Rule, serving
+
+from harness import config, experiment, nightly
+from harness.experiment import Scope, bench_of
+from harness.nightly.files import home, read_nights
+from harness.progress import Silent
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("rules_cache")
+
+STILL = Rates(lost=0, gained=0, general_lost=0)
+WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)
+
+
+def rule(rates, day=FIRST):
+    """Answer as the fine-tune of the world, but for what the rates say it loses."""
+    oracle = nights.Nightly(nights.TRUTH, "0", True, (0, day), rates, lambda prompt: None)
+    return Rule(lambda messages: oracle._output(messages).text)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Compare a world with what is served over HTTP; yields its server and its file."""
+    with serving(rule(STILL)) as server:
+        path = worlds.write(tmp_path / "world", nights.TRUTH, worlds.Sizes(test=200, general=60))
+        one = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
+        text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
+        path.write_text(text)
+        bench, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
+        worlds.trained(bench, bench.experiment.candidates["lora"])
+        experiment.run_all(bench, loaded, quick=False)
+        yield server, path
+
+
+def night(path, n):
+    """Run night n, in which nothing that is made here changes."""
+    day = FIRST.replace(day=n)
+    loaded = config.load(path)
+    bench = bench_of(loaded, Scope(), Silent())
+    bench._host = NightlyHost(nights.TRUTH, bench.source, (0, day), STILL, lambda prompt: None)
+    return nightly.run_on(bench, loaded, day)
+
+
+def line(found, name="served"):
+    return next(one for one in found.lines if one.name == name)
+
+
+def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(served):
+    server, path = served
+    found = [night(path, n) for n in range(1, 6)]
+    assert {one.verdict for one in found} == {"ok"}
+    assert line(found[-1]).series["general"].n == 240 - 20  # all that is no anchor, once
+    assert line(found[-1]).tests[0] == (
+        f"the endpoint (tiny at {server.url}), which answers its anchors as in the reference"
+    )
+
+
+def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(served):
+    server, path = served
+    assert night(path, 1).verdict == "ok"
+    server.model = rule(WORSE)
+    found = [night(path, n) for n in (2, 3, 4)]
+    assert found[-1].verdict == "regression"
+    assert (line(found[-1]).verdict, line(found[-1], "lora").verdict) == ("regression", "ok")
+    assert line(found[0]).tests == (
+        f"the endpoint (tiny at {server.url}), which answers its anchors otherwise than before",
+        "the harness",
+    )
+    assert "which answers its anchors as since 2026-03-02" in line(found[-1]).tests[0]
+    assert "served tests the endpoint (tiny at" in "\n".join(nightly.terminal(found[-1]))
+
+
+def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(served):
+    server, path = served
+    for n in range(1, 6):
+        night(path, n)
+    asked_once = line(night(path, 6)).series["general"].n
+    server.model = rule(WORSE)
+    found = [night(path, n) for n in range(7, 11)]
+    assert line(found[-1]).series["general"].n > asked_once
+    assert found[-1].verdict == "regression"
+
+
+def test_a_server_that_is_down_ends_no_night(served):
+    server, path = served
+    server.faults = [Fault(503)] * 1000
+    found = night(path, 1)
+    assert (found.verdict, found.exit_code) == ("error", 1)
+    assert line(found).sentence.startswith(f"served: failed: tiny at {server.url}: found status 503, busy")
+    assert line(found, "lora").verdict == "ok"
+    server.faults = []
+    assert night(path, 2).verdict == "ok"
+    assert [n.night for n in read_nights(home(Store(path.parent / "runs"), "world"))] == [
+        "2026-03-01",
+        "2026-03-02",
+    ]
