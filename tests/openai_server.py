@@ -137,6 +137,7 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together: apart, each answer would wait for an acknowledgement
 
     def do_GET(self) -> None:
         size = getattr(self.server.model, "max_model_len", None)

@@ -1,6 +1,7 @@
 """A model asked over HTTP says what it says in memory, and whatever goes wrong with a server has a name."""
 
 import json
+import shutil
 import threading
 import time
 
@@ -22,6 +23,7 @@ from harness.experiment import Scope, bench_of, compare, planned, seconds_planne
 from harness.methods import endpoint as method
 from harness.progress import Silent
 from harness.records import Limits
+from harness.rescue.chosen import case_of
 from harness.store import Store, read_identity, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -403,6 +405,30 @@ def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(compared):
     assert judged.verdict.outcome == of(found, "served").verdict.outcome
     (chatty,) = release.gate_stored(path, "chatty", ["seeds=[0,1]"])
     assert "sums: the run did not answer it" in chatty.notes
+
+
+def test_an_endpoint_is_neither_trained_nor_has_it_seeds(compared):
+    *_, found = compared
+    assert found.seeds == ()
+    assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
+
+
+def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(compared, tmp_path):
+    shutil.copytree(compared[0].parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "harness.yaml"
+    loaded, store = config.load(path, ["seeds=[0,1]"]), Store(tmp_path / "copy" / "runs")
+    run = tiny_experiment.runs_of(path)["served"]
+    release.promote(loaded, store, run, verdict="", sentence="", despite="it is what is served")
+    (judged,) = release.gate_stored(path, "prompt", ["seeds=[0,1]"])
+    assert judged.baseline == f"the champion served ({run.run_id})"
+
+
+def test_an_endpoint_is_not_rescued(compared, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    loaded = config.load(compared[0], ["seeds=[0,1]"])
+    bench = bench_of(loaded, Scope(), Silent())
+    with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
+        case_of(bench, loaded.selected, "served")
 
 
 def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):

@@ -33,10 +33,10 @@ class OverSeeds:
 
 
 def over_seeds(facts: Iterable[CandidateFacts], metric: str) -> tuple[OverSeeds, ...]:
-    """Join the seeds of every recipe that trains a language model, as listed."""
+    """Join the seeds of every recipe that trains a language model, as listed; an endpoint has none."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if fine_tuned(f) and f.state == "done" and f.target is not None:
+        if fine_tuned(f) and f.method != "endpoint" and f.state == "done" and f.target is not None:
             by_name.setdefault(f.name, []).append(f)
     return tuple(_joined(name, sorted(of, key=lambda f: f.seed), metric) for name, of in by_name.items())
 

@@ -82,7 +82,8 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield _slices(report, done)
     for make in (_forgetting, _steps, _gate, _sweep):
         yield from (make(report, f) for f in tuned)
-    yield _training([f for f in done if f.training or f.training_cost_usd])
+    made = (f for f in done if f.method != "endpoint")
+    yield _training([f for f in made if f.training or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.metric)
     yield from (Section("provenance", *table) for table in origins.tables(report.origins))
