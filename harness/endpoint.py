@@ -30,7 +30,7 @@ from harness.spec import Spec, Task
 if TYPE_CHECKING:
     from openai import APIError
 
-    from harness.candidates import Pair
+    from harness.trees import Pair
 
 Protocol = Literal["completions", "chat"]
 PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")

@@ -213,6 +213,13 @@ def test_the_experiment_of_readme_loads_from_any_folder(own):
     ]
 
 
+def test_the_endpoints_of_readme_load(own):
+    block = next(block for block in blocks("yaml") if any("method: endpoint" in line for line in block))
+    written = [line.strip().partition(":") for line in block if line.startswith("  ")]
+    loaded = config.load(own / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written])
+    assert {name for name, *_ in written} <= set(loaded.selected)
+
+
 def test_the_data_of_readme_is_read_as_it_says(own):
     items = data.load_task(config.load(own / "harness.yaml").experiment.target, 0)
     assert len(items.test) == 5
