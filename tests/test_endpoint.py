@@ -255,7 +255,7 @@ def test_the_key_of_another_provider_is_never_sent(answering, opened, monkeypatc
 )
 def test_what_a_server_says_instead_of_an_answer_has_a_name(server, opened, fault, words):
     server.faults = [fault]
-    assert words in failure(opened(server, timeout=0.3))
+    assert words in failure(opened(server, timeout=0.3 if fault.after_s else 60))
 
 
 def test_likelihoods_need_a_server_that_echoes_them(server, opened):
@@ -272,9 +272,9 @@ def test_a_server_that_adds_to_the_prompt_is_found_out(server, opened, answering
 
 
 def test_the_first_failure_ends_what_has_not_begun(server, opened):
-    server.faults = [Fault(500)] * 100
-    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 100)
-    assert len(server.faults) > 80
+    server.faults = [Fault(500)] * 2000
+    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 2000)
+    assert len(server.faults) > 1000  # however busy the machine is
 
 
 # What is written of it
