@@ -185,7 +185,9 @@ def test_runs_without_a_report_are_scored_from_their_rows(opened, tmp_path):
     made = fake_project.write(tmp_path, with_report=False)
     fake_project.experiment(tmp_path)
     board = opened("leaderboard").dataframe[0].value.set_index("candidate")
-    assert {f.label: numbers.interval(*f.target[:3]) for f in made.facts} == dict(board["said"])
+    said = {f.label: numbers.interval(*f.target[:3]).partition(" ")[2] for f in made.facts}
+    assert dict(board["interval"]) == said
+    assert dict(board["score"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
 
 
 def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp_path):

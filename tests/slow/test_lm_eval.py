@@ -22,9 +22,11 @@ N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))
 PRECISION = os.environ.get("HARNESS_LM_EVAL_PRECISION", "auto")
 BATCH = 8
 # Where the answers differ, lm-eval's own two best choices are at most so far apart, in nats of the better
-# one's continuation. Two correct layouts differ in bf16 by up to 6 nats on a whole sentence of BLiMP that
-# follows nothing (in fp32 by 0.0002), but by far less between two choices.
-NOISE_NATS = {"bf16": 1.0, "fp16": 0.1, "fp32": 0.002}
+# one's continuation.
+NOISE_NATS = {"bf16": 1.0, "fp16": 0.1, "fp32": 0.001}
+# Whole sentences that follow nothing, as BLiMP's: two correct layouts differ in bf16 by up to 10 nats on
+# one, and lm-eval's own bf16 by 3 from its fp32; in fp32 both agree to 0.001.
+ALONE_NATS = {**NOISE_NATS, "bf16": 3.0}
 
 BLIMP = (
     "adjunct_island",
@@ -156,9 +158,10 @@ def test_answers_agree_with_lm_eval_but_for_choices_that_are_as_likely(choices, 
         mine = np.mean([r.parts[metric][0] for r in ours.values()])
         sys.stdout.write(
             f"| {task} | {metric} | {len(samples)} | {100 * theirs:.1f} | {100 * mine:.1f} | {len(differing)} "
-            f"| {', '.join(f'{g:.2f}' for g in gaps) or '–'} | {worst:.3f} |\n"
+            f"| {', '.join(f'{g:.2f}' for g in gaps) or '–'} | {worst:.4f} |\n"
         )
-        assert all(gap <= NOISE_NATS[choices.precision] for gap in gaps)
+        noise = ALONE_NATS if task.startswith("blimp_") else NOISE_NATS
+        assert all(gap <= noise[choices.precision] for gap in gaps)
     assert choices.precision != "fp32" or worst <= NOISE_NATS["fp32"]
 
 
