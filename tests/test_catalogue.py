@@ -5,6 +5,7 @@ import pytest
 from harness import plugins
 from harness.catalogue import listing
 from harness.errors import UserError
+from harness.spec import DecidePolicy
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
@@ -33,6 +34,17 @@ def test_tasks_are_listed_with_their_suite(folder):
 
 def test_where_there_are_no_suites_those_of_the_package_are_listed(tmp_path):
     assert {"general", "safety"} <= set(listing("suites", tmp_path / "suites"))
+
+
+def test_every_key_of_the_file_is_listed_with_its_default():
+    found = listing("keys")
+    assert found["gate.macro"] == "0.02 if not written"
+    assert found["device"] == "auto, cpu, cuda; auto if not written"
+    assert found["name"] == "has to be written"
+    assert found["candidates.NAME.init_from"] == "nothing if not written"
+    assert found["rescue.scales"] == "0.75, 0.5, 0.25 if not written"
+    assert {f"decide.{name}" for name in DecidePolicy.model_fields} <= found.keys()
+    assert found["decide"].startswith("Prices, volumes and needs")
 
 
 def test_what_cannot_be_listed_is_answered_with_what_can():

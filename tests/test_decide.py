@@ -248,9 +248,8 @@ def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
 def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_flips():
     decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=3)
     assert said(decision, "points per USD") == (
-        "Training cost 0.50 USD: points per USD +14.0 [+4, +24] over the best untrained, over the prompt"
-        " +74.0 [+64, +84], to be above tau = 3; that it holds has probability 98.4 %; the decision flips"
-        " at tau = +4.0."
+        "Training cost 0.50 USD and brought +14.0 [+4, +24] points per USD over the best untrained, over the prompt"
+        " +74.0 [+64, +84]. Above tau = 3 is asked (probability 98.4 %); the decision flips at tau = +4.0."
     )
     assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
 

@@ -147,14 +147,14 @@ def test_without_a_decision_the_last_line_says_so():
 
 
 def test_what_the_gate_could_have_missed_is_said():
-    assert "lora: could have missed a true −3 pp loss: 12 %" in printed(report())
+    assert "lora: could have missed a true −3 pp loss (macro): 12 %" in printed(report())
 
 
 def test_an_undecided_candidate_says_how_many_items_would_settle_it():
     qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
     lines = printed(report([*alternatives(), LORA, qlora]))
     assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
-    assert "undecided: qlora (+240 items); could have missed a true −3 pp loss: 12 %" in lines
+    assert "undecided: qlora (+240 items); could have missed a true −3 pp loss (macro): 12 %" in lines
 
 
 def test_only_what_the_macro_could_miss_is_said_under_the_table():
@@ -166,7 +166,7 @@ def test_only_what_the_macro_could_miss_is_said_under_the_table():
             MissRate(-0.05, 0.01, "macro"),
         ),
     )
-    assert "lora: could have missed a true −5 pp loss: 1 %" in printed(
+    assert "lora: could have missed a true −5 pp loss (macro): 1 %" in printed(
         report([*alternatives(), tuned("lora", 0.81, 0.07, verdict=odd)])
     )
 

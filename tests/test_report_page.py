@@ -170,8 +170,8 @@ def test_the_page_prints_the_numbers_of_the_json():
         assert numbers.change(c["metric"], c["delta"], c["low"], c["high"]) in text
     for rule in plain["facts"][-1]["verdict"]["rules"]:
         assert rule["sentence"] in text
-    assert "could have missed a true −3 pp loss: 12 %" in text
-    assert "would not have passed an equally good model: 80 %" in text
+    assert "could have missed a true −3 pp loss (macro): 12 %" in text
+    assert "would not have passed an equally good model (macro and validity): 80 %" in text
 
 
 def hostile() -> ExperimentReport:
@@ -468,9 +468,9 @@ def test_a_running_mean_looks_back_only():
 
 def test_the_chances_of_the_gate_are_those_of_the_verdict():
     assert said(chances("lora", lora().verdict)) == [
-        "could have missed a true −3 pp loss: 12 %",
-        "could have missed a true −5 pp loss on chat alone: 94 %",
-        "would not have passed an equally good model: 80 %",
+        "could have missed a true −3 pp loss (macro): 12 %",
+        "could have missed a true −5 pp loss on chat alone (each): 94 %",
+        "would not have passed an equally good model (macro and validity): 80 %",
     ]
     assert chances("prompt", verdict("pass", missed=())) == ""
 

@@ -72,7 +72,7 @@ def gate(
     config: Config = Path("harness.yaml"),
     junit: Annotated[
         Path | None,
-        typer.Option("--junit", envvar="HARNESS_JUNIT", help="Write JUnit XML, one test case a rule."),
+        typer.Option("--junit", envvar="HARNESS_JUNIT", help="Write JUnit XML, one test case for each rule."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -73,7 +73,7 @@ def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, prompting, metrics, suites, tasks or lm-eval")
+        str, typer.Argument(help="methods, prompting, metrics, keys, suites, tasks or lm-eval")
     ] = "methods",
     as_json: Json = False,
 ) -> None:

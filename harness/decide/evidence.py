@@ -117,10 +117,10 @@ def _per_usd(case: Case, run: CandidateFacts) -> str:
     prompt = arithmetic.per_usd(gain(run.vs_prompt), cost, case.metric)
     over_prompt = f", over the prompt {_ratio(prompt)}" if prompt else ""
     chance = arithmetic.probability_above(case.policy.tau, over, cost, case.metric)
-    likely = f"; that it holds has probability {numbers.percent(chance)} %" if chance is not None else ""
+    likely = f" (probability {numbers.percent(chance)} %)" if chance is not None else ""
     return (
-        f"Training cost {numbers.usd(cost)} USD: points per USD {_ratio(ratio)} over the best untrained"
-        f"{over_prompt}, to be above tau = {case.policy.tau:g}{likely};"
+        f"Training cost {numbers.usd(cost)} USD and brought {_ratio(ratio)} points per USD over"
+        f" the best untrained{over_prompt}. Above tau = {case.policy.tau:g} is asked{likely};"
         f" {_flips(ratio)}."
     )
 

@@ -284,7 +284,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     """Judge what was declared of the target by the 95 % intervals on the test split."""
     wanted = policy.target
     if wanted.min is None and wanted.gain is None:
-        return Rule("target", "skipped", "target: nothing was declared", {})
+        return Rule("target", "skipped", "target: nothing was declared for it", {})
     if target is None:
         return Rule("target", "inconclusive", "target: it was not measured", {})
     judged: list[tuple[Outcome, str]] = []

@@ -25,6 +25,21 @@ from harness.report.facts import (
 )
 
 _LOST_SHOWN = 10
+# Words for what a training measured, where the name of the figure does not say it.
+_MEASURED = {
+    "wall_s": "whole time",
+    "train_loop_s": "time of the steps",
+    "init_wall_s": "time of what it starts from",
+    "n_tokens": "tokens",
+    "tokens_per_s": "tokens a second",
+    "n_steps": "steps",
+    "n_pairs": "pairs",
+    "n_examples": "texts",
+    "n_dropped_too_long": "rows too long, left out",
+    "n_trainable": "parameters trained",
+    "peak_memory_gib": "peak memory, GiB",
+    "fit_key": "key of the weights",
+}
 _ESTIMAND = "intervals of the population that the items stand for"
 Kind = Literal[
     "candidates",
@@ -221,6 +236,8 @@ def _missing(decision: Decision) -> list[str]:
 
 def _titled(name: str) -> str:
     """Turn the name of a measured figure into words; a time carries its unit itself."""
+    if name in _MEASURED:
+        return _MEASURED[name]
     return _words(name if name.endswith("_per_s") else name.removesuffix("_s"))
 
 

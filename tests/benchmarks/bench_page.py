@@ -120,7 +120,7 @@ def _table(table: dict[str, Any]) -> list[str]:
 
 def _line(row: dict[str, Any]) -> str:
     unit, direction = row["unit"], "at least" if row["at_least"] else "below"
-    goal = "–" if row["goal"] is None else f"{direction} {row['goal']:g} {unit}"
+    goal = "–" if row["goal"] is None else f"{direction} {row['goal']:,g} {unit}"
     return (
         f"| {row['name']} | {_shown(row['measured'])} {unit} | {goal} | {_met(row)} | {row['bounded_by']} |"
     )
@@ -130,7 +130,7 @@ def _met(row: dict[str, Any]) -> str:
     """Say whether a goal is met, and by how much it is missed."""
     if row["met"] is None:
         return "–"
-    return "yes" if row["met"] else f"no, by {_shown(abs(row['measured'] - row['goal']))} {row['unit']}"
+    return "yes" if row["met"] else f"no, by {_shown(abs(row['measured'] - row['goal']))}"
 
 
 def _shown(measured: float) -> str:
