@@ -81,7 +81,7 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
         UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
     """
     key = digest(
-        [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes()]
+        [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes(), _MATRIX]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     )
     memory = cache_dir() / "machines" / f"{key}.json"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness.attention import attending_in_parts
+from harness.errors import CandidateFailed
 from harness.records import Likelihood, digest
 from harness.trees import PLANNER_VERSION, Pack, Pair, Size, Tree, grow, pack, plan, shared_length
 
@@ -93,7 +94,7 @@ class Executor:
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in scored]
 
     def _alone(self, pair: Pair) -> Scored:
-        return self._score(grow([pair], self.budget), [pair])[0]
+        return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
 
     def _packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         shared = shared_length([context for context, _ in pairs])
@@ -107,20 +108,27 @@ class Executor:
     def _with_less_memory(
         self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score some trees; out of memory, their halves."""
+        """Score some trees; out of memory, half of their pairs at a time.
+
+        Raises:
+            CandidateFailed: there is no room for one pair.
+        """
         import torch
 
         try:
             return self._score(trees, pairs, beginning)
         except torch.OutOfMemoryError:
-            if len(trees) == 1:
-                raise
+            numbers = [number for tree in trees for number in tree.numbers]
+            if len(numbers) == 1:
+                raise CandidateFailed(
+                    "out of memory while scoring one answer", "a smaller base_model or shorter prompts"
+                ) from None
         # Outside of the clause, in which the error still holds what was computed until then.
         torch.cuda.empty_cache()
-        half = len(trees) // 2
-        return self._with_less_memory(trees[:half], pairs, beginning) | self._with_less_memory(
-            trees[half:], pairs, beginning
-        )
+        half, shared = len(numbers) // 2, _length(beginning)
+        halves = [grow(pairs, self.budget, shared, part) for part in (numbers[:half], numbers[half:])]
+        first, second = (self._with_less_memory(part, pairs, beginning) for part in halves)
+        return first | second
 
     def _score(
         self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None" = None
@@ -155,8 +163,7 @@ class Executor:
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
             inputs["position_ids"] = torch.tensor(packed.positions, device=device)
-            shared = int(beginning.get_seq_length()) if beginning else 0
-            inputs["attention_mask"] = self._mask(packed, shared)
+            inputs["attention_mask"] = self._mask(packed, _length(beginning))
         if beginning:
             inputs |= {"past_key_values": after(self.model, beginning, len(packed.ids)), "use_cache": True}
         with only_at(self.model, torch.tensor(packed.sources, device=device)):
@@ -193,9 +200,13 @@ class Executor:
         return sum(gaps) / len(gaps) < _AGREEMENT_NATS
 
 
+def _length(beginning: "Cache | None") -> int:
+    return int(beginning.get_seq_length()) if beginning else 0
+
+
 def _normaliser(logits: "torch.Tensor") -> "torch.Tensor":
-    """Return log Σ exp of each row of logits (u, v); `logsumexp` goes over them five times, this once."""
-    return logits[:, 0] - logits.log_softmax(-1)[:, 0]
+    """Return log Σ exp of each row of logits (u, v); `logsumexp` goes over fresh memory five times."""
+    return logits.amax(-1) - logits.log_softmax(-1).amax(-1)
 
 
 @contextmanager

@@ -61,17 +61,20 @@ class Pack(NamedTuple):
     numbers: list[int]
 
 
-def grow(pairs: Sequence[Pair], budget: int, shared: int = 0) -> list[Tree]:
+def grow(
+    pairs: Sequence[Pair], budget: int, shared: int = 0, numbers: Sequence[int] | None = None
+) -> list[Tree]:
     """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
 
     A pair joins where reading its beginning again would take longer than attention between branches
-    that do not see each other. The first `shared` tokens of all contexts are left out.
+    that do not see each other. The first `shared` tokens of all contexts are left out. Of `numbers`
+    only, where they are given.
     """
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []
     width = 0
     before: tuple[int, ...] = ()
-    for i in sorted(range(len(rows)), key=rows.__getitem__):
+    for i in sorted(range(len(rows)) if numbers is None else numbers, key=rows.__getitem__):
         row = rows[i]
         known = common_length((before, row))
         wider = width + len(row) - known
@@ -83,7 +86,7 @@ def grow(pairs: Sequence[Pair], budget: int, shared: int = 0) -> list[Tree]:
             groups.append([i])
             width = len(row)
         before = row
-    return [_laid_out(numbers, rows, pairs, shared) for numbers in groups]
+    return [_laid_out(group, rows, pairs, shared) for group in groups]
 
 
 def _laid_out(

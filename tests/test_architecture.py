@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from harness import plugins
+from harness.run import LAYS_OUT
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"
@@ -127,6 +128,15 @@ def test_a_module_imports_only_from_its_left(file):
     place = ORDER.index(module(file))
     right = set(ORDER[place + 1 :])
     assert violations(file, lambda i: own(i.module) in right) == []
+
+
+def test_a_remembered_layout_depends_on_all_code_that_lays_tokens_out():
+    """Token ids are made by `encoding`, and what it depends on names the rows by itself."""
+    near = set(ORDER[ORDER.index("prepack") : ORDER.index("candidates")]) - {"encoding"}
+    files = [PACKAGE / f"{name}.py" for name in LAYS_OUT]
+    used = {own(i.module) for file in files for i in imports(file)} & near
+    assert used <= set(LAYS_OUT)
+    assert "trees" in used
 
 
 def test_no_import_is_relative():

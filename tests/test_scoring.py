@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.errors import CandidateFailed
 from harness.scoring import Executor
 
 # Few ids beside many, so that some sequences begin alike.
@@ -150,6 +151,22 @@ class Crowded:
         return self.model(input_ids, **inputs)
 
 
+@dataclass
+class Blocking:
+    """A model that never says one token, as some do with ids that nobody uses."""
+
+    model: object
+    token: int
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def __call__(self, **inputs):
+        out = self.model(**inputs)
+        out.logits[..., self.token] = float("-inf")
+        return out
+
+
 def test_out_of_memory_halves_the_group_and_the_numbers_stay(model):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
     agree(Executor(Crowded(model, 20), 512, "packed"), model, pairs)
@@ -173,11 +190,22 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     assert held
 
 
-def test_one_tree_that_does_not_fit_raises(model):
-    import torch
+def test_out_of_memory_halves_what_begins_alike_too(model):
+    pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
+    agree(Executor(Crowded(model, 13), 512, "packed"), model, pairs)
 
-    with pytest.raises(torch.OutOfMemoryError):
-        Executor(Crowded(model, 5), 512, "packed").loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
+
+def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(model):
+    pairs = [((7, 8), (9, 10))]
+    (whole,) = Executor(model, 64).loglikelihoods(pairs)
+    (found,) = Executor(Blocking(model, 0), 64, "packed").loglikelihoods(pairs)
+    assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
+
+
+@pytest.mark.parametrize("engine", ["packed", "plain"])
+def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
+    with pytest.raises(CandidateFailed, match="out of memory while scoring"):
+        Executor(Crowded(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
 
 
 def test_the_layout_digest_depends_on_engine_and_budget(model):

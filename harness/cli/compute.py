@@ -269,9 +269,7 @@ def evaluate(
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option(
-            "--engine", envvar="HARNESS_ENGINE", help="What answers --tasks: transformers, or vllm."
-        ),
+        typer.Option("--engine", help="What answers --tasks: transformers, or vllm."),
     ] = None,
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,

@@ -27,7 +27,7 @@ from harness.report.facts import (
 _LOST_SHOWN = 10
 # Words for what a training measured, where the name of the figure does not say it.
 _MEASURED = {
-    "wall_s": "whole time",
+    "wall_s": "time",
     "train_loop_s": "time of the steps",
     "init_wall_s": "time of what it starts from",
     "n_tokens": "tokens",

@@ -37,7 +37,7 @@ from harness.store import Store
 from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
-_LAYS_OUT = ("prepack", "attention", "scoring", "generation", "candidates")
+LAYS_OUT = ("prepack", "trees", "attention", "scoring", "generation", "candidates")
 
 
 class Measured(NamedTuple):
@@ -116,7 +116,7 @@ class Bench:
             return vllm.identity(vllm.installed(), self.machine.device)
         plain = self.sources[source.name]
         # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
-        code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in _LAYS_OUT))
+        code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in LAYS_OUT))
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name), code]
         key = digest(known)
         memory = cache_dir() / "engines" / f"{key}.json"

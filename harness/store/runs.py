@@ -163,6 +163,8 @@ def _build(store: Store, path: Path) -> Counts:
                 if is_no_room(error):
                     raise
                 skipped.append(f"{store.run_file(run.run_id)}: {first_line(error)}")
+        if skipped:
+            drop_orphans(db)  # rows that only a skipped run refers to
         ratings, unreadable = index.ratings_on_disk(store)
         index.add_ratings(db, ratings)
         skipped += unreadable
@@ -170,7 +172,7 @@ def _build(store: Store, path: Path) -> Counts:
 
 
 def _add_all_rows(db: "DuckDBPyConnection", store: Store, runs: Sequence[Run]) -> None:
-    """Insert the rows of all runs, many sets at once, up to a damaged file: each run then brings its own.
+    """Insert the rows of all runs, many sets at once, until one is damaged: each run then brings its own.
 
     What is not committed yet is in memory, so each group of sets is committed by itself.
     """

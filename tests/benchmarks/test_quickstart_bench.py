@@ -36,7 +36,7 @@ def command_rows(folder: Path) -> list[Row]:
     speed = fit["tokens_per_s"]
     return [
         Row("`harness --help`, median of 5", help_s, "s", 0.3, "starting Python and importing typer"),
-        Row(whole, first.wall_s / 60, "min", 20.0, trained),
+        Row(whole, first.wall_s / 60, "min", 10.0, trained),
         Row("its peak resident memory", first.peak_gb, "GB", 8.0, memory),
         Row("`harness compare` again, unchanged", again.wall_s, "s", 2.0, unchanged),
         Row("training the adapter", speed, "tokens/s", None, arithmetic(4 * speed, probe())),

@@ -51,5 +51,9 @@ def test_training_is_measured_against_plain_trl_and_written(tmp_path):
         (who, f"{t.tokens_per_s:.0f}", t.n_steps, f"{t.last_loss:.3f}")
         for who, t in (("harness", ours), ("plain TRL", theirs))
     )
-    table = Table("Both in one process:", ("who", "tokens/s", "steps", "loss of the last quarter"), lines)
+    table = Table(
+        "Both in one process; each loss is over its own last batches, in which other rows lie:",
+        ("who", "tokens/s", "steps", "loss of the last quarter"),
+        lines,
+    )
     bench_page.write("Training against plain TRL", [row], probe(), bench_page.stem("training"), [table])
