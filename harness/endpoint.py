@@ -7,14 +7,16 @@ environment when the model is opened, and stands in no file, row or message.
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from json import loads
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -113,10 +115,18 @@ def problems(settings: Settings, where: str) -> Iterator[Problem]:
     except PackageNotFoundError:
         step = "pip install 'harness-evals[endpoint]', or leave the candidate out"
         yield Problem(where, "an endpoint, and no package openai", "the package that asks it", step)
-    name = settings.api_key_env
-    if name and not os.environ.get(name):
+    name, key = settings.api_key_env, _key(settings)
+    if not key:
         step = f"export {name}=…, or remove api_key_env where the server asks for no key"
         yield Problem(where, f"no variable {name} in the environment", "the key of the endpoint", step)
+    elif not (key.isascii() and key.isprintable()):
+        found = f"a key in {name} with characters that no header of HTTP can hold"
+        yield Problem(where, found, "one line of ASCII", f"export {name}=… anew")
+
+
+def _key(settings: Settings) -> str:
+    name = settings.api_key_env
+    return os.environ.get(name, "").strip() if name else _NO_KEY
 
 
 @contextmanager
@@ -143,30 +153,57 @@ class Server:
     """A model behind an address, asked several requests at once."""
 
     def __init__(self, settings: Settings) -> None:
+        """Read the key.
+
+        Raises:
+            CandidateFailed: there is no key, or no client.
+        """
+        for problem in problems(settings, settings.name):
+            raise CandidateFailed(str(replace(problem, next_step="")), problem.next_step)
         from openai import OpenAI
 
-        self.settings = settings
-        self._key = os.environ[settings.api_key_env] if settings.api_key_env else _NO_KEY
+        self.settings, self._key = settings, _key(settings)
         self.api = OpenAI(
             base_url=settings.base_url,
             api_key=self._key,
             timeout=settings.timeout,
             max_retries=settings.max_retries,
         )
+        # The client takes these from the environment, where they are meant for another provider.
+        self.api.organization = self.api.project = None
+        self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
 
     def each(self, ask: Callable[[_Asked], _Said], asked: Sequence[_Asked]) -> list[_Said]:
         """Ask all of them, in order; the first that fails ends what has not begun.
 
+        Nobody waits for what is then under way: its threads end by themselves, or with the process.
+
         Raises:
             CandidateFailed: one was not answered, after all retries.
         """
-        with ThreadPoolExecutor(self.settings.num_concurrent) as pool:
-            under_way = [pool.submit(self._asked, ask, one) for one in asked]
-            try:
-                return [one.result() for one in under_way]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        answers: list[Future[_Said]] = [Future() for _ in asked]
+        waiting = deque(zip(answers, asked, strict=True))
+
+        def work() -> None:
+            while waiting:
+                try:
+                    answer, one = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                try:
+                    answer.set_result(self._asked(ask, one))
+                except BaseException as error:  # noqa: BLE001 (raised where the answers are awaited)
+                    answer.set_exception(error)
+
+        for _ in range(min(self.settings.num_concurrent, len(answers))):
+            Thread(target=work, daemon=True).start()
+        try:
+            done, left = wait(answers, return_when=FIRST_EXCEPTION)
+        finally:
+            waiting.clear()
+        if left:
+            raise next(error for one in done if (error := one.exception()))
+        return [one.result() for one in answers]
 
     def _asked(self, ask: Callable[[_Asked], _Said], one: _Asked) -> _Said:
         from openai import APIError
@@ -186,12 +223,20 @@ class Server:
             return _ANY_LENGTH  # a server without a list; the first request says what else is wrong
         except APIError as error:
             raise self._failed(error) from None
+        except AttributeError:  # the client takes whatever came for a list
+            raise self.refused("a page that is no list of models", "a base_url that ends with /v1") from None
         sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
         return int(sizes.get(self.settings.model) or _ANY_LENGTH)
 
     def refused(self, found: str, knob: str) -> CandidateFailed:
         """Phrase an answer that cannot be used."""
         return CandidateFailed(f"{self.settings.name}: found {found}; expected an answer", knob)
+
+    def said(self, error: "APIError") -> str:
+        """Return what the server says of an error, on one line and without the key."""
+        text = message(error)
+        hidden = text.replace(self._key, "…") if self.settings.api_key_env else text
+        return " ".join(hidden.split())[:200]
 
     def _failed(self, error: "APIError") -> CandidateFailed:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
@@ -205,7 +250,7 @@ class Server:
         if isinstance(error, APIConnectionError):
             return self.refused("no server", "start it, or correct base_url")
         status = error.status_code if isinstance(error, APIStatusError) else None
-        said = " ".join(message(error).replace(self._key, "…").split())[:200]
+        said = self.said(error)
         found = f"status {status}, {said}" if status else f"what is no answer, {said}"
         return self.refused(found, _STEPS.get(status or 400, "ask again later, or look at the server's log"))
 
@@ -321,12 +366,12 @@ def _answers(
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()
-    made = server.each(partial(_or_too_long, ask), prompts)
+    made = server.each(partial(_or_too_long, server, ask), prompts)
     share = (time.perf_counter() - start) / max(len(prompts), 1)
     return [replace(output, compute_s=share) for output in made]
 
 
-def _or_too_long(ask: Callable[[tuple[int, ...]], Output], prompt: tuple[int, ...]) -> Output:
+def _or_too_long(server: Server, ask: Callable[[tuple[int, ...]], Output], prompt: tuple[int, ...]) -> Output:
     from openai import BadRequestError, UnprocessableEntityError
 
     try:
@@ -334,7 +379,7 @@ def _or_too_long(ask: Callable[[tuple[int, ...]], Output], prompt: tuple[int, ..
     except (BadRequestError, UnprocessableEntityError) as error:
         if not _TOO_LONG.search(f"{error.code} {message(error)}"):
             raise
-        return Output("", "error", error=" ".join(message(error).split())[:200])
+        return Output("", "error", error=server.said(error))
 
 
 def _ends(limits: Limits) -> dict[str, Any]:

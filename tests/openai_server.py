@@ -93,6 +93,8 @@ class Server(ThreadingHTTPServer):
         self.model, self.key = model, key
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, dict]] = []
+        self.headers: list[dict[str, str]] = []
+        self.page: bytes | None = None  # what GET answers instead of a list of models
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
 
@@ -140,12 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body leave together: apart, each answer would wait for an acknowledgement
 
     def do_GET(self) -> None:
+        if self.server.page is not None:
+            self._write(200, "text/html", self.server.page)
+            return
         size = getattr(self.server.model, "max_model_len", None)
         one = {"id": NAME, "object": "model", "created": 0, "owned_by": "us", "max_model_len": size}
         self._send(200, {"object": "list", "data": [one]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.headers.append(dict(self.headers))
         with self.server.counted():
             fault = self.server.fault()
             if fault is not None:
@@ -157,9 +163,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(*self.server.answer(self.path, body))
 
     def _send(self, status: int, value: Any) -> None:
-        content = json.dumps(value).encode()
+        self._write(status, "application/json", json.dumps(value).encode())
+
+    def _write(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -338,6 +338,13 @@ def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
     assert "Trained with 1 seed" in said(decided([*alternatives(), tuned("lora", 0.81, 0.07)]), "seed")
 
 
+@pytest.mark.parametrize("method", ["endpoint", "adapter", "scaled"])
+def test_of_what_was_not_trained_here_no_seeds_of_training_are_named(method):
+    decision = decided([*alternatives(), tuned("theirs", 0.81, 0.07, method=method)])
+    assert decision.candidate == "theirs"
+    assert not any(reason.startswith("Trained with") for reason in decision.reasons)
+
+
 def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_run():
     seeds = [tuned("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
     assert said(decided([*alternatives(), *seeds]), "over the prompt and").startswith("lora over 3 seeds: +")
@@ -500,6 +507,13 @@ def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
     assert decision.arithmetic["more_test_items_cost_usd"] == pytest.approx(200 * 0.31 / 1000)
     assert "for 0.06 USD" in said(decision, "Next best spend: 200 more test items.")
     assert "A label counts as free" in said(decision, "Next best spend")
+
+
+def test_items_cost_what_nobody_knows_where_a_request_has_no_price():
+    unpriced = replace(tuned("served", 0.75, 0.01), cost_per_1k_usd=None)
+    decision = decided([*alternatives(), unpriced], point_usd=100.0)
+    assert decision.arithmetic["more_test_items_cost_usd"] is None
+    assert decision.arithmetic["next_best_spend"] == "choose now"
 
 
 def learned(more: float, candidate: str = "lora") -> LearningCurve:

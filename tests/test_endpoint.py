@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import threading
 import time
+from dataclasses import asdict, replace
 
 import openai_server
 import pytest
@@ -16,15 +18,19 @@ from harness import config, endpoint, release, report
 from harness.candidates import ModelHost
 from harness.cli import main
 from harness.comparison import check_comparable
+from harness.doctor import examine
 from harness.embedded import resolve
 from harness.endpoint import Settings
-from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, bench_of, compare, planned, seconds_planned
+from harness.errors import CandidateFailed, IncompatibleRuns, UserError
+from harness.experiment import Scope, bench_of, compare, gate, planned, seconds_planned
 from harness.methods import endpoint as method
+from harness.metrics import load_metrics
 from harness.progress import Silent
-from harness.records import Limits
+from harness.provenance import timestamp
+from harness.records import Limits, Noise, TaskNoise
+from harness.release import stored
 from harness.rescue.chosen import case_of
-from harness.store import Store, read_identity, read_rows
+from harness.store import Store, read_identity, read_rows, save_noise
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -228,6 +234,56 @@ def test_the_key_of_the_environment_is_sent(answering, opened, monkeypatch):
         assert opened(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
 
 
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY} "])
+def test_a_key_is_sent_without_the_space_around_it(answering, opened, monkeypatch, key):
+    monkeypatch.setenv("SUPPORT_KEY", key)
+    with serving(answering, key=KEY) as guarded:
+        assert opened(guarded, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server, opened, monkeypatch, key):
+    monkeypatch.setenv("SUPPORT_KEY", key)
+    with pytest.raises(
+        CandidateFailed, match="a key in SUPPORT_KEY with characters that no header"
+    ) as failed:
+        opened(server, api_key_env="SUPPORT_KEY")
+    assert key not in str(failed.value)
+
+
+def test_a_missing_key_fails_the_candidate(server, opened, monkeypatch):
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    with pytest.raises(CandidateFailed, match="no variable SUPPORT_KEY in the environment"):
+        opened(server, api_key_env="SUPPORT_KEY")
+
+
+def test_a_page_of_the_web_instead_of_models_is_named_with_what_to_do(server, opened):
+    server.page = b"<html>Welcome</html>"
+    with pytest.raises(CandidateFailed, match=r"a page that is no list of models.*ends with /v1"):
+        opened(server)
+
+
+def test_headers_of_another_provider_are_never_sent(server, opened, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-of-another")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Secret: secret-of-another")
+    opened(server).generate([(5, 6, 7)], Limits(2))
+    assert server.headers
+    assert "of-another" not in str(server.headers)
+
+
+def test_what_a_server_says_is_kept_as_it_is_where_there_is_no_key(server, opened):
+    server.faults = [Fault(400, openai_server._error("none of these fields is known"))]
+    assert "none of these fields" in failure(opened(server))
+
+
+def test_a_row_of_what_was_too_long_does_not_show_the_key(server, opened, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", KEY)
+    server.faults = [Fault(400, openai_server._error(f"context length is less for {KEY}"))]
+    (row,) = opened(server, api_key_env="SUPPORT_KEY").generate([(5, 6, 7)], Limits(2))
+    assert row.error == "context length is less for …"
+
+
 def test_the_key_of_another_provider_is_never_sent(answering, opened, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(answering, key=KEY) as guarded:
@@ -275,6 +331,23 @@ def test_the_first_failure_ends_what_has_not_begun(server, opened):
     server.faults = [Fault(500)] * 2000
     failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 2000)
     assert len(server.faults) > 1000  # however busy the machine is
+
+
+def test_a_failure_waits_for_no_request_that_is_under_way(server, opened):
+    server.faults = [Fault(200, after_s=20), Fault(500)]
+    start = time.monotonic()
+    failure(opened(server, num_concurrent=2), [(5, 6, 7)] * 2)
+    assert time.monotonic() - start < 10
+
+
+def test_an_interrupt_waits_for_no_request_that_is_under_way(server, opened):
+    server.faults = [Fault(200, after_s=20)] * 4
+    candidate, start = opened(server), time.monotonic()
+    main_thread = threading.main_thread().ident
+    threading.Timer(0.3, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        candidate.generate([(5, 6, 7)] * 4, Limits(2))
+    assert time.monotonic() - start < 10
 
 
 # What is written of it
@@ -407,6 +480,49 @@ def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(compared):
     assert "sums: the run did not answer it" in chatty.notes
 
 
+def measured_in_two_ways(compared, folder):
+    """Copy the store and put rows of the same base beside its own, computed otherwise: all of them wrong."""
+    shutil.copytree(compared[0].parent, folder)
+    path, store = folder / "harness.yaml", Store(folder / "runs")
+    run = tiny_experiment.runs_of(path)["prompt"]
+    for key in ("sums/test", "facts/test", "prose/test"):
+        own = read_identity(store, run.rows[key])
+        for n in range(8):  # folders are read in the order of their names, which are digests
+            other = replace(own, layout_digest=f"{n:016d}")
+            rows = store.rows(other.digest)
+            rows.mkdir()
+            (rows / "identity.json").write_text(json.dumps(asdict(other)))
+            shutil.copy(store.parquet(run.rows["facts/test"]), store.parquet(other.digest))
+    return path, store
+
+
+def test_the_gate_takes_those_rows_of_the_base_that_compare_took(compared, tmp_path):
+    path, _ = measured_in_two_ways(compared, tmp_path / "copy")
+    (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
+    assert [t.comparison.delta for t in judged.tasks] == pytest.approx([0] * len(judged.tasks), abs=1e-4)
+
+
+def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_are_meant(compared, tmp_path):
+    path, store = measured_in_two_ways(compared, tmp_path / "copy")
+    run = tiny_experiment.runs_of(path)["prompt"]
+    shutil.rmtree(store.rows(run.rows["facts/test"]))
+    with pytest.raises(IncompatibleRuns, match=r"computed in 8 ways.*harness compare"):
+        release.gate_stored(path, "served", ["seeds=[0,1]"])
+
+
+def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
+    path, store = measured_in_two_ways(compared, tmp_path / "copy")
+    base = read_identity(store, tiny_experiment.runs_of(path)["prompt"].rows["facts/test"])
+    of_tasks = (TaskNoise("facts", 6, {"one by one": 3}, None),)
+    how = ("tiny", base.weights_digest, base.precision, "cpu", base.engine, base.layout_digest)
+    save_noise(store, Noise("1", timestamp(), *how, of_tasks))
+    (suite,) = config.load(path).experiment.suites
+    facts = next(task for task in suite.tasks if task.name == "facts")
+    run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
+    (measured,) = stored._measurements(store, run, None, [(facts, suite.role, suite.name)], known, [])
+    assert measured.flip_rate == 0.5
+
+
 def test_an_endpoint_is_neither_trained_nor_has_it_seeds(compared):
     *_, found = compared
     assert found.seeds == ()
@@ -483,7 +599,7 @@ def test_finished_rows_are_kept_when_a_server_goes_away(answering, tiny, tmp_pat
 
 def refused(path, *overrides, candidates=("served",)):
     with pytest.raises(UserError) as refusal:
-        bench_of(config.load(path, overrides, candidates), Scope(), Silent())
+        compare(path, overrides, candidates)
     return [(p.where, p.found) for p in refusal.value.problems]
 
 
@@ -495,9 +611,21 @@ def written(tiny, tmp_path):
 def test_a_key_that_is_not_in_the_environment_is_refused_with_its_line(written, monkeypatch):
     monkeypatch.delenv("SUPPORT_KEY", raising=False)
     assert refused(written) == [("harness.yaml:9", "no variable SUPPORT_KEY in the environment")]
-    bench_of(
-        config.load(written, candidates=["prompt"]), Scope(), Silent()
-    )  # who does not ask it needs no key
+
+
+def test_what_asks_no_endpoint_needs_no_key(compared, monkeypatch):
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    path, server, before = compared
+    n_asked = len(server.asked)
+    assert [f.target for f in compare(path, ["seeds=[0,1]"]).facts] == [f.target for f in before.facts]
+    assert gate(path, ["seeds=[0,1]"], candidate="served").outcome == of(before, "served").verdict.outcome
+    assert len(server.asked) == n_asked
+
+
+def test_doctor_names_a_missing_key_with_its_line(written, monkeypatch):
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    found = [(p.where, p.found) for p in examine(written, [], Silent()).problems]
+    assert ("harness.yaml:9", "no variable SUPPORT_KEY in the environment") in found
 
 
 def test_a_missing_key_ends_with_exit_code_2(written, monkeypatch, capsys):

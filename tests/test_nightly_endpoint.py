@@ -88,6 +88,27 @@ def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(served):
     assert found[-1].verdict == "regression"
 
 
+def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared_with_the_reference(served):
+    server, path = served
+    night(path, 1)
+    server.model = rule(WORSE)
+    night(path, 2)
+    for file in (home(Store(path.parent / "runs"), "world") / "2026-03-02" / "rows").iterdir():
+        file.rename(file.with_name(f"of-older-code-{file.name}"))  # files are named by what asked as well
+    server.model = rule(Rates(lost=0.5, gained=0, general_lost=0.5))
+    assert "otherwise than before" in line(night(path, 3)).tests[0]
+
+
+def test_without_its_key_a_night_goes_on_with_the_others(served, monkeypatch):
+    _, path = served
+    night(path, 1)
+    monkeypatch.delenv("SUPPORT_KEY", raising=False)
+    path.write_text(path.read_text().replace("protocol: chat", "protocol: chat, api_key_env: SUPPORT_KEY"))
+    found = night(path, 2)
+    assert "found no variable SUPPORT_KEY in the environment" in line(found).sentence
+    assert line(found, "lora").verdict == "ok"
+
+
 def test_a_server_that_is_down_ends_no_night(served):
     server, path = served
     server.faults = [Fault(503)] * 1000

@@ -13,6 +13,7 @@ from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, ga
 from harness.decide.seeds import n_seeds, whose_gain
 from harness.spec import DecidePolicy
 
+_MADE_BEFORE = ("adapter", "endpoint", "scaled")  # methods that take weights and train none
 _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
     (
@@ -82,7 +83,8 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
-        sentences.append(_seeds(n_seeds(case.facts, case.judged)))
+        if case.judged.method not in _MADE_BEFORE:
+            sentences.append(_seeds(n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
         sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
     return tuple(sentences)

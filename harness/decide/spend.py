@@ -20,19 +20,21 @@ Kind = Literal["test items", "training rows"]
 class Option(NamedTuple):
     """So many more of something: the points it brings on average, their worth and its cost in USD.
 
-    `worth` is None where nothing says what a point is worth.
+    `worth` is None where nothing says what a point is worth, `cost` where something has no price.
     """
 
     kind: Kind
     n: int
     points: float
     worth: float | None
-    cost: float
+    cost: float | None
 
     @property
-    def net(self) -> float:
-        """The worth less the cost in USD; the points alone where they have no price."""
-        return self.points if self.worth is None else self.worth - self.cost
+    def net(self) -> float | None:
+        """The worth less the cost in USD, None where that is unknown; the points where they have no price."""
+        if self.worth is None:
+            return self.points
+        return None if self.cost is None else self.worth - self.cost
 
 
 class Spend(NamedTuple):
@@ -48,8 +50,9 @@ class Spend(NamedTuple):
     @property
     def best(self) -> Option | None:
         """The option that is worth most, where one is worth more than it costs."""
-        worthy = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net > 0]
-        return max(worthy, key=lambda o: o.net, default=None)
+        known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
+        worthy = [(o, net) for o, net in known if net is not None and net > 0]
+        return max(worthy, key=lambda one: one[1], default=(None, 0.0))[0]
 
 
 def next_spend(case: Case) -> Spend | None:
@@ -79,8 +82,9 @@ def _items(case: Case, run: CandidateFacts, other: CandidateFacts) -> Option | N
     g, worth = gain(run.vs_untrained), arithmetic.worth_of_items(run, case.policy, case.metric)
     if g is None or worth is None:
         return None
-    asking = sum(f.cost_per_1k_usd or 0.0 for f in (run, other)) / 1000
-    cost = g.n * (case.policy.label_cost_usd + asking)
+    prices = [f.cost_per_1k_usd for f in (run, other)]
+    asking = sum(price or 0.0 for price in prices) / 1000
+    cost = None if None in prices else g.n * (case.policy.label_cost_usd + asking)
     return Option("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
 
 
@@ -105,7 +109,7 @@ def _rows(case: Case, run: CandidateFacts) -> Option | None:
     wanted = worth_collecting(case, run, g)
     if wanted:
         return next(o for o in options if o.n == wanted.n_train - n_now)
-    return next((o for o in options if o.net > 0), options[0])
+    return next((o for o in options if o.net and o.net > 0), options[0])
 
 
 def _usd(case: Case, points: float) -> float | None:
@@ -187,7 +191,8 @@ def _said_of_rows(case: Case, run: CandidateFacts, spend: Spend) -> str:
 def _for(option: Option) -> str:
     if option.worth is None:
         return ""
-    return f", worth {numbers.usd(option.worth)} USD for {numbers.usd(option.cost)} USD"
+    price = "an unknown price" if option.cost is None else f"{numbers.usd(option.cost)} USD"
+    return f", worth {numbers.usd(option.worth)} USD for {price}"
 
 
 def _prices(case: Case) -> str:

@@ -15,6 +15,7 @@ from harness.doctor.costs import Cost, costs
 from harness.doctor.noise import measure_noise
 from harness.errors import Problem, UserError
 from harness.experiment import Scope, bench_of
+from harness.experiment.serving import key_problems
 from harness.machine import Machine, Memory, memory, probe
 from harness.numbers import count
 from harness.progress import Progress
@@ -86,7 +87,9 @@ def _opened(
     """Open the experiment with its data and models; what forbids that goes to the problems."""
     try:
         loaded = config.load(path, overrides)
-        return bench_of(loaded, Scope(), progress), loaded.selected
+        bench = bench_of(loaded, Scope(), progress)
+        problems.extend(key_problems(bench, {name: loaded.places[name] for name in loaded.selected}))
+        return bench, loaded.selected
     except UserError as error:
         problems.extend(error.problems)
         return None, ()

@@ -19,6 +19,7 @@ from harness.experiment.curve import make_curve, planned_curve, refuse_curve, st
 from harness.experiment.findings import Reader, facts_of, report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
 from harness.experiment.remarks import remarks
+from harness.experiment.serving import key_problems
 from harness.gating import Verdict
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
@@ -132,12 +133,15 @@ def run_all(
     With `fewer_items` large tasks of the suites are asked in looks, until the verdicts are settled.
 
     Raises:
-        UserError: a learning curve is wanted that no selected candidate can have.
+        UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to
+            be asked and its key is missing.
         HarnessError: another process is working in the same runs folder.
     """
     if learning_curve:
         refuse_curve(bench, loaded.selected)
     start, ordered = time.monotonic(), _in_order(bench, loaded.selected)
+    found = stored_runs(bench, ordered) if found is None else found
+    _refuse_without_key(bench, loaded, ordered, found)
     noted = store.Noted(bench.progress, bench.store, len(ordered))
     bench = replace(bench, progress=noted)
     make_all = partial(_make_all, bench, ordered, smoke=quick)
@@ -147,13 +151,24 @@ def run_all(
             reader = Reader(bench)
         else:
             said, reader = [], Reader(bench)
-            runs = make_all(reader, stored_runs(bench, ordered) if found is None else found)
+            runs = make_all(reader, found)
         if learning_curve:
             so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
             make_curve(bench, runs, so_far.facts)
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
     curve_of, notes = partial(stored_curve, bench, reader, runs), [*said, *_notes(bench, runs)]
     return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+
+
+def _refuse_without_key(
+    bench: Bench, loaded: Loaded, ordered: Sequence[Asked], found: Sequence[Run | None]
+) -> None:
+    """Refuse to begin where an endpoint will be asked and its key or the client is missing."""
+    pairs = zip(ordered, found, strict=True)
+    asked = {name for (name, _, _), run in pairs if run is None or run.state != "done"}
+    places = {name: loaded.places[name] for name in loaded.selected if name in asked}
+    if problems := list(key_problems(bench, places)):
+        raise UserError(problems)
 
 
 def _make_all(

@@ -61,7 +61,7 @@ def _other_bases(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
         yield f"{candidate}: made from {base}, and measured against that"
 
 
-def _served(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+def _served(bench: Bench, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = bench.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if run.method == "endpoint"):
@@ -72,6 +72,8 @@ def _served(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
         if left := [m.task.name for m in bench.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
+    if priced and len({run.method == "endpoint" for run in runs}) > 1:
+        yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
 def _theirs(runs: Iterable[Run]) -> Iterator[str]:

@@ -35,18 +35,28 @@ def engine_problems(bench: Bench, selected: Iterable[str], made: Mapping[str, Re
             yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
+def key_problems(bench: Bench, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what is missing to ask candidates over HTTP now; `places` says where each is written."""
+    for name, where in places.items():
+        if is_served(bench, bench.experiment.candidates[name]):
+            yield from endpoint.problems(_settings(bench, name), where)
+
+
 def endpoint_problems(bench: Bench, places: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what keeps candidates from being asked over HTTP; `places` says where each is written."""
+    """Yield what no server could answer of candidates; `places` says where each is written."""
     recipes, task = bench.experiment.candidates, bench.experiment.target
     for name, where in places.items():
         if not is_served(bench, recipes[name]):
             continue
-        settings = endpoint.Settings(**source_of(bench, recipes[name]).params)
-        yield from endpoint.problems(settings, where)
+        settings = _settings(bench, name)
         if settings.protocol == "chat" and (recipes[name].answer == "rank" or not endpoint.can_chat(task)):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
+
+
+def _settings(bench: Bench, name: str) -> endpoint.Settings:
+    return endpoint.Settings(**source_of(bench, bench.experiment.candidates[name]).params)
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:

@@ -108,7 +108,16 @@ def units(scheduler: Scheduler, config: Path, at: str) -> dict[Path, str]:
 
 
 def next_step(scheduler: Scheduler) -> str:
-    """Say what makes a unit run."""
+    """Say what makes a unit run, and how it gets the keys of endpoints."""
+    keys = {
+        "cron": "a line NAME=key above it",
+        "systemd": "Environment=NAME=key by systemctl --user edit harness-nightly.service",
+        "github": "a secret, in env: beside HARNESS_WEBHOOK",
+    }[scheduler]
+    return f"{_started(scheduler)}; where an endpoint has api_key_env, give that variable too: {keys}"
+
+
+def _started(scheduler: Scheduler) -> str:
     return {
         "cron": "add it: (crontab -l; harness nightly install --cron) | crontab -",
         "systemd": "harness nightly install --systemd --write, then: systemctl --user enable --now "

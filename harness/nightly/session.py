@@ -217,7 +217,8 @@ class _Session:
         since = next((w.since for w in reversed(before) if not w.error), "")
         if since:
             files = (file_of(self.home / since, who, part) for part in fixed)
-            then = by_item(row for file in files for row in store.read_measured(file) or ())
+            earlier = by_item(row for file in files for row in store.read_measured(file) or ())
+            then = earlier or then  # none are found where the code that asks has changed since
         anchors = {(part.rows.measured.task.name, i) for part in fixed for i in part.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if has_moved(tonight_s, then, self.metrics) else since

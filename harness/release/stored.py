@@ -1,7 +1,8 @@
 """Stored runs against the base or the champion, without the model, its machine or its data.
 
 Invariant: both arms' rows have identities that differ in their weights alone, so what is
-compared are the same items, prompts, versions, precision and layout, or nothing.
+compared are the same items, prompts, versions, precision and layout, or nothing. How an endpoint
+computes belongs to it; its base's rows are computed as in the newest run here on that base.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,7 +159,8 @@ def _measurements(
         for one in (own, base):
             _refuse_without(metrics, one, rows[one.digest])
         new_rows, base_rows = _cut(rows[own.digest], rows[base.digest], task, notes)
-        noise = store.flip_rates(at, run.base_digest, own.precision).get(task.name)
+        precision = own.precision if is_endpoint(base.engine) else base.precision
+        noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise))
     return measured
 
@@ -171,8 +173,8 @@ def _baseline_identity(
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
-    if champion is None and is_endpoint(own.engine) and (found := _of_base(at, wanted, run)) is not None:
-        return found
+    if champion is None and is_endpoint(own.engine):
+        return _of_base(at, wanted, key, run)
     if champion is None:
         if (other := _same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
@@ -191,11 +193,26 @@ def _baseline_identity(
     return found
 
 
-def _of_base(at: Store, wanted: RowsIdentity, run: Run) -> RowsIdentity | None:
-    """Find the rows of an endpoint's base: as it was computed here, in the precision of the comparison."""
-    precision = run.provenance.get("precision")
-    found = (other for other in _computed_otherwise(at, wanted) if other.precision == precision)
-    return next(found, None)
+def _of_base(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
+    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
+
+    Raises:
+        IncompatibleRuns: there are none, or several and no run says which.
+    """
+    there = {other.digest: other for other in _computed_otherwise(at, wanted)}
+    runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
+    stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
+    for rows in reversed(stored):
+        as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
+        if as_base.digest in there:
+            return there[as_base.digest]
+    if len(there) == 1:
+        return next(iter(there.values()))
+    found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
+    raise IncompatibleRuns(
+        f"{key}: found {found} beside {run.run_id}; expected those of one run in {at.folder}; "
+        "next: add prompt: {method: base}, then harness compare"
+    )
 
 
 def _computed_otherwise(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
