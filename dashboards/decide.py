@@ -13,7 +13,7 @@ import streamlit as st
 
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
-from harness.numbers import count
+from harness.numbers import needed
 from harness.report import ExperimentReport
 from harness.report.arithmetic import arithmetic_rows
 from harness.spec import DecidePolicy
@@ -83,7 +83,7 @@ def _break_even(found: Decision) -> None:
     marks = {"forecast": forecast}
     most = 1.1 * forecast
     if isinstance(at, float) and isfinite(at):
-        marks = {f"break-even after {count(at)}": at} | marks
+        marks = {f"break-even after {needed(at)}": at} | marks
         if at < forecast / 8:
             near = st.segmented_control("Up to", ["break-even", "forecast"], default="break-even", key="upto")
             most = 2.5 * at if near == "break-even" else most

@@ -4,7 +4,7 @@ Invariant: no digit finer than its interval supports; unknown (None or NaN) is a
 negative number has a real minus sign, and what rounds to zero has no sign.
 """
 
-from math import floor, inf, isnan, log10
+from math import ceil, floor, inf, isfinite, isnan, log10
 from typing import TypeGuard
 
 UNKNOWN = "–"
@@ -99,6 +99,11 @@ def count(n: float | None) -> str:
     if abs(n) == inf:
         return "∞" if n > 0 else "−∞"
     return _fixed(n, 0)
+
+
+def needed(n: float | None) -> str:
+    """Print how many whole things reach n: `1,163` for 1,162.2."""
+    return count(ceil(n) if n is not None and isfinite(n) else n)
 
 
 def figure(x: float | None, low: float | None = None, high: float | None = None) -> str:

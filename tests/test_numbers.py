@@ -85,6 +85,11 @@ def test_what_is_unknown_is_a_dash(print_it, unknown):
     assert print_it(unknown) == "–"
 
 
+@pytest.mark.parametrize(("n", "text"), [(1162.2, "1,163"), (1162.0, "1,162"), (math.inf, "∞"), (None, "–")])
+def test_of_what_is_needed_a_part_counts_as_a_whole(n, text):
+    assert numbers.needed(n) == text
+
+
 def test_large_counts_are_grouped():
     assert numbers.count(3080) == "3,080"
 

@@ -4,7 +4,7 @@ Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
 """
 
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 
 from harness import numbers, stats
 from harness.decide import arithmetic, budgets, spend
@@ -65,7 +65,7 @@ def too_dear(case: Case, paid: arithmetic.Pay) -> str:
     )
     if paid.from_requests is None:
         return said
-    return f"{said}; it pays from {numbers.count(ceil(paid.from_requests))} requests"
+    return f"{said}; it pays from {numbers.needed(paid.from_requests)} requests"
 
 
 def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
@@ -151,9 +151,9 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     forecast = arithmetic.forecast_requests(case.policy)
     band = arithmetic.break_even_band(at) or (at, at)
-    shaken = f" ({numbers.count(ceil(band[0]))} to {numbers.count(ceil(band[1]))} with a saving ±20 %)"
+    shaken = f" ({numbers.needed(band[0])} to {numbers.needed(band[1])} with a saving ±20 %)"
     return (
-        f"Break-even after {numbers.count(ceil(at))} requests{shaken},"
+        f"Break-even after {numbers.needed(at)} requests{shaken},"
         f" {'within' if at <= forecast else 'beyond'} the"
         f" {numbers.count(forecast)} forecast: {numbers.usd(arithmetic.spent_once_usd(run, case.policy))} USD"
         f" {_once(case.policy)}, {costs}."

@@ -11,7 +11,7 @@ from harness.decide import Decision
 from harness.report.escape import clean
 from harness.report.facts import chance
 
-_FIGURE, _COUNT, _USD = numbers.figure, numbers.count, numbers.usd
+_FIGURE, _COUNT, _NEEDED, _USD = numbers.figure, numbers.count, numbers.needed, numbers.usd
 _UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
 _ENDS = ("_low", "_high")
 # Of each field: its words, in which {unit} is what a change of the metric counts, and what prints it.
@@ -36,12 +36,12 @@ _FIELDS: dict[str, tuple[str, Callable[..., str]]] = {
     "cost_per_1k_alternative_usd": (f"1,000 requests to {_UNTRAINED}, USD", _USD),
     "cost_per_1k_fine_tune_usd": (f"1,000 requests to {_TUNED}, USD", _USD),
     "spent_once_usd": (f"spent once on {_TUNED}, USD", _USD),
-    "break_even_requests": ("break-even, requests", _COUNT),
-    "break_even_if_saving_is_a_fifth_more": ("break-even if a request saves a fifth more, requests", _COUNT),
-    "break_even_if_saving_is_a_fifth_less": ("break-even if a request saves a fifth less, requests", _COUNT),
+    "break_even_requests": ("break-even, requests", _NEEDED),
+    "break_even_if_saving_is_a_fifth_more": ("break-even if a request saves a fifth more, requests", _NEEDED),
+    "break_even_if_saving_is_a_fifth_less": ("break-even if a request saves a fifth less, requests", _NEEDED),
     "gain_is_worth_usd": ("worth of the gain over the horizon, USD", _USD),
     "costs_more_usd": (f"what {_TUNED} costs more over the horizon, USD", _USD),
-    "pays_from_requests": (f"forecast from which {_TUNED} pays, requests", _COUNT),
+    "pays_from_requests": (f"forecast from which {_TUNED} pays, requests", _NEEDED),
     "perfect_information_points": ("worth of knowing the gain exactly, {unit}", _FIGURE),
     "next_best_spend": ("next best spend", _FIGURE),
     **{
