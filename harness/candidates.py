@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from harness import shortage
 from harness.embedded import ModelSource
 from harness.encoding import answer, encode, end_ids
 from harness.errors import CandidateFailed
@@ -93,7 +94,10 @@ class HFCandidate:
 
         try:
             return self._answer_together(prompts, limits)
-        except torch.OutOfMemoryError:
+        except shortage.ERRORS as error:
+            if not shortage.ran_out(error):
+                raise
+            self._executor.beginnings.forget()
             if len(prompts) == 1:
                 raise CandidateFailed(
                     "out of memory while generating one answer", "a smaller base_model or shorter prompts"
@@ -107,7 +111,8 @@ class HFCandidate:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         stopped = self._stopped(limits.stop)
-        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading)
+        beginnings = self._executor.beginnings
+        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, beginnings)
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
@@ -116,12 +121,18 @@ class HFCandidate:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
         import torch
 
+        newest = 1 + max(map(_n_bytes, stop), default=0)  # a token holds a byte at least
+
         def stopped(new: "torch.Tensor") -> "torch.Tensor":
-            tails = self.tokenizer.batch_decode(new[:, -8:], skip_special_tokens=True) if stop else ()
+            tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
             found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
             return torch.tensor(found, device=new.device)
 
         return stopped
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode())
 
 
 class ModelHost:
@@ -160,15 +171,11 @@ def load_base(
         CandidateFailed: the model does not fit the device's memory.
     """
     quiet_libraries()
-    import torch
     from transformers import AutoTokenizer
 
-    try:
+    found = f"{source.name} does not fit the memory of {machine.name}"
+    with shortage.enough_memory(found, "a smaller base_model or device: cpu"):
         model = (_load_nf4 if source.quantization else _load_plain)(source, machine, attention)
-    except torch.OutOfMemoryError:
-        raise CandidateFailed(
-            f"{source.name} does not fit the memory of {machine.name}", "a smaller base_model or device: cpu"
-        ) from None
     return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
 
 

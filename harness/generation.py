@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.attention import attending_in_parts
-from harness.scoring import READING_COST, after, keeps_all_keys, read_beginning
+from harness.beginnings import Beginnings, after, keeps_all_keys
+from harness.scoring import READING_COST
 from harness.trees import Size, plan, shared_length
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def answers(
     ends: Sequence[int],
     stopped: Stopped,
     reading: Size,
+    beginnings: Beginnings,
 ) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
@@ -40,12 +42,16 @@ def answers(
         if not keeps_all_keys(model):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped)
         with attending_in_parts(model):
-            cache, first, seen = _read(model, prompts, max_new_tokens, reading)
+            cache, first, seen = _read(model, prompts, max_new_tokens, reading, beginnings)
             return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
 
 
 def _read(
-    model: "PreTrainedModel", prompts: Sequence[tuple[int, ...]], max_new_tokens: int, size: Size
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    size: Size,
+    beginnings: Beginnings,
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
 
@@ -56,7 +62,7 @@ def _read(
     from transformers import StaticCache
 
     shared = shared_length(prompts)
-    beginning = read_beginning(model, prompts[0][:shared]) if shared else None
+    beginning = beginnings.read(prompts[0][:shared]) if shared else None
     own = [prompt[shared:] for prompt in prompts]
     end = shared + max(map(len, own))
     seen = torch.zeros((len(prompts), end + max_new_tokens), dtype=torch.bool, device=model.device)

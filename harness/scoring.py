@@ -6,9 +6,12 @@ row, under a mask that keeps their branches apart; what all contexts begin with 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from harness import shortage
 from harness.attention import attending_in_parts
+from harness.beginnings import Beginnings, after, keeps_all_keys
 from harness.errors import CandidateFailed
 from harness.records import Likelihood, digest
 from harness.trees import PLANNER_VERSION, Pack, Pair, Size, Tree, grow, pack, plan, shared_length
@@ -26,46 +29,10 @@ READING_COST = 24
 # model; a GPU would wait for fewer.
 _SLICE = {"cpu": 16, "cuda": 1024}
 
+_SHORTER = "a smaller base_model or shorter prompts"
+
 # Of a pair: log p of its continuation's tokens in nats, and whether all of them are argmaxes.
 Scored = tuple[list[float], bool]
-
-
-def keeps_all_keys(model: "PreTrainedModel") -> bool:
-    """Say whether every layer attends to all that was read: neither recurrent nor by a sliding window."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def read_beginning(model: "PreTrainedModel", beginning: Sequence[int]) -> "Cache":
-    """Read what all rows begin with, once; the model has to keep all keys."""
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        model(
-            input_ids=torch.tensor([list(beginning)], device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return cache
-
-
-def after(model: "PreTrainedModel", beginning: "Cache | None", n_rows: int) -> "Cache":
-    """Return a cache of so many rows that have all read the beginning; growing it leaves that untouched."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    layers: Sequence[Any] = cache.layers
-    known: Sequence[Any] = beginning.layers if beginning else ()
-    for layer, read in zip(layers, known, strict=False):
-        layer.lazy_initialization(read.keys, read.values)
-        layer.keys = read.keys.expand(n_rows, -1, -1, -1)
-        layer.values = read.values.expand(n_rows, -1, -1, -1)
-    return cache
 
 
 class Executor:
@@ -76,7 +43,8 @@ class Executor:
     """
 
     def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
-        self.model, self.budget = model, budget
+        self.model, self.budget, self.beginnings = model, budget, Beginnings(model)
+        self._too_many = inf  # tokens for which memory ran out
         self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
 
     @property
@@ -98,12 +66,21 @@ class Executor:
 
     def _packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         shared = shared_length([context for context, _ in pairs])
-        beginning = read_beginning(self.model, pairs[0][0][:shared]) if shared else None
+        beginning = self._beginning(pairs[0][0][:shared]) if shared else None
         trees = grow(pairs, self.budget, shared)
         scored: dict[int, Scored] = {}
         for group in plan([tree.n_tokens for tree in trees], Size(self.budget, self.budget), READING_COST):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, beginning)
         return [scored[i] for i in range(len(pairs))]
+
+    def _beginning(self, ids: tuple[int, ...]) -> "Cache":
+        """Read what all contexts begin with.
+
+        Raises:
+            CandidateFailed: there is no room for it.
+        """
+        with shortage.enough_memory("out of memory while reading what all prompts begin with", _SHORTER):
+            return self.beginnings.read(ids)
 
     def _with_less_memory(
         self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None"
@@ -115,14 +92,17 @@ class Executor:
         """
         import torch
 
+        numbers = [number for tree in trees for number in tree.numbers]
+        n_tokens = len(trees) * max(tree.n_tokens for tree in trees)
         try:
-            return self._score(trees, pairs, beginning)
-        except torch.OutOfMemoryError:
-            numbers = [number for tree in trees for number in tree.numbers]
+            if n_tokens < self._too_many or len(numbers) == 1:
+                return self._score(trees, pairs, beginning)
+        except shortage.ERRORS as error:
+            if not shortage.ran_out(error):
+                raise
             if len(numbers) == 1:
-                raise CandidateFailed(
-                    "out of memory while scoring one answer", "a smaller base_model or shorter prompts"
-                ) from None
+                raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
+            self._too_many = n_tokens  # as many again are halved before they fail
         # Outside of the clause, in which the error still holds what was computed until then.
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(beginning)
@@ -189,7 +169,9 @@ class Executor:
         try:
             with attending_in_parts(self.model):
                 together = self._score(grow(pairs, 2 * len(ids)), pairs)
-        except (ValueError, RuntimeError, TypeError):
+        except (ValueError, RuntimeError, TypeError) as error:
+            if shortage.ran_out(error):
+                raise
             return False
         self.engine = "plain"
         gaps = [

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
-    "refusals metrics embedded prepack trees attention scoring generation encoding candidates training vllm endpoint methods evaluate "
+    "refusals metrics embedded shortage prepack trees attention beginnings scoring generation encoding candidates training vllm endpoint methods evaluate "
     "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
     "starting doctor catalogue terminal cli"
 ).split()
@@ -28,6 +28,8 @@ MODEL = {
     "machine",
     "quiet",
     "embedded",
+    "shortage",
+    "beginnings",
     "prepack",
     "attention",
     "scoring",

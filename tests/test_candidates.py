@@ -212,6 +212,16 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(host):
     assert found.finish_reason == "stop"
 
 
+def test_a_stop_string_of_many_tokens_ends_an_answer_too(host):
+    prompt = prompts(host.base)[0]
+    made = host.base.generate([prompt], Limits(24))[0]
+    stop = made.text[: len(made.text) // 2]
+    found = host.base.generate([prompt], Limits(24, (stop,)))[0]
+    assert len(host.tokenizer(stop).input_ids) > 8
+    assert found.text == ""
+    assert found.n_output_tokens < made.n_output_tokens
+
+
 def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
     asked = prompts(host.base)
     whole = host.base.generate(asked[:1], Limits(8))[0].text

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from harness import capability, cli, config
-from harness.candidates import load_base
+from harness.candidates import TextCandidate, TextTable, load_base
 from harness.capability import answers, index, scores, tasks
 from harness.embedded import resolve
 from harness.errors import HarnessError, UserError
+from harness.evaluate import Job
 from harness.experiment import alone
 from harness.machine import Machine
 from harness.progress import Silent
+from harness.records import Likelihood, RowsIdentity
 from harness.spec import Task
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +253,36 @@ def test_a_group_is_one_task_whose_tasks_are_its_slices(model, tmp_path):
     pooled = (4 * acc["arc_challenge"].score + 6 * acc["arc_easy"].score) / 10
     assert acc[""].score == pytest.approx(pooled)
     assert list(alone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
+
+
+class Recording(TextCandidate):
+    """A candidate without an opinion that keeps what it was asked together."""
+
+    def __init__(self):
+        super().__init__(lambda texts: [TextTable((), ()) for _ in texts], "recording")
+        self.asked = []
+
+    def loglikelihood(self, pairs):
+        self.asked.append([bytes(context).decode() for context, _ in pairs])
+        return [Likelihood(-float(len(continuation)), False) for _, continuation in pairs]
+
+
+def asked_together(shots):
+    (one,) = found("ai2_arc", num_fewshot=shots, primary="acc").values()
+    identity = RowsIdentity(**dict.fromkeys((f.name for f in fields(RowsIdentity)), ""))
+    candidate = Recording()
+    job = Job(one.task, "capability", "test", one.items.test, one.metrics, "generate", identity)
+    answered = one.evaluate(candidate, job, 0)
+    assert [row.example_id for row in answered] == [e.id for e in one.items.test]
+    return [len(contexts) for contexts in candidate.asked]
+
+
+def test_what_follows_the_shots_of_one_task_is_asked_together():
+    assert sorted(asked_together(1)) == [16, 24]
+
+
+def test_the_tasks_of_a_group_without_shots_are_asked_together():
+    assert asked_together(0) == [40]
 
 
 def found(*names, **keys):

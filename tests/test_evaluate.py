@@ -44,7 +44,7 @@ def base(tiny, own_cache):
 
 
 @pytest.mark.parametrize(("n", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2), (2 * BLOCK + 2, 3)])
-def test_items_are_cut_into_blocks_of_sixty_four(n, blocks):
+def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     job = job_of(*map(example, range(n)))
     assert job.n_blocks == blocks
     found = [evaluate_block(scripted(str.upper), job, i) for i in range(blocks)]

@@ -3,6 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.beginnings import Beginnings
 from harness.generation import answers
 from harness.scoring import Size
 
@@ -31,7 +32,7 @@ def answered(model, prompts, n, size=SIZE):
 
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
-    rows = answers(model, prompts, n, [pad_id, end_id], never, size)
+    rows = answers(model, prompts, n, [pad_id, end_id], never, size, Beginnings(model))
     return [row + [pad_id] * (n - len(row)) for row in rows]
 
 

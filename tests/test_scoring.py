@@ -2,7 +2,8 @@
 
 import copy
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -130,12 +131,26 @@ def test_a_model_that_does_not_take_the_mask_is_scored_plainly_and_rightly(tiny,
     agree(executor, model, [((5, 6, 7), (8, 9)), ((5, 6, 7), (10,)), ((11, 12), (13,))])
 
 
+def of_a_gpu():
+    import torch
+
+    raise torch.OutOfMemoryError("no room")
+
+
+def of_a_cpu():
+    import torch
+
+    return torch.empty(1 << 46)
+
+
 @dataclass
 class Crowded:
-    """A model on a device whose memory holds `room` tokens at most."""
+    """A model on a device whose memory holds `room` tokens at most; `tried` is how many it was given."""
 
     model: object
     room: int
+    run_out: Callable = of_a_gpu
+    tried: list = field(default_factory=list)
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -144,10 +159,9 @@ class Crowded:
         raise NotImplementedError
 
     def __call__(self, input_ids, **inputs):
-        import torch
-
+        self.tried.append(input_ids.numel())
         if input_ids.numel() > self.room:
-            raise torch.OutOfMemoryError("no room")
+            self.run_out()
         return self.model(input_ids, **inputs)
 
 
@@ -167,9 +181,34 @@ class Blocking:
         return out
 
 
-def test_out_of_memory_halves_the_group_and_the_numbers_stay(model):
+@pytest.mark.parametrize("run_out", [of_a_gpu, of_a_cpu])
+def test_out_of_memory_halves_the_group_and_the_numbers_stay(model, run_out):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
-    agree(Executor(Crowded(model, 20), 512, "packed"), model, pairs)
+    agree(Executor(Crowded(model, 20, run_out), 512, "packed"), model, pairs)
+
+
+def test_what_ran_out_of_memory_once_is_not_tried_again(model):
+    crowded = Crowded(model, 20)
+    executor = Executor(crowded, 512, "packed")
+    pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
+    executor.loglikelihoods(pairs)
+    assert max(crowded.tried) > 20
+    crowded.tried.clear()
+    agree(executor, model, pairs)
+    assert max(crowded.tried) <= 20
+
+
+def test_a_beginning_that_does_not_fit_fails_the_candidate(model):
+    pairs = [((*range(10, 60), 100 + i), (7,)) for i in range(3)]
+    with pytest.raises(CandidateFailed, match="what all prompts begin with"):
+        Executor(Crowded(model, 40), 512, "packed").loglikelihoods(pairs)
+
+
+def test_an_engine_is_not_chosen_by_memory_that_runs_out(model):
+    import torch
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Executor(Crowded(model, 3), 512)
 
 
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):

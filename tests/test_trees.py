@@ -1,14 +1,18 @@
 """What begins alike is computed once, nothing sees another branch, and batches cost least."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.trees import Size, grow, pack, plan, shared_length
+from harness.trees import Size, common_length, grow, pack, plan, shared_length
 
 # Few ids, so that sequences begin alike.
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
 PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12)
+SHORT = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
+FEW_TOKENS = st.lists(st.tuples(SHORT, SHORT), min_size=1, max_size=6)  # attention costs less than one token
 BUDGETS = st.integers(1, 40)
 LENGTHS = st.lists(st.integers(1, 90), max_size=40)
 SIZES = st.builds(Size, st.integers(1, 12), st.integers(1, 400))
@@ -20,6 +24,12 @@ PURE = settings(deadline=None)
 def seen(tree, token):
     """Return the ids that a token sees, itself last."""
     return tuple(tree.ids[i] for i in range(token + 1) if token < tree.ends[i])
+
+
+def row(pairs, number):
+    """Return the tokens of a pair that predict something."""
+    context, continuation = pairs[number]
+    return context + continuation[:-1]
 
 
 @PURE
@@ -43,8 +53,8 @@ def test_what_predicts_a_token_sees_what_stands_before_it_and_no_other_branch(pa
 @given(PAIRS, BUDGETS)
 def test_a_tree_computes_each_needed_position_once_and_no_other(pairs, budget):
     for tree in grow(pairs, budget):
-        rows = [pairs[n][0] + pairs[n][1][:-1] for n in tree.numbers]
-        needed = {row[:i] for row in rows for i in range(1, len(row) + 1)}
+        rows = [row(pairs, n) for n in tree.numbers]
+        needed = {tokens[:i] for tokens in rows for i in range(1, len(tokens) + 1)}
         computed = [seen(tree, token) for token in range(tree.n_tokens)]
         assert len(computed) == len(needed)
         assert set(computed) == needed
@@ -63,6 +73,37 @@ def test_a_tree_of_several_sequences_keeps_to_the_budget_or_twice_what_it_shares
     longest = max(len(context) + len(continuation) for context, continuation in pairs)
     for tree in grow(pairs, budget):
         assert len(tree.numbers) == 1 or tree.n_tokens <= max(budget, 2 * longest)
+
+
+@PURE
+@given(PAIRS, BUDGETS)
+def test_two_trees_begin_alike_only_where_one_of_both_would_be_too_wide_or_cost_more(pairs, budget):
+    trees = grow(pairs, budget)
+    for one, other in pairwise(trees):
+        last, first = row(pairs, one.numbers[-1]), row(pairs, other.numbers[0])
+        again = common_length((last, first))  # tokens that are computed twice
+        wider = one.n_tokens + len(first) - again
+        costs_more = wider**2 - one.n_tokens**2 - len(first) ** 2 >= 600 * again
+        assert wider > max(budget, 2 * again) or costs_more
+
+
+@PURE
+@given(FEW_TOKENS)
+def test_of_few_tokens_each_is_computed_once_in_all_trees(pairs):
+    computed = [seen(tree, token) for tree in grow(pairs, 512) for token in range(tree.n_tokens)]
+    needed = {row(pairs, n)[:i] for n in range(len(pairs)) for i in range(1, len(row(pairs, n)) + 1)}
+    assert sorted(computed) == sorted(needed)
+
+
+@PURE
+@given(st.lists(IDS, min_size=1, max_size=4).map(lambda ids: sum(ids, ())), PAIRS, BUDGETS)
+def test_what_all_begin_with_is_left_out_of_every_tree(beginning, pairs, budget):
+    longer = [((*beginning, *context), rest) for context, rest in pairs]
+    shorter, cut = grow(pairs, budget), grow(longer, budget, len(beginning))
+    assert [tree.ids for tree in cut] == [tree.ids for tree in shorter]
+    assert [tree.sources for tree in cut] == [tree.sources for tree in shorter]
+    moved = [[position + len(beginning) for position in tree.positions] for tree in shorter]
+    assert [tree.positions for tree in cut] == moved
 
 
 def test_contexts_that_differ_late_share_what_stands_before():
@@ -99,10 +140,10 @@ def test_a_pack_keeps_every_continuation_and_names_each_place_once(pairs, budget
     spans = dict(zip(packed.numbers, packed.spans, strict=True))
     assert [tuple(packed.targets[slice(*spans[i])]) for i in range(len(pairs))] == [c for _, c in pairs]
     assert len(set(packed.sources)) == len(packed.sources)
-    for row, tree in enumerate(trees):
+    for place, tree in enumerate(trees):
         for number, sources in zip(tree.numbers, tree.sources, strict=True):
             places = [packed.sources[w] for w in packed.where[slice(*spans[number])]]
-            assert places == [(row, source) for source in sources]
+            assert places == [(place, source) for source in sources]
 
 
 def test_padding_sees_padding_alone():

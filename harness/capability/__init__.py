@@ -156,16 +156,23 @@ class _Asker:
         places = [self._described.place(e.id) for e in examples]
         self._build(job)
         start = time.perf_counter()
-        instances = [i for place in places for i in self._requests[place]]
-        answers = answer(candidate, instances)
+        by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
+        for part in self._asked_together(places):
+            given = iter(answer(candidate, [i for place in part for i in self._requests[place]]))
+            by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
-        given = iter(answers)
-        by_place = {place: [next(given) for _ in self._requests[place]] for place in places}
         values = self._values(by_place)
         return [
             self._row(job, index * BLOCK + i, e, by_place[p], values.get(p), share)
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
+
+    def _asked_together(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """Part a group's items by their task where shots are scored: each task's are then read once."""
+        if not self._described.num_fewshot or self._described.kind == "generate":
+            return [list(places)]
+        members = dict.fromkeys(member for member, _ in places)
+        return [[place for place in places if place[0] == member] for member in members]
 
     def _build(self, job: Job) -> None:
         """Build the requests of all documents of the job, before the first block that is missing."""

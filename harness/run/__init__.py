@@ -37,7 +37,7 @@ from harness.store import Store
 from harness.training import Weights
 
 _PACKAGE = Path(__file__).parents[1]
-LAYS_OUT = ("prepack", "trees", "attention", "scoring", "generation", "candidates")
+LAYS_OUT = ("prepack", "trees", "attention", "beginnings", "scoring", "generation", "candidates")
 
 
 class Measured(NamedTuple):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from harness import shortage
 from harness.errors import CandidateFailed, Diverged
 from harness.machine import Machine
 from harness.progress import Advance
@@ -110,15 +111,9 @@ def enough_memory() -> Iterator[None]:
     Raises:
         CandidateFailed: out of memory.
     """
-    import torch
-
-    try:
+    knobs = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
+    with shortage.enough_memory("out of memory while training", knobs):
         yield
-    except torch.OutOfMemoryError:
-        raise CandidateFailed(
-            "out of memory while training",
-            "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length",
-        ) from None
 
 
 def run(trainer: "Trainer", start: float) -> float:

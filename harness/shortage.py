@@ -1,0 +1,33 @@
+"""Memory that runs out: a GPU says so by an error of its own, a CPU by its allocator's words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from harness.errors import CandidateFailed
+
+# What such an error is an instance of: `torch.OutOfMemoryError` is a RuntimeError.
+ERRORS = (RuntimeError, MemoryError)
+_OF_A_CPU = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Say whether an error means that no memory was left."""
+    import torch
+
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(words in str(error) for words in _OF_A_CPU)
+
+
+@contextmanager
+def enough_memory(found: str, next_step: str) -> Iterator[None]:
+    """Turn running out of memory into a failure of the candidate that says what to turn.
+
+    Raises:
+        CandidateFailed: memory ran out.
+    """
+    try:
+        yield
+    except ERRORS as error:
+        if not ran_out(error):
+            raise
+        raise CandidateFailed(found, next_step) from None

@@ -1,0 +1,96 @@
+"""A beginning is read once, its projection once at most, and what follows leaves it as it is."""
+
+import pytest
+
+from harness.beginnings import Beginnings, after
+from harness.scoring import Executor
+
+ONE, OTHER, THIRD = tuple(range(10, 60)), tuple(range(20, 70)), tuple(range(30, 80))
+
+
+@pytest.fixture
+def read(model):
+    """Collect how many tokens the model reads at a time."""
+    numbers = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: numbers.append(args[0].numel())
+    )
+    yield numbers
+    hook.remove()
+
+
+@pytest.fixture
+def projected(model):
+    """Collect of how many tokens the model says what may follow."""
+    numbers = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda _, args, __: numbers.append(args[0].shape[:-1].numel())
+    )
+    yield numbers
+    hook.remove()
+
+
+def asked(beginning, start=100):
+    return [((*beginning, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
+
+
+def bytes_of(model, ids):
+    return sum(x.nbytes for layer in Beginnings(model).read(ids).layers for x in (layer.keys, layer.values))
+
+
+def test_a_beginning_is_read_once_for_several_calls(model, read):
+    executor = Executor(model, 512, "packed")
+    executor.loglikelihoods(asked(ONE))
+    executor.loglikelihoods(asked(ONE, 200))
+    assert read == [50, 18, 18]
+
+
+def test_a_beginning_comes_back_after_another_one(model, read):
+    beginnings = Beginnings(model)
+    for ids in (ONE, OTHER, ONE, OTHER):
+        beginnings.read(ids)
+    assert read == [50, 50]
+
+
+def test_what_was_asked_before_changes_no_number(model):
+    fresh, used = (Executor(model, 512, "packed") for _ in range(2))
+    used.loglikelihoods(asked(OTHER))
+    used.loglikelihoods(asked(ONE[:30]))
+    assert used.loglikelihoods(asked(ONE)) == fresh.loglikelihoods(asked(ONE))
+
+
+def test_answering_after_a_beginning_leaves_it_untouched(model):
+    import torch
+
+    cache = Beginnings(model).read(ONE)
+    with torch.inference_mode():
+        model(torch.tensor([[5], [6]]), past_key_values=after(model, cache, 2), use_cache=True)
+    assert cache.get_seq_length() == 50
+
+
+def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
+    beginnings = Beginnings(model, kept_bytes=2 * bytes_of(model, ONE))
+    read.clear()
+    for ids in (ONE, OTHER, ONE, THIRD, ONE, OTHER):
+        beginnings.read(ids)
+    assert len(read) == 4  # OTHER went when THIRD came
+
+
+def test_one_that_exceeds_the_memory_is_kept_until_the_next(model, read):
+    beginnings = Beginnings(model, kept_bytes=1)
+    for ids in (ONE, ONE, OTHER, ONE):
+        beginnings.read(ids)
+    assert len(read) == 3
+
+
+def test_what_is_forgotten_is_read_again(model, read):
+    beginnings = Beginnings(model)
+    beginnings.read(ONE)
+    beginnings.forget()
+    beginnings.read(ONE)
+    assert read == [50, 50]
+
+
+def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model, projected):
+    Executor(model, 512, "packed").loglikelihoods(asked(ONE))
+    assert projected == [1, 6 * 3]

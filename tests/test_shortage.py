@@ -1,0 +1,33 @@
+"""Memory that runs out is noticed on either device, and nothing else is taken for it."""
+
+import pytest
+import torch
+
+from harness.errors import CandidateFailed
+from harness.shortage import enough_memory, ran_out
+
+
+def test_a_cpu_without_memory_is_noticed():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 46)
+    assert not isinstance(error.value, torch.OutOfMemoryError)
+    assert ran_out(error.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_what_python_and_a_gpu_say_is_noticed(error):
+    assert ran_out(error)
+
+
+def test_another_error_is_not_one_of_memory():
+    with pytest.raises(RuntimeError) as error:
+        torch.ones(2) @ torch.ones(3)
+    assert not ran_out(error.value)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), enough_memory("x", "y"):
+        torch.ones(2) @ torch.ones(3)
+
+
+def test_a_candidate_without_memory_fails_with_what_to_turn():
+    with pytest.raises(CandidateFailed, match="out of memory while training; try: max_length"):  # noqa: SIM117
+        with enough_memory("out of memory while training", "max_length"):
+            torch.empty(1 << 46)
