@@ -6,11 +6,9 @@ pairs' mean disagreement; the looks are at a third, two thirds and all of it. Th
 log-probabilities, so items are drawn without strata here; what strata save is measured on stored runs.
 Beside both stand the whole benchmarks, of which a verdict takes a part.
 
-`PYTHONPATH=.:tests python -m tests.looks_on_real_items [RUNS]` writes the tables to
-`reports/fewer_items.md`; RUNS is a folder of stored runs of the quickstart.
+`make bench ARGS="-k fewer_items"` writes what it gives to `reports/benchmarks/fewer_items.md`.
 """
 
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from math import ceil
@@ -22,13 +20,11 @@ import numpy as np
 from scipy import special
 
 from harness import stats, store
-from harness.numbers import count, percent, points
 from tests.real_items import BENCHMARKS, MACRO_DELTAS, POLICY, WIDTH, Half, pairs
 
 MARGIN, ALPHA, POWER = 0.02, POLICY.alpha, 0.9
 SHARES = (1 / 3, 2 / 3, 1.0)
 PAIRS, DRAWS = 200, 10  # pairs a bin, samples a pair
-GOAL = 5  # times fewer items
 # Items of the split that the Open LLM Leaderboard asks (lm-eval's task configurations).
 WHOLE = {"arc": 1_172, "gsm8k": 1_319, "mmlu": 14_042, "truthfulqa": 817, "winogrande": 1_267}
 
@@ -178,87 +174,3 @@ def quarters(base, new) -> tuple[int, list[float]]:
     closest = sorted(base, key=lambda row: (abs(row.margin), row.example_id))
     differs = [row.parts["accuracy"] != answers[row.example_id] for row in closest]
     return len(base), [fmean(part) for part in np.array_split(differs, 4)]
-
-
-def table(lines: Sequence[Line], strata: Sequence[Strata]) -> str:
-    """Write the study as Markdown."""
-    first = lines[0]
-    about = (
-        f"{count(sum(x.n_pairs for x in lines))} pairs of models of the Open LLM Leaderboard on "
-        f"{len(BENCHMARKS)} benchmarks (metabench). The full suite has {count(first.n_full)} items, with which "
-        f"an equal model passes the macro (margin {percent(MARGIN)} pp, α {percent(ALPHA)} %) with "
-        f"{percent(POWER)} % power at the pairs' mean disagreement. The looks are at a third, two thirds and "
-        "all of it; α is spent after O'Brien and Fleming. Items are drawn at random: these rows have no "
-        "log-probabilities."
-    )
-    lines_ = [
-        f"| {points(x.delta)} | {count(x.n_pairs)} | {percent(x.disagreement)} | {percent(x.passes_full)} | "
-        f"{percent(x.passes_looks)} | {percent(x.fails_full)} | {percent(x.fails_looks)} | {count(x.n_looks)} | "
-        f"{x.n_full / x.n_looks:.2f} |"
-        for x in lines
-    ]
-    head = [
-        (
-            "| true delta pp | pairs | disagreement % | passes, full % | passes, looks % | fails, full % | "
-            "fails, looks % | items by looks | times fewer |"
-        ),
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    again = "`PYTHONPATH=.:tests python -m tests.looks_on_real_items runs` makes these tables again."
-    tables = ["# Fewer items for a verdict", "", about, "", *head, *lines_, "", *strata_table(strata)]
-    tables += [*against_goal(first, strata), "", *whole_table(lines), "", again]
-    return "\n".join(tables) + "\n"
-
-
-def against_goal(equal: Line, strata: Sequence[Strata]) -> list[str]:
-    """Say what both save together where nothing is lost, and by how much the goal is missed."""
-    together = equal.n_full / equal.n_looks * min((s.saved for s in strata), default=1.0)
-    said = f"Together that is {together:.1f} times fewer items for a verdict on a model that lost nothing"
-    if together >= GOAL:
-        return [f"{said}: the goal, {GOAL}, is met."]
-    return [
-        f"{said}; the goal, {GOAL}, is missed by {GOAL - together:.1f}. What bounds it:",
-        "",
-        "- α, power and margin fix how precisely the delta has to be known, whoever chooses the items;",
-        "- items that the base was sure of flip too, so none may be left out;",
-        "- a look may stop early only as far as α allows, and near the margin every look goes on to the end.",
-    ]
-
-
-def whole_table(lines: Sequence[Line]) -> list[str]:
-    """Say what part of the whole benchmarks a verdict takes, and what the rest of them would have added."""
-    n = sum(WHOLE.values())
-    return [
-        f"A suite that is larger than it has to be is another matter. The whole benchmarks have {count(n)} items; what they",
-        "add is power that the margin does not need, as the same pairs show:",
-        "",
-        "| true delta pp | passes, whole % | passes, looks % | fails, whole % | fails, looks % | items by looks | times fewer |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {points(x.delta)} | {percent(x.passes_whole)} | {percent(x.passes_looks)} | {percent(x.fails_whole)} | "
-            f"{percent(x.fails_looks)} | {count(x.n_looks)} | {n / x.n_looks:.1f} |"
-            for x in lines
-        ),
-    ]
-
-
-def strata_table(strata: Sequence[Strata]) -> list[str]:
-    if not strata:
-        return []
-    return [
-        "What strata save comes on top. Share of multiple-choice items of the quickstart's general suite whose",
-        "score a fine-tune changed, by quarters of the base's margin, the closest calls first:",
-        "",
-        "| candidate | items | 1st quarter % | 2nd % | 3rd % | 4th % | times fewer at equal variance |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {s.candidate} | {count(s.n_items)} | {' | '.join(map(percent, s.rates))} | {s.saved:.2f} |"
-            for s in strata
-        ),
-        "",
-    ]
-
-
-if __name__ == "__main__":
-    found = [one for folder in sys.argv[1:] for one in strata_of(Path(folder))]
-    (Path(__file__).parents[1] / "reports" / "fewer_items.md").write_text(table(study(), found), "utf-8")

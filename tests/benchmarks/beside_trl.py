@@ -46,7 +46,7 @@ def by_harness(context: FitContext, params: LowRankParams) -> Trained:
         measured["n_steps"],
         measured["train_loop_s"],
         mean_of_last([loss for _, loss in measured["loss"]]),
-        measured["peak_memory_gib"] * 2**30 / 1e9,
+        peaks.peak_gb(context.machine.device),
     )
 
 

@@ -7,6 +7,7 @@ for fewer rows.
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,11 @@ def large(tmp_path_factory):
     return folder
 
 
+def of_children_gb() -> float:
+    """Return the most memory that one process started from here has taken, in GB of 1e9 bytes."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+
+
 def round_of(folder: Path, what: str) -> list[Row]:
     """Open every page of a server that has just started; returns how long each took."""
     rows = []
@@ -154,6 +160,13 @@ def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(
         Row("saving a run, no page open", statistics.median(alone_s), "s", None, "the index of all rows"),
         Row("saving a run, pages opened", statistics.median(beside_s), "s", None, "two processors for both"),
         Row("the longest of these", max(beside_s), "s", None, "two processors for both"),
+        Row(
+            "peak resident memory",
+            of_children_gb(),
+            "GB",
+            None,
+            "the largest of servers, writers and browser",
+        ),
     ]
     title = "The dashboard on ten million rows"
     bench_page.write(title, rows, probe(), bench_page.stem("dashboard"))

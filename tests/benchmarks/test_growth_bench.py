@@ -20,6 +20,7 @@ import bench_page
 import pytest
 from bench_page import Picture, Row, Table
 from growth_picture import growth_picture
+from peaks import forget, peak_gb
 
 from harness.candidates import ModelHost, load_base
 from harness.embedded import ModelSource, resolve
@@ -208,17 +209,25 @@ def table_of(growth: Growth) -> Table:
     return Table(f"By {growth.what} ({growth.fixed}):", columns, lines, picture)
 
 
-def write(found: Sequence[Growth], machine: Machine, stem: Path) -> None:
+def write(found: Sequence[Growth], machine: Machine, stem: Path, further: Sequence[Row] = ()) -> None:
     """Write the page with its pictures."""
-    tables = list(map(table_of, found))
-    bench_page.write("How the time of scoring grows", list(map(row_of, found)), machine, stem, tables)
+    rows, tables = [*map(row_of, found), *further], list(map(table_of, found))
+    bench_page.write("How the time of scoring grows", rows, machine, stem, tables)
 
 
 @pytest.mark.bench
 def test_growth_is_measured_on_both_sides_and_written(tmp_path):
     machine, source = probe(), resolve("smollm2-135m")
+    forget(machine.device)
     found = [*by_texts(source, machine), by_adapters(source, machine, tmp_path)]
-    write(found, machine, bench_page.stem("growth"))
+    memory = Row(
+        "peak memory",
+        peak_gb(machine.device),
+        "GB",
+        None,
+        "both sides in one process, three models at the most",
+    )
+    write(found, machine, bench_page.stem("growth"), [memory])
     # bf16 turns near-ties over; more than a tenth would be another computation.
     assert all(growth.differ <= 0.1 for growth in found), [(g.what, g.differ) for g in found]
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
-from peaks import Counting, peak_gflops, share_row
+from peaks import Counting, forget, peak_gb, peak_gflops, share_row, where_time_goes
 
+from harness.candidates import HFCandidate
 from harness.experiment import alone
 from harness.footprint import shape_of
 from harness.machine import Machine, probe
@@ -84,12 +85,14 @@ class Ours(NamedTuple):
     rows: dict
     seconds: float
     counted: Counting
+    memory_gb: float
 
 
 def ask_ours(prepared) -> Ours:
     """Ask every block of every task, without storing anything."""
     bench = prepared.bench
     candidate = Counting(bench.host(bench.source).base)
+    forget(bench.machine.device)
     rows = {}
     for one in suite_sets(bench, prepared.weights):
         job = one.job()
@@ -97,11 +100,11 @@ def ask_ours(prepared) -> Ours:
             row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
         ]
     seconds = sum(row.compute_s for of in rows.values() for row in of)
-    return Ours(rows, seconds, candidate)
+    return Ours(rows, seconds, candidate, peak_gb(bench.machine.device))
 
 
 def ask_lm_eval(section: Section, source, machine: Machine):
-    """Let lm-eval ask the same documents of its own model; returns its samples and seconds."""
+    """Let lm-eval ask the same documents of its own model; returns its samples, seconds and peak of memory in GB."""
     import lm_eval
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -128,10 +131,11 @@ def ask_lm_eval(section: Section, source, machine: Machine):
         batch_size=section.batch,
     )
     model.model(torch.ones((1, 64), dtype=torch.long, device=machine.device))  # the first call warms up
+    forget(machine.device)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(section.tasks), num_fewshot=section.shots, bootstrap_iters=0
     )
-    return found["samples"], model.seconds
+    return found["samples"], model.seconds, peak_gb(machine.device)
 
 
 class Agreement(NamedTuple):
@@ -189,9 +193,14 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
     prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
     machine, source = prepared.bench.machine, prepared.bench.source
     ours = ask_ours(prepared)
+    shares = peak_rows(section, ours.counted, prepared)
+    prepared.bench.unload()  # so that each side has the memory to itself
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
-    samples, theirs_s = ask_lm_eval(section, source, machine)
-    times = f"lm-eval {theirs_s:.1f} s in batches of {section.batch}, harness {ours.seconds:.1f} s"
+    samples, theirs_s, theirs_gb = ask_lm_eval(section, source, machine)
+    times = (
+        f"lm-eval {theirs_s:.1f} s in batches of {section.batch} and {theirs_gb:.1f} GB at the peak, "
+        f"harness {ours.seconds:.1f} s and {ours.memory_gb:.1f} GB"
+    )
     n_items = (
         f"{len(section.tasks)} × {section.items} items"
         if len(section.tasks) > 1
@@ -205,7 +214,7 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
         times,
         at_least=True,
     )
-    return Measured([ratio, *peak_rows(section, ours.counted, prepared)], agreement(ours.rows, samples))
+    return Measured([ratio, *shares], agreement(ours.rows, samples))
 
 
 def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
@@ -213,8 +222,12 @@ def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
     if not counted.n_tokens:
         return []
     source, machine = prepared.bench.source, prepared.bench.machine
-    config = prepared.bench.host(source).model.config.to_dict()
-    return [share_row(section.name, counted, shape_of(config, source.n_parameters), peak_gflops(machine))]
+    base = prepared.bench.host(source).base
+    shape = shape_of(base.model.config.to_dict(), source.n_parameters)
+    new = HFCandidate(base.model, base.tokenizer, "profiled", "packed")  # has read no shots yet
+    sets = suite_sets(prepared.bench, prepared.weights)
+    profiled = where_time_goes(lambda: [one.measured.evaluate(new, one.job(), 0) for one in sets])
+    return [share_row(section.name, counted, shape, peak_gflops(machine), profiled)]
 
 
 @pytest.fixture(scope="module")

@@ -48,12 +48,12 @@ def test_training_is_measured_against_plain_trl_and_written(tmp_path):
     ratio = ours.tokens_per_s / theirs.tokens_per_s
     row = Row(name, ratio, "times as fast", GOAL, times, at_least=True)
     lines = tuple(
-        (who, f"{t.tokens_per_s:.0f}", t.n_steps, f"{t.last_loss:.3f}")
+        (who, f"{t.tokens_per_s:.0f}", t.n_steps, f"{t.last_loss:.3f}", f"{t.peak_gb:.1f}")
         for who, t in (("harness", ours), ("plain TRL", theirs))
     )
     table = Table(
         "Both in one process; each loss is over its own last batches, in which other rows lie:",
-        ("who", "tokens/s", "steps", "loss of the last quarter"),
+        ("who", "tokens/s", "steps", "loss of the last quarter", "GB at the peak"),
         lines,
     )
     bench_page.write("Training against plain TRL", [row], probe(), bench_page.stem("training"), [table])

@@ -1,0 +1,107 @@
+"""Items per verdict, by looks and by strata, against a suite that is asked in full.
+
+The pairs are real models of a leaderboard; what strata save is measured on the fine-tunes in `runs`, or in
+the folder that `HARNESS_BENCH_RUNS` names, and left out where there are none.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import bench_page
+import pytest
+from bench_page import Row, Table
+
+from harness.machine import probe
+from harness.numbers import count, percent, points
+from tests.looks_on_real_items import ALPHA, BENCHMARKS, MARGIN, POWER, WHOLE, Line, Strata, strata_of, study
+
+ROOT = Path(__file__).parents[2]
+GOAL = 5  # times fewer items
+BOUND = (
+    "α, power and margin fix how precisely the delta has to be known, whoever chooses the items; items that "
+    "the base was sure of flip too, so none may be left out; a look stops early only as far as α allows"
+)
+
+
+def rows(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Row]:
+    """Compare what a verdict on an equal model takes with the whole benchmarks and with a suite just large enough."""
+    equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
+    saved = min((s.saved for s in strata), default=1.0)
+    drawn = f"{count(equal.n_looks)} items on average"
+    again = f", and {saved:.2f} times fewer by strata" if strata else ", without strata"
+    return [
+        Row(
+            "items for a verdict on a model that lost nothing, against the whole benchmarks",
+            whole / equal.n_looks,
+            "times fewer",
+            GOAL,
+            f"{drawn} by looks against {count(whole)}; what they add is power that the margin does not need",
+            at_least=True,
+        ),
+        Row(
+            "the same against a suite that is just large enough",
+            equal.n_full / equal.n_looks * saved,
+            "times fewer",
+            GOAL,
+            f"{drawn} by looks against {count(equal.n_full)}{again}; {BOUND}",
+            at_least=True,
+        ),
+    ]
+
+
+def tables(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Table]:
+    """Show how each way judges in every bin of true deltas, and how close calls flip more often."""
+    first = lines[0]
+    about = (
+        f"{count(sum(x.n_pairs for x in lines))} pairs of models of the Open LLM Leaderboard on {len(BENCHMARKS)} "
+        f"benchmarks (metabench). The suite that is just large enough has {count(first.n_full)} items, with which an "
+        f"equal model passes the macro (margin {percent(MARGIN)} points, α {percent(ALPHA)} %) with {percent(POWER)} % "
+        f"power at the pairs' mean disagreement; the whole benchmarks have {count(sum(WHOLE.values()))}. The looks are "
+        "at a third, two thirds and all of the former; α is spent after O'Brien and Fleming. Items are drawn at "
+        "random: these rows have no log-probabilities."
+    )
+    ways = ("whole", "enough", "looks")
+    head = (
+        "true delta",
+        "pairs",
+        "disagreement %",
+        *(f"passes, {w} %" for w in ways),
+        *(f"fails, {w} %" for w in ways),
+    )
+    judged = Table(
+        about,
+        (*head, "items by looks"),
+        tuple(
+            (
+                points(x.delta),
+                count(x.n_pairs),
+                *map(percent, (x.disagreement, x.passes_whole, x.passes_full, x.passes_looks)),
+                *map(percent, (x.fails_whole, x.fails_full, x.fails_looks)),
+                count(x.n_looks),
+            )
+            for x in lines
+        ),
+    )
+    closest = Table(
+        "Share of multiple-choice items of the quickstart's general suite whose score a fine-tune changed, by quarters "
+        "of the base's margin, the closest calls first:",
+        ("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %", "times fewer at equal variance"),
+        tuple((s.candidate, count(s.n_items), *map(percent, s.rates), f"{s.saved:.2f}") for s in strata),
+    )
+    return [judged, *([closest] if strata else [])]
+
+
+@pytest.mark.bench
+def test_items_for_a_verdict_are_counted_and_written():
+    runs = Path(os.environ.get("HARNESS_BENCH_RUNS", ROOT / "runs"))
+    lines, strata = study(), strata_of(runs) if runs.is_dir() else []
+    bench_page.write(
+        "Fewer items for a verdict",
+        rows(lines, strata),
+        probe(),
+        bench_page.stem("fewer_items"),
+        tables(lines, strata),
+    )
+    equal = next(x for x in lines if x.delta == 0)
+    assert equal.n_looks < equal.n_full
