@@ -471,6 +471,18 @@ def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
     assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_any_model_is_asked_in_the_precision_that_is_named(model, tmp_path, precision):
+    words = ("-t", "blimp_causative", "-L", 1, "--runs", tmp_path, "--json", "--precision", precision)
+    assert json.loads(run_cli("eval", model, *words).stdout)["precision"] == precision
+
+
+def test_a_candidate_is_asked_in_the_precision_that_is_named(tmp_path, tiny):
+    path = write_experiment(tmp_path, tiny)
+    words = ("-t", "blimp_causative", "-c", path, "--json", "--precision", "bf16")
+    assert json.loads(run_cli("eval", "prompt", *words).stdout)["precision"] == "bf16"
+
+
 def test_a_candidates_name_means_its_weights(tmp_path, tiny):
     path = write_experiment(tmp_path, tiny)
     done = run_cli("eval", "prompt", "-t", "blimp_causative", "-c", path, "--json")
@@ -488,6 +500,7 @@ def test_a_candidates_name_means_its_weights(tmp_path, tiny):
         (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is no candidate"),
         (["--engine", "vllm"], "found --engine without --tasks"),
         (["-t", "arc_easy", "--engine", "vlm"], "found 'vlm'; expected transformers or vllm"),
+        (["-t", "arc_easy", "--precision", "fp8"], "found 'fp8'; expected auto, bf16, fp16 or fp32"),
     ],
 )
 def test_what_eval_cannot_do_is_said(tmp_path, words, said):

@@ -276,6 +276,7 @@ def test_a_missing_file_is_named(harness, tmp_path):
     [
         ("compare", "no_such_key=1"),
         ("compare", "--limit", "0"),
+        ("compare", "--precision", "fp8"),
         ("compare", "--limit", "many"),
         ("compare", "--candidates", "lorra"),
         ("train", "lorra"),
@@ -355,6 +356,18 @@ def test_train_says_where_the_weights_are(harness, copy):
     assert shown["lora"]["kind"] == "adapter"
     assert shown["lora"]["training"]["n_steps"] > 0
     assert (copy / "runs" / "weights" / shown["lora"]["training"]["fit_key"] / "adapter").is_dir()
+
+
+def test_compare_computes_in_the_precision_that_is_named(harness, copy):
+    words = ("--candidates", "prompt", "--precision", "bf16", "--json")
+    shown = json.loads(harness("compare", *words, cwd=copy, check=0).stdout)
+    assert shown["header"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("arguments", [("train", "lora"), ("eval", "prompt"), ("doctor",)])
+def test_a_named_precision_is_an_override_of_the_experiments(harness, copy, arguments):
+    done = harness(*arguments, "--precision", "fp8", cwd=copy, check=2)
+    assert "precision: 'fp8'; expected one of 'auto', 'bf16', 'fp16' or 'fp32'" in done.stderr
 
 
 def test_eval_prints_every_metric_of_every_task(harness, copy):

@@ -36,3 +36,12 @@ Candidates = Annotated[
     typer.Option("--candidates", envvar="HARNESS_CANDIDATES", help="Only these, by name: a,b."),
 ]
 RunsFolder = Annotated[Path, typer.Option("--runs", envvar="HARNESS_RUNS", help="The folder of stored runs.")]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="bf16, fp16 or fp32, in place of the experiment's `precision`."),
+]
+
+
+def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:
+    """Write --precision as the override that it stands for."""
+    return [*(overrides or []), *([f"precision={precision}"] if precision else [])]

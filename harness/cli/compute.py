@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Candidates, Config, Json, Overrides, RunsFolder, app
+from harness.cli.app import Candidates, Config, Json, Overrides, Precision, RunsFolder, app, with_precision
 from harness.cli.output import named_scores, open_bench, print_report, print_value, say
 from harness.errors import Problem, UserError
 
@@ -137,6 +137,7 @@ def compare(
             "--strict", envvar="HARNESS_STRICT", help="Refuse margins that the items probably cannot show."
         ),
     ] = False,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
@@ -145,7 +146,8 @@ def compare(
     from harness.experiment import Scope
     from harness.terminal import TerminalProgress
 
-    settings = [*(overrides or []), *([f"seeds=[{','.join(seeds)}]"] if seeds else [])]
+    settings = with_precision(overrides, precision)
+    settings += [f"seeds=[{','.join(seeds)}]"] if seeds else []
     loaded = configuration.load(config, settings, candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
@@ -222,12 +224,13 @@ def train(
     candidate: Annotated[str, typer.Argument(help="A candidate of the experiment.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Make the weights of one candidate, or find them already made."""
     from harness.run import ensure_weights
 
-    bench, loaded = open_bench(config, overrides, candidate)
+    bench, loaded = open_bench(config, with_precision(overrides, precision), candidate)
     recipes = bench.experiment.candidates
     made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in loaded.selected}
     print_value(
@@ -271,6 +274,7 @@ def evaluate(
         str | None,
         typer.Option("--engine", help="What answers --tasks: transformers, or vllm."),
     ] = None,
+    precision: Precision = None,
     runs: RunsFolder = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -283,7 +287,8 @@ def evaluate(
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         asked = alone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
-        prepared = _prepared(candidate, asked, overrides or [], config, runs, engine)
+        computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
+        prepared = _prepared(candidate, asked, overrides or [], config, runs, computing)
         _evaluate_alone(prepared, output_path, log_samples, as_json)
         return
     _refuse_without_tasks(
@@ -295,10 +300,10 @@ def evaluate(
             "--engine": engine,
         }
     )
-    _evaluate_candidate(candidate, overrides, config, as_json)
+    _evaluate_candidate(candidate, with_precision(overrides, precision), config, as_json)
 
 
-def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Path, as_json: bool) -> None:
+def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_json: bool) -> None:
     from harness.experiment.findings import Reader
     from harness.run import make_run
 
@@ -311,7 +316,12 @@ def _evaluate_candidate(candidate: str, overrides: list[str] | None, config: Pat
 
 
 def _prepared(
-    name: str, tasks: "list[Task]", overrides: list[str], config: Path, runs: Path, engine: str | None
+    name: str,
+    tasks: "list[Task]",
+    overrides: list[str],
+    config: Path,
+    runs: Path,
+    computing: dict[str, str],
 ) -> "Prepared":
     """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness import config as configuration
@@ -320,15 +330,17 @@ def _prepared(
 
     progress = TerminalProgress()
     if config.is_file() and not alone.looks_like_a_model(name):
-        loaded = configuration.load(config, [*overrides, *([f"engine={engine}"] if engine else [])])
+        settings = [f"{key}={value}" for key, value in computing.items()]
+        loaded = configuration.load(config, [*overrides, *settings])
         if name in loaded.experiment.candidates:
             return alone.prepare_candidate(bench_of(loaded, Scope(), progress), name, tasks)
     if overrides:
         found = f"{overrides[0]}, and a model that is no candidate of {config}"
         expected = "overrides for a candidate's experiment only"
-        raise UserError(Problem("harness eval", found, expected, "leave it out"))
-    answers = alone.engine_of(engine or "transformers")
-    return alone.prepare_model(name, tasks, runs, progress, engine=answers)
+        raise UserError(
+            Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
+        )
+    return alone.prepare_model(name, tasks, runs, progress, **alone.checked(computing))
 
 
 def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app
+from harness.cli.app import Config, Json, Overrides, Precision, app, with_precision
 from harness.cli.output import open_bench, print_value, say
 
 if TYPE_CHECKING:
@@ -32,17 +32,19 @@ def doctor(
             help="Ask the base the suites in other layouts and batch sizes, and store what flips.",
         ),
     ] = False,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Check machine, packages, model and data, and what each candidate will take."""
+    settings = with_precision(overrides, precision)
     if noise:
-        _measure_noise(overrides, config, as_json)
+        _measure_noise(settings, config, as_json)
         return
     from harness.doctor import examine
     from harness.report import to_plain
     from harness.terminal import TerminalProgress
 
-    found = examine(config, overrides or [], TerminalProgress())
+    found = examine(config, settings, TerminalProgress())
     if as_json:
         print_value(to_plain(found), True)
     else:
@@ -53,7 +55,7 @@ def doctor(
     raise typer.Exit(2 if found.problems else 0)
 
 
-def _measure_noise(overrides: list[str] | None, config: Path, as_json: bool) -> None:
+def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from harness.doctor import measure_noise

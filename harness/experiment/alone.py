@@ -4,7 +4,7 @@ Invariant: rows are stored and found as those of an experiment, so a second call
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -87,17 +87,25 @@ def tasks_of(
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
 
 
-def engine_of(name: str) -> Engine:
-    """Find the engine that was named on the command line.
+def checked(computing: Mapping[str, str]) -> dict[str, Any]:
+    """Return the engine and the precision that the command line names, as `prepare_model` takes them.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: with every one that there is not.
     """
-    known: tuple[Engine, ...] = get_args(Engine)
-    for engine in known:
-        if engine == name:
-            return engine
-    raise UserError(Problem("--engine", repr(name), " or ".join(known), did_you_mean(name, known)))
+    known = {"engine": get_args(Engine), "precision": get_args(Precision)}
+    problems = [
+        Problem(f"--{key}", repr(name), _either(known[key]), did_you_mean(name, known[key]))
+        for key, name in computing.items()
+        if name not in known[key]
+    ]
+    if problems:
+        raise UserError(problems)
+    return dict(computing)
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def prepare_model(
