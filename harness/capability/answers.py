@@ -2,7 +2,7 @@
 
 Invariant: a pair of texts becomes the same token ids as in lm-eval: spaces at the end of the context
 move to the continuation, both are tokenised together, and an empty context is the beginning- or
-end-of-sequence token. A prompt that does not fit the context is an error and never cut.
+end-of-sequence token. A prompt that does not fit the context is an error, or cut where that is asked for.
 
 Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13.
 """
@@ -32,12 +32,12 @@ class Unfit(NamedTuple):
     n_tokens: int
 
 
-def answer(candidate: Candidate, instances: Sequence[Any]) -> list[Answer | Unfit]:
-    """Answer requests of any of lm-eval's types, in order."""
+def answer(candidate: Candidate, instances: Sequence[Any], *, cut: bool = False) -> list[Answer | Unfit]:
+    """Answer requests of any of lm-eval's types, in order; `cut` drops the beginning of what does not fit."""
     found: dict[int, Answer | Unfit] = {}
     for kind, route in _ROUTES.items():
         chosen = {i: x.args for i, x in enumerate(instances) if x.request_type == kind}
-        found.update(route(candidate, chosen) if chosen else {})
+        found.update(route(candidate, chosen, cut) if chosen else {})
     return [found[i] for i in range(len(instances))]
 
 
@@ -80,10 +80,12 @@ def _scored(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
     return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
 
 
-def _likelihoods(candidate: Candidate, asked: Mapping[int, Any]) -> dict[int, Answer | Unfit]:
-    pairs = {i: encode_pair(candidate, *args[:2]) for i, args in asked.items()}
-    sizes = {i: len(p.context) + len(p.continuation) for i, p in pairs.items()}
+def _likelihoods(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
     room = candidate.max_context
+    pairs = {i: encode_pair(candidate, *args[:2]) for i, args in asked.items()}
+    if cut:
+        pairs = {i: _without_beginning(p, room) for i, p in pairs.items()}
+    sizes = {i: _n_read(p) for i, p in pairs.items()}
     out: dict[int, Answer | Unfit] = {i: _unfit(n, room) for i, n in sizes.items() if n > room}
     out |= {
         i: Unfit("a continuation without a token of its own", sizes[i]) for i, p in pairs.items() if not p[1]
@@ -93,7 +95,18 @@ def _likelihoods(candidate: Candidate, asked: Mapping[int, Any]) -> dict[int, An
     return out | {i: Answer(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
 
 
-def _rolling(candidate: Candidate, asked: Mapping[int, Any]) -> dict[int, Answer | Unfit]:
+def _n_read(pair: Encoded) -> int:
+    """Count the tokens that the model reads: all but the last, which is only predicted."""
+    return len(pair.context) + len(pair.continuation) - 1
+
+
+def _without_beginning(pair: Encoded, room: int) -> Encoded:
+    """Drop as much of the context as does not fit, but for one token."""
+    excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
+    return pair._replace(context=pair.context[excess:])
+
+
+def _rolling(candidate: Candidate, asked: Mapping[int, Any], _cut: bool) -> dict[int, Answer | Unfit]:
     """Score whole texts, the windows of all of them at once."""
     prefix = candidate.encode((), " ", chat_template=False).context[0]
     cut = {
@@ -109,14 +122,16 @@ def _rolling(candidate: Candidate, asked: Mapping[int, Any]) -> dict[int, Answer
     return out
 
 
-def _generated(candidate: Candidate, asked: Mapping[int, Any]) -> dict[int, Answer | Unfit]:
+def _generated(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
     """Generate, those with the same limits together."""
     prompts = {i: _ids(candidate, args[0]) for i, args in asked.items()}
     limits = {i: limits_of(args[1]) for i, args in asked.items()}
     out: dict[int, Answer | Unfit] = {}
     for i, prompt in prompts.items():
         room = candidate.max_context - limits[i].max_new_tokens
-        if len(prompt) > room:
+        if cut and room > 0:
+            prompts[i] = prompt[-room:]
+        elif len(prompt) > room:
             out[i] = _unfit(len(prompt), room)
     for wanted in dict.fromkeys(limits.values()):
         fit = [i for i, limit in limits.items() if limit == wanted and i not in out]
@@ -131,6 +146,12 @@ def limits_of(settings: Mapping[str, Any]) -> Limits:
     stop = (until,) if isinstance(until, str) else tuple(until)
     given = (settings[name] for name in _TOKEN_LIMITS if settings.get(name) is not None)
     return Limits(int(next(given, _MAX_NEW_TOKENS)), tuple(s for s in stop if s))
+
+
+def is_sampled(settings: Mapping[str, Any]) -> bool:
+    """Tell from a task's `generation_kwargs` whether its answers are drawn; `do_sample` decides first."""
+    sampled = settings.get("do_sample")
+    return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
 
 
 _ROUTES = {"loglikelihood": _likelihoods, "loglikelihood_rolling": _rolling, "generate_until": _generated}

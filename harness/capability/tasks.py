@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.capability.answers import is_sampled
 from harness.capability.index import Member, local_copy
 from harness.errors import HarnessError, Problem, UserError
 from harness.quiet import quiet_libraries
@@ -222,8 +223,7 @@ def _refuse_kind(task: Any, member: Member, where: str) -> None:
         found = f"{member.name}, which runs the code that the model writes"
         raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
     settings = task.get_config("generation_kwargs") or {}
-    sampled = settings.get("do_sample") or float(settings.get("temperature") or 0) > 0
-    if task.OUTPUT_TYPE == "generate_until" and sampled:
+    if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
         found = f"{member.name}, whose answers are sampled ({_settings(settings)})"
         raise UserError(
             Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")

@@ -1,0 +1,178 @@
+"""Our engine behind lm-eval's own evaluator, beside lm-eval's own model, item by item in fp32."""
+
+import json
+import shutil
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+import tiny_hub
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from harness.candidates import ModelHost
+from harness.capability.lm import HarnessLM
+from harness.embedded import resolve
+from harness.errors import CandidateFailed, UserError
+from harness.machine import Machine
+
+HOME = Path(lm_eval.__file__).parent / "tasks"
+TASKS = {"arc_easy": "arc", "lambada_openai": "lambada", "wikitext": "wikitext", "gsm8k": "gsm8k"}
+LONG = " ".join(["A red fox walks past a green gate at noon."] * 90)
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """Copy the tiny model with room for 256 generated tokens behind a prompt."""
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("model") / "tiny")
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**text, "max_position_embeddings": 700}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    return tiny_hub.write(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def ours(folder, own_cache):
+    return HarnessLM(str(folder), precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
+
+
+def samples(model, hub, tasks, **options):
+    """Let lm-eval ask a model some tasks; its samples by task."""
+    manager = TaskManager(include_defaults=False, include_path=[HOME / TASKS[task] for task in tasks])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub)  # where lm-eval finds a folder in place of a name on the hub
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=tasks, task_manager=manager, num_fewshot=1, bootstrap_iters=0, **options
+        )
+    return found["samples"]
+
+
+@pytest.fixture(scope="module")
+def both(ours, theirs, hub):
+    return [samples(model, hub, list(TASKS)) for model in (ours, theirs)]
+
+
+def likelihoods(found):
+    """Return every log-likelihood of a task's samples, and whether it was the greedy one."""
+    given = [r if isinstance(r, tuple) else (r, False) for s in found for r in s["filtered_resps"]]
+    return np.array([x for x, _ in given]), [greedy for _, greedy in given]
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "wikitext"])
+def test_every_likelihood_is_that_of_lm_evals_own_model(both, task):
+    (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both)
+    assert mine == pytest.approx(expected, abs=1e-3)
+    assert greedy == as_greedy
+    assert len(mine) >= 2
+
+
+def test_every_generated_text_is_that_of_lm_evals_own_model(both):
+    mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both)
+    assert mine == expected
+    assert any(text for ((text,),) in mine)
+
+
+def asked(kind, *args):
+    return Instance(kind, {}, args, 0, ("task", 0, 1))
+
+
+def test_an_answer_ends_before_a_stop_string(ours, theirs):
+    prompt = "Where is my parcel?"
+    whole = ours.generate_until([asked("generate_until", prompt, {"until": [], "max_gen_toks": 24})])[0]
+    stop = whole[len(whole) // 2 :][:3]
+    request = asked("generate_until", prompt, {"until": [stop], "max_gen_toks": 24})
+    assert ours.generate_until([request]) == theirs.generate_until([request]) == [whole[: whole.index(stop)]]
+    assert whole.index(stop) > 0
+
+
+def test_the_chat_template_is_applied_as_by_lm_evals_own_model(ours, theirs, hub):
+    chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Be brief."}
+    mine, expected = (samples(model, hub, ["arc_easy"], **chat)["arc_easy"] for model in (ours, theirs))
+    assert [s["arguments"] for s in mine] == [s["arguments"] for s in expected]
+    assert mine[0]["arguments"][0][0].startswith("<|im_start|>system\nBe brief.")
+    assert likelihoods(mine)[0] == pytest.approx(likelihoods(expected)[0], abs=1e-3)
+
+
+def test_a_prefilled_turn_is_left_open(ours, theirs):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At the"}]
+    found = ours.apply_chat_template(turns, add_generation_prompt=False)
+    assert found == theirs.apply_chat_template(turns, add_generation_prompt=False)
+    assert found.endswith("At the")
+
+
+def test_the_template_and_its_name_are_those_of_lm_evals_own_model(ours, theirs):
+    assert ours.tokenizer_name == theirs.tokenizer_name
+    assert ours.chat_template(True) == theirs.chat_template(True)
+    assert ours.chat_template(False) is None
+
+
+def test_a_context_that_is_too_long_loses_its_beginning_as_in_lm_eval(ours, theirs):
+    requests = [asked("loglikelihood", LONG, " green gate")]
+    (mine, _), (expected, _) = ours.loglikelihood(requests)[0], theirs.loglikelihood(requests)[0]
+    assert mine == pytest.approx(expected, abs=1e-3)
+    assert len(ours.candidate.tokenizer(LONG)["input_ids"]) > ours.candidate.max_context
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_as_in_lm_eval(ours, theirs):
+    requests = [asked("generate_until", LONG, {"until": ["\n"], "max_gen_toks": 4})]
+    assert ours.generate_until(requests) == theirs.generate_until(requests)
+
+
+def test_a_continuation_that_alone_fills_the_context_is_refused(ours):
+    with pytest.raises(CandidateFailed, match=r"task task: prompt of \d+ tokens, the context holds 700"):
+        ours.loglikelihood([asked("loglikelihood", "A", LONG)])
+
+
+@pytest.mark.parametrize("settings", [{"do_sample": True}, {"temperature": 0.7}])
+def test_sampled_answers_are_refused(ours, settings):
+    with pytest.raises(UserError, match="task task, whose answers are sampled; expected greedy answers"):
+        ours.generate_until([asked("generate_until", "Where?", settings)])
+
+
+def test_a_temperature_that_samples_nothing_is_greedy(ours):
+    settings = {"do_sample": False, "temperature": 0.7, "max_gen_toks": 2}
+    assert len(ours.generate_until([asked("generate_until", "Where?", settings)])) == 1
+
+
+def test_a_candidate_that_is_open_is_asked_as_it_is(folder):
+    candidate = ModelHost(resolve(str(folder)), Machine("cpu", "CPU", "fp32", 1.0)).base
+    assert HarnessLM(candidate).candidate is candidate
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"precision": "fp8"}, "precision: found 'fp8'; expected auto, bf16, fp16, fp32"),
+        ({"device": "mps"}, "device: found 'mps'; expected auto, cuda:0, cuda, cpu"),
+        ({"pretrained": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_what_cannot_be_opened_is_said(given, said):
+    with pytest.raises(UserError, match=said):
+        HarnessLM(**given)
+
+
+def test_the_device_that_lm_eval_names_unasked_is_the_fastest_there_is(folder):
+    import torch
+
+    found = HarnessLM(str(folder), "fp32", "cuda:0").candidate.model.device.type
+    assert found == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_lm_eval_knows_it_beside_its_own_models():
+    assert get_model("harness") is HarnessLM
+    assert get_model("hf") is HFLM
