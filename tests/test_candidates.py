@@ -5,6 +5,8 @@ import weakref
 
 import pytest
 import tiny_model
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from harness.candidates import HFCandidate, ModelHost, classifier, scripted
 from harness.embedded import resolve
@@ -35,6 +37,14 @@ def host(tiny, own_cache):
 
 def prompts(candidate):
     return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
+
+
+def tokens(host, written):
+    return tuple(host.tokenizer(written, add_special_tokens=False)["input_ids"])
+
+
+def asked_as(host, messages):
+    return host.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def text(candidate, ids):
@@ -111,6 +121,40 @@ def test_a_token_across_the_boundary_is_flagged_and_the_context_stays(host):
     assert encoded.merged
     assert text(host.base, encoded.context) == "Where is my par"
     assert text(host.base, encoded.continuation) == "cel"
+
+
+PIECES = ("par", "cel", "mon", "ey", "the", "t", "h", "e", " ", "  ", "\n", ".", "7", "é", "Where", " is")
+WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+
+
+@example(before="Where is my par", after="cel", chat=False)  # one token of both
+@example(before="the", after=" the", chat=False)
+@given(before=WORDS, after=WORDS, chat=st.booleans())
+def test_a_boundary_is_flagged_where_the_tokens_of_both_do_not_begin_with_those_of_the_context(
+    host, before, after, chat
+):
+    asked = [{"role": "user", "content": before}]
+    found = host.base.encode(asked, after, chat_template=chat)
+    context = tokens(host, asked_as(host, asked) if chat else before)
+    whole = tokens(host, (asked_as(host, asked) if chat else before) + after)
+    assert found.merged == (whole[: len(context)] != context)
+
+
+@example(before="Where is my par", after="cel")
+@given(before=WORDS, after=WORDS)
+def test_a_token_of_both_sides_is_always_flagged(host, before, after):
+    spans = host.tokenizer(before + after, return_offsets_mapping=True)["offset_mapping"]
+    if any(start < len(before) < end for start, end in spans):
+        assert host.base.encode([{"role": "user", "content": before}], after, chat_template=False).merged
+
+
+@example(before="Where is my par", after="cel", chat=False)
+@given(before=WORDS, after=WORDS, chat=st.booleans())
+def test_no_text_is_lost_at_the_boundary(host, before, after, chat):
+    asked = [{"role": "user", "content": before}]
+    found = host.base.encode(asked, after, chat_template=chat)
+    assert text(host.base, found.context) == (asked_as(host, asked) if chat else before)
+    assert text(host.base, found.continuation) == after
 
 
 @pytest.mark.parametrize("template", [tiny_model.CHATML, tiny_model.STARTED])

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_experiment
 import tiny_hub
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -151,6 +152,36 @@ def test_a_pair_becomes_the_token_ids_of_lm_eval(encoders, context, continuation
     ours, theirs = encoders
     encoded = answers.encode_pair(ours, context, continuation)
     assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(context="Where is my par", continuation="cel")
+@given(context=TEXT.filter(str.strip), continuation=TEXT.filter(str.strip))
+def test_a_pair_is_flagged_where_its_tokens_do_not_begin_with_those_of_the_context(
+    encoders, context, continuation
+):
+    ours, theirs = encoders
+    encoded, whole = (
+        answers.encode_pair(ours, context, continuation),
+        theirs.tok_encode(context + continuation),
+    )
+    before = theirs.tok_encode(context.rstrip())
+    assert encoded.merged == (whole[: len(before)] != before)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(context=TEXT.filter(str.strip), continuation=TEXT.filter(str.strip))
+def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuation):
+    encoded = answers.encode_pair(encoders[0], context, continuation)
+    ids = (*encoded.context, *encoded.continuation)
+    said = encoders[0].tokenizer.decode(ids, skip_special_tokens=True)
+    assert encoded.merged or said == context + continuation
+
+
+def test_eval_counts_the_items_with_a_token_across_the_boundary():
+    rows = [SimpleNamespace(status="ok", boundary_merged=merged) for merged in (True, False)]
+    said = ["piqa: 1 of 2 items have a token across the boundary of prompt and choice"]
+    assert list(alone._notes("piqa", SimpleNamespace(left_out=()), rows)) == said
 
 
 def test_an_empty_context_is_the_first_token(encoders):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import tiny_model
 
 from harness.candidates import ModelHost, TextCandidate, TextTable, scripted
 from harness.embedded import resolve
@@ -174,10 +175,14 @@ def test_ranking_by_a_model_takes_the_sum_of_the_choices_tokens(base):
     assert found.text == asked.choices[logprobs[1] > logprobs[0]]
 
 
-def test_a_token_merged_across_the_boundary_is_kept_with_the_row(base):
-    asked = example(prompt="Where is my par", reference="cel", choices=("cel", "t"))
-    chat = row(base, asked, kind="choice", metrics=("accuracy",))
-    assert not chat.boundary_merged
+@pytest.mark.parametrize(("choices", "merged"), [(("cel", " t"), True), ((" late", " t"), False)])
+def test_a_token_merged_across_the_boundary_is_kept_with_the_row(tmp_path, own_cache, choices, merged):
+    """A template that ends in the question lets the answer go on in its last word."""
+    said = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    folder = tiny_model.build(tmp_path / "tiny", template=said)
+    host = ModelHost(resolve(str(folder)), Machine("cpu", "CPU", "fp32", 1.0))
+    asked = example(prompt="Where is my par", reference=choices[0], choices=choices)
+    assert row(host.base, asked, kind="choice", metrics=("accuracy",)).boundary_merged is merged
 
 
 # Bits per byte

@@ -434,10 +434,20 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
     assert all(s.score is not None for s in found.seeds)
 
 
-def test_ties_that_are_alike_are_said_once():
+def noted(*rows):
+    """Return what is said of candidates a, b, …, one row each of one task."""
     task = SimpleNamespace(task=SimpleNamespace(name="facts"))
     bench = SimpleNamespace(target=task, suites=())
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
-    reader = SimpleNamespace(of=lambda run, _: [SimpleNamespace(margin=run.candidate == "c")])
-    said = ["a, b: ties between the right and the best other choice: 1 of facts"]
-    assert list(findings._ties(bench, reader, runs)) == said
+    reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
+    return list(findings._noteworthy(bench, reader, runs))
+
+
+def test_ties_that_are_alike_are_said_once():
+    rows = [SimpleNamespace(margin=margin, boundary_merged=False) for margin in (0.0, 0.0, 1.0)]
+    assert noted(*rows) == ["a, b: ties between the right and the best other choice: 1 of facts"]
+
+
+def test_items_with_a_token_across_the_boundary_are_counted():
+    rows = [SimpleNamespace(margin=None, boundary_merged=merged) for merged in (False, True, False)]
+    assert noted(*rows) == ["b: items with a token across the boundary of prompt and choice: 1 of facts"]

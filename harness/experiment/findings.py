@@ -112,7 +112,7 @@ def report_of(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_unanswered(bench, reader, runs), *_ties(bench, reader, runs)),
+        notes=(*notes, *_unanswered(bench, reader, runs), *_noteworthy(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.over_seeds(judged, primary.name),
@@ -184,16 +184,24 @@ def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
     return out
 
 
-def _ties(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
-    """Count the items whose right choice was exactly as likely as the best other; say what is alike once."""
-    alike: dict[str, list[str]] = {}
-    for run in (run for run in runs if run.state == "done"):
-        asked = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
-        tied = {m.task.name: sum(r.margin == 0 for r in reader.of(run, m)) for m in asked}
-        if found := [f"{n} of {task}" for task, n in tied.items() if n]:
-            alike.setdefault(", ".join(found), []).append(run.candidate)
-    for counted, names in alike.items():
-        yield f"{', '.join(names)}: ties between the right and the best other choice: {counted}"
+# What a reader should know of single items, and how a row shows it.
+_NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
+    "ties between the right and the best other choice": lambda row: row.margin == 0,
+    "items with a token across the boundary of prompt and choice": lambda row: row.boundary_merged,
+}
+
+
+def _noteworthy(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count such items by candidate and task; say what is alike once."""
+    done = [run for run in runs if run.state == "done"]
+    for what, shows in _NOTEWORTHY.items():
+        alike: dict[str, list[str]] = {}
+        for run in done:
+            asked = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
+            if found := [f"{n} of {task}" for task, n in counts.items() if n]:
+                alike.setdefault(", ".join(found), []).append(run.candidate)
+        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 
 
 def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
