@@ -26,8 +26,8 @@ QUESTIONS = (
 )
 
 
-def host_of(folder):
-    return ModelHost(resolve(str(folder)), CPU)
+def host_of(folder, precision="fp32"):
+    return ModelHost(resolve(str(folder)), CPU._replace(precision=precision))
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +282,8 @@ def test_nothing_asked_is_nothing_answered(host):
 
 # Adapters
 
+PRECISIONS = ["fp32", "bf16"]  # in bf16 a CPU's layers are laid out beforehand
+
 
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory):
@@ -310,11 +312,12 @@ def scores(candidate):
     return [x.logprob for x in candidate.loglikelihood([(p, p[3:6]) for p in asked])]
 
 
-def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters):
-    fresh = host_of(tiny)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters, precision):
+    fresh = host_of(tiny, precision)
     with fresh.adapted(adapters[1], "two") as candidate:
         alone = scores(candidate)
-    host = host_of(tiny)
+    host = host_of(tiny, precision)
     with host.adapted(adapters[0], "one") as candidate:
         first = scores(candidate)
     with host.adapted(adapters[1], "two") as candidate:
@@ -323,13 +326,24 @@ def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_ca
     assert first != alone
 
 
-def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters):
-    host = host_of(tiny)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters, precision):
+    host = host_of(tiny, precision)
     before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
     with host.adapted(adapters[0], "one") as candidate:
         assert scores(candidate) != before
     assert scores(host.base) == before
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
+
+
+def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapters):
+    """Else the cases above would say nothing of such layers."""
+    host = host_of(tiny, "bf16")
+    packed = {id(module) for module in host.model.modules() if "forward" in vars(module)}
+    with host.adapted(adapters[0], "one") as candidate:
+        below = {id(m.base_layer) for m in candidate.model.modules() if hasattr(m, "base_layer")}
+    assert below
+    assert below <= packed
 
 
 def test_the_base_is_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
