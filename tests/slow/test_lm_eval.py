@@ -74,6 +74,8 @@ CHOICES = {
     **{f"blimp_{name}": ("nyu-mll/blimp", name, "train") for name in BLIMP},
     **{f"mmlu_{name}": ("cais/mmlu", name, "test") for name in MMLU},
 }
+# Of some of them, asked after shots: how many, of how many documents.
+AFTER_SHOTS = {"arc_challenge": (25, 10), "mmlu_marketing": (5, 20)}
 GENERATED = {"gsm8k": ("openai/gsm8k", "main", "test")}
 
 
@@ -85,18 +87,19 @@ class Both(NamedTuple):
     precision: str
 
 
-def ask_both(folder, tasks, n, monkeypatch):
+def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     mirror = cut_mirror(folder / "hub", tasks, n)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
-    asked = alone.tasks_of(list(tasks), None, None)
-    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=PRECISION)
+    asked = alone.tasks_of(list(tasks), None, shots)
+    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=precision)
     rows = alone.evaluate(prepared).rows
     ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
-    return Both(ours, samples_of_lm_eval(prepared.bench, list(tasks)), prepared.bench.machine.precision)
+    theirs = samples_of_lm_eval(prepared.bench, list(tasks), shots)
+    return Both(ours, theirs, prepared.bench.machine.precision)
 
 
-def samples_of_lm_eval(bench, tasks):
+def samples_of_lm_eval(bench, tasks, shots):
     """Let lm-eval load the same weights and do everything itself."""
     import lm_eval
 
@@ -105,6 +108,7 @@ def samples_of_lm_eval(bench, tasks):
         model="hf",
         model_args={"pretrained": str(bench.source.path), "dtype": dtype},
         tasks=tasks,
+        num_fewshot=shots,
         device=bench.machine.device,
         batch_size=BATCH,
         bootstrap_iters=0,
@@ -146,9 +150,9 @@ def test_every_document_is_the_one_that_lm_eval_asks(choices):
         assert {i: r.example_id.partition("-")[2] for i, r in choices.ours[task].items()} == hashes, task
 
 
-@pytest.mark.parametrize("task", CHOICES)
-def test_answers_agree_with_lm_eval_but_for_choices_that_are_as_likely(choices, task):
-    ours, samples = choices.ours[task], choices.theirs[task]
+def hold_together(both, task):
+    """Hold our answers to lm-eval's, but for choices that are as likely; write down what differs."""
+    ours, samples = both.ours[task], both.theirs[task]
     metrics = [m for m in samples[0]["metrics"] if m.startswith("acc")]
     worst = max(abs(gold_logprob(s) - ours[s["doc_id"]].gold_logprob) for s in samples)
     for metric in metrics:
@@ -161,8 +165,27 @@ def test_answers_agree_with_lm_eval_but_for_choices_that_are_as_likely(choices, 
             f"| {', '.join(f'{g:.2f}' for g in gaps) or '–'} | {worst:.4f} |\n"
         )
         noise = ALONE_NATS if task.startswith("blimp_") else NOISE_NATS
-        assert all(gap <= noise[choices.precision] for gap in gaps)
-    assert choices.precision != "fp32" or worst <= NOISE_NATS["fp32"]
+        assert all(gap <= noise[both.precision] for gap in gaps)
+    assert both.precision != "fp32" or worst <= NOISE_NATS["fp32"]
+
+
+@pytest.mark.parametrize("task", CHOICES)
+def test_answers_agree_with_lm_eval_but_for_choices_that_are_as_likely(choices, task):
+    hold_together(choices, task)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("task", AFTER_SHOTS)
+def test_answers_after_shots_agree_with_lm_eval_but_for_choices_that_are_as_likely(
+    task, precision, tmp_path, monkeypatch
+):
+    shots, n = AFTER_SHOTS[task]
+    both = ask_both(tmp_path, {task: CHOICES[task]}, n, monkeypatch, shots=shots, precision=precision)
+    prompts = {s["doc_id"]: s["arguments"][0][0] for s in both.theirs[task]}
+    assert {i: row.prompt for i, row in both.ours[task].items()} == prompts
+    assert {prompt.count("Answer:") for prompt in prompts.values()} == {shots + 1}
+    assert len(prompts) == n
+    hold_together(both, task)
 
 
 def test_generated_answers_to_gsm8k_are_extracted_alike(tmp_path, monkeypatch):
