@@ -1,10 +1,10 @@
 """Training: losses of one or several candidates in one picture, and what training took.
 
-Invariant: only what was logged is shown; the gap is validation less the running mean of training at the
-last step that was validated.
+Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
+those of `harness.report.losses`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -12,7 +12,7 @@ import streamlit as st
 from harness.numbers import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
 from harness.report.facts import measured
-from harness.report.pictures.curves import known, running_mean
+from harness.report.losses import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
 from parts import charts, controls, project
 
 _AT_FIRST = 4
@@ -20,10 +20,7 @@ _AT_FIRST = 4
 
 def page() -> None:
     """Draw the page."""
-    controls.heading(
-        "Training",
-        "Loss by step (mean negative log-likelihood): a line for training, diamonds for validation.",
-    )
+    controls.heading("Training", "Loss by step: a line for training, diamonds for validation.")
     runs = project.runs()
     report = controls.choose_report() if project.reports() else None
     trained = {
@@ -36,14 +33,26 @@ def page() -> None:
     chosen = controls.choose_candidates("training", list(trained), first, title="Candidates")
     if not chosen:
         return
-    curves = {label: curve for name in chosen for label, curve in _overlaid(name, trained[name]).items()}
-    charts.draw(charts.curves(curves, "loss"), "training")
+    _draw({name: trained[name] for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
     st.dataframe(rows, hide_index=True)
     controls.offer_csv(rows, "training")
     for name in chosen:
         _more(name, trained[name])
+
+
+def _draw(chosen: Mapping[str, Run]) -> None:
+    """Draw likelihoods and preferences apart: they are no losses of one kind."""
+    by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
+    for name, run in chosen.items():
+        by_kind[of_preferences(run.training)] |= _overlaid(name, run)
+    if by_kind[False]:
+        charts.draw(charts.curves(by_kind[False], "loss"), "training")
+        st.caption(LIKELIHOOD)
+    if by_kind[True]:
+        charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
+        st.caption(PREFERENCES)
 
 
 def _runs(runs: list[Run], report: Any) -> dict[str, Run]:
@@ -72,17 +81,18 @@ def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
 
 
 def _curves(of: Mapping[str, Any]) -> charts.Curves:
-    """Return the running mean of the training loss and the validation loss by step."""
-    return running_mean(known(of.get("loss"))), known(of.get("validation_loss"))
+    """Return the smoothed training loss and the validation loss by step."""
+    return smoothed(of), known(of.get("validation_loss"))
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
-    of, (training, validation) = run.training, _curves(run.training)
+    of = run.training
     return {
         "candidate": name,
-        "last training loss": plain(training[-1][1]),
+        "loss": "preference" if of_preferences(of) else "likelihood",
+        "last training loss": plain(smoothed(of)[-1][1]),
         "best validation loss": plain(of.get("best_validation_loss")),
-        "overfitting gap": _gap(training, validation),
+        "overfitting gap": plain(gap(of), sign=True),
         "tokens/s": count(of.get("tokens_per_s")),
         "peak memory GiB": plain(of.get("peak_memory_gib")),
         "time": seconds(of.get("wall_s")),
@@ -90,15 +100,6 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
         "trained parameters": count(of.get("n_trainable")),
         "cost USD": cost,
     }
-
-
-def _gap(training: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]) -> str:
-    """Subtract the training loss from the validation loss at the last step that was validated."""
-    if not validation:
-        return UNKNOWN
-    step, loss = validation[-1]
-    before = [value for at, value in training if at <= step]
-    return plain(loss - before[-1], sign=True) if before else UNKNOWN
 
 
 def _more(name: str, run: Run) -> None:

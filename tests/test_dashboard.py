@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import fake_project
 import pytest
@@ -17,6 +18,7 @@ from harness import numbers, report, store
 from harness.nightly import files, judging
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.facts import table_rows
+from harness.report.losses import PREFERENCES
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 
@@ -302,8 +304,22 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
     names = [trace["name"] for trace in pictures(page)[0]["data"]]
     assert names == ["lora: training", "lora: validation"]
     row = page.dataframe[0].value.iloc[0]
-    assert row["overfitting gap"] == numbers.plain(0.5 - (2 / 23 + 2 / 24) / 2, sign=True)
+    last_round = fmean(2 / step for step in range(19, 25))
+    assert row["last training loss"] == numbers.plain(last_round)
+    assert row["overfitting gap"] == numbers.plain(0.5 - last_round, sign=True)
     assert row["tokens/s"] == "250"
+
+
+def test_a_loss_of_preferences_has_a_picture_of_its_own(opened, tmp_path):
+    fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
+    path = tmp_path / "runs" / "dpo-0" / "run.json"
+    run = json.loads(path.read_text())
+    run["training"] = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
+    path.write_text(json.dumps(run))
+    page = opened("training")
+    names = [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
+    assert names == [["lora: training", "lora: validation"], ["dpo: training"]]
+    assert any(caption.value == PREFERENCES for caption in page.caption)
 
 
 def test_every_trial_of_a_sweep_is_overlaid(opened, tmp_path):

@@ -36,10 +36,10 @@ from harness.report import (
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.escape import clean, clean_lines
 from harness.report.heat import heat
+from harness.report.losses import PREFERENCES, gap, smoothed
 from harness.report.names import for_picture
 from harness.report.origins import tables
 from harness.report.pictures import chances, curves, forest, front
-from harness.report.pictures.curves import running_mean
 from harness.report.pictures.svg import Scale, marks
 from harness.spec import DecidePolicy
 
@@ -457,13 +457,54 @@ def test_the_curve_shows_every_step_and_validation():
 
 def test_one_training_of_two_candidates_is_drawn_once():
     page = html(report(replace(lora(), name="hybrid")))
-    assert page.count("training, running mean") == 1
+    assert page.count("training, mean of a round") == 1
     assert "hybrid, lora" in page or "lora, hybrid" in page
 
 
-def test_a_running_mean_looks_back_only():
-    curve = [(step, float(step)) for step in range(24)]
-    assert running_mean(curve)[:3] == [(0, 0.0), (1, 0.5), (2, 1.5)]
+def in_rounds(of, noise=0.0, n_steps=80):
+    """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
+    loss = [[i + 1, of(i) + noise * (9.5 - i % 20)] for i in range(n_steps)]
+    return {"loss": loss, "validation_loss": [[n_steps, 0.75]]}
+
+
+def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
+    training = in_rounds(float)
+    assert smoothed(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
+    assert smoothed(training)[-1] == (80, 69.5)
+
+
+def test_a_mean_of_the_loss_covers_fifty_steps_of_a_long_epoch():
+    assert smoothed(in_rounds(float, n_steps=1_000))[-1] == (1_000, 974.5)
+
+
+def test_an_epoch_ends_where_validation_is_first_measured():
+    training = in_rounds(float) | {"validation_loss": [[40, 1.0], [80, 0.75]]}
+    assert smoothed(training)[-1] == (80, 74.5)
+
+
+@pytest.mark.parametrize("last", [120, 127, 133, 160])
+def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
+    training = in_rounds(lambda _: 0.5, noise=0.1, n_steps=160)
+    training["validation_loss"] = [[80, 0.8], [last, 0.75]]
+    assert gap(training) == pytest.approx(0.25)
+
+
+def test_a_training_without_validation_has_no_gap():
+    assert gap({"loss": [[1, 2.0], [2, 1.0]]}) is None
+
+
+def test_the_report_prints_the_loss_of_a_round_and_the_gap():
+    page = markdown(report(facts=(lora(training=in_rounds(lambda i: 1.0 - i / 100)),), decision=None))
+    head = next(line for line in page.splitlines() if "overfitting gap" in line and line.startswith("|"))
+    row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
+    assert row["loss"] == "1.000 → 0.305"
+    assert row["overfitting gap |"] == "0.445 |"
+
+
+def test_the_loss_of_preferences_is_called_so():
+    training = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
+    assert "Preference loss of dpo by step" in curves("dpo", training, "dpo")
+    assert PREFERENCES in html(report(lora(training=training)))
 
 
 def test_the_chances_of_the_gate_are_those_of_the_verdict():

@@ -273,7 +273,10 @@ def _add_points(
 
 
 def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
-    """Draw losses by step: training as a line, validation with marks, one colour a candidate."""
+    """Draw losses by step: training as a line, validation with marks, one colour a candidate.
+
+    The marks are hollow and of several sizes: those of one place stand around each other.
+    """
     figure = go.Figure()
     for i, (label, (train, validation)) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -285,7 +288,8 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
             figure.add_scatter(
                 x=[x for x, _ in validation], y=[y for _, y in validation], mode="lines+markers",
                 name=f"{plain(label)}: validation", legendgroup=plain(label),
-                line={"color": colour, "dash": "dot"}, marker={"symbol": "diamond", "size": 10},
+                line={"color": colour, "dash": "dot"},
+                marker={"symbol": "diamond-open", "size": 9 + 6 * (i % 4), "line": {"width": 2.5}},
             )  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=axis, rangemode="tozero")

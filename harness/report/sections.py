@@ -3,14 +3,14 @@
 Invariant: Markdown and HTML print these same sections; a section without rows shows no table.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, Decision, fine_tuned
-from harness.report import origins, recipes, steps
+from harness.report import losses, origins, recipes, steps
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.escape import clean
 from harness.report.facts import (
@@ -210,18 +210,30 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 def _training(trained: Sequence[CandidateFacts]) -> Section:
     """Show the measured figures of each training run; one row a candidate."""
-    names = list(dict.fromkeys(name for f in trained for name in f.training if name != "sweep"))
+    figures = [_figures(f.training) for f in trained]
+    names = list(dict.fromkeys(name for of in figures for name in of))
     columns = ["candidate", "training examples", "cost USD", *map(_titled, names)]
     rows = [
         [
             f.label,
             numbers.count(f.n_train),
             numbers.usd(f.training_cost_usd),
-            *(measured(name, f.training.get(name)) for name in names),
+            *(measured(name, of.get(name)) for name in names),
         ]
-        for f in trained
+        for f, of in zip(trained, figures, strict=True)
     ]
-    return Section("training", "Training", columns, rows)
+    kinds = {losses.of_preferences(f.training) for f in trained if losses.smoothed(f.training)}
+    notes = [losses.LIKELIHOOD] * (False in kinds) + [losses.PREFERENCES] * (True in kinds)
+    return Section("training", "Training", columns, rows, notes=notes)
+
+
+def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
+    found = {name: value for name, value in training.items() if name != "sweep"}
+    if mean := losses.smoothed(training):
+        found["loss"] = mean
+    gap = losses.gap(training)
+    return found if gap is None else {**found, "overfitting_gap": gap}
 
 
 def _arithmetic(decision: Decision, metric: str) -> Section:

@@ -1,20 +1,17 @@
-"""The loss of one training by step: every batch, their running mean, and validation.
+"""The loss of one training by step: every batch, their mean over a round, and validation.
 
 Invariant: the axis of the loss begins at 0; nothing is drawn that was not logged.
 """
 
-from collections.abc import Sequence
-from math import isfinite
-from statistics import fmean
 from typing import Any
 
 from harness import numbers
+from harness.report.losses import known, of_preferences, smoothed
 from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
 LONGEST = 20  # cells of a title, which the legend follows
-Curve = Sequence[Sequence[float]]
 
 
 def curves(label: str, training: dict[str, Any], title: str) -> str:
@@ -28,27 +25,16 @@ def curves(label: str, training: dict[str, Any], title: str) -> str:
     both = [*train, *validation]
     x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
     y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
-    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y)]
+    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y, _of(training))]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
-    body.append(path(((x(step), y(loss)) for step, loss in running_mean(train)), "train"))
+    body.append(path(((x(step), y(loss)) for step, loss in smoothed(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
     body += [_validated(step, loss, x, y) for step, loss in validation]
-    return picture(_WIDTH, _HEIGHT, f"Loss of {label} by step", body)
+    return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
 
 
-def running_mean(curve: Curve) -> list[tuple[float, float]]:
-    """Average each step with those before it, over a twelfth of the training."""
-    span = max(1, len(curve) // 12)
-    return [
-        (curve[i][0], fmean(v for _, v in curve[max(0, i + 1 - span) : i + 1])) for i in range(len(curve))
-    ]
-
-
-def known(curve: Any) -> list[tuple[float, float]]:
-    """Keep the points of a curve, [step, value], that are numbers; a method may log what it likes."""
-    points = curve if isinstance(curve, list | tuple) else ()
-    pairs = (p for p in points if isinstance(p, list | tuple) and len(p) == 2 and None not in p)
-    return [(float(step), float(value)) for step, value in pairs if isfinite(value)]
+def _of(training: dict[str, Any]) -> str:
+    return "preference loss" if of_preferences(training) else "loss"
 
 
 def _validated(step: float, loss: float, x: Scale, y: Scale) -> str:
@@ -58,14 +44,14 @@ def _validated(step: float, loss: float, x: Scale, y: Scale) -> str:
 
 
 def _legend(validated: bool) -> list[str]:
-    out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, running mean", "small")]
+    out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
     if validated:
         out += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
     return out
 
 
-def _axes(x: Scale, y: Scale) -> list[str]:
-    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "step", "head", "middle"), text(0, 34, "loss", "head")]
+def _axes(x: Scale, y: Scale, of: str) -> list[str]:
+    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "step", "head", "middle"), text(0, 34, of, "head")]
     values, step = marks(y.low, y.high, 4)
     for value in values:
         out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
