@@ -17,6 +17,7 @@ class Cell(NamedTuple):
     """`strength` runs from −1 (lost) over 0 to 1 (gained); `shown` says whether the interval leaves 0 out."""
 
     change: str
+    interval: str
     said: str
     strength: float
     shown: bool
@@ -45,6 +46,8 @@ def _primary(comparisons: tuple[Comparison, ...]) -> dict[str, Comparison]:
 
 def _cell(c: Comparison) -> Cell:
     better = oriented(c)
-    said = f"{c.metric} {numbers.points(c.delta, c.low, c.high)} points, n = {numbers.count(c.n)}"
+    change = numbers.points(c.delta)
+    interval = numbers.points(c.delta, c.low, c.high).removeprefix(change).strip()
+    said = f"{c.metric} {change} {interval} points, n = {numbers.count(c.n)}"
     strength = max(-1.0, min(1.0, better.delta / _FULL))
-    return Cell(numbers.points(c.delta), said, strength, better.low > 0 or better.high < 0)
+    return Cell(change, interval, said, strength, better.low > 0 or better.high < 0)

@@ -126,6 +126,26 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_what_is_folded_on_the_screen_is_printed(opened):
+    page = opened[0]
+    folded = page.locator("details > :not(summary)")
+    assert not any(part.is_visible() for part in folded.all())
+    page.emulate_media(media="print")
+    assert folded.count() >= 3, "the tables, the items, the lost ones by name"
+    assert all(part.is_visible() for part in folded.all())
+
+
+def test_intervals_of_the_heat_map_are_printed(opened, tmp_path):
+    page, plain = opened[0], json.loads((tmp_path / "tiny.json").read_text())
+    cells = page.locator("table.heat td")
+    assert "[" not in "".join(cells.all_inner_texts())
+    page.emulate_media(media="print")
+    shown = " ".join(cells.all_inner_texts())
+    for c in plain["comparisons"]["lora"]:
+        if c["metric"] not in numbers.OWN_UNITS and not c["slice"]:
+            assert numbers.points(c["delta"], c["low"], c["high"]) in shown
+
+
 def test_the_page_prints_on_a_few_sheets(opened):
     page = opened[0]
     pdf = page.pdf(format="A4")
