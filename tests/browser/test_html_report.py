@@ -9,6 +9,7 @@ import pytest
 from harness import numbers
 from harness.records import SampleResult
 from harness.report import flips_of, write
+from harness.report.verdicts import WORDS
 
 pytestmark = pytest.mark.browser
 
@@ -48,18 +49,89 @@ def test_the_page_opens_offline_without_a_complaint_or_another_request(opened):
     assert page.title() == "tiny: what to ship"
 
 
-def test_the_numbers_of_the_page_are_those_of_the_json(opened, tmp_path):
-    page, plain = opened[0], json.loads((tmp_path / "tiny.json").read_text())
-    cells = page.locator("table.candidates tbody tr").evaluate_all(
-        "rows => rows.map(row => [...row.children].map(cell => cell.innerText))"
-    )
-    shown = {row[0]: row[1] for row in cells}
-    assert shown == {
-        f["name"]: numbers.interval(f["target"]["score"], f["target"]["low"], f["target"]["high"])
-        for f in plain["facts"]
+def table(page, kind: str) -> list[dict[str, str]]:
+    """Read a table of the page, folded or not, each row by the names of the columns."""
+    read = "rows => rows.map(row => [...row.children].map(cell => cell.textContent))"
+    heads, *rows = page.locator(f"table.{kind} tr").evaluate_all(read)
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {next(iter(row.values())): row for row in rows}
+
+
+@pytest.fixture
+def plain(opened, tmp_path):
+    """Read the JSON beside the opened page."""
+    return json.loads((tmp_path / "tiny.json").read_text())
+
+
+def test_scores_costs_and_latencies_are_those_of_the_json(opened, plain):
+    shown = by_name(table(opened[0], "candidates"))
+    assert shown.keys() == {f["name"] for f in plain["facts"]}
+    for f in plain["facts"]:
+        row, target = shown[f["name"]], f["target"]
+        assert row["target EM"] == numbers.interval(target["score"], target["low"], target["high"])
+        assert row["$/1k"] == numbers.usd(f["cost_per_1k_usd"])
+        assert row["p50"] == numbers.seconds(f["latency_p50_s"])
+
+
+def test_gains_and_verdicts_are_those_of_the_json(opened, plain):
+    shown, words = by_name(table(opened[0], "candidates")), set()
+    for f in plain["facts"]:
+        row, c = shown[f["name"]], f["vs_untrained"]
+        gain = numbers.points(c["delta"], c["low"], c["high"]) if c else "(this one)"
+        assert row["vs best untrained"] == gain
+        words.add(row["verdict"])
+        assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if f["verdict"] else numbers.UNKNOWN)
+    assert len(words) > 1
+
+
+def test_the_heat_map_holds_the_changes_of_the_json(opened, plain):
+    rows = by_name(table(opened[0], "heat"))
+    expected = {
+        (c["task"], label): numbers.points(c["delta"], c["low"], c["high"])
+        for label, of in plain["comparisons"].items()
+        for c in of
+        if c["metric"] not in numbers.OWN_UNITS and not c["slice"]
     }
-    text = page.locator("main").inner_text()
-    assert plain["decision"]["sentence"] in text
+    assert expected
+    assert {(task, label): rows[task][label] for task, label in expected} == expected
+
+
+def test_the_arithmetic_is_that_of_the_json(opened, plain):
+    shown = {row["input"]: row["value"] for row in table(opened[0], "arithmetic")}
+    of = plain["decision"]["arithmetic"]
+    assert shown["best untrained candidate"] == of["alternative"]
+    assert shown["requests over the horizon"] == numbers.count(of["forecast_requests"])
+    assert shown["gain over the best untrained, points"] == numbers.points(
+        of["gain_over_untrained"], of["gain_over_untrained_low"], of["gain_over_untrained_high"]
+    )
+    assert shown["1,000 requests to the fine-tune, USD"] == numbers.usd(of["cost_per_1k_fine_tune_usd"])
+
+
+def test_the_curves_run_through_the_losses_of_the_json(opened, plain):
+    page = opened[0]
+    (drawn,) = page.locator("svg.picture:has(.batch)").all()
+    training = next(f["training"] for f in plain["facts"] if "loss" in f["training"])
+    ends = drawn.locator(".batch").evaluate("line => [...line.points].map(p => [p.x, p.y])")
+    steps, losses = zip(*training["loss"], strict=True)
+    assert along([x for x, _ in ends]) == pytest.approx(along(steps), abs=0.01)
+    assert along([-y for _, y in ends]) == pytest.approx(along(losses), abs=0.01)
+    step, loss = training["validation_loss"][-1]
+    said = f"step {numbers.count(step)}: validation loss {numbers.plain(loss)}"
+    assert said in drawn.locator("title").all_text_contents()
+
+
+def along(values) -> list[float]:
+    """Place values between the least and the largest of them, which are 0 and 1."""
+    least, largest = min(values), max(values)
+    return [(value - least) / (largest - least) for value in values]
+
+
+def test_the_pictures_and_the_decision_are_those_of_the_json(opened, plain):
+    page = opened[0]
+    assert plain["decision"]["sentence"] in page.locator("main").inner_text()
     drawn = page.locator("svg.picture title").all_text_contents()
     changes = [c for c in plain["comparisons"]["lora"] if c["metric"] not in numbers.OWN_UNITS]
     assert changes
@@ -135,8 +207,8 @@ def test_what_is_folded_on_the_screen_is_printed(opened):
     assert all(part.is_visible() for part in folded.all())
 
 
-def test_intervals_of_the_heat_map_are_printed(opened, tmp_path):
-    page, plain = opened[0], json.loads((tmp_path / "tiny.json").read_text())
+def test_intervals_of_the_heat_map_are_printed(opened, plain):
+    page = opened[0]
     cells = page.locator("table.heat td")
     assert "[" not in "".join(cells.all_inner_texts())
     page.emulate_media(media="print")
