@@ -14,6 +14,7 @@ from harness.numbers import OWN_UNITS, percent, points, score
 from harness.report import ExperimentReport
 from harness.report.pictures.front import Point, points_of
 from harness.report.verdicts import WORDS
+from harness.rescue import Rescue
 from parts import charts, controls, project, texts
 
 _SCALING = ("scaled", "interpolated")
@@ -33,9 +34,15 @@ def page() -> None:
     if not found:
         st.info("No candidate has both a score and a measured change of general ability.")
         return
-    figure = charts.front(found, report.metric, report.macro_margin, _families(report, found))
-    charts.draw(figure, "pareto")
+    rescued = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
+    lines = [*_families(report, found), *rescued.values()]
+    charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
     _say_front(report, found)
+    if rescued:
+        texts.say(
+            f"Dotted: the scales that the last rescue of {', '.join(rescued)} tried; of general ability "
+            "a rescue measures one half of the items."
+        )
     rows = [_row(report, p) for p in found]
     st.dataframe(rows, hide_index=True, height=min(520, 38 + 35 * len(rows)))
     controls.offer_csv(rows, "pareto")
@@ -80,6 +87,15 @@ def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Poi
             scale = float(recipe.get("params", {}).get("scale", _SCALE))
             families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))
     return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]
+
+
+def _tried(of: Rescue) -> list[Point]:
+    """Turn the scales of a rescue into points, as far as both of their scores are known."""
+    return [
+        Point(f"{of.original.facts.label} at scale {scale:g}", target, kept, "", False, False)
+        for scale, t in of.path
+        if (target := t.facts.target) and (kept := t.kept)
+    ]
 
 
 page()

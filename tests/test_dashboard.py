@@ -12,13 +12,16 @@ from statistics import fmean
 
 import fake_project
 import pytest
+from fake_facts import verdict
 from filelock import FileLock
 
-from harness import numbers, report, store
+from harness import numbers, report, rescue, store
+from harness.comparison import Estimate
 from harness.nightly import files, judging
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.facts import table_rows
 from harness.report.losses import PREFERENCES
+from harness.rescue import HalfVerdict, Rescue, Tried
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 
@@ -296,6 +299,51 @@ def test_the_scales_of_one_fine_tune_lie_on_one_line(opened, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
     drawn = {trace.get("name"): trace for trace in pictures(opened("pareto"))[0]["data"]}
     assert drawn["one fine-tune, scaled"]["x"] == pytest.approx([100 * 40 / 60, 100 * 50 / 60])
+
+
+def rescued_scales(made) -> Rescue:
+    """Rescue the fine-tune of a fake project: three scales that keep more, and one with another rank."""
+    (f,) = (f for f in made.facts if f.name == "lora")
+
+    def tried(name, step, params, score, kept) -> Tried:
+        facts = replace(f, name=name, target=Estimate(score, score - 0.1, score + 0.1, 60))
+        seen = HalfVerdict(
+            "search", 30, 60, verdict("fail", macro=Estimate(kept, kept, kept, 30)), gains=True
+        )
+        return Tried(name, step, "", {name: {"params": params}}, facts, seen)
+
+    original = tried("lora", "", {}, 0.8, -0.6)
+    scales = [("lora+scale=0.75", 0.75, 0.7, -0.4), ("lora+scale=0.5", 0.5, 0.6, -0.2)]
+    trials = [tried(name, "scale", {"scale": scale}, *at) for name, scale, *at in scales]
+    return Rescue(
+        "desk", "tiny", "lora", 0, made.metric, True, "knn", original,
+        (*trials, tried("lora+r=4", "rank", {"r": 4}, 0.75, -0.1)), (), 0.02,
+    )  # fmt: skip
+
+
+def test_the_scales_of_the_last_rescue_lie_on_one_line(opened, tmp_path):
+    rescue.write(rescued_scales(fake_project.write(tmp_path)), tmp_path / "reports")
+    page = opened("pareto")
+    drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}["one fine-tune, scaled"]
+    assert drawn["x"] == pytest.approx([60, 70, 80])
+    assert drawn["y"] == pytest.approx([-20, -40, -60])
+    assert drawn["text"] == [f"lora at scale {scale}" for scale in ("0.5", "0.75", "1")]
+    assert "the last rescue of lora" in html(page)
+
+
+def test_the_rescue_of_an_earlier_run_is_not_drawn(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
+    rescue.write(rescued_scales(earlier), tmp_path / "reports")
+    assert "one fine-tune, scaled" not in {
+        trace.get("name") for trace in pictures(opened("pareto"))[0]["data"]
+    }
+
+
+def test_a_file_that_holds_no_rescue_is_passed_over(opened, tmp_path):
+    fake_project.write(tmp_path)
+    (tmp_path / "reports" / "desk.rescue-lora.json").write_text('{"rescued": null}')
+    assert len(pictures(opened("pareto"))) == 1
 
 
 def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):

@@ -53,6 +53,19 @@ def hopeless(rules_cache, tmp_path_factory):
     return made, made.rescued()
 
 
+def test_a_rescue_read_back_is_the_same(mended, tmp_path):
+    _, found = mended
+    rescue.write(found, tmp_path)
+    (path,) = rescue.kept(tmp_path, found.experiment)
+    again = rescue.read(path)
+    assert rescue.to_json(again) == rescue.to_json(found)
+    assert [(scale, t.name) for scale, t in again.path] == [
+        (0.5, "lora+scale=0.5"),
+        (0.75, "lora+scale=0.75"),
+        (1.0, "lora"),
+    ]
+
+
 def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
     _, found = mended
     assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]

@@ -163,11 +163,13 @@ def heat(of: Heat) -> go.Figure:
 def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
     """Draw the target against general ability with intervals, the front and interpolated scales."""
     figure, rate = go.Figure(), 1.0 if metric in OWN_UNITS else 100.0
-    for family in lines:
+    for i, family in enumerate(lines):
         figure.add_scatter(
             x=[rate * p.target.score for p in family], y=[100 * p.kept.score for p in family],
-            mode="lines", line={"color": QUIET, "dash": "dot"}, name="one fine-tune, scaled",
-            hoverinfo="skip",
+            mode="lines+markers", line={"color": QUIET, "dash": "dot"}, marker={"size": 6},
+            name="one fine-tune, scaled", legendgroup="scaled", showlegend=i == 0,
+            text=[plain(p.label) for p in family],
+            hovertemplate="%{text}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
         )  # fmt: skip
     best = sorted((rate * p.target.score, 100 * p.kept.score) for p in points if p.on_front)
     if len(best) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness import config, report, store
+from harness import config, report, rescue, store
 from harness.config import Loaded
 from harness.errors import HarnessError
 from harness.metrics import Metric, load_metrics, mean_metric
@@ -21,6 +21,7 @@ from harness.records import Run, SampleResult
 from harness.release import Champion
 from harness.release.champions import champions
 from harness.report import ExperimentReport
+from harness.rescue import Rescue
 from harness.spec import Task, TaskData
 from harness.store import Store
 
@@ -93,6 +94,19 @@ def _modified(files: Iterable[Path]) -> dict[Path, int]:
 @st.cache_resource(show_spinner=False, max_entries=200)
 def _report(path: str, modified_ns: int) -> ExperimentReport:
     return report.read(Path(path))
+
+
+def rescues(of: ExperimentReport) -> list[Rescue]:
+    """Read the last rescue of each run that a report is about."""
+    ids = {f.run_id for f in of.facts}
+    files = _modified(rescue.kept(project().file.parent / "reports", of.experiment))
+    found = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
+    return [one for one in found if one is not None and one.original.facts.run_id in ids]
+
+
+@st.cache_resource(show_spinner=False, max_entries=50)
+def _rescue(path: str, modified_ns: int) -> Rescue | None:
+    return rescue.read(Path(path))
 
 
 def experiment() -> Loaded | None:

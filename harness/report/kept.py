@@ -25,7 +25,7 @@ def read(path: Path) -> ExperimentReport:
         UserError: the file is no report.
     """
     try:
-        found = _made(ExperimentReport, json.loads(path.read_text("utf-8")))
+        found = restored(ExperimentReport, json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
@@ -45,20 +45,24 @@ def _begins_like_one(path: Path) -> bool:
         return b'"experiment"' in file.read(200)
 
 
-def _made(kind: Any, value: Any) -> Any:
-    """Turn plain types into what a type hint asks for."""
+def restored(kind: Any, value: Any) -> Any:
+    """Turn plain types into what a type hint asks for.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are of another kind.
+    """
     if value is None or kind is Any:
         return value
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         known = [one for one in inside if one is not type(None)]
-        return _made(known[0], value) if len(known) == 1 else value
+        return restored(known[0], value) if len(known) == 1 else value
     if origin is tuple:
-        return tuple(_made(inside[0], item) for item in value)
+        return tuple(restored(inside[0], item) for item in value)
     if origin is list:
-        return [_made(inside[0], item) for item in value]
+        return [restored(inside[0], item) for item in value]
     if origin is dict:
-        return {key: _made(inside[1], item) for key, item in value.items()}
+        return {key: restored(inside[1], item) for key, item in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_validate(value)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -68,7 +72,7 @@ def _made(kind: Any, value: Any) -> Any:
 
 def _record(kind: Any, value: Mapping[str, Any]) -> Any:
     hints = _hints(kind)
-    return kind(**{name: _made(hints[name], item) for name, item in value.items() if name in hints})
+    return kind(**{name: restored(hints[name], item) for name, item in value.items() if name in hints})
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.errors import UserError
 from harness.report import ExperimentReport
 from harness.rescue.chosen import Case, case_of, worth_rescuing
-from harness.rescue.forms import front_file, markdown, terminal, to_json, write
+from harness.rescue.forms import front_file, kept, markdown, read, terminal, to_json, write
 from harness.rescue.ladder import Ladder
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.plan import Planned, at_most, ladder_of, lines, planned
@@ -28,10 +28,12 @@ __all__ = [
     "at_most",
     "exit_code",
     "front_file",
+    "kept",
     "lines",
     "markdown",
     "of_finished",
     "prepare",
+    "read",
     "run",
     "terminal",
     "to_json",

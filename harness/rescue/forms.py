@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from glob import escape as escaped
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from harness.report import ExperimentReport
 from harness.report.escape import clean, markdown_line
 from harness.report.escape import markdown as escape
 from harness.report.facts import verdict_word
+from harness.report.kept import restored
 from harness.report.verdicts import STYLES, WORDS
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
 
@@ -109,6 +111,20 @@ def to_json(rescue: Rescue) -> dict[str, Any]:
     plain: dict[str, Any] = report.to_plain(rescue)
     summed = {"rescued": rescue.rescued, "front": list(rescue.front), "sentence": rescue.sentence}
     return {**summed, **plain}
+
+
+def kept(folder: Path, experiment: str) -> list[Path]:
+    """List the files that hold the last rescue of each run of an experiment as plain types."""
+    return sorted(folder.glob(f"{escaped(experiment)}.rescue-*.json"))
+
+
+def read(path: Path) -> Rescue | None:
+    """Read a rescue back from the JSON that was written of it; None where the file holds none."""
+    try:
+        found: Rescue = restored(Rescue, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found
 
 
 def front_file(rescue: Rescue) -> str:

@@ -63,6 +63,12 @@ class Tried:
         """The change of general ability on the search half."""
         return self.search.verdict.macro if self.search else None
 
+    @property
+    def scale(self) -> float | None:
+        """How far it stands from the base, which is 0, to the fine-tune, which is 1; None of other trials."""
+        params = (recipe["params"] for recipe in self.recipes.values() if self.step == "scale")
+        return next((float(of["scale"]) for of in params if "scale" in of), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Rescue:
@@ -103,6 +109,12 @@ class Rescue:
         points = [(sign * target.score, kept.score) for _, target, kept in known]
         best = stats.pareto_front(points) if points else []
         return tuple(known[i][0].name for i in best)
+
+    @property
+    def path(self) -> list[tuple[float, Tried]]:
+        """The scales that were tried, in order, with the run itself as 1."""
+        tried = [(t.scale, t) for t in self.tried if t.scale is not None]
+        return sorted([*tried, (1.0, self.original)], key=lambda one: one[0])
 
     @property
     def sentence(self) -> str:

@@ -187,7 +187,7 @@ def _with_equal(
 
 def _path(ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tried, Run]]) -> list[Scaled]:
     """List the scales that were measured: the base where it was asked so, and the fine-tune itself as 1."""
-    scaled = [(_scale(one), one.facts.target, run) for one, run in tried if one.step == "scale"]
+    scaled = [(one.scale, one.facts.target, run) for one, run in tried if one.scale is not None]
     if not scaled:
         return []
     points = [*scaled, (1.0, original.facts.target, case.run)]
@@ -208,10 +208,6 @@ def _base_point(ground: _Ground, run: Run) -> list[Scaled]:
             rows = {m.task.name: m.base for m in part}
             return [Scaled(0.0, target.score, rows)] if target else []
     return []
-
-
-def _scale(tried: Tried) -> float:
-    return float(next(r["params"]["scale"] for r in tried.recipes.values() if "scale" in r["params"]))
 
 
 def _new_rows(ground: _Ground, run: Run) -> dict[str, Sequence[SampleResult]]:
