@@ -20,7 +20,9 @@ from harness.comparison import Estimate
 from harness.nightly import files, judging
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.facts import table_rows
+from harness.report.heat import Cell, Heat
 from harness.report.losses import PREFERENCES
+from harness.report.pictures.front import Point
 from harness.rescue import HalfVerdict, Rescue, Tried
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -279,6 +281,56 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_pat
     assert set(validity.loc[("chat", "truncated")]) == {numbers.percent(1 / 60)}
     assert "lora answers" in html(page)
     assert "prompt answers" in html(page)
+
+
+def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
+    from parts import charts, colours
+
+    strengths = [i / 100 for i in range(-100, 101)]
+    cells = tuple(Cell("+1.0", "", "", strength, shown=True) for strength in strengths)
+    (drawn,) = charts.heat(Heat(("lora",), tuple(("chat", (cell,)) for cell in cells))).data
+    for strength, (text,) in zip(strengths, drawn.text, strict=True):
+        ink = re.search(r"color:(#\w{6})", text)[1]
+        assert colours.contrast(ink, colours.of_change(strength)) >= 4.5
+
+
+def test_contrast_is_that_of_wcag(found):
+    from parts import colours
+
+    assert colours.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert colours.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def point(name, score, kept, half, *, recommended=False) -> Point:
+    target, general = (Estimate(x, x - half, x + half, 60) for x in (score, kept))
+    return Point(name, target, general, "FAIL", on_front=True, recommended=recommended)
+
+
+def test_a_name_stands_where_no_whisker_crosses_it(found):
+    from parts import charts
+
+    near = [
+        point("dpo", 0.50, -0.216, 0.028),
+        point("lora", 0.49, -0.220, 0.028),
+        point("qlora", 0.43, -0.233, 0.028),
+        point("ranked", 0.0, 0.0, 0.0),
+        point("hybrid", 0.83, -0.220, 0.0),
+    ]
+    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}[
+        "fails the gate"
+    ]
+    at = dict(zip(drawn.text, drawn.textposition, strict=True))
+    assert (at["lora"].split()[1], at["dpo"].split()[1]) == ("left", "right")
+
+
+def test_the_ring_of_the_recommended_hides_no_other_mark(found):
+    from parts import charts
+
+    near = [point("knn", 0.28, 0, 0.02), point("ranked", 0.275, 0, 0.02, recommended=True)]
+    drawn = {trace.name: trace for trace in charts.front(near, "exact_match", None, []).data}
+    assert drawn["recommended"].marker.symbol == "circle-open"
+    assert list(drawn["recommended"].x) == pytest.approx([27.5])
+    assert drawn["fails the gate"].marker.size == 11, "marks of a list of sizes are drawn half transparent"
 
 
 def test_pareto_says_what_is_on_the_front(opened, tmp_path):

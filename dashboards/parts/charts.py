@@ -2,11 +2,11 @@
 
 Invariant: nothing is computed here but places on paper; colours are told apart by colour-blind readers,
 and what a colour says a mark or a word says too.
-Source of the colours: Okabe & Ito 2008.
 """
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -14,19 +14,18 @@ import streamlit as st
 
 from harness.numbers import OWN_UNITS
 from harness.report.escape import clean, shorten
-from harness.report.heat import Heat
+from harness.report.heat import Cell, Heat
 from harness.report.pictures.front import Point
 from harness.report.verdicts import WORDS
+from parts.colours import BAD, DOUBT, GAINED, GOOD, LOST, QUIET, SERIES, UNCHANGED, of_change, readable_on
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")
-GOOD, BAD, DOUBT, QUIET = "#009e73", "#d55e00", "#e69f00", "#8c96a0"
 _MARKS = {
     "pass": ("circle", GOOD, "passes the gate"),
     "fail": ("x", BAD, "fails the gate"),
     "inconclusive": ("diamond", DOUBT, "undecided"),
     "harness-drift": ("square", DOUBT, "the harness drifted"),
 }
-_HEAT = ((0.0, "#c44a00"), (0.5, "#f7f7f7"), (1.0, "#0072b2"))  # vermilion, white, blue
+_HEAT = ((0.0, LOST), (0.5, UNCHANGED), (1.0, GAINED))
 _ROW = 30
 Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
 Curves = tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]  # by step: training, validation
@@ -72,7 +71,7 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True)
     names = list(dict.fromkeys(bar.name for bars in series.values() for bar in bars))
     figure, step = go.Figure(), 0.62 / max(1, len(series))
     for i, (label, bars) in enumerate(series.items()):
-        colour, shift = COLOURS[i % len(COLOURS)], (i - (len(series) - 1) / 2) * step
+        colour, shift = SERIES[i % len(SERIES)], (i - (len(series) - 1) / 2) * step
         figure.add_scatter(
             x=[bar.value for bar in bars],
             y=[names.index(bar.name) + shift for bar in bars],
@@ -133,9 +132,7 @@ def _margins(figure: go.Figure, names: Sequence[str], bars: Sequence[Bar]) -> No
 def heat(of: Heat) -> go.Figure:
     """Draw tasks × candidates: blue gained, vermilion lost, numbers in the cells, intervals on hover."""
     rows = [list(cells) for _, cells in of.rows]
-    shown = [
-        [f"<b>{c.change}</b>" if c and c.shown else c.change if c else "" for c in cells] for cells in rows
-    ]
+    shown = [[_change(c) if c else "" for c in cells] for cells in rows]
     figure = go.Figure(
         go.Heatmap(
             z=[[c.strength if c else None for c in cells] for cells in rows],
@@ -160,6 +157,12 @@ def heat(of: Heat) -> go.Figure:
     return figure
 
 
+def _change(of: Cell) -> str:
+    """Write a cell's number in a colour that can be read on the cell's own."""
+    ink = readable_on(of_change(of.strength))
+    return f'<span style="color:{ink}">' + (f"<b>{of.change}</b>" if of.shown else of.change) + "</span>"
+
+
 def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
     """Draw the target against general ability with intervals, the front and interpolated scales."""
     figure, rate = go.Figure(), 1.0 if metric in OWN_UNITS else 100.0
@@ -175,13 +178,19 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
     if len(best) > 1:
         figure.add_scatter(
             x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="front", hoverinfo="skip",
-            line={"color": COLOURS[0], "shape": "vh", "width": 1.5},
+            line={"color": SERIES[0], "shape": "vh", "width": 1.5},
         )  # fmt: skip
     places = _places(points)
     for outcome, (symbol, colour, said) in _MARKS.items():
         of = [p for p in points if p.verdict == WORDS[outcome]]
         if of:
             _add_points(figure, of, places, _Mark(symbol, colour, said), rate)
+    ringed = [p for p in points if p.recommended]
+    figure.add_scatter(
+        x=[rate * p.target.score for p in ringed], y=[100 * p.kept.score for p in ringed], mode="markers",
+        marker={"symbol": "circle-open", "size": 20, "color": SERIES[0], "line": {"width": 2}},
+        name="recommended", showlegend=bool(ringed), hoverinfo="skip",
+    )  # fmt: skip
     if margin is not None:
         figure.add_hline(y=-100 * margin, line={"color": BAD, "dash": "dot", "width": 1.5})
         figure.add_annotation(
@@ -202,9 +211,9 @@ class _Mark(NamedTuple):
 
 
 def _places(points: Sequence[Point]) -> dict[str, str]:
-    """Choose for each name a place beside its mark where it hides no other and no whisker crosses it.
+    """Choose for each name a place beside its mark where it hides no other, and fewest whiskers cross it.
 
-    Where a whisker crosses every place it hides no other; where there is no such place it stands right of it.
+    Where it would hide another everywhere, it stands right of its mark.
     """
     across = [end for p in points for end in (p.target.low, p.target.high)]
     down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
@@ -214,17 +223,19 @@ def _places(points: Sequence[Point]) -> dict[str, str]:
     for p, (x, y) in zip(points, at, strict=True):
         whiskers.append((wide * p.target.low, y - 2, wide * p.target.high, y + 2))
         whiskers.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
+    for (x, y), (_, below) in pairwise(sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)):
+        whiskers.append((x - 6, y, x + 6, below))  # where the front falls
     places = {}
     for p, (x, y) in zip(points, at, strict=True):
         half = 3.6 * len(p.label + " (recommended)" * p.recommended)
         boxes = {
-            f"{v} {h}": (x + dx * half - half, y + dy - 8, x + dx * half + half, y + dy + 8)
+            f"{v} {h}": (x + dx * (half + 8) - half, y + dy - 7, x + dx * (half + 8) + half, y + dy + 7)
             for h, dx in (("right", 1), ("left", -1), ("center", 0))
             for v, dy in (("top", -16), ("bottom", 16))
         }
         free = [name for name, box in boxes.items() if not any(_overlap(box, other) for other in taken)]
-        clear = [name for name in free if not any(_overlap(boxes[name], line) for line in whiskers)]
-        places[p.label] = next(iter([*clear, *free, "middle right"]))
+        crossed = {name: sum(_overlap(boxes[name], line) for line in whiskers) for name in free}
+        places[p.label] = min(free, key=crossed.__getitem__, default="middle right")
         taken.append(boxes.get(places[p.label], (x, y - 8, x + 2 * half, y + 8)))
     return places
 
@@ -262,10 +273,7 @@ def _add_points(
         error_x=ends("target", rate),
         error_y=ends("kept", 100),
         mode="markers+text",
-        marker={
-            "symbol": mark.symbol, "color": mark.colour, "size": [15 if p.recommended else 11 for p in of],
-            "line": {"width": [3 if p.recommended else 0 for p in of], "color": COLOURS[0]},
-        },
+        marker={"symbol": mark.symbol, "color": mark.colour, "size": 11},
         text=_names(of),
         customdata=[plain(p.label) for p in of],
         textposition=[places[p.label] for p in of],
@@ -281,7 +289,7 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
     """
     figure = go.Figure()
     for i, (label, (train, validation)) in enumerate(series.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = SERIES[i % len(SERIES)]
         figure.add_scatter(
             x=[x for x, _ in train], y=[y for _, y in train], mode="lines", name=f"{plain(label)}: training",
             line={"color": colour, "width": 2}, legendgroup=plain(label),
@@ -295,7 +303,7 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
             )  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=axis, rangemode="tozero")
-    figure.update_layout(height=420)
+    figure.update_layout(height=420, showlegend=True)
     return figure
 
 
@@ -305,7 +313,7 @@ def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[
     for i, (label, (once, each)) in enumerate(lines.items()):
         figure.add_scatter(
             x=[0, most], y=[once, once + each * most], mode="lines", name=plain(label),
-            line={"color": COLOURS[i % len(COLOURS)], "width": 2.5},
+            line={"color": SERIES[i % len(SERIES)], "width": 2.5},
             hovertemplate="%{x:,.0f} requests: %{y:.4g} USD<extra>" + plain(label) + "</extra>",
         )  # fmt: skip
     for i, (name, at) in enumerate(marks.items()):
@@ -335,7 +343,7 @@ def nights(
     """Draw changes by night with their bands; new code, missed nights and alarms stand on the time axis."""
     figure = go.Figure()
     for i, (label, bars) in enumerate(series.items()):
-        colour, at = COLOURS[i % len(COLOURS)], [bar.name for bar in bars]
+        colour, at = SERIES[i % len(SERIES)], [bar.name for bar in bars]
         figure.add_scatter(
             x=[*at, *at[::-1]], y=[*(b.high for b in bars), *(b.low for b in reversed(bars))], fill="toself",
             fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip", showlegend=False,

@@ -1,6 +1,7 @@
 """The HTML report in a real browser: from disk, with the network off."""
 
 import json
+import re
 import struct
 from dataclasses import replace
 
@@ -186,6 +187,17 @@ def test_dark_and_light_differ_and_text_stays_readable(opened):
                 assert contrast(color, ground) > 4.2
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_of_the_heat_map_can_be_read_on_the_fullest_colour(opened, scheme):
+    page = opened[0]
+    page.emulate_media(color_scheme=scheme)
+    cell = page.locator("table.heat td").first
+    for class_ in ("lost", "gained"):
+        cell.evaluate("(e, c) => { e.className = c; e.style.setProperty('--strength', 1) }", class_)
+        ink, ground = cell.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]")
+        assert contrast(ink, ground) >= 4.5
+
+
 def contrast(one: str, other: str) -> float:
     """Return the contrast of two colours as WCAG 2 has it."""
     low, high = sorted(map(luminance, (one, other)))
@@ -193,7 +205,9 @@ def contrast(one: str, other: str) -> float:
 
 
 def luminance(color: str) -> float:
-    channels = [int(c) / 255 for c in color[color.index("(") + 1 : -1].split(",")[:3]]
+    """Read `rgb(0, 114, 178)`, or what Chromium makes of a mix, `color(srgb 0 0.4 0.7)`."""
+    whole = 1 if color.startswith("color(srgb") else 255
+    channels = [float(c) / whole for c in re.findall(r"[\d.]+", color)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
