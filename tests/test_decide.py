@@ -248,10 +248,15 @@ def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
 def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_flips():
     decision = decided([*alternatives(), tuned("lora", 0.81, 0.07)], tau=3)
     assert said(decision, "points per USD") == (
-        "Training cost 0.50 USD and brought +14.0 [+4, +24] points per USD over the best untrained, over the prompt"
-        " +74.0 [+64, +84]. Above tau = 3 is asked (probability 98.4 %); the decision flips at tau = +4.0."
+        "Training cost 0.50 USD and brought 14 [4, 24] points per USD over the best untrained, over the prompt"
+        " 74 [64, 84]. Above τ = 3 is asked (probability 98.4 %); the decision flips at τ = 4."
     )
     assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
+
+
+def test_points_per_dollar_of_a_cheap_training_have_one_number_of_decimals():
+    decision = decided([*alternatives(), tuned("lora", 0.81, 0.07, training_cost_usd=0.0003)])
+    assert "brought 23,333 [6,667, 40,000] points per USD" in said(decision, "points per USD")
 
 
 @pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])

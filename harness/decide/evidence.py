@@ -117,25 +117,20 @@ def _per_usd(case: Case, run: CandidateFacts) -> str:
     if ratio is None:
         return f"Training {run.name} has no price, so the gain itself decides: {gain_text(case, over)}."
     prompt = arithmetic.per_usd(gain(run.vs_prompt), cost, case.metric)
-    over_prompt = f", over the prompt {_ratio(prompt)}" if prompt else ""
+    over_prompt = f", over the prompt {numbers.figure(*prompt)}" if prompt else ""
     chance = arithmetic.probability_above(case.policy.tau, over, cost, case.metric)
     likely = f" (probability {numbers.percent(chance)} %)" if chance is not None else ""
     return (
-        f"Training cost {numbers.usd(cost)} USD and brought {_ratio(ratio)} points per USD over"
-        f" the best untrained{over_prompt}. Above tau = {case.policy.tau:g} is asked{likely};"
+        f"Training cost {numbers.usd(cost)} USD and brought {numbers.figure(*ratio)} points per USD over"
+        f" the best untrained{over_prompt}. Above τ = {numbers.figure(case.policy.tau)} is asked{likely};"
         f" {_flips(ratio)}."
     )
 
 
 def _flips(ratio: arithmetic.PerUsd) -> str:
     if ratio.low <= 0:
-        return "no tau would let it be recommended"
-    return f"the decision flips at tau = {numbers.points(ratio.low / 100)}"
-
-
-def _ratio(ratio: arithmetic.PerUsd) -> str:
-    # `points` prints hundredths, and these are points already.
-    return numbers.points(*(x / 100 for x in ratio))
+        return "no τ would let it be recommended"
+    return f"the decision flips at τ = {numbers.figure(ratio.low)}"
 
 
 def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
