@@ -31,7 +31,6 @@ PATHS = {
 }
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
 N_NIGHTS = 8
-_TALLEST = 2_300
 _LARGEST = 200_000  # bytes; a larger picture gets fewer colours
 _AT_REST = """() => {
     const parts = document.querySelectorAll(".stMainBlockContainer, .main-svg, canvas, .textpoint text");
@@ -47,7 +46,7 @@ def shoot(page: Page, address: str, out: Path) -> None:
     page.set_viewport_size({"width": 1440, "height": 1000})
     opened(page, address)
     inside = page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().height")
-    page.set_viewport_size({"width": 1440, "height": int(min(max(inside, 600), _TALLEST))})
+    page.set_viewport_size({"width": 1440, "height": int(max(inside, 600))})
     drawn(page)
     page.wait_for_function(_AT_REST, timeout=1000 * PATIENCE_S)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
