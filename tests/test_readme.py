@@ -349,6 +349,13 @@ def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
     assert kept_report("support.front.svg") == report.front_file(kept_run)
 
 
+def test_readme_shows_the_picture_of_every_page():
+    pages = {path.stem for path in (ROOT / "dashboards").glob("*.py")} - {"app"}
+    shown = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", README)
+    assert {picture for picture, _ in shown} == {f"dashboards/screenshots/{name}.png" for name in pages}
+    assert all(picture == link and (ROOT / picture).is_file() for picture, link in shown)
+
+
 def test_every_form_of_a_report_is_explained(finished, tmp_path):
     written = [path.name.replace("tiny", "support") for path in report.write(finished[1], tmp_path)]
     assert sorted(row[0].strip("`") for row in table("file")) == sorted(written)
