@@ -1,4 +1,4 @@
-"""Simulated nights: a world whose fine-tune is asked every night through the real `nightly run`.
+"""Simulated nights: a world whose fine-tune is asked every night on a prepared bench.
 
 Invariant: what is answered depends on the night, the item and the rates alone.
 """

@@ -1,15 +1,17 @@
-"""Nights through the real `nightly run`: alarms, drift, kills, two at once, and what is told of them."""
+"""Nights on benches whose model answers by rule: alarms, drift, kills, two at once, and what is told of them.
+
+The command itself is run in test_nightly_command.py.
+"""
 
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from dataclasses import replace
 from datetime import date
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import inbox
 import nights
 import pytest
 import tiny_experiment
@@ -316,35 +318,13 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 # What is told
 
 
-class Inbox(BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def inbox():
-    """Listen as Slack would; yields the address and what came in."""
-    server = HTTPServer(("127.0.0.1", 0), Inbox)
-    server.received = []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", server.received
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path, inbox):
-    address, received = inbox
+def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path):
     calendar = Calendar(path)
     calendar.night(1, Rates(general_lost=0.4, gained=0.0))
     assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
-    assert nightly.send(path, address, "2026-03-01") == ""
-    assert nightly.send(path, address, "2026-03-02") == ""
+    with inbox.listening() as (address, received):
+        assert nightly.send(path, address, "2026-03-01") == ""
+        assert nightly.send(path, address, "2026-03-02") == ""
     (message,) = received
     assert set(message) == {"text"}
     assert message["text"].startswith("harness nightly, world: regression (2026-03-01): lora: regression")

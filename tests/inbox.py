@@ -1,0 +1,31 @@
+"""A server that listens as Slack would, for tests of what a night sends."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class _Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[dict]]]:
+    """Listen; yields the address and what came in so far."""
+    server = HTTPServer(("127.0.0.1", 0), _Hook)
+    server.received = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook", server.received
+    finally:
+        server.shutdown()
+        server.server_close()
