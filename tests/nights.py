@@ -95,10 +95,10 @@ class Calendar:
         self.bench, self.loaded = worlds.opened(path, TRUTH, [*WATCHED, *overrides])
         self.asked: list[tuple[int, ...]] = []
 
-    def night(self, n: int, rates: Rates = Rates(), asked=None) -> nightly.NightReport:
+    def night(self, n: int, rates: Rates = Rates(), asked=None, publish=None) -> nightly.NightReport:
         """Run night n, from 1 on; `asked` hears of every prompt before it is answered."""
         day = FIRST + timedelta(days=n - 1)
         hears = asked or self.asked.append
         host = NightlyHost(TRUTH, self.bench.source, (self.salt, day), rates, hears)
         self.bench._host = host
-        return nightly.run_on(self.bench, self.loaded, day)
+        return nightly.run_on(self.bench, self.loaded, day, publish)

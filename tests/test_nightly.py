@@ -345,12 +345,26 @@ def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, 
     assert json.loads(written["world.nightly.json"])["exit_code"] == 3
     assert written["world.nightly.issue.md"].startswith("Nightly world, 2026-03-01: lora: regression\n")
     assert "| lora | regression | " in written["world.nightly.md"]
-    quiet = replace(found, new=())
-    assert {p.name for p in nightly.write(quiet, tmp_path / "reports")} == {
-        "world.nightly.md",
-        "world.nightly.json",
-    }
-    assert not (tmp_path / "reports" / "world.nightly.issue.md").exists()
+
+
+def test_the_text_of_an_issue_stays_until_somebody_opens_it(path, tmp_path):
+    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
+    *_, issue = nightly.write(found, tmp_path)
+    assert issue not in nightly.write(replace(found, new=()), tmp_path)
+    assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
+
+
+def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(path):
+    def killed(found):
+        raise KeyboardInterrupt
+
+    calendar, bad = Calendar(path), Rates(general_lost=0.4, gained=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        calendar.night(1, bad, publish=killed)
+    published = []
+    calendar.night(1, bad, publish=published.append)
+    calendar.night(1, bad, publish=published.append)
+    assert [[a.about for a in found.new] for found in published] == [["lora"], []]
 
 
 def test_status_before_the_first_night_says_what_to_do(path):

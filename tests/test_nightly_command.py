@@ -81,7 +81,8 @@ def drifted(desk, quiet):
 
 @pytest.fixture(scope="module")
 def again(desk, drifted):
-    """Run the night with the alarm once more."""
+    """Run the night with the alarm once more, after somebody has opened the issue."""
+    (desk.folder / "reports" / "tiny.nightly.issue.md").unlink()
     return desk.run("--night", "2026-03-02")
 
 
@@ -125,6 +126,10 @@ def test_the_same_night_again_tells_nobody_twice_and_keeps_its_verdict(drifted, 
     assert again.code == 4
     assert "known alarm since 2026-03-02: harness: harness-drift" in again.stdout
     assert again.received == drifted.received
+
+
+def test_the_same_night_again_writes_no_second_issue(again):
+    assert set(again.reports) == PAGES
 
 
 def test_every_night_adds_its_page_to_the_summary_of_the_job(desk, again):

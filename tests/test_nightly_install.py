@@ -60,7 +60,52 @@ def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, m
     steps = found["jobs"]["night"]["steps"]
     assert steps[1]["run"] == "harness nightly run -c harness.yaml"
     assert steps[1]["env"] == {"HARNESS_WEBHOOK": "${{ secrets.HARNESS_WEBHOOK }}"}
-    assert "reports/*.nightly.issue.md" in steps[2]["run"]
+
+
+def open_issues(folder, gh):
+    """Run the step that opens issues, with a command `gh` of this content; returns its exit code."""
+    (text,) = install.units("github", Path("harness.yaml"), "04:00").values()
+    step = YAML(typ="safe").load(text)["jobs"]["night"]["steps"][2]
+    (folder / "bin").mkdir(exist_ok=True)
+    command = folder / "bin" / "gh"
+    command.write_text(f"#!/bin/sh\n{gh}\n")
+    command.chmod(0o755)
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=folder,
+        check=False,
+        env={**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"},
+    ).returncode
+
+
+@pytest.fixture
+def issue(config, monkeypatch):
+    """Write the text of an issue, as a night with a new alarm does."""
+    monkeypatch.chdir(config.parent)
+    (config.parent / "reports").mkdir()
+    file = config.parent / "reports" / "desk.nightly.issue.md"
+    file.write_text("Nightly desk: $(lora) `regression`\n\nmore\n")
+    return file
+
+
+def test_an_issue_is_opened_once_though_a_later_night_fails_before_it_writes(config, issue):
+    for _ in range(2):
+        assert open_issues(config.parent, 'printf "%s\n" "$4" "$6" >> opened') == 0
+    assert (config.parent / "opened").read_text().splitlines() == [
+        "Nightly desk: $(lora) `regression`",
+        "reports/desk.nightly.issue.md",
+    ]
+
+
+def test_an_issue_that_could_not_be_opened_is_tried_again(config, issue):
+    assert open_issues(config.parent, "exit 1") == 1
+    assert issue.exists()
+
+
+def test_issues_are_opened_whatever_became_of_the_night(config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+    (text,) = install.units("github", Path("harness.yaml"), "04:00").values()
+    assert YAML(typ="safe").load(text)["jobs"]["night"]["steps"][2]["if"] == "always()"
 
 
 def test_files_are_written_once_and_never_over_others(config, monkeypatch):

@@ -44,13 +44,15 @@ def nightly_run(
     from harness import nightly
     from harness.terminal import TerminalProgress
 
-    day = night.date() if night else _today()
-    found = nightly.run_night(config, overrides or [], night=day, progress=TerminalProgress())
-    for path in nightly.write(found, config.parent / "reports"):
-        say(f"wrote {path}")
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as page:
-            page.write(nightly.markdown(found))
+    def publish(found: nightly.NightReport) -> None:
+        for path in nightly.write(found, config.parent / "reports"):
+            say(f"wrote {path}")
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with Path(summary).open("a", encoding="utf-8") as page:
+                page.write(nightly.markdown(found))
+
+    day, shown = night.date() if night else _today(), TerminalProgress()
+    found = nightly.run_night(config, overrides or [], night=day, progress=shown, publish=publish)
     if webhook and (error := nightly.send(config, webhook, found.night)):
         say(error)
     if as_json:

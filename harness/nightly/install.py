@@ -60,13 +60,14 @@ jobs:
           HARNESS_WEBHOOK: ${{{{ secrets.HARNESS_WEBHOOK }}}}
         run: harness nightly run -c {config}
       - name: Open an issue about a new alarm
-        if: failure()
+        if: always()                    # also where a night before could not open its own
         env:
           GH_TOKEN: ${{{{ github.token }}}}
         run: |
           for text in {reports}/*.nightly.issue.md; do
             [ -e "$text" ] || continue
             gh issue create --title "$(head -n 1 "$text")" --body-file "$text"
+            rm "$text"                  # opened: the next night finds nothing to open
           done
 """
 

@@ -92,19 +92,20 @@ def to_json(found: NightReport) -> dict[str, Any]:
 
 
 def write(found: NightReport, folder: Path) -> list[Path]:
-    """Write the page and, where there are new alarms, the text of an issue; returns the files."""
+    """Write the page and, where there are new alarms, the text of an issue; returns the files.
+
+    The text of an issue stays until somebody removes it, who thereby says that the issue is opened.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         folder / f"{found.experiment}.nightly.md": markdown(found),
         folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",
         folder / f"{found.experiment}.nightly.issue.md": issue(found),
     }
-    for path, text in texts.items():
-        if text:
-            path.write_text(text, "utf-8")
-        else:
-            path.unlink(missing_ok=True)
-    return [path for path, text in texts.items() if text]
+    wanted = {path: text for path, text in texts.items() if text}
+    for path, text in wanted.items():
+        path.write_text(text, "utf-8")
+    return list(wanted)
 
 
 def _facts(found: NightReport) -> list[str]:

@@ -4,7 +4,7 @@ Invariant: one process at a time; a candidate that fails is recorded and the oth
 night run again asks only what is missing, and a finished one nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime
@@ -42,6 +42,7 @@ from harness.run.sets import RowSet
 from harness.run.weights import base_of
 
 SERIES = ("target", "general")
+Publish = Callable[[NightReport], object]
 
 
 def run_night(
@@ -50,10 +51,12 @@ def run_night(
     *,
     night: date | None = None,
     progress: Progress | None = None,
+    publish: Publish | None = None,
 ) -> NightReport:
     """Run one night of an experiment as far as it is not done yet, and say what it shows.
 
-    `night` is its date, today by default.
+    `night` is its date, today by default. `publish` gets the report before its alarms count as raised:
+    where it fails or is killed, the same night raises them again.
 
     Raises:
         UserError: with every problem of the files at once, or nobody is watched.
@@ -61,11 +64,11 @@ def run_night(
     """
     loaded = config.load(Path(path), overrides)
     bench = bench_of(loaded, Scope(), progress or Silent())
-    return run_on(bench, loaded, night or datetime.now().astimezone().date())
+    return run_on(bench, loaded, night or datetime.now().astimezone().date(), publish)
 
 
-def run_on(bench: Bench, loaded: Loaded, day: date) -> NightReport:
-    """Run one night on a prepared bench.
+def run_on(bench: Bench, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
+    """Run one night on a prepared bench, and publish it as `run_night` does.
 
     Raises:
         UserError: nobody is watched, or a later night is there already.
@@ -85,6 +88,8 @@ def run_on(bench: Bench, loaded: Loaded, day: date) -> NightReport:
             write_night(bench.store, folder, night)
             nights.append(night)
         report = report_of(experiment.name, experiment.nightly, nights, state)
+        if publish is not None:
+            publish(report)
         if report.new:
             write_state(bench.store, folder, with_alarms(state, report))
     return report
