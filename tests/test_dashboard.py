@@ -495,6 +495,38 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     assert len(page.dataframe[1].value) == 23
 
 
+def test_two_alarms_of_one_night_are_both_drawn(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    at = Store(tmp_path / "runs")
+    home = files.home(at, "desk")
+    state = files.read_state(home)
+    other = files.Alarm("champion knn", "regression", state.alarms[0].night, "knn: regression")
+    files.write_state(at, home, replace(state, alarms=(*state.alarms, other)))
+    (picture,) = pictures(opened("nightly"))
+    texts = [note["text"] for note in picture["layout"]["annotations"]]
+    assert {"<b>lora: regression</b>", "<b>champion knn: regression</b>"} <= set(texts)
+
+
+def test_a_band_of_nights_has_no_marks(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    (picture,) = pictures(opened("nightly"))
+    bands = [trace for trace in picture["data"] if trace.get("fill") == "toself"]
+    assert len(bands) == 2
+    assert {trace.get("mode") for trace in bands} == {"lines"}
+
+
+def test_words_of_nights_stand_above_and_below_what_is_drawn(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    layout = pictures(opened("nightly"))[0]["layout"]
+    low, high = layout["yaxis"]["domain"]
+    heights = [note["y"] for note in layout["annotations"]]
+    assert all(y < low or y >= high for y in heights)
+    assert {shape["yref"] for shape in layout["shapes"]} == {"y domain"}
+
+
 def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)

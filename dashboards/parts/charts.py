@@ -27,6 +27,8 @@ _MARKS = {
 }
 _HEAT = ((0.0, LOST), (0.5, UNCHANGED), (1.0, GAINED))
 _ROW = 30
+_NIGHTS_DRAWN = (0.24, 0.86)  # of the height; above alarms are named, below are dates and commits
+_NIGHT_ROW = 0.045  # of the height, one line of words
 Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
 Curves = tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]  # by step: training, validation
 
@@ -336,18 +338,21 @@ def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[
 
 def nights(
     series: Mapping[str, Sequence[Bar]],
-    changes: Mapping[str, str],
-    alarms: Mapping[str, str],
+    changes: Sequence[tuple[str, str]],
+    alarms: Sequence[tuple[str, str]],
     missed: Sequence[str],
 ) -> go.Figure:
-    """Draw changes by night with their bands; new code, missed nights and alarms stand on the time axis."""
+    """Draw changes by night with their bands.
+
+    `changes` and `alarms` are nights with what is said of them: alarms above what is drawn, new code below.
+    """
     figure = go.Figure()
     for i, (label, bars) in enumerate(series.items()):
         colour, at = SERIES[i % len(SERIES)], [bar.name for bar in bars]
         figure.add_scatter(
             x=[*at, *at[::-1]], y=[*(b.high for b in bars), *(b.low for b in reversed(bars))], fill="toself",
-            fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip", showlegend=False,
-            legendgroup=label,
+            mode="lines", fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip",
+            showlegend=False, legendgroup=label,
         )  # fmt: skip
         figure.add_scatter(
             x=at, y=[bar.value for bar in bars], mode="lines+markers", name=plain(label), legendgroup=label,
@@ -356,19 +361,27 @@ def nights(
         )  # fmt: skip
     for night in missed:
         figure.add_vline(x=night, line={"color": QUIET, "width": 6}, opacity=0.25)
-    for i, (night, said) in enumerate(changes.items()):
+    drawn = sorted({bar.name for bars in series.values() for bar in bars})
+    low, high = _NIGHTS_DRAWN
+    for i, (night, said) in enumerate(changes):
         figure.add_vline(x=night, line={"color": QUIET, "dash": "dot", "width": 1})
-        figure.add_annotation(
-            x=night, y=0.02 + 0.07 * (i % 3), yref="paper", text=plain(said), showarrow=False,
-            xanchor="left", xshift=4, font={"size": 11},
-        )  # fmt: skip
-    for night, said in alarms.items():
+        _name_night(figure, drawn, night, plain(said), y=_NIGHT_ROW * (2 - i % 3), font={"size": 11})
+    for i, (night, said) in enumerate(alarms):
         figure.add_vline(x=night, line={"color": BAD, "width": 2})
-        figure.add_annotation(
-            x=night, y=1, yref="paper", text=f"<b>{plain(said)}</b>", showarrow=False, xanchor="left",
-            xshift=4, font={"color": BAD, "size": 12},
-        )  # fmt: skip
-    figure.update_yaxes(title="change, points", zeroline=True, zerolinecolor=QUIET, zerolinewidth=1.5)
+        font = {"color": BAD, "size": 12}
+        _name_night(figure, drawn, night, f"<b>{plain(said)}</b>", y=high + _NIGHT_ROW * (i % 3), font=font)
+    figure.update_yaxes(
+        title="change, points", zeroline=True, zerolinecolor=QUIET, zerolinewidth=1.5, domain=[low, high]
+    )
     figure.update_xaxes(type="date")
-    figure.update_layout(height=380, showlegend=True)
+    figure.update_layout(height=480, showlegend=True)
     return figure
+
+
+def _name_night(figure: go.Figure, drawn: Sequence[str], night: str, said: str, **how: Any) -> None:
+    """Write a few words at a night, towards the middle of what is drawn so that no edge cuts them."""
+    late = bool(drawn) and night > drawn[len(drawn) // 2]
+    figure.add_annotation(
+        x=night, yref="paper", text=said, showarrow=False, yanchor="bottom",
+        xanchor="right" if late else "left", xshift=4 if late else -4, **how,
+    )  # fmt: skip

@@ -54,16 +54,16 @@ def trends(told: list[NightReport], key: str) -> dict[str, list[charts.Bar]]:
     return series
 
 
-def changes(nights: list[Night]) -> dict[str, str]:
+def changes(nights: list[Night]) -> list[tuple[str, str]]:
     """Name the nights on which the code or the libraries were others than the night before."""
-    out = {}
+    out = []
     for before, now in zip([None, *nights[:-1]], nights, strict=True):
         what = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
         if before is not None and before.environment != now.environment:
             what.append(_upgrade(before.environment, now.environment))
         if what:
-            out[now.night] = ", ".join(what)
-    return dict(list(out.items())[-12:])
+            out.append((now.night, ", ".join(what)))
+    return out[-12:]
 
 
 def _upgrade(before: str, now: str) -> str:
@@ -73,10 +73,10 @@ def _upgrade(before: str, now: str) -> str:
     return provenance.changes(then, since) if then and since else "other libraries"
 
 
-def alarms(state: State, told: list[NightReport]) -> dict[str, str]:
-    """Name the nights that are shown and raised an alarm."""
+def alarms(state: State, told: list[NightReport]) -> list[tuple[str, str]]:
+    """Name what alarmed on the nights that are shown."""
     shown = {night.night for night in told}
-    return {a.night: f"{a.about}: {a.verdict}" for a in state.alarms if a.night in shown}
+    return [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
 
 
 def rows_of(told: list[NightReport]) -> list[dict[str, Any]]:
