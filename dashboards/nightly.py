@@ -18,6 +18,10 @@ def page() -> None:
         "Nightly", "Change against the pinned reference, less that of the base, the control arm."
     )
     loaded = project.experiment()
+    if problems := project.what_is_wrong():
+        st.error("The experiment's file cannot be used, so its nights cannot be told:")
+        texts.say_all(problems)
+        return
     folder = home(project.project().store, loaded.experiment.name) if loaded else None
     stored = read_nights(folder) if folder else []
     if loaded is None or folder is None or not stored:

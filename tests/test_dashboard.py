@@ -495,6 +495,18 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     assert len(page.dataframe[1].value) == 23
 
 
+def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    file = tmp_path / "harness.yaml"
+    file.write_text(file.read_text() + "nightly: {candidates: [<b>lorra</b>]}\nitmes: 3\n")
+    page = opened("nightly")
+    assert "itmes" in html(page)
+    assert "; expected " in html(page)
+    assert "<b>lorra" not in html(page)
+    assert not page.info, "nights were run"
+
+
 def test_two_alarms_of_one_night_are_both_drawn(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)

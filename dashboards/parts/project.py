@@ -111,16 +111,27 @@ def _rescue(path: str, modified_ns: int) -> Rescue | None:
 
 def experiment() -> Loaded | None:
     """Read the experiment as it is written now; None where there is none that can be used."""
+    found = _written()
+    return found if isinstance(found, Loaded) else None
+
+
+def what_is_wrong() -> list[str]:
+    """List what keeps the experiment's file from being used; empty where it can be, or is not there."""
+    found = _written()
+    return str(found).splitlines() if isinstance(found, HarnessError) else []
+
+
+def _written() -> Loaded | HarnessError | None:
     file = project().file
     return _experiment(str(file), file.stat().st_mtime_ns) if file.is_file() else None
 
 
 @st.cache_resource(show_spinner=False, max_entries=8, ttl=60)
-def _experiment(path: str, modified_ns: int) -> Loaded | None:
+def _experiment(path: str, modified_ns: int) -> Loaded | HarnessError:
     try:
         return config.load(Path(path))
-    except HarnessError:
-        return None
+    except HarnessError as error:
+        return error
 
 
 def champion_ids() -> dict[str, Champion]:
