@@ -225,6 +225,29 @@ def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, t
     assert "2 of 36: chat-013" in html(page)
 
 
+def test_items_are_stepped_through_forth_and_back(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora", task="chat")
+    assert page.button(key="flip_chat_back").disabled
+    page.button(key="flip_chat_forth").click().run()
+    assert not page.button(key="flip_chat_back").disabled
+    page.button(key="flip_chat_back").click().run()
+    assert "1 of 36: chat-012" in html(page)
+    page.text_input(key="flip_chat_search").set_value("QUESTION 20 of").run()
+    assert page.button(key="flip_chat_forth").disabled
+
+
+def test_other_items_begin_at_the_first(opened, tmp_path):
+    fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dora": ("lora", 40, 12)})
+    page = opened("compare", compare="knn,lora,dora", task="chat")
+    page.button(key="flip_chat_forth").click().run()
+    page.selectbox(key="flips_of").select("dora").run()
+    assert "1 of 36: chat-012" in html(page)
+    page.button(key="flip_chat_forth").click().run()
+    page.selectbox(key="flip_chat_slice").select("behaviour").run()
+    assert "1 of 18: chat-013" in html(page)
+
+
 def test_items_are_searched_and_filtered_by_slice(opened, tmp_path):
     fake_project.write(tmp_path)
     page = opened("compare", compare="knn,lora", task="chat")

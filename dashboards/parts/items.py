@@ -43,13 +43,15 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
 
 
 def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> None:
-    at = min(st.session_state.get(f"{key}_at", 0), len(ids) - 1)
+    what = (pair, tuple(ids))
+    kept, at = st.session_state.get(f"{key}_at", (what, 0))
+    at = at if kept == what else 0  # other items, or another candidate's, begin at the first
     back, forth, where, _ = st.columns([1, 1, 5, 3], vertical_alignment="bottom")
-    if back.button("← back", disabled=at == 0, key=f"{key}_back", width="stretch"):
-        at -= 1
-    if forth.button("next →", disabled=at >= len(ids) - 1, key=f"{key}_forth", width="stretch"):
-        at += 1
-    st.session_state[f"{key}_at"] = at
+    for column, title, name, to in ((back, "← back", "back", at - 1), (forth, "next →", "forth", at + 1)):
+        column.button(
+            title, disabled=not 0 <= to < len(ids), key=f"{key}_{name}", width="stretch",
+            on_click=_go, args=(f"{key}_at", what, to),
+        )  # fmt: skip
     rows = pairs.two_texts(pair, ids[at])
     with where:
         texts.say(f"{count(at + 1)} of {count(len(ids))}: {ids[at]}")
@@ -67,3 +69,8 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
             texts.whole(name, row.text, f"{key}_{side}")
     if old.text != new.text:
         texts.difference(f"words that {names[1]} changed", old.text, new.text)
+
+
+def _go(key: str, what: tuple[Pair, tuple[str, ...]], to: int) -> None:
+    """Step to an item before the page is drawn, so that its buttons know where they are."""
+    st.session_state[key] = (what, to)
