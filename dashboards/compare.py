@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness.comparison import Comparison, oriented
 from harness.decide import best_untrained
-from harness.numbers import OWN_UNITS, score
+from harness.numbers import OWN_UNITS, count, score
 from harness.report import ExperimentReport
 from harness.report.facts import best_first
 from parts import charts, controls, items, pairs, project, texts
@@ -23,10 +23,12 @@ def page() -> None:
     """Draw the page."""
     controls.heading("Compare", "Paired differences on the same items; delta = candidate − the first one.")
     runs = project.runs()
-    if not runs:
-        controls.nothing("No runs yet.")
-        return
     report = controls.choose_report() if project.reports() else None
+    controls.say_absent(report, runs)
+    if not runs:
+        if report is None:
+            controls.nothing("No runs yet.")
+        return
     by_label = controls.runs_of(report, runs) or controls.newest(runs)
     by_label |= {name: run for name in controls.asked("compare") for run in runs if run.run_id == name}
     default = _default(report, list(by_label))
@@ -36,6 +38,8 @@ def page() -> None:
     if len(chosen) < 2:
         st.info("Choose two candidates or more.")
         return
+    if unseen := chosen[_MOST + 1 :]:
+        texts.say(f"Not shown, because {count(_MOST + 1)} at once can be read: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
     found = {name: pairs.on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)

@@ -4,55 +4,109 @@ Invariant: the page filters and lays out; its numbers come from `parts.board`.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from harness.numbers import OWN_UNITS, UNKNOWN, count, percent, plain, points
+from harness.numbers import OWN_UNITS, count, score
+from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.facts import last_line
-from harness.report.verdicts import CLASSES
-from parts import board, charts, controls, filters, project, texts
-
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
-
-_COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
-_VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
+from parts import board, board_table, charts, controls, filters, project, scores, texts
+from parts.board import Board, Line
 
 
 def page() -> None:
     """Draw the page."""
     controls.heading("Leaderboard", "Candidates on the same items, the best on test first.")
-    report, runs = _chosen(), project.runs()
-    if not runs and report is None:
+    report, stored = _chosen(), project.runs()
+    if not stored and report is None:
         controls.nothing("No runs yet.")
         return
     if report is not None:
         texts.say(last_line(report), "lead")
-    of = filters.chosen(runs, report)
-    rows = board.lines(of, report)
-    if not rows:
+    controls.say_absent(report, stored)
+    runs = filters.chosen(board.with_reported(stored, report), report)
+    if not runs:
         st.info("No run fits these filters.")
         return
-    _table(rows)
-    _picture(rows)
+    metrics = _more_metrics(report)
+    found = board.of(runs, report, metrics)
+    _table(found.lines, metrics, report, stored)
+    _unread(found)
+    _picture(found.lines)
 
 
 def _chosen() -> ExperimentReport | None:
     return controls.choose_report() if project.reports() else None
 
 
-def _picture(rows: Sequence[dict[str, Any]]) -> None:
-    known = [row for row in rows if row["score"] is not None][:25]
+def _more_metrics(report: ExperimentReport | None) -> list[str]:
+    """Let other metrics of the target be shown beside the one that decides."""
+    name, primary = board.target(report)
+    written = project.task(name)
+    others = [metric for metric in written.metrics if metric != primary] if written else []
+    if not others:
+        return []
+    return st.columns([2, 3])[0].multiselect(
+        "More metrics of the target", others, key="metrics", bind="query-params",
+        format_func=lambda metric: metric.replace("_", " "),
+    )  # fmt: skip
+
+
+def _table(
+    lines: Sequence[Line], metrics: Sequence[str], report: ExperimentReport | None, stored: Sequence[Run]
+) -> None:
+    columns = board_table.columns(metrics)
+    picked = st.dataframe(
+        board_table.styled(lines, metrics),
+        column_config=columns,
+        column_order=list(columns),
+        hide_index=True,
+        placeholder="–",
+        key="board",
+        on_select="rerun",
+        selection_mode="multi-row",
+        height=min(640, 38 + 35 * len(lines)),
+    )
+    left, right = st.columns([1, 5])
+    with left:
+        controls.offer_csv([board_table.as_row(line) for line in lines], "leaderboard")
+    chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
+    if len(chosen) < 2:
+        able = sum(bool(line.run.rows) for line in lines) > 1
+        right.caption("Select rows to compare them. " * able + "Click a head to sort.")
+    elif right.button(f"Compare {count(len(chosen))} candidates", type="primary"):
+        address = {"compare": ",".join(controls.names_in_links(chosen, report, stored))}
+        at = {"experiment": report.file_name} if report is not None else {}
+        st.switch_page("compare.py", query_params=at | address)
+
+
+def _unread(found: Board) -> None:
+    """Say how many scores are not known yet, and estimate them when asked."""
+    if found.n_unanswered:
+        texts.say(
+            f"Runs without a score, because they did not answer the target: {count(found.n_unanswered)}"
+        )
+    if found.n_unread == 0:
+        return
+    st.caption(f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {scores.AT_ONCE}.")
+    if st.button("Estimate all", key="estimate"):
+        bar = st.progress(0.0)
+        for share in found.read():
+            bar.progress(share)
+        st.rerun()
+
+
+def _picture(lines: Sequence[Line]) -> None:
+    known = [(line, line.score) for line in lines if line.score is not None][:25]
     if not known:
         return
-    metric = known[0]["metric"]
+    metric = known[0][0].metric
+    alike = [(line.run, e) for line, e in known if line.metric == metric]
+    scale, names = board_table.scale(metric), controls.distinct([run for run, _ in alike])
     bars = [
-        charts.Bar(row["candidate"], row["score"], row["low"], row["high"], row["said"])
-        for row in known
-        if row["metric"] == metric
+        charts.Bar(name, scale * e.score, scale * e.low, scale * e.high, score(metric, *e[:3]))
+        for name, (_, e) in zip(names, alike, strict=True)
     ]
     unit = "" if metric in OWN_UNITS else ", %"
     figure = charts.forest(
@@ -60,79 +114,5 @@ def _picture(rows: Sequence[dict[str, Any]]) -> None:
     )
     charts.draw(figure, "leaderboard")
 
-
-def _table(rows: Sequence[dict[str, Any]]) -> None:
-    shown = [
-        {
-            **row,
-            "interval": row["said"].partition(" ")[2],
-            "champion": "★" if row["champion"] else "",
-            "verdict": [row["verdict"]],
-        }
-        for row in rows
-    ]
-    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
-    columns = {
-        "rank": number(
-            "rank", width=55, help="Runs whose paired difference on the same items holds 0 share a rank."
-        ),
-        "champion": text("★", width=35, help="The champion: what gates compare with."),
-        "candidate": text("candidate"),
-        "verdict": st.column_config.MultiselectColumn(
-            "verdict", options=list(_VERDICTS), color=list(_VERDICTS.values())
-        ),
-        "score": number("target", help="Score on the target's test items."),
-        "interval": text("95 %"),
-        "gain": number("vs best untrained", help="Paired difference in points."),
-        "gain interval": text("95 %"),
-        "forgetting": number("general ability", help="Mean change over the tasks that count."),
-        "forgetting interval": text("95 %"),
-        "usd": text("$/1k", help="USD for 1,000 requests."),
-        "p50": text("p50", help="Median time of one request."),
-    }
-    order = [*columns, "method", "model", "created", "run"]
-    picked = st.dataframe(
-        _printed(rows, shown, order),
-        column_config=columns,
-        column_order=order,
-        hide_index=True,
-        placeholder="–",
-        key="board",
-        on_select="rerun",
-        selection_mode="multi-row",
-        height=min(640, 38 + 35 * len(shown)),
-    )
-    left, right = st.columns([1, 5])
-    with left:
-        controls.offer_csv(rows, "leaderboard")
-    chosen = [rows[i]["candidate"] for i in picked.selection.rows]
-    if len(chosen) > 1 and right.button(f"Compare {count(len(chosen))} candidates", type="primary"):
-        st.switch_page("compare.py", query_params={"compare": ",".join(chosen)})
-    elif len(chosen) < 2:
-        right.caption("Select rows to compare them. Click a head to sort.")
-
-
-def _printed(
-    rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]], order: Sequence[str]
-) -> "Styler":
-    """Print numbers as a report does; they stay numbers, so that a click on a head sorts them."""
-    from pandas import DataFrame  # type: ignore[import-untyped]
-
-    frame = DataFrame(shown, columns=order).astype(dict.fromkeys(_NUMBERS, float))
-    style = frame.style.format({"rank": count, "forgetting": _points})
-    for own, ways in ((False, _RATES), (True, _OWN)):
-        of = [i for i, row in enumerate(rows) if (row["metric"] in OWN_UNITS) == own]
-        style.format(ways, subset=(of, list(ways)))
-    base = [i for i, row in enumerate(rows) if row["forgetting interval"] == board.BASE_WEIGHTS]
-    return style.format(lambda _: "0", subset=(base, ["forgetting"]))
-
-
-def _points(x: float) -> str:
-    return points(x / 100)
-
-
-_NUMBERS = ("rank", "score", "gain", "forgetting")
-_RATES = {"score": lambda x: percent(x / 100), "gain": _points}
-_OWN = {"score": plain, "gain": partial(plain, sign=True)}
 
 page()

@@ -222,12 +222,12 @@ def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int) -> None:
         (folder / f"{rating.rating_id}.json").write_text(json.dumps(asdict(rating)))
 
 
-def experiment(folder: Path) -> None:
+def experiment(folder: Path, metrics: str = "exact_match") -> None:
     """Write a harness.yaml of the same names."""
     (folder / "support.jsonl").write_text("{}\n")
     (folder / "harness.yaml").write_text(
         "name: desk\ntarget:\n  name: support\n  data: {train: support.jsonl, test: support.jsonl}\n"
-        "  metrics: [exact_match]\ncandidates:\n  prompt: {method: base}\n"
+        f"  metrics: [{metrics}]\ncandidates:\n  prompt: {{method: base}}\n"
     )
 
 

@@ -15,8 +15,9 @@ import pytest
 from fake_facts import verdict
 from filelock import FileLock
 
-from harness import numbers, report, rescue, store
+from harness import comparison, numbers, report, rescue, store
 from harness.comparison import Estimate
+from harness.metrics import mean_metric
 from harness.nightly import files, judging
 from harness.report.arithmetic import arithmetic_rows
 from harness.report.facts import table_rows
@@ -97,10 +98,12 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
     made = fake_project.write(tmp_path)
     page = opened("leaderboard")
     board = page.dataframe[0].value.set_index("candidate")
+    printed = printed_cells(page.dataframe[0])
+    shown = dict(zip(printed["candidate"], printed["score"], strict=True))
     for f in made.facts:
         row = board.loc[f.label]
-        shown = f"{row['score']:.1f} {row['interval']}"
-        assert shown == numbers.interval(*f.target[:3])
+        assert row["score"] == pytest.approx(100 * f.target.score)
+        assert shown[f.label] == numbers.interval(*f.target[:3])
         assert list(row["verdict"]) == [{"pass": "PASS", "fail": "FAIL"}[f.verdict.outcome]]
     assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
     assert made.decision.sentence.split(";")[0] in html(page)
@@ -115,17 +118,24 @@ def printed_cells(table) -> dict[str, list[str]]:
 def test_the_leaderboard_prints_numbers_as_the_table_of_a_report_does(opened, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "worse": ("lora", 10, 12)})
     cells = printed_cells(opened("leaderboard").dataframe[0])
-    shown = {
-        name: tuple(
-            f"{cells[column][i]} {cells[f'{column} interval'][i]}" for column in ("gain", "forgetting")
-        )
-        for i, name in enumerate(cells["candidate"])
-    }
+    columns = ("candidate", "gain", "forgetting", "usd", "p50")
+    shown = {name: cells for name, *cells in zip(*(cells[column] for column in columns), strict=True)}
     table = {row.candidate: row for row in table_rows(made)}
-    assert shown["lora"] == (table["lora"].vs_untrained, table["lora"].forgetting)
-    assert shown["worse"][0] == table["worse"].vs_untrained
+    for name in ("lora", "worse", "knn", "prompt"):
+        row = table[name]
+        assert shown[name] == [row.vs_untrained, row.forgetting, row.cost, row.p50]
     assert shown["worse"][0].startswith("−")
-    assert shown["prompt"][1] == table["prompt"].forgetting == "0 (base weights)"
+    assert shown["knn"][:2] == ["(this one)", "0 (base weights)"]
+
+
+def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts_by_value(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    dear = replace(made.facts[0], cost_per_1k_usd=12.0, latency_p50_s=0.02)
+    report.write(replace(made, facts=(dear, *made.facts[1:])), tmp_path / "reports")
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    measured = ("rank", "score", "gain", "forgetting", "usd", "p50")
+    assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
+    assert list(board["usd"].sort_values().index) == ["lora", "knn", "prompt"]
 
 
 def test_candidates_that_cannot_be_told_apart_share_a_rank(opened, tmp_path):
@@ -156,6 +166,144 @@ def test_the_leaderboard_is_filtered_by_method(opened, tmp_path):
     page = opened("leaderboard")
     page.multiselect(key="filter_method").select("lora").run()
     assert list(page.dataframe[0].value["candidate"]) == ["lora"]
+
+
+def rewritten(folder, run_id, as_id=None, **changes):
+    """Write a run anew with changes, in its own folder or as a run of another id."""
+    run = json.loads((folder / "runs" / run_id / "run.json").read_text()) | changes
+    to = folder / "runs" / (as_id or run_id)
+    to.mkdir(exist_ok=True)
+    (to / "run.json").write_text(json.dumps(run | {"run_id": to.name}))
+
+
+@pytest.mark.parametrize(
+    ("facet", "changes"),
+    [
+        ("experiment", {"experiment": "other"}),
+        ("model", {"base_model": "larger"}),
+        ("seed", {"seed": 7}),
+    ],
+)
+def test_the_leaderboard_is_filtered_by(opened, tmp_path, facet, changes):
+    fake_project.write(tmp_path, with_report=False)
+    rewritten(tmp_path, "knn-0", **changes)
+    page = opened("leaderboard")
+    page.multiselect(key=f"filter_{facet}").select(str(*changes.values())).run()
+    assert list(page.dataframe[0].value["run"]) == ["knn-0"]
+
+
+def test_the_leaderboard_is_filtered_by_date(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    rewritten(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
+    page = opened("leaderboard")
+    page.text_input(key="filter_since").set_value("2026-01-02").run()
+    assert list(page.dataframe[0].value["run"]) == ["lora-0"]
+
+
+def test_selected_runs_are_linked_by_label_and_others_by_id(opened, tmp_path):
+    from parts import controls, project
+
+    made = fake_project.write(tmp_path)
+    rewritten(tmp_path, "lora-0", "lora-old", created="2025-01-01T00:00:00+00:00")
+    opened("leaderboard")
+    runs = {run.run_id: run for run in project.runs()}
+    chosen = [runs["knn-0"], runs["lora-old"], runs["lora-0"]]
+    named = controls.names_in_links(chosen, made, list(runs.values()))
+    assert named == ["knn", "lora-old", "lora"]
+    page = opened("compare", compare=",".join(named))
+    assert page.multiselect(key="compare_chosen").value == named
+    assert "Not among these runs" not in html(page)
+    assert set(page.dataframe[0].value["candidate"]) == {"lora-old", "lora"}
+
+
+def test_two_runs_of_one_label_have_a_line_each_in_the_picture(opened, tmp_path):
+    fake_project.write(tmp_path)
+    rewritten(tmp_path, "lora-0", "lora-old")
+    (forest,) = pictures(opened("leaderboard", all_runs="true"))
+    assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora-0", "lora-old", "knn", "prompt"}
+
+
+def test_other_metrics_of_the_target_are_shown_with_their_intervals(opened, tmp_path):
+    fake_project.write(tmp_path)
+    fake_project.experiment(tmp_path, metrics="exact_match, contains")
+    at = Store(tmp_path / "runs")
+    (run,) = (run for run in store.list_runs(at) if run.candidate == "lora")
+    rows = [
+        replace(row, parts={**row.parts, "contains": (float(row.position < 9),)})
+        for row in store.read_rows(at, run.rows["support/test"])
+    ]
+    other = replace(store.read_identity(at, run.rows["support/test"]), scoring_digest="with contains")
+    store.append_block(at, other, 0, rows)
+    store.complete_rows(at, other, len(rows))
+    store.save_run(at, replace(run, rows={**run.rows, "support/test": other.digest}))
+    page = opened("leaderboard")
+    assert "by contains" not in page.dataframe[0].value.columns
+    page.multiselect(key="metrics").select("contains").run()
+    cells = printed_cells(page.dataframe[0])
+    expected = comparison.estimate(mean_metric("contains", lambda output, example: None), rows)
+    assert cells["by contains"][cells["candidate"].index("lora")] == numbers.interval(*expected[:3])
+    assert cells["by contains"][cells["candidate"].index("knn")] == numbers.UNKNOWN
+
+
+@pytest.fixture
+def forty(tmp_path):
+    """Write forty runs without a report, each with rows of its own."""
+    some = {f"try-{i:02d}": ("base", i % 8, 4) for i in range(40)}
+    fake_project.write(tmp_path, some, n=8, with_report=False)
+    fake_project.experiment(tmp_path)
+
+
+def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(opened, forty):
+    page = opened("leaderboard")
+    assert page.dataframe[0].value["score"].notna().sum() == 25
+    assert "Not estimated yet: 15 scores; the page opens with 25." in [c.value for c in page.caption]
+    page.button(key="estimate").click().run()
+    assert page.dataframe[0].value["score"].notna().all()
+    assert not any("Not estimated yet" in c.value for c in page.caption)
+
+
+def test_runs_outside_of_a_report_are_ranked_too(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    fake_project.experiment(tmp_path)
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    assert dict(board["rank"]) == {"lora": 1, "knn": 2, "prompt": 2}
+
+
+def test_runs_that_did_not_answer_the_target_are_counted(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    fake_project.experiment(tmp_path)
+    rewritten(tmp_path, "knn-0", rows={})
+    assert "did not answer the target: 1<" in html(opened("leaderboard"))
+
+
+def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    page = opened("leaderboard")
+    cells = printed_cells(page.dataframe[0])
+    assert dict(zip(cells["candidate"], cells["score"], strict=True)) == {
+        f.label: numbers.interval(*f.target[:3]) for f in made.facts
+    }
+    assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
+    assert not any("No run fits" in info.value for info in page.info)
+    page = opened("compare")
+    assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
+    assert page.info.len == 0
+
+
+def test_a_run_that_was_removed_keeps_its_line_in_the_report(opened, tmp_path):
+    fake_project.write(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / "knn-0")
+    page = opened("leaderboard")
+    assert set(page.dataframe[0].value["candidate"]) == {"lora", "knn", "prompt"}
+    assert "Not on this machine: 1 of the 3 runs" in html(page)
+
+
+def test_candidates_that_compare_has_no_room_for_are_named(opened, tmp_path):
+    seven = {f"try-{i}": ("base", i, 4) for i in range(7)}
+    fake_project.write(tmp_path, seven, n=8)
+    page = opened("compare", compare=",".join(seven))
+    assert "at once can be read: try-5, try-6" in html(page)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -191,9 +339,10 @@ def test_a_thousand_runs_are_filtered(opened, tmp_path):
 def test_runs_without_a_report_are_scored_from_their_rows(opened, tmp_path):
     made = fake_project.write(tmp_path, with_report=False)
     fake_project.experiment(tmp_path)
-    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
-    said = {f.label: numbers.interval(*f.target[:3]).partition(" ")[2] for f in made.facts}
-    assert dict(board["interval"]) == said
+    table = opened("leaderboard").dataframe[0]
+    printed, board = printed_cells(table), table.value.set_index("candidate")
+    said = {f.label: numbers.interval(*f.target[:3]) for f in made.facts}
+    assert dict(zip(printed["candidate"], printed["score"], strict=True)) == said
     assert dict(board["score"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
 
 

@@ -1,118 +1,150 @@
 """The lines of the leaderboard: what is stored of each run, joined with what was reported of it.
 
 Invariant: scores of reported runs are the report's own; those of other runs are estimated from their
-stored rows, for as many as are shown. Runs that the items cannot tell apart share a rank.
+stored rows, the newest first. Runs that the items cannot tell apart share a rank.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-import streamlit as st
-
-from harness import comparison, store
-from harness.comparison import Comparison, Estimate
-from harness.decide import CandidateFacts, best_untrained, fine_tuned
-from harness.numbers import OWN_UNITS, UNKNOWN, change, points, score, seconds, usd
+from harness.comparison import Estimate
+from harness.decide import CandidateFacts, best_untrained
+from harness.numbers import OWN_UNITS
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.escape import clean
-from harness.report.facts import best_first, verdict_word
-from harness.report.verdicts import ERROR
-from parts import controls, project
-
-BASE_WEIGHTS = "(base weights)"  # what stands behind the 0 of a run that cannot have forgotten
-AT_ONCE = 25  # runs whose rows are read: as many as the picture shows, and soon read where items are many
+from parts import project, scores
+from parts.scores import AT_ONCE
 
 
-def lines(runs: Sequence[Run], report: ExperimentReport | None) -> list[dict[str, Any]]:
-    """Join what is stored of each run with what was reported of it, the best first."""
-    of = list(project.reports().values()) if report is None else [report, *project.reports().values()]
-    facts = {f.run_id: (f, r.metric, f.name == _reference(r)) for r in reversed(of) for f in r.facts}
-    unknown = [run for run in reversed(runs) if run.run_id not in facts and run.state == "done"]
-    scores = _scores(unknown[:AT_ONCE])
-    ranks = _ranks(runs, report)
-    champions = project.champion_ids()
-    rows = []
-    for run in runs:
-        f, metric, is_reference = facts.get(run.run_id, (None, "", False))
-        name, e = (metric, f.target) if f else scores.get(run.run_id, ("", None))
-        row = _row(run, f, name, e) | {"rank": ranks.get(run.run_id), "champion": run.run_id in champions}
-        rows.append(row | ({"gain": None, "gain interval": "(this one)"} if is_reference else {}))
-    sign = -1 if rows and rows[0]["metric"] in OWN_UNITS else 1
-    return sorted(rows, key=lambda row: (row["score"] is None, -sign * (row["score"] or 0.0)))
+@dataclass(frozen=True)
+class Line:
+    """One run on a target; what is unknown is None.
+
+    `others` holds its scores by other metrics of the target. `is_reference` says that gains are measured
+    against it.
+    """
+
+    run: Run
+    task: str
+    metric: str
+    facts: CandidateFacts | None = None
+    score: Estimate | None = None
+    others: Mapping[str, Estimate | None] = field(default_factory=dict)
+    rank: int | None = None
+    is_reference: bool = False
+    is_champion: bool = False
+
+    @property
+    def rows(self) -> str:
+        """Name the row set of the target; empty where the run did not answer it."""
+        return self.run.rows.get(f"{self.task}/test", "")
 
 
-def _row(run: Run, f: CandidateFacts | None, metric: str, e: Estimate | None) -> dict[str, Any]:
-    scale = 1.0 if metric in OWN_UNITS else 100.0
-    macro = f.verdict.macro if f and f.verdict and fine_tuned(f) else None
-    kept = BASE_WEIGHTS if f and f.verdict and not fine_tuned(f) else ""
-    gain = f.vs_untrained if f else None
-    return {
-        "candidate": clean(controls.label(run)),
-        "metric": metric,
-        "score": scale * e.score if e else None,
-        "low": scale * e.low if e else None,
-        "high": scale * e.high if e else None,
-        "said": score(metric, e.score, e.low, e.high) if e else "",
-        "gain": scale * gain.delta if gain else None,
-        "gain interval": _ends(metric, gain) if gain else "",
-        "forgetting": 100 * macro.score if macro else 0.0 if kept else None,
-        "forgetting interval": points(*macro[:3]).partition(" ")[2] if macro else kept,
-        "usd": usd(f.cost_per_1k_usd) if f else "",
-        "p50": seconds(run.latency.get("p50_s")),
-        "verdict": ERROR if run.state == "failed" else verdict_word(f) if f else UNKNOWN,
-        "method": clean(f"{run.method} × {run.prompting}"),
-        "model": clean(run.base_model.rpartition("/")[2]),
-        "created": run.created[:16].replace("T", " "),
-        "run": clean(run.run_id),
-    }
+class Board(NamedTuple):
+    """The lines, the best first; `unread` lists by metric the row sets whose scores are not known yet."""
+
+    task: str
+    lines: list[Line]
+    unread: dict[str, list[str]]
+
+    @property
+    def n_unread(self) -> int:
+        """Count the scores that are not known yet."""
+        return sum(map(len, self.unread.values()))
+
+    @property
+    def n_unanswered(self) -> int:
+        """Count the finished runs that hold no answers to the target."""
+        return sum(line.run.state == "done" and line.score is None and not line.rows for line in self.lines)
+
+    def read(self) -> Iterator[float]:
+        """Estimate what is not known yet; yields the share that is done."""
+        done = 0
+        for metric, digests in self.unread.items():
+            for n in scores.read(digests, self.task, metric):
+                done += n
+                yield done / self.n_unread
 
 
-def _reference(report: ExperimentReport) -> str | None:
-    return best_untrained(report.facts, higher_is_better=report.higher_is_better)
+def with_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
+    """Add the report's runs that are not on this machine, as far as the report knows them."""
+    stored = {run.run_id for run in runs}
+    absent = [f for f in report.facts if f.run_id not in stored] if report is not None else []
+    return [*(_as_run(f, report) for f in absent if report is not None), *runs]
 
 
-def _ends(metric: str, gain: Comparison) -> str:
-    return change(metric, gain.delta, gain.low, gain.high).partition(" ")[2]
+def _as_run(f: CandidateFacts, report: ExperimentReport) -> Run:
+    latency = {} if f.latency_p50_s is None else {"p50_s": f.latency_p50_s}
+    return Run(
+        f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed, report.base_model,
+        weights_digest="", base_digest="", state=f.state, created="", rows={}, recipe={}, latency=latency,
+        error=f.error,
+    )  # fmt: skip
 
 
-def _scores(runs: Iterable[Run]) -> dict[str, tuple[str, Estimate | None]]:
-    """Estimate the target's score of runs that no report holds, from their rows."""
+def target(report: ExperimentReport | None) -> tuple[str, str]:
+    """Name the task that runs are ranked on and its metric: the report's, else as written; or nothing."""
+    if report is not None and report.task:
+        return report.task, report.metric
     loaded = project.experiment()
-    if loaded is None:
-        return {}
-    target = loaded.experiment.target
-    key, name = f"{target.name}/test", target.primary_metric
-    of = {run.run_id: run.rows[key] for run in runs if key in run.rows}
-    digests = tuple(dict.fromkeys(of.values()))
-    made = _estimates(digests, target.name, name, project.modified(*digests))
-    return {run_id: (name, made.get(digest)) for run_id, digest in of.items()}
+    return (loaded.experiment.target.name, loaded.experiment.target.primary_metric) if loaded else ("", "")
 
 
-@st.cache_data(show_spinner=False, max_entries=32)
+def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[str] = ()) -> Board:
+    """Join what is stored of each run with what was reported of it, also by other metrics of the target."""
+    task, metric = target(report)
+    lines = _reported(runs, report, task, metric)
+    unread: dict[str, list[str]] = {}
+    waiting = [line for line in reversed(lines) if line.facts is None and line.run.state == "done"]
+    own = _estimates(waiting, task, metric, unread)
+    lines = [replace(line, score=own.get(line.rows)) if line.facts is None else line for line in lines]
+    sign = -1 if metric in OWN_UNITS else 1
+    lines.sort(key=lambda line: (line.score is None, -sign * line.score.score if line.score else 0.0))
+    others = {name: _estimates(lines, task, name, unread) for name in metrics}
+    lines = [
+        replace(line, others={name: found.get(line.rows) for name, found in others.items()}) for line in lines
+    ]
+    return Board(task, _ranked(lines, task, metric), unread)
+
+
+def _reported(runs: Sequence[Run], report: ExperimentReport | None, task: str, metric: str) -> list[Line]:
+    """Begin a line for each run with what the chosen report says of it, or else the latest one."""
+    kept = [*([] if report is None else [report]), *project.reports().values()]
+    said = {f.run_id: (f, one, f.name == best) for one, best in _with_best(reversed(kept)) for f in one.facts}
+    champions = project.champion_ids()
+    lines = []
+    for run in runs:
+        line = Line(run, task, metric, is_champion=run.run_id in champions)
+        if run.run_id in said:
+            f, one, is_best = said[run.run_id]
+            line = replace(
+                line, task=one.task, metric=one.metric, facts=f, score=f.target, is_reference=is_best
+            )
+        lines.append(line)
+    return lines
+
+
+def _with_best(reports: Iterable[ExperimentReport]) -> Iterator[tuple[ExperimentReport, str | None]]:
+    for one in reports:
+        yield one, best_untrained(one.facts, higher_is_better=one.higher_is_better)
+
+
 def _estimates(
-    digests: tuple[str, ...], task: str, metric: str, changed: tuple[int, ...]
+    lines: Sequence[Line], task: str, metric: str, unread: dict[str, list[str]]
 ) -> dict[str, Estimate | None]:
-    of, found = project.metric(task, metric), store.read_columns(project.project().store, digests, metric)
-    return {digest: comparison.estimate_columns(of, columns) for digest, columns in found.items()}
+    """Estimate the scores of row sets that answered the task, and note those that were not read."""
+    digests = [line.rows for line in lines if line.task == task and line.rows]
+    found = scores.estimates(digests, task, metric)
+    if left := [digest for digest in dict.fromkeys(digests) if digest not in found]:
+        unread[metric] = left
+    return found
 
 
-def _ranks(runs: Sequence[Run], report: ExperimentReport | None) -> dict[str, int]:
-    """Rank the runs of the report on the items that all of them answered."""
-    if report is None or not report.task:
-        return {}
-    done = {f.run_id for f in best_first(report)[:AT_ONCE] if f.state == "done"}
-    key = f"{report.task}/test"
-    digests = {run.run_id: run.rows[key] for run in runs if run.run_id in done and key in run.rows}
-    changed = project.modified(*digests.values())
-    return _ranked(tuple(sorted(digests.items())), report.task, report.metric, changed)
-
-
-@st.cache_data(show_spinner=False, max_entries=32)
-def _ranked(
-    digests: tuple[tuple[str, str], ...], task: str, metric: str, changed: tuple[int, ...]
-) -> dict[str, int]:
-    wanted = dict.fromkeys(digest for _, digest in digests)
-    found = store.read_columns(project.project().store, wanted, metric)
-    by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
-    return comparison.shared_ranks(project.metric(task, metric), by_run)
+def _ranked(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
+    """Rank the best of the lines, as many as are read at once."""
+    alike = [one for one in lines if (one.task, one.metric) == (task, metric) and one.score and one.rows]
+    if not alike:
+        return list(lines)
+    ranks = scores.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
+    return [replace(line, rank=ranks.get(line.run.run_id)) for line in lines]

@@ -5,11 +5,13 @@ Invariant: what is chosen stands in the page's address, so a link shows what its
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
+from harness.numbers import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport
 from harness.report.escape import clean
@@ -54,6 +56,19 @@ def choose_report() -> ExperimentReport | None:
     return found[name]
 
 
+def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
+    """Say which of a report's runs are not on this machine, as after a clone, and how to make them."""
+    stored = {run.run_id for run in runs}
+    absent = [f for f in report.facts if f.run_id not in stored] if report is not None else []
+    if report is None or not absent:
+        return
+    n_absent, n = count(len(absent)), count(len(report.facts))
+    texts.say(
+        f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. What was reported "
+        "is shown; their answers cannot be ranked or paired. Next: harness compare makes the runs here."
+    )
+
+
 def remember(key: str, values: Sequence[str]) -> None:
     """Write what was chosen into the address."""
     text = ",".join(values)
@@ -80,6 +95,12 @@ def label(run: Run) -> str:
     return f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
 
 
+def distinct(runs: Sequence[Run]) -> list[str]:
+    """Name runs for one picture: by label, and by id where runs share a label."""
+    times = Counter(map(label, runs))
+    return [run.run_id if times[label(run)] > 1 else label(run) for run in runs]
+
+
 def newest(runs: Sequence[Run]) -> dict[str, Run]:
     """Keep the newest finished run of each candidate and seed, by label."""
     return {label(run): run for run in runs if run.state == "done"}
@@ -91,6 +112,12 @@ def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, R
         return newest(runs)
     ids = {f.run_id for f in report.facts}
     return {label(run): run for run in runs if run.run_id in ids and run.state == "done"}
+
+
+def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:
+    """Name runs so that `?compare=` finds these: by label where that tells them apart, else by their ids."""
+    named = {name: run.run_id for name, run in runs_of(report, runs).items()}
+    return [label(run) if named.get(label(run)) == run.run_id else run.run_id for run in chosen]
 
 
 def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:

@@ -163,14 +163,8 @@ def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, l
 def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished):
     page = visit[0](address, "/")
     plain = report.to_json(finished[1])
-    heads, rows = cells(page)
-    at = heads.index("target")
-    shown = {row[heads.index("candidate")]: row[at : at + 2] for row in rows}
-    for f in plain["facts"]:
-        score, low, high, _ = f["target"].values()
-        value, ends = shown[f["name"]]
-        assert float(value) == pytest.approx(100 * score)
-        assert f"{numbers.percent(score)} {ends}" == numbers.interval(score, low, high)
+    shown = {row["candidate"]: float(row["target"]) for row in grid(page)}
+    assert shown == pytest.approx({f["name"]: 100 * f["target"]["score"] for f in plain["facts"]})
     assert plain["decision"]["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
 
 

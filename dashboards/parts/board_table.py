@@ -1,0 +1,166 @@
+"""The table of the leaderboard: one column for each thing that was measured, printed with its interval.
+
+Invariant: cells are printed as reports print them and stay numbers, so that a click on a head sorts by value.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from harness.comparison import Estimate
+from harness.decide import fine_tuned
+from harness.numbers import OWN_UNITS, UNKNOWN, change, count, points, score, seconds, usd
+from harness.report.escape import clean
+from harness.report.facts import verdict_word
+from harness.report.verdicts import CLASSES, ERROR
+from parts import controls
+from parts.board import Line
+from parts.scores import AT_ONCE
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
+
+_COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
+_VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
+_WITH_INTERVAL = 160  # pixels, for the longest: −0.123 [−0.145, −0.101]
+
+
+class Printed(float):
+    """A number that carries how it is printed."""
+
+    text: str
+
+    @classmethod
+    def of(cls, x: float | None, text: str) -> "Printed | None":
+        """Join a number and its text; None where there is no number."""
+        if x is None:
+            return None
+        made = cls(x)
+        made.text = text
+        return made
+
+
+def columns(metrics: Sequence[str]) -> dict[str, Any]:
+    """Say how each column is headed and how wide it is, in the order of the table."""
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
+    rank = f"The best {AT_ONCE} of the runs shown; those whose paired difference holds 0 share a rank."
+    gain = "Paired difference to the best that trains nothing, in points, with its 95 % interval."
+    kept = "Mean change over the general tasks that count, in points, with its 95 % interval."
+    score_ = "Score on the target's test items, with its 95 % interval."
+    others = {
+        _key(name): number(name.replace("_", " "), width=_WITH_INTERVAL, help=score_) for name in metrics
+    }
+    return {
+        "rank": number("rank", width=50, pinned=True, help=rank),
+        "champion": text("★", width=34, pinned=True, help="The champion: what gates compare with."),
+        "candidate": text("candidate", pinned=True),
+        "verdict": st.column_config.MultiselectColumn(
+            "verdict", width=96, options=list(_VERDICTS), color=list(_VERDICTS.values())
+        ),
+        "score": number("target", width=_WITH_INTERVAL, help=score_),
+        **others,
+        "gain": number("vs best untrained", width=_WITH_INTERVAL, help=gain),
+        "forgetting": number("general ability", width=_WITH_INTERVAL, help=kept),
+        "usd": number("$/1k", width=70, help="USD for 1,000 requests."),
+        "p50": number("p50", width=70, help="Median time of one request."),
+        "created": text("created", width=130),
+        "method": text("method"),
+        "model": text("model"),
+        "run": text("run"),
+    }
+
+
+def _key(metric: str) -> str:
+    return f"by {metric}"
+
+
+def styled(lines: Sequence[Line], metrics: Sequence[str]) -> "Styler":
+    """Print the lines."""
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+    frame = DataFrame([_cells(line) for line in lines], columns=list(columns(metrics)), dtype=object)
+    printed = [name for name in frame if any(isinstance(cell, Printed) for cell in frame[name])]
+    return frame.style.format(lambda cell: cell.text if cell is not None else UNKNOWN, subset=printed)
+
+
+def _cells(line: Line) -> dict[str, Any]:
+    run, f = line.run, line.facts
+    return {
+        "rank": Printed.of(line.rank, count(line.rank)),
+        "champion": "★" if line.is_champion else "",
+        "candidate": clean(controls.label(run)),
+        "verdict": [verdict(line)],
+        "score": _rate(line.metric, line.score),
+        **{_key(name): _rate(name, e) for name, e in line.others.items()},
+        "gain": _gain(line),
+        "forgetting": _forgetting(line),
+        "usd": Printed.of(f.cost_per_1k_usd, usd(f.cost_per_1k_usd)) if f else None,
+        "p50": Printed.of(p50 := run.latency.get("p50_s"), seconds(p50)),
+        "created": run.created[:16].replace("T", " "),
+        "method": clean(f"{run.method} × {run.prompting}"),
+        "model": clean(run.base_model.rpartition("/")[2]),
+        "run": clean(run.run_id),
+    }
+
+
+def verdict(line: Line) -> str:
+    """Say a run's verdict in one word."""
+    return ERROR if line.run.state == "failed" else verdict_word(line.facts) if line.facts else UNKNOWN
+
+
+def scale(metric: str) -> float:
+    """Return what a metric's values are multiplied with to be shown: rates are shown in percent."""
+    return 1.0 if metric in OWN_UNITS else 100.0
+
+
+def _rate(metric: str, e: Estimate | None) -> Printed | None:
+    return Printed.of(scale(metric) * e.score, score(metric, e.score, e.low, e.high)) if e else None
+
+
+def _gain(line: Line) -> Printed | None:
+    if line.is_reference:
+        return Printed.of(0.0, "(this one)")
+    if line.facts is None or (c := line.facts.vs_untrained) is None:
+        return None
+    return Printed.of(scale(line.metric) * c.delta, change(line.metric, c.delta, c.low, c.high))
+
+
+def _forgetting(line: Line) -> Printed | None:
+    f = line.facts
+    if f is None or f.verdict is None:
+        return None
+    if not fine_tuned(f):
+        return Printed.of(0.0, "0 (base weights)")
+    macro = f.verdict.macro
+    return Printed.of(100 * macro.score, points(*macro[:3])) if macro else None
+
+
+def as_row(line: Line) -> dict[str, Any]:
+    """Return a line unrounded, in the metric's unit, for a spreadsheet."""
+    run, f = line.run, line.facts
+    c, judged = (f.vs_untrained, f.verdict) if f else (None, None)
+    macro = judged.macro if f and judged and fine_tuned(f) else None
+    return {
+        "candidate": controls.label(run),
+        "metric": line.metric,
+        **_ends("score", line.score),
+        **{key: value for name, e in line.others.items() for key, value in _ends(name, e).items()},
+        **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
+        **_ends("forgetting", macro),
+        "cost_per_1k_usd": f.cost_per_1k_usd if f else None,
+        "latency_p50_s": run.latency.get("p50_s"),
+        "verdict": verdict(line),
+        "rank": line.rank,
+        "champion": line.is_champion,
+        "method": run.method,
+        "prompting": run.prompting,
+        "model": run.base_model,
+        "created": run.created,
+        "run": run.run_id,
+    }
+
+
+def _ends(name: str, e: Estimate | None) -> dict[str, float | None]:
+    score_, low, high = (e.score, e.low, e.high) if e else (None, None, None)
+    return {name: score_, f"{name}_low": low, f"{name}_high": high}
