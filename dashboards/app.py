@@ -41,7 +41,7 @@ def status() -> None:
     before = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
     if at is None:
-        st.caption(f"{count(now)} runs in `{clean(str(project.project().file.parent.name))}`")
+        st.caption(f"{count(now)} runs in {texts.label(project.project().file.parent.name)}")
     else:
         done, of = len(at.get("finished", ())), at.get("candidates")
         st.markdown("**A comparison is at work**")

@@ -35,7 +35,7 @@ def page() -> None:
     st.html(texts.badge(last.verdict))
     texts.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
-        st.subheader(f"{key[0].upper()}{key[1:]}", anchor=False)
+        st.subheader(texts.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
         charts.draw(charts.nights(nights.trends(told, key), *marks), key)
     st.caption("Band: 95 % for all nights at once. Dotted: other code or libraries. Grey: a missed night.")
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)

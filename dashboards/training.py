@@ -13,7 +13,7 @@ from harness.numbers import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
 from harness.report.facts import measured
 from harness.report.losses import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
-from parts import charts, controls, project
+from parts import charts, controls, project, texts
 
 _AT_FIRST = 4
 
@@ -107,7 +107,7 @@ def _more(name: str, run: Run) -> None:
     others = {key: value for key, value in run.training.items() if key.startswith("reward_") and known(value)}
     sweep = run.training.get("sweep", [])
     if others or sweep:
-        with st.expander(name):
+        with st.expander(texts.label(name)):
             for key, value in others.items():
                 st.text(f"{key.replace('_', ' ')}: {measured(key, value)}")
             if sweep:

@@ -794,12 +794,37 @@ def test_hostile_answers_are_text(opened, tmp_path, name, times):
         assert "(cut: " in body
 
 
+HOSTILE = "<b>x<b>![y](z) `$q$ :red[r]"
+
+
+def markdown(page) -> list[str]:
+    """List what Streamlit reads as Markdown: labels of widgets, headings, captions, messages."""
+    texts = [(getattr(node.proto, "label", ""), getattr(node.proto, "body", "")) for node in page.main
+             if getattr(node, "proto", None) is not None and node.type not in ("html", "text")]  # fmt: skip
+    return [text for pair in texts for text in pair if text]
+
+
 def test_hostile_names_are_text(opened, tmp_path):
-    fake_project.write(tmp_path, {"prompt": ("base", 2, 4), "<b>x<b>![y](z)": ("lora", 5, 1)}, n=8)
+    long = "a word " * 2_000
+    fake_project.write(
+        tmp_path, {"prompt": ("base", 2, 4), HOSTILE: ("lora", 5, 1)}, n=8, texts={HOSTILE: long}
+    )
+    (run_id,) = (path.parent.name for path in (tmp_path / "runs").glob("*x*/run.json"))
+    training = json.loads((tmp_path / "runs" / run_id / "run.json").read_text())["training"]
+    trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
+    trial |= {"params": {"learning_rate": 0.1}, "chosen": True}
+    rewritten(tmp_path, run_id, training=training | {"sweep": [trial]})
+    said = []
     for name in PAGES:
-        page = opened(name)
+        page = opened(
+            name, compare=f"prompt,{HOSTILE}", rate=f"prompt,{HOSTILE}", rater="ann", task="support"
+        )
         assert "<b>x" not in html(page)
         assert all("<b>x" not in json.dumps(picture["data"]) for picture in pictures(page))
+        said += markdown(page)
+    named = [text for text in said if ":red" in text]
+    assert {text.partition(r"\:red")[0] for text in named} == {r"\<b\>x\<b\>\!\[y\]\(z\) \`\$q\$ "}
+    assert len(named) >= 2, "an expander of training, a file of a long answer"
 
 
 def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
@@ -826,6 +851,8 @@ def test_pages_import_neither_torch_nor_duckdb_themselves():
 
 def test_pages_open_with_torch_blocked(tmp_path):
     fake_project.write(tmp_path)
+    fake_project.experiment(tmp_path, metrics="exact_match, token_f1")
+    rewritten(tmp_path, "lora-0", "lora-old")
     code = (
         "import os, sys\n"
         "for name in ('torch', 'transformers', 'trl', 'peft'): sys.modules[name] = None\n"
@@ -834,6 +861,10 @@ def test_pages_open_with_torch_blocked(tmp_path):
         f"for name in {PAGES!r}:\n"
         f"    page = AppTest.from_file({str(ROOT / 'dashboards')!r} + f'/{{name}}.py', default_timeout=60).run()\n"
         "    assert not page.exception, (name, page.exception)\n"
+        "    if name == 'leaderboard':\n"
+        "        page.multiselect(key='metrics').select('token_f1').run()\n"
+        "        page.toggle(key='all_runs').set_value(True).run()\n"
+        "        assert not page.exception, page.exception\n"
     )
     environment = {**os.environ, "HARNESS_CONFIG": str(tmp_path / "harness.yaml")}
     done = subprocess.run(

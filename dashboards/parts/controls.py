@@ -64,8 +64,8 @@ def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
         return
     n_absent, n = count(len(absent)), count(len(report.facts))
     texts.say(
-        f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. What was reported "
-        "is shown; their answers cannot be ranked or paired. Next: harness compare makes the runs here."
+        f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. What was "
+        "reported is shown; their answers cannot be ranked or paired. Next: harness compare makes them here."
     )
 
 

@@ -1,7 +1,7 @@
 """Other people's texts on a page: names, prompts, answers, sentences; shown as text, whatever they hold.
 
 Invariant: everything is cleaned of control and direction characters, cut to what can be read, and
-escaped before it becomes HTML; nothing of a model's goes through Markdown.
+escaped before it becomes HTML; what goes through Markdown is a name, escaped.
 """
 
 import re
@@ -17,6 +17,7 @@ from harness.report.escape import clean, clean_lines
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
 _BADGES = {"ok": "good", "regression": "bad", "error": "bad", "suspect": "doubt", "harness-drift": "doubt"}
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")  # of ASCII: what Markdown lets be escaped
 _STYLE = """<style>
 .stMainBlockContainer{padding:2.6rem 3rem 3rem}
 .quoted{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;overflow:auto;max-height:26rem;
@@ -50,6 +51,11 @@ def say_all(sentences: Iterable[str]) -> None:
         st.html(f'<ul class="said">{items}</ul>')
 
 
+def label(name: str) -> str:
+    """Escape a name for where Streamlit reads Markdown: labels, headings, captions."""
+    return _PUNCTUATION.sub(r"\\\g<0>", clean(name))
+
+
 def shown(text: str) -> str:
     """Clean a text and cut it to what can be read, saying so."""
     whole = clean_lines(text[:LONGEST])
@@ -66,7 +72,7 @@ def whole(name: str, text: str, key: str) -> None:
     if len(text) > LONGEST:
         size = numbers.size(len(text.encode("utf-8", "replace")))
         st.download_button(
-            f"{name}: all of it ({size})", text.encode("utf-8", "replace"), f"{key}.txt", key=key
+            f"{label(name)}: all of it ({size})", text.encode("utf-8", "replace"), f"{key}.txt", key=key
         )
 
 
