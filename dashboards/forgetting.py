@@ -9,15 +9,12 @@ from typing import Any
 
 import streamlit as st
 
-from harness import store
-from harness.numbers import OWN_UNITS, percent, score
+from harness.numbers import OWN_UNITS, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.heat import heat
-from parts import charts, controls, items, pairs, project, texts
+from parts import charts, controls, items, pairs, project, texts, validity
 from parts.pairs import Pair
-
-_UNWANTED = ("unparsable", "truncated", "refused", "error")
 
 
 def page() -> None:
@@ -42,7 +39,7 @@ def page() -> None:
     stored = controls.runs_of(report, project.runs())
     runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
-        _validity(runs)
+        validity.show(runs)
         _before_and_after(runs, report)
 
 
@@ -73,36 +70,6 @@ def _bits(report: ExperimentReport, labels: Sequence[str]) -> None:
     if series:
         st.subheader("Drift on held-out text", anchor=False)
         charts.draw(charts.forest(series, "change in bits per byte; above 0 is worse"), "drift")
-
-
-def _validity(runs: dict[str, Run]) -> None:
-    """Count answers that could not be read, were cut or declined, beside the base's."""
-    st.subheader("Answers that are no answers", anchor=False)
-    keys = sorted({key for run in runs.values() for key in run.rows if key.endswith("/test")})
-    bases = {(name, key): project.base_rows(run, key) for name, run in runs.items() for key in keys}
-    digests = {d for run in runs.values() for d in run.rows.values()} | {d for d in bases.values() if d}
-    counts = store.count_statuses(project.project().store, sorted(digests))
-    rows = []
-    for key in keys:
-        named = [("base", next((bases[name, key] for name in runs if bases[name, key]), None))]
-        named += [(name, run.rows.get(key)) for name, run in runs.items()]
-        for status in _UNWANTED:
-            shares = {name: _share(counts.get(digest or "", {}), status) for name, digest in named}
-            if any(text not in ("", percent(0.0)) for text in shares.values()):
-                rows.append({"task": key.removesuffix("/test"), "answers": status, **shares})
-    if rows:
-        st.dataframe(rows, hide_index=True, height=min(420, 38 + 35 * len(rows)))
-        st.caption(
-            "Percent of a task's answers: cut at the longest that was allowed, not to be read as an answer, "
-            "declined, or failed. Lines without any are left out; some tasks want a refusal."
-        )
-    else:
-        st.info("Every answer of every run could be read.")
-
-
-def _share(statuses: dict[str, int], status: str) -> str:
-    n = sum(statuses.values())
-    return percent(statuses.get(status, 0) / n) if n else ""
 
 
 def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
