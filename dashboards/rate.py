@@ -4,21 +4,15 @@ Invariant: names stay hidden while somebody rates; order and sides depend on rat
 choice is written by the store's own writer before the next item is shown.
 """
 
-import time
-import uuid
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from harness import ratings, store
-from harness.errors import HarnessError
 from harness.numbers import count
-from harness.ratings import Turn
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import controls, pairs, preferred, project, texts
+from parts import choices, controls, pairs, preferred, project, texts
 from parts.pairs import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
@@ -70,15 +64,13 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
     )
-    if note := st.session_state.pop("rating_note", ""):
-        texts.say(f"The rating is not in the index yet; `harness reindex` brings it there. {note}")
+    choices.say_unindexed()
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
     rows = pairs.two_texts(pair, turn.example_id) if turn else None
     if turn is None or rows is None:
         st.success("You have seen every item of this pair.")
         return
-    if st.session_state.get("rating_item") != turn.example_id:
-        st.session_state["rating_item"], st.session_state["rating_since"] = turn.example_id, time.time()
+    choices.begin(turn)
     # The shorter prompt: the longer one may hold passages or shots, which would tell whose answer is whose.
     texts.block("question", min((row.prompt for row in rows), key=len))
     ordered = rows if turn.left == "a" else rows[::-1]
@@ -89,7 +81,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
         column.button(
             title, key=f"choose_{side}", shortcut=_SHORTCUTS[side], width="stretch",
             type="primary" if side in ("left", "right") else "secondary",
-            on_click=_save, args=(pair, runs, rater, turn, side),
+            on_click=choices.save, args=(pair, runs, rater, turn, side),
         )  # fmt: skip
     if rows[0].references:
         with st.expander("Reference"):
@@ -99,30 +91,6 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _differing(folder: str, rows_a: str, rows_b: str, changed: tuple[int, ...]) -> list[str]:
     return store.differing_items(Store(Path(folder)), rows_a, rows_b)
-
-
-def _save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
-    other: Any = "b" if turn.left == "a" else "a"
-    choice: Any = {"left": turn.left, "right": other}.get(side, side)
-    rating = Rating(
-        rating_id=uuid.uuid4().hex,
-        rater=rater,
-        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        task=pair.task,
-        split="test",
-        example_id=turn.example_id,
-        run_a=runs[0].run_id,
-        run_b=runs[1].run_id,
-        rows_a=pair.base,
-        rows_b=pair.new,
-        left=turn.left,
-        choice=choice,
-        seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
-    )
-    try:
-        store.save_rating(project.project().store, rating)
-    except HarnessError as error:  # the rating's own file is written first
-        st.session_state["rating_note"] = str(error)
 
 
 page()

@@ -767,7 +767,7 @@ def test_a_rating_is_kept_though_somebody_holds_the_index(opened, tmp_path):
         page.button(key="choose_left").click().run()
     assert [e.value for e in page.exception] == []
     assert len(store.list_ratings(at)) == 1
-    assert "not in the index yet" in html(page)
+    assert "comes into the index with the next one" in html(page)
 
 
 def test_no_name_of_a_candidate_is_shown_while_somebody_rates(opened, tmp_path):

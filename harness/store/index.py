@@ -6,7 +6,7 @@ queue at one lock, and let readers in between two of them.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -147,19 +147,22 @@ def ratings_folder(store: Store) -> Path:
     return store.folder / "ratings"
 
 
-def add_ratings(db: "DuckDBPyConnection", ratings: Sequence[Rating]) -> None:
-    """Insert ratings, each in place of an older one of its id."""
+def add_ratings(db: "DuckDBPyConnection", store: Store) -> list[str]:
+    """Insert the ratings that the index has not heard of; names what cannot be read."""
+    known = {rating_id for (rating_id,) in db.execute("SELECT rating_id FROM ratings").fetchall()}
+    ratings, unreadable = ratings_on_disk(store, known)
     if ratings:
-        ids = [rating.rating_id for rating in ratings]
-        db.execute("DELETE FROM ratings WHERE rating_id IN (SELECT unnest(?::VARCHAR[]))", [ids])
         values = [astuple(rating) for rating in ratings]
         db.executemany(f"INSERT INTO ratings VALUES ({', '.join('?' * len(values[0]))})", values)
+    return unreadable
 
 
-def ratings_on_disk(store: Store) -> tuple[list[Rating], list[str]]:
-    """Read every rating's file; what cannot be read is named with its reason."""
+def ratings_on_disk(store: Store, known: Collection[str] = ()) -> tuple[list[Rating], list[str]]:
+    """Read the ratings' files but for those of known ids; what cannot be read is named with its reason."""
     ratings, unreadable = [], []
     for path in sorted(ratings_folder(store).glob("*.json")):
+        if path.stem in known:
+            continue
         try:
             ratings.append(Rating(**json.loads(path.read_text("utf-8"))))
         except (OSError, ValueError, TypeError) as error:

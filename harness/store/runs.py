@@ -49,7 +49,8 @@ class Counts(NamedTuple):
 def save_run(store: Store, run: Run) -> None:
     """Write `run.json`, then bring the run and its complete row sets into the index.
 
-    A run saved again replaces itself. Row sets that the index holds unchanged are not read.
+    A run saved again replaces itself. Row sets that the index holds unchanged are not read; ratings that
+    it has not heard of are brought along.
 
     Raises:
         ValueError: the run holds NaN, or its id cannot name a folder.
@@ -62,6 +63,7 @@ def save_run(store: Store, run: Run) -> None:
     write_whole(store, store.run_file(run.run_id), _text(run))
     with index.writing(store) as db:
         index.add_run(db, store, run, _text(run))
+        index.add_ratings(db, store)
         drop_orphans(db)
 
 
@@ -165,9 +167,7 @@ def _build(store: Store, path: Path) -> Counts:
                 skipped.append(f"{store.run_file(run.run_id)}: {first_line(error)}")
         if skipped:
             drop_orphans(db)  # rows that only a skipped run refers to
-        ratings, unreadable = index.ratings_on_disk(store)
-        index.add_ratings(db, ratings)
-        skipped += unreadable
+        skipped += index.add_ratings(db, store)
         return Counts(*index.sizes(db), tuple(skipped))
 
 
