@@ -16,6 +16,7 @@ import pytest
 import tiny_experiment
 import tiny_model
 from hypothesis import settings
+from serving import PATIENCE_S, opened
 
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
@@ -172,3 +173,27 @@ def browser():
         if in_ci:
             raise
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def visit(browser):
+    """Return a function that opens an address, and what the console and the network said meanwhile."""
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+    context.set_default_timeout(1000 * PATIENCE_S)
+    seen: list[str] = []
+
+    def open_page(server, path):
+        page = context.new_page()
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("dialog", lambda dialog: seen.append(dialog.message))
+        page.on(
+            "console", lambda m: seen.append(f"{m.text} {m.location['url']}") if m.type == "error" else None
+        )
+        page.on(
+            "request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else seen.append(r.url)
+        )
+        opened(page, server + path)
+        return page
+
+    yield open_page, seen
+    context.close()

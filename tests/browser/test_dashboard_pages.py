@@ -5,15 +5,14 @@ Invariant: a test waits for what it asserts, never for a time.
 
 import json
 import shutil
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import duckdb
 import fake_project
 import pytest
 from filelock import FileLock
-from serving import PATIENCE_S, PROBES, drawn, opened, serving
+from reading import PAGES, complaints, failures, grid, path_of, pick
+from serving import drawn, opened, serving
 
 from harness import numbers, report
 from harness.nightly import files, judging
@@ -22,9 +21,6 @@ from harness.store import Store, index
 
 pytestmark = pytest.mark.browser
 
-PAGES = sorted(
-    path.stem for path in (Path(__file__).parents[2] / "dashboards").glob("*.py") if path.stem != "app"
-)
 ROWS_SHOWN = """wanted => document.querySelectorAll(
     "[data-testid=data-grid-canvas] table tbody tr").length === wanted"""
 EVIL = (
@@ -64,71 +60,6 @@ def large(tmp_path_factory):
 def large_address(large):
     with serving(large) as found:
         yield found
-
-
-@pytest.fixture
-def visit(browser):
-    """Return a function that opens an address, and what the console and the network said meanwhile."""
-    context = browser.new_context(viewport={"width": 1440, "height": 1000})
-    context.set_default_timeout(1000 * PATIENCE_S)
-    seen: list[str] = []
-
-    def open_page(server, path):
-        page = context.new_page()
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("dialog", lambda dialog: seen.append(dialog.message))
-        page.on(
-            "console", lambda m: seen.append(f"{m.text} {m.location['url']}") if m.type == "error" else None
-        )
-        page.on(
-            "request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else seen.append(r.url)
-        )
-        opened(page, server + path)
-        return page
-
-    yield open_page, seen
-    context.close()
-
-
-def path_of(name: str) -> str:
-    return "/" if name == "leaderboard" else f"/{name}"
-
-
-def complaints(seen: list[str]) -> list[str]:
-    return [said for said in seen if not said.endswith(PROBES)]
-
-
-def failures(page) -> int:
-    """Count the places of a page that say that something cannot be shown."""
-    return page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count()
-
-
-def cells(page, place=0) -> tuple[list[str], list[list[str]]]:
-    """Read a table of Streamlit, which keeps its cells for screen readers inside the canvas."""
-    table = page.locator("[data-testid=data-grid-canvas]").nth(place).locator("table")
-    table.wait_for(state="attached")
-    read = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
-    return table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(read)
-
-
-def pick(page, box: str, option: str) -> None:
-    """Choose an option; a part that is drawn anew meanwhile closes the list, which is then opened again."""
-    from playwright.sync_api import TimeoutError as NotYet
-
-    wanted = page.get_by_role("option", name=option, exact=True)
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        if not wanted.is_visible():
-            page.get_by_role("combobox", name=box).click()
-        with suppress(NotYet):
-            wanted.click(timeout=5_000)
-            return
-    raise TimeoutError(option)
-
-
-def grid(page, place=0) -> list[dict[str, str]]:
-    heads, rows = cells(page, place)
-    return [dict(zip(heads, row, strict=False)) for row in rows]
 
 
 @pytest.mark.parametrize("name", PAGES)

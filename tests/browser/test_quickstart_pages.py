@@ -1,0 +1,168 @@
+"""The pages on the store of a finished quickstart, beside what the commands print of it.
+
+`make compare` makes that store; `HARNESS_QUICKSTART` names another folder than this one. What is rated is
+written to a copy.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from reading import PAGES, cells, complaints, failures, grid, path_of
+from serving import ROOT, serving
+
+from harness import numbers
+
+pytestmark = [pytest.mark.quickstart, pytest.mark.browser]
+
+QUICKSTART = Path(os.environ.get("HARNESS_QUICKSTART", ROOT))
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """Copy the quickstart: its files as links, but for the index, which is written in place."""
+    if not (index := QUICKSTART / "runs" / "harness.duckdb").exists():
+        pytest.fail(f"no {index}; make compare first")
+    folder = tmp_path_factory.mktemp("copy") / "quickstart"
+    folder.mkdir()
+    for name in ("baselines", "suites"):
+        if (QUICKSTART / name).exists():
+            (folder / name).symlink_to(QUICKSTART / name)
+    shutil.copy(QUICKSTART / "harness.yaml", folder)
+    shutil.copytree(QUICKSTART / "runs", folder / "runs", copy_function=os.link)
+    shutil.copytree(QUICKSTART / "reports", folder / "reports")
+    (folder / "runs" / index.name).unlink()
+    shutil.copy(index, folder / "runs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(quickstart):
+    with serving(quickstart) as found:
+        yield found
+
+
+def printed(*words):
+    """Return what a command of harness prints as JSON."""
+    command = [Path(sys.executable).with_name("harness"), *words, "--json"]
+    done = subprocess.run(command, cwd=QUICKSTART, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    return printed("compare")
+
+
+def change(one):
+    return numbers.change(one["metric"], one["delta"], one["low"], one["high"])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_loads_without_a_complaint(visit, address, name):
+    open_page, seen = visit
+    page = open_page(address, path_of(name))
+    assert page.locator("h1").inner_text().lower() == name
+    assert failures(page) == 0
+    assert complaints(seen) == []
+
+
+def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, address, compared):
+    shown = {row["candidate"]: row for row in grid(visit[0](address, "/"))}
+    assert shown.keys() == {f["name"] for f in compared["facts"]}
+    for f in compared["facts"]:
+        row = shown[f["name"]]
+        assert float(row["target"]) == pytest.approx(100 * f["target"]["score"])
+        assert float(row["$/1k"]) == pytest.approx(f["cost_per_1k_usd"])
+        assert float(row["p50"]) == pytest.approx(f["latency_p50_s"])
+        assert row["verdict"] == (f["verdict"]["outcome"].upper() if f["verdict"] else "–")
+
+
+def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, compared):
+    shown = {row["candidate"]: row for row in grid(visit[0](address, "/"))}
+    gains = {f["name"]: f["vs_untrained"]["delta"] for f in compared["facts"] if f["vs_untrained"]}
+    kept = {f["name"]: f["verdict"]["macro"]["score"] for f in compared["facts"] if f["verdict"]}
+    assert len(gains) > 5
+    assert len(kept) > 5
+    said = {name: float(shown[name]["vs best untrained"]) for name in gains}
+    assert said == pytest.approx({name: 100 * delta for name, delta in gains.items()})
+    said = {name: float(shown[name]["general ability"]) for name in kept}
+    assert said == pytest.approx({name: 100 * delta for name, delta in kept.items()}, abs=1e-9)
+
+
+def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, compared):
+    shown = {
+        (r["task"], r["metric"]): r["change"] for r in grid(visit[0](address, "/compare?compare=prompt,lora"))
+    }
+    said = {(c["task"], c["metric"]): change(c) for c in compared["comparisons"]["lora"]}
+    shared = shown.keys() & said.keys()
+    assert {task for task, _ in shared} == {c["task"] for c in compared["comparisons"]["lora"]}
+    assert {key: shown[key] for key in shared} == {key: said[key] for key in shared}
+
+
+def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compared):
+    for row in grid(visit[0](address, "/pareto")):
+        (f,) = (f for f in compared["facts"] if f["name"] == row["candidate"])
+        score, low, high, _ = f["target"].values()
+        assert row["target exact_match"] == numbers.interval(score, low, high)
+        kept = f["verdict"]["macro"]
+        assert (
+            row["general ability"].startswith(numbers.points(*list(kept.values())[:3])) or kept["score"] == 0
+        )
+
+
+def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, compared):
+    page = visit[0](address, "/forgetting")
+    drawn = page.locator(".js-plotly-plot").first.locator("text").all_text_contents()
+    for c in compared["comparisons"]["lora"]:
+        if c["metric"] == "accuracy":
+            assert numbers.change(c["metric"], c["delta"]) in drawn, c["task"]
+
+
+def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, compared):
+    shown = {row["candidate"]: row for row in grid(visit[0](address, "/training"))}
+    trained = {f["name"]: f for f in compared["facts"] if f["trained"] and f["training"].get("tokens_per_s")}
+    assert {"lora", "qlora", "dpo"} <= trained.keys()
+    for name in ("lora", "qlora", "dpo"):
+        assert shown[name]["time"] == numbers.seconds(trained[name]["training"]["wall_s"])
+        assert shown[name]["cost USD"] == numbers.usd(trained[name]["training_cost_usd"])
+
+
+def test_the_page_of_decisions_says_what_decide_prints(visit, address):
+    page, decided = visit[0](address, "/decide"), printed("decide")
+    assert decided["sentence"] in page.locator("[data-testid=stHtml] .lead").inner_text()
+    said = page.locator("[data-testid=stMain]").inner_text()
+    assert [reason for reason in decided["reasons"] if reason not in said] == []
+
+
+def test_a_deep_link_opens_an_item_that_was_lost(visit, address, compared):
+    scored = [c for c in compared["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
+    most = max(scored, key=lambda c: len(c["lost"]))
+    page = visit[0](address, f"/compare?compare=prompt,lora&task={most['task']}")
+    place = page.get_by_text(f"1 of {numbers.count(len(most['lost']))}: ")
+    place.wait_for()
+    assert place.inner_text().partition(": ")[2] in most["lost"]
+
+
+def test_a_rating_is_found_in_duckdb(visit, address, quickstart):
+    page = visit[0](address, "/rate?rate=knn,lora&rater=ann")
+    page.get_by_role("button", name="Left is better").click()
+    page.get_by_text("1 of ").wait_for()
+    with duckdb.connect(str(quickstart / "runs" / "harness.duckdb"), read_only=True) as db:
+        found = db.execute("SELECT rater, task, left_side, choice FROM ratings").fetchall()
+    assert [(rater, task, left == choice) for rater, task, left, choice in found] == [
+        ("ann", "support", True)
+    ]
+
+
+def test_a_table_is_filtered_by_method(visit, address, compared):
+    heads, rows = cells(visit[0](address, "/?filter_method=lora"))
+    assert {row[heads.index("candidate")] for row in rows} == {
+        f["name"] for f in compared["facts"] if f["method"] == "lora"
+    }
