@@ -34,7 +34,8 @@ def page() -> None:
     if not found:
         st.info("No candidate has both a score and a measured change of general ability.")
         return
-    rescued = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
+    tried = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
+    rescued = {label: line for label, line in tried.items() if len(line) > 1}
     lines = [*_families(report, found), *rescued.values()]
     charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
     _say_front(report, found)

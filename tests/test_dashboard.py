@@ -555,6 +555,14 @@ def test_the_scales_of_the_last_rescue_lie_on_one_line(opened, tmp_path):
     assert "the last rescue of lora" in html(page)
 
 
+def test_a_rescue_that_tried_no_scale_draws_no_line(opened, tmp_path):
+    found = rescued_scales(fake_project.write(tmp_path))
+    rescue.write(replace(found, tried=found.tried[-1:]), tmp_path / "reports")
+    page = opened("pareto")
+    assert "one fine-tune, scaled" not in {trace.get("name") for trace in pictures(page)[0]["data"]}
+    assert "rescue" not in html(page)
+
+
 def test_the_rescue_of_an_earlier_run_is_not_drawn(opened, tmp_path):
     made = fake_project.write(tmp_path)
     earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
