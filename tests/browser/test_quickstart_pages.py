@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from reading import PAGES, cells, complaints, failures, grid, path_of
-from serving import ROOT, serving
+from serving import ROOT, drawn, serving
 
 from harness import numbers
 
@@ -154,6 +154,7 @@ def test_a_rating_is_found_in_duckdb(visit, address, quickstart):
     page = visit[0](address, "/rate?rate=knn,lora&rater=ann")
     page.get_by_role("button", name="Left is better").click()
     page.get_by_text("1 of ").wait_for()
+    drawn(page)
     with duckdb.connect(str(quickstart / "runs" / "harness.duckdb"), read_only=True) as db:
         found = db.execute("SELECT rater, task, left_side, choice FROM ratings").fetchall()
     assert [(rater, task, left == choice) for rater, task, left, choice in found] == [
