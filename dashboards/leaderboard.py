@@ -29,7 +29,7 @@ def page() -> None:
     if not runs:
         st.info("No run fits these filters.")
         return
-    metrics = _more_metrics(report)
+    metrics = _more_metrics(report) if stored else []
     found = board.of(runs, report, metrics)
     _table(found.lines, metrics, report, stored)
     _unread(found)

@@ -123,6 +123,21 @@ def test_the_leaderboard_is_filtered_and_its_address_keeps_the_filter(visit, add
     assert {row["candidate"] for row in grid(again)} == {"lora", "hybrid"}
 
 
+def test_selected_rows_are_compared(visit, large_address):
+    page = visit[0](large_address, "/?all_runs=true")
+    names = [row["candidate"] for row in grid(page)][:2]
+    selected = page.locator("[data-testid=data-grid-canvas] table tbody tr[aria-selected=true]")
+    box = page.locator("[data-testid=stDataFrame] canvas").first.bounding_box()
+    for i in range(2):
+        page.mouse.click(box["x"] + 16, box["y"] + 53 + 35 * i)
+        selected.nth(i).wait_for(state="attached")
+    page.get_by_role("button", name="Compare 2 candidates").click()
+    page.wait_for_url("**/compare?**")
+    drawn(page)
+    assert page.get_by_text("Not among these runs").count() == 0
+    assert {row["candidate"] for row in grid(page)} == {names[1]}
+
+
 def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
     page = visit[0](address, "/")
     with page.expect_download() as table:
