@@ -36,7 +36,7 @@ _PAGES = {
 
 @st.fragment(run_every=2.0)
 def status() -> None:
-    """Show where the comparison at work is; when runs or reports have come, show the page anew."""
+    """Show where the command at work is; when runs or reports have come, show the page anew."""
     at, now, stamp = project.at_work(), len(project.runs()), project.stamp()
     before = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
@@ -44,7 +44,7 @@ def status() -> None:
         st.caption(f"{count(now)} runs in {texts.label(project.project().file.parent.name)}")
     else:
         done, of = len(at.get("finished", ())), at.get("candidates")
-        st.markdown("**A comparison is at work**")
+        st.markdown(f"**{project.worker(at)} is at work**")
         st.progress(float(at.get("share", 0.0)), text=None)
         st.text(f"{clean(at.get('stage', 'starting'))}: {percent(at.get('share', 0.0))} %")
         st.caption(f"{count(done)} finished" + (f"; {count(of)} candidates in all" if of else ""))

@@ -850,6 +850,15 @@ def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
     assert page.sidebar.text == []
 
 
+def test_who_holds_the_runs_without_a_note_is_not_called_a_comparison(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
+    fake_project.write(tmp_path)
+    with store.working(Store(tmp_path / "runs")):
+        page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
+        shown = [e.value for e in page.sidebar.markdown]
+    assert shown == ["**Another command is at work**"]
+
+
 def test_pages_import_neither_torch_nor_duckdb_themselves():
     files = [*(ROOT / "dashboards").glob("*.py"), *(ROOT / "dashboards" / "parts").glob("*.py")]
     for file in files:

@@ -11,14 +11,23 @@ def test_nobody_is_at_work_in_an_empty_store(tmp_path):
     assert store.at_work(Store(tmp_path / "runs")) is None
 
 
+def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
+    at = Store(tmp_path / "runs")
+    with store.working(at):
+        Noted(Silent(), at, "A comparison", 3).finished("prompt", "prompt: done")
+    with store.working(at):
+        assert store.at_work(at) == {}
+
+
 def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
         assert store.at_work(at) == {}
-        progress = Noted(Silent(), at, 3)
+        progress = Noted(Silent(), at, "A comparison", 3)
         progress.finished("prompt", "prompt: done")
         with progress.stage("lora: chat", 5.0) as advance:
             assert store.at_work(at) == {
+                "what": "A comparison",
                 "candidates": 3,
                 "finished": ["prompt"],
                 "stage": "lora: chat",
@@ -38,7 +47,7 @@ def test_looking_on_takes_the_store_from_nobody(tmp_path):
 
 
 def test_a_note_that_cannot_be_written_stops_nobody(tmp_path):
-    progress = Noted(Silent(), Store(tmp_path / "absent"), 1)
+    progress = Noted(Silent(), Store(tmp_path / "absent"), "A comparison", 1)
     progress.finished("prompt", "prompt: done")
     with progress.stage("x") as advance:
         advance(1, 1)

@@ -259,6 +259,14 @@ def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
         calendar.night(1)
 
 
+def test_a_night_is_shown_as_a_night_to_whoever_looks_on(path):
+    seen = []
+    calendar = Calendar(path)
+    calendar.night(1, asked=lambda prompt: seen.append(store.at_work(calendar.bench.store)))
+    assert {one["what"] for one in seen} == {"A night"}
+    assert seen[-1]["stage"].startswith("lora: ")
+
+
 def test_one_candidate_that_fails_does_not_end_the_night(path):
     calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
     found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))

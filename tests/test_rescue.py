@@ -1,6 +1,7 @@
 """A fine-tune that gains and forgets too much: what is tried, on which half, and what is said of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import rescue_worlds
@@ -10,6 +11,7 @@ from worlds import Sizes
 
 from harness import cli, rescue, store
 from harness.errors import IncompatibleRuns, UserError
+from harness.progress import Silent
 from harness.release import gate_stored
 from harness.rescue import exit_code
 from harness.spec import GatePolicy
@@ -74,6 +76,16 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
     assert found.tried[1].confirm.verdict.outcome == "pass"
     assert found.sentence.startswith("Rescued: lora+scale=0.5 (at scale 0.5, no training) passes on")
     assert exit_code(found, POLICY) == 0
+
+
+def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
+    class LooksOn(Silent):
+        def finished(self, candidate, line):
+            seen.append(store.at_work(made.bench.store))
+
+    made, seen = mended[0], []
+    made._replace(bench=replace(made.bench, progress=LooksOn())).rescued()
+    assert {(one["what"], one["finished"][0]) for one in seen} == {("A rescue", "lora+scale=0.75")}
 
 
 def test_the_other_half_is_looked_at_for_the_one_that_passed_alone(mended):

@@ -30,7 +30,7 @@ def heading(title: str, purpose: str) -> None:
 def nothing(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     at = project.at_work()
-    wait = "A comparison is at work; this page fills when it has finished." if at is not None else ""
+    wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
     st.info(f"{what} {wait or 'Next: `harness compare` in the folder of harness.yaml.'}")
 
 

@@ -1,4 +1,4 @@
-"""What there is to show: runs, reports, the experiment as written, and the comparison at work.
+"""What there is to show: runs, reports, the experiment as written, and the command at work.
 
 Invariant: reads files only, each once until it changes, and takes no lock but to see whether somebody
 works; so whoever writes never waits for a page.
@@ -21,6 +21,7 @@ from harness.records import Run, SampleResult
 from harness.release import Champion
 from harness.release.champions import champions
 from harness.report import ExperimentReport
+from harness.report.escape import clean
 from harness.rescue import Rescue
 from harness.spec import Task, TaskData
 from harness.store import Store
@@ -143,8 +144,13 @@ def champion_ids() -> dict[str, Champion]:
 
 
 def at_work() -> dict[str, Any] | None:
-    """Say where the comparison is that works right now; None where none does."""
+    """Say where the command is that works in the runs right now; None where none does."""
     return store.at_work(project().store)
+
+
+def worker(at: dict[str, Any]) -> str:
+    """Name what is at work; what removes a run, or begins only, has not said."""
+    return clean(str(at.get("what", "Another command")))
 
 
 def task(name: str) -> Task | None:

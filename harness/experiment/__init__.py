@@ -142,7 +142,7 @@ def run_all(
     start, ordered = time.monotonic(), _in_order(bench, loaded.selected)
     found = stored_runs(bench, ordered) if found is None else found
     _refuse_without_key(bench, loaded, ordered, found)
-    noted = store.Noted(bench.progress, bench.store, len(ordered))
+    noted = store.Noted(bench.progress, bench.store, "A comparison", len(ordered))
     bench = replace(bench, progress=noted)
     make_all = partial(_make_all, bench, ordered, smoke=quick)
     with store.working(bench.store), noted:

@@ -148,7 +148,9 @@ class _Session:
         """Ask everybody; returns the night and the references, new ones included."""
         started = provenance.timestamp()
         chosen = watching.targets(self.loaded, self.bench, self.references)
-        watched = tuple(self._watched(label, one) for label, one in chosen)
+        with store.Noted(self.bench.progress, self.bench.store, "A night", len(chosen)) as noted:
+            self.bench = replace(self.bench, progress=noted)
+            watched = tuple(self._watched(label, one) for label, one in chosen)
         night = Night(
             night=self.day,
             started=started,

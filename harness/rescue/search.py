@@ -50,7 +50,9 @@ def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
         HarnessError: another process is working in the same runs folder.
     """
-    with store.working(bench.store):
+    noted = store.Noted(bench.progress, bench.store, "A rescue", len(found.trials))
+    bench = replace(bench, progress=noted)
+    with store.working(bench.store), noted:
         ground = _ground(bench, case)
         original = _as_it_is(ground, case)
         tried: list[tuple[Tried, Run]] = []

@@ -14,7 +14,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/noise/<id>.json                       a measurement of A/A noise
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
-    runs/.progress.json                        where the comparison at work is
+    runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
 from harness.records import BLOCK

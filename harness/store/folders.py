@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class Store:
         """The DuckDB file."""
         return self.folder / "harness.duckdb"
 
+    @property
+    def progress(self) -> Path:
+        """What the process that holds the store notes of its progress."""
+        return self.folder / ".progress.json"
+
     def rows(self, rows_digest: str) -> Path:
         """The folder of a row set."""
         return self.folder / "rows" / rows_digest
@@ -58,7 +63,7 @@ class Store:
 
 @contextmanager
 def working(store: Store) -> Iterator[None]:
-    """Hold a store while runs are made in it, or removed from it.
+    """Hold a store while runs are made in it, or removed from it; what a killed holder noted goes.
 
     Raises:
         HarnessError: another process does.
@@ -77,6 +82,8 @@ def working(store: Store) -> Iterator[None]:
             "wait until it has finished",
         ) from None
     try:
+        with suppress(OSError):
+            store.progress.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

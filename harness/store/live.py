@@ -1,7 +1,7 @@
-"""Where a comparison is that works in a store right now, for whoever looks on.
+"""Where a comparison, a night or a rescue is that works in a store right now, for whoever looks on.
 
-Invariant: what is said here is about a process that holds the store; once that has ended, nobody is
-at work, whatever the file says. A note that cannot be written stops nobody.
+Invariant: what is said here is about the process that holds the store: taking the store takes away
+what another left. A note that cannot be written stops nobody.
 """
 
 import json
@@ -17,12 +17,15 @@ _EVERY_S = 1.0
 
 
 class Noted:
-    """Passes progress on, and notes it in the store once a second at most; left, it takes the note away."""
+    """Passes progress on, and notes it in the store once a second at most; left, it takes the note away.
 
-    def __init__(self, inner: Progress, store: Store, n_candidates: int) -> None:
-        self._inner, self._file = inner, store.folder / ".progress.json"
+    `what` is at work, as a sentence begins with it.
+    """
+
+    def __init__(self, inner: Progress, store: Store, what: str, n_candidates: int) -> None:
+        self._inner, self._file = inner, store.progress
         self._noted = 0.0
-        self._state: dict[str, Any] = {"candidates": n_candidates, "finished": []}
+        self._state: dict[str, Any] = {"what": what, "candidates": n_candidates, "finished": []}
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +63,7 @@ class Noted:
 
 
 def at_work(store: Store) -> dict[str, Any] | None:
-    """Return what the comparison at work last noted: `stage`, its `share`, `candidates`, `finished`.
+    """Return what is at work and last noted: `what`, `stage`, its `share`, `candidates`, `finished`.
 
     Empty where it has noted nothing yet, None where nobody is at work.
     """
@@ -72,7 +75,7 @@ def at_work(store: Store) -> dict[str, Any] | None:
         FileLock(store.folder / "compare.lock").acquire(timeout=0).lock.release()
     except Timeout:
         with suppress(OSError, ValueError):
-            found: dict[str, Any] = json.loads((store.folder / ".progress.json").read_text("utf-8"))
+            found: dict[str, Any] = json.loads(store.progress.read_text("utf-8"))
             return found
         return {}
     except OSError:  # a folder that may only be read
