@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def config(tmp_path):
-    folder = tmp_path / "my desk"
-    folder.mkdir()
-    (folder / "harness.yaml").write_text("name: desk\n")
-    return folder / "harness.yaml"
+def config(folder, tmp_path_factory):
+    """Write the small experiment under the name desk, in a folder with a space in its name."""
+    there = shutil.copytree(folder, tmp_path_factory.mktemp("units") / "my desk")
+    file = there / "harness.yaml"
+    file.write_text(file.read_text().replace("name: tiny", "name: desk"))
+    return file
 
 
 def test_a_cron_line_goes_to_the_folder_and_keeps_a_log(config):
@@ -44,19 +46,19 @@ def test_a_cron_line_goes_to_the_folder_and_keeps_a_log(config):
 
 def test_a_systemd_timer_makes_up_for_a_night_when_the_machine_was_off(config):
     files = {path.name: text for path, text in install.units("systemd", config, "23:05").items()}
-    assert "OnCalendar=*-*-* 23:05:00" in files["harness-nightly.timer"]
-    assert "Persistent=true" in files["harness-nightly.timer"]
-    assert f"WorkingDirectory={config.parent}" in files["harness-nightly.service"]
-    assert "nightly run -c harness.yaml" in files["harness-nightly.service"]
+    assert "OnCalendar=*-*-* 23:05:00" in files["harness-nightly-desk.timer"]
+    assert "Persistent=true" in files["harness-nightly-desk.timer"]
+    assert f"WorkingDirectory={config.parent}" in files["harness-nightly-desk.service"]
+    assert "nightly run -c harness.yaml" in files["harness-nightly-desk.service"]
 
 
 def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     ((path, text),) = install.units("github", Path("harness.yaml"), "04:00").items()
     found = YAML(typ="safe").load(text)
-    assert path == Path(".github/workflows/harness-nightly.yml")
+    assert path == Path(".github/workflows/harness-nightly-desk.yml")
     assert found["on"]["schedule"] == [{"cron": "0 4 * * *"}]
-    assert found["concurrency"] == "harness-nightly"
+    assert found["concurrency"] == "harness-nightly-desk"
     steps = found["jobs"]["night"]["steps"]
     assert steps[1]["run"] == "harness nightly run -c harness.yaml"
     assert steps[1]["env"] == {"HARNESS_WEBHOOK": "${{ secrets.HARNESS_WEBHOOK }}"}
@@ -106,6 +108,33 @@ def test_issues_are_opened_whatever_became_of_the_night(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     (text,) = install.units("github", Path("harness.yaml"), "04:00").values()
     assert YAML(typ="safe").load(text)["jobs"]["night"]["steps"][2]["if"] == "always()"
+
+
+def test_units_of_two_experiments_stand_side_by_side(config, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for scheduler in ("systemd", "github"):
+        monkeypatch.chdir(tmp_path)
+        first = install.write(install.units(scheduler, config, "04:00"))
+        second = install.write(install.units(scheduler, folder / "harness.yaml", "04:00"))
+        assert not set(first) & set(second)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "how"),
+    [
+        ("cron", "by a line NAME=value above it"),
+        ("systemd", "by Environment=NAME=value in systemctl --user edit harness-nightly-desk.service"),
+        ("github", "by a secret of that name"),
+    ],
+)
+def test_the_next_step_says_how_the_webhook_is_given(config, scheduler, how):
+    said = install.next_step(scheduler, install.units(scheduler, config, "04:00"))
+    assert said.partition("; HARNESS_WEBHOOK")[2].partition("given ")[2].startswith(how)
+
+
+def test_the_next_step_starts_the_timer_of_the_experiment(config):
+    said = install.next_step("systemd", install.units("systemd", config, "04:00"))
+    assert "enable --now harness-nightly-desk.timer;" in said
 
 
 def test_files_are_written_once_and_never_over_others(config, monkeypatch):

@@ -116,7 +116,7 @@ def nightly_install(
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
-    say(f"next: {install.next_step(scheduler)}")
+    say(f"next: {install.next_step(scheduler, files)}")
 
 
 def _scheduler(*, cron: bool, systemd: bool, github: bool) -> "Scheduler":

@@ -1,20 +1,23 @@
 """The unit that runs a night every day: a cron line, a systemd service with its timer, a GitHub workflow.
 
 Invariant: the platform's own scheduler runs it; nothing here stays running, and no secret is written.
+Units are named by their experiment, so that several stand side by side.
 """
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from harness import config
 from harness.errors import Problem, UserError
 
 Scheduler = Literal["cron", "systemd", "github"]
 
 _SERVICE = """\
 [Unit]
-Description=One night of {config}
+Description=One night of {name}
 
 [Service]
 Type=oneshot
@@ -39,12 +42,12 @@ WantedBy=timers.target
 """
 
 _GITHUB = """\
-name: harness nightly
+name: harness nightly, {name}
 on:
   schedule:
     - cron: "{minute} {hour} * * *"   # UTC
   workflow_dispatch:
-concurrency: harness-nightly
+concurrency: harness-nightly-{name}
 permissions:
   contents: read
   issues: write
@@ -64,67 +67,69 @@ jobs:
         env:
           GH_TOKEN: ${{{{ github.token }}}}
         run: |
-          for text in {reports}/*.nightly.issue.md; do
-            [ -e "$text" ] || continue
+          text={issue}
+          if [ -e "$text" ]; then
             gh issue create --title "$(head -n 1 "$text")" --body-file "$text"
             rm "$text"                  # opened: the next night finds nothing to open
-          done
+          fi
 """
 
 
-def units(scheduler: Scheduler, config: Path, at: str) -> dict[Path, str]:
+def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file.
 
-    `at` is a time of day, hh:mm.
+    `path` is the experiment's file, `at` a time of day, hh:mm.
 
     Raises:
-        UserError: the time is none, or the experiment's file is not there.
+        UserError: the time is none, or the experiment's file is not there or cannot be used.
     """
     hour, minute = _time(at)
-    if not config.is_file():
-        raise UserError(Problem(str(config), "no such file", "an experiment", "name it with -c"))
-    folder, name = config.absolute().parent, config.name
+    name = config.load(path).experiment.name
+    folder, unit = path.absolute().parent, f"harness-nightly-{name}"
     if scheduler == "github":
-        relative = config if not config.is_absolute() else Path(name)
+        relative = path if not path.is_absolute() else Path(path.name)
         text = _GITHUB.format(
+            name=name,
             minute=minute,
             hour=hour,
             config=shlex.quote(relative.as_posix()),
-            reports=shlex.quote((relative.parent / "reports").as_posix()),
+            issue=shlex.quote((relative.parent / "reports" / f"{name}.nightly.issue.md").as_posix()),
         )
-        return {Path(".github/workflows/harness-nightly.yml"): text}
+        return {Path(f".github/workflows/{unit}.yml"): text}
     program = str(Path(sys.executable).with_name("harness"))
-    command = f"{shlex.quote(program)} nightly run -c {shlex.quote(name)}"
+    command = f"{shlex.quote(program)} nightly run -c {shlex.quote(path.name)}"
     if scheduler == "cron":
         log = shlex.quote(str(folder / "runs" / "nightly.log"))
         line = f"{minute} {hour} * * * cd {shlex.quote(str(folder))} && {command} >> {log} 2>&1\n"
         return {Path(): line.replace("%", "\\%")}
     home = Path("~/.config/systemd/user").expanduser()
-    path = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
-    service = _SERVICE.format(config=name, folder=_escaped(folder), command=command, path=path)
+    programs = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
+    service = _SERVICE.format(name=name, folder=_escaped(folder), command=command, path=programs)
     return {
-        home / "harness-nightly.service": service,
-        home / "harness-nightly.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
+        home / f"{unit}.service": service,
+        home / f"{unit}.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
     }
 
 
-def next_step(scheduler: Scheduler) -> str:
-    """Say what makes a unit run, and how it gets the keys of endpoints."""
-    keys = {
-        "cron": "a line NAME=key above it",
-        "systemd": "Environment=NAME=key by systemctl --user edit harness-nightly.service",
-        "github": "a secret, in env: beside HARNESS_WEBHOOK",
+def next_step(scheduler: Scheduler, files: Iterable[Path]) -> str:
+    """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints."""
+    unit = next(path.stem for path in files)
+    given = {
+        "cron": "by a line NAME=value above it",
+        "systemd": f"by Environment=NAME=value in systemctl --user edit {unit}.service",
+        "github": "by a secret of that name, the key also in env: beside HARNESS_WEBHOOK",
     }[scheduler]
-    return f"{_started(scheduler)}; where an endpoint has api_key_env, give that variable too: {keys}"
+    return (
+        f"{_started(scheduler, unit)}; HARNESS_WEBHOOK, and the api_key_env of an endpoint, are given {given}"
+    )
 
 
-def _started(scheduler: Scheduler) -> str:
+def _started(scheduler: Scheduler, unit: str) -> str:
     return {
         "cron": "add it: (crontab -l; harness nightly install --cron) | crontab -",
         "systemd": "harness nightly install --systemd --write, then: systemctl --user enable --now "
-        "harness-nightly.timer",
-        "github": "harness nightly install --github --write, then commit the file; the secret "
-        "HARNESS_WEBHOOK may hold an address",
+        f"{unit}.timer",
+        "github": "harness nightly install --github --write, then commit the file",
     }[scheduler]
 
 
@@ -135,7 +140,7 @@ def write(files: dict[Path, str]) -> list[Path]:
         UserError: it is a cron line, or a file is there with another content.
     """
     if Path() in files:
-        found, step = "a cron line", next_step("cron")
+        found, step = "a cron line", next_step("cron", files)
         raise UserError(Problem("--write", found, "files", step))
     others = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
     if others:
