@@ -9,9 +9,11 @@ from pathlib import Path
 
 import lmeval_folder
 import pytest
+import tiny_experiment
 from ruamel.yaml import YAML
 
-from harness import cli
+from harness import cli, store
+from harness.store import Store
 from tests.fake_rows import flips
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,17 @@ def holds(condition, inputs):
     return (inputs[name] == value) == (comparison == "==")
 
 
+def fake_pip(folder, exit_code=0):
+    """Put a `python` before the others whose pip only notes its words; all else Python itself runs."""
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "-m pip" ] || exec {sys.executable} "$@"\n'
+        f'printf "%s\\n" "$@" > {folder / "pip"}\nexit {exit_code}\n'
+    )
+    python.chmod(0o755)
+
+
 def samples(folder, gains, losses):
     base, new = flips(800, gains, losses)
     names = [f"task_{i}" for i in range(4)]
@@ -95,6 +108,44 @@ def test_what_cannot_be_judged_is_an_error_and_no_verdict(tmp_path):
     assert code in (2, 5)
 
 
+def test_what_is_to_be_installed_reaches_pip_word_by_word(tmp_path):
+    fake_pip(tmp_path)
+    given = samples(tmp_path, 20, 20) | {"install": "-e .[endpoint] -c constraints.txt"}
+    assert run_action(tmp_path, **given)[0] == 0
+    words = (tmp_path / "pip").read_text().split("\n")[:-1]
+    assert words == ["-m", "pip", "install", "--quiet", "-e", ".[endpoint]", "-c", "constraints.txt"]
+
+
+def test_an_installation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
+    fake_pip(tmp_path, exit_code=1)
+    assert run_action(tmp_path, **samples(tmp_path, 20, 20) | {"install": "harness-evals"}) == (1, {})
+
+
+@pytest.fixture
+def unmade(tiny, own_cache, tmp_path):
+    """Write an experiment of which nothing was computed yet."""
+    tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  ranked: {answer: rank}\n")
+    return tmp_path
+
+
+def test_nothing_is_computed_unless_that_is_asked_for(unmade):
+    code, out = run_action(unmade, candidate="ranked", install="")
+    assert (code, out) == (5, {"verdict": "error", "exit-code": "5"})
+    assert not list(unmade.glob("runs/*/run.json"))
+
+
+def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(unmade):
+    given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "seeds=[3]\n"}
+    code, out = run_action(unmade, **given)
+    assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
+    assert [(run.candidate, run.seed) for run in store.list_runs(Store(unmade / "runs"))] == [("ranked", 3)]
+
+
+def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(unmade):
+    given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "itmes=3"}
+    assert run_action(unmade, **given) == (2, {})
+
+
 def test_no_input_is_pasted_into_a_script():
     assert [step["name"] for step in ACTION["runs"]["steps"] if "${{" in step["run"]] == []
 
@@ -107,6 +158,11 @@ def test_the_action_calls_verbs_and_variables_that_the_command_line_has():
         for verb in re.findall(r"^\s*harness (\w+)", step["run"], re.MULTILINE):
             known = {p.envvar for p in commands[verb].params}
             assert {name for name in step["env"] if name.startswith("HARNESS_")} <= known
+
+
+def test_the_example_workflow_runs_on_pull_requests_but_not_on_those_of_forks():
+    assert "harness.yaml" in WORKFLOW["on"]["pull_request"]["paths"]
+    assert "head.repo.full_name == github.repository" in WORKFLOW["jobs"]["gate"]["if"]
 
 
 def test_the_example_workflow_uses_the_action_with_inputs_that_it_has():
