@@ -9,6 +9,7 @@ from harness.candidates import ModelHost
 from harness.embedded import resolve
 from harness.errors import CandidateFailed
 from harness.methods import full
+from harness.training import CHECKPOINTS
 
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 
@@ -34,7 +35,7 @@ def test_every_tensor_is_trained(tiny, tmp_path):
     names, made = changed(tiny, tmp_path)
     assert names == set(tensors(tiny))
     assert made.kind == "model"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model", CHECKPOINTS}
     assert made.training["n_trainable"] == sum(t.numel() for t in tensors(tiny).values())
 
 

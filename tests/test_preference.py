@@ -11,7 +11,7 @@ from harness.embedded import resolve
 from harness.errors import CandidateFailed
 from harness.methods import dpo, lora
 from harness.records import Example
-from harness.training import loop, preferences
+from harness.training import CHECKPOINTS, loop, preferences
 from harness.training.logprobs import row_by_row, sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -54,7 +54,7 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
 def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_path, parent):
     before = {p.name: p.read_bytes() for p in parent.iterdir()}
     made = fitted(tiny, tmp_path, parent)
-    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter", CHECKPOINTS}
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
     assert {p.name: p.read_bytes() for p in parent.iterdir()} == before
     assert (made.folder / "adapter" / "adapter_model.safetensors").read_bytes() != before[

@@ -1,7 +1,9 @@
 """A training that was stopped goes on from its last checkpoint, and ends with the same weights."""
 
+import errno
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,12 +11,16 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, run
+from harness.errors import CandidateFailed, Diverged, UserError
 from harness.experiment import Scope, bench_of
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
-from harness.training import CHECKPOINTS, loop
+from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
+
+# Such steps change next to nothing: soon an epoch is no better than the one before.
+EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,53 +43,123 @@ def fitted(tiny, folder, method, advance=lambda *_: None, **params):
     return method.fit(context, method.Params(**{**SHORT, **params}))
 
 
+def moments(n_steps):
+    """Name the steps at which to stop: after the first save within an epoch, and before the last step."""
+    return sorted({n_steps // 2 + 1, n_steps - 1})
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [
         (lora, {"r": 2}),
         (lora, {"r": 2, "lora_dropout": 0.2}),
+        (lora, {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1, "lora_dropout": 0.2}),
+        (lora, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 1}),
+        (lora, {"r": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 9}),
         (full, {}),
-        (dpo, {"r": 2, "num_train_epochs": 2}),
+        (full, {"num_train_epochs": 2, "per_device_train_batch_size": 2}),
+        (dpo, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 2}),
         (dpo, {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2}),
     ],
-    ids=["lora", "dropout", "full", "dpo", "dpo in one epoch"],
+    ids=[
+        "lora",
+        "dropout",
+        "one epoch",
+        "second epoch",
+        "steps",
+        "full",
+        "full in an epoch",
+        "dpo",
+        "dpo in one epoch",
+    ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
-    whole, seen = fitted(tiny, tmp_path / "whole", method, **params), []
+    whole = fitted(tiny, tmp_path / "whole", method, **params)
+    for stop in moments(whole.training["n_steps"]):
+        seen = []
+        with pytest.raises(Stopped):
+            fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(stop, seen), **params)
+        first = len(seen)
+        again = fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(None, seen), **params)
+        assert again.digest == whole.digest
+        assert again.training["loss"] == whole.training["loss"]
+        assert again.training["n_tokens"] == whole.training["n_tokens"]
+        assert again.training.get("validation_loss") == whole.training.get("validation_loss")
+        assert 1 < seen[first] <= stop
+
+
+def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
+    params, seen = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1}, []
     with pytest.raises(Stopped):
-        fitted(tiny, tmp_path / "cut", method, stopped_at(whole.training["n_steps"] - 1, seen), **params)
-    first = len(seen)
-    again = fitted(tiny, tmp_path / "cut", method, stopped_at(None, seen), **params)
-    assert again.digest == whole.digest
-    assert again.training["loss"] == whole.training["loss"]
-    assert again.training["n_tokens"] == whole.training["n_tokens"]
-    assert 1 < seen[first] < whole.training["n_steps"]
+        fitted(tiny, tmp_path, lora, stopped_at(12, seen), **params)
+    assert seen == list(range(1, 13))
+    fitted(tiny, tmp_path, lora, stopped_at(None, seen), **params)
+    assert seen[12] > 12 - 12 / 4
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"num_train_epochs": 2, "max_steps": 5},
+        {"max_steps": 1},
+        {"num_train_epochs": 9, **EARLY},
+    ],
+    ids=["epochs", "steps", "one step", "early stopping"],
+)
+def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
+    made, seen = fitted(tiny, tmp_path, lora, r=2, **params), []
+    again = fitted(tiny, tmp_path, lora, stopped_at(None, seen), r=2, **params)
+    assert seen == []
+    assert again.digest == made.digest
+    assert again.training["n_steps"] == made.training["n_steps"]
 
 
 def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
-    # Such steps only make it worse: without a better loss for two epochs after the first, it ends.
-    worse = {"r": 2, "learning_rate": 1.0, "num_train_epochs": 6, "lr_scheduler_type": "constant"}
-    whole, seen = fitted(tiny, tmp_path / "whole", lora, **worse), []
-    stop = whole.training["n_steps"] - 1
+    params = {"r": 2, "num_train_epochs": 9, **EARLY, "early_stopping_patience": 3}
+    whole = fitted(tiny, tmp_path / "whole", lora, **params)
+    assert whole.training["n_steps"] < 27
     with pytest.raises(Stopped):
-        fitted(tiny, tmp_path / "cut", lora, stopped_at(stop, seen), **worse)
-    again = fitted(tiny, tmp_path / "cut", lora, **worse)
+        fitted(tiny, tmp_path / "cut", lora, stopped_at(whole.training["n_steps"] - 1, []), **params)
+    again = fitted(tiny, tmp_path / "cut", lora, **params)
     assert (again.digest, again.training["n_steps"]) == (whole.digest, whole.training["n_steps"])
 
 
-def test_a_checkpoint_that_was_cut_short_is_not_gone_on_from(tmp_path):
-    for step, is_whole in ((4, True), (12, False), (8, True)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if is_whole:
-            (tmp_path / f"checkpoint-{step}" / "elapsed_s.json").write_text(json.dumps(step / 2))
-    assert loop.elapsed_s(tmp_path) == 4.0
-
-
-def test_the_time_before_a_stop_counts(tiny, tmp_path):
+@pytest.fixture
+def stopped(tiny, tmp_path):
+    """Stop a training after the second of its three epochs; returns its checkpoints."""
     with pytest.raises(Stopped):
         fitted(tiny, tmp_path, lora, stopped_at(8, []), r=2)
-    for folder in (tmp_path / CHECKPOINTS).glob("checkpoint-*"):
-        (folder / "elapsed_s.json").write_text("1000.0")
+    return tmp_path / CHECKPOINTS
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "optimizer.pt").unlink(),
+        lambda folder: cut(folder / "adapter_model.safetensors"),
+        lambda folder: (folder / "record.json").unlink(),
+    ],
+    ids=["a file is missing", "a file is cut", "killed before the record"],
+)
+def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(stopped, damage):
+    newest = checkpoints.last(stopped)
+    shutil.copytree(newest.folder, stopped / "checkpoint-99")
+    damage(stopped / "checkpoint-99")
+    assert checkpoints.last(stopped) == newest
+
+
+def test_two_checkpoints_are_kept_at_most(stopped):
+    assert 1 <= len(list(stopped.iterdir())) <= 2
+
+
+def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
+    for record in stopped.glob("*/record.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"elapsed_s": 1000.0}))
     training = fitted(tiny, tmp_path, lora, r=2).training
     assert training["wall_s"] > 1000
     assert training["train_loop_s"] > 1000
@@ -95,13 +171,88 @@ def bench(tiny, tmp_path, own_cache):
     return bench_of(config.load(path), Scope(), Silent())
 
 
-def test_a_kill_leaves_the_checkpoints_and_nothing_else_that_the_next_call_uses(bench):
+class Failing(Silent):
+    """A progress under which a training ends with an error when it comes to a step."""
+
+    def __init__(self, step, error):
+        self.step, self.error, self.seen = step, error, []
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        def advance(done, total, note=""):
+            self.seen.append(done)
+            if done == self.step:
+                raise self.error
+
+        yield advance
+
+
+LORA = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "max_length": 200, "r": 2}
+
+
+def ended(bench, step, error, expected):
+    """End the training of a LoRA by an error at a step; returns the folder it is made in."""
+    bench.progress = Failing(step, error)
+    recipe = bench.experiment.candidates["lora"].model_copy(update={"params": LORA})
+    with pytest.raises(expected):
+        run.ensure_weights(bench, recipe, 0)
+    (part,) = (bench.store.folder / "weights").iterdir()
+    return part, recipe
+
+
+def no_memory():
+    import torch
+
+    return torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (no_memory, CandidateFailed),
+        (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), CandidateFailed),
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), UserError),
+        (lambda: RuntimeError("something else"), RuntimeError),
+        (Stopped, Stopped),
+    ],
+    ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
+)
+def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(bench, error, expected):
+    _, recipe = ended(bench, 14, error(), expected)
+    bench.progress = Failing(None, None)
+    made = run.ensure_weights(bench, recipe, 0)
+    assert bench.progress.seen[0] > 1
+    assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
+    assert not (made.folder / CHECKPOINTS).exists()
+
+
+def test_a_training_that_diverged_keeps_no_checkpoint(bench):
+    part, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+    assert [p.name for p in part.iterdir()] == ["diverged.json"]
+
+
+def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(bench):
+    with pytest.raises(ValueError, match="not enough values"):  # there is no folder
+        ended(bench, 1, RuntimeError("no checkpoint yet"), RuntimeError)
+    assert list((bench.store.folder / "weights").iterdir()) == []
+
+
+def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(bench):
+    part, recipe = ended(bench, 14, Stopped(), Stopped)
+    (part / "adapter").mkdir(exist_ok=True)
+    (part / "adapter" / "left").write_text("half a file")
+    bench.progress = Silent()
+    made = run.ensure_weights(bench, recipe, 0)
+    assert not (made.folder / "adapter" / "left").exists()
+
+
+def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(bench):
     recipe = bench.experiment.candidates["lora"]
     made = run.ensure_weights(bench, recipe, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
-    (part / CHECKPOINTS / "checkpoint-1").mkdir(parents=True)  # without its time: cut short
+    bench.progress = Failing(None, None)
     again = run.ensure_weights(bench, recipe, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
-    assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
-    assert not (made.folder / CHECKPOINTS).exists()
+    assert bench.progress.seen == []
+    assert not part.exists()

@@ -13,7 +13,7 @@ from harness.errors import CandidateFailed
 from harness.machine import Machine
 from harness.methods import base, classifier, lora
 from harness.records import Example
-from harness.training import FitContext, loop
+from harness.training import CHECKPOINTS, FitContext, loop
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -80,10 +80,10 @@ def test_the_global_state_of_the_process_does_not_change_the_adapter(context):
     assert fitted(context, "b").digest == first.digest
 
 
-def test_training_leaves_only_the_adapter_behind(context):
+def test_training_leaves_only_the_adapter_and_its_checkpoints_behind(context):
     made = fitted(context)
     assert (made.kind, made.folder) == ("adapter", context.folder)
-    assert [p.name for p in context.folder.iterdir()] == ["adapter"]
+    assert {p.name for p in context.folder.iterdir()} == {"adapter", CHECKPOINTS}
 
 
 def test_what_was_measured_is_kept(context):

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from harness import estimate, plugins
 from harness.embedded import ModelSource, content_digest, quantized
-from harness.errors import Diverged, UserError
+from harness.errors import Diverged
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
 from harness.records import Example, digest
 from harness.run.replay import answering_work, replay_digest
 from harness.spec import Recipe
-from harness.store.folders import AGAIN, clear_errors
+from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
 
 if TYPE_CHECKING:
     from harness.run import Bench
 
 _PACKAGE = Path(__file__).parents[1]
-_DIVERGED = "diverged.json"
+_DIVERGED, _FIT = "diverged.json", "fit.json"
 
 
 def source_of(bench: "Bench", recipe: Recipe) -> Recipe:
@@ -126,9 +126,9 @@ def found(bench: "Bench", recipe: Recipe, folder: Path) -> Weights | None:
     """
     if (folder / _DIVERGED).exists():
         raise Diverged(*json.loads((folder / _DIVERGED).read_text()))
-    if not (folder / "fit.json").exists():
+    if not (folder / _FIT).exists():
         return None
-    made = json.loads((folder / "fit.json").read_text())
+    made = json.loads((folder / _FIT).read_text())
     served = served_base(bench, recipe)
     own = made["digest"]
     if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
@@ -146,60 +146,70 @@ def fit(
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
-    `replayed` rows stand beside the training rows, asked as they are.
+    `replayed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
+    call goes on from its checkpoints; they are deleted when the weights are complete.
 
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
     """
-    method = plugins.load("methods", source.method)
     part = folder.with_name(folder.name + ".part")
-    _remove_all_but_checkpoints(part)
-    base = trained_base(bench, source)
-    label = f"training {source.method}, seed {seed}"
     try:
-        with (
-            clear_errors(bench.store, str(part), AGAIN),
-            bench.progress.stage(label, bench.seconds(fit_work(bench, source, seed), base)) as advance,
-        ):
-            step, items = step_of(bench, source, seed), bench.target.items
-            context = FitContext(
-                base,
-                bench.machine,
-                part,
-                (*map(step, items.train), *replayed),
-                tuple(map(step, items.validation)),
-                bench.target.task.chat_template,
-                seed,
-                bench.experiment.report_to,
-                advance,
-                tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
-                init.folder / init.kind if init and init.folder else None,
-                Path(source.path) if source.path else None,
-            )
-            made = method.fit(context, method.Params(**source.params))
-        training = {**made.training, "fit_key": folder.name}
-        training |= {"n_replayed": len(replayed)} if replayed else {}
-        record = {
-            "kind": made.kind,
-            "digest": made.digest,
-            "trained_on": base.weights_digest,
-            "training": training,
-        }
-        (part / "fit.json").write_text(json.dumps(record))
-        part.rename(folder)
+        if not (part / _FIT).exists():  # it is written when all else is there
+            _remove_all_but_checkpoints(part)
+            with clear_errors(bench.store, str(part), AGAIN):
+                record = _fitted(bench, source, seed, part, init, replayed)
+            record["training"] |= {"fit_key": folder.name}
+            write_whole(bench.store, part / _FIT, json.dumps(record))
     except Diverged as error:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_folder(part)
         folder.mkdir()
         (folder / _DIVERGED).write_text(json.dumps([error.reason, error.knob]))
         raise
-    except UserError:  # no room: what was trained so far is kept
-        _remove_all_but_checkpoints(part)
-        if not any(part.iterdir()):
-            part.rmdir()
-        raise
     except Exception:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove_all_but_checkpoints(part)
+        if not any((part / CHECKPOINTS).glob("*")):
+            remove_folder(part)
         raise
+    remove_folder(part / CHECKPOINTS)
+    part.rename(folder)
+
+
+def _fitted(
+    bench: "Bench",
+    source: Recipe,
+    seed: int,
+    part: Path,
+    init: Weights | None,
+    replayed: Sequence[Example],
+) -> dict[str, Any]:
+    """Run the method of a recipe; return what there is to know of the weights it made."""
+    method = plugins.load("methods", source.method)
+    base = trained_base(bench, source)
+    step, items = step_of(bench, source, seed), bench.target.items
+    expected_s = bench.seconds(fit_work(bench, source, seed), base)
+    with bench.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
+        context = FitContext(
+            base,
+            bench.machine,
+            part,
+            (*map(step, items.train), *replayed),
+            tuple(map(step, items.validation)),
+            bench.target.task.chat_template,
+            seed,
+            bench.experiment.report_to,
+            advance,
+            tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
+            init.folder / init.kind if init and init.folder else None,
+            Path(source.path) if source.path else None,
+        )
+        made = method.fit(context, method.Params(**source.params))
+    training = made.training | ({"n_replayed": len(replayed)} if replayed else {})
+    return {
+        "kind": made.kind,
+        "digest": made.digest,
+        "trained_on": base.weights_digest,
+        "training": training,
+    }
 
 
 def _remove_all_but_checkpoints(part: Path) -> None:

@@ -1,7 +1,7 @@
 """The shared training loops, driven by TRL; they name no method.
 
-Invariant: training loads its own fresh base and leaves only finished weights behind; what is
-evaluated later is what was saved.
+Invariant: training loads its own fresh base and leaves finished weights behind, with its checkpoints;
+what is evaluated later is what was saved.
 """
 
 from harness.training.adapters import LoraParams, adapter_digest, lora_config, model_digest

@@ -12,7 +12,7 @@ from harness.machine import Machine
 from harness.progress import Advance
 from harness.records import Example
 
-CHECKPOINTS = "checkpoints"  # below a method's folder; what is in it outlives a kill
+CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 
 
 @dataclass(frozen=True, slots=True)

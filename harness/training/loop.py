@@ -4,7 +4,6 @@ Invariant: a loss that is no number ends the training at once, and running out o
 which knob to turn.
 """
 
-import json
 import resource
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from harness.errors import CandidateFailed, Diverged
 from harness.machine import Machine
 from harness.progress import Advance
 from harness.spec import Spec
+from harness.training import checkpoints
 from harness.training.context import FitContext
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_ELAPSED = "elapsed_s.json"
 # Attention scores of a head and layer that are kept: at most 1 MB in bf16.
 _PLAIN_SCORES = 1 << 19
 
@@ -94,6 +93,8 @@ def settings(context: FitContext) -> dict[str, Any]:
         "report_to": list(context.report_to) or "none",
         "dataloader_pin_memory": on_gpu,
         "train_sampling_strategy": "group_by_length",
+        "save_strategy": "epoch",
+        "save_steps": checkpoints.SAVED_EVERY,
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
     }
 
@@ -117,7 +118,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def run(trainer: "Trainer", start: float) -> float:
-    """Train, from the last whole checkpoint where an earlier call was killed.
+    """Train, from the last whole checkpoint where an earlier call was stopped.
 
     `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that.
 
@@ -133,12 +134,21 @@ def run(trainer: "Trainer", start: float) -> float:
     _keep_updates(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_timing(start))
-    checkpoints = Path(str(trainer.args.output_dir))
-    last, earlier_s = _last_checkpoint(checkpoints), elapsed_s(checkpoints)
+    folder = Path(str(trainer.args.output_dir))
+    checkpoints.remove_cut(folder)
+    last = checkpoints.last(folder)
+    trainer.add_callback(checkpoints.keeping(start, last))
+    if last:
+        checkpoints.end_where_it_ended(trainer, last)
     with enough_memory():
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return earlier_s
+        trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
+    return last.elapsed_s if last else 0.0
+
+
+def begun(folder: Path) -> float:
+    """Return when a training began by `time.perf_counter`, as if earlier calls had ended just now."""
+    last = checkpoints.last(folder)
+    return time.perf_counter() - (last.elapsed_s if last else 0.0)
 
 
 def _keep_updates(model: Any) -> None:
@@ -149,32 +159,6 @@ def _keep_updates(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def elapsed_s(checkpoints: Path) -> float:
-    """Return how long training took until the checkpoint that it will go on from; 0 without one."""
-    last = _last_checkpoint(checkpoints)
-    return float(json.loads((last / _ELAPSED).read_text())) if last else 0.0
-
-
-def _last_checkpoint(checkpoints: Path) -> Path | None:
-    """Find the latest checkpoint that is whole: the time spent is written after all else of it."""
-    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / _ELAPSED).exists()]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _timing(start: float) -> "TrainerCallback":
-    """Return a callback that writes the time spent into each checkpoint, in seconds."""
-    from transformers import TrainerCallback
-
-    class Timing(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            part = folder / f"{_ELAPSED}.part"
-            part.write_text(json.dumps(round(time.perf_counter() - start, 3)))
-            part.replace(folder / _ELAPSED)
-
-    return Timing()
 
 
 def fitting(

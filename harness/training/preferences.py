@@ -7,7 +7,6 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
 """
 
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import DPOTrainer
-
-_SAVED_EVERY = 0.25  # of all steps
 
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 
@@ -68,7 +65,7 @@ def preference(
 
     set_seed(context.seed)
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = time.perf_counter() - loop.elapsed_s(scratch)
+    start = loop.begun(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
     rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
     with loop.enough_memory():  # the reference is read while the trainer is made
@@ -78,16 +75,10 @@ def preference(
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
     model.save_pretrained(save_to, selected_adapters=["default"])
-    shutil.rmtree(scratch, ignore_errors=True)
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
     return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
-
-
-def _in_one_epoch(context: FitContext, params: PreferenceParams) -> bool:
-    """Tell whether no pair is read twice."""
-    return params.num_train_epochs <= 1 if params.max_steps < 0 else _n_seen(params) <= len(context.pairs)
 
 
 def _n_seen(params: PreferenceParams) -> int:
@@ -138,10 +129,6 @@ def _trainer(
     config = DPOConfig(
         output_dir=str(scratch),
         precompute_ref_log_probs=True,
-        # Only the order of a first epoch can be found again from within it.
-        save_strategy="steps" if _in_one_epoch(context, params) else "epoch",
-        save_steps=_SAVED_EVERY,
-        save_total_limit=1,
         remove_unused_columns=False,  # `length` is read by the sampler
         **loop.settings(context),
         **params.model_dump(include=set(PreferenceParams.model_fields)),

@@ -3,7 +3,6 @@
 Invariant: the checkpoint with the best validation loss is what is saved.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ def supervised(
 
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
-    start = time.perf_counter() - loop.elapsed_s(scratch)
+    start = loop.begun(scratch)
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     prepare(base)
@@ -79,7 +78,6 @@ def supervised(
         model = model.to(dtype(machine.precision))
         tokenizer.save_pretrained(save_to)
     model.save_pretrained(save_to)
-    shutil.rmtree(scratch, ignore_errors=True)
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses), default=None)
@@ -125,8 +123,6 @@ def _trainer(
         output_dir=str(scratch),
         completion_only_loss=True,
         eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,

@@ -1,0 +1,117 @@
+"""Checkpoints of a training: which of them are whole, when they are made, and where training goes on.
+
+Invariant: a checkpoint counts only with its record, which is written last and names every file with its
+size; an older one is removed only after that. Going on from one makes the steps of an undisturbed run.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+SAVED_EVERY = 0.25  # of all steps, beside the end of each epoch
+
+_RECORD = "record.json"
+
+
+class Checkpoint(NamedTuple):
+    """A whole checkpoint: its folder, the seconds spent until it, and what drew its epoch's order.
+
+    `order` is the state of torch's generator when the epoch under way began, in hexadecimal digits.
+    """
+
+    folder: Path
+    elapsed_s: float
+    order: str
+
+    @property
+    def step(self) -> int:
+        """The number of optimiser steps that were made."""
+        return int(self.folder.name.rpartition("-")[2])
+
+
+def last(folder: Path) -> Checkpoint | None:
+    """Find the latest whole checkpoint of a training; None where it has none."""
+    whole = [made for path in folder.glob("checkpoint-*") if (made := _read(path))]
+    return max(whole, key=lambda made: made.step, default=None)
+
+
+def remove_cut(folder: Path) -> None:
+    """Delete the checkpoints that are not whole."""
+    for path in folder.glob("checkpoint-*"):
+        if _read(path) is None:
+            shutil.rmtree(path)
+
+
+def end_where_it_ended(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    """Let a training that was stopped after its last step make no other.
+
+    transformers forgets on its way back that training was over, and would finish the epoch under way,
+    or begin the next.
+    """
+    state = json.loads((checkpoint.folder / "trainer_state.json").read_text())
+    if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
+        trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
+
+
+def keeping(start: float, resumed: Checkpoint | None) -> "TrainerCallback":
+    """Return a callback that saves within epochs too, records each checkpoint and removes older ones.
+
+    `start` is when training began by `time.perf_counter`, less what earlier calls took.
+    """
+    import torch
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import rotate_checkpoints
+
+    class Keeping(TrainerCallback):
+        order, found = "", resumed
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.found:  # the order of an epoch is drawn when it begins, here for the second time
+                torch.set_rng_state(torch.tensor(list(bytes.fromhex(self.found.order)), dtype=torch.uint8))
+                self.found = None
+            self.order = _generator_state()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            within = state.epoch % 1 and state.global_step < state.max_steps
+            if within and state.global_step % state.save_steps == 0:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            order = self.order if state.epoch % 1 else _generator_state()
+            _write(folder, time.perf_counter() - start, order)
+            rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
+
+    return Keeping()
+
+
+def _generator_state() -> str:
+    import torch
+
+    return bytes(torch.get_rng_state().tolist()).hex()
+
+
+def _write(folder: Path, elapsed_s: float, order: str) -> None:
+    record = {"elapsed_s": round(elapsed_s, 3), "order": order, "sizes": _sizes(folder)}
+    part = folder / f"{_RECORD}.part"
+    part.write_text(json.dumps(record))
+    part.replace(folder / _RECORD)
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    if not (folder / _RECORD).exists():
+        return None
+    record = json.loads((folder / _RECORD).read_text())
+    if _sizes(folder) != record["sizes"]:
+        return None
+    return Checkpoint(folder, record["elapsed_s"], record["order"])
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(_RECORD)]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
