@@ -14,7 +14,7 @@ from harness.errors import Problem, did_you_mean
 _GONE = {
     "warmup_ratio": "write warmup_steps: a value below 1, such as 0.05, is the ratio",
     "evaluation_strategy": "remove it: every training here is evaluated on the validation rows",
-    "group_by_length": "remove it: it is gone from transformers; packing: true saves the padding too",
+    "group_by_length": "remove it: rows are grouped by length anyway; packing: true joins them",
     "max_prompt_length": "remove it: it is gone from TRL; shorten long prompts in the data",
 }
 

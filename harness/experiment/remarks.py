@@ -15,7 +15,9 @@ from harness.spec import Recipe
 def remarks(bench: Bench, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
-    of_runs = dict.fromkeys([*_dropped(done), *_chosen(done), *_theirs(done)])  # seeds say the same again
+    of_runs = dict.fromkeys(
+        [*_dropped(done), *_unpacked(done), *_chosen(done), *_theirs(done)]
+    )  # seeds say the same again
     return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done), *_served(bench, done)]
 
 
@@ -24,6 +26,12 @@ def _dropped(runs: Iterable[Run]) -> Iterator[str]:
         if n := run.training.get("n_dropped_too_long"):
             what = "pairs" if "n_pairs" in run.training else "training rows"
             yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+
+
+def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if reason := run.training.get("not_packed"):
+            yield f"{run.candidate}: trained without packing, which {reason}"
 
 
 def _chosen(runs: Iterable[Run]) -> Iterator[str]:

@@ -36,6 +36,8 @@ _MEASURED = {
     "n_pairs": "pairs",
     "n_examples": "texts",
     "n_dropped_too_long": "rows too long, left out",
+    "n_packs": "packs of rows",
+    "not_packed": "not packed, because it",
     "n_trainable": "parameters trained",
     "peak_memory_gib": "peak memory, GiB",
     "fit_key": "key of the weights",

@@ -14,7 +14,7 @@ from harness.candidates import load_base
 from harness.machine import dtype
 from harness.quiet import quiet_libraries
 from harness.records import Example
-from harness.training import loop
+from harness.training import loop, packing
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.loop import LoopParams, Row
 
@@ -29,7 +29,8 @@ class SupervisedParams(LoopParams):
 
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
     evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
-    tokens are left out and counted, never cut.
+    tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
+    only where it leaves enough steps (see `packing`).
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -69,6 +70,10 @@ def supervised(
     prepare(base)
     train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
     validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
+    against = (
+        packing.why_not(params, [_length(row, tokenizer) for row in train], base) if params.packing else ""
+    )
+    params = params.model_copy(update={"packing": params.packing and not against})
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
@@ -81,7 +86,8 @@ def supervised(
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses), default=None)
-    return {**measured, "validation_loss": losses, "best_validation_loss": best}
+    packed = {"not_packed": against} if against else {"n_packs": len(read)} if params.packing else {}
+    return {**measured, "validation_loss": losses, "best_validation_loss": best, **packed}
 
 
 def _rows(
@@ -123,6 +129,7 @@ def _trainer(
         output_dir=str(scratch),
         completion_only_loss=True,
         eval_strategy="epoch",
+        eval_packing=False,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -132,7 +139,8 @@ def _trainer(
         **params.model_dump(include=set(SupervisedParams.model_fields) - {"early_stopping_patience"}),
     )
     loop.on_one_gpu(config)
-    return (SFTTrainer if context.machine.device == "cuda" else _cpu_trainer())(
+    on_gpu = context.machine.device == "cuda"
+    trainer = (SFTTrainer if on_gpu else _cpu_trainer())(
         model=model,
         args=config,
         processing_class=tokenizer,
@@ -141,6 +149,9 @@ def _trainer(
         eval_dataset=Dataset.from_list(rows[1]),
         callbacks=[EarlyStoppingCallback(params.early_stopping_patience), loop.reporting(context.advance)],
     )
+    if params.packing and not on_gpu:
+        packing.batch_packs(trainer.data_collator)
+    return trainer
 
 
 def _cpu_trainer() -> "type[SFTTrainer]":
@@ -159,8 +170,7 @@ def _cpu_trainer() -> "type[SFTTrainer]":
         ) -> Any:
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
-            known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
-            outputs = model(**known, logits_to_keep=wanted, use_cache=False)
+            outputs = model(**packing.known(inputs), logits_to_keep=wanted, use_cache=False)
             targets = labels[:, wanted].flatten()
             total = torch.nn.functional.cross_entropy(
                 outputs.logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum"

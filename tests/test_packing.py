@@ -1,0 +1,112 @@
+"""Packed rows are trained on like rows alone, where enough steps are left; else rows are not packed."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import tiny_methods
+
+from harness.attention import attending_in_parts
+from harness.experiment.remarks import remarks
+from harness.methods import full, lora
+from harness.training import packing
+
+# All twelve rows in one batch, packed or not.
+STEPS = {"max_steps": packing.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
+ALONE = {"per_device_train_batch_size": 12, **STEPS}
+
+
+def fitted(tiny, folder, method, params):
+    return method.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
+
+
+@pytest.mark.parametrize(("method", "own"), [(lora, {"r": 2}), (full, {})], ids=["lora", "full"])
+def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
+    alone = fitted(tiny, tmp_path / "alone", method, {**own, **ALONE})
+    packed = fitted(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})
+    assert 1 < packed["n_packs"] < 12
+    for name in ("loss", "validation_loss"):
+        assert [loss for _, loss in packed[name]] == pytest.approx(
+            [loss for _, loss in alone[name]], abs=1e-4
+        )
+    assert packed["loss"][-1][1] < 0.9 * packed["loss"][0][1]
+    assert packed["n_tokens"] == alone["n_tokens"]
+
+
+@pytest.fixture
+def rows():
+    """Three rows of several lengths, and the same in one sequence with their positions."""
+    import torch
+
+    alone = [torch.arange(5, 5 + n) for n in (4, 9, 2)]
+    return alone, torch.cat(alone)[None], torch.cat([torch.arange(len(row)) for row in alone])[None]
+
+
+@contextmanager
+def attending(model, attention):
+    if attention == "in parts":
+        with attending_in_parts(model):
+            yield
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    yield
+    model.set_attn_implementation(before)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "in parts"])
+def test_a_packed_row_is_read_as_if_it_were_alone(model, rows, attention):
+    import torch
+
+    alone, ids, positions = rows
+    with attending(model, attention), torch.no_grad():
+        expected = torch.cat([model(row[None], use_cache=False).logits[0] for row in alone])
+        packed = model(ids, position_ids=positions, use_cache=False).logits[0]
+    assert torch.allclose(packed, expected, atol=1e-5)
+
+
+def test_a_model_that_reads_packed_rows_apart_is_known_by_its_answers(model):
+    assert packing.keeps_rows_apart(model)
+
+
+def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(model):
+    def blind(input_ids, position_ids, use_cache):
+        return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
+
+    blind.device = model.device
+    assert not packing.keeps_rows_apart(blind)
+
+
+@pytest.mark.parametrize(
+    ("params", "steps"),
+    [
+        ({"max_length": 100}, 2 * 3),
+        ({"max_length": 100, "per_device_train_batch_size": 1}, 2 * 24),
+        ({"max_length": 100, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 5}, 2 * 5),
+        ({"max_length": 100, "max_steps": 7}, 7),
+    ],
+)
+def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
+    assert packing.steps_left(lora.Params(**params), [40] * 60) == steps
+
+
+def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
+    params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+    alone = fitted(tiny, tmp_path / "alone", lora, params)
+    made = fitted(tiny, tmp_path / "packed", lora, {**params, "packing": True})
+    assert made["loss"] == alone["loss"]
+    assert made["not_packed"] == "would leave 2 optimiser steps, fewer than 100"
+
+
+def test_that_rows_were_not_packed_is_said_under_the_table():
+    run = SimpleNamespace(
+        state="done", candidate="lora", method="lora", base_digest="b", training={"not_packed": "would x"}
+    )
+    bench = SimpleNamespace(
+        experiment=SimpleNamespace(
+            decide=SimpleNamespace(usd_per_million_tokens=None),
+            candidates={"lora": SimpleNamespace(weights_of="")},
+        ),
+        source=SimpleNamespace(weights_digest="b"),
+    )
+    assert remarks(bench, [run]) == ["lora: trained without packing, which would x"]
