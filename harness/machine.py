@@ -7,6 +7,7 @@ unchanged second command knows its precision without importing torch.
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,11 +94,16 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
 
 
 def remember(memory: Path, text: str) -> None:
-    """Write a file of the cache so that it appears whole or not at all."""
+    """Write a text to the cache so that it appears whole or not at all."""
+    remember_written(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def remember_written(memory: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of the cache so that it appears whole or not at all."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        write(scratch)
         scratch.replace(memory)
     finally:
         scratch.unlink(missing_ok=True)

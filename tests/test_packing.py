@@ -11,6 +11,8 @@ from harness.experiment.remarks import remarks
 from harness.methods import full, lora
 from harness.training import packing
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 # All twelve rows in one batch, packed or not.
 STEPS = {"max_steps": packing.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
 ALONE = {"per_device_train_batch_size": 12, **STEPS}

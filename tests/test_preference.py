@@ -1,6 +1,7 @@
 """Preference training starts at its reference, says the same as TRL, and leaves one adapter behind."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_methods
@@ -62,6 +63,23 @@ def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_
     ]
 
 
+def texts(pairs):
+    """Return pairs as TRL takes them before it makes tokens."""
+    return [
+        {
+            "prompt": list(pair.messages),
+            "chosen": [{"role": "assistant", "content": pair.references[0]}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+            "length": 1,
+        }
+        for pair in pairs
+    ]
+
+
+def tokens_of(context, tokenizer):
+    return preferences._rows(context, dpo.Params(), tokenizer)[0]
+
+
 def both_trainers(tiny, folder, init, way):
     """Make TRL's own trainer and ours on the same pairs, their adapters moved off the reference alike."""
     import torch
@@ -72,10 +90,11 @@ def both_trainers(tiny, folder, init, way):
 
     context = tiny_methods.context(tiny, folder)
     made = []
-    for kind in (DPOTrainer, preferences._cpu_trainer(way)):
+    ours = preferences._cpu_trainer(preferences._remembering(folder.name), way)
+    for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        rows, _ = preferences._rows(context.pairs, tokenizer, True, 200)
+        rows = texts(context.pairs) if kind is DPOTrainer else tokens_of(context, tokenizer)
         config = DPOConfig(
             output_dir=str(folder),
             precompute_ref_log_probs=True,
@@ -136,7 +155,9 @@ def test_with_few_steps_only_the_pairs_they_come_to_are_read(tiny, tmp_path):
 
 def test_pairs_without_a_chat_template_end_with_the_end_of_sequence(tiny, tmp_path):
     _, tokenizer = load_base(resolve(str(tiny)), CPU)
-    rows, _ = preferences._rows(tiny_methods.pairs(slice(0, 1)), tokenizer, False, 200)
-    assert rows[0]["chosen"] == " late<|im_end|>"
-    assert rows[0]["rejected"] == " money<|im_end|>"
-    assert rows[0]["prompt"] == tiny_methods.pairs(slice(0, 1))[0].prompt
+    pairs = tiny_methods.pairs(slice(0, 1))
+    context = replace(tiny_methods.context(tiny, tmp_path, pairs=pairs), chat_template=False)
+    row = tokens_of(context, tokenizer)[0]
+    assert tokenizer.decode(row["chosen_ids"]) == " late<|im_end|>"
+    assert tokenizer.decode(row["rejected_ids"]) == " money<|im_end|>"
+    assert tokenizer.decode(row["prompt_ids"]) == pairs[0].prompt

@@ -19,6 +19,8 @@ from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 # Such steps change next to nothing: soon an epoch is no better than the one before.
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
 

@@ -25,7 +25,6 @@ from harness.training.context import FitContext
 if TYPE_CHECKING:
     from transformers import (
         PreTrainedModel,
-        PreTrainedTokenizerBase,
         Trainer,
         TrainerCallback,
         TrainingArguments,
@@ -175,12 +174,6 @@ def fitting(
             f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
         )
     return kept, len(rows) - len(kept)
-
-
-def chat_length(messages: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Count the tokens of a conversation in the model's own template."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def reporting(advance: Advance) -> "TrainerCallback":

@@ -8,20 +8,24 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from harness import plugins
 from harness.candidates import load_base
+from harness.provenance import environment_digest
 from harness.quiet import quiet_libraries
-from harness.records import Example
+from harness.records import digest
 from harness.scoring import Executor
 from harness.training import loop
+from harness.training.adapters import adapter_digest
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.logprobs import row_by_row, sharing_prompts
 from harness.training.loop import LoopParams, Row
+from harness.training.tokens import Tokens, remembered, tokenized
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +71,7 @@ def preference(
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = loop.begun(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    rows, n_dropped = _rows(_used(context, params), tokenizer, context.chat_template, params.max_length)
+    rows, n_dropped = _rows(context, params, tokenizer)
     with loop.enough_memory():  # the reference is read while the trainer is made
         trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
     longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
@@ -85,33 +89,32 @@ def _n_seen(params: PreferenceParams) -> int:
     return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
 
-def _used(context: FitContext, params: PreferenceParams) -> Sequence[Example]:
+def _used(context: FitContext, params: PreferenceParams, rows: list[Tokens]) -> list[Tokens]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
     n_seen = _n_seen(params)
-    if params.max_steps < 0 or n_seen >= len(context.pairs):
-        return context.pairs
-    return random.Random(context.seed).sample(context.pairs, n_seen)
+    if params.max_steps < 0 or n_seen >= len(rows):
+        return rows
+    return random.Random(context.seed).sample(rows, n_seen)
 
 
 def _rows(
-    pairs: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat: bool, max_length: int
+    context: FitContext, params: PreferenceParams, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
-    """Return the pairs that fit, and how many did not; `length` groups pairs of similar length."""
-    rows = [_row(pair, chat, tokenizer) for pair in pairs]
-    return loop.fitting(rows, [row["length"] for row in rows], max_length, "pairs to train on")
+    """Return the tokenised pairs that fit, and how many did not; `length` groups pairs of similar length."""
+    answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
+    made = tokenized(context.pairs, answers, context.chat_template, tokenizer, context.source)
+    rows = [_row(*tokens) for tokens in _used(context, params, made)]
+    return loop.fitting(rows, [row["length"] for row in rows], params.max_length, "pairs to train on")
 
 
-def _row(pair: Example, chat: bool, tokenizer: "PreTrainedTokenizerBase") -> Row:
-    answers = {"chosen": pair.references[0], "rejected": pair.rejected}
-    if chat:
-        prompt: Any = list(pair.messages)
-        ends: Row = {k: [{"role": "assistant", "content": text}] for k, text in answers.items()}
-        lengths = [loop.chat_length(prompt + end, tokenizer) for end in ends.values()]
-    else:
-        prompt = "\n\n".join(m["content"] for m in pair.messages)
-        ends = {k: f" {text}{tokenizer.eos_token}" for k, text in answers.items()}
-        lengths = [len(tokenizer(prompt + end)["input_ids"]) for end in ends.values()]
-    return {"prompt": prompt, **ends, "length": max(lengths)}
+def _row(start: int, wholes: list[list[int]]) -> Row:
+    chosen, rejected = wholes
+    return {
+        "prompt_ids": chosen[:start],
+        "chosen_ids": chosen[start:],
+        "rejected_ids": rejected[start:],
+        "length": max(map(len, wholes)),
+    }
 
 
 def _trainer(
@@ -124,7 +127,7 @@ def _trainer(
     scratch: Path,
 ) -> "DPOTrainer":
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     config = DPOConfig(
         output_dir=str(scratch),
@@ -134,10 +137,10 @@ def _trainer(
         **params.model_dump(include=set(PreferenceParams.model_fields)),
     )
     loop.on_one_gpu(config)
-    kind = DPOTrainer
+    kind = _remembering(_reference_key(context, params, rows))
     if context.machine.device == "cpu":
         honours_masks = Executor(model, 1).engine == "packed"
-        kind = _cpu_trainer(sharing_prompts if honours_masks else row_by_row)
+        kind = _cpu_trainer(kind, sharing_prompts if honours_masks else row_by_row)
     return kind(
         model=_policy(model, context.init) if context.init else model,
         args=config,
@@ -155,7 +158,51 @@ def _policy(model: "PreTrainedModel", init: Path) -> Any:
     return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
 
 
-def _cpu_trainer(answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:
+    """Digest everything that the reference's log-probabilities depend on."""
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    return digest(
+        [
+            rows,
+            context.source.weights_digest,
+            adapter_digest(context.init, context.source.weights_digest) if context.init else "",
+            params.per_device_train_batch_size,
+            context.machine.precision,
+            environment_digest(context.machine.name),
+            plugins.source_digest(*code),
+        ]
+    )
+
+
+def _remembering(key: str) -> "type[DPOTrainer]":
+    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered.
+
+    Where they are known nothing is read, but the generator is left as reading would leave it.
+    """
+    import torch
+    from datasets import concatenate_datasets
+    from torch.utils.data import DataLoader
+    from trl import DPOTrainer
+
+    class RememberingTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            def read() -> Any:
+                made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
+                return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
+
+            data: Any = [0]
+            iter(DataLoader(data))  # draws what any loader draws, the one that reads too
+            with torch.random.fork_rng():
+                known = remembered(key, read)
+            return concatenate_datasets([dataset, known], axis=1)
+
+    return RememberingTrainer
+
+
+def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
     """Return TRL's trainer with another way to come by the log-probabilities of answers.
 
     Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
@@ -163,10 +210,9 @@ def _cpu_trainer(answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
     """
     import torch
     from torch.nn.functional import logsigmoid
-    from trl import DPOTrainer
     from trl.trainer.utils import use_adapter
 
-    class AnswersTrainer(DPOTrainer):
+    class AnswersTrainer(kind):  # type: ignore[misc]
         def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
             copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter

@@ -17,6 +17,7 @@ from harness.records import Example
 from harness.training import loop, packing
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.loop import LoopParams, Row
+from harness.training.tokens import tokenized
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -68,10 +69,10 @@ def supervised(
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     prepare(base)
-    train, n_dropped = _rows(context.train, tokenizer, context.chat_template, params.max_length)
-    validation, _ = _rows(context.validation, tokenizer, context.chat_template, params.max_length)
+    train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
+    validation, _ = _rows(context.validation, context, tokenizer, params.max_length)
     against = (
-        packing.why_not(params, [_length(row, tokenizer) for row in train], base) if params.packing else ""
+        packing.why_not(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
     params = params.model_copy(update={"packing": params.packing and not against})
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
@@ -91,25 +92,18 @@ def supervised(
 
 
 def _rows(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", chat: bool, max_length: int
+    examples: Sequence[Example], context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[list[Row], int]:
-    """Return prompt/completion rows that fit, and how many did not."""
-    rows = [_row(e, chat, tokenizer) for e in examples]
-    return loop.fitting(rows, [_length(r, tokenizer) for r in rows], max_length)
+    """Return tokenised rows that fit, and how many did not."""
+    answers = [example.references[:1] for example in examples]
+    made = tokenized(examples, answers, context.chat_template, tokenizer, context.source)
+    rows = [_row(*tokens) for tokens in made]
+    return loop.fitting(rows, [len(row["input_ids"]) for row in rows], max_length)
 
 
-def _row(example: Example, chat: bool, tokenizer: "PreTrainedTokenizerBase") -> Row:
-    answer = example.references[0]
-    if chat:
-        return {"prompt": list(example.messages), "completion": [{"role": "assistant", "content": answer}]}
-    text = "\n\n".join(m["content"] for m in example.messages)
-    return {"prompt": text, "completion": f" {answer}{tokenizer.eos_token}"}
-
-
-def _length(row: Row, tokenizer: "PreTrainedTokenizerBase") -> int:
-    if isinstance(row["prompt"], str):
-        return len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
-    return loop.chat_length(row["prompt"] + row["completion"], tokenizer)
+def _row(start: int, wholes: list[list[int]]) -> Row:
+    (ids,) = wholes
+    return {"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
 
 
 def _trainer(

@@ -129,8 +129,9 @@ def longest_row(context: FitContext) -> int:
     """Count the tokens of the longest training row."""
     from transformers import AutoTokenizer
 
-    from harness.training import loop
+    from harness.training.tokens import tokenized
 
     tokenizer = AutoTokenizer.from_pretrained(context.source.path)
-    rows = ([*e.messages, {"role": "assistant", "content": e.references[0]}] for e in context.train)
-    return max(loop.chat_length(row, tokenizer) for row in rows)
+    answers = [example.references[:1] for example in context.train]
+    rows = tokenized(context.train, answers, context.chat_template, tokenizer, context.source)
+    return max(len(row.wholes[0]) for row in rows)
