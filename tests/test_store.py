@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult
-from harness.store import index, rows
+from harness.store import index, rebuild, rows
 from harness.store.folders import Store, clear_errors, rename_when_whole
 
 ROOT = Path(__file__).parents[1]
@@ -502,6 +502,30 @@ def test_an_index_that_is_missing_is_built_when_runs_are_listed(store):
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
 
 
+def test_a_run_saved_where_the_index_is_missing_stands_in_it_beside_all_others(store):
+    save_two_runs(store)
+    store.index.unlink()
+    stores.save_run(store, make_run("c", []))
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
+    assert count(store, "rows") == 75
+
+
+def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
+    save_two_runs(store)
+    store.index.unlink()
+    shutil.copytree(store.folder, copy := store.folder.parent / "elsewhere")
+    killed = python(KILLED_WHILE_BUILDING, copy).wait()
+    assert (killed, (copy / "harness.duckdb").exists()) == (-9, False)
+    assert [run.run_id for run in stores.list_runs(Store(copy))] == ["a", "b", "c"]
+
+
+def test_who_waited_for_another_to_build_the_index_does_not_build_it_again(store):
+    save_two_runs(store)
+    built = store.index.stat().st_ino
+    rebuild.build_missing(store)
+    assert store.index.stat().st_ino == built
+
+
 def test_reindex_skips_what_it_cannot_read_and_says_what(store):
     save_two_runs(store)
     store.parquet(OTHER.digest).write_bytes(b"nonsense")
@@ -550,6 +574,21 @@ def test_a_file_without_tables_is_migrated_by_its_first_reader(store):
     assert stores.list_runs(store) == []
     assert contents(store)["meta"] == [repr((version + 1,)) for version in range(len(index.MIGRATIONS))]
 
+
+KILLED_WHILE_BUILDING = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from harness import store as stores
+from harness.store import rebuild
+at = stores.Store(Path(sys.argv[1]))
+run = replace(stores.read_run(at.run_file("a")), run_id="c")
+def killed(frame, event, argument):
+    if event == "return" and frame.f_code is rebuild._build.__code__:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.setprofile(killed)
+stores.save_run(at, run)
+"""
 
 KILLED_AFTER_COMMIT = """
 import os, signal, sys

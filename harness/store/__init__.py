@@ -33,6 +33,7 @@ from harness.store.folders import Store, working, write_whole
 from harness.store.live import Noted, at_work
 from harness.store.noise import flip_rates, noise_rates, noises, save_noise
 from harness.store.ratings import list_ratings, save_rating
+from harness.store.rebuild import Counts, reindex, runs_on_disk
 from harness.store.rows import (
     append_block,
     complete_rows,
@@ -44,17 +45,7 @@ from harness.store.rows import (
     read_many,
     read_rows,
 )
-from harness.store.runs import (
-    Counts,
-    get_run,
-    list_runs,
-    read_run,
-    reindex,
-    remove_run,
-    runs_on_disk,
-    save_run,
-    written_runs,
-)
+from harness.store.runs import get_run, list_runs, read_run, remove_run, save_run, written_runs
 from harness.store.samples import (
     Columns,
     count_statuses,

@@ -62,20 +62,16 @@ def _fetched(store: Store, query: str, values: Sequence[object]) -> list[tuple[A
     with _connect(store, read_only=True) as db:
         if _version(db) == len(MIGRATIONS):
             return db.execute(query, values).fetchall()
-    with writing(store):
+    with writer_lock(store), opened(store):
         pass
     with _connect(store, read_only=True) as db:
         return db.execute(query, values).fetchall()
 
 
 @contextmanager
-def writing(store: Store) -> Iterator["DuckDBPyConnection"]:
-    """Open the index for one transaction, alone."""
-    with (
-        writer_lock(store),
-        clear_errors(store, str(store.index), REINDEX),
-        _connect(store, read_only=False) as db,
-    ):
+def opened(store: Store) -> Iterator["DuckDBPyConnection"]:
+    """Open an index that is there for one transaction, by whoever holds the writers' lock."""
+    with clear_errors(store, str(store.index), REINDEX), _connect(store, read_only=False) as db:
         migrate(db)
         with transaction(db):
             yield db

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from harness.records import Rating
 from harness.store import index
 from harness.store.folders import Store, is_bare_name, write_whole
+from harness.store.rebuild import writing
 
 _SAVING = threading.Lock()  # the raters of one dashboard queue here, before the lock of all processes
 
@@ -32,7 +33,7 @@ def save_rating(store: Store, rating: Rating) -> None:
         text = json.dumps(asdict(rating), ensure_ascii=False, allow_nan=False) + "\n"
         write_whole(store, index.ratings_folder(store) / f"{rating.rating_id}.json", text)
         if store.index.exists():
-            with index.writing(store) as db:
+            with writing(store) as db:
                 index.add_ratings(db, store)
 
 
