@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult
-from harness.store import index, rebuild, rows
+from harness.store import checksums, index, rebuild, rows
 from harness.store.folders import Store, clear_errors, rename_when_whole
 
 ROOT = Path(__file__).parents[1]
@@ -180,9 +180,10 @@ def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
-def test_completing_leaves_one_parquet_file_and_the_identity(store):
+def test_completing_leaves_one_parquet_file_its_checksum_and_the_identity(store):
     complete(store, IDENTITY, make_rows(2 * BLOCK + 2))
-    assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == {"identity.json", "rows.parquet"}
+    names = {"checksums.json", "identity.json", "rows.parquet"}
+    assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == names
     assert leftovers(store) == []
 
 
@@ -363,10 +364,54 @@ def test_a_parquet_file_that_is_damaged_is_computed_again(store):
     path = store.parquet(IDENTITY.digest)
     path.write_bytes(path.read_bytes()[:100])
     assert stores.finished_blocks(store, IDENTITY) == set()
-    with pytest.raises(HarnessError, match=f"next: delete {path.parent}"):
+    with pytest.raises(HarnessError, match=f"rows {IDENTITY.digest}.*next: harness compare"):
         stores.read_rows(store, IDENTITY.digest)
     complete(store, IDENTITY, sample)
     assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def damage(path, column):
+    """Overwrite what a column holds in a Parquet file, whose other columns stay readable."""
+    with duckdb.connect() as db:
+        query = "SELECT min(data_page_offset), sum(total_compressed_size) FROM parquet_metadata(?) "
+        ((start, size),) = db.execute(query + "WHERE path_in_schema = ?", [str(path), column]).fetchall()
+    held = path.read_bytes()
+    path.write_bytes(held[: start + 30] + b"\xff" * (size - 30) + held[start + size :])
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["", "written before checksums were kept"])
+def test_a_file_whose_answers_are_damaged_inside_is_not_had_and_computed_again(store, noted):
+    sample = [row(n, text=f"{n:x}" * 40) for n in range(300)]
+    complete(store, IDENTITY, sample)
+    path = store.parquet(IDENTITY.digest)
+    if not noted:
+        path.with_name("checksums.json").unlink()
+    ids = [one.example_id for one in sample]
+    assert stores.has_rows(store, IDENTITY, ids)
+    damage(path, "text")
+    assert not stores.has_rows(store, IDENTITY, ids)
+    assert stores.finished_blocks(store, IDENTITY) == set()
+    complete(store, IDENTITY, sample)
+    assert stores.has_rows(store, IDENTITY, ids)
+    assert stores.read_rows(store, IDENTITY.digest) == sample
+
+
+def test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had(store):
+    sample = [row(0, prompt="unmistakable")]
+    complete(store, IDENTITY, sample)
+    path = store.parquet(IDENTITY.digest)
+    path.write_bytes(path.read_bytes().replace(b"unmistakable", b"unmistakably"))
+    assert stores.read_rows(store, IDENTITY.digest) != sample
+    assert not stores.has_rows(store, IDENTITY, ["item-00000"])
+
+
+def test_rows_whose_replacing_is_ended_before_the_new_file_has_its_name_are_had(store):
+    sample = make_rows(BLOCK)
+    complete(store, IDENTITY, sample)
+    path = store.parquet(IDENTITY.digest)
+    (path.parent / "new").write_text("what would have replaced it")
+    checksums.note_checksum(store, path, path.parent / "new")
+    assert stores.has_rows(store, IDENTITY, [one.example_id for one in sample])
 
 
 def test_rows_that_are_missing_are_named(store):
@@ -391,7 +436,7 @@ def test_what_cannot_be_read_among_many_sets_is_named(store):
     complete(store, OTHER, make_rows(5))
     path = store.parquet(OTHER.digest)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(HarnessError, match=f"next: delete {path.parent}"):
+    with pytest.raises(HarnessError, match=f"rows {OTHER.digest}.*next: harness compare"):
         stores.read_many(store, [IDENTITY.digest, OTHER.digest])
     with pytest.raises(HarnessError, match="no complete rows 0123"):
         stores.read_many(store, [IDENTITY.digest, "0123"])

@@ -6,6 +6,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/rows/<digest>/identity.json           what the rows depend on
     runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
+    runs/rows/<digest>/checksums.json          what was written to it, to tell a damaged file
     runs/rows/<digest>/origins.json            where each block was computed, and beside which control arm
     runs/control/<id>/                         blocks of a base that were asked again (see `control`)
     runs/weights/<fit key>/                    weights made by methods

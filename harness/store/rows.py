@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json
+from harness.store.checksums import is_as_written, note_checksum
 from harness.store.folders import (
     AGAIN,
     Store,
@@ -55,6 +56,7 @@ COLUMNS = {
     "weight": "DOUBLE",
     "error": "VARCHAR",
 }
+ANEW = "harness compare, which computes damaged rows again"
 # A folder named like `x=1` is no column of ours.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 _FIELDS = tuple(field.name for field in fields(SampleResult))
@@ -114,7 +116,12 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
         n_kept = _whole_prefix(db, n_rows, identity)
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
         copy = f"COPY ({select}) TO '{{}}' (FORMAT parquet)"
-        rename_when_whole(store, path, lambda part: db.execute(copy.format(str(part).replace("'", "''"))))
+
+        def write(part: Path) -> None:
+            db.execute(copy.format(str(part).replace("'", "''")))
+            note_checksum(store, path, part)
+
+        rename_when_whole(store, path, write)
     _remove_blocks(path.parent / "blocks", n_kept)
 
 
@@ -138,8 +145,7 @@ def read_rows(
     if not path.exists():
         raise missing_rows(store, [rows_digest])
     limit = "" if n is None else f"WHERE position < {n:d}"
-    next_step = f"delete {path.parent}, then {AGAIN}"
-    with clear_errors(store, f"rows {rows_digest}", next_step), memory() as db:
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         return rows_from(db, f"{READ_PARQUET} {limit}", pattern(path), texts=texts)
 
 
@@ -280,7 +286,7 @@ def _remove_blocks(folder: Path, n_kept: int) -> None:
 
 
 def _parquet_ids(path: Path) -> list[str] | None:
-    """Return the example ids by position, or None where there is no readable file."""
+    """Return the example ids by position, or None where there is no file, or a damaged one."""
     try:
         found = path.stat()
     except OSError:
@@ -293,11 +299,16 @@ def _ids_in(path: Path, *_version: int) -> list[str] | None:
     """Read the ids of a file as it is now; several runs refer to one, and opening it takes milliseconds."""
     import duckdb
 
-    query = f"SELECT example_id FROM {READ_PARQUET} ORDER BY position"
     try:
+        whole = is_as_written(path)
+        if whole is False:
+            return None
+        # What was written before checksums were noted is read in all its columns instead.
+        columns = "example_id" if whole else "example_id, hash(file)"
+        query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
         with memory() as db:
-            return [example_id for (example_id,) in db.execute(query, [pattern(path)]).fetchall()]
-    except duckdb.Error:
+            return [example_id for example_id, *_ in db.execute(query, [pattern(path)]).fetchall()]
+    except (OSError, duckdb.Error):
         return None
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from harness.records import SampleResult, Status
-from harness.store.folders import AGAIN, Store, clear_errors, missing_rows
-from harness.store.rows import READ_PARQUET, memory, pattern, rows_from
+from harness.store.folders import Store, clear_errors, missing_rows
+from harness.store.rows import ANEW, READ_PARQUET, memory, pattern, rows_from
 
 
 class Columns(NamedTuple):
@@ -33,7 +33,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
     if not path.exists() or not ids:
         return {}
     where = "WHERE example_id IN (SELECT unnest(?::VARCHAR[]))"
-    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         found = rows_from(db, f"{READ_PARQUET} {where}", pattern(path), list(ids))
     return {row.example_id: row for row in found}
 
@@ -51,7 +51,7 @@ def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResul
         raise missing_rows(store, [rows_digest])
     names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
-    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         return [_scored(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
 
 
@@ -73,7 +73,7 @@ def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]
     columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
     where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
     query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
-    with clear_errors(store, "rows", AGAIN), memory() as db:
+    with clear_errors(store, "rows", ANEW), memory() as db:
         return {item for (item,) in db.execute(query, [files, *[text] * len(columns)]).fetchall()}
 
 
@@ -83,7 +83,7 @@ def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
     files = _there(store, [rows_digest])
     if not files:
         return {}
-    with clear_errors(store, f"rows {rows_digest}", AGAIN), memory() as db:
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
         found = db.execute(query, [files]).fetchall()
     return {item: (slice_, cluster) for item, slice_, cluster in found}
 
@@ -97,7 +97,7 @@ def differing_items(store: Store, one: str, other: str) -> list[str]:
         f"SELECT a.example_id FROM {READ_PARQUET} AS a JOIN {READ_PARQUET} AS b USING (example_id) "
         "WHERE a.output_digest != b.output_digest OR a.output_digest = '' ORDER BY a.example_id"
     )
-    with clear_errors(store, "rows", AGAIN), memory() as db:
+    with clear_errors(store, "rows", ANEW), memory() as db:
         return [item for (item,) in db.execute(query, files).fetchall()]
 
 
@@ -108,7 +108,7 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
         return {}
     query = f"SELECT {_DIGEST} AS digest, status, count(*) FROM {_FILES} GROUP BY ALL"
     counted: dict[str, dict[str, int]] = {}
-    with clear_errors(store, "rows", AGAIN), memory() as db:
+    with clear_errors(store, "rows", ANEW), memory() as db:
         for digest, status, n in db.execute(query, [files]).fetchall():
             counted.setdefault(digest, {})[status] = n
     return counted
@@ -125,7 +125,7 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     names = ("example_id", "cluster", "parts[?]", "weight")
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
-    with clear_errors(store, "rows", AGAIN), memory() as db:
+    with clear_errors(store, "rows", ANEW), memory() as db:
         found = db.execute(query, [metric, files, metric]).fetchall()
     return {digest: Columns(*map(tuple, columns)) for digest, *columns in found}
 
