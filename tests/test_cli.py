@@ -418,6 +418,36 @@ def test_runs_are_listed_shown_and_removed(harness, copy):
     assert lora in "".join(listed)
 
 
+def test_what_is_unused_is_listed_and_removed_only_with_yes(harness, copy):
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    weights = copy / "runs" / "weights"
+    (weights / "nobody's").mkdir()
+    (weights / "nobody's" / "fit.json").write_text('{"digest": "n"}')
+    (weights / "later.part").mkdir()
+    looked = harness("runs", "rm", "--unused", cwd=copy, check=0)
+    assert looked.stdout.startswith("weights/nobody's")
+    assert "nothing is removed without --yes" in looked.stderr
+    assert (weights / "nobody's").exists()
+    harness("runs", "rm", "--unused", "--yes", cwd=copy, check=0)
+    assert not (weights / "nobody's").exists()
+    assert (weights / "later.part").exists()
+    harness("runs", "rm", "--unused", "--unfinished", "--yes", cwd=copy, check=0)
+    assert not (weights / "later.part").exists()
+    assert listed == json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+
+
+@pytest.mark.parametrize("words", [(), ("a-run", "--unused"), ("a-run", "--yes"), ("--unfinished",)], ids=str)
+def test_removing_takes_a_run_or_what_is_unused(harness, copy, words):
+    assert "next: harness runs rm RUN, or" in harness("runs", "rm", *words, cwd=copy, check=2).stderr
+
+
+def test_weights_that_were_only_trained_are_not_unused(harness, copy):
+    harness("train", "lora", "candidates.lora.params.r=1", cwd=copy, check=0)
+    looked = harness("runs", "rm", "--unused", cwd=copy, check=0)
+    assert looked.stdout == ""
+    assert "unfinished work (tiny-lora-s0)" in looked.stderr
+
+
 def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
     listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
     prompt, shots = (next(n for n in listed if n.startswith(f"tiny-{c}-")) for c in ("prompt", "shots"))

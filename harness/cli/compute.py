@@ -228,11 +228,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Make the weights of one candidate, or find them already made."""
-    from harness.run import ensure_weights
+    from harness.run import begin, ensure_weights
 
     bench, loaded = open_bench(config, with_precision(overrides, precision), candidate)
-    recipes = bench.experiment.candidates
-    made = {name: ensure_weights(bench, recipes[name], bench.experiment.seeds[0]) for name in loaded.selected}
+    recipes, seed = bench.experiment.candidates, bench.experiment.seeds[0]
+    for name in loaded.selected:
+        begin(bench, name, seed)
+    made = {name: ensure_weights(bench, recipes[name], seed) for name in loaded.selected}
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}

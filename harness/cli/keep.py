@@ -28,7 +28,8 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     print_value({run.run_id: f"{_brief(run)}, {size(used.freed[run.run_id])}" for run in found}, as_json)
     say(
         f"{runs}: {size(used.total)} on the disk: rows {size(used.rows)}, weights {size(used.weights)}, "
-        f"index {size(used.index_file)}, unfinished {size(used.unfinished)}"
+        f"index {size(used.index_file)}, unfinished {size(used.unfinished)}, control arm "
+        f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
     )
 
 
@@ -61,13 +62,51 @@ def runs_diff(
 
 
 @runs_app.command("rm")
-def runs_rm(run_id: str, runs: RunsFolder = Path("runs")) -> None:
-    """Remove a run that is no champion, with the rows and weights that no other run refers to."""
+def runs_rm(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id.")] = None,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="List rows and weights that no run, champion or night refers to.")
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="With --unused: also what unfinished work would go on from.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --unused: remove what is listed.")] = False,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Remove a run that is no champion, with the rows and weights of it alone; or list what is unused."""
     from harness import release
+    from harness.errors import Problem, UserError
     from harness.store import Store
 
-    release.remove_run(Store(runs), run_id)
-    say(f"removed {run_id}")
+    if (run_id is None) != unused or ((unfinished or yes) and not unused):
+        found = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
+        step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
+        raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
+    if run_id is not None:
+        release.remove_run(Store(runs), run_id)
+        say(f"removed {run_id}")
+    else:
+        _rm_unused(runs, unfinished=unfinished, yes=yes)
+
+
+def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
+    """Remove what is unused, or list it; say what that frees, and what is kept for whom."""
+    from harness import release
+    from harness.nightly.files import referred
+    from harness.numbers import size
+    from harness.store import Store
+
+    at = Store(runs)
+    look = release.remove_unused if yes else release.unused
+    found = look(at, referred(at), unfinished=unfinished)
+    listed = {str(one.path.relative_to(runs)): size(one.n_bytes) for one in found.removable}
+    print_value(listed, as_json=False)
+    if found.kept:
+        kept, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
+        whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"
+        say(f"kept: {kept} that {whose}; --unfinished removes that too")
+    total = size(sum(one.n_bytes for one in found.removable))
+    say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 
 @app.command("ls")

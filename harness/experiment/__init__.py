@@ -146,6 +146,7 @@ def run_all(
     bench = replace(bench, progress=noted)
     make_all = partial(_make_all, bench, ordered, smoke=quick)
     with store.working(bench.store), noted:
+        store.begin(bench.store, bench.experiment.name)
         if fewer_items:
             said, runs = fewer.in_looks(bench, _measure_base(bench, bench.source), make_all)
             reader = Reader(bench)
@@ -155,6 +156,7 @@ def run_all(
         if learning_curve:
             so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
             make_curve(bench, runs, so_far.facts)
+        store.end(bench.store, bench.experiment.name)
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
     curve_of, notes = partial(stored_curve, bench, reader, runs), [*said, *_notes(bench, runs)]
     return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)

@@ -22,7 +22,7 @@ from harness.numbers import count, seconds
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report.scores import Scored
-from harness.run import Bench, base_weights, ensure_weights, suite_arm
+from harness.run import Bench, base_weights, begin, ensure_weights, suite_arm
 from harness.run.sets import suite_sets, work_of
 from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
@@ -150,6 +150,7 @@ def prepare_candidate(bench: Bench, name: str, tasks: Sequence[Task]) -> Prepare
     """
     found = _found(tasks, bench.experiment.datasets_dir)
     recipe = bench.experiment.candidates[name]
+    begin(bench, name, bench.experiment.seeds[0])
     weights = ensure_weights(bench, recipe, bench.experiment.seeds[0])
     if weights.kind in ("classifier", "chat"):
         problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
@@ -161,7 +162,9 @@ def prepare_candidate(bench: Bench, name: str, tasks: Sequence[Task]) -> Prepare
 def evaluate(prepared: Prepared) -> Evaluation:
     """Ask what has not been asked yet, and estimate every score."""
     bench = prepared.bench
+    store.begin(bench.store, at_work := f"eval-{Path(prepared.name).name}")
     digests = suite_arm(bench, prepared.weights, prepared.name)
+    store.end(bench.store, at_work)
     how = suite_sets(bench, prepared.weights)[0].identity
     n_items = {name: len(f.items.test) for name, f in prepared.found.items()}
     rows = {name: store.read_rows(bench.store, rows, n_items[name]) for name, rows in digests.items()}

@@ -40,7 +40,8 @@ class Watched:
     `reference` names what it is compared with, `tested` digests what answered (weights, prompting,
     environment): the same on the same items tells nothing new. `tests` says in words what is new.
     `since` is the night from which on an endpoint has answered its anchors as now; empty where it
-    answers them as in the reference.
+    answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
+    those that they stand on.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Watched:
     series: dict[str, SeriesNight] = field(default_factory=dict)
     error: str = ""
     since: str = ""
+    fit_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,22 @@ def write_night(at: Store, folder: Path, night: Night) -> None:
     store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
 
 
+def referred(at: Store) -> store.Referred:
+    """Say what nights refer to: the pinned references, and the weights of each experiment's last night.
+
+    Raises:
+        HarnessError: a file cannot be read.
+    """
+    folders = sorted((at.folder / "nightly").glob("*"))
+    pinned = [one for folder in folders for one in read_state(folder).references.values()]
+    last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
+    return store.Referred(
+        frozenset(digest for one in pinned for digest in (*one.rows.values(), *one.base.values())),
+        frozenset(key for one in last for key in one.fit_keys),
+        frozenset(one.weights for one in pinned),
+    )
+
+
 def unfinished(folder: Path) -> list[str]:
     """List the dates of nights that began and were ended before they finished."""
     return sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
@@ -192,7 +210,8 @@ def _parsed(path: Path) -> Night:
 
 def _watched(raw: dict[str, Any]) -> Watched:
     series = {name: _tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
-    return Watched(**{**raw, "tests": tuple(raw["tests"])}, series=series)
+    lists = {"tests": tuple(raw["tests"]), "fit_keys": tuple(raw.get("fit_keys", ()))}
+    return Watched(**{**raw, **lists}, series=series)
 
 
 def _tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:

@@ -82,10 +82,12 @@ def run_on(bench: Bench, loaded: Loaded, day: date, publish: Publish | None = No
             raise UserError(Problem("nightly run", found, "a night after the last one"))
         if not any(n.night == day.isoformat() for n in nights):
             with store.working(bench.store):
+                store.begin(bench.store, f"nightly-{experiment.name}")
                 night, references = _Session(bench, loaded, folder, day, state, nights).held()
             state = replace(state, references=references)
             write_state(bench.store, folder, state)
             write_night(bench.store, folder, night)
+            store.end(bench.store, f"nightly-{experiment.name}")
             nights.append(night)
         report = report_of(experiment.name, experiment.nightly, nights, state)
         if publish is not None:
@@ -202,6 +204,7 @@ class _Session:
                 bench, target.recipe, reference, weights, prompting, self.environment, served
             ),
             since=since,
+            fit_keys=tuple(run.stands_on(weights)),
             series={
                 key: series_of(
                     _arms(now, then, control, {m.task.name for m in of}),

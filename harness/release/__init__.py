@@ -21,7 +21,7 @@ from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
 from harness.release.judged import Judged, exit_code
 from harness.release.pinned import SUITE, add_regressions
-from harness.release.removal import remove_run
+from harness.release.removal import Unused, remove_run, remove_unused, unused
 from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
 from harness.store import Store
 
@@ -29,6 +29,7 @@ __all__ = [
     "Champion",
     "Differences",
     "Judged",
+    "Unused",
     "candidate_runs",
     "differences",
     "exit_code",
@@ -39,9 +40,11 @@ __all__ = [
     "promote_named",
     "read_champion",
     "remove_run",
+    "remove_unused",
     "score_again",
     "terminal",
     "to_json",
+    "unused",
     "write",
 ]
 

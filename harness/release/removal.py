@@ -1,12 +1,26 @@
-"""Remove a run from the store, unless something still stands on it.
+"""Remove a run from the store, unless something still stands on it; and what nothing stands on.
 
-Invariant: a champion's rows and weights stay, and so do those of work in progress.
+Invariant: a champion's rows and weights stay, and so do those of work in progress, and of work that
+was ended before it was finished unless somebody asks for those.
 """
+
+from typing import NamedTuple
 
 from harness import store
 from harness.errors import Problem, UserError
+from harness.records import Run
 from harness.release.champions import champions
-from harness.store import Store
+from harness.store import Leftover, Referred, Store
+
+_FOUND_BY_WAY_OF = {"sweep", "init_wall_s"}  # what a training says that other weights stand behind
+
+
+class Unused(NamedTuple):
+    """What may be removed, what is kept for work that is not finished, and the names of that work."""
+
+    removable: tuple[Leftover, ...]
+    kept: tuple[Leftover, ...]
+    wanted_by: tuple[str, ...]
 
 
 def remove_run(at: Store, run_id: str) -> None:
@@ -17,11 +31,57 @@ def remove_run(at: Store, run_id: str) -> None:
         HarnessError: a compare is at work in the folder.
     """
     store.get_run(at, run_id)
-    promoted = champions(at.folder.parent)
-    targets = [champion.target for champion in promoted if champion.run_id == run_id]
+    targets = [champion.target for champion in champions(at.folder.parent) if champion.run_id == run_id]
     if targets:
         found = f"{run_id}, the champion of {', '.join(targets)}"
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
     with store.working(at):
-        store.remove_run(at, run_id, keep={rows for c in promoted for rows in c.rows.values()})
+        store.remove_run(at, run_id, keep=_of_champions(at).rows)
+
+
+def unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:
+    """List what no run, champion or night refers to; `nights` is what nights do.
+
+    While work has begun and is not finished, what it has so far cannot be told from what is left over:
+    then nothing may be removed but by asking, with `unfinished`, for that too.
+
+    Raises:
+        HarnessError: the file of a run or a champion cannot be read.
+    """
+    runs = store.all_runs(at)
+    wanted = store.joined([store.referred(runs), _of_champions(at), nights])
+    complete, begun = store.unused(at, wanted), store.unfinished(at)
+    wanted_by = (*store.begun(at), *(run.run_id for run in runs if _says_too_little(run)))
+    if unfinished:
+        return Unused((*complete, *begun), (), ())
+    if wanted_by:
+        return Unused((), (*complete, *begun), wanted_by)
+    return Unused(tuple(complete), tuple(begun), ())
+
+
+def remove_unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:
+    """Delete what `unused` lists as removable; returns what it was.
+
+    Raises:
+        HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
+    """
+    with store.working(at):
+        found = unused(at, nights, unfinished=unfinished)
+        store.remove(found.removable)
+        for name in store.begun(at) if unfinished else ():
+            store.end(at, name)
+    return found
+
+
+def _says_too_little(run: Run) -> bool:
+    """Tell whether a run was made before runs named the weights that they are found by way of."""
+    return bool(_FOUND_BY_WAY_OF & run.training.keys()) and "stands_on" not in run.training
+
+
+def _of_champions(at: Store) -> Referred:
+    promoted = champions(at.folder.parent)
+    return Referred(
+        rows=frozenset(rows for one in promoted for rows in one.rows.values()),
+        weights=frozenset(digest for one in promoted for digest in (one.weights_digest, one.base_digest)),
+    )

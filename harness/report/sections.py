@@ -210,6 +210,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("gate", title, columns, rows, lead, list(map(miss_text, f.verdict.missed)), f.label)
 
 
+_NOT_MEASURED = ("sweep", "stands_on")
+
+
 def _training(trained: Sequence[CandidateFacts]) -> Section:
     """Show the measured figures of each training run; one row a candidate."""
     figures = [_figures(f.training) for f in trained]
@@ -231,7 +234,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
 
 def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
-    found = {name: value for name, value in training.items() if name != "sweep"}
+    found = {name: value for name, value in training.items() if name not in _NOT_MEASURED}
     if mean := losses.smoothed(training):
         found["loss"] = mean
     gap = losses.gap(training)

@@ -28,7 +28,17 @@ from harness.records import Example, Run, SampleResult, digest
 from harness.run import control as control_arm
 from harness.run import hosting, replay, rescoring
 from harness.run import weights as made
-from harness.run.finished import Asked, Sought, failed_id, failure, finished, is_there, run_id_of, sought
+from harness.run.finished import (
+    Asked,
+    Sought,
+    begun_as,
+    failed_id,
+    failure,
+    finished,
+    is_there,
+    run_id_of,
+    sought,
+)
 from harness.run.sets import SPLITS, RowSet, suite_set, suite_sets, target_sets, work_of
 from harness.run.shared import shared_tokens
 from harness.run.weights import base_of, served_base
@@ -139,10 +149,22 @@ def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | Non
     Raises:
         HarnessError: the candidate could not be made or evaluated.
     """
+    if done is None:
+        begin(bench, name, seed)
     run = done or _made(bench, name, recipe, seed)
     if (bench.store.folder / (failed := failed_id(bench, name, seed))).exists():
         store.remove_run(bench.store, failed)
+    store.end(bench.store, begun_as(bench, name, seed))
     return run
+
+
+def begin(bench: Bench, name: str, seed: int) -> None:
+    """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` has made it.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    store.begin(bench.store, begun_as(bench, name, seed))
 
 
 def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
@@ -347,7 +369,17 @@ def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bo
     if found is None or init is None:
         return found
     before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
-    return found._replace(training={**found.training, "init_wall_s": round(before_s, 3)})
+    began_with = {"init_wall_s": round(before_s, 3), "stands_on": stands_on(init)}
+    return found._replace(training={**found.training, **began_with})
+
+
+def stands_on(*weights: Weights) -> dict[str, str]:
+    """Map the keys of weights, and of those that they in turn stand on, to their digests."""
+    behind: dict[str, str] = {}
+    for one in weights:
+        own = one.training.get("fit_key")
+        behind |= one.training.get("stands_on", {}) | ({own: one.digest} if own else {})
+    return behind
 
 
 def _replayed(bench: Bench, source: Recipe, seed: int) -> Sequence[Example]:
@@ -383,6 +415,7 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         Diverged: every trial did.
     """
     tried: list[dict[str, Any]] = []
+    kept: list[Weights] = []
     metric = bench.target.primary
     for point, trial in made.trials(source):
         try:
@@ -393,6 +426,7 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         score = None if found is None else _validation(bench, trial, found, make=make)
         if found is None or score is None:
             return None
+        kept.append(found)
         measured = {name: found.training.get(name) for name in _OF_TRIAL}
         tried.append({"params": point, "validation": score, **measured})
     best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
@@ -405,7 +439,8 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
     again = 0.0 if seed == bench.experiment.seeds[0] else found.training.get("wall_s", 0.0)
     wall_s = round(sum(t["wall_s"] for t in tried) + again, 3)
     sweep = [{**t, "chosen": t is best} for t in tried]
-    return found._replace(training={**found.training, "wall_s": wall_s, "sweep": sweep})
+    training = {**found.training, "wall_s": wall_s, "sweep": sweep, "stands_on": stands_on(*kept)}
+    return found._replace(training=training)
 
 
 def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, float]:

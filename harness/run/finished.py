@@ -54,9 +54,14 @@ def is_there(bench: "Bench", rows: RowSet) -> bool:
 def run_id_of(bench: "Bench", name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
     """Name a finished run by its weights and its rows."""
     rows = {s.name: s.identity.digest for s in sets}
-    return f"{bench.experiment.name}-{name}-s{seed}-{digest([rows, weights.digest])[:8]}"
+    return f"{begun_as(bench, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
 def failed_id(bench: "Bench", name: str, seed: int) -> str:
     """Name the run that says why a recipe could not be made."""
-    return f"{bench.experiment.name}-{name}-s{seed}-failed"
+    return f"{begun_as(bench, name, seed)}-failed"
+
+
+def begun_as(bench: "Bench", name: str, seed: int) -> str:
+    """Name a run that has begun; nothing is known of what it will be."""
+    return f"{bench.experiment.name}-{name}-s{seed}"

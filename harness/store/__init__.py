@@ -15,10 +15,12 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/noise/<id>.json                       a measurement of A/A noise
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
+    runs/.begun/<name>                         what has begun and not finished
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
 from harness.records import BLOCK
+from harness.store.begun import begin, begun, end
 from harness.store.control import (
     controls,
     keep_environment,
@@ -46,7 +48,7 @@ from harness.store.rows import (
     read_many,
     read_rows,
 )
-from harness.store.runs import get_run, list_runs, read_run, remove_run, save_run, written_runs
+from harness.store.runs import all_runs, get_run, list_runs, read_run, remove_run, save_run, written_runs
 from harness.store.samples import (
     Columns,
     count_statuses,
@@ -57,27 +59,35 @@ from harness.store.samples import (
     read_samples,
     read_scored,
 )
+from harness.store.unused import Leftover, Referred, joined, referred, remove, unfinished, unused
 
 __all__ = [
     "BLOCK",
     "Columns",
     "Counts",
     "DiskUse",
+    "Leftover",
     "Noted",
+    "Referred",
     "Store",
+    "all_runs",
     "append_block",
     "at_work",
+    "begin",
+    "begun",
     "complete_rows",
     "controls",
     "count_statuses",
     "differing_items",
     "disk_use",
+    "end",
     "find_items",
     "finished_blocks",
     "flip_rates",
     "get_run",
     "has_rows",
     "identities",
+    "joined",
     "keep_environment",
     "keep_origin",
     "list_ratings",
@@ -96,13 +106,17 @@ __all__ = [
     "read_run",
     "read_samples",
     "read_scored",
+    "referred",
     "reindex",
+    "remove",
     "remove_run",
     "runs_on_disk",
     "save_control",
     "save_noise",
     "save_rating",
     "save_run",
+    "unfinished",
+    "unused",
     "working",
     "write_measured",
     "write_whole",

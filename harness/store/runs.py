@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Run
 from harness.store import index
-from harness.store.disk import own_fit_key
+from harness.store.disk import needed_keys, own_fit_key
 from harness.store.folders import Store, failure, is_bare_name, missing_rows, remove_folder, write_whole
 from harness.store.ingest import drop_orphans
 from harness.store.rebuild import build_missing, parsed, record_of, runs_on_disk, writing
@@ -84,6 +84,19 @@ def written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
     return runs
 
 
+def all_runs(store: Store) -> list[Run]:
+    """Read every run from its folder, to know what is shared.
+
+    Raises:
+        HarnessError: a run's file is unreadable, so what it refers to is unknown.
+    """
+    on_disk, unreadable = runs_on_disk(store)
+    if unreadable:
+        expected = "readable run files, which tell what is shared"
+        raise failure("runs", "; ".join(unreadable), expected, "repair or delete them")
+    return on_disk
+
+
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """Delete a run, and those of its row sets (but for `keep`) and weights that no other run refers to.
 
@@ -92,17 +105,13 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
         HarnessError: another run's file is unreadable, so what it refers to is unknown.
     """
     run = get_run(store, run_id)
-    on_disk, unreadable = runs_on_disk(store)
-    if unreadable:
-        expected = "readable run files, which tell what is shared"
-        raise failure("runs", "; ".join(unreadable), expected, "repair or delete them")
-    others = [other for other in on_disk if other.run_id != run_id]
+    others = [other for other in all_runs(store) if other.run_id != run_id]
     with writing(store) as db:
         index.drop_run(db, run_id)
         drop_orphans(db)
     remove_folder(store.folder / run_id)
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
-    fit_keys = Counter(one.training.get("fit_key") for one in [run, *others])
-    if fit_key := own_fit_key(run, fit_keys, Counter(one.weights_digest for one in [run, *others])):
+    every = [run, *others]
+    if fit_key := own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every)):
         remove_folder(store.weights(fit_key))

@@ -1,0 +1,195 @@
+"""What lies in a store and is nobody's: what counts as it, and that removing it takes nothing else."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny_experiment
+from test_disk import promoted
+from test_run import bench
+from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
+
+from harness import release, run
+from harness import store as stores
+from harness.errors import HarnessError
+from harness.nightly import files
+from harness.store import Referred, Store
+from harness.store.disk import size
+
+SWEPT = """\
+  prompt: {method: base}
+  lora: {method: lora, sweep: {learning_rate: [0.01, 0.001]}, params: {r: 2, num_train_epochs: 1, max_length: 200}}
+  half: {method: scaled, init_from: lora, params: {scale: 0.5}}
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs", wait_s=20)
+
+
+def unused(store, **options):
+    found = release.unused(store, files.referred(store), **options)
+    return {str(one.path.relative_to(store.folder)) for one in found.removable}
+
+
+def folders(*identities):
+    return {f"rows/{one.digest}" for one in identities}
+
+
+def fitted(store, fit_key, digest):
+    """Write finished weights."""
+    stores.write_whole(store, store.weights(fit_key) / "fit.json", json.dumps({"digest": digest}))
+
+
+@pytest.fixture
+def asked(store):
+    """Save a run of weights w on a base b."""
+    complete(store, IDENTITY, make_rows(3))
+    training = {"fit_key": "own", "stands_on": {"lost": "l"}}
+    stores.save_run(
+        store, make_run("a", [IDENTITY.digest], weights_digest="w", base_digest="b", training=training)
+    )
+    return store
+
+
+def test_rows_and_weights_of_no_run_are_unused(asked):
+    complete(asked, OTHER, make_rows(3))
+    fitted(asked, "own", "w")
+    fitted(asked, "nobody's", "n")
+    assert unused(asked) == {*folders(OTHER), "weights/nobody's"}
+
+
+def test_the_trials_that_a_run_is_found_by_way_of_are_wanted_with_their_rows(asked):
+    complete(asked, replace(IDENTITY, weights_digest="l"), make_rows(3))
+    fitted(asked, "lost", "l")
+    assert unused(asked) == set()
+
+
+@pytest.mark.parametrize("changes", [{"weights_digest": "b"}, {"precision": "bf16"}], ids=str)
+def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(asked, changes):
+    complete(asked, replace(IDENTITY, **changes), make_rows(3))
+    assert unused(asked) == set()
+
+
+@pytest.mark.parametrize("name", ["prompting_digest", "task_version", "scoring_digest"])
+def test_rows_of_the_base_that_were_asked_otherwise_than_any_run_are_unused(asked, name):
+    changed = replace(IDENTITY, weights_digest="b", **{name: "changed"})
+    complete(asked, changed, make_rows(3))
+    assert unused(asked) == folders(changed)
+
+
+def test_rows_and_weights_of_a_champion_are_wanted(store):
+    complete(store, OTHER, make_rows(3))
+    fitted(store, "best", "w")
+    assert unused(store) == {*folders(OTHER), "weights/best"}
+    promoted(store, "a run that is gone", rows={"facts/test": OTHER.digest})
+    assert unused(store) == set()
+
+
+def test_what_nights_refer_to_is_wanted(store):
+    complete(store, OTHER, make_rows(3))
+    complete(store, IDENTITY, make_rows(3))
+    for fit_key in ("tonight", "before"):
+        fitted(store, fit_key, fit_key)
+    folder = files.home(store, "desk")
+    reference = files.Reference(
+        "r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", "p", "d", "e"
+    )
+    files.write_state(store, folder, files.State({"lora": reference}))
+    for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
+        watched = files.Watched("lora", "r", "t", (), fit_keys=(fit_key,))
+        night = files.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
+        files.write_night(store, folder, night)
+    assert unused(store) == {"weights/before"}
+
+
+def test_that_a_training_diverged_is_not_forgotten(store):
+    stores.write_whole(store, store.weights("fit") / "diverged.json", "[]")
+    assert unused(store) == set()
+
+
+def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
+    append(store, IDENTITY, make_rows(64))
+    stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoints" / "x", "x")
+    assert unused(store) == set()
+    assert unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
+        {".unfinished"} if (store.folder / ".unfinished").exists() else set()
+    )
+
+
+def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
+    complete(store, OTHER, make_rows(3))
+    stores.begin(store, "desk-lora-s0")
+    found = release.remove_unused(store, Referred())
+    assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
+    assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
+    release.remove_unused(store, Referred(), unfinished=True)
+    assert not store.rows(OTHER.digest).exists()
+    assert stores.begun(store) == []
+
+
+def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
+    stores.save_run(store, make_run("a", [], training={"fit_key": "own", "sweep": []}))
+    fitted(store, "trial", "t")
+    assert release.unused(store, Referred()).wanted_by == ("a",)
+    assert unused(store) == set()
+
+
+def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(asked):
+    (asked.folder / "torn").mkdir()
+    (asked.folder / "torn" / "run.json").write_text("{")
+    with pytest.raises(HarnessError, match="readable run files"):
+        release.remove_unused(asked, Referred())
+
+
+def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
+    complete(store, OTHER, make_rows(3))
+    with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):
+        release.remove_unused(store, Referred())
+    assert store.parquet(OTHER.digest).exists()
+
+
+def test_the_weights_behind_another_run_outlive_the_run_that_made_them(asked):
+    fitted(asked, "lost", "l")
+    stores.save_run(asked, make_run("b", [], training={"fit_key": "lost"}))
+    release.remove_run(asked, "b")
+    assert asked.weights("lost").exists()
+
+
+def test_the_disk_use_counts_every_file(asked):
+    for name in ("control/c/control.json", "nightly/desk/state.json", "noise/n.json", "smoke/rows/x"):
+        stores.write_whole(asked, asked.folder / name, "x" * 100)
+    used = stores.disk_use(asked, stores.list_runs(asked))
+    assert (used.control, used.nightly) == (100, 100)
+    assert used.total == size(asked.folder)
+
+
+@pytest.mark.usefixtures("own_cache")
+class TestAnExperiment:
+    """A compare with a sweep, and an adapter that stands on its winner."""
+
+    @pytest.fixture
+    def path(self, tiny, tmp_path):
+        path = tiny_experiment.write(tmp_path, tiny, SWEPT)
+        tiny_experiment.run(path)
+        return path
+
+    def test_nothing_of_it_is_unused_and_all_is_once_its_runs_are_gone(self, path):
+        store = Store(path.parent / "runs")
+        assert len(list((store.folder / "weights").iterdir())) == 3
+        found = release.unused(store, Referred())
+        assert (found.removable, found.wanted_by) == ((), ())
+        for one in stores.list_runs(store):
+            release.remove_run(store, one.run_id)
+        release.remove_unused(store, Referred())
+        assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
+
+    def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
+        made = bench(tiny_experiment.write(tmp_path, tiny))
+        recipe = made.experiment.candidates["prompt"]
+        with pytest.raises(AttributeError):
+            run.make_run(made, "prompt", None, 0)
+        assert stores.begun(made.store) == ["tiny-prompt-s0"]
+        run.make_run(made, "prompt", recipe, 0)
+        assert stores.begun(made.store) == []
