@@ -60,7 +60,7 @@ def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") 
     on_gpu = context.machine.device == "cuda"
     set_seed(context.seed)
     base, tokenizer = load_base(context.source, context.machine, attention)
-    rows, _ = _rows(context.train, tokenizer, context.chat_template, params.max_length)
+    rows, _ = _rows(context.train, context, tokenizer, params.max_length)
     config = SFTConfig(
         output_dir=str(context.folder / "trl"),
         seed=context.seed,
@@ -68,6 +68,7 @@ def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") 
         fp16=context.machine.precision == "fp16",
         use_cpu=not on_gpu,
         gradient_checkpointing=on_gpu,
+        completion_only_loss=True,
         report_to="none",
         disable_tqdm=True,
         logging_steps=1,
