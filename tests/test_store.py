@@ -187,6 +187,22 @@ def test_completing_leaves_one_parquet_file_its_checksum_and_the_identity(store)
     assert leftovers(store) == []
 
 
+def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
+    complete(store, IDENTITY, make_rows(BLOCK + 3))
+    append(store, IDENTITY, make_rows(2 * BLOCK))  # by another process, which was ended: the second is longer
+    append(store, OTHER, make_rows(BLOCK))
+    stores.remove_merged_blocks(store)
+    assert [path.name for path in (store.rows(IDENTITY.digest) / "blocks").iterdir()] == ["00001.jsonl"]
+    assert stores.finished_blocks(store, OTHER) == {0}
+
+
+def test_a_folder_of_blocks_that_its_writer_was_about_to_remove_is_removed(store):
+    complete(store, IDENTITY, make_rows(BLOCK))
+    append(store, IDENTITY, make_rows(BLOCK))
+    stores.remove_merged_blocks(store)
+    assert not (store.rows(IDENTITY.digest) / "blocks").exists()
+
+
 def test_the_identity_comes_back(store):
     complete(store, IDENTITY, make_rows(1))
     assert stores.read_identity(store, IDENTITY.digest) == IDENTITY

@@ -147,6 +147,7 @@ def run_all(
     make_all = partial(_make_all, bench, ordered, smoke=quick)
     with store.working(bench.store), noted:
         store.begin(bench.store, bench.experiment.name)
+        store.remove_merged_blocks(bench.store)
         if fewer_items:
             said, runs = fewer.in_looks(bench, _measure_base(bench, bench.source), make_all)
             reader = Reader(bench)

@@ -47,6 +47,7 @@ from harness.store.rows import (
     read_identity,
     read_many,
     read_rows,
+    remove_merged_blocks,
 )
 from harness.store.runs import all_runs, get_run, list_runs, read_run, remove_run, save_run, written_runs
 from harness.store.samples import (
@@ -109,6 +110,7 @@ __all__ = [
     "referred",
     "reindex",
     "remove",
+    "remove_merged_blocks",
     "remove_run",
     "runs_on_disk",
     "save_control",

@@ -125,6 +125,16 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     _remove_blocks(path.parent / "blocks", n_kept)
 
 
+def remove_merged_blocks(store: Store) -> None:
+    """Delete blocks that a complete set holds already: whoever completed it was ended before it could."""
+    for folder in (store.folder / "rows").glob("*/blocks"):
+        stored = _parquet_ids(folder.with_name("rows.parquet")) or []
+        for index, ids in _readable_blocks(store, folder.parent.name).items():
+            if stored[BLOCK * index :][: len(ids)] == ids:
+                _block_path(folder.parent, index).unlink(missing_ok=True)
+        _remove_if_empty(folder)
+
+
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     """Tell whether the complete set begins with these examples, in this order."""
     stored = _parquet_ids(store.parquet(identity.digest))
@@ -281,6 +291,10 @@ def _remove_blocks(folder: Path, n_kept: int) -> None:
     for path in folder.glob("*.jsonl"):
         if path.stem.isdigit() and int(path.stem) * BLOCK < n_kept:
             path.unlink(missing_ok=True)
+    _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
