@@ -1,6 +1,11 @@
-"""Processes that save runs into one store at once, and one that reads it, for a while.
+"""Processes that save runs into one store at once, and two that read it, for a while.
 
 Invariant: each process has its own connections; what they share is the folder.
+
+One reader lists runs by the index, as the command line does. The other does what the dashboard's pages do:
+it reads the runs' files, and rows, statuses, columns and items of the newest run. What is measured is how
+long each of these takes as a whole, its own work included, but for the time in which it was ready and no
+processor was free: ten processes share the machine's few cores, and that waiting is nobody's lock.
 """
 
 import json
@@ -31,34 +36,51 @@ print(json.dumps(saved))
 _READ = """
 import json, sys, time
 from pathlib import Path
-from harness.store import Store, list_runs
-store, seconds = Store(Path(sys.argv[1])), float(sys.argv[3])
+from harness import store as stores
+store, name, seconds = stores.Store(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 delays = Path("/proc/thread-self/schedstat")  # the second number: ns that it was ready, and no processor was free
 def now():
     return time.monotonic() - (int(delays.read_text().split()[1]) / 1e9 if delays.exists() else 0)
+known = {}
+def page():
+    for file in store.folder.glob("*/run.json"):
+        if file not in known:
+            known[file] = stores.read_run(file)
+    newest = max(filter(None, known.values()), key=lambda run: run.created)
+    (digest,) = newest.rows.values()
+    rows = stores.read_scored(store, digest, "exact_match")
+    stores.read_columns(store, [digest], "exact_match")
+    stores.count_statuses(store, [digest])
+    stores.read_samples(store, digest, [rows[0].example_id])
+    stores.find_items(store, [digest], "answer 7")
+    stores.differing_items(store, digest, digest)
+    stores.list_ratings(store)
+    stores.at_work(store)
+    return len(known)
+look = page if name == "page" else lambda: len(stores.list_runs(store))
 sys.stdin.readline()
-until, waits, seen = time.monotonic() + seconds, [], 0
+until, took, seen = time.monotonic() + seconds, [], 0
 while time.monotonic() < until:
     start = now()
-    n = len(list_runs(store))
-    waits.append(now() - start)
+    n = look()
+    took.append(now() - start)
     assert n >= seen, "a run was lost"
     seen = n
     time.sleep(0.05)
-print(json.dumps(waits))
+print(json.dumps(took))
 """
 
 
 class Busy(NamedTuple):
-    """What the writers saved, and how long each reading took in seconds, but for waiting for a processor."""
+    """What the writers saved, and by reader how long each look took in seconds, as the module says."""
 
     saved: set[str]
-    waits_s: list[float]
+    took_s: dict[str, list[float]]
 
 
 def keep_busy(folder: Path, run: dict, n_writers: int, seconds: float) -> Busy:
-    """Let so many writers save copies of a run while one process reads; all start together."""
-    asked = [(_SAVE, f"writer{i}") for i in range(n_writers)] + [(_READ, "reader")]
+    """Let so many writers save copies of a run while two processes read; all start together."""
+    asked = [(_SAVE, f"writer{i}") for i in range(n_writers)] + [(_READ, "list"), (_READ, "page")]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(folder), name, str(seconds), json.dumps(run)],
@@ -73,5 +95,5 @@ def keep_busy(folder: Path, run: dict, n_writers: int, seconds: float) -> Busy:
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    *writers, reader = [json.loads(process.communicate()[0]) for process in processes]
-    return Busy({run_id for saved in writers for run_id in saved}, reader)
+    *writers, listing, page = [json.loads(process.communicate()[0]) for process in processes]
+    return Busy({run_id for saved in writers for run_id in saved}, {"list": listing, "page": page})

@@ -1,13 +1,18 @@
 """Whatever ends a compare, the next one goes on and ends with the rows of an undisturbed one.
 
-Invariant: the moments are drawn by a seed, over what the experiment does, not over its time.
+Invariant: the moments are drawn by a seed, over what the experiment does, not over its time. Up to five
+kills an experiment of seconds is enough, which CI can afford; more (`--kills 20`) meet one that takes
+about two minutes undisturbed.
 """
 
 import random
 import shutil
 import signal
+import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tiny_experiment
@@ -15,11 +20,24 @@ from forking import Forked
 
 from harness import store
 from harness.records import BLOCK
-from harness.store import Store
+from harness.store import Store, disk
 
 pytestmark = pytest.mark.slow
 
 COMPARE = ("compare",)
+
+
+class Size(NamedTuple):
+    """How long an experiment takes: blocks of one task, epochs and seeds of its trainings."""
+
+    blocks: int
+    epochs: int
+    seeds: str
+    pause_s: float  # at most, between something begun or finished and a kill
+
+
+SECONDS = Size(2, 3, "[0]", 0.2)
+TWO_MINUTES = Size(160, 20, "[0, 1, 2, 3, 4]", 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -37,33 +55,40 @@ def model(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(forked, model, tmp_path_factory):
+def size(pytestconfig):
+    return SECONDS if pytestconfig.getoption("kills") <= 5 else TWO_MINUTES
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forked, model, size, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    write(folder, model)
+    write(folder, model, size)
     assert forked.run(folder, *COMPARE) == 0, said(folder)
     return folder
 
 
 @pytest.fixture
-def folder(model, tmp_path):
-    write(tmp_path, model)
+def folder(model, size, tmp_path):
+    write(tmp_path, model, size)
     return tmp_path
 
 
-def write(folder, model):
+def write(folder, model, size):
     """Write the tiny experiment with enough items for several blocks, and a preference training."""
     pairs = [
         {"id": f"pair-{n}", "prompt": f"Where is parcel {n}?", "chosen": "late", "rejected": "money"}
         for n in range(24)
     ]
     dpo = "  dpo: {method: dpo, init_from: lora, params: {max_length: 200, per_device_train_batch_size: 2}}\n"
-    tiny_experiment.write(folder, model, tiny_experiment.CANDIDATES.replace("epochs: 1", "epochs: 3") + dpo)
+    candidates = tiny_experiment.CANDIDATES.replace("epochs: 1", f"epochs: {size.epochs}") + dpo
+    tiny_experiment.write(folder, model, candidates, extra=f"seeds: {size.seeds}\n")
     suites = folder / "suites"
     tiny_experiment.rows(suites / "letters" / "pairs.jsonl", pairs)
     target = (suites / "letters.yaml").read_text().replace("{train:", "{pairs: letters/pairs.jsonl, train:")
     (suites / "letters.yaml").write_text(target)
     asked = [
-        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)} for n in range(2 * BLOCK)
+        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
+        for n in range(size.blocks * BLOCK)
     ]
     tiny_experiment.rows(suites / "general" / "facts.jsonl", asked)
 
@@ -112,12 +137,12 @@ def things(folder: Path) -> int:
     return sum(1 for each in found for _ in each)
 
 
-def moments(folder, undisturbed, n):
+def moments(folder, undisturbed, n, size):
     """Draw moments: so many more things begun or finished than now, and a while after that."""
     draw = random.Random(5)
     total = things(undisturbed)
     for at in sorted(draw.uniform(0, total) for _ in range(n)):
-        pause_s, reached = draw.uniform(0, 0.2), []
+        pause_s, reached = draw.uniform(0, size.pause_s), []
 
         def due(at=at, pause_s=pause_s, reached=reached):
             if not reached and things(folder) >= at:
@@ -128,10 +153,10 @@ def moments(folder, undisturbed, n):
 
 
 def test_a_compare_that_is_killed_at_random_moments_ends_with_the_same_rows(
-    forked, folder, undisturbed, pytestconfig
+    forked, folder, undisturbed, size, pytestconfig
 ):
     codes = []
-    for when, sent in moments(folder, undisturbed, pytestconfig.getoption("kills")):
+    for when, sent in moments(folder, undisturbed, pytestconfig.getoption("kills"), size):
         codes.append((sent, forked.run(folder, *COMPARE, ends=(when, sent))))
         if sent == signal.SIGINT:
             assert codes[-1][1] in (0, 130), said(folder)
@@ -141,8 +166,37 @@ def test_a_compare_that_is_killed_at_random_moments_ends_with_the_same_rows(
     same(folder, undisturbed)
 
 
-@pytest.mark.parametrize("most_bytes", [1_000, 20_000, 100_000])
-def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+@contextmanager
+def small_disk(folder, n_bytes):
+    """Mount a file system of so many bytes, where the machine lets us; gives what makes it large."""
+    folder.mkdir()
+
+    def mount(*options):
+        words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+        return not subprocess.run(words, capture_output=True, check=False).returncode
+
+    if not shutil.which("mount") or not mount(f"size={n_bytes}"):
+        pytest.skip("mounting needs root; a file that may not grow stands for a small disk")
+    try:
+        yield lambda: mount("remount", "size=1g")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(forked, folder, undisturbed, share):
+    n_bytes = round(share * disk.size(undisturbed / "runs"))
+    with small_disk(folder / "runs", n_bytes) as enlarge:
+        assert forked.run(folder, *COMPARE) == 2, said(folder)
+        assert "no room to write" in said(folder)
+        assert "Traceback" not in said(folder)
+        assert enlarge()
+        assert forked.run(folder, *COMPARE) == 0, said(folder)
+        same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("most_bytes", [1_000, 20_000])
+def test_a_compare_whose_files_may_not_grow_says_so_and_goes_on_when_they_may(
     forked, folder, undisturbed, most_bytes
 ):
     assert forked.run(folder, *COMPARE, most_bytes=most_bytes) == 2, said(folder)
@@ -164,5 +218,15 @@ def test_files_that_were_cut_in_half_are_made_again(forked, undisturbed, tmp_pat
     assert forked.run(folder, *COMPARE) == 0, said(folder)
     same(folder, undisturbed)
     index.unlink()
+    assert forked.run(folder, *COMPARE) == 0, said(folder)
+    same(folder, undisturbed)
+
+
+def test_files_that_were_damaged_inside_are_made_again_by_the_same_compare(forked, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "copy")
+    for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
+        held = path.read_bytes()
+        middle = len(held) // 2
+        path.write_bytes(held[:middle] + bytes(255 - byte for byte in held[middle:][:8]) + held[middle + 8 :])
     assert forked.run(folder, *COMPARE) == 0, said(folder)
     same(folder, undisturbed)
