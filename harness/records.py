@@ -4,9 +4,11 @@ Invariant: identity is content. The digest of a record is the sha256 of its cano
 so two equal things have one digest on every machine.
 """
 
+import gc
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +32,18 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the sha256 of the value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def many_rows() -> Iterator[None]:
+    """Pause the search for cycles while many rows are made: they form none, and it visits each one made."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def checksum(file: Path) -> str:

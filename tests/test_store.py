@@ -1,5 +1,6 @@
 """The store: what goes in comes out, kills and full disks break nothing, the index is only an index."""
 
+import gc
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.records import BLOCK, RowsIdentity, Run, SampleResult
+from harness.records import BLOCK, RowsIdentity, Run, SampleResult, many_rows
 from harness.store import checksums, index, rebuild, rows
 from harness.store.folders import Store, clear_errors, rename_when_whole
 
@@ -445,6 +446,17 @@ def test_many_sets_are_read_at_once_as_each_is_alone(store):
         alone = {digest: stores.read_rows(store, digest, texts=texts) for digest in digests}
         assert stores.read_many(store, digests, texts=texts) == alone
     assert stores.read_many(store, []) == {}
+
+
+def test_the_search_for_cycles_goes_on_after_rows_were_made_also_where_that_failed():
+    with many_rows():
+        with many_rows():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyError), many_rows():
+        raise KeyError
+    assert gc.isenabled()
 
 
 def test_what_cannot_be_read_among_many_sets_is_named(store):

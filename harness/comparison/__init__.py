@@ -166,6 +166,6 @@ def compare_validity(
         IncompatibleRuns: the arms hold different items, or none was answered in both.
     """
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
-    return compare_rows(
-        metric, validity_rows(base), validity_rows(new), seed=seed, alpha=alpha, identical=identical
-    )
+    old = validity_rows(base)
+    now = old if new == base else validity_rows(new)
+    return compare_rows(metric, old, now, seed=seed, alpha=alpha, identical=identical)

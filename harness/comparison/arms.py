@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric
-from harness.records import SampleResult
+from harness.records import SampleResult, many_rows
 from harness.stats import Array
 
 _INVALID = ("unparsable", "truncated", "refused")
@@ -91,22 +91,23 @@ def _different_items(only_base: set[str], only_new: set[str]) -> str:
 
 def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
     """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled."""
-    return [
-        SampleResult(
-            task=row.task,
-            split=row.split,
-            example_id=f"{row.task}/{row.example_id}",
-            position=row.position,
-            status=row.status,
-            text="",
-            prompt="",
-            references=(),
-            parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
-            cluster=f"{row.task}/{row.cluster or row.example_id}",
-            weight=row.weight,
-        )
-        for row in rows
-    ]
+    with many_rows():
+        return [
+            SampleResult(
+                task=row.task,
+                split=row.split,
+                example_id=f"{row.task}/{row.example_id}",
+                position=row.position,
+                status=row.status,
+                text="",
+                prompt="",
+                references=(),
+                parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
+                cluster=f"{row.task}/{row.cluster or row.example_id}",
+                weight=row.weight,
+            )
+            for row in rows
+        ]
 
 
 def is_mean(metric: Metric, arms: Arms) -> bool:

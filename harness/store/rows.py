@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json
+from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, many_rows
 from harness.store.checksums import is_as_written, note_checksum
 from harness.store.folders import (
     AGAIN,
@@ -180,12 +180,11 @@ def read_many(
     import duckdb
 
     try:
-        with memory() as db:
-            found = db.execute(query, [files]).fetchall()
+        with many_rows(), memory() as db:
+            for digest, *values in db.execute(query, [files]).fetchall():
+                out[digest].append(_row(values))
     except duckdb.Error:  # reading one by one says which it is
         return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
-    for digest, *values in found:
-        out[digest].append(_row(values))
     return out
 
 
@@ -247,7 +246,8 @@ def rows_from(
     """Read rows by position; their columns come in the order of the fields, which is the fastest way."""
     selected = _SELECTED if texts else _WITHOUT_TEXTS
     query = f"SELECT {selected} FROM {source} ORDER BY position"
-    return [_row(list(row)) for row in db.execute(query, values).fetchall()]
+    with many_rows():
+        return [_row(list(row)) for row in db.execute(query, values).fetchall()]
 
 
 def _row(values: list[Any]) -> SampleResult:

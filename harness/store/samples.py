@@ -6,7 +6,7 @@ Invariant: reads Parquet files alone, never the index, so nobody who writes has 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from harness.records import SampleResult, Status
+from harness.records import SampleResult, Status, many_rows
 from harness.store.folders import Store, clear_errors, missing_rows
 from harness.store.rows import ANEW, READ_PARQUET, memory, pattern, rows_from
 
@@ -51,7 +51,7 @@ def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResul
         raise missing_rows(store, [rows_digest])
     names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
-    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
+    with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
         return [_scored(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
 
 

@@ -18,6 +18,7 @@ TRUTH = worlds.Truth(
     {"zero_shot": {"plain": 20}, "few_shot": {"plain": 30}, "rag": {"plain": 30}, "tuned": {"plain": 60}}
 )
 SIZES = (200, 1_000, 3_000)  # items of each of four general tasks
+GATE_S, COMPARE_S = 1.0, 2.0  # goals
 CHOSEN = ("prompt", "prompt,knn,rag,lora", "")  # candidates; "" is all of them
 
 
@@ -35,12 +36,12 @@ def quickstart_rows(folder: Path) -> list[Row]:
     return [
         *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
         *rows_of(
-            "`harness gate --candidate lora`", median_of(folder, "gate", "--candidate", "lora"), 1.0, read
+            "`harness gate --candidate lora`", median_of(folder, "gate", "--candidate", "lora"), GATE_S, read
         ),
         *rows_of(
             "`harness compare` again, unchanged",
             median_of(folder, "compare"),
-            2.0,
+            COMPARE_S,
             "bootstraps of five sets of weights, rows, imports, and six forms of the report",
         ),
     ]
@@ -57,6 +58,12 @@ def by_candidates(folder: Path) -> Table:
     )
 
 
+def beside(wall_s: float, goal_s: float) -> str:
+    """Write a time, and where it misses its goal by how much."""
+    over_s = wall_s - goal_s
+    return f"{wall_s:.2f}" if over_s <= 0 else f"{wall_s:.2f}, over the goal by {over_s:.2f}"
+
+
 def by_items(folder: Path) -> Table:
     lines = []
     for n in SIZES:
@@ -64,9 +71,11 @@ def by_items(folder: Path) -> Table:
         worlds.report(at, TRUTH, worlds.Sizes(general=n))
         gate = median_of(at, "gate", "--candidate", "lora", "gate.on_inconclusive=pass", n=3)
         compare = median_of(at, "compare", n=3)
-        lines.append((f"{4 * n:,}", f"{gate.wall_s:.2f}", f"{compare.wall_s:.2f}", f"{compare.peak_gb:.2f}"))
+        times = beside(gate.wall_s, GATE_S), beside(compare.wall_s, COMPARE_S)
+        lines.append((f"{4 * n:,}", *times, f"{compare.peak_gb:.2f}"))
     return Table(
-        "Five candidates, one of them with weights of its own, by items of the general suite:",
+        "Five candidates, one of them with weights of its own, by items of the general suite; what grows is "
+        "reading rows and pairing them:",
         ("items", "gate, s", "compare, s", "peak GB of it"),
         tuple(lines),
     )
