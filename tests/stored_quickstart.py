@@ -16,7 +16,8 @@ from harness.experiment import Scope, bench_of
 from harness.progress import Silent
 from harness.records import Encoded, Likelihood, Limits, Output, digest
 from harness.report import ExperimentReport
-from harness.run import Bench, ensure_weights
+from harness.run import ensure_weights
+from harness.run.bench import Bench
 from harness.run.weights import folder_of, trained_base
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from harness import plugins
-from harness.run import LAYS_OUT
+from harness.run.bench import LAYS_OUT
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"

@@ -18,7 +18,7 @@ from harness.experiment.curve import SHARES
 from harness.progress import Silent
 from harness.records import Encoded, Limits, Output, digest
 from harness.report import ExperimentReport
-from harness.run import measured
+from harness.run.bench import measured
 from harness.run.weights import folder_of
 
 GOOD, BAD = "gimlet", "nothing"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.estimate import Work
     from harness.experiment.alone import Prepared
     from harness.report import ExperimentReport
-    from harness.run import Bench
+    from harness.run.bench import Bench
     from harness.spec import GatePolicy, Task
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.comparison import Estimate
     from harness.config import Loaded
     from harness.report import ExperimentReport
-    from harness.run import Bench
+    from harness.run.bench import Bench
 
 
 def open_bench(

@@ -19,7 +19,7 @@ from harness.experiment.serving import key_problems
 from harness.machine import Machine, Memory, memory, probe
 from harness.numbers import count
 from harness.progress import Progress
-from harness.run import Bench
+from harness.run.bench import Bench
 
 __all__ = ["Checkup", "Cost", "costs", "examine", "measure_noise"]
 

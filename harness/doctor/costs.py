@@ -18,7 +18,8 @@ from harness.footprint import Shape
 from harness.machine import Memory
 from harness.plugins import load as load_plugin
 from harness.records import BLOCK, Example, Run
-from harness.run import Bench, base_weights
+from harness.run import base_weights
+from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, target_sets, work_of
 from harness.run.weights import base_of, fit_work, served_base, source_of, step_of, trained_base, trials
 from harness.spec import Recipe

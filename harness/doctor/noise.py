@@ -13,7 +13,8 @@ from harness.candidates import Candidate, HFCandidate, ModelHost
 from harness.errors import Problem, UserError
 from harness.evaluate import Job
 from harness.records import Noise, SampleResult, TaskNoise
-from harness.run import Bench, base_weights
+from harness.run import base_weights
+from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, work_of
 from harness.scoring import Executor
 from harness.trees import Size

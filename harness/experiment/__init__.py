@@ -25,7 +25,8 @@ from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import Bench, base_arm, failed_run, make_run, stored_runs
+from harness.run import base_arm, failed_run, make_run, stored_runs
+from harness.run.bench import Bench
 from harness.run.finished import Asked
 from harness.run.weights import base_of, served_base, source_of, trains
 from harness.spec import Recipe

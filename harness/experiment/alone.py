@@ -22,7 +22,8 @@ from harness.numbers import count, seconds
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report.scores import Scored
-from harness.run import Bench, base_weights, begin, ensure_weights, suite_arm
+from harness.run import base_weights, begin, ensure_weights, suite_arm
+from harness.run.bench import Bench
 from harness.run.sets import suite_sets, work_of
 from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store

@@ -16,7 +16,8 @@ from harness.estimate import Work
 from harness.experiment.findings import Reader, facts_of
 from harness.plugins import load as load_plugin
 from harness.records import Run
-from harness.run import Bench, base_weights, make_run, measured, stored_runs
+from harness.run import base_weights, make_run, stored_runs
+from harness.run.bench import Bench, measured
 from harness.run.sets import target_sets, total_work
 from harness.run.weights import fit_work, source_of
 from harness.spec import Recipe

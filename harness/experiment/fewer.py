@@ -16,7 +16,7 @@ from harness.numbers import count
 from harness.progress import Prefixed
 from harness.records import Run, SampleResult, digest
 from harness.report import ExperimentReport
-from harness.run import Bench, Measured
+from harness.run.bench import Bench, Measured
 from harness.sampling import Plan, Pool
 from harness.spec import Experiment
 

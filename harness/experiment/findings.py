@@ -19,7 +19,8 @@ from harness.experiment.steps import steps_of
 from harness.gating import ControlFacts, Measurement, TargetFacts, TaskComparison
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
-from harness.run import Bench, Measured, measured_arm
+from harness.run import measured_arm
+from harness.run.bench import Bench, Measured
 from harness.spec import GatePolicy
 
 Rows = list[SampleResult]

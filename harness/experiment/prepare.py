@@ -21,7 +21,8 @@ from harness.metrics import Metric, load_metrics
 from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.records import FEWER
-from harness.run import Bench, Measured, base_weights, measured
+from harness.run import base_weights
+from harness.run.bench import Bench, Measured, measured
 from harness.run.replay import replay_problems
 from harness.run.sets import SPLITS, suite_sets, target_sets, total_work, work_of
 from harness.run.weights import (

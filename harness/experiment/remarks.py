@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.endpoint import Settings
 from harness.records import Run
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.run.weights import source_of
 from harness.spec import Recipe
 

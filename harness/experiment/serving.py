@@ -8,7 +8,7 @@ from typing import Any
 from harness import endpoint, vllm
 from harness.errors import Problem
 from harness.plugins import load as load_plugin
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.run.weights import is_served, served_base, source_of, trials
 from harness.spec import Recipe
 from harness.training.adapters import CONFIG

@@ -11,7 +11,7 @@ from harness.gating import TaskComparison
 from harness.gating.verdict import in_macro
 from harness.records import Run, SampleResult
 from harness.report import Step
-from harness.run import Bench, Measured
+from harness.run.bench import Bench, Measured
 from harness.run.weights import source_of
 
 Rows = Mapping[str, Sequence[SampleResult]]

@@ -13,7 +13,7 @@ from harness import run, store
 from harness.candidates import Candidate
 from harness.nightly.plan import Cluster, items_of
 from harness.records import SampleResult, digest
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.run.sets import RowSet
 from harness.training import Weights
 

@@ -37,7 +37,7 @@ from harness.nightly.plan import Tonight, pool_of, tonight
 from harness.nightly.watching import Target
 from harness.progress import Progress, Silent
 from harness.records import digest
-from harness.run import Bench, Measured
+from harness.run.bench import Bench, Measured
 from harness.run.sets import RowSet
 from harness.run.weights import base_of
 

@@ -15,7 +15,7 @@ from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, d
 from harness.nightly.files import Reference
 from harness.records import digest
 from harness.release import candidate_runs, read_champion
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, target_sets
 from harness.run.weights import base_of, source_of
 from harness.spec import Recipe

@@ -11,7 +11,8 @@ from harness.errors import IncompatibleRuns
 from harness.experiment.findings import Reader
 from harness.records import Run
 from harness.release.champions import read_champion
-from harness.run import Bench, rescoring
+from harness.run import rescoring
+from harness.run.bench import Bench
 from harness.run.sets import suite_sets
 from harness.run.weights import base_of, served_base
 from harness.spec import Recipe

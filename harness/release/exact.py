@@ -6,7 +6,8 @@ Invariant: the weights are the run's own; only the precision of computing differ
 from dataclasses import replace
 
 from harness.records import Run
-from harness.run import Bench, ensure_weights, suite_arm
+from harness.run import ensure_weights, suite_arm
+from harness.run.bench import Bench
 
 
 def rescore_pinned(bench: Bench, run: Run) -> list[str]:

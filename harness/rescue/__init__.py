@@ -15,7 +15,7 @@ from harness.rescue.ladder import Ladder
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.plan import Planned, at_most, ladder_of, lines, planned
 from harness.rescue.search import search, with_trials
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.run.replay import replay_problems
 from harness.store import list_runs
 

@@ -14,7 +14,7 @@ from harness.experiment import stored_so_far
 from harness.gating import Verdict
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.run import Bench
+from harness.run.bench import Bench
 from harness.spec import Recipe
 
 _RETENTION = ("macro", "each", "critical", "regressions", "validity", "drift")

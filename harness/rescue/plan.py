@@ -14,7 +14,8 @@ from harness.experiment.curve import settled
 from harness.footprint import shape_of
 from harness.records import Run
 from harness.rescue.ladder import Ladder, Trial, ladder
-from harness.run import Bench, base_weights, stored_runs
+from harness.run import base_weights, stored_runs
+from harness.run.bench import Bench
 from harness.run.sets import suite_sets, target_sets, total_work
 from harness.run.weights import base_of, fit_work, source_of, trials
 from harness.spec import Recipe

@@ -22,7 +22,8 @@ from harness.rescue.equal import Scaled, at_equal_target
 from harness.rescue.halves import HALVES, Half, Split, split
 from harness.rescue.ladder import Ladder, Trial
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
-from harness.run import Bench, failed_run, make_run
+from harness.run import failed_run, make_run
+from harness.run.bench import Bench
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]

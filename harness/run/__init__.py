@@ -4,30 +4,24 @@ Invariant: nothing is computed whose identity already lies on disk; a kill loses
 block in flight, and the next call goes on from there.
 """
 
-import gc
-import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from harness import endpoint, estimate, plugins, provenance, store, vllm
+from harness import endpoint, provenance, store
 from harness.candidates import Candidate, classifier
-from harness.data import Split, TaskItems, task_version
 from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Diverged, HarnessError
-from harness.evaluate import Job, evaluate_block, in_order, latency_s
-from harness.machine import Machine, cache_dir, remember
-from harness.metrics import Metric, load_metrics
-from harness.progress import Progress
-from harness.records import Example, Run, SampleResult, digest
+from harness.evaluate import latency_s
+from harness.records import Example, Run
 from harness.run import control as control_arm
-from harness.run import hosting, replay, rescoring
+from harness.run import replay, rescoring
 from harness.run import weights as made
+from harness.run.bench import Bench, measured
 from harness.run.finished import (
     Asked,
     Sought,
@@ -39,108 +33,11 @@ from harness.run.finished import (
     run_id_of,
     sought,
 )
-from harness.run.sets import SPLITS, RowSet, suite_set, suite_sets, target_sets, work_of
+from harness.run.sets import RowSet, suite_set, suite_sets, target_sets, work_of
 from harness.run.shared import shared_tokens
 from harness.run.weights import base_of, served_base
-from harness.spec import Experiment, Recipe, Role, Task
-from harness.store import Store
+from harness.spec import Recipe
 from harness.training import Weights
-
-_PACKAGE = Path(__file__).parents[1]
-LAYS_OUT = ("prepack", "trees", "attention", "beginnings", "scoring", "generation", "candidates")
-
-
-class Measured(NamedTuple):
-    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
-
-    Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
-    items come in the order in which they were drawn.
-    """
-
-    task: Task
-    role: Role
-    suite: str
-    items: TaskItems
-    versions: Mapping[Split, str]
-    metrics: dict[str, Metric]
-    evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
-    weights: Mapping[str, float] | None = None
-
-    def size(self, split: Split) -> int:
-        """Count the items of a split that are asked."""
-        return 0 if self.task.lm_eval and split != "test" else len(getattr(self.items, split))
-
-    @property
-    def primary(self) -> Metric:
-        """The metric that decides."""
-        return self.metrics[self.task.primary_metric]
-
-    def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version; lm-eval's and drawn ones have theirs."""
-        if self.task.lm_eval or self.weights is not None:
-            return self.items.test if split == "test" else ()
-        return in_order(getattr(self.items, split), self.versions[split])
-
-
-@dataclass
-class Bench:
-    """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
-
-    `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
-    `controls` maps digests of bases to the control arm that was measured while this bench was open.
-    """
-
-    experiment: Experiment
-    store: Store
-    source: ModelSource
-    machine: Machine
-    target: Measured
-    suites: tuple[Measured, ...]
-    progress: Progress
-    sources: Mapping[str, ModelSource] = field(default_factory=dict)
-    controls: dict[str, str] = field(default_factory=dict)
-    _host: hosting.Host | None = None
-
-    def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
-        """Estimate how long an amount of work takes here, on the experiment's base or another."""
-        return work.seconds((source or self.source).n_parameters, self.machine.gflops)
-
-    def host(self, source: ModelSource) -> hosting.Host:
-        """Load a base as it is served, unless it is the one in memory; that one then goes first."""
-        if self._host is None or self._host.source != source:
-            self.unload()
-            # What is not a base as published has that one's layers, and so its scoring engine.
-            known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
-            with self.progress.stage("loading the base model"):
-                self._host = hosting.load(self.experiment.engine, source, self.machine, known)
-        return self._host
-
-    def unload(self) -> None:
-        """Let go of the base in memory, and of what a training left behind in cycles of references."""
-        self._host = None
-        gc.collect()
-
-    def engine(self, source: ModelSource) -> tuple[str, str]:
-        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
-        if self.experiment.engine == "vllm":
-            return vllm.identity(vllm.installed(), self.machine.device)
-        plain = self.sources[source.name]
-        # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
-        code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in LAYS_OUT))
-        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name), code]
-        key = digest(known)
-        memory = cache_dir() / "engines" / f"{key}.json"
-        if not memory.exists():
-            base = self.host(plain).base
-            remember(memory, json.dumps([base.engine, base.layout_digest]))
-        engine, layout = json.loads(memory.read_text())
-        return engine, layout
-
-
-def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
-    """Join a task with its items, their versions and its metrics."""
-    versions = {split: task_version(task, items, split) for split in SPLITS}
-    return Measured(task, role, suite, items, versions, load_metrics(task))
 
 
 def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:

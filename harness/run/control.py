@@ -21,7 +21,7 @@ from harness.run.sets import RowSet, suite_sets, work_of
 from harness.training import Weights
 
 if TYPE_CHECKING:
-    from harness.run import Bench
+    from harness.run.bench import Bench
 
 _ROUNDING = 1e-4  # relative: sums in another order, not another answer
 _FLIP = 0.01  # relative

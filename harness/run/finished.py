@@ -14,7 +14,7 @@ from harness.spec import Recipe
 from harness.training import Weights
 
 if TYPE_CHECKING:
-    from harness.run import Bench
+    from harness.run.bench import Bench
 
 Asked = tuple[str, Recipe, int]  # a candidate's name, its recipe, a seed
 

@@ -15,7 +15,7 @@ from harness.spec import Task, metric_name
 from harness.training import Weights
 
 if TYPE_CHECKING:
-    from harness.run import Bench, Measured
+    from harness.run.bench import Bench, Measured
 
 _PACKAGE = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ from harness.records import Example, SampleResult, digest
 from harness.spec import Recipe, Replay, Task, TaskData
 
 if TYPE_CHECKING:
-    from harness.run import Bench
+    from harness.run.bench import Bench
 
 _NAME = "replay"
 _LONGEST = 96  # tokens of an answer

@@ -13,7 +13,7 @@ from harness.evaluate import Job, scored
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
 
 if TYPE_CHECKING:
-    from harness.run import Bench
+    from harness.run.bench import Bench
     from harness.run.sets import RowSet
 
 

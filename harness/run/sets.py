@@ -19,7 +19,7 @@ from harness.spec import Recipe
 from harness.training import Weights
 
 if TYPE_CHECKING:
-    from harness.run import Bench, Measured
+    from harness.run.bench import Bench, Measured
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

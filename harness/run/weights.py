@@ -23,7 +23,7 @@ from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whol
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
 
 if TYPE_CHECKING:
-    from harness.run import Bench
+    from harness.run.bench import Bench
 
 _PACKAGE = Path(__file__).parents[1]
 _DIVERGED, _FIT = "diverged.json", "fit.json"
