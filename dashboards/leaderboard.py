@@ -98,7 +98,7 @@ def _unread(found: Board) -> None:
 
 
 def _picture(lines: Sequence[Line]) -> None:
-    known = [(line, line.score) for line in lines if line.score is not None][:25]
+    known = [(line, line.score) for line in lines if line.score is not None][: scores.AT_ONCE]
     if not known:
         return
     metric = known[0][0].metric

@@ -255,8 +255,8 @@ def forty(tmp_path):
 
 def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(opened, forty):
     page = opened("leaderboard")
-    assert page.dataframe[0].value["score"].notna().sum() == 25
-    assert "Not estimated yet: 15 scores; the page opens with 25." in [c.value for c in page.caption]
+    assert page.dataframe[0].value["score"].notna().sum() == 20
+    assert "Not estimated yet: 20 scores; the page opens with 20." in [c.value for c in page.caption]
     page.button(key="estimate").click().run()
     assert page.dataframe[0].value["score"].notna().all()
     assert not any("Not estimated yet" in c.value for c in page.caption)

@@ -13,7 +13,7 @@ from harness.comparison import Estimate
 from harness.store import Columns
 from parts import project
 
-AT_ONCE = 25  # row sets that are read as a page opens: as many as its picture shows, and soon read
+AT_ONCE = 20  # row sets that are read as a page opens: as many as its picture shows, and soon read
 
 
 class _Key(NamedTuple):

@@ -50,7 +50,7 @@ PATHS = {
 }
 BOUND = {
     "leaderboard": "ranking the reported runs on the items of all",
-    "leaderboard, all runs": "scoring the 25 newest runs that no report holds, and ranking the 25 best, from their rows",
+    "leaderboard, all runs": "scoring the 20 newest runs that no report holds, and ranking the 20 best, from their rows",
     "compare": "reading and pairing the rows of the chosen runs",
     "forgetting": "reading the two row sets whose answers are shown",
     "rate": "finding the items on which two runs differ",
