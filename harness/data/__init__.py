@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
 SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "stands_for")

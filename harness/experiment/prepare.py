@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness import capability
 from harness.config import Loaded
-from harness.data import TaskItems, load_task, suite_leaks
+from harness.data import SPLITS, TaskItems, load_task, suite_leaks
 from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
@@ -24,7 +24,7 @@ from harness.records import FEWER
 from harness.run import base_weights
 from harness.run.bench import Bench, Measured, measured
 from harness.run.replay import replay_problems
-from harness.run.sets import SPLITS, suite_sets, target_sets, total_work, work_of
+from harness.run.sets import suite_sets, target_sets, total_work, work_of
 from harness.run.weights import (
     base_of,
     fit_work,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness import estimate, plugins, provenance, vllm
 from harness.candidates import Candidate
-from harness.data import Split, TaskItems, task_version
+from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.embedded import ModelSource
 from harness.evaluate import Job, evaluate_block, in_order
 from harness.machine import Machine, cache_dir, remember
@@ -20,7 +20,6 @@ from harness.metrics import Metric, load_metrics
 from harness.progress import Progress
 from harness.records import Example, SampleResult, digest
 from harness.run import hosting
-from harness.run.sets import SPLITS
 from harness.spec import Experiment, Role, Task
 from harness.store import Store
 

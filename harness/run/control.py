@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice, zip_longest
 from math import isclose
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,9 @@ from harness import provenance, store
 from harness.embedded import ModelSource
 from harness.evaluate import Job
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
+from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, work_of
 from harness.training import Weights
-
-if TYPE_CHECKING:
-    from harness.run.bench import Bench
 
 _ROUNDING = 1e-4  # relative: sums in another order, not another answer
 _FLIP = 0.01  # relative
@@ -37,13 +35,13 @@ class _Block(NamedTuple):
     stored: Rows
 
 
-def origin(bench: "Bench", control: str = "") -> Origin:
+def origin(bench: Bench, control: str = "") -> Origin:
     """Say where rows that are computed now come from."""
     environment = provenance.measuring_environment(bench.machine.name)
     return Origin(store.keep_environment(bench.store, environment), control)
 
 
-def beside(bench: "Bench", source: ModelSource) -> str:
+def beside(bench: Bench, source: ModelSource) -> str:
     """Measure the control arm of a base, unless this call has; returns the measurement's id.
 
     Empty where the policy asks for no block, or nothing of the base is stored.
@@ -54,7 +52,7 @@ def beside(bench: "Bench", source: ModelSource) -> str:
     return known[source.weights_digest]
 
 
-def measure(bench: "Bench", source: ModelSource, n_blocks: int) -> str:
+def measure(bench: Bench, source: ModelSource, n_blocks: int) -> str:
     """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
     earlier = sum(one.base_digest == source.weights_digest for one in store.controls(bench.store))
     chosen = list(_chosen(bench, source, n_blocks, earlier))
@@ -83,7 +81,7 @@ def measure(bench: "Bench", source: ModelSource, n_blocks: int) -> str:
     return control.id
 
 
-def _chosen(bench: "Bench", source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
+def _chosen(bench: Bench, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
     sets = suite_sets(bench, Weights("base", source.weights_digest, None, {}, source))
     there = [s for s in sets if n and store.has_rows(bench.store, s.identity, s.ids)]
@@ -105,7 +103,7 @@ def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int
     return [*turns[at:], *turns[:at]]
 
 
-def _stored(bench: "Bench", turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
+def _stored(bench: Bench, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
     """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
     for rows, index in turns:
         held = store.read_rows(bench.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
@@ -113,7 +111,7 @@ def _stored(bench: "Bench", turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Bl
             yield _Block(rows, index, held)
 
 
-def _compared(bench: "Bench", job: Job, block: _Block, anew: Rows) -> ControlBlock:
+def _compared(bench: Bench, job: Job, block: _Block, anew: Rows) -> ControlBlock:
     came_from = store.origins(bench.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, anew, strict=True))
     return ControlBlock(

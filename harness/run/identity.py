@@ -5,23 +5,21 @@ as it was and stored answers can be scored again.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from harness import endpoint, plugins
 from harness.data import SCORING, Split
 from harness.metrics import sources as metric_sources
 from harness.records import RowsIdentity, digest
+from harness.run.bench import Bench, Measured
 from harness.spec import Task, metric_name
 from harness.training import Weights
-
-if TYPE_CHECKING:
-    from harness.run.bench import Bench, Measured
 
 _PACKAGE = Path(__file__).parents[1]
 
 
 def identity(
-    bench: "Bench", weights: Weights, m: "Measured", split: Split, prompting: str, answer: str
+    bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Name everything that the rows of a task's split depend on, for weights that are asked so."""
     how = _computed(bench, weights)
@@ -51,7 +49,7 @@ class _Computed(NamedTuple):
     device_class: str
 
 
-def _computed(bench: "Bench", weights: Weights) -> _Computed:
+def _computed(bench: Bench, weights: Weights) -> _Computed:
     """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
     base, machine = weights.source or bench.source, bench.machine
     if weights.kind in endpoint.PROTOCOLS:
@@ -74,7 +72,7 @@ def _asking_source(task: Task) -> str:
     return plugins.source_digest(_PACKAGE / "evaluate.py")
 
 
-def _scoring_digest(m: "Measured") -> str:
+def _scoring_digest(m: Measured) -> str:
     """Digest what turns answers into scores: what the task says of it, and the code; no paths."""
     if m.task.lm_eval:
         return ""

@@ -9,17 +9,14 @@ Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:25
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from harness import estimate
 from harness.data import TaskItems, folded, load_task, suite_leaks
 from harness.data.prompts import general_prompts
 from harness.errors import Problem, UserError
 from harness.records import Example, SampleResult, digest
+from harness.run.bench import Bench
 from harness.spec import Recipe, Replay, Task, TaskData
-
-if TYPE_CHECKING:
-    from harness.run.bench import Bench
 
 _NAME = "replay"
 _LONGEST = 96  # tokens of an answer
@@ -27,12 +24,12 @@ _SPARE = 1.1  # some answers are left out: empty, refused, or without the end of
 _ENDS = (".", "!", "?")
 
 
-def n_replayed(bench: "Bench", replay: Replay) -> int:
+def n_replayed(bench: Bench, replay: Replay) -> int:
     """Count the rows that are mixed in: at least one."""
     return max(1, round(replay.share * len(bench.target.items.train)))
 
 
-def replay_digest(bench: "Bench", source: Recipe, seed: int) -> list[str]:
+def replay_digest(bench: Bench, source: Recipe, seed: int) -> list[str]:
     """Name what replayed rows depend on beside the base; empty for a recipe without replay."""
     if source.replay is None:
         return []
@@ -40,7 +37,7 @@ def replay_digest(bench: "Bench", source: Recipe, seed: int) -> list[str]:
     return [digest([n_replayed(bench, source.replay), _LONGEST, [asdict(e) for e in drawn]])]
 
 
-def given(bench: "Bench", replay: Replay, seed: int) -> tuple[Example, ...]:
+def given(bench: Bench, replay: Replay, seed: int) -> tuple[Example, ...]:
     """Draw rows of the user's file.
 
     Raises:
@@ -54,7 +51,7 @@ def given(bench: "Bench", replay: Replay, seed: int) -> tuple[Example, ...]:
     return tuple(random.Random(f"{seed}/{_NAME}").sample(rows, n))
 
 
-def replay_problems(bench: "Bench", recipe: Recipe) -> Sequence[Problem]:
+def replay_problems(bench: Bench, recipe: Recipe) -> Sequence[Problem]:
     """List what is wrong with the user's rows that a recipe replays."""
     if recipe.replay is None or recipe.replay.data is None:
         return ()
@@ -65,7 +62,7 @@ def replay_problems(bench: "Bench", recipe: Recipe) -> Sequence[Problem]:
     return ()
 
 
-def asked(bench: "Bench", replay: Replay) -> tuple[Example, ...]:
+def asked(bench: Bench, replay: Replay) -> tuple[Example, ...]:
     """Return the general prompts that the base is asked, some more than are needed."""
     prompts = [
         Example(f"{_NAME}-{number}", ({"role": "user", "content": text},), cluster=f"{_NAME}-{number}")
@@ -77,12 +74,12 @@ def asked(bench: "Bench", replay: Replay) -> tuple[Example, ...]:
     return tuple(free[: round(_SPARE * n_replayed(bench, replay)) + 1])
 
 
-def answering_work(bench: "Bench", replay: Replay) -> estimate.Work:
+def answering_work(bench: Bench, replay: Replay) -> estimate.Work:
     """Estimate what the base's answers take."""
     return estimate.reading(asked(bench, replay), ranked=False, max_new_tokens=_LONGEST)
 
 
-def as_task(bench: "Bench", prompts: Sequence[Example]) -> tuple[Task, TaskItems]:
+def as_task(bench: Bench, prompts: Sequence[Example]) -> tuple[Task, TaskItems]:
     """Write the prompts down as a task, so that the answers are stored like any others."""
     chat = bench.target.task.chat_template
     task = Task(
@@ -109,7 +106,7 @@ def _whole(row: SampleResult) -> str:
     return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]
 
 
-def _evaluated(bench: "Bench") -> dict[str, Sequence[Example]]:
+def _evaluated(bench: Bench) -> dict[str, Sequence[Example]]:
     own = bench.target.items
     known: dict[str, Sequence[Example]] = {bench.target.task.name: (*own.test, *own.validation)}
     return known | {m.task.name: m.items.test for m in bench.suites}

@@ -6,18 +6,16 @@ scoring differs from the rows they are made of.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness import store
 from harness.evaluate import Job, scored
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
-
-if TYPE_CHECKING:
-    from harness.run.bench import Bench
-    from harness.run.sets import RowSet
+from harness.run.bench import Bench
+from harness.run.sets import RowSet
 
 
-def missing(bench: "Bench", sets: Iterable["RowSet"]) -> list["RowSet"]:
+def missing(bench: Bench, sets: Iterable[RowSet]) -> list[RowSet]:
     """Score again what was answered before under other metrics; returns the sets that need a model."""
     absent = [rows for rows in sets if not store.has_rows(bench.store, rows.identity, rows.ids)]
     if not absent:
@@ -26,7 +24,7 @@ def missing(bench: "Bench", sets: Iterable["RowSet"]) -> list["RowSet"]:
     return [rows for rows in absent if not _scored_again(bench, rows, known)]
 
 
-def _scored_again(bench: "Bench", rows: "RowSet", known: Iterable[RowsIdentity]) -> bool:
+def _scored_again(bench: Bench, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]

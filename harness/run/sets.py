@@ -6,22 +6,18 @@ retriever first.
 
 from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from harness import endpoint, estimate
-from harness.data import Split
+from harness.data import SPLITS, Split
 from harness.evaluate import Job, addressed
 from harness.prompting import PromptingContext, compose
 from harness.records import BLOCK, Example, RowsIdentity
 from harness.run import weights as made
+from harness.run.bench import Bench, Measured
 from harness.run.identity import identity
 from harness.spec import Recipe
 from harness.training import Weights
-
-if TYPE_CHECKING:
-    from harness.run.bench import Bench, Measured
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class RowSet(NamedTuple):
@@ -31,7 +27,7 @@ class RowSet(NamedTuple):
     building prompts may mean building a retriever first.
     """
 
-    measured: "Measured"
+    measured: Measured
     split: Split
     answer: Literal["generate", "rank"]
     identity: RowsIdentity
@@ -58,7 +54,7 @@ class RowSet(NamedTuple):
         return Job(m.task, m.role, self.split, self.ask(), m.metrics, self.answer, self.identity)
 
 
-def target_sets(bench: "Bench", recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
     prompting = made.prompting_digest(bench, recipe, seed)
     target, answer = bench.target, recipe.answer
@@ -80,7 +76,7 @@ def target_sets(bench: "Bench", recipe: Recipe, weights: Weights, seed: int) -> 
     ]
 
 
-def suite_sets(bench: "Bench", weights: Weights) -> list[RowSet]:
+def suite_sets(bench: Bench, weights: Weights) -> list[RowSet]:
     """List the capability tasks that can be asked: of a classifier none, of chat what is answered in text."""
     if weights.kind == "classifier":
         return []
@@ -88,13 +84,13 @@ def suite_sets(bench: "Bench", weights: Weights) -> list[RowSet]:
     return [suite_set(bench, weights, m) for m in asked]
 
 
-def suite_set(bench: "Bench", weights: Weights, m: "Measured") -> RowSet:
+def suite_set(bench: Bench, weights: Weights, m: Measured) -> RowSet:
     """Return the test items of one task that is asked as it is written, whoever answers."""
     named = identity(bench, weights, m, "test", "task", "generate")
     return RowSet(m, "test", "generate", named, partial(_asked, m))
 
 
-def _asked(m: "Measured") -> tuple[Example, ...]:
+def _asked(m: Measured) -> tuple[Example, ...]:
     """Put the task's own shots and system message around its items; lm-eval does that itself."""
     if m.task.lm_eval:
         return m.examples("test")

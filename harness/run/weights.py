@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness import estimate, plugins
 from harness.embedded import ModelSource, content_digest, quantized
@@ -17,34 +17,32 @@ from harness.errors import Diverged
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
 from harness.records import Example, digest
+from harness.run.bench import Bench
 from harness.run.replay import answering_work, replay_digest
 from harness.spec import Recipe
 from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
 
-if TYPE_CHECKING:
-    from harness.run.bench import Bench
-
 _PACKAGE = Path(__file__).parents[1]
 _DIVERGED, _FIT = "diverged.json", "fit.json"
 
 
-def source_of(bench: "Bench", recipe: Recipe) -> Recipe:
+def source_of(bench: Bench, recipe: Recipe) -> Recipe:
     """Return the recipe whose weights are used: the named one's, or its own."""
     return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
 
 
-def trains(bench: "Bench", recipe: Recipe) -> bool:
+def trains(bench: Bench, recipe: Recipe) -> bool:
     """Tell whether another seed would make other weights."""
     return source_of(bench, recipe).method not in ("base", "classifier", "adapter", "endpoint")
 
 
-def is_served(bench: "Bench", recipe: Recipe) -> bool:
+def is_served(bench: Bench, recipe: Recipe) -> bool:
     """Tell whether a recipe's weights lie elsewhere and are asked over HTTP."""
     return source_of(bench, recipe).method == "endpoint"
 
 
-def base_of(bench: "Bench", recipe: Recipe) -> ModelSource:
+def base_of(bench: Bench, recipe: Recipe) -> ModelSource:
     """Return the base, as it was published, that a recipe's weights are made from."""
     source = source_of(bench, recipe)
     while source.init_from:
@@ -52,24 +50,24 @@ def base_of(bench: "Bench", recipe: Recipe) -> ModelSource:
     return bench.sources[source.base_model or bench.experiment.base_model]
 
 
-def served_base(bench: "Bench", recipe: Recipe) -> ModelSource:
+def served_base(bench: Bench, recipe: Recipe) -> ModelSource:
     """Return the base as a recipe serves it: quantised where its weights were trained so, or as it says."""
     return quantized(base_of(bench, recipe), _served(bench, recipe))
 
 
-def trained_base(bench: "Bench", source: Recipe) -> ModelSource:
+def trained_base(bench: Bench, source: Recipe) -> ModelSource:
     """Return the base as weights are trained on it."""
     return quantized(base_of(bench, source), _trained_on(bench, source))
 
 
-def _served(bench: "Bench", recipe: Recipe) -> str:
+def _served(bench: Bench, recipe: Recipe) -> str:
     source = source_of(bench, recipe)
     if wanted := recipe.serve_on or source.serve_on:
         return "" if wanted == "bf16" else wanted
     return _trained_on(bench, source)
 
 
-def _trained_on(bench: "Bench", source: Recipe) -> str:
+def _trained_on(bench: Bench, source: Recipe) -> str:
     """Name the quantisation of the base that weights are trained on."""
     if source.init_from:
         return _served(bench, bench.experiment.candidates[source.init_from])
@@ -85,7 +83,7 @@ def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
     ]
 
 
-def folder_of(bench: "Bench", source: Recipe, seed: int, init: Weights | None) -> Path:
+def folder_of(bench: Bench, source: Recipe, seed: int, init: Weights | None) -> Path:
     """Name the folder of weights by everything that they depend on."""
     method = plugins.load("methods", source.method)
     base = trained_base(bench, source)
@@ -111,14 +109,14 @@ def folder_of(bench: "Bench", source: Recipe, seed: int, init: Weights | None) -
     )
 
 
-def _examples_digest(bench: "Bench", method: Any) -> str:
+def _examples_digest(bench: Bench, method: Any) -> str:
     """Digest what a method draws from: pairs where it needs them, else training and validation rows."""
     if "pairs" in getattr(method, "NEEDS", ()):
         return digest([asdict(pair) for pair in bench.target.items.pairs])
     return digest([bench.target.versions["train"], bench.target.versions["validation"]])
 
 
-def found(bench: "Bench", recipe: Recipe, folder: Path) -> Weights | None:
+def found(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
     """Read finished weights, to be served as the recipe says.
 
     Raises:
@@ -137,7 +135,7 @@ def found(bench: "Bench", recipe: Recipe, folder: Path) -> Weights | None:
 
 
 def fit(
-    bench: "Bench",
+    bench: Bench,
     source: Recipe,
     seed: int,
     folder: Path,
@@ -175,7 +173,7 @@ def fit(
 
 
 def _fitted(
-    bench: "Bench",
+    bench: Bench,
     source: Recipe,
     seed: int,
     part: Path,
@@ -222,7 +220,7 @@ def _remove_all_but_checkpoints(part: Path) -> None:
             shutil.rmtree(path)
 
 
-def fit_work(bench: "Bench", source: Recipe, seed: int) -> estimate.Work:
+def fit_work(bench: Bench, source: Recipe, seed: int) -> estimate.Work:
     """Estimate the tokens one fit trains on; methods without epochs train no language model."""
     method = plugins.load("methods", source.method)
     epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
@@ -238,7 +236,7 @@ def fit_work(bench: "Bench", source: Recipe, seed: int) -> estimate.Work:
     return once + mixed + (estimate.Work() if source.replay.data else answering_work(bench, source.replay))
 
 
-def step_of(bench: "Bench", recipe: Recipe, seed: int) -> Step:
+def step_of(bench: Bench, recipe: Recipe, seed: int) -> Step:
     """Return what turns an example of the target into what this recipe asks."""
     task, items = bench.target.task, bench.target.items
     prompted = compose(recipe.prompting, PromptingContext(task, items.train, items.documents, seed))
@@ -246,7 +244,7 @@ def step_of(bench: "Bench", recipe: Recipe, seed: int) -> Step:
     return lambda example: addressed(prompted(example), system, recipe.template)
 
 
-def prompting_digest(bench: "Bench", recipe: Recipe, seed: int) -> str:
+def prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
     plain = {name: _drawn_with(name, params) for name, params in recipe.prompting.items()}
     drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
