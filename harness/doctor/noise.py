@@ -6,7 +6,6 @@ is rounding; nothing of it becomes rows that anybody is compared with.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from math import isclose
 
 from harness import store
 from harness.candidates import Candidate, HFCandidate, ModelHost
@@ -15,12 +14,12 @@ from harness.evaluate import Job
 from harness.records import Noise, SampleResult, TaskNoise
 from harness.run import base_weights
 from harness.run.bench import Bench
+from harness.run.control import flipped
 from harness.run.sets import RowSet, suite_sets, work_of
 from harness.scoring import Executor
 from harness.trees import Size
 
 LAYOUT, BATCH = "layout", "batch"
-_FLIP = 0.01  # relative: what moves a score by more is another answer, not another sum
 _FEW_ROWS, _FEW_TOKENS = 4, 256
 
 
@@ -107,11 +106,3 @@ def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list
         },
         largest_nats=max(gaps, default=None),
     )
-
-
-def flipped(a: SampleResult, b: SampleResult, metric: str) -> bool:
-    """Tell whether an item's score moved by more than a hundredth, or could be scored only once."""
-    old, new = a.parts.get(metric), b.parts.get(metric)
-    if old is None or new is None:
-        return old is not new
-    return any(not isclose(x, y, rel_tol=_FLIP, abs_tol=1e-9) for x, y in zip(old, new, strict=True))

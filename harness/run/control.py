@@ -22,7 +22,7 @@ from harness.run.sets import RowSet, suite_sets, work_of
 from harness.training import Weights
 
 _ROUNDING = 1e-4  # relative: sums in another order, not another answer
-_FLIP = 0.01  # relative
+_FLIP = 0.01  # relative: what moves a score by more is another answer, not another sum
 
 Rows = Sequence[SampleResult]
 
@@ -141,7 +141,7 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
 
 
 def flipped(old: SampleResult, new: SampleResult, metric: str) -> bool:
-    """Tell whether an item's score on a metric moved by more than a hundredth."""
+    """Tell whether an item's score on a metric moved by more than a hundredth, or was given once only."""
     return _moved(old.parts.get(metric), new.parts.get(metric), _FLIP)
 
 
