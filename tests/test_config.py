@@ -222,22 +222,6 @@ def test_a_member_of_a_grid_is_selected_by_its_full_name(folder):
     )
 
 
-def test_the_digest_is_that_of_the_text_and_not_of_the_place(folder, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for file in folder.rglob("*.*"):
-        target = elsewhere / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    assert read(folder).text_digest == read(elsewhere).text_digest
-
-
-@pytest.mark.parametrize("file", ["harness.yaml", "suites/tiny.yaml", "suites/other.yaml"])
-def test_the_digest_changes_with_every_file_that_was_read(folder, file):
-    before = read(folder).text_digest
-    (folder / file).write_text((folder / file).read_text() + "# a remark\n")
-    assert read(folder).text_digest != before
-
-
 def test_a_file_with_a_byte_order_mark_is_read(folder):
     (folder / "harness.yaml").write_bytes(b"\xef\xbb\xbf" + EXPERIMENT.encode())
     assert experiment(folder).name == "tiny"

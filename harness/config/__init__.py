@@ -13,7 +13,6 @@ from harness.config import checks, files, grids, overriding, wording
 from harness.config.schema import json_schema
 from harness.config.tree import Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.records import digest
 from harness.spec import Experiment, GatePolicy, Spec, Suite
 
 __all__ = ["Loaded", "gate_policy", "json_schema", "load", "read_suites"]
@@ -22,7 +21,7 @@ _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets
 
 
 class Loaded(NamedTuple):
-    """An experiment, the folder of its file, the digest of all texts it was read from.
+    """An experiment and the folder of its file.
 
     `selected` names the candidates to show, in the order of the file; the others stay in
     the experiment, because a selected one may take their weights. `places` maps every candidate to
@@ -31,7 +30,6 @@ class Loaded(NamedTuple):
 
     experiment: Experiment
     folder: Path
-    text_digest: str
     selected: tuple[str, ...]
     places: Mapping[str, str]
 
@@ -57,7 +55,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     expanded = {name: member.recipe for name, member in members.items()}
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {name: tree.where(("candidates", member.source)) for name, member in members.items()}
-    return Loaded(experiment, tree.folder, digest([tree.texts, list(overrides)]), selected, places)
+    return Loaded(experiment, tree.folder, selected, places)
 
 
 class _GateAlone(Spec):

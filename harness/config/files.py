@@ -42,8 +42,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         UserError: it is not UTF-8, not YAML, or no mapping.
     """
     shown = _shown(path, folder)
-    text = _text(path, shown)
-    data, marks = trees.parse(text, shown)
+    data, marks = trees.parse(_text(path, shown), shown)
     if not isinstance(data, dict):
         raise UserError(_no_mapping(shown, data, expected))
     _spell_out_tasks(data)
@@ -51,7 +50,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         _resolve(mapping(task), path.parent)
     if "method" in data:
         _resolve_recipe(data, path.parent)
-    return Tree(data, marks, folder, [text])
+    return Tree(data, marks, folder)
 
 
 def suite_files(folder: Path) -> list[Path]:
@@ -144,7 +143,6 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
         tree.failed.add(keys)
         tree.problems += error.problems
         return
-    tree.texts += read.texts
     tree.put(keys, read.data, read.marks)
 
 

@@ -28,7 +28,6 @@ class Tree:
     data: dict[str, Any]
     marks: dict[Keys, str]
     folder: Path
-    texts: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
 
