@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.footprint import Shape, shape_of
 from harness.machine import cache_dir, remember
 from harness.quiet import quiet_libraries
 from harness.records import checksum, digest
@@ -101,6 +102,14 @@ def has_chat_template(path: Path) -> bool:
         return False
 
 
+def shape(source: ModelSource) -> Shape | None:
+    """Read a model's shape from its configuration; None where that does not say what is needed."""
+    try:
+        return shape_of(json.loads((source.path / "config.json").read_text("utf-8")), source.n_parameters)
+    except (OSError, ValueError):
+        return None
+
+
 def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({p for pattern in patterns for p in path.glob(pattern)})
 
@@ -109,7 +118,7 @@ def _count_parameters(path: Path) -> int:
     """Count parameters from the size of the weights on disk; their type stands in the config."""
     config = json.loads((path / "config.json").read_text())
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
-    size = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in path.glob(pattern))
+    size = sum(file.stat().st_size for file in _matching(path, _WEIGHTS_FILES))
     return max(1, size // (4 if four_bytes else 2))
 
 

@@ -4,13 +4,11 @@ Invariant: an estimate is of a candidate made alone, from nothing; a measured fi
 newest stored run of the recipe as written now.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import estimate, footprint, store
+from harness import embedded, estimate, footprint, store
 from harness.candidates import ANSWERING
 from harness.estimate import Work
 from harness.evaluate import Job
@@ -76,7 +74,7 @@ def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Mem
     training = _training(bench, recipe)
     own = _asked(bench, target_sets(bench, recipe, base_weights(bench), 0))
     answering = own.work + (suites.work if source.method != "base" else Work())
-    shape = _shape(base_of(bench, recipe).path, base_of(bench, recipe).n_parameters)
+    shape = embedded.shape(base_of(bench, recipe))
     seconds = bench.seconds(training + answering, base_of(bench, recipe))
     cached = max(own.cached, suites.cached)
     peak_gb = None if shape is None else _peak_gb(bench, recipe, shape, cached)
@@ -116,13 +114,6 @@ def _training(bench: Bench, recipe: Recipe) -> Work:
         return Work()
     seed = bench.experiment.seeds[0]
     return sum((fit_work(bench, trial, seed) for _, trial in trials(recipe)), Work())
-
-
-def _shape(path: Path, n_parameters: int) -> Shape | None:
-    try:
-        return footprint.shape_of(json.loads((path / "config.json").read_text("utf-8")), n_parameters)
-    except (OSError, ValueError):
-        return None
 
 
 def _params(source: Recipe) -> Any:

@@ -4,14 +4,12 @@ Invariant: an estimate is of a trial made alone from the fine-tune that is there
 costs nothing more.
 """
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness import estimate, numbers
+from harness import embedded, estimate, numbers
 from harness.estimate import Work
 from harness.experiment.curve import settled
-from harness.footprint import shape_of
 from harness.records import Run
 from harness.rescue.ladder import Ladder, Trial, ladder
 from harness.run import base_weights, stored_runs
@@ -100,9 +98,5 @@ def _work(bench: Bench, trial: Trial, seed: int) -> Work:
 
 
 def _n_layers(bench: Bench, recipe: Recipe) -> int | None:
-    source = base_of(bench, recipe)
-    try:
-        shape = shape_of(json.loads((source.path / "config.json").read_text("utf-8")), source.n_parameters)
-    except (OSError, ValueError):
-        return None
+    shape = embedded.shape(base_of(bench, recipe))
     return shape.n_layers if shape else None
