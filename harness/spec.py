@@ -15,6 +15,7 @@ Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Engine = Literal["transformers", "vllm"]
 EVALUATE = "evaluate:"
+HUB = "hub:"  # begins the name of a data set on the hub
 
 
 def metric_name(written: str) -> str:
@@ -92,6 +93,9 @@ class TaskData(Spec):
         """Return the file that a split, the pairs or the documents come from."""
         own: str | None = getattr(self, part)
         return own or (self.all if part in ("train", "test") else None)
+
+
+DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
 
 
 class Fields(Spec):

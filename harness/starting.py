@@ -18,7 +18,7 @@ from harness.data.rows import Row
 from harness.embedded import NAMES as EMBEDDED
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Example
-from harness.spec import Task
+from harness.spec import HUB, Task
 
 Kind = Literal["labels", "question", "preference", "text"]
 
@@ -397,12 +397,12 @@ _FILES = ("all", "pairs", "documents")
 
 def _near(path: str, request: Request, folder: Path) -> str:
     around = request.folder.resolve()
-    is_near = not path.startswith(rows.HUB) and Path(path).is_relative_to(around.parent)
+    is_near = not path.startswith(HUB) and Path(path).is_relative_to(around.parent)
     return os.path.relpath(path, folder.resolve()) if is_near else path
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith(rows.HUB) else str(Path(path).expanduser().resolve())
+    return path if path.startswith(HUB) else str(Path(path).expanduser().resolve())
 
 
 _BARE = re.compile(r"[A-Za-z][\w./-]*(?: [\w./-]+)*")
@@ -434,7 +434,7 @@ def _lines(entries: Sequence[str], width: int) -> list[str]:
 
 def _name_of(data: str) -> str:
     """Name the task by the file, or a hub set by its last part."""
-    stem = data.removeprefix(rows.HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
+    stem = data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
 
 

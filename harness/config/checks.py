@@ -10,11 +10,11 @@ from typing import Any
 
 from harness import plugins
 from harness.config import weights, wording
-from harness.config.files import DATA_FILES, HUB, missing_file, raw_tasks
+from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import EVALUATE, GatePolicy, Recipe, RescuePolicy, Task, is_path
+from harness.spec import DATA_FILES, EVALUATE, HUB, GatePolicy, Recipe, RescuePolicy, Task, is_path
 
 _NAME_SIGNS = frozenset("_.-")
 

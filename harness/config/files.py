@@ -12,10 +12,7 @@ from harness.config import tree as trees
 from harness.config import wording
 from harness.config.tree import Keys, Tree, mapping
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import EVALUATE, Suite, is_path
-
-DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")
-HUB = "hub:"
+from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)

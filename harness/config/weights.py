@@ -10,11 +10,11 @@ from typing import Any
 
 from harness import plugins
 from harness.config import wording
-from harness.config.files import HUB, missing_file
+from harness.config.files import missing_file
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree, mapping
 from harness.errors import Problem, did_you_mean
-from harness.spec import Recipe
+from harness.spec import HUB, Recipe
 
 _FOR = {"adapter": "lora", "model": "full"}  # what has to be made → the usual method that makes it
 

@@ -13,10 +13,9 @@ from harness import plugins
 from harness.data import load_task, task_version
 from harness.machine import cache_dir, remember
 from harness.records import digest
-from harness.spec import Task
+from harness.spec import DATA_FILES, Task
 
 _HERE = Path(__file__).parent
-_PARTS = ("all", "train", "validation", "test", "pairs", "documents")
 
 
 def version_of_test(task: Task, seed: int) -> str:
@@ -25,7 +24,7 @@ def version_of_test(task: Task, seed: int) -> str:
     Raises:
         UserError: a file cannot be read or used.
     """
-    files = [Path(path) for part in _PARTS if (path := getattr(task.data, part))]
+    files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
     if not all(file.is_file() for file in files):
         return task_version(task, load_task(task, seed), "test")
     content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

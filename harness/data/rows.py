@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from harness.errors import Problem, UserError
+from harness.spec import HUB
 
-HUB = "hub:"
 SHOWN = 10
 
 
