@@ -14,10 +14,8 @@ import streamlit as st
 from harness.numbers import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport
-from harness.report.escape import clean
+from harness.report.escape import clean, spreadsheet
 from parts import project, texts
-
-_FORMULA = ("=", "+", "-", "@")
 
 
 def heading(title: str, purpose: str) -> None:
@@ -138,7 +136,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
+        writer.writerow({k: spreadsheet(v) if isinstance(v, str) else v for k, v in row.items()})
     return stream.getvalue()
 
 
@@ -147,12 +145,3 @@ def offer_csv(rows: Sequence[Mapping[str, Any]], name: str) -> None:
     st.download_button(
         "CSV", as_csv(rows), f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:"
     )
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return repr(value)
-    if not isinstance(value, str):
-        return value
-    text = clean(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text

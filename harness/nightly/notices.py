@@ -17,7 +17,7 @@ from harness import numbers, report
 from harness.errors import Problem, UserError
 from harness.nightly.files import Alarm, State, open_alarms
 from harness.nightly.judging import Line, NightReport
-from harness.report.escape import clean, markdown_line
+from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 
 _TIMEOUT_S = 10
@@ -35,9 +35,7 @@ def markdown(found: NightReport) -> str:
         [line.name, line.verdict, "; ".join(line.tests), _anchors(line), line.sentence]
         for line in found.lines
     ]
-    head = ("candidate", "verdict", "what it tests", "anchors, pp", "evidence")
-    body = [f"| {' | '.join(map(escape, row))} |" for row in rows]
-    table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body]
+    table = markdown_table(("candidate", "verdict", "what it tests", "anchors, pp", "evidence"), rows)
     lost = [f"- {markdown_line(_lost(line))}" for line in found.lines if line.lost and line.verdict != "ok"]
     notes = [f"- {markdown_line(text)}" for text in (*_about(found), *_alarms(found))]
     title = f"# {escape(found.experiment)}: night of {found.night}: {found.verdict}"

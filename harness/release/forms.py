@@ -11,7 +11,7 @@ from typing import Any
 from harness import gating, numbers, report
 from harness.gating import TaskComparison, Verdict
 from harness.release.judged import Judged
-from harness.report.escape import clean, markdown_line
+from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.facts import miss_basis, miss_text
 from harness.report.verdicts import WORDS
@@ -113,5 +113,5 @@ def _lost(t: TaskComparison) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    body = [f"| {' | '.join(map(escape, row))} |" for row in rows]
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *body, ""] if body else []
+    listed = list(rows)
+    return [*markdown_table(columns, listed), ""] if listed else []

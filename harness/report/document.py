@@ -4,10 +4,8 @@ Invariant: every name, id and message is escaped, so a `|` in it never opens a c
 table of a smoke report is marked as no evidence.
 """
 
-from collections.abc import Sequence
-
 from harness.report.escape import markdown as escape
-from harness.report.escape import markdown_line
+from harness.report.escape import markdown_line, markdown_table
 from harness.report.facts import SMOKE, ExperimentReport, last_line
 from harness.report.sections import Section, header_facts, sections
 
@@ -26,13 +24,8 @@ def _head(report: ExperimentReport, mark: str) -> list[str]:
 
 def _section(section: Section, mark: str) -> list[str]:
     """Write a heading and a table where there are rows, then what is said of it."""
-    body = [_cells(row) for row in section.rows]
-    rule = "|---" * len(section.columns) + "|"
-    heading = [f"## {escape(section.title)}{mark}", "", _cells(section.columns), rule, *body, ""]
+    table = [*markdown_table(section.columns, section.rows), ""]
+    heading = [f"## {escape(section.title)}{mark}", "", *table]
     lead = [escape(section.lead), ""] if section.lead else []
     notes = [f"- {markdown_line(note)}" for note in section.notes]
-    return [*(heading if body else ()), *lead, *notes, *([""] if notes else ())]
-
-
-def _cells(values: Sequence[str]) -> str:
-    return f"| {' | '.join(map(escape, values))} |"
+    return [*(heading if section.rows else ()), *lead, *notes, *([""] if notes else ())]

@@ -7,6 +7,7 @@ is escaped here, and HTML by its template.
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 
@@ -18,6 +19,7 @@ _ANSI = re.compile(
     r"|\x1b[@-Z\\-_]"
 )
 _MARKDOWN = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]")
+_FORMULA = ("=", "+", "-", "@")
 _BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
 
 
@@ -50,6 +52,18 @@ def markdown(text: str) -> str:
 def markdown_line(text: str) -> str:
     """Escape a text that begins a line or a list item, where `#` or `1.` would open a block."""
     return _BLOCK_START.sub(lambda _: "\\", markdown(text))
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Write the lines of a table, every cell escaped."""
+    head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in (columns, *rows))
+    return [head, "|---" * len(columns) + "|", *body]
+
+
+def spreadsheet(text: str) -> str:
+    """Clean a text for a cell, where a spreadsheet would take some beginnings for a formula."""
+    cell = clean(text)
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:

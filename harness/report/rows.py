@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts, best_untrained
-from harness.report.escape import clean
+from harness.report.escape import spreadsheet
 from harness.report.facts import ExperimentReport, best_first
 
 COLUMNS = (
@@ -37,7 +37,6 @@ COLUMNS = (
     "gained",
     "evidence",
 )
-_FORMULA = ("=", "+", "-", "@")
 Row = dict[str, Any]
 
 
@@ -75,7 +74,4 @@ def _compared(c: Comparison, with_: str) -> Row:
 
 
 def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = clean(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return spreadsheet(value) if isinstance(value, str) else value

@@ -19,7 +19,7 @@ from rich.text import Text
 from harness import numbers, report
 from harness.decide import Decision
 from harness.report import ExperimentReport
-from harness.report.escape import clean, markdown_line
+from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.facts import verdict_word
 from harness.report.kept import restored
@@ -87,8 +87,6 @@ def terminal(rescue: Rescue, console: Console) -> None:
 
 def markdown(rescue: Rescue) -> str:
     """Render the table and its sentences, the sum first."""
-    columns = headers(rescue)
-    body = [f"| {' | '.join(map(escape, row))} |" for row in rows(rescue)]
     *said, last = sentences(rescue)
     return "\n".join(
         [
@@ -96,9 +94,7 @@ def markdown(rescue: Rescue) -> str:
             "",
             f"**{escape(last)}**",
             "",
-            f"| {' | '.join(map(escape, columns))} |",
-            "|---" * len(columns) + "|",
-            *body,
+            *markdown_table(headers(rescue), rows(rescue)),
             "",
             *(f"- {markdown_line(line)}" for line in said),
             "",
