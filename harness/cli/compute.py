@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import Candidates, Config, Json, Overrides, Precision, RunsFolder, app, with_precision
-from harness.cli.output import named_scores, open_bench, print_report, print_value, say
+from harness.cli.output import named_scores, open_bench, print_json, print_report, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def init(
             "metrics": proposal.task.metrics,
             "candidates": list(proposal.candidates),
         }
-        print_value({**facts, "said": proposal.said, "files": written}, True)
+        print_json({**facts, "said": proposal.said, "files": written})
         return
     for line in proposal.said:
         print(line)
@@ -211,7 +211,7 @@ def _print_with_rescue(bench: "Bench", found: "ExperimentReport", folder: Path, 
     rescued_one = rescued(prepared, folder) if prepared else None
     if as_json:
         plain = rescuing.to_json(rescued_one) if rescued_one else None
-        print_value({**report.to_json(found), "rescue": plain}, True)
+        print_json({**report.to_json(found), "rescue": plain})
     elif rescued_one:
         print()
         print_rescue(rescued_one)
@@ -358,7 +358,7 @@ def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool
     for note in found_scores.notes:
         say(note)
     if as_json:
-        print_value(alone.to_json(found_scores), True)
+        print_json(alone.to_json(found_scores))
     else:
         Console(width=100, highlight=False).print(score_table(found_scores.scores))
 
@@ -387,7 +387,7 @@ def _print_plan(
         alone = {cost.candidate: to_plain(cost) for cost in found}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
-        print_value({name: {**w, **alone.get(name, {})} for name, w in planned.items()}, True)
+        print_json({name: {**w, **alone.get(name, {})} for name, w in planned.items()})
         return
     print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
     lines = [(name, w, plan.get(name)) for name, w in work.items()]

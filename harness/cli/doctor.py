@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, Precision, app, with_precision
-from harness.cli.output import open_bench, print_value, say
+from harness.cli.output import open_bench, print_json, say
 
 if TYPE_CHECKING:
     from harness.doctor import Checkup, Cost
@@ -46,7 +46,7 @@ def doctor(
 
     found = examine(config, settings, TerminalProgress())
     if as_json:
-        print_value(to_plain(found), True)
+        print_json(to_plain(found))
     else:
         for line in _lines(found):
             print(line)
@@ -63,7 +63,7 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     bench, _ = open_bench(config, overrides)
     found = measure_noise(bench)
     if as_json:
-        print_value({**asdict(found), "flips": found.flips, "n": found.n}, True)
+        print_json({**asdict(found), "flips": found.flips, "n": found.n})
         return
     for line in noise_lines(found):
         print(line)

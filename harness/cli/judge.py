@@ -3,7 +3,6 @@
 Invariant: only `regressions confirm` loads a model.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app, regressions_app
-from harness.cli.output import open_bench, print_report, print_value, say
+from harness.cli.output import open_bench, print_json, print_report, print_value, say
 from harness.errors import HarnessError
 
 
@@ -38,7 +37,7 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     if found is None:
         raise HarnessError("no decision: found no finished candidate; next: harness compare")
     if as_json:
-        print(json.dumps(to_plain(found), indent=2, ensure_ascii=False))
+        print_json(to_plain(found))
         return
     for line in [*found.reasons, *arithmetic_lines(found, stored.metric), found.sentence]:
         print(line)
@@ -83,7 +82,7 @@ def gate(
     code = release.exit_code(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
     if as_json:
-        print(json.dumps([release.to_json(j) for j in judged], indent=2, ensure_ascii=False))
+        print_json([release.to_json(j) for j in judged])
     else:
         print("\n\n".join("\n".join(release.terminal(j)) for j in judged))
     raise typer.Exit(code)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import print_value, say
+from harness.cli.output import print_json, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def nightly_run(
     if webhook and (error := nightly.send(config, webhook, found.night)):
         say(error)
     if as_json:
-        print_value(nightly.to_json(found), True)
+        print_json(nightly.to_json(found))
     else:
         print("\n".join(nightly.terminal(found)))
     raise typer.Exit(found.exit_code)
@@ -70,7 +70,7 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
 
     found = nightly.status(config, _today().isoformat())
     if as_json:
-        print_value(to_plain(found), True)
+        print_json(to_plain(found))
         return
     for line in _lines(found):
         print(line)

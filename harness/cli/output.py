@@ -33,10 +33,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def print_json(value: Any) -> None:
+    """Print plain types as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def print_value(value: Any, as_json: bool) -> None:
     """Print a mapping as JSON or as indented lines."""
     if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
         return
     for line in _lines(value, ""):
         print(line)
@@ -65,6 +70,6 @@ def print_report(found: "ExperimentReport", as_json: bool) -> None:
     from harness import report
 
     if as_json:
-        print(json.dumps(report.to_json(found), indent=2, ensure_ascii=False))
+        print_json(report.to_json(found))
     else:
         report.terminal(found, Console(width=100, highlight=False))

@@ -3,14 +3,13 @@
 Invariant: it refuses before it computes anything where there is nothing to rescue.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import open_bench, say
+from harness.cli.output import open_bench, print_json, say
 
 if TYPE_CHECKING:
     from harness.rescue import Prepared, Rescue
@@ -36,7 +35,7 @@ def rescue(
         return
     found = rescued(prepared, loaded.folder / "reports")
     if as_json:
-        print(json.dumps(rescuing.to_json(found), indent=2, ensure_ascii=False))
+        print_json(rescuing.to_json(found))
     else:
         print_rescue(found)
     raise typer.Exit(rescuing.exit_code(found, bench.experiment.gate))
@@ -69,7 +68,7 @@ def _print_plan(prepared: "Prepared", as_json: bool) -> None:
 
     plan, left_out = prepared.plan, prepared.ladder.left_out
     if as_json:
-        print(json.dumps({"trials": to_plain(plan), "not_tried": list(left_out)}, indent=2))
+        print_json({"trials": to_plain(plan), "not_tried": list(left_out)})
         return
     for line in rescuing.lines(plan, left_out):
         print(line)
