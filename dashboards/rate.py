@@ -44,7 +44,7 @@ def page() -> None:
     pair = Pair(target, "", one.rows[key], other.rows[key])
     done = store.list_ratings(project.project().store, target)
     _turn(pair, (one, other), rater, done)
-    preferred.show(pair, (controls.label(one), controls.label(other)), done)
+    preferred.show(pair, (one.label, other.label), done)
 
 
 def _target(runs: dict[str, Run]) -> str:

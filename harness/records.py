@@ -268,6 +268,11 @@ class Run:
     error: str = ""
     served_digest: str = ""
 
+    @property
+    def label(self) -> str:
+        """The candidate, with the seed where it is not 0: `lora (seed 1)`."""
+        return f"{self.candidate} (seed {self.seed})" if self.seed else self.candidate
+
     def may_be_drawn(self, task: str) -> bool:
         """Tell whether a task's items may have been drawn, by weights that only the report knows.
 

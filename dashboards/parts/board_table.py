@@ -14,7 +14,6 @@ from harness.numbers import OWN_UNITS, UNKNOWN, change, count, points, score, se
 from harness.report.escape import clean
 from harness.report.facts import verdict_word
 from harness.report.verdicts import CLASSES, ERROR
-from parts import controls
 from parts.board import Line
 from parts.scores import AT_ONCE
 
@@ -89,7 +88,7 @@ def _cells(line: Line) -> dict[str, Any]:
     return {
         "rank": Printed.of(line.rank, count(line.rank)),
         "champion": "★" if line.is_champion else "",
-        "candidate": clean(controls.label(run)),
+        "candidate": clean(run.label),
         "verdict": [verdict(line)],
         "score": _rate(line.metric, line.score),
         **{_key(name): _rate(name, e) for name, e in line.others.items()},
@@ -142,7 +141,7 @@ def as_row(line: Line) -> dict[str, Any]:
     c, judged = (f.vs_untrained, f.verdict) if f else (None, None)
     macro = judged.macro if f and judged and fine_tuned(f) else None
     return {
-        "candidate": controls.label(run),
+        "candidate": run.label,
         "metric": line.metric,
         **_ends("score", line.score),
         **{key: value for name, e in line.others.items() for key, value in _ends(name, e).items()},

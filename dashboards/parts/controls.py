@@ -88,20 +88,15 @@ def asked(key: str) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def label(run: Run) -> str:
-    """Name a run as reports do: the candidate, with the seed where it is not 0."""
-    return f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
-
-
 def distinct(runs: Sequence[Run]) -> list[str]:
     """Name runs for one picture: by label, and by id where runs share a label."""
-    times = Counter(map(label, runs))
-    return [run.run_id if times[label(run)] > 1 else label(run) for run in runs]
+    times = Counter(run.label for run in runs)
+    return [run.run_id if times[run.label] > 1 else run.label for run in runs]
 
 
 def newest(runs: Sequence[Run]) -> dict[str, Run]:
     """Keep the newest finished run of each candidate and seed, by label."""
-    return {label(run): run for run in runs if run.state == "done"}
+    return {run.label: run for run in runs if run.state == "done"}
 
 
 def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, Run]:
@@ -109,13 +104,13 @@ def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, R
     if report is None:
         return newest(runs)
     ids = {f.run_id for f in report.facts}
-    return {label(run): run for run in runs if run.run_id in ids and run.state == "done"}
+    return {run.label: run for run in runs if run.run_id in ids and run.state == "done"}
 
 
 def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:
     """Name runs so that `?compare=` finds these: by label where that tells them apart, else by their ids."""
     named = {name: run.run_id for name, run in runs_of(report, runs).items()}
-    return [label(run) if named.get(label(run)) == run.run_id else run.run_id for run in chosen]
+    return [run.label if named.get(run.label) == run.run_id else run.run_id for run in chosen]
 
 
 def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:

@@ -49,7 +49,7 @@ def _all(found: dict[str, Strength]) -> None:
     """List the strengths of all rated runs, the strongest first."""
     if len(found) < 3:
         return
-    labels = {run.run_id: controls.label(run) for run in project.runs()}
+    labels = {run.run_id: run.label for run in project.runs()}
     ordered = sorted(found.items(), key=lambda one: -(one[1].elo or 0.0))
     rows = [{"candidate": clean(labels.get(run_id, run_id)), "Elo points": elo(s)} for run_id, s in ordered]
     texts.say(f"All that were rated on this task, over {clean(labels.get(min(found), min(found)))}:")

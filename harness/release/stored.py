@@ -131,9 +131,8 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         confirmed=_confirmed(at, run, measured),
         controls=controls_of(at, run),
     )
-    label = f"{run.candidate} (seed {run.seed})" if run.seed else run.candidate
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
-    return Judged(label, against, tuple(compared), verdict, policy, tuple(notes))
+    return Judged(run.label, against, tuple(compared), verdict, policy, tuple(notes))
 
 
 def _measurements(
