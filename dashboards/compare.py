@@ -23,7 +23,7 @@ def page() -> None:
     """Draw the page."""
     controls.heading("Compare", "Paired differences on the same items; delta = candidate − the first one.")
     runs = project.runs()
-    report = controls.choose_report() if project.reports() else None
+    report = controls.report_if_any()
     controls.say_absent(report, runs)
     if not runs:
         if report is None:

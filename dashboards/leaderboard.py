@@ -18,7 +18,7 @@ from parts.board import Board, Line
 def page() -> None:
     """Draw the page."""
     controls.heading("Leaderboard", "Candidates on the same items, the best on test first.")
-    report, stored = _chosen(), project.runs()
+    report, stored = controls.report_if_any(), project.runs()
     if not stored and report is None:
         controls.nothing("No runs yet.")
         return
@@ -34,10 +34,6 @@ def page() -> None:
     _table(found.lines, metrics, report, stored)
     _unread(found)
     _picture(found.lines)
-
-
-def _chosen() -> ExperimentReport | None:
-    return controls.choose_report() if project.reports() else None
 
 
 def _more_metrics(report: ExperimentReport | None) -> list[str]:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from harness.numbers import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
+from harness.report import ExperimentReport
 from harness.report.facts import measured
 from harness.report.losses import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
 from parts import charts, controls, project, texts
@@ -22,7 +23,7 @@ def page() -> None:
     """Draw the page."""
     controls.heading("Training", "Loss by step: a line for training, diamonds for validation.")
     runs = project.runs()
-    report = controls.choose_report() if project.reports() else None
+    report = controls.report_if_any()
     trained = {
         name: run for name, run in _runs(runs, report).items() if len(known(run.training.get("loss"))) > 1
     }
@@ -55,7 +56,7 @@ def _draw(chosen: Mapping[str, Run]) -> None:
         st.caption(PREFERENCES)
 
 
-def _runs(runs: list[Run], report: Any) -> dict[str, Run]:
+def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
     """Return runs by label, one for each training: a candidate that borrows weights logs the same again."""
     seen: dict[object, str] = {}
     out = {}

@@ -54,6 +54,11 @@ def choose_report() -> ExperimentReport | None:
     return found[name]
 
 
+def report_if_any() -> ExperimentReport | None:
+    """Let one of the kept reports be chosen, on a page that has something to show without one as well."""
+    return choose_report() if project.reports() else None
+
+
 def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
     """Say which of a report's runs are not on this machine, as after a clone, and how to make them."""
     stored = {run.run_id for run in runs}

@@ -7,7 +7,7 @@ works; so whoever writes never waits for a page.
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +193,6 @@ def _scored(folder: str, digest: str, metric_name: str, changed: tuple[int, ...]
 
 def base_rows(run: Run, key: str) -> str | None:
     """Find the row set of the run's base on the same task; None where it is not there."""
-    from dataclasses import replace
-
     if key not in run.rows:
         return None
     try:

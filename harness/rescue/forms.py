@@ -25,6 +25,7 @@ from harness.report.facts import verdict_word
 from harness.report.kept import restored
 from harness.report.verdicts import STYLES, WORDS
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
+from harness.spec import Recipe
 
 
 class Row(NamedTuple):
@@ -219,7 +220,5 @@ def _as_written(name: str) -> str:
 
 
 def _short(recipe: dict[str, Any]) -> dict[str, Any]:
-    from harness.spec import Recipe
-
     kept: dict[str, Any] = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
     return kept
