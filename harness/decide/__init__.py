@@ -35,11 +35,11 @@ from harness.decide.facts import (
     strongest_run,
 )
 from harness.decide.labels import MORE_THAN_FEW, Wanted, too_few, worth_collecting
-from harness.decide.seeds import UNKNOWN, OverSeeds, by_recipe, over_seeds
+from harness.decide.seeds import VARIANCE_UNKNOWN, OverSeeds, by_recipe, over_seeds
 from harness.spec import DecidePolicy
 
 __all__ = [
-    "UNKNOWN",
+    "VARIANCE_UNKNOWN",
     "Ablation",
     "Action",
     "CandidateFacts",

@@ -12,7 +12,7 @@ from harness import numbers, stats
 from harness.comparison import Comparison, Estimate
 from harness.decide.facts import CandidateFacts, fine_tuned, gain
 
-UNKNOWN = "training-seed variance unknown"
+VARIANCE_UNKNOWN = "training-seed variance unknown"
 
 
 @dataclass(frozen=True, slots=True)

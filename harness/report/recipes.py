@@ -6,7 +6,7 @@ Invariant: a corrected p-value never stands without the raw one, and how many we
 from collections.abc import Iterable
 
 from harness import numbers
-from harness.decide import UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
+from harness.decide import VARIANCE_UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 
@@ -46,7 +46,7 @@ def ablation_note(a: Ablation) -> str:
     """Say how a grid was compared and which member validation chose."""
     looked = f"p corrected for {numbers.count(a.n_tests)} looks (Benjamini-Hochberg)"
     chosen = f"; best on validation: {_short(a.chosen, a.grid)}" if a.chosen else ""
-    seeds = "" if a.seed_variance_known else f"; {UNKNOWN} (fewer than 3 seeds)"
+    seeds = "" if a.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
     return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
 
 
@@ -59,7 +59,7 @@ def seed_sentences(seeds: Iterable[OverSeeds], metric: str) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
     known = [_over_seeds(s, metric) for s in seeds if s.score]
     unknown = ", ".join(f"{s.candidate} ({_count(s)})" for s in seeds if not s.score)
-    return [*known, *([f"{UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
+    return [*known, *([f"{VARIANCE_UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
 
 
 def _factor_row(f: Factor, a: Ablation, metric: str) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _factor_row(f: Factor, a: Ablation, metric: str) -> tuple[str, ...]:
 
 
 def _seed_row(s: OverSeeds, metric: str) -> tuple[str, ...]:
-    over = numbers.score(metric, *s.score[:3]) if s.score else UNKNOWN
+    over = numbers.score(metric, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     gain = numbers.change(metric, *s.gain[:3]) if s.gain else numbers.UNKNOWN
     return (
         s.candidate,
@@ -92,7 +92,7 @@ def _seed_row(s: OverSeeds, metric: str) -> tuple[str, ...]:
 def _over_seeds(s: OverSeeds, metric: str) -> str:
     each = ", ".join(numbers.score(metric, x) for x in s.scores)
     gain = f", {numbers.change(metric, *s.gain[:3])} over the best untrained" if s.gain else ""
-    over = numbers.score(metric, *s.score[:3]) if s.score else UNKNOWN
+    over = numbers.score(metric, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     return (
         f"{s.candidate} over {_count(s)}: {over} ({each}; SD between seeds "
         f"{numbers.score(metric, s.seed_sd)}){gain}, by random effects"
