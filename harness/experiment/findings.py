@@ -386,18 +386,11 @@ def _verdict(
     return gating.judge_measurements(
         measured_of(bench, reader, run, base),
         tasks,
-        _policy(bench.experiment.gate, facts),
+        gating.policy_for(bench.experiment.gate, trained=facts.trained),
         target=TargetFacts(facts.target, facts.vs_untrained),
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(bench.store, run, reader.controls),
     )
-
-
-def _policy(policy: GatePolicy, facts: CandidateFacts) -> GatePolicy:
-    """Ask a gain over the best untrained candidate of fine-tunes only."""
-    if facts.trained:
-        return policy
-    return policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
 
 
 def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:

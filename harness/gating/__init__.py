@@ -13,7 +13,7 @@ from harness.comparison import Comparison
 from harness.gating import rules as rule
 from harness.gating.control import ControlFacts, control_rule, has_drifted
 from harness.gating.margins import margin_of
-from harness.gating.measure import Measurement, admit, compare_measurements, validity_of
+from harness.gating.measure import Measurement, admit, compare_measurements, policy_for, validity_of
 from harness.gating.power import macro_of, missed, warn_before
 from harness.gating.verdict import (
     MissRate,
@@ -45,6 +45,7 @@ __all__ = [
     "judge",
     "judge_measurements",
     "margin_of",
+    "policy_for",
     "warn_before",
 ]
 

@@ -13,7 +13,7 @@ from harness.comparison import Comparison
 from harness.gating.verdict import TaskComparison, is_reported_only
 from harness.metrics import Metric
 from harness.records import SampleResult
-from harness.spec import Role, Task
+from harness.spec import GatePolicy, Role, Task
 
 _SIGNAL_TO_NOISE = 3.0
 
@@ -55,6 +55,13 @@ def admit(
     if score.low > task.chance + stats.TIE:
         return True, f"{task.name}: {found}, above {chance}"
     return False, f"{task.name} cannot show forgetting: {found}, not above {chance}"
+
+
+def policy_for(policy: GatePolicy, *, trained: bool) -> GatePolicy:
+    """Ask a gain over the best untrained candidate only of what has other weights than the base."""
+    if trained:
+        return policy
+    return policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
 
 
 def compare_measurements(

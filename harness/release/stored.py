@@ -23,13 +23,12 @@ from harness.records import RowsIdentity, Run, SampleResult
 from harness.release.champions import Champion, on_validation, read_champion
 from harness.release.current import refuse_changed
 from harness.release.judged import Judged
+from harness.run.weights import SEEDLESS
 from harness.spec import GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
 Baseline = Literal["base", "champion"]
 Rows = list[SampleResult]
-
-_ONE_SEED = ("classifier", "adapter", "endpoint")  # other weights than the base's that no seed changes
 
 
 def gate_stored(
@@ -87,8 +86,7 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
 
 def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterable[int]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
-    done = list(runs.values())
-    trained = any(r.weights_digest != r.base_digest and r.method not in _ONE_SEED for r in done)
+    trained = any(r.method not in SEEDLESS for r in runs.values())
     missing = sorted(set(seeds) - set(runs)) if trained else []
     if missing:
         found = f"no finished run of seed {', '.join(map(str, missing))}"
@@ -119,9 +117,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     measured = _measurements(at, run, champion, tasks, known, notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     compared = gating.compare_measurements(measured, experiment.gate.alpha, identical=identical)
-    policy = experiment.gate
-    if run.weights_digest == run.base_digest:
-        policy = policy.model_copy(update={"target": policy.target.model_copy(update={"gain": None})})
+    policy = gating.policy_for(experiment.gate, trained=run.weights_digest != run.base_digest)
     verdict = gating.judge_measurements(
         measured,
         compared,

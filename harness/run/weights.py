@@ -24,6 +24,7 @@ from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whol
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
 
 _PACKAGE = Path(__file__).parents[1]
+SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weights no seed changes
 _DIVERGED, _FIT = "diverged.json", "fit.json"
 
 
@@ -34,7 +35,7 @@ def source_of(bench: Bench, recipe: Recipe) -> Recipe:
 
 def trains(bench: Bench, recipe: Recipe) -> bool:
     """Tell whether another seed would make other weights."""
-    return source_of(bench, recipe).method not in ("base", "classifier", "adapter", "endpoint")
+    return source_of(bench, recipe).method not in SEEDLESS
 
 
 def is_served(bench: Bench, recipe: Recipe) -> bool:
