@@ -343,7 +343,7 @@ def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
     assert "Trained with 1 seed" in said(decided([*alternatives(), tuned("lora", 0.81, 0.07)]), "seed")
 
 
-@pytest.mark.parametrize("method", ["endpoint", "adapter", "scaled"])
+@pytest.mark.parametrize("method", ["endpoint", "adapter", "scaled", "interpolated"])
 def test_of_what_was_not_trained_here_no_seeds_of_training_are_named(method):
     decision = decided([*alternatives(), tuned("theirs", 0.81, 0.07, method=method)])
     assert decision.candidate == "theirs"

@@ -13,7 +13,7 @@ from harness.decide.facts import CandidateFacts, action_of, best, fine_tuned, ga
 from harness.decide.seeds import n_seeds, whose_gain
 from harness.spec import DecidePolicy
 
-_MADE_BEFORE = ("adapter", "endpoint", "scaled")  # methods that take weights and train none
+_MADE_BEFORE = ("adapter", "endpoint", "scaled", "interpolated")  # methods that take weights and train none
 _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
     (
