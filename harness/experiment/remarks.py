@@ -88,13 +88,10 @@ def _theirs(runs: Iterable[Run]) -> Iterator[str]:
     """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
     for run in runs:
         named = run.training.get("named_base")
-        if (
-            named
-            and str(named).rstrip("/").rpartition("/")[2] != run.base_model.rstrip("/").rpartition("/")[2]
-        ):
+        if named and _last(str(named)) != _last(run.base_model):
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
 
 
 def _last(name: str) -> str:
     """Return a model's own name, without its owner or folder."""
-    return name.rstrip("/").rpartition("/")[2].lower()
+    return name.rstrip("/").rpartition("/")[2]

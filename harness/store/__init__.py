@@ -19,7 +19,6 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
-from harness.records import BLOCK
 from harness.store.begun import begin, begun, end
 from harness.store.control import (
     controls,
@@ -63,7 +62,6 @@ from harness.store.samples import (
 from harness.store.unused import Leftover, Referred, joined, referred, remove, unfinished, unused
 
 __all__ = [
-    "BLOCK",
     "Columns",
     "Counts",
     "DiskUse",

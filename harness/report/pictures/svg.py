@@ -38,11 +38,11 @@ def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
     return [i * step for i in range(first, last + 1)], step
 
 
-def around(values: Iterable[float], *, pad: float = 0.06) -> tuple[float, float]:
+def around(values: Iterable[float]) -> tuple[float, float]:
     """Return ends that leave some room around values, and never the same one twice."""
     known = list(values)
     low, high = min(known), max(known)
-    room = pad * (high - low) or 1.0
+    room = 0.06 * (high - low) or 1.0
     return low - room, high + room
 
 
