@@ -155,21 +155,11 @@ def compare(
     bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items), progress)
     stored = experiment.look_up(bench, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
-    work = experiment.planned(bench, loaded.selected) if computes else {}
+    work = _planned(bench, loaded.selected, learning_curve, rescue) if computes else {}
     plan = experiment.seconds_planned(bench, work)
-    if learning_curve:
-        experiment.refuse_curve(bench, loaded.selected)
-        work["learning curve"] = experiment.planned_curve(bench, loaded.selected)
-        plan["learning curve"] = bench.seconds(work["learning curve"])
-    if rescue:
-        from harness.rescue import at_most
-
-        work["rescue, at most"] = at_most(bench, loaded.selected)
-        plan["rescue, at most"] = bench.seconds(work["rescue, at most"])
     warnings = experiment.warnings_before(bench)
-    if strict and warnings:
-        expected, step = "margins that the items at hand can show", "more items or wider margins"
-        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
+    if strict:
+        _refuse_margins(warnings)
     if fewer_items and computes:
         say("fewer items: the candidates take at most what is planned; the base answers what is drawn again")
     if dry_run:
@@ -197,6 +187,29 @@ def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
     if rescue and fewer_items:
         expected, step = "all items, in two halves", "--exact"
         raise UserError(Problem("--rescue", "--fewer-items as well", expected, step))
+
+
+def _planned(
+    bench: "Bench", selected: "Sequence[str]", learning_curve: bool, rescue: bool
+) -> "dict[str, Work]":
+    """Estimate what the candidates take, and what is wanted beside them."""
+    from harness import experiment
+    from harness.rescue import at_most
+
+    work = experiment.planned(bench, selected)
+    if learning_curve:
+        experiment.refuse_curve(bench, selected)
+        work["learning curve"] = experiment.planned_curve(bench, selected)
+    if rescue:
+        work["rescue, at most"] = at_most(bench, selected)
+    return work
+
+
+def _refuse_margins(warnings: "Sequence[str]") -> None:
+    """Refuse what the items probably cannot show."""
+    if warnings:
+        expected, step = "margins that the items at hand can show", "more items or wider margins"
+        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
 
 
 def _print_with_rescue(bench: "Bench", found: "ExperimentReport", folder: Path, as_json: bool) -> None:

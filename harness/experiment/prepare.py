@@ -70,7 +70,6 @@ def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
             train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit)
         )
         suites = tuple(_capped(suite, scope.limit) for suite in experiment.suites)
-        # A name of its own keeps limited runs and reports apart from the full ones.
         name = f"{experiment.name}-limit{scope.limit}"
         target = _with_limits(experiment.target, limits)
         return experiment.model_copy(update={"name": name, "target": target, "suites": suites})
@@ -186,15 +185,15 @@ def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
 
 
 def seconds_planned(bench: Bench, work: Mapping[str, Work]) -> dict[str, float]:
-    """Say how long planned work takes here, each on its own base; an endpoint takes no time here."""
+    """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
+
+    An endpoint takes no time here.
+    """
     recipes = bench.experiment.candidates
-    served = {name for name in work if name in recipes and is_served(bench, recipes[name])}
-    of_arms = {arm_label(bench, s): s for s in arms(bench, recipes.values())}
-    return {
-        name: bench.seconds(one, of_arms[name] if name in of_arms else base_of(bench, recipes[name]))
-        for name, one in work.items()
-        if name not in served
-    }
+    served = {name for name, recipe in recipes.items() if is_served(bench, recipe)}
+    bases = {name: base_of(bench, recipe) for name, recipe in recipes.items()}
+    bases |= {arm_label(bench, source): source for source in arms(bench, recipes.values())}
+    return {name: bench.seconds(one, bases.get(name)) for name, one in work.items() if name not in served}
 
 
 def arms(bench: Bench, recipes: Iterable[Recipe]) -> list[ModelSource]:
