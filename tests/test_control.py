@@ -13,7 +13,7 @@ from harness.candidates import ModelHost
 from harness.cli.compute import exit_code
 from harness.experiment import Scope, bench_of
 from harness.experiment.control import controls_of
-from harness.experiment.findings import Reader
+from harness.experiment.reader import Reader
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.control import control_rule
 from harness.progress import Silent

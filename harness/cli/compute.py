@@ -319,7 +319,7 @@ def evaluate(
 
 
 def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_json: bool) -> None:
-    from harness.experiment.findings import Reader
+    from harness.experiment.reader import Reader
     from harness.run import make_run
 
     bench, loaded = open_bench(config, overrides, candidate)

@@ -16,8 +16,10 @@ from harness.embedded import ModelSource
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment import fewer
 from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
-from harness.experiment.findings import Reader, facts_of, report_of
+from harness.experiment.facts import facts_of
+from harness.experiment.findings import report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
+from harness.experiment.reader import Reader
 from harness.experiment.remarks import remarks
 from harness.experiment.serving import key_problems
 from harness.gating import Verdict

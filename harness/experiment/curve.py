@@ -13,7 +13,8 @@ from harness.data import part_of
 from harness.decide import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.estimate import Work
-from harness.experiment.findings import Reader, facts_of
+from harness.experiment.facts import facts_of
+from harness.experiment.reader import Reader
 from harness.plugins import load as load_plugin
 from harness.records import Run
 from harness.run import base_weights, make_run, stored_runs

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import sampling, store
-from harness.experiment.findings import Reader, report_of
+from harness.experiment.findings import report_of
+from harness.experiment.reader import Reader
 from harness.gating import Verdict
 from harness.gating.margins import is_relative, share
 from harness.numbers import count

@@ -5,67 +5,22 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from statistics import fmean
 
-from harness import comparison, decide, estimate, gating, store
-from harness.comparison import Comparison, Estimate
-from harness.data import Split
+from harness import comparison, decide, gating, store
+from harness.comparison import Comparison
 from harness.decide import CandidateFacts, LearningCurve
-from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.experiment.control import controls_of, judged_controls
+from harness.errors import IncompatibleRuns
+from harness.experiment.control import controls_of
+from harness.experiment.facts import facts_of
 from harness.experiment.prepare import arms
+from harness.experiment.reader import Reader, Rows
 from harness.experiment.steps import steps_of
-from harness.gating import ControlFacts, Measurement, TargetFacts, TaskComparison
+from harness.gating import Measurement, TargetFacts, TaskComparison
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
 from harness.run import measured_arm
-from harness.run.bench import Bench, Measured
+from harness.run.bench import Bench
 from harness.spec import GatePolicy
-
-Rows = list[SampleResult]
-
-
-class Reader:
-    """Reads a row set once, cut to the items of this experiment, with their inclusion weights."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._weights = {m.task.name: m.weights for m in bench.suites if m.weights is not None}
-        self.rows = cache(self._rows)
-        self._whole: dict[str, Rows] = {}
-        self._controls: dict[str, ControlFacts] = {}
-
-    def prepare(self, rows_digests: Iterable[str]) -> None:
-        """Read row sets that will be asked for, as far as they are not held, in one go."""
-        self._whole |= store.read_many(self._bench.store, set(rows_digests) - self._whole.keys())
-
-    def _rows(self, rows_digest: str, n: int) -> Rows:
-        if len(self._whole.get(rows_digest, ())) < n:  # one that has grown is read again
-            self._whole |= store.read_many(self._bench.store, [rows_digest])
-        rows = self._whole[rows_digest][:n]
-        weights = self._weights.get(rows[0].task) if rows else None
-        return [replace(row, weight=weights[row.example_id]) for row in rows] if weights else rows
-
-    def of(self, run: Run, measured: Measured, split: Split = "test") -> Rows:
-        """Return a run's rows of one task and split."""
-        return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
-
-    def controls(self) -> Mapping[str, ControlFacts]:
-        """Return what the store's control arms found; judged anew when one has come."""
-        if len(store.controls(self._bench.store)) != len(self._controls):
-            self._controls = judged_controls(self._bench.store)
-        return self._controls
-
-    def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
-        """Return every metric of every task that a run answered on test."""
-        return {
-            m.task.name: {
-                name: comparison.estimate(metric, self.of(run, m)) for name, metric in m.metrics.items()
-            }
-            for m in (self._bench.target, *self._bench.suites)
-            if f"{m.task.name}/test" in run.rows
-        }
 
 
 def report_of(
@@ -203,96 +158,6 @@ def _noteworthy(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[s
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
-
-
-def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
-    """Say what one run measured by itself, before it is compared with another.
-
-    Raises:
-        CandidateFailed: every test row is an error.
-    """
-    facts = CandidateFacts(
-        name=run.candidate,
-        run_id=run.run_id,
-        method=run.method,
-        prompting=run.prompting,
-        answer=run.answer,
-        seed=run.seed,
-        trained=run.weights_digest != run.base_digest,
-        state=run.state,
-        error=run.error,
-    )
-    if run.state == "failed":
-        return facts
-    metric, test = bench.target.primary, reader.of(run, bench.target)
-    if all(row.status == "error" for row in test):
-        raise CandidateFailed(
-            f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
-        )
-    hour, tokens = bench.experiment.decide.device_hour_usd, _tokens(run, test)
-    recalls = [r.recall for r in test if r.recall is not None]
-    return replace(
-        facts,
-        target=comparison.estimate(metric, test),
-        validation=comparison.estimate(metric, reader.of(run, bench.target, "validation")).score,
-        slices={
-            s: comparison.estimate(metric, [r for r in test if r.slice == s])
-            for s in sorted({r.slice for r in test if r.slice})
-        },
-        cost_per_1k_usd=_cost_per_1k_usd(bench, run, test, tokens),
-        tokens=tokens,
-        latency_p50_s=run.latency["p50_s"],
-        requests_per_s=1 / busy_s if (busy_s := fmean(r.compute_s for r in test)) > 0 else None,
-        measured_on="its server, over HTTP"
-        if run.method == "endpoint"
-        else run.provenance.get("device") or "",
-        training_cost_usd=estimate.price_usd(
-            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")), bench.machine.device, hour
-        ),
-        n_train=_n_train(bench, run),
-        recall=fmean(recalls) if recalls else None,
-        training=run.training,
-    )
-
-
-def _tokens(run: Run, test: Rows) -> estimate.Tokens | None:
-    """Average the tokens of a request; a run that was stored before shared beginnings were counted has none.
-
-    None of a classifier, which no provider sells by the token, and of a server that counts none.
-    """
-    prompt = fmean(r.n_prompt_tokens for r in test)
-    if run.method == "classifier" or not prompt:
-        return None
-    shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
-    return estimate.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))
-
-
-def _cost_per_1k_usd(bench: Bench, run: Run, test: Rows, tokens: estimate.Tokens | None) -> float | None:
-    """Price 1,000 requests by their tokens where the policy sets prices, else by device time.
-
-    None of an endpoint without prices: its device is not this one.
-    """
-    policy = bench.experiment.decide
-    if tokens is not None and policy.usd_per_million_tokens is not None:
-        return 1000 * estimate.request_usd(tokens, policy.usd_per_million_tokens)
-    if run.method == "endpoint":
-        return None
-    return estimate.price_usd(
-        1000 * fmean(r.compute_s for r in test), bench.machine.device, policy.device_hour_usd
-    )
-
-
-def _n_train(bench: Bench, run: Run) -> int:
-    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows.
-
-    0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
-    """
-    if run.method in ("adapter", "endpoint"):
-        return 0
-    rows = len(bench.target.items.train)
-    if "n_pairs" not in run.training:
-        return rows
-    return int(run.training["n_pairs"]) + (rows if "init_wall_s" in run.training else 0)
 
 
 def _with_comparisons(

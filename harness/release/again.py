@@ -8,7 +8,7 @@ from typing import NamedTuple
 from harness import run
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
-from harness.experiment.findings import Reader
+from harness.experiment.reader import Reader
 from harness.records import Run
 from harness.release.champions import read_champion
 from harness.run import rescoring

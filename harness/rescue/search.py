@@ -13,7 +13,9 @@ from harness.comparison import Comparison
 from harness.decide import CandidateFacts, gain
 from harness.errors import UserError
 from harness.experiment.control import controls_of
-from harness.experiment.findings import Reader, bases_of, facts_of, measured_of
+from harness.experiment.facts import facts_of
+from harness.experiment.findings import bases_of, measured_of
+from harness.experiment.reader import Reader
 from harness.gating import Measurement, TargetFacts
 from harness.records import Run, SampleResult
 from harness.report import live_line

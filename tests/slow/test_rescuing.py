@@ -6,7 +6,8 @@ import pytest
 
 from harness import config, gating, rescue, store
 from harness.experiment import Scope, bench_of
-from harness.experiment.findings import Reader, bases_of, measured_of
+from harness.experiment.findings import bases_of, measured_of
+from harness.experiment.reader import Reader
 from harness.progress import Silent
 from harness.rescue.halves import cluster_of, split
 
