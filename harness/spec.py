@@ -124,8 +124,8 @@ class Task(Spec):
     `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
     as a regression on this task: in (0, 1), or `10%` of what the base has above chance. A metric
     is the name of one of ours, a file of one's own (`./mine.py`), or `evaluate:NAME` of the
-    evaluate library. `num_fewshot` shots come from the `train` file and are given as turns where
-    `fewshot_as_multiturn`. An answer cut at `max_new_tokens` scores worst unless
+    evaluate library. `num_fewshot` shots come from the `train` file and are given as turns, which
+    `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
     `truncated_scores`, which suits questions whose answer comes first.
     """
 
@@ -145,7 +145,7 @@ class Task(Spec):
     chat_template: bool = True
     system: str | None = None
     num_fewshot: int = Field(0, ge=0)
-    fewshot_as_multiturn: bool = True
+    fewshot_as_multiturn: Literal[True] = True
     length_normalized: bool = False
     max_new_tokens: int = Field(32, ge=1)
     truncated_scores: bool = False

@@ -70,6 +70,11 @@ def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next
     assert only(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
 
 
+def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder):
+    found = only(folder, target=TARGET + "    fewshot_as_multiturn: false\n")
+    assert found == ("suites/tiny.yaml:5", "fewshot_as_multiturn: False", "")
+
+
 def test_a_missing_key_is_named_with_what_lacks_it(folder):
     where, found, _ = only(folder, text=EXPERIMENT.replace("name: tiny\n", ""))
     assert (where, found) == ("harness.yaml:1", "no key 'name'")
