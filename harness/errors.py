@@ -64,6 +64,14 @@ class Diverged(CandidateFailed):
     """Training came to a loss that is no number; the same training would come to it again."""
 
 
+def in_a_line(error: BaseException) -> str:
+    """Say what went wrong on one line, with the kind of an error that is not the harness's own."""
+    lines = str(error).splitlines()
+    if isinstance(error, HarnessError) and lines:
+        return lines[0]
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Phrase the nearest known name as a next step, or list what is known."""
     known = sorted(known)

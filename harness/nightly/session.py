@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness import config, provenance, run, store
 from harness.config import Loaded
 from harness.endpoint import PROTOCOLS
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.experiment import Scope, bench_of
 from harness.nightly import watching
 from harness.nightly.asking import Part, Rows, ask, by_item, file_of, parts_of
@@ -174,9 +174,7 @@ class _Session:
                 raise target
             found = self._asked(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            said = reason if isinstance(error, HarnessError) else f"{type(error).__name__}: {reason}"
-            found = Watched(label, "", "", (), error=said)
+            found = Watched(label, "", "", (), error=in_a_line(error))
         self.bench.progress.finished(label, f"{label}: {found.error or 'asked'}")
         return found
 

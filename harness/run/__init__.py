@@ -15,7 +15,7 @@ import numpy as np
 from harness import endpoint, provenance, store
 from harness.candidates import Candidate, classifier
 from harness.embedded import ModelSource
-from harness.errors import CandidateFailed, Diverged, HarnessError
+from harness.errors import CandidateFailed, Diverged, in_a_line
 from harness.evaluate import latency_s
 from harness.records import Example, Run
 from harness.run import control as control_arm
@@ -197,7 +197,6 @@ def measured_arm(bench: Bench, source: ModelSource) -> dict[str, str] | None:
 
 def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
-    reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
     run = _record(
         bench,
         name,
@@ -207,7 +206,7 @@ def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseEx
         weights_digest="",
         state="failed",
         rows={},
-        error=reason.splitlines()[0] if reason else type(error).__name__,
+        error=in_a_line(error),
     )
     store.save_run(bench.store, run)
     return run
