@@ -16,7 +16,7 @@ from harness.embedded import ModelSource
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.experiment import fewer
 from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
-from harness.experiment.facts import facts_of
+from harness.experiment.facts import attempt
 from harness.experiment.findings import report_of
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
 from harness.experiment.reader import Reader
@@ -27,7 +27,7 @@ from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import base_arm, failed_run, make_run, stored_runs
+from harness.run import base_arm, stored_runs
 from harness.run.bench import Bench
 from harness.run.finished import Asked
 from harness.run.weights import base_of, served_base, source_of, trains
@@ -308,16 +308,8 @@ def _in_order(bench: Bench, selected: Iterable[str]) -> list[Asked]:
 
 
 def _attempt(bench: Bench, reader: Reader, asked: Asked, done: Run | None, *, smoke: bool) -> Run:
-    """Make a run that is not done; what goes wrong with it is recorded, and the next one starts."""
+    """Make a run that is not done, and show its line."""
     name, recipe, seed = asked
-    try:
-        run = make_run(bench, name, recipe, seed, done)
-        # A run without any row that could be scored has no facts: it failed as well.
-        facts = facts_of(bench, reader, run)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 (one candidate must not stop the others)
-        run = failed_run(bench, name, recipe, seed, error)
-        facts = facts_of(bench, reader, run)
+    run, facts = attempt(bench, reader, name, recipe, seed, done)
     bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
     return run

@@ -1,6 +1,6 @@
-"""What one run measured by itself, before it is compared with another.
+"""One run, made where it is not there yet, and what it measured by itself before it is compared with another.
 
-Invariant: reads rows from the store and computes nothing that needs a model.
+Invariant: whatever is wrong with one run is recorded as its failure, and stops no other.
 """
 
 from dataclasses import replace
@@ -8,10 +8,31 @@ from statistics import fmean
 
 from harness import comparison, estimate
 from harness.decide import CandidateFacts
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, UserError
 from harness.experiment.reader import Reader, Rows
 from harness.records import Run
+from harness.run import failed_run, make_run
 from harness.run.bench import Bench
+from harness.spec import Recipe
+
+
+def attempt(
+    bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int, done: Run | None = None
+) -> tuple[Run, CandidateFacts]:
+    """Make a run as far as it is not `done`; what goes wrong with it is recorded.
+
+    Raises:
+        UserError: things are such that no run could be made, for example without room on the disk.
+    """
+    try:
+        run = make_run(bench, name, recipe, seed, done)
+        # A run without any row that could be scored has no facts: it failed as well.
+        return run, facts_of(bench, reader, run)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (one run must not stop the others)
+        run = failed_run(bench, name, recipe, seed, error)
+        return run, facts_of(bench, reader, run)
 
 
 def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:

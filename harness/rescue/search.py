@@ -11,9 +11,8 @@ from typing import NamedTuple
 from harness import comparison, gating, store
 from harness.comparison import Comparison
 from harness.decide import CandidateFacts, gain
-from harness.errors import UserError
 from harness.experiment.control import controls_of
-from harness.experiment.facts import facts_of
+from harness.experiment.facts import attempt, facts_of
 from harness.experiment.findings import bases_of, measured_of
 from harness.experiment.reader import Reader
 from harness.gating import Measurement, TargetFacts
@@ -24,7 +23,6 @@ from harness.rescue.equal import Scaled, at_equal_target
 from harness.rescue.halves import HALVES, Half, Split, split
 from harness.rescue.ladder import Ladder, Trial
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
-from harness.run import failed_run, make_run
 from harness.run.bench import Bench
 from harness.spec import TargetPolicy
 
@@ -118,14 +116,7 @@ def _as_it_is(ground: _Ground, case: Case) -> Tried:
 def _try(ground: _Ground, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     bench, recipes = ground.bench, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
-    try:
-        run = make_run(bench, trial.name, trial.recipe, seed)
-        facts = facts_of(bench, ground.reader, run)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 (one trial must not stop the others)
-        run = failed_run(bench, trial.name, trial.recipe, seed, error)
-        facts = facts_of(bench, ground.reader, run)
+    run, facts = attempt(bench, ground.reader, trial.name, trial.recipe, seed)
     bench.progress.finished(trial.name, live_line(facts, bench.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
