@@ -49,6 +49,7 @@ __all__ = [
     "to_json",
     "to_plain",
     "write",
+    "write_forms",
 ]
 
 
@@ -64,8 +65,13 @@ def write(report: ExperimentReport, folder: Path) -> list[Path]:
     A form that has nothing to say (JUnit without a verdict, a picture without points) is left out,
     and one that an earlier report wrote is removed.
     """
+    return write_forms(folder, report.file_name, _forms(report))
+
+
+def write_forms(folder: Path, name: str, forms: Mapping[str, str]) -> list[Path]:
+    """Write texts by suffix as files of one name; for an empty one there is no file afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {folder / f"{report.file_name}{suffix}": text for suffix, text in _forms(report).items()}
+    texts = {folder / f"{name}{suffix}": text for suffix, text in forms.items()}
     for path, text in texts.items():
         if text:
             _replace(path, text)

@@ -143,22 +143,13 @@ def front_file(rescue: Rescue) -> str:
 
 def write(rescue: Rescue, folder: Path) -> list[Path]:
     """Write Markdown, JSON and the picture beside the reports; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
-    texts = {
+    forms = {
         ".md": markdown(rescue),
         ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
         ".front.svg": front_file(rescue),
     }
-    written = []
-    for suffix, text in texts.items():
-        path = folder / f"{stem}{suffix}"
-        if text:
-            path.write_text(text, encoding="utf-8")
-            written.append(path)
-        else:
-            path.unlink(missing_ok=True)
-    return written
+    return report.write_forms(folder, stem, forms)
 
 
 def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> Row:
