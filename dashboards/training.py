@@ -12,7 +12,7 @@ import streamlit as st
 from harness.numbers import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.facts import measured
+from harness.report.facts import figure_text
 from harness.report.losses import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
 from parts import charts, controls, project, texts
 
@@ -110,7 +110,7 @@ def _more(name: str, run: Run) -> None:
     if others or sweep:
         with st.expander(texts.label(name)):
             for key, value in others.items():
-                st.text(f"{key.replace('_', ' ')}: {measured(key, value)}")
+                st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
             if sweep:
                 tried = [{**t["params"], "validation": t["validation"], "chosen": t["chosen"]} for t in sweep]
                 st.dataframe(tried, hide_index=True)

@@ -207,10 +207,10 @@ def _counted(n: object) -> str:
     return numbers.count(n) if isinstance(n, int) else numbers.UNKNOWN
 
 
-def measured(name: str, value: Any) -> str:
+def figure_text(name: str, value: Any) -> str:
     """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
     if isinstance(value, list | tuple):
-        return " → ".join(measured(name, value[i][-1]) for i in (0, -1)) if value else numbers.UNKNOWN
+        return " → ".join(figure_text(name, value[i][-1]) for i in (0, -1)) if value else numbers.UNKNOWN
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value) if value is not None else numbers.UNKNOWN
     if name.endswith("_s") and not name.endswith("_per_s"):

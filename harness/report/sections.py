@@ -16,8 +16,8 @@ from harness.report.escape import clean
 from harness.report.facts import (
     ExperimentReport,
     best_first,
+    figure_text,
     headers,
-    measured,
     miss_basis,
     miss_text,
     sentences,
@@ -79,7 +79,7 @@ def sections(report: ExperimentReport) -> list[Section]:
 
 def header_facts(report: ExperimentReport) -> list[str]:
     """List the base model, what was measured of the whole run, and what its intervals are of."""
-    header = (f"{_titled(name)} {measured(name, value)}" for name, value in report.header.items())
+    header = (f"{_titled(name)} {figure_text(name, value)}" for name, value in report.header.items())
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
@@ -223,7 +223,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
             f.label,
             numbers.count(f.n_train),
             numbers.usd(f.training_cost_usd),
-            *(measured(name, of.get(name)) for name in names),
+            *(figure_text(name, of.get(name)) for name in names),
         ]
         for f, of in zip(trained, figures, strict=True)
     ]
