@@ -84,7 +84,7 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     """
     _refuse_two_ways(scope)
     experiment = narrowed(loaded.experiment, scope)
-    _refuse_without_test(experiment)
+    _refuse_without_train(experiment.target)
     experiment, catalogue = with_lm_eval(experiment)
     seed = experiment.seeds[0]
     named: list[tuple[Role, str, Task]] = [("target", experiment.target.name, experiment.target)]
@@ -274,24 +274,10 @@ def of_lm_eval(found: capability.Found, role: Role, suite: str) -> Measured:
     return Measured(found.task, role, suite, found.items, versions, found.metrics, found.evaluate)
 
 
-def _refuse_without_test(experiment: Experiment) -> None:
-    named = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
-    problems = [
-        Problem(f"task {task.name}", "no data.test", "items to evaluate", "name a file under data: {test: …}")
-        for task in named
-        if task.data.source("test") is None and not (task.lm_eval and task is not experiment.target)
-    ]
-    if experiment.target.data.source("train") is None:
-        problems.append(
-            Problem(
-                f"task {experiment.target.name}",
-                "no data.train",
-                "examples to train on and to take shots from",
-                "name a file under data: {train: …}",
-            )
-        )
-    if problems:
-        raise UserError(problems)
+def _refuse_without_train(target: Task) -> None:
+    if target.data.source("train") is None:
+        expected, step = "examples to train on and to take shots from", "name a file under data: {train: …}"
+        raise UserError(Problem(f"task {target.name}", "no data.train", expected, step))
 
 
 def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSource]) -> None:
