@@ -383,3 +383,8 @@ class Experiment(Spec):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {list(seeds)}, one of them twice")
         return seeds
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The target, then the tasks of the suites."""
+        return (self.target, *(task for suite in self.suites for task in suite.tasks))

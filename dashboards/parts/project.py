@@ -158,9 +158,7 @@ def task(name: str) -> Task | None:
     loaded = experiment()
     if loaded is None:
         return None
-    of = loaded.experiment
-    named = {t.name: t for t in (of.target, *(t for suite in of.suites for t in suite.tasks))}
-    return named.get(name)
+    return next((one for one in loaded.experiment.tasks if one.name == name), None)
 
 
 def metric(task_name: str, name: str) -> Metric:

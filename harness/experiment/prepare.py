@@ -281,8 +281,7 @@ def _refuse_without_train(target: Task) -> None:
 
 
 def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSource]) -> None:
-    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
-    in_chat = [task.name for task in tasks if task.chat_template and task.kind != "bits_per_byte"]
+    in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
     problems = [
         Problem(
             f"base_model {source.name}",

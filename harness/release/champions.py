@@ -123,9 +123,8 @@ def on_validation(loaded: Loaded, at: Store, run: Run) -> float:
 
 def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, list[float]]:
     experiment, catalogue = with_lm_eval(loaded.experiment)
-    tasks = [experiment.target, *(t for suite in experiment.suites for t in suite.tasks)]
     out: dict[str, list[float]] = {}
-    for task in tasks:
+    for task in experiment.tasks:
         if f"{task.name}/test" not in run.rows:
             continue
         rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric

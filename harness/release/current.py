@@ -30,9 +30,8 @@ def refuse_changed(
     refuse_drawn(experiment, run)
     if run.experiment != experiment.name:
         return
-    tasks = [experiment.target, *(task for suite in experiment.suites for task in suite.tasks)]
     changed = []
-    for task in tasks:
+    for task in experiment.tasks:
         if (key := f"{task.name}/test") in run.rows:
             then = store.read_identity(at, run.rows[key]).task_version
             now = _version(task, catalogue, experiment.seeds[0])
