@@ -5,23 +5,18 @@ block in flight, and the next call goes on from there.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from harness import endpoint, provenance, store
-from harness.candidates import Candidate, classifier
+from harness import provenance, store
 from harness.embedded import ModelSource
-from harness.errors import CandidateFailed, Diverged, in_a_line
+from harness.errors import in_a_line
 from harness.evaluate import latency_s
-from harness.records import Example, Run
-from harness.run import control as control_arm
-from harness.run import replay, rescoring
-from harness.run import weights as made
-from harness.run.bench import Bench, measured
+from harness.records import Run
+from harness.run import rescoring
+from harness.run.answering import control_beside, fill, opened
+from harness.run.bench import Bench
 from harness.run.finished import (
     Asked,
     Sought,
@@ -33,11 +28,28 @@ from harness.run.finished import (
     run_id_of,
     sought,
 )
-from harness.run.sets import RowSet, suite_set, suite_sets, target_sets, work_of
+from harness.run.making import ensure_weights, stands_on, stored_weights
+from harness.run.sets import RowSet, suite_sets, target_sets
 from harness.run.shared import shared_tokens
-from harness.run.weights import base_of, served_base
+from harness.run.weights import base_of, base_weights, served_base, source_of
 from harness.spec import Recipe
 from harness.training import Weights
+
+__all__ = [
+    "base_arm",
+    "base_weights",
+    "begin",
+    "ensure_weights",
+    "failed_run",
+    "fill",
+    "make_run",
+    "measured_arm",
+    "opened",
+    "scored_again",
+    "stands_on",
+    "stored_runs",
+    "suite_arm",
+]
 
 
 def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
@@ -74,7 +86,7 @@ def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     lacking = rescoring.missing(bench, sets)
     if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
         return _saved_again(bench, recipe, run_id, sets, before)
-    beside = _beside(bench, recipe, weights) if lacking else ""
+    beside = control_beside(bench, recipe, weights) if lacking else ""
     with opened(bench, weights) as candidate:
         fill(bench, candidate, lacking, name, control=beside)
         validation = sets[0].job()
@@ -106,7 +118,7 @@ def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run
     Returns the run as it is scored now, and the names of rows that only asking again would give; where
     there are such rows, no run is made.
     """
-    weights = _stored_weights(bench, recipe, run.seed)
+    weights = stored_weights(bench, recipe, run.seed)
     if weights is None:
         return None, list(run.rows)
     sets = _row_sets(bench, recipe, weights, run.seed)
@@ -152,25 +164,12 @@ def stored_runs(bench: Bench, asked: Sequence[Asked]) -> list[Run | None]:
 
 
 def _sought_in_store(bench: Bench, name: str, recipe: Recipe, seed: int) -> Sought | None:
-    weights = _stored_weights(bench, recipe, seed)
+    weights = stored_weights(bench, recipe, seed)
     return weights and sought(bench, name, seed, weights, _row_sets(bench, recipe, weights, seed))
-
-
-def _stored_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights | None:
-    try:
-        return _weights(bench, recipe, seed, make=False)
-    except Diverged:
-        return None
 
 
 def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     return [*target_sets(bench, recipe, weights, seed), *suite_sets(bench, weights)]
-
-
-def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
-    """Return the own weights of a base, the experiment's where none is named."""
-    source = source or bench.source
-    return Weights("base", source.weights_digest, None, {}, source)
 
 
 def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
@@ -218,7 +217,7 @@ def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) 
     return Run(
         experiment=bench.experiment.name,
         candidate=name,
-        method=made.source_of(bench, recipe).method,
+        method=source_of(bench, recipe).method,
         prompting=_spelled(recipe),
         answer=recipe.answer,
         seed=seed,
@@ -231,186 +230,9 @@ def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) 
     )
 
 
-def ensure_weights(bench: Bench, recipe: Recipe, seed: int) -> Weights:
-    """Return the weights of a recipe, made now or before."""
-    found = _weights(bench, recipe, seed, make=True)
-    assert found is not None
-    return found
-
-
-def _weights(bench: Bench, recipe: Recipe, seed: int, *, make: bool) -> Weights | None:
-    """Find weights; without `make`, None where they or what they start from are missing."""
-    source = made.source_of(bench, recipe)
-    if source.method == "base":
-        return base_weights(bench, base_of(bench, recipe))
-    if source.sweep:
-        return _swept(bench, recipe, source, seed, make=make)
-    return _single(bench, recipe, source, seed, make=make)
-
-
-def _single(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
-    init = None
-    if source.init_from:
-        init = _weights(bench, bench.experiment.candidates[source.init_from], seed, make=make)
-        if init is None:
-            return None
-    folder = made.folder_of(bench, source, seed, init)
-    found = made.found(bench, recipe, folder)
-    if found is None and make:
-        replayed = _replayed(bench, source, seed)
-        if bench.experiment.engine == "vllm" or bench.machine.device == "cuda":
-            bench.unload()  # training has a base of its own, and a GPU rarely room for two
-        made.fit(bench, source, seed, folder, init, replayed)
-        found = made.found(bench, recipe, folder)
-    if found is None or init is None:
-        return found
-    before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
-    began_with = {"init_wall_s": round(before_s, 3), "stands_on": stands_on(init)}
-    return found._replace(training={**found.training, **began_with})
-
-
-def stands_on(*weights: Weights) -> dict[str, str]:
-    """Map the keys of weights, and of those that they in turn stand on, to their digests."""
-    behind: dict[str, str] = {}
-    for one in weights:
-        own = one.training.get("fit_key")
-        behind |= one.training.get("stands_on", {}) | ({own: one.digest} if own else {})
-    return behind
-
-
-def _replayed(bench: Bench, source: Recipe, seed: int) -> Sequence[Example]:
-    """Return the general rows of a recipe's training; the base answers them now, or did before."""
-    if source.replay is None:
-        return ()
-    if source.replay.data:
-        return replay.given(bench, source.replay, seed)
-    prompts = replay.asked(bench, source.replay)
-    task, items = replay.as_task(bench, prompts)
-    weights = base_weights(bench, base_of(bench, source))
-    wanted = suite_set(bench, weights, measured(task, "capability", "replay", items))
-    if lacking := rescoring.missing(bench, [wanted]):
-        with opened(bench, weights) as base:
-            fill(bench, base, lacking, "base")
-    rows = store.read_rows(bench.store, wanted.identity.digest, len(wanted.ids))
-    found = replay.answered(prompts, rows, replay.n_replayed(bench, source.replay))
-    if not found:
-        reason = f"the base gave no whole answer to any of {len(prompts)} general prompts"
-        raise CandidateFailed(reason, "replay: {share: 0.05, data: rows-of-yours.jsonl}")
-    return found
-
-
-_OF_TRIAL = ("best_validation_loss", "wall_s", "loss", "validation_loss")
-
-
-def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
-    """Return the weights of the trial that is best on validation with the first seed.
-
-    Every trial has the same budget; those that lose stay in the store.
-
-    Raises:
-        Diverged: every trial did.
-    """
-    tried: list[dict[str, Any]] = []
-    kept: list[Weights] = []
-    metric = bench.target.primary
-    for point, trial in made.trials(source):
-        try:
-            found = _single(bench, recipe, trial, bench.experiment.seeds[0], make=make)
-        except Diverged:
-            tried.append({"params": point, "validation": None, "wall_s": 0.0})
-            continue
-        score = None if found is None else _validation(bench, trial, found, make=make)
-        if found is None or score is None:
-            return None
-        kept.append(found)
-        measured = {name: found.training.get(name) for name in _OF_TRIAL}
-        tried.append({"params": point, "validation": score, **measured})
-    best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
-    if best["validation"] is None:
-        raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
-    chosen = next(trial for point, trial in made.trials(source) if point == best["params"])
-    found = _single(bench, recipe, chosen, seed, make=make)
-    if found is None:
-        return None
-    again = 0.0 if seed == bench.experiment.seeds[0] else found.training.get("wall_s", 0.0)
-    wall_s = round(sum(t["wall_s"] for t in tried) + again, 3)
-    sweep = [{**t, "chosen": t is best} for t in tried]
-    training = {**found.training, "wall_s": wall_s, "sweep": sweep, "stands_on": stands_on(*kept)}
-    return found._replace(training=training)
-
-
-def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, float]:
-    """Order trials by their validation score; of equal ones the lower validation loss is the better."""
-    score, loss = trial["validation"], trial.get("best_validation_loss")
-    signed = -np.inf if score is None else score if higher_is_better else -score
-    return float(signed), -np.inf if loss is None else -float(loss)
-
-
-def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) -> float | None:
-    """Return a trial's score on the validation rows of the target; None where they are missing."""
-    rows = target_sets(bench, trial, weights, bench.experiment.seeds[0])[0]
-    if not is_there(bench, rows):
-        if not make:
-            return None
-        if lacking := rescoring.missing(bench, [rows]):
-            beside = _beside(bench, trial, weights)
-            with opened(bench, weights) as candidate:
-                fill(bench, candidate, lacking, "sweep", control=beside)
-    metric = bench.target.primary
-    answered = store.read_rows(bench.store, rows.identity.digest, len(rows.ids))
-    parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
-    return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
-
-
 def _spelled(recipe: Recipe) -> str:
     """Spell out the promptings with their parameters."""
     return " + ".join(
         f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
         for name, params in recipe.prompting.items()
     )
-
-
-def _beside(bench: Bench, recipe: Recipe, weights: Weights) -> str:
-    """Measure the control arm of what answers; a classifier has no base that could have moved."""
-    return "" if weights.kind == "classifier" else control_arm.beside(bench, base_of(bench, recipe))
-
-
-def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str, *, control: str = "") -> None:
-    """Compute the blocks that are not there yet, beside a measurement of the control arm.
-
-    `name` is who answers, for the progress.
-    """
-    for rows in sets:
-        if is_there(bench, rows):
-            continue
-        job, origin = rows.job(), control_arm.origin(bench, control)
-        done = store.finished_blocks(bench.store, job.identity, rows.ids)
-        with bench.progress.stage(f"{name}: {rows.name}", bench.seconds(work_of(job))) as advance:
-            for index in range(job.n_blocks):
-                if index not in done:
-                    block = rows.measured.evaluate(candidate, job, index)
-                    store.keep_origin(bench.store, job.identity.digest, index, origin)
-                    store.append_block(bench.store, job.identity, index, block)
-                advance(index + 1, job.n_blocks)
-        store.complete_rows(bench.store, job.identity, len(rows.ids))
-
-
-@contextmanager
-def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
-    """Open weights as something that generates and scores."""
-    source = weights.source or bench.source
-    if weights.kind == "base":
-        yield bench.host(source).base
-        return
-    assert weights.folder is not None
-    if weights.kind == "classifier":
-        yield classifier(weights.folder, weights.digest)
-    elif weights.kind in endpoint.PROTOCOLS:
-        with endpoint.opened(weights.folder, weights.digest, source) as candidate:
-            yield candidate
-    elif weights.kind == "model":
-        whole = source._replace(path=weights.folder / "model", weights_digest=weights.digest)
-        yield bench.host(whole).base
-    else:
-        with bench.host(source).adapted(weights.folder / "adapter", weights.digest) as candidate:
-            yield candidate

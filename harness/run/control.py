@@ -19,7 +19,7 @@ from harness.evaluate import Job
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, work_of
-from harness.training import Weights
+from harness.run.weights import base_weights
 
 _ROUNDING = 1e-4  # relative: sums in another order, not another answer
 _FLIP = 0.01  # relative: what moves a score by more is another answer, not another sum
@@ -83,7 +83,7 @@ def measure(bench: Bench, source: ModelSource, n_blocks: int) -> str:
 
 def _chosen(bench: Bench, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
-    sets = suite_sets(bench, Weights("base", source.weights_digest, None, {}, source))
+    sets = suite_sets(bench, base_weights(bench, source))
     there = [s for s in sets if n and store.has_rows(bench.store, s.identity, s.ids)]
     order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}

@@ -13,9 +13,9 @@ from harness.data import SPLITS, Split
 from harness.evaluate import Job, addressed
 from harness.prompting import PromptingContext, compose
 from harness.records import BLOCK, Example, RowsIdentity
-from harness.run import weights as made
 from harness.run.bench import Bench, Measured
 from harness.run.identity import identity
+from harness.run.weights import prompting_digest, step_of
 from harness.spec import Recipe
 from harness.training import Weights
 
@@ -56,10 +56,10 @@ class RowSet(NamedTuple):
 
 def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
-    prompting = made.prompting_digest(bench, recipe, seed)
+    prompting = prompting_digest(bench, recipe, seed)
     target, answer = bench.target, recipe.answer
 
-    step = cache(partial(made.step_of, bench, recipe, seed))
+    step = cache(partial(step_of, bench, recipe, seed))
 
     def asked(split: Split) -> tuple[Example, ...]:
         return tuple(map(step(), target.examples(split)))

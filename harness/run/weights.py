@@ -75,6 +75,12 @@ def _trained_on(bench: Bench, source: Recipe) -> str:
     return str(getattr(plugins.load("methods", source.method), "QUANTIZATION", ""))
 
 
+def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
+    """Return the own weights of a base, the experiment's where none is named."""
+    source = source or bench.source
+    return Weights("base", source.weights_digest, None, {}, source)
+
+
 def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
     """List the points of a recipe's sweep, each with the recipe it stands for; without one, the recipe."""
     points = [dict(zip(source.sweep, values, strict=True)) for values in product(*source.sweep.values())]
@@ -117,7 +123,7 @@ def _examples_digest(bench: Bench, method: Any) -> str:
     return digest([bench.target.versions["train"], bench.target.versions["validation"]])
 
 
-def found(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
+def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
     """Read finished weights, to be served as the recipe says.
 
     Raises:
