@@ -8,6 +8,7 @@ import tiny_experiment
 
 from harness import config, run, store
 from harness.candidates import scripted
+from harness.errors import HarnessError, in_a_line
 from harness.experiment import Scope, bench_of
 from harness.progress import Silent
 from harness.records import BLOCK
@@ -199,6 +200,19 @@ def test_a_classifier_has_no_general_ability_to_measure(path):
     made = bench(path)
     weights = run.ensure_weights(made, made.experiment.candidates["bag"], 0)
     assert run.suite_sets(made, weights) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (HarnessError("no room\nno room at all"), "no room"),
+        (HarnessError(), "HarnessError"),
+        (ValueError("no room\nno room at all"), "ValueError: no room"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error, said):
+    assert in_a_line(error) == said
 
 
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
