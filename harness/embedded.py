@@ -12,13 +12,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.footprint import Shape, shape_of
 from harness.machine import cache_dir, remember
 from harness.quiet import quiet_libraries
 from harness.records import checksum, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NAMES = ("smollm2-135m",)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -192,10 +195,16 @@ def _unpack_into(folder: Path, gguf: Path) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.load_state_dict(packed.state_dict())
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), Path(scratch))
         expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
         (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
         Path(scratch).rename(folder)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a tokenizer's files, whose digest names all rows: the same bytes with a network and without."""
+    tokenizer.init_kwargs["local_files_only"] = False  # else true where HF_HUB_OFFLINE was set
+    tokenizer.save_pretrained(folder)
 
 
 def _from_hub(name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from harness.embedded import NAMES, resolve, unpack
+from harness.embedded import NAMES, resolve, save_tokenizer, unpack
 from harness.errors import UserError
 
 
@@ -92,6 +92,17 @@ def test_who_comes_second_waits_and_takes_what_the_first_has_unpacked(empty_cach
         folder = home(empty_cache)
     second.join(timeout=10)
     assert found == [folder]
+
+
+def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path):
+    from transformers import AutoTokenizer
+
+    for offline in (True, False):
+        read = AutoTokenizer.from_pretrained(tiny)
+        read.init_kwargs["local_files_only"] = offline  # as transformers does where HF_HUB_OFFLINE is set
+        save_tokenizer(read, tmp_path / str(offline))
+    files = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("True", "False")]
+    assert files[0] == files[1]
 
 
 # Other models
