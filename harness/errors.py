@@ -75,5 +75,7 @@ def in_a_line(error: BaseException) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Phrase the nearest known name as a next step, or list what is known."""
     known = sorted(known)
+    if not known:
+        return "there is none yet"
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}"

@@ -35,6 +35,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Above 0 % and below 100 %: a margin of nothing cannot be shown by any number of items.
 _SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
 Share = Annotated[str, Field(pattern=_SHARE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
 Margin = Fraction | Share
 
 
@@ -365,7 +366,7 @@ class Experiment(Spec):
     base_model: str = "smollm2-135m"
     target: Task
     suites: tuple[Suite, ...] = ()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     candidates: dict[str, Recipe] = Field(min_length=1)
     gate: GatePolicy = GatePolicy()
     decide: DecidePolicy = DecidePolicy()
@@ -379,7 +380,7 @@ class Experiment(Spec):
 
     @field_validator("seeds")
     @classmethod
-    def _each_seed_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _each_seed_once(cls, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds {list(seeds)}, one of them twice")
         return seeds

@@ -59,6 +59,8 @@ def test_all_problems_of_all_files_come_at_once(folder):
     [
         ("seeds: 0", "seeds: 0", "write [0]"),
         ("seeds: [one]", "seeds[0]: 'one'", ""),
+        ("seeds: [-1]", "seeds[0]: -1", ""),
+        ("seeds: [4294967296]", "seeds[0]: 4294967296", ""),
         ("gate: 3", "gate: 3", ""),
         ("gate: {macro: 2}", "macro: 2", ""),
         ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
@@ -78,6 +80,35 @@ def test_shots_in_one_message_are_refused_because_they_are_given_as_turns(folder
 def test_a_missing_key_is_named_with_what_lacks_it(folder):
     where, found, _ = only(folder, text=EXPERIMENT.replace("name: tiny\n", ""))
     assert (where, found) == ("harness.yaml:1", "no key 'name'")
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "next_step"),
+    [
+        ("x.yml", "no file {folder}/x.yml", "write one: harness init DIR --data FILE; or name another with -c"),
+        ("harnes.yaml", "no file {folder}/harnes.yaml", "did you mean 'harness.yaml'?"),
+        ("", "a folder", "-c {folder}/harness.yaml"),
+    ],
+)
+def test_an_experiment_that_is_no_file_is_refused_with_what_would_be_one(folder, path, found, next_step):
+    (folder / "harness.yaml").touch()
+    with pytest.raises(UserError) as caught:
+        config.load(folder / path)
+    (problem,) = caught.value.problems
+    assert (problem.found, problem.next_step) == (found.format(folder=folder), next_step.format(folder=folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "an empty file"), ("- a\n", "a list"), ("words\n", "text"), ("7\n", "the value 7")],
+)
+def test_a_file_that_is_no_mapping_is_named_by_what_it_holds(folder, text, found):
+    assert only(folder, text=text)[:2] == ("harness.yaml:1", found)
+
+
+def test_where_nothing_could_be_meant_no_empty_list_is_offered(folder):
+    text = EXPERIMENT.partition("candidates:")[0] + "candidates: {x: {weights_of: lora}}\n"
+    assert only(folder, text=text) == ("harness.yaml:4", "unknown candidate 'lora'", "there is none yet")
 
 
 def test_a_name_with_a_space_is_refused(folder):

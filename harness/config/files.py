@@ -25,8 +25,11 @@ def read_experiment(path: Path) -> Tree:
         UserError: it is missing, not UTF-8, not YAML, or no mapping.
     """
     path = path.absolute()
+    if path.is_dir():
+        raise UserError(Problem(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}"))
     if not path.is_file():
-        raise UserError(_missing(path, str(path), "an experiment file", "give its path with -c harness.yaml"))
+        step = "write one: harness init DIR --data FILE; or name another with -c"
+        raise UserError(_missing(path, str(path), "an experiment file", step))
     return read_file(
         path.parent.resolve() / path.name, path.parent.resolve(), "name:, target: and candidates:"
     )
@@ -231,6 +234,7 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
 def _missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
     try:
         near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
+        near.discard(path.name)  # a link to nowhere
     except OSError:
         return Problem(where, f"no folder {path.parent}", expected, otherwise)
     hint = did_you_mean(path.name, near)
@@ -249,7 +253,8 @@ def _text(path: Path, shown: str) -> str:
 
 
 def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
-    found = "an empty file" if data is None else f"a {type(data).__name__}"
+    kinds = {type(None): "an empty file", list: "a list", str: "text"}
+    found = kinds.get(type(data), f"the value {data}")
     return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
 
 
