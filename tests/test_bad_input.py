@@ -85,7 +85,11 @@ def test_a_missing_key_is_named_with_what_lacks_it(folder):
 @pytest.mark.parametrize(
     ("path", "found", "next_step"),
     [
-        ("x.yml", "no file {folder}/x.yml", "write one: harness init DIR --data FILE; or name another with -c"),
+        (
+            "x.yml",
+            "no file {folder}/x.yml",
+            "write one: harness init DIR --data FILE; or name another with -c",
+        ),
         ("harnes.yaml", "no file {folder}/harnes.yaml", "did you mean 'harness.yaml'?"),
         ("", "a folder", "-c {folder}/harness.yaml"),
     ],
@@ -95,7 +99,10 @@ def test_an_experiment_that_is_no_file_is_refused_with_what_would_be_one(folder,
     with pytest.raises(UserError) as caught:
         config.load(folder / path)
     (problem,) = caught.value.problems
-    assert (problem.found, problem.next_step) == (found.format(folder=folder), next_step.format(folder=folder))
+    assert (problem.found, problem.next_step) == (
+        found.format(folder=folder),
+        next_step.format(folder=folder),
+    )
 
 
 @pytest.mark.parametrize(

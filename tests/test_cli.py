@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,10 @@ def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
     done = harness("runs", "list", cwd=copy, check=0)
     lora = next(line for line in done.stdout.splitlines() if line.startswith("tiny-lora"))
     assert lora.endswith(" kB")
+    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+    facts = listed[lora.partition(":")[0]]
+    assert (facts["method"], facts["seed"], facts["state"], facts["error"]) == ("lora", 0, "done", "")
+    assert facts["frees_bytes"] > 1000
     assert done.stderr.startswith("runs: ")
     assert " on the disk: rows " in done.stderr
 
@@ -472,8 +477,14 @@ def test_a_run_differs_from_itself_in_nothing(harness, copy):
 
 
 def test_an_empty_list_of_runs_is_empty(harness):
-    assert harness("runs", "list", check=0).stdout == ""
+    done = harness("runs", "list", check=0)
+    assert (done.stdout, "no run is stored in runs; next: harness compare" in done.stderr) == ("", True)
     assert json.loads(harness("runs", "list", "--json", check=0).stdout) == {}
+
+
+def test_reindex_makes_no_folder_for_a_name_that_is_written_wrongly(harness, tmp_path):
+    assert "no such folder" in harness("reindex", "--runs", "rnus", check=2).stderr
+    assert not (tmp_path / "rnus").exists()
 
 
 def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
@@ -486,6 +497,27 @@ def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
     assert len(shown["skipped"]) == 1
     assert "broken" in shown["skipped"][0]
     assert "broken" in harness("reindex", cwd=copy, check=0).stdout
+    shutil.rmtree(copy / "runs" / "broken")
+    assert "skipped: none\n" in harness("reindex", cwd=copy, check=0).stdout
+
+
+@pytest.mark.parametrize("verb", ["eval", "score"])
+def test_scores_are_printed_as_far_as_their_interval_reaches(harness, copy, verb):
+    assert re.search(
+        r"\n    exact_match: [\d.]+ \[\d+, \d+\], n = \d+\n", harness(verb, "prompt", cwd=copy).stdout
+    )
+
+
+def test_a_curve_is_counted_where_text_is_printed(harness, copy):
+    assert re.search(
+        r"\n    loss: \d+ entries, which --json shows\n", harness("train", "lora", cwd=copy).stdout
+    )
+
+
+def test_pinned_items_that_nobody_named_are_asked_for(harness, copy):
+    assert (
+        "next: harness regressions add" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
+    )
 
 
 @pytest.mark.parametrize("what", ["methods", "prompting", "metrics", "suites", "tasks"])

@@ -28,7 +28,7 @@ Config = Annotated[
     Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=value …]", help="Overrides of the file's keys.")
+    list[str] | None, typer.Argument(metavar="a.b=value", help="Overrides of the file's keys.")
 ]
 Json = Annotated[bool, typer.Option("--json", envvar="HARNESS_JSON", help="Print JSON instead of text.")]
 Candidates = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.app import Candidates, Config, Json, Overrides, Precision, RunsFolder, app, with_precision
-from harness.cli.output import named_scores, open_bench, print_json, print_report, print_value, say
+from harness.cli.output import open_bench, print_json, print_report, print_scores, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def init(
     data: Annotated[
         str, typer.Option("--data", envvar="HARNESS_DATA", help="Your rows: a file, or hub:owner/name.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(),
     base_model: Annotated[
         str,
         typer.Option(
@@ -323,11 +323,11 @@ def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_j
     from harness.run import make_run
 
     bench, loaded = open_bench(config, overrides, candidate)
-    out: dict[str, Any] = {}
+    out = {}
     for name in loaded.selected:
         run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
-        out[name] = named_scores(Reader(bench).scores(run))
-    print_value(out, as_json)
+        out[name] = Reader(bench).scores(run)
+    print_scores(out, as_json)
 
 
 def _prepared(

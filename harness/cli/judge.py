@@ -139,4 +139,7 @@ def regressions_confirm(
 
     bench, loaded = open_bench(config)
     for found in candidate_runs(loaded, bench.store, run):
-        say(f"{found.run_id}: {', '.join(rescore_pinned(bench, found)) or 'no pinned items'} in fp32")
+        if tasks := rescore_pinned(bench, found):
+            say(f"{found.run_id}: {', '.join(tasks)} in fp32")
+        else:
+            say(f"{found.run_id}: no suite pins items; next: harness regressions add {run} TASK/ITEM")

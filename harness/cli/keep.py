@@ -25,7 +25,13 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     at = store.Store(runs)
     found = store.list_runs(at)
     used = store.disk_use(at, found)
-    print_value({run.run_id: f"{_brief(run)}, {size(used.freed[run.run_id])}" for run in found}, as_json)
+    if as_json:
+        shown: dict[str, Any] = {r.run_id: _facts(r) | {"frees_bytes": used.freed[r.run_id]} for r in found}
+    else:
+        shown = {r.run_id: f"{_brief(r)}, {size(used.freed[r.run_id])}" for r in found}
+    print_value(shown, as_json)
+    if not found:
+        say(f"no run is stored in {runs}; next: harness compare, or name another folder with --runs")
     say(
         f"{runs}: {size(used.total)} on the disk: rows {size(used.rows)}, weights {size(used.weights)}, "
         f"index {size(used.index_file)}, unfinished {size(used.unfinished)}, control arm "
@@ -34,7 +40,11 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
 
 
 @runs_app.command("show")
-def runs_show(run_id: str, runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+def runs_show(
+    run_id: Annotated[str, typer.Argument(help="A run's id.")],
+    runs: RunsFolder = Path("runs"),
+    as_json: Json = False,
+) -> None:
     """Show all that is stored of one run, without its rows."""
     from dataclasses import asdict
 
@@ -63,7 +73,7 @@ def runs_diff(
 
 @runs_app.command("rm")
 def runs_rm(
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id.")] = None,
+    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id.")] = None,
     unused: Annotated[
         bool, typer.Option("--unused", help="List rows and weights that no run, champion or night refers to.")
     ] = False,
@@ -126,8 +136,20 @@ def ls(
 def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     """Rebuild the DuckDB index from the run folders."""
     from harness import store
+    from harness.errors import Problem, UserError
 
+    if not runs.is_dir():
+        raise UserError(
+            Problem(str(runs), "no such folder", "a folder of stored runs", "name it with --runs")
+        )
     print_value(store.reindex(store.Store(runs))._asdict(), as_json)
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    """Say what a run is, without its rows, recipe and measurements."""
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(run).items() if not isinstance(value, dict)}
 
 
 def _brief(run: "Run") -> str:

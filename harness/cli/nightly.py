@@ -30,7 +30,9 @@ def nightly_run(
     config: Config = Path("harness.yaml"),
     night: Annotated[
         datetime | None,
-        typer.Option("--night", formats=["%Y-%m-%d"], help="The night's date; today by default."),
+        typer.Option(
+            "--night", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="The night's date; today by default."
+        ),
     ] = None,
     webhook: Annotated[
         str,

@@ -5,7 +5,7 @@ Invariant: stdout holds the result and nothing else.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from harness.config import Loaded
     from harness.report import ExperimentReport
     from harness.run.bench import Bench
+
+    Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
 
 def open_bench(
@@ -52,15 +54,31 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
         if isinstance(inner, dict):
             yield f"{indent}{key}"
             yield from _lines(inner, indent + "  ")
+        elif isinstance(inner, list | tuple):
+            yield f"{indent}{key}: {_listed(inner)}"
         else:
             yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
 
 
-def named_scores(scores: "Mapping[str, Mapping[str, Estimate]]") -> dict[str, Any]:
-    """Name the numbers of each task's scores by metric."""
-    return {
-        task: {metric: estimate._asdict() for metric, estimate in of.items()} for task, of in scores.items()
+def _listed(values: Sequence[Any]) -> str:
+    """Write names and numbers one after the other, and of what holds more, such as a curve, how many."""
+    if any(isinstance(value, dict | list | tuple) for value in values):
+        return f"{len(values)} entries, which --json shows"
+    return ", ".join(map(str, values)) or "none"
+
+
+def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
+    """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
+    from harness.numbers import count, score
+
+    def shown(metric: str, e: "Estimate") -> object:
+        return e._asdict() if as_json else f"{score(metric, e.score, e.low, e.high)}, n = {count(e.n)}"
+
+    named = {
+        run: {task: {m: shown(m, e) for m, e in of.items()} for task, of in scores.items()}
+        for run, scores in found.items()
     }
+    print_value(named, as_json)
 
 
 def print_report(found: "ExperimentReport", as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import named_scores, open_bench, print_value, say
+from harness.cli.output import open_bench, print_scores, say
 
 
 @app.command()
@@ -28,5 +28,5 @@ def score(
         found = release.score_again(bench, before)
         unchanged = found.run.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
-        out[found.run.run_id] = named_scores(found.scores)
-    print_value(out, as_json)
+        out[found.run.run_id] = found.scores
+    print_scores(out, as_json)

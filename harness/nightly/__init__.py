@@ -114,7 +114,5 @@ def send(path: Path, webhook: str, night: str) -> str:
 
 def _nothing_to_close(loaded: Loaded, about: str | None, known: list[Alarm]) -> UserError:
     found = f"no open alarm about {about}" if about else "no open alarm"
-    names = ", ".join(a.about for a in known) or "none is open"
-    return UserError(
-        Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", f"open: {names}")
-    )
+    step = f"one of: {', '.join(a.about for a in known)}" if known else "nothing is to be done"
+    return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))
