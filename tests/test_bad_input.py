@@ -322,4 +322,4 @@ def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, fou
 
 def test_a_selection_of_an_unknown_candidate_is_refused(folder):
     found = only(folder, candidates=["prompt", "shot"])
-    assert found == ("--candidates", "unknown candidate 'shot'", "did you mean 'shots'?")
+    assert found == ("candidates", "unknown candidate 'shot'", "did you mean 'shots'?")

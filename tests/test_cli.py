@@ -295,6 +295,14 @@ def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
     assert done.stderr
 
 
+def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harness, copy):
+    (copy / "rows.csv").write_text(CSV)
+    done = harness("init", "rows.csv", "--data", "rows.csv", cwd=copy, check=2)
+    assert "rows.csv: found a file; expected a folder" in done.stderr
+    done = harness("gate", "--candidate", "lora", "--junit", copy, cwd=copy, check=2)
+    assert f"{copy}: found a folder; expected a file" in done.stderr
+
+
 def test_a_full_disk_ends_with_one_message_and_nothing_half_written(copy, own_cache):
     """Files may not grow beyond 1 kB, which is how a full disk looks to who writes."""
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); " + MAIN

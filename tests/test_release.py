@@ -433,6 +433,13 @@ def test_a_folder_without_samples_says_how_to_get_them(tmp_path):
         release.gate_folders(tmp_path, tmp_path / "nowhere", GatePolicy())
 
 
+def test_a_folder_is_not_compared_with_itself(tmp_path):
+    old, _ = arms(tmp_path, n=30)
+    (tmp_path / "link").symlink_to(old)
+    with pytest.raises(UserError, match="which is --base too"):
+        release.gate_folders(old, tmp_path / "link", GatePolicy())
+
+
 def test_items_about_one_passage_are_a_cluster(tmp_path):
     old, new = arms(tmp_path, n=30)
     for file in (*old.rglob("samples_*"), *new.rglob("samples_*")):

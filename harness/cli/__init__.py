@@ -4,6 +4,7 @@ Invariant: stdout holds the result, stderr the progress; errors a user can mend 
 without a traceback and end with exit code 2, and heavy modules load only inside a verb.
 """
 
+import errno
 import sys
 
 from harness.cli import (  # in the order in which help lists the verbs
@@ -17,12 +18,17 @@ from harness.cli import (  # in the order in which help lists the verbs
     score,
 )
 from harness.cli.app import app
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Problem
 from harness.quiet import quiet_environment
 
 __all__ = ["app", "compute", "dashboard", "doctor", "judge", "keep", "main", "nightly", "rescue", "score"]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
+_KINDS = {  # what a path was found to be, and what was expected there
+    errno.EISDIR: ("a folder", "a file"),
+    errno.ENOTDIR: ("a file", "a folder"),
+    errno.EEXIST: ("a file", "a folder"),
+}
 
 
 def main() -> None:
@@ -40,8 +46,10 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        found = f"found {(error.strerror or '').lower()}; expected room and folders that may be written"
-        print(f"error: {error.filename or 'disk'}: {found}; next: mend that and run again", file=sys.stderr)
+        otherwise = (error.strerror or "").lower(), "room, and paths that may be read and written"
+        found, expected = _KINDS.get(error.errno, otherwise)
+        problem = Problem(error.filename or "disk", found, expected, "mend that and run again")
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -5,6 +5,7 @@ and sends nothing to anybody.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -45,6 +46,10 @@ def dashboard(
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         step = "pip install 'harness-evals[dashboard]'"
         raise UserError(Problem("harness dashboard", "no streamlit or no plotly", "both", step))
+    if not config.is_file():
+        step = "name it with -c, or write one: harness init DIR --data FILE"
+        raise UserError(Problem(str(config.resolve()), "no such file", "an experiment file", step))
+    refuse_address(host, port)
     say(f"http://{host}:{port} shows {config.resolve().parent}; Ctrl-C ends it")
     if host not in ("localhost", "127.0.0.1", "::1"):
         say("whoever reaches this machine sees every prompt and answer, and may rate: there is no password")
@@ -53,6 +58,23 @@ def dashboard(
     except KeyboardInterrupt:  # the way to end it
         code = 0
     raise typer.Exit(code)
+
+
+def refuse_address(host: str, port: int) -> None:
+    """Refuse an address at which nobody can listen here.
+
+    Raises:
+        UserError: the host is not this machine, or the port is taken.
+    """
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listened a moment ago is gone
+            tried.bind(address)
+    except OSError as error:
+        found, expected = (error.strerror or str(error)).lower(), "a free port of this machine"
+        step = f"--port {port % 65535 + 1}, or --host localhost"
+        raise UserError(Problem(f"{host}:{port}", found, expected, step)) from None
 
 
 def command(host: str, port: int) -> list[str]:

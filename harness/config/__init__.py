@@ -106,4 +106,4 @@ def _place(problem: Problem) -> tuple[str, int]:
 
 def _unknown_candidate(name: str, known: set[str]) -> Problem:
     found = f"unknown candidate {name!r}"
-    return Problem("--candidates", found, "names of candidates", did_you_mean(name, known))
+    return Problem("candidates", found, "names of candidates", did_you_mean(name, known))

@@ -24,9 +24,12 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> Judged:
     Every task is a capability task. Of inspect a single log will do as well as a folder of them.
 
     Raises:
-        UserError: there is nothing to read, or a file is damaged.
+        UserError: there is nothing to read, a file is damaged, or both are the same folder.
         IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
     """
+    if base.resolve() == candidate.resolve():
+        step = "name the folder of the other model"
+        raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
     old, new = (_reader(path)(path) for path in (base, candidate))
     shared = [name for name in old if name in new]
     if not shared:

@@ -81,7 +81,7 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
     if candidate in by_id:
         return [by_id[candidate]]
     hint = did_you_mean(candidate, [*known, *by_id])
-    raise UserError(Problem("--candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
+    raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
 def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterable[int]) -> None:
