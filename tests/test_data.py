@@ -121,6 +121,13 @@ def test_templates_build_an_item_from_the_fields_of_any_row(task):
     assert (example.id, example.slice, example.cluster) == ("q7", "sum", "c7")
 
 
+@pytest.mark.parametrize("key", ["prompt", "reference", "cluster"])
+def test_a_column_that_is_named_without_braces_is_refused(task, key):
+    rows = [{"prompt": "a", "reference": "b", "text": "c"}, {"prompt": "d", "reference": "e", "text": "f"}]
+    wrong = task(rows, fields={key: "text"})
+    assert refused(wrong) == [(f"test.jsonl, fields: {{{key}: text}}", "the column 'text' by its name")]
+
+
 def test_a_field_that_holds_a_list_gives_every_accepted_answer(task):
     rows = [{"prompt": "Who?", "answers": ["me", "I"]}]
     assert load_task(task(rows, fields={"reference": "{answers}"}), 0).test[0].references == ("me", "I")
@@ -378,6 +385,7 @@ def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found
     ("name", "content", "where", "found"),
     [
         ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),
+        ("test.csv", b"prompt;reference\na;b, c\n", "test.csv:1", "fields that ';' parts"),
         ("test.parquet", b"no parquet", "test.parquet", None),
         ("test.jsonl.gz", b"no gzip", "test.jsonl.gz", None),
         ("test.xml", b"<a/>", "test.xml", "a file of the kind '.xml'"),

@@ -54,6 +54,8 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
+    if bare := list(_without_braces(task.fields, content)):
+        raise UserError(bare)
     layout, known = layouts.layout_of(task, content), {document.id for document in documents}
     if layout:
         notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
@@ -76,6 +78,17 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     if outside:
         notes.removed.append(_removed_labels(task, content, len(outside)))
     return Kept(kept, [sourced.example.references[0] for sourced in outside])
+
+
+def _without_braces(fields: Fields, content: Rows) -> Iterator[Problem]:
+    """Refuse a column's name where a template belongs: taken as it is, it would be every row's text."""
+    for key, template in fields:
+        if template is not None and template in content.rows[0].fields:
+            where, found = (
+                f"{content.shown}, fields: {{{key}: {template}}}",
+                f"the column {template!r} by its name",
+            )
+            yield Problem(where, found, "a template over columns", f'write "{{{template}}}"')
 
 
 def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def read(path: str, split: str) -> Rows:
     if path.startswith(HUB) or file.is_dir():
         found = Rows(shown, split, _dataset(path, split))
     elif not file.is_file():
-        raise UserError(Problem(shown, "no such file", f"a file with {split} rows", "correct the path"))
+        raise UserError(Problem(shown, "no such file", "a file of rows", "correct the path"))
     else:
         found = Rows(shown, file.name.split(".")[0], list(_reader(file, shown)(file, shown)))
     if not found.rows:
@@ -148,7 +149,11 @@ def _csv(file: Path, shown: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(_text(file, shown), newline=""), strict=True)
     rows: list[Row] = []
     problems: list[Problem] = []
-    n_fields = len(reader.fieldnames or ())
+    header = reader.fieldnames or ()
+    n_fields = len(header)
+    if n_fields == 1 and (other := re.search(r"[;\t|]", header[0])):
+        found = f"fields that {other[0]!r} parts"
+        raise UserError(Problem(f"{shown}:1", found, "comma-separated values", "save the file with commas"))
     try:
         for fields in reader:
             where = f"{shown}:{reader.line_num}"
