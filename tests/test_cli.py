@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import NamedTuple
 
 import pytest
@@ -90,6 +91,10 @@ def test_what_is_stored_is_judged_again_without_a_model(copy, own_cache, verb):
     alone(copy, "compare").communicate()  # measures the machine with so many threads, once
     said, errors = alone(copy, *verb, code=code).communicate()
     assert said.endswith("[]\n"), errors
+
+
+def test_the_version_is_printed_without_a_verb(harness):
+    assert harness("--version", check=0).stdout == f"harness-evals {version('harness-evals')}\n"
 
 
 def test_every_verb_has_help(harness):
@@ -320,7 +325,12 @@ def test_a_folder_that_cannot_be_made_ends_with_one_message(harness, copy):
     shutil.rmtree(copy / "reports", ignore_errors=True)
     (copy / "reports").write_text("in the way")
     done = harness("compare", "--candidates", "prompt", cwd=copy, check=2)
-    assert done.stderr.splitlines()[-1].startswith(f"error: {copy}/reports: found file exists; expected")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {copy}/reports: found a file; expected a folder")
+
+
+def test_a_report_on_runs_of_other_items_names_what_differs(harness, copy):
+    done = harness("report", "target.system=Briefly.", cwd=copy, check=5)
+    assert "as written now (that of prompt has another task_version); expected" in done.stderr
 
 
 # The exit code by the verdict

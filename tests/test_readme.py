@@ -344,6 +344,12 @@ def test_the_result_table_of_readme_is_that_of_the_kept_run(kept_run):
     assert " ".join(" ".join(shown[len(rows) :]).split()) == last_line(kept_run)
 
 
+def test_the_item_that_readme_pins_was_lost_in_the_kept_run(kept_run):
+    ((candidate, task, item),) = re.findall(r"harness regressions add (\S+) (\S+)/(\S+) #", README)
+    lost = [of_task.lost for of_task in kept_run.comparisons[candidate] if of_task.task == task]
+    assert item in lost[0]
+
+
 def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
     assert "](reports/support.front.svg)" in README
     assert kept_report("support.front.svg") == report.front_file(kept_run)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from harness import __version__
+
 app = typer.Typer(
     help="Know, with evidence, whether to fine-tune.",
     no_args_is_help=True,
@@ -40,6 +42,21 @@ Precision = Annotated[
     str | None,
     typer.Option("--precision", help="bf16, fp16 or fp32, in place of the experiment's `precision`."),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"harness-evals {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def before_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb; each does its work itself."""
 
 
 def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:

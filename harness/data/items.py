@@ -84,11 +84,9 @@ def _without_braces(fields: Fields, content: Rows) -> Iterator[Problem]:
     """Refuse a column's name where a template belongs: taken as it is, it would be every row's text."""
     for key, template in fields:
         if template is not None and template in content.rows[0].fields:
-            where, found = (
-                f"{content.shown}, fields: {{{key}: {template}}}",
-                f"the column {template!r} by its name",
-            )
-            yield Problem(where, found, "a template over columns", f'write "{{{template}}}"')
+            where = f"{content.shown}, fields: {{{key}: {template}}}"
+            found, expected = f"the column {template!r} by its name", "a template over columns"
+            yield Problem(where, found, expected, f'write "{{{template}}}"')
 
 
 def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:

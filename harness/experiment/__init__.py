@@ -27,7 +27,7 @@ from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import base_arm, stored_runs
+from harness.run import base_arm, outdated, stored_runs
 from harness.run.bench import Bench
 from harness.run.finished import Asked
 from harness.run.weights import base_of, served_base, source_of, trains
@@ -219,9 +219,11 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
 
 def _reported(bench: Bench, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
-    if absent := [name for (name, _, _), run in zip(wanted, found, strict=True) if run is None]:
+    if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
+        names, differing = ", ".join(name for name, _, _ in absent), outdated(bench, *absent[0])
+        stored_as = f" (that of {absent[0][0]} has another {', '.join(differing)})" if differing else ""
         raise IncompatibleRuns(
-            f"{bench.store.folder}: found no run of {', '.join(absent)} as written now; "
+            f"{bench.store.folder}: found no run of {names} as written now{stored_as}; "
             "expected one of each candidate; next: harness compare"
         )
     runs = [run for run in found if run is not None]

@@ -6,14 +6,14 @@ block in flight, and the next call goes on from there.
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from harness import provenance, store
 from harness.embedded import ModelSource
 from harness.errors import in_a_line
 from harness.evaluate import latency_s
-from harness.records import Run
+from harness.records import RowsIdentity, Run
 from harness.run import rescoring
 from harness.run.answering import control_beside, fill, opened
 from harness.run.bench import Bench
@@ -161,6 +161,20 @@ def stored_runs(bench: Bench, asked: Sequence[Asked]) -> list[Run | None]:
         return found
     known = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
     return [run or failure(bench, known, *one) for run, one in zip(found, asked, strict=True)]
+
+
+def outdated(bench: Bench, name: str, recipe: Recipe, seed: int) -> list[str]:
+    """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
+    own = (bench.experiment.name, name, seed, "done")
+    runs = [r for r in store.list_runs(bench.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
+    weights = stored_weights(bench, recipe, seed)
+    if not runs or weights is None:
+        return []
+    stored = {one.digest: asdict(one) for one in store.identities(bench.store)}
+    now = {rows.name: asdict(rows.identity) for rows in _row_sets(bench, recipe, weights, seed)}
+    then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
+    names = [field.name for field in fields(RowsIdentity)]
+    return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
 def _sought_in_store(bench: Bench, name: str, recipe: Recipe, seed: int) -> Sought | None:
