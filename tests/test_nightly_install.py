@@ -137,6 +137,19 @@ def test_the_next_step_starts_the_timer_of_the_experiment(config):
     assert "enable --now harness-nightly-desk.timer;" in said
 
 
+def test_the_next_step_asks_for_the_same_unit_again(config):
+    files = install.units("cron", config, "03:15")
+    said = install.next_step("cron", files, ["--at", "03:15", "-c", "a b.yaml"])
+    assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in said
+
+
+@pytest.mark.parametrize(("scheduler", "then"), [("systemd", "systemctl"), ("github", "commit the file")])
+def test_what_is_written_is_not_to_be_written_again(config, scheduler, then):
+    files = install.units(scheduler, config, "02:30")
+    assert " --write, then: " + then in install.next_step(scheduler, files)
+    assert install.next_step(scheduler, files, written=True).startswith(then)
+
+
 def test_files_are_written_once_and_never_over_others(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     files = install.units("github", Path("harness.yaml"), "04:00")

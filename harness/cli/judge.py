@@ -110,7 +110,16 @@ def promote(
     path, champion = release.promote_named(config, run, overrides or [], despite=despite)
     say(f"wrote {path}")
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
+    if not as_json:
+        shown["scores"] = {name: _score(name, *numbers) for name, numbers in champion.scores.items()}
     print_value({name: value for name, value in shown.items() if value}, as_json)
+
+
+def _score(name: str, value: float, low: float, high: float, n: float) -> str:
+    """Write a score that is named by its task and metric, such as "sums accuracy"."""
+    from harness.numbers import count, score
+
+    return f"{score(name.rpartition(' ')[2], value, low, high)}, n = {count(n)}"
 
 
 @regressions_app.command("add")
@@ -125,7 +134,7 @@ def regressions_add(
     path, added, listed = release.pin(config, run, items)
     say(f"{path}: {added} new, {len(items) - added} were pinned already")
     if not listed:
-        say(f"add {path.name} to suites: in {config}, then harness compare measures the base on it")
+        say(f"add {path.stem} to suites: in {config}, then harness compare measures the base on it")
 
 
 @regressions_app.command("confirm")

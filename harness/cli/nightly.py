@@ -22,6 +22,7 @@ nightly_app = typer.Typer(
     help="Ask champions and candidates again every night.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(nightly_app, name="nightly")
+_AT, _CONFIG = "02:30", Path("harness.yaml")
 
 
 @nightly_app.command("run")
@@ -101,11 +102,9 @@ def nightly_install(
     cron: Annotated[bool, typer.Option("--cron", help="A line for crontab.")] = False,
     systemd: Annotated[bool, typer.Option("--systemd", help="A service and a timer of the user.")] = False,
     github: Annotated[bool, typer.Option("--github", help="A workflow with a schedule.")] = False,
-    at: Annotated[str, typer.Option("--at", help="The time of day, hh:mm; in GitHub's workflow UTC.")] = (
-        "02:30"
-    ),
+    at: Annotated[str, typer.Option("--at", help="The time of day, hh:mm; in GitHub's workflow UTC.")] = _AT,
     write: Annotated[bool, typer.Option("--write", help="Write the files instead of printing them.")] = False,
-    config: Config = Path("harness.yaml"),
+    config: Config = _CONFIG,
 ) -> None:
     """Print or write the unit that runs a night every day with the platform's own scheduler."""
     from harness.nightly import install
@@ -118,7 +117,8 @@ def nightly_install(
     else:
         for path, text in files.items():
             print(f"# {path}\n{text}" if len(files) > 1 else text, end="")
-    say(f"next: {install.next_step(scheduler, files)}")
+    asked = [*(["--at", at] if at != _AT else []), *(["-c", str(config)] if config != _CONFIG else [])]
+    say(f"next: {install.next_step(scheduler, files, asked, written=write)}")
 
 
 def _scheduler(*, cron: bool, systemd: bool, github: bool) -> "Scheduler":

@@ -6,7 +6,7 @@ Units are named by their experiment, so that several stand side by side.
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -111,26 +111,28 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     }
 
 
-def next_step(scheduler: Scheduler, files: Iterable[Path]) -> str:
-    """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints."""
+def next_step(
+    scheduler: Scheduler, files: Iterable[Path], asked: Sequence[str] = (), *, written: bool = False
+) -> str:
+    """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints.
+
+    `asked` are the options that the unit was asked for with, beside its scheduler.
+    """
     unit = next(path.stem for path in files)
     given = {
         "cron": "by a line NAME=value above it",
         "systemd": f"by Environment=NAME=value in systemctl --user edit {unit}.service",
         "github": "by a secret of that name, the key also in env: beside HARNESS_WEBHOOK",
     }[scheduler]
-    return (
-        f"{_started(scheduler, unit)}; HARNESS_WEBHOOK, and the api_key_env of an endpoint, are given {given}"
-    )
-
-
-def _started(scheduler: Scheduler, unit: str) -> str:
-    return {
-        "cron": "add it: (crontab -l; harness nightly install --cron) | crontab -",
-        "systemd": "harness nightly install --systemd --write, then: systemctl --user enable --now "
-        f"{unit}.timer",
-        "github": "harness nightly install --github --write, then commit the file",
+    command = shlex.join(["harness", "nightly", "install", f"--{scheduler}", *asked])
+    started = {
+        "cron": f"add it: (crontab -l; {command}) | crontab -",
+        "systemd": f"systemctl --user enable --now {unit}.timer",
+        "github": "commit the file",
     }[scheduler]
+    if scheduler != "cron" and not written:
+        started = f"{command} --write, then: {started}"
+    return f"{started}; HARNESS_WEBHOOK, and the api_key_env of an endpoint, are given {given}"
 
 
 def write(files: dict[Path, str]) -> list[Path]:
@@ -140,8 +142,8 @@ def write(files: dict[Path, str]) -> list[Path]:
         UserError: it is a cron line, or a file is there with another content.
     """
     if Path() in files:
-        found, step = "a cron line", next_step("cron", files)
-        raise UserError(Problem("--write", found, "files", step))
+        step = "leave --write out, and add the line by crontab -e"
+        raise UserError(Problem("--write", "a cron line", "files", step))
     others = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
     if others:
         raise UserError(
