@@ -300,6 +300,12 @@ def test_what_cannot_be_used_ends_with_2(harness, copy, arguments):
     assert done.stderr
 
 
+def test_results_are_utf8_in_a_locale_that_has_no_such_signs(copy, own_cache, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    said, errors = alone(copy, "runs", "list").communicate()
+    assert "lora × zero_shot" in said, errors
+
+
 def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harness, copy):
     (copy / "rows.csv").write_text(CSV)
     done = harness("init", "rows.csv", "--data", "rows.csv", cwd=copy, check=2)

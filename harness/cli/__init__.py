@@ -18,6 +18,7 @@ from harness.cli import (  # in the order in which help lists the verbs
     score,
 )
 from harness.cli.app import app
+from harness.cli.output import write_utf8
 from harness.errors import HarnessError, Problem
 from harness.quiet import quiet_environment
 
@@ -34,6 +35,7 @@ _KINDS = {  # what a path was found to be, and what was expected there
 def main() -> None:
     """Run the command line; every error that a user can mend ends without a traceback."""
     quiet_environment()
+    write_utf8()
     argv = [
         a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
         for a in sys.argv[1:]

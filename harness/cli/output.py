@@ -6,6 +6,7 @@ Invariant: stdout holds the result and nothing else.
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,16 @@ def open_bench(
 
     loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
     return bench_of(loaded, Scope(), TerminalProgress()), loaded
+
+
+def write_utf8() -> None:
+    """Write UTF-8 whatever the locale: results hold signs such as − and →, and JSON is UTF-8.
+
+    Half a pair of surrogates, which a model's text may hold, is written as its escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def say(line: str) -> None:
