@@ -557,6 +557,12 @@ CSV = "text,label\n" + "".join(
 )
 
 
+def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
+    (tmp_path / "rows.csv").write_text(CSV)
+    done = harness("init", "my tickets", "--data", "rows.csv", check=0)
+    assert "harness compare -c 'my tickets/harness.yaml' --dry-run" in done.stdout
+
+
 def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     done = harness("init", "new", "--data", "mine.csv", check=0)

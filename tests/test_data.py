@@ -373,6 +373,11 @@ def test_the_problems_of_all_files_come_at_once(task):
         (b"[1]\n", "test.jsonl:1", "malformed JSON (a list, not an object)"),
         (b'{"prompt": NaN}\n', "test.jsonl:1", "malformed JSON (NaN is no JSON number)"),
         (b'{}\n{"prompt": "caf\xe9"}\n', "test.jsonl:2", "byte 0xe9 at offset 18, which is not UTF-8"),
+        (
+            b'{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud83d"}\n',
+            "test.jsonl:2",
+            "malformed JSON (\\ud83d is half of a sign, which no encoding can write)",
+        ),
         (b"\n\n", "test.jsonl", "an empty file"),
     ],
 )

@@ -3,6 +3,7 @@
 Invariant: models load only inside a verb.
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def init(
     request = starting.Request(folder, data, base_model, pairs, documents, prompt, reference)
     proposal = starting.propose(request)
     written = [str(path) for path in starting.write(proposal)]
-    config = "" if folder == Path() else f" -c {folder / 'harness.yaml'}"
+    config = "" if folder == Path() else f" -c {shlex.quote(str(folder / 'harness.yaml'))}"
     if as_json:
         facts = {
             "task": proposal.kind,

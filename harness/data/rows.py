@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from harness.errors import Problem, UserError
 from harness.spec import HUB
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SHOWN = 10
 
 
@@ -116,7 +117,9 @@ def _json_lines(file: Path, shown: str) -> list[Row]:
 
 def _json_array(file: Path, shown: str) -> list[Row]:
     try:
-        rows = json.loads(_text(file, shown), parse_constant=_no_number)
+        text = _text(file, shown)
+        rows = json.loads(text, parse_constant=_no_number)
+        _refuse_half_signs(text, rows)
     except json.JSONDecodeError as error:
         found = f"malformed JSON ({error.msg} at column {error.colno})"
         expected = "a list of objects (one object a line is a .jsonl file)"
@@ -138,7 +141,23 @@ def _object(line: str) -> dict[str, Any]:
         raise ValueError(f"{error.msg} at column {error.colno}") from None
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
+    _refuse_half_signs(line, value)
     return value
+
+
+def _refuse_half_signs(text: str, value: Any) -> None:
+    """Refuse half of a pair of surrogates, which is left where a text was cut inside an emoji.
+
+    Raises:
+        ValueError: the value that was read of the text holds one.
+    """
+    if not _SURROGATE.search(text):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{half} is half of a sign, which no encoding can write") from None
 
 
 def _no_number(text: str) -> NoReturn:
