@@ -193,6 +193,13 @@ def test_install_prints_the_unit_on_stdout_and_the_next_step_beside_it(config):
     assert "crontab -" in done.stderr
 
 
+def test_a_webhook_that_is_no_address_is_refused_before_the_night(config):
+    done = harness("nightly", "run", "--webhook", "hooks.example/x", cwd=config.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --webhook: found hooks.exampl…")
+    assert not (config.parent / "runs").exists()
+
+
 def test_install_asks_for_one_scheduler(config):
     for words in ([], ["--cron", "--github"]):
         done = harness("nightly", "install", *words, cwd=config.parent)

@@ -54,6 +54,8 @@ def nightly_run(
             with Path(summary).open("a", encoding="utf-8") as page:
                 page.write(nightly.markdown(found))
 
+    if webhook:
+        nightly.refuse_webhook(webhook)  # before the night is asked, not after it
     day, shown = night.date() if night else _today(), TerminalProgress()
     found = nightly.run_night(config, overrides or [], night=day, progress=shown, publish=publish)
     if webhook and (error := nightly.send(config, webhook, found.night)):

@@ -22,7 +22,7 @@ from harness.nightly.files import (
     write_state,
 )
 from harness.nightly.judging import NightReport, missed, report_of
-from harness.nightly.notices import markdown, tell, terminal, to_json, write
+from harness.nightly.notices import markdown, refuse_webhook, tell, terminal, to_json, write
 from harness.nightly.session import alone, run_night, run_on
 from harness.store import Store
 
@@ -33,6 +33,7 @@ __all__ = [
     "acknowledge",
     "install",
     "markdown",
+    "refuse_webhook",
     "run_night",
     "run_on",
     "send",

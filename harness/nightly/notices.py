@@ -60,14 +60,23 @@ def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
     return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
 
 
-def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
-    """Send the open alarms that nobody was told of; returns the state with what was told, and an error.
+def refuse_webhook(webhook: str) -> None:
+    """Refuse an address to which nothing can be sent.
 
     Raises:
         UserError: the address is none of the web.
     """
     if urlsplit(webhook).scheme not in ("http", "https"):
         raise UserError(Problem("--webhook", f"{webhook[:12]}…", "an address that begins with https://"))
+
+
+def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
+    """Send the open alarms that nobody was told of; returns the state with what was told, and an error.
+
+    Raises:
+        UserError: the address is none of the web.
+    """
+    refuse_webhook(webhook)
     untold = [a for a in open_alarms(state) if not a.told]
     if not untold:
         return state, ""
