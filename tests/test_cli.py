@@ -535,7 +535,7 @@ def test_scores_are_printed_as_far_as_their_interval_reaches(harness, copy, verb
 
 def test_a_curve_is_counted_where_text_is_printed(harness, copy):
     assert re.search(
-        r"\n    loss: \d+ entries, which --json shows\n", harness("train", "lora", cwd=copy).stdout
+        r"\n    loss: a list of \d+, which --json shows\n", harness("train", "lora", cwd=copy).stdout
     )
 
 

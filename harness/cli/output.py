@@ -74,7 +74,7 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
 def _listed(values: Sequence[Any]) -> str:
     """Write names and numbers one after the other, and of what holds more, such as a curve, how many."""
     if any(isinstance(value, dict | list | tuple) for value in values):
-        return f"{len(values)} entries, which --json shows"
+        return f"a list of {len(values)}, which --json shows"
     return ", ".join(map(str, values)) or "none"
 
 

@@ -58,9 +58,10 @@ class Prepared(NamedTuple):
         jobs = [s.job() for s in suite_sets(self.bench, self.weights)]
         expected = self.bench.seconds(sum(map(work_of, jobs), Work()))
         n = count(sum(len(job.examples) for job in jobs))
+        tasks = f"{len(jobs)} task{'s' * (len(jobs) > 1)} of lm-eval"
         machine = self.bench.machine
         return (
-            f"{self.name}: {len(jobs)} tasks of lm-eval, {n} items, on {machine.name}, {machine.precision}; "
+            f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "
             f"about {seconds(expected)} from nothing"
         )
 

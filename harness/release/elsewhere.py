@@ -27,10 +27,10 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> Judged:
         UserError: there is nothing to read, a file is damaged, or both are the same folder.
         IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
     """
+    old, new = (_reader(path)(path) for path in (base, candidate))
     if base.resolve() == candidate.resolve():
         step = "name the folder of the other model"
         raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
-    old, new = (_reader(path)(path) for path in (base, candidate))
     shared = [name for name in old if name in new]
     if not shared:
         raise IncompatibleRuns(
