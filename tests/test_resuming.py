@@ -233,6 +233,13 @@ def test_a_training_that_diverged_keeps_no_checkpoint(bench):
     assert [p.name for p in part.iterdir()] == ["diverged.json"]
 
 
+def test_a_divergence_that_a_kill_kept_from_being_noted_is_noted_the_next_time(bench):
+    part, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+    (part / "diverged.json").unlink()
+    again, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+    assert [p.name for p in again.iterdir()] == ["diverged.json"]
+
+
 def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(bench):
     with pytest.raises(ValueError, match="not enough values"):  # there is no folder
         ended(bench, 1, RuntimeError("no checkpoint yet"), RuntimeError)

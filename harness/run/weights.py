@@ -167,8 +167,7 @@ def fit(
             write_whole(bench.store, part / _FIT, json.dumps(record))
     except Diverged as error:
         remove_folder(part)
-        folder.mkdir()
-        (folder / _DIVERGED).write_text(json.dumps([error.reason, error.knob]))
+        write_whole(bench.store, folder / _DIVERGED, json.dumps([error.reason, error.knob]))
         raise
     except Exception:
         _remove_all_but_checkpoints(part)
