@@ -81,6 +81,14 @@ def test_rows_of_a_champion_are_kept_whatever_the_run_is_called(store):
     assert store.parquet(OTHER.digest).exists()
 
 
+def test_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
+    stores.save_run(store, make_run("b", []))
+    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
+    promoted(store, "a run of another folder", weights_digest="weights of b")
+    release.remove_run(store, "b")
+    assert (store.weights("fit-b") / "adapter.bin").exists()
+
+
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):

@@ -37,7 +37,8 @@ def remove_run(at: Store, run_id: str) -> None:
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
     with store.working(at):
-        store.remove_run(at, run_id, keep=_of_champions(at).rows)
+        kept = _of_champions(at)
+        store.remove_run(at, run_id, keep=kept.rows | kept.weights)
 
 
 def unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:

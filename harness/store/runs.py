@@ -98,7 +98,7 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run, and those of its row sets (but for `keep`) and weights that no other run refers to.
+    """Delete a run, and those of its row sets and weights that no other run refers to, nor `keep` by digest.
 
     Raises:
         UserError: there is no such run.
@@ -113,5 +113,6 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
     every = [run, *others]
-    if fit_key := own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every)):
+    fit_key = own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every))
+    if fit_key and run.weights_digest not in keep:
         remove_folder(store.weights(fit_key))
