@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness import shortage
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
@@ -34,15 +36,30 @@ class Beginnings:
     def read(self, ids: Sequence[int]) -> "Cache":
         """Return the keys of a beginning, read now where they are not kept."""
         key = tuple(ids)
-        cache = self._read.pop(key, None) or self._pass(key)
+        cache = self._read.pop(key, None) or self._read_now(key)
         self._read[key] = cache
         while len(self._read) > 1 and sum(map(_n_bytes, self._read.values())) > self._kept_bytes:
             self._read.popitem(last=False)
         return cache
 
-    def forget(self) -> None:
-        """Free the memory of all that is kept."""
+    def forget(self) -> bool:
+        """Free the memory of all that is kept; say whether there was anything."""
+        kept = bool(self._read)
         self._read.clear()
+        return kept
+
+    def _read_now(self, ids: tuple[int, ...]) -> "Cache":
+        """Read a beginning; out of memory, once more when all others are forgotten."""
+        import torch
+
+        try:
+            return self._pass(ids)
+        except shortage.ERRORS as error:
+            if not shortage.ran_out(error) or not self.forget():
+                raise
+        # Outside of the clause, in which the error still holds what was computed until then.
+        torch.cuda.empty_cache()
+        return self._pass(ids)
 
     def _pass(self, ids: tuple[int, ...]) -> "Cache":
         import torch

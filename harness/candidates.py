@@ -97,15 +97,15 @@ class HFCandidate:
         except shortage.ERRORS as error:
             if not shortage.ran_out(error):
                 raise
-            self._executor.beginnings.forget()
-            if len(prompts) == 1:
+            if not self._executor.beginnings.forget() and len(prompts) == 1:
                 raise CandidateFailed(
                     "out of memory while generating one answer", "a smaller base_model or shorter prompts"
                 ) from None
         # Outside of the clause, in which the error still holds the keys of the whole batch.
         torch.cuda.empty_cache()
         half = len(prompts) // 2
-        return self._answer(prompts[:half], limits) + self._answer(prompts[half:], limits)
+        parts = filter(None, (prompts[:half], prompts[half:]))
+        return [output for part in parts for output in self._answer(part, limits)]
 
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()

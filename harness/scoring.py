@@ -85,7 +85,7 @@ class Executor:
     def _with_less_memory(
         self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score some trees; out of memory, half of their pairs at a time.
+        """Score some trees; out of memory, half of their pairs at a time, with no beginning kept.
 
         Raises:
             CandidateFailed: there is no room for one pair.
@@ -100,15 +100,16 @@ class Executor:
         except shortage.ERRORS as error:
             if not shortage.ran_out(error):
                 raise
-            if len(numbers) == 1:
+            if not self.beginnings.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
             self._too_many = n_tokens  # as many again are halved before they fail
         # Outside of the clause, in which the error still holds what was computed until then.
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(beginning)
-        halves = [grow(pairs, self.budget, shared, part) for part in (numbers[:half], numbers[half:])]
-        first, second = (self._with_less_memory(part, pairs, beginning) for part in halves)
-        return first | second
+        scored: dict[int, Scored] = {}
+        for part in filter(None, (numbers[:half], numbers[half:])):
+            scored |= self._with_less_memory(grow(pairs, self.budget, shared, part), pairs, beginning)
+        return scored
 
     def _score(
         self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None" = None

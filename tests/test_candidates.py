@@ -76,6 +76,24 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
     assert held
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
+    import torch
+
+    kept = []
+
+    class Crowded(HFCandidate):
+        def _answer_together(self, prompts, limits):
+            if not kept:
+                kept.append(weakref.ref(self._executor.beginnings.read(prompts[0])))
+                raise torch.OutOfMemoryError("no room")
+            assert kept[0]() is None
+            return super()._answer_together(prompts, limits)
+
+    crowded = Crowded(host.model, host.tokenizer, "crowded", "packed")
+    assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n
+
+
 # Encoding
 
 

@@ -234,6 +234,29 @@ def test_out_of_memory_halves_what_begins_alike_too(model):
     agree(Executor(Crowded(model, 13), 512, "packed"), model, pairs)
 
 
+def test_out_of_memory_halves_what_follows_a_beginning_that_was_read_before(model):
+    crowded = Crowded(model, 13)
+    pairs = [((*range(10, 22), 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
+    agree(Executor(crowded, 512, "packed"), model, pairs)
+    assert crowded.tried[:2] == [12, 18]
+
+
+@pytest.mark.parametrize("beginning", [range(10, 22), range(10, 12)], ids=["a beginning", "one answer"])
+def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model, beginning):
+    class Sharing(Crowded):
+        """A device whose memory also holds what was read before."""
+
+        def __call__(self, input_ids, **inputs):
+            if kept and kept[0]():
+                self.run_out()
+            return super().__call__(input_ids, **inputs)
+
+    executor, kept = Executor(Sharing(model, 40), 512, "packed"), []
+    kept.append(weakref.ref(executor.beginnings.read(range(50, 60))))
+    pairs = [((*beginning, 100 + i), (7,)) for i in range(3)]
+    agree(executor, model, pairs if len(beginning) > 8 else pairs[:1])
+
+
 def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(model):
     pairs = [((7, 8), (9, 10))]
     (whole,) = Executor(model, 64).loglikelihoods(pairs)
