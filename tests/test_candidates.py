@@ -1,6 +1,7 @@
 """Prompts are encoded in one place, answers come back in order, adapters leave the base as it was."""
 
 import json
+import random
 import weakref
 
 import pytest
@@ -8,11 +9,14 @@ import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.candidates import HFCandidate, ModelHost, classifier, scripted
+from harness.candidates import ANSWERING, HFCandidate, ModelHost, classifier, scripted
 from harness.embedded import resolve
 from harness.errors import UserError
+from harness.generation import ANSWERING_COST
 from harness.machine import Machine
-from harness.records import Limits
+from harness.records import Limits, digest
+from harness.scoring import READING_COST
+from harness.trees import PLANNER_VERSION, Size, grow, plan, shared_length
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -284,6 +288,28 @@ def test_a_stop_string_of_many_tokens_ends_an_answer_too(host):
     assert found.n_output_tokens < made.n_output_tokens
 
 
+def saying(host, written):
+    """Let the model say a text, whatever it is asked."""
+    import torch
+
+    ids = iter(tokens(host, written))
+
+    def said(_, __, logits):
+        token = torch.tensor(next(ids))
+        return torch.nn.functional.one_hot(token, logits.shape[-1]).expand_as(logits)
+
+    return host.model.get_output_embeddings().register_forward_hook(said)
+
+
+def test_a_stop_string_of_letters_that_are_several_tokens_each_ends_an_answer_too(host):
+    hook = saying(host, "yes €€ and more")
+    try:
+        (found,) = host.base.generate(prompts(host.base)[:1], Limits(24, ("€€",)))
+    finally:
+        hook.remove()
+    assert (found.text, found.n_output_tokens) == ("yes ", len(tokens(host, "yes €€")))
+
+
 def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
     asked = prompts(host.base)
     whole = host.base.generate(asked[:1], Limits(8))[0].text
@@ -291,6 +317,29 @@ def test_the_tokens_of_a_stopped_answer_do_not_depend_on_its_neighbours(host):
     alone = host.base.generate(asked[:1], limits)[0]
     beside = host.base.generate(asked, limits)[0]
     assert (beside.text, beside.n_output_tokens) == (alone.text, alone.n_output_tokens)
+
+
+# By version: the digest that rows are stored under, and one of what is computed together for some tokens.
+LAYOUTS = {6: ("3e7369b6d8013e8b", "de2fede52833aa1e")}
+
+
+def computed_together():
+    """Lay out a hundred items of four choices, and as many prompts, as an engine on a CPU does."""
+    rng = random.Random(0)
+
+    def ids(longest):
+        return tuple(rng.choices(range(9), k=rng.randint(1, longest)))
+
+    contexts = [(*range(9), *ids(60)) for _ in range(100)]
+    pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
+    shared = shared_length(contexts)
+    trees = grow(pairs, 1024, shared)
+    read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), READING_COST)
+    return [shared, trees, read, plan(list(map(len, contexts)), ANSWERING["cpu"], ANSWERING_COST)]
+
+
+def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
+    assert LAYOUTS[PLANNER_VERSION] == (host.base.layout_digest, digest(computed_together()))
 
 
 def test_nothing_asked_is_nothing_answered(host):
@@ -326,8 +375,9 @@ def adapters(tiny, tmp_path_factory):
 
 
 def scores(candidate):
-    asked = prompts(candidate)
-    return [x.logprob for x in candidate.loglikelihood([(p, p[3:6]) for p in asked])]
+    """Score tokens after prompts that begin alike, whose keys are then kept."""
+    first, *asked = prompts(candidate)
+    return [x.logprob for x in candidate.loglikelihood([(first + p, p[3:6]) for p in asked])]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

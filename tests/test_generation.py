@@ -66,6 +66,23 @@ def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
     assert read == [50, 6]
 
 
+def test_nothing_is_read_once_every_row_has_ended(model):
+    import torch
+
+    prompt = tuple(range(10, 20))
+    first, second = greedy(model, prompt, 2)
+    read = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: read.append(args[0].numel())
+    )
+    never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
+    try:
+        rows = answers(model, [prompt], 6, [0, second], never, SIZE, Beginnings(model))
+    finally:
+        hook.remove()
+    assert (rows, read) == ([[first, second]], [10, 1])
+
+
 def test_a_model_that_forgets_far_tokens_reads_each_prompt_whole(tmp_path):
     import torch
     from transformers import MistralConfig, MistralForCausalLM
