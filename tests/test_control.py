@@ -17,7 +17,7 @@ from harness.experiment.reader import Reader
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.control import control_rule
 from harness.progress import Silent
-from harness.records import Origin
+from harness.records import Noise, Origin, TaskNoise
 from harness.run import control
 from harness.spec import GatePolicy
 from harness.store import Store
@@ -243,6 +243,16 @@ def test_flips_that_the_rate_allows_are_said_and_pass():
 def test_one_item_that_differs_in_the_same_environment_is_enough():
     assert has_drifted(facts(differing=("facts/1",)))
     assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
+
+
+def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(path):
+    from_elsewhere(path)
+    further(path)
+    of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
+    store.save_noise(at(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
+    (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
+    (found,) = controls_of(at(path), run)
+    assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
 def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):

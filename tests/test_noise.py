@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny_experiment
 from fake_rows import EXACT, rows
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from harness.doctor import measure_noise
 from harness.doctor.noise import task_noise
 from harness.evaluate import Job
 from harness.experiment import Scope, bench_of
+from harness.experiment.findings import Reader, measured_of
 from harness.gating import admit
 from harness.progress import Silent
 from harness.records import Noise, RowsIdentity, TaskNoise
@@ -71,6 +73,18 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
     assert ("its layout alone" in why) is not admitted
 
 
+def test_a_comparison_judges_with_the_noise_of_its_base(copy):
+    bench = bench_of(config.load(copy), Scope(), Silent())
+    run = tiny_experiment.runs_of(copy)["lora"]
+    of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
+    measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
+    store.save_noise(bench.store, measured)
+    reader = Reader(bench)
+    rows_of = {m.task.name: reader.of(run, m) for m in bench.suites}
+    found = measured_of(bench, reader, run, rows_of)
+    assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
+
+
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
     bench = bench_of(config.load(copy), Scope(), Silent())
     found = measure_noise(bench)
@@ -78,6 +92,20 @@ def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
     assert (found.flips, found.n) == (0, 32)
     assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
     assert store.noises(bench.store) == [found]
+
+
+def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
+    sums = [
+        {**row, "id": f"{row['id']}-{n}", "prompt": f"{n} {row['prompt']}"}
+        for row in tiny_experiment.sums()
+        for n in range(9)
+    ]
+    tiny_experiment.rows(copy.parent / "suites" / "general" / "sums.jsonl", sums)
+    bench, read = bench_of(config.load(copy), Scope(), Silent()), []
+    embeddings = bench.host(bench.source).model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
+    measure_noise(bench)
+    assert sum(n_tokens > 256 for n_tokens in read) == 1  # the sums, in the usual way alone
 
 
 def test_the_doctor_prints_what_flipped(copy, monkeypatch):
