@@ -147,10 +147,24 @@ def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp
     assert any("no task is large enough" in note for note in found.notes)
 
 
-def test_looks_grow_until_the_whole_task(asked, own_cache):
-    loaded = config.load(asked[0] / "harness.yaml", ["gate.macro=0.001"])
+def looks_with(asked, override):
+    """Plan the looks of the finished experiment with another gate."""
+    loaded = config.load(asked[0] / "harness.yaml", [override])
     bench = bench_of(loaded, Scope(fewer=True), Silent())
-    looks = fewer.looks_of(bench, base_arm(bench, bench.source))
+    return fewer.looks_of(bench, base_arm(bench, bench.source))
+
+
+def test_a_critical_task_is_asked_in_full(asked, own_cache):
+    assert looks_with(asked, "gate.critical=[sums]") == []
+
+
+def test_a_margin_of_the_bases_skill_asks_more_than_one_of_the_scale(asked, own_cache):
+    of_scale, of_skill = (looks_with(asked, f"gate.macro={margin}")[-1] for margin in ("0.3", "30%"))
+    assert len(of_skill.suites[0].items.test) > len(of_scale.suites[0].items.test)
+
+
+def test_looks_grow_until_the_whole_task(asked, own_cache):
+    looks = looks_with(asked, "gate.macro=0.001")
     sizes = [len(look.suites[0].items.test) for look in looks]
     assert sizes == sorted(sizes)
     assert sizes[-1] == N

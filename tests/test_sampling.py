@@ -7,6 +7,7 @@ import pytest
 from fake_rows import EXACT, ratio_metric, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from harness import sampling, stats
 from harness.records import BLOCK
@@ -88,6 +89,21 @@ def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, mar
         weights = sampling.weights(of, counts, order)
         assert {s: sum(i in weights for i in ids) for s, ids in of.ids.items()} == counts
         assert sum(weights.values()) == pytest.approx(n)
+
+
+def test_alpha_is_spent_by_what_the_looks_can_tell_and_not_by_their_number():
+    of = pool(2_000)
+    plan = sampling.plan({"a": of}, [], 0.03, 0.05)
+    information = [1 / sampling.planned_variance(of, drawn) for drawn in plan.drawn["a"]]
+    bounds = stats.look_bounds([i / information[-1] for i in information], 0.05)
+    assert plan.alphas == pytest.approx([norm.sf(bound) for bound in bounds])
+
+
+def test_a_look_asks_its_strata_mixed():
+    of = pool(2_000)
+    drawn = sampling.plan({"a": of}, [], 0.03, 0.05).drawn["a"]
+    first = sampling.in_order(of, drawn, 0)[: BLOCK // 2]
+    assert all(set(first) & set(ids) for ids in of.ids.values())
 
 
 def test_a_margin_that_the_items_cannot_show_asks_all_of_them():
