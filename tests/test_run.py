@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -136,6 +137,16 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
 )
 def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks):
     assert changed(path, override) == tasks
+
+
+def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
+    made = bench(path)
+    recipe = made.experiment.candidates["bag"]
+    weights = run.ensure_weights(made, recipe, 0)
+    elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
+    here, there = (run.target_sets(one, recipe, weights, 0)[1].identity for one in (made, elsewhere))
+    assert replace(there, device_class="cpu") == here
+    assert there.digest != here.digest
 
 
 def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):

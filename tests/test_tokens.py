@@ -142,3 +142,14 @@ def test_another_reference_is_read_anew(tiny, tmp_path):
     ).training
     assert len(remembered_files() - before) == 1
     assert figures["reward_margin"][0][1] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])
+def test_a_reference_that_is_read_otherwise_is_read_anew(tiny, tmp_path, changed):
+    dpo.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
+    before = remembered_files()
+    model = tiny_model.build(tmp_path / "other", seed=1) if changed == "weights" else tiny
+    machine = CPU._replace(precision="bf16") if changed == "precision" else CPU
+    own = {"per_device_train_batch_size": 2} if changed == "rows at a time" else {}
+    dpo.fit(tiny_methods.context(model, tmp_path / "after", machine=machine), dpo.Params(**QUICK, **own))
+    assert len(remembered_files() - before) == 1
