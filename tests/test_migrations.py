@@ -114,6 +114,17 @@ def test_an_old_index_is_read_whole_after_its_migration(old):
         assert db.execute("SELECT max(version) FROM meta").fetchone() == (len(index.MIGRATIONS),)
 
 
+def test_a_migration_that_fails_leaves_the_index_as_it_was(tmp_path):
+    store = Store(tmp_path / "runs")
+    store.folder.mkdir()
+    with duckdb.connect(str(store.index)) as db:
+        db.execute(V1 + "ALTER TABLE rows DROP COLUMN prompt;")
+    before = columns(store)
+    with pytest.raises(duckdb.Error, match="prompt"):
+        stores.list_runs(store)
+    assert columns(store) == before
+
+
 def test_an_old_index_has_the_tables_of_a_new_one(old, tmp_path):
     stores.list_runs(old)
     new = Store(tmp_path / "new")

@@ -745,6 +745,22 @@ def test_a_writer_gives_up_with_a_next_step_when_the_index_stays_held(store):
         holder.wait()
 
 
+def test_a_run_that_the_index_could_not_take_lies_in_its_folder(store):
+    with index.writer_lock(store), pytest.raises(HarnessError, match="held it"):
+        stores.save_run(replace(store, wait_s=0.1), make_run("a", []))
+    stores.reindex(store)
+    assert [run.run_id for run in stores.list_runs(store)] == ["a"]
+
+
+def test_a_run_that_the_index_could_not_forget_keeps_its_folder(store):
+    save_two_runs(store)
+    with index.writer_lock(store), pytest.raises(HarnessError, match="held it"):
+        stores.remove_run(replace(store, wait_s=0.1), "b")
+    assert [stores.read_run(store.run_file(run.run_id)) for run in stores.list_runs(store)] == (
+        stores.list_runs(store)
+    )
+
+
 def test_a_connection_of_this_process_in_the_other_mode_is_waited_for(store):
     stores.save_run(store, make_run("a", []))
     with (
