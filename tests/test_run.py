@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -147,6 +150,45 @@ def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
     here, there = (run.target_sets(one, recipe, weights, 0)[1].identity for one in (made, elsewhere))
     assert replace(there, device_class="cpu") == here
     assert there.digest != here.digest
+
+
+IDENTITY = """
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+from harness.data import TaskItems
+from harness.run.bench import measured
+from harness.run.identity import identity
+from harness.spec import Task
+from harness.training import Weights
+machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
+bench, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None, {})
+asked = measured(Task(name="a", data={}), "capability", "s", TaskItems((), (), (), (), (), ()))
+print(json.dumps(asdict(identity(bench, weights, asked, "test", "p", "generate"))))
+"""
+
+
+def identity_by(folder):
+    """Return the identity of some rows by the package that lies in a folder."""
+    said = subprocess.check_output([sys.executable, "-c", IDENTITY], cwd=folder, text=True)
+    return json.loads(said)
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("evaluate.py", "task_version"),
+        ("refusals.py", "scoring_digest"),
+        ("metrics/exact_match.py", "scoring_digest"),
+    ],
+)
+def test_what_other_code_asks_or_scores_is_stored_elsewhere(tmp_path, file, field):
+    package = shutil.copytree(Path(run.__file__).parents[1], tmp_path / "harness")
+    before = identity_by(tmp_path)
+    with (package / file).open("a") as code:
+        code.write("\n\nMORE = 1\n")
+    after = identity_by(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {field}
 
 
 def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):
