@@ -13,6 +13,7 @@ from harness import release, run
 from harness import store as stores
 from harness.errors import HarnessError
 from harness.nightly import files
+from harness.progress import Silent
 from harness.store import Referred, Store
 from harness.store.disk import size
 
@@ -184,6 +185,20 @@ class TestAnExperiment:
             release.remove_run(store, one.run_id)
         release.remove_unused(store, Referred())
         assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
+
+    def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
+        class Ended(Silent):
+            def stage(self, label, expected_s=0.0):
+                if label.startswith("base: "):
+                    raise KeyboardInterrupt
+                return super().stage(label, expected_s)
+
+        path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+        with pytest.raises(KeyboardInterrupt):
+            tiny_experiment.run(path, progress=Ended())
+        assert stores.begun(Store(tmp_path / "runs")) == ["tiny"]
+        tiny_experiment.run(path)
+        assert stores.begun(Store(tmp_path / "runs")) == []
 
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = bench(tiny_experiment.write(tmp_path, tiny))
