@@ -13,7 +13,8 @@ from harness.errors import CandidateFailed
 from harness.machine import Machine
 from harness.methods import base, classifier, lora
 from harness.records import Example
-from harness.training import CHECKPOINTS, FitContext, loop
+from harness.training import CHECKPOINTS, FitContext, LoraParams, loop, lora_config
+from harness.training.supervision import SupervisedParams, supervised
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,6 +50,26 @@ def test_training_lowers_the_loss(context):
     assert losses[-1] < 0.8 * losses[0]
     validation = [loss for _, loss in figures["validation_loss"]]
     assert figures["best_validation_loss"] == min(validation) < validation[0]
+
+
+def test_rows_of_about_one_length_are_trained_on_together(context):
+    rows = [
+        Example(f"{n}-{words}", ({"role": "user", "content": f"{n}" + " parcel" * words},), ("late",))
+        for n in range(8)
+        for words in (1, 20)
+    ]
+    lengths = []
+
+    def watched(model):
+        model.register_forward_pre_hook(
+            lambda _, __, given: lengths.append(given["attention_mask"].sum(1).tolist()), with_kwargs=True
+        )
+
+    params = SupervisedParams(num_train_epochs=1, per_device_train_batch_size=2)
+    own = lora_config(LoraParams(r=2))
+    supervised(dataclasses.replace(context, train=tuple(rows)), params, own, context.folder / "own", watched)
+    assert max(max(batch) for batch in lengths) > 2 * min(min(batch) for batch in lengths)
+    assert all(max(batch) - min(batch) <= 3 for batch in lengths[:8])
 
 
 @pytest.mark.parametrize("chat", [True, False])
