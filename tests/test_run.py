@@ -15,7 +15,8 @@ from harness.candidates import scripted
 from harness.errors import HarnessError, in_a_line
 from harness.experiment import Scope, bench_of
 from harness.progress import Silent
-from harness.records import BLOCK
+from harness.records import BLOCK, Document
+from harness.run.weights import prompting_digest
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -194,6 +195,18 @@ def test_what_other_code_asks_or_scores_is_stored_elsewhere(tmp_path, file, fiel
 def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):
     assert changed(path, "target.data.limits.train=20", name="prompt") == set()
     assert changed(path, "target.data.limits.train=20", name="shots") == TARGET
+
+
+def test_passages_depend_on_the_documents_and_shots_on_the_seed(path):
+    made = bench(path)
+    shots, plain = (made.experiment.candidates[name] for name in ("shots", "prompt"))
+    found = shots.model_copy(update={"prompting": {"rag": {}}})
+    documents = (Document("d", "Lamps", "A lamp is a lamp."),)
+    items = replace(made.target.items, documents=documents)
+    told = replace(made, target=made.target._replace(items=items))
+    assert prompting_digest(made, found, 0) != prompting_digest(told, found, 0)
+    assert prompting_digest(made, shots, 0) != prompting_digest(made, shots, 1)
+    assert prompting_digest(made, plain, 0) == prompting_digest(told, plain, 1)
 
 
 def test_another_system_message_of_a_task_is_another_task(path):
