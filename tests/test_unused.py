@@ -112,7 +112,7 @@ def test_that_a_training_diverged_is_not_forgotten(store):
 
 def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
     append(store, IDENTITY, make_rows(64))
-    stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoints" / "x", "x")
+    fitted(store, "fit.part", "w")
     assert unused(store) == set()
     assert unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
         {".unfinished"} if (store.folder / ".unfinished").exists() else set()
