@@ -20,7 +20,7 @@ from harness.progress import Silent
 from harness.records import Noise, Origin, TaskNoise
 from harness.run import control
 from harness.spec import GatePolicy
-from harness.store import Store
+from harness.store import Referred, Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -167,7 +167,7 @@ def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
     further(path, doubled_bos)
     assert verdict(further(path), "shots").outcome == "harness-drift"
     (drifted,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
-    release.remove_run(at(path), drifted.run_id)
+    release.remove_run(at(path), drifted.run_id, Referred())
     assert verdict(further(path), "shots").outcome == "pass"
 
 

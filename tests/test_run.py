@@ -164,7 +164,7 @@ from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
 bench, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None, {})
-asked = measured(Task(name="a", data={}), "capability", "s", TaskItems((), (), (), (), (), ()))
+asked = measured(Task(name="a", data={}, num_fewshot=1), "capability", "s", TaskItems((), (), (), (), (), ()))
 print(json.dumps(asdict(identity(bench, weights, asked, "test", "p", "generate"))))
 """
 
@@ -179,6 +179,8 @@ def identity_by(folder):
     ("file", "field"),
     [
         ("evaluate.py", "task_version"),
+        ("encoding.py", "task_version"),
+        ("prompting/few_shot.py", "task_version"),
         ("refusals.py", "scoring_digest"),
         ("metrics/exact_match.py", "scoring_digest"),
     ],

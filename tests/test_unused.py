@@ -105,6 +105,19 @@ def test_what_nights_refer_to_is_wanted(store):
     assert unused(store) == {"weights/before"}
 
 
+def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(store):
+    complete(store, OTHER, make_rows(3))
+    names = ("tonight", "pinned", "own")
+    for name in names:
+        fitted(store, name, f"weights of {name}")
+        stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
+    nights = Referred(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
+    for name in names:
+        release.remove_run(store, name, nights)
+    assert [store.weights(name).exists() for name in names] == [True, True, False]
+    assert store.parquet(OTHER.digest).exists()
+
+
 def test_that_a_training_diverged_is_not_forgotten(store):
     stores.write_whole(store, store.weights("fit") / "diverged.json", "[]")
     assert unused(store) == set()
@@ -154,7 +167,7 @@ def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
 def test_the_weights_behind_another_run_outlive_the_run_that_made_them(asked):
     fitted(asked, "lost", "l")
     stores.save_run(asked, make_run("b", [], training={"fit_key": "lost"}))
-    release.remove_run(asked, "b")
+    release.remove_run(asked, "b", Referred())
     assert asked.weights("lost").exists()
 
 
@@ -182,7 +195,7 @@ class TestAnExperiment:
         found = release.unused(store, Referred())
         assert (found.removable, found.wanted_by) == ((), ())
         for one in stores.list_runs(store):
-            release.remove_run(store, one.run_id)
+            release.remove_run(store, one.run_id, Referred())
         release.remove_unused(store, Referred())
         assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 

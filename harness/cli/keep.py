@@ -86,6 +86,7 @@ def runs_rm(
     """Remove a run that is no champion, with the rows and weights of it alone; or list what is unused."""
     from harness import release
     from harness.errors import Problem, UserError
+    from harness.nightly.files import referred
     from harness.store import Store
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
@@ -93,7 +94,8 @@ def runs_rm(
         step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
         raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
     if run_id is not None:
-        release.remove_run(Store(runs), run_id)
+        at = Store(runs)
+        release.remove_run(at, run_id, referred(at))
         say(f"removed {run_id}")
     else:
         _rm_unused(runs, unfinished=unfinished, yes=yes)

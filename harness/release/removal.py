@@ -1,7 +1,7 @@
 """Remove a run from the store, unless something still stands on it; and what nothing stands on.
 
-Invariant: a champion's rows and weights stay, and so do those of work in progress, and of work that
-was ended before it was finished unless somebody asks for those.
+Invariant: the rows and weights of champions and nights stay, and so do those of work in progress, and of
+work that was ended before it was finished unless somebody asks for those.
 """
 
 from typing import NamedTuple
@@ -23,8 +23,10 @@ class Unused(NamedTuple):
     wanted_by: tuple[str, ...]
 
 
-def remove_run(at: Store, run_id: str) -> None:
-    """Delete a run with the rows and weights that neither another run nor a champion refers to.
+def remove_run(at: Store, run_id: str, nights: Referred) -> None:
+    """Delete a run with the rows and weights that no other run, champion or night refers to.
+
+    `nights` is what nights refer to.
 
     Raises:
         UserError: there is no such run, or it is a champion.
@@ -37,8 +39,8 @@ def remove_run(at: Store, run_id: str) -> None:
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
     with store.working(at):
-        kept = _of_champions(at)
-        store.remove_run(at, run_id, keep=kept.rows | kept.weights)
+        kept = store.joined([_of_champions(at), nights])
+        store.remove_run(at, run_id, keep=frozenset().union(*kept))
 
 
 def unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:

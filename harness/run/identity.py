@@ -67,9 +67,10 @@ def rows_version(task: Task, version: str) -> str:
 
 def _asking_source(task: Task) -> str:
     """Digest the code that asks; that of lm-eval's tasks asks and scores in one go."""
-    if task.lm_eval:
-        return plugins.source_digest(*sorted((_PACKAGE / "capability").glob("*.py")))
-    return plugins.source_digest(_PACKAGE / "evaluate.py")
+    asking = sorted((_PACKAGE / "capability").glob("*.py")) if task.lm_eval else [_PACKAGE / "evaluate.py"]
+    if task.num_fewshot and not task.lm_eval:
+        asking.append(plugins.path_of("prompting", "few_shot"))
+    return plugins.source_digest(_PACKAGE / "encoding.py", *asking)
 
 
 def _scoring_digest(m: Measured) -> str:

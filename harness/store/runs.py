@@ -98,7 +98,9 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run, and those of its row sets and weights that no other run refers to, nor `keep` by digest.
+    """Delete a run, and those of its row sets and weights that no other run refers to, nor `keep`.
+
+    `keep` names row sets and weights by their digests, and folders of weights by their keys.
 
     Raises:
         UserError: there is no such run.
@@ -114,5 +116,5 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
         remove_folder(store.rows(digest))
     every = [run, *others]
     fit_key = own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every))
-    if fit_key and run.weights_digest not in keep:
+    if fit_key and not {fit_key, run.weights_digest} & set(keep):
         remove_folder(store.weights(fit_key))
