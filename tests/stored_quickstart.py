@@ -4,11 +4,12 @@ Invariant: files, items, metrics, row sets and identities are the quickstart's o
 finds everything stored; only what is answered is made up, of the item's text and the weights alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+
+import fake_adapter
 
 from harness import config, experiment
 from harness.embedded import ModelSource
@@ -108,10 +109,8 @@ def _lay_down(bench: Bench, name: str) -> None:
         ensure_weights(bench, bench.experiment.candidates[recipe.init_from], 0) if recipe.init_from else None
     )
     folder = folder_of(bench, recipe, 0, init)
-    folder.mkdir(parents=True)
     steps = [[i, 2.0 / i] for i in range(1, 81)]
     training = {"wall_s": 50.0, "loss": steps, "validation_loss": [[80, 0.5]], "tokens_per_s": 500.0}
     training |= {"fit_key": folder.name, **({"n_pairs": len(bench.target.items.pairs)} if init else {})}
     served = trained_base(bench, recipe).weights_digest
-    record = {"kind": "adapter", "digest": digest([name, served]), "trained_on": served, "training": training}
-    (folder / "fit.json").write_text(json.dumps(record))
+    fake_adapter.lay_down(folder, served, {"name": name}, training)

@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -15,6 +16,7 @@ from harness.errors import CandidateFailed, Diverged, UserError
 from harness.experiment import Scope, bench_of
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
+from harness.run.weights import fit
 from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
@@ -265,3 +267,27 @@ def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(bench):
     assert (again.digest, again.folder) == (made.digest, made.folder)
     assert bench.progress.seen == []
     assert not part.exists()
+
+
+FULL = {"num_train_epochs": 1, "max_length": 200}
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "one bit", "gone"])
+@pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
+def test_damaged_weights_answer_nothing_and_start_nothing(bench, method, params, damage):
+    recipe = bench.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
+    made = run.ensure_weights(bench, recipe, 0)
+    with run.opened(bench, made):
+        pass
+    damage(next(made.folder.glob("*/*.safetensors")))
+    told = f"{made.folder.name} are damaged; try: delete that folder"
+    with pytest.raises(CandidateFailed, match=told), run.opened(bench, made):
+        pass
+    with pytest.raises(CandidateFailed, match=told):
+        fit(bench, recipe, 0, made.folder.with_name("next"), made)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import fake_adapter
+
 from harness import config, experiment
 from harness.data import part_of
 from harness.embedded import ModelSource
@@ -106,14 +108,17 @@ def _rows(path: Path, content: list[dict]) -> None:
 
 
 class Oracle:
-    """A candidate that answers by rule; its token ids are the bytes of the messages as JSON."""
+    """A candidate that answers by rule; its token ids are the bytes of the messages as JSON.
+
+    One that is `tuned` has learned from `n_train` rows.
+    """
 
     engine = "text"
     layout_digest = digest("text")
     max_context = 1 << 30
 
-    def __init__(self, truth: Truth, weights_digest: str, tuned: bool) -> None:
-        self.truth, self.weights_digest, self.tuned = truth, weights_digest, tuned
+    def __init__(self, truth: Truth, weights_digest: str, tuned: bool, n_train: int = 0) -> None:
+        self.truth, self.weights_digest, self.tuned, self.n_train = truth, weights_digest, tuned, n_train
 
     def encode(self, messages: Sequence, continuation: str = "", *, chat_template: bool = True) -> Encoded:
         return Encoded(tuple(json.dumps(list(messages)).encode()), tuple(continuation.encode()))
@@ -140,7 +145,7 @@ class Oracle:
 
     def _percent(self, way: str, of: str) -> int:
         known = self.truth.target[way][of]
-        return self.truth.tuned_at.get(int(self.weights_digest, 16), known) if self.tuned else known
+        return self.truth.tuned_at.get(self.n_train, known) if self.tuned else known
 
     def _general(self, number: int) -> bool:
         base, truth = right(number, self.truth.general), self.truth
@@ -160,17 +165,16 @@ class OracleHost:
 
     @contextmanager
     def adapted(self, folder: Path, weights_digest: str) -> Iterator[Oracle]:
-        yield Oracle(self._truth, weights_digest, tuned=True)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        yield Oracle(self._truth, weights_digest, tuned=True, n_train=settings["n_train"])
 
 
 def trained(bench, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
     folder = folder_of(bench, recipe, seed, None)
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"n_train": len(bench.target.items.train)}  # the oracle knows by it how much was learned
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
-    n_train = f"{len(bench.target.items.train):016x}"  # the oracle knows by it how much was learned
-    record = {"kind": "adapter", "digest": n_train, "trained_on": bench.source.weights_digest}
-    (folder / "fit.json").write_text(json.dumps({**record, "training": training}))
+    fake_adapter.lay_down(folder, bench.source.weights_digest, settings, training)
 
 
 def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):

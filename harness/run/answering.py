@@ -12,7 +12,7 @@ from harness.run.bench import Bench
 from harness.run.control import beside, origin
 from harness.run.finished import is_there
 from harness.run.sets import RowSet, work_of
-from harness.run.weights import base_of
+from harness.run.weights import base_of, refuse_damaged
 from harness.spec import Recipe
 from harness.training import Weights
 
@@ -44,8 +44,13 @@ def control_beside(bench: Bench, recipe: Recipe, weights: Weights) -> str:
 
 @contextmanager
 def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
-    """Open weights as something that generates and scores."""
+    """Open weights as something that generates and scores.
+
+    Raises:
+        CandidateFailed: their files are no longer those that were made.
+    """
     source = weights.source or bench.source
+    refuse_damaged(weights)
     if weights.kind == "base":
         yield bench.host(source).base
         return

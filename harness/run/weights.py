@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import estimate, plugins
 from harness.embedded import ModelSource, content_digest, quantized
-from harness.errors import Diverged
+from harness.errors import CandidateFailed, Diverged
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
 from harness.records import Example, digest
@@ -21,7 +21,7 @@ from harness.run.bench import Bench
 from harness.run.replay import answering_work, replay_digest
 from harness.spec import Recipe
 from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whole
-from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest
+from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest, model_digest
 
 _PACKAGE = Path(__file__).parents[1]
 SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weights no seed changes
@@ -141,6 +141,25 @@ def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
     return Weights(made["kind"], own, folder, made["training"], served)
 
 
+def refuse_damaged(weights: Weights) -> None:
+    """Refuse trained weights whose files are no longer those that were made; others have none to check.
+
+    Raises:
+        CandidateFailed: they are not.
+    """
+    contents = {"adapter": adapter_digest, "model": model_digest}
+    if weights.folder is None or weights.kind not in contents:
+        return
+    try:
+        made = json.loads((weights.folder / _FIT).read_text())
+        whole = contents[weights.kind](weights.folder / weights.kind, made["trained_on"]) == made["digest"]
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        knob = "delete that folder, and compare makes them again"
+        raise CandidateFailed(f"the weights in {weights.folder} are damaged", knob)
+
+
 def fit(
     bench: Bench,
     source: Recipe,
@@ -157,6 +176,8 @@ def fit(
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
     """
+    if init:
+        refuse_damaged(init)
     part = folder.with_name(folder.name + ".part")
     try:
         if not (part / _FIT).exists():  # it is written when all else is there
