@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class _Hook(BaseHTTPRequestHandler):
     def do_POST(self):
-        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if is_json := self.headers["Content-Type"] == "application/json":
+            self.server.received.append(json.loads(body))
+        self.send_response(200 if is_json else 415)
         self.end_headers()
 
     def log_message(self, *args):

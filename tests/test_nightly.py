@@ -6,11 +6,13 @@ The command itself is run in test_nightly_command.py.
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
 from datetime import date
 
+import fake_project
 import inbox
 import nights
 import pytest
@@ -24,13 +26,26 @@ from harness.candidates import ModelHost
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, bench_of
 from harness.nightly import watching
-from harness.nightly.files import home, read_nights, read_state
+from harness.nightly.files import (
+    Alarm,
+    State,
+    acknowledged,
+    home,
+    open_alarms,
+    read_nights,
+    read_state,
+    write_state,
+)
+from harness.nightly.judging import report_of
+from harness.nightly.notices import issue, slack
 from harness.progress import Silent
+from harness.spec import NightlyPolicy
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("rules_cache")
 
 PATIENCE_S = 300  # for a machine that is busy with other things
+STILL = Rates(lost=0, gained=0, general_lost=0)
 FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general ability
 
 
@@ -106,6 +121,42 @@ def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew
     assert [a.about for a in calendar.night(3, bad).new] == ["lora"]
 
 
+def test_evidence_begins_anew_after_an_acknowledgement(path):
+    calendar = Calendar(path)
+    calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    nightly.acknowledge(path, "lora")
+    found = calendar.night(2, STILL)
+    assert found.verdict == "ok"
+    assert line(found).series["general"].n_nights == 1
+
+
+def test_to_acknowledge_one_alarm_leaves_the_others_open():
+    alarms = tuple(Alarm(about, "regression", "2026-03-01", "") for about in ("lora", "champion knn"))
+    state, closed = acknowledged(State({}, alarms), "lora", "2026-03-02")
+    assert [a.about for a in closed] == ["lora"]
+    assert [a.about for a in open_alarms(state)] == ["champion knn"]
+
+
+def test_answers_against_another_reference_are_no_evidence(path):
+    calendar, folder = Calendar(path), folder_of(path)
+    calendar.night(1, Rates(general_lost=0.4, gained=0.0))
+    reference = replace(read_state(folder).references["lora"], id="another run")
+    write_state(calendar.bench.store, folder, State({"lora": reference}))
+    found = calendar.night(2, STILL)
+    assert found.verdict == "ok"
+    assert line(found).series["general"].n_nights == 1
+
+
+def test_a_suspicion_says_how_many_more_nights_would_settle_it(tmp_path):
+    fake_project.nights(tmp_path)
+    kept = read_nights(home(Store(tmp_path / "runs"), "desk"))
+    told = (report_of("desk", NightlyPolicy(), kept[:n], State()) for n in range(1, len(kept)))
+    suspected = next(one for one in told if one.verdict == "suspect")
+    assert suspected.exit_code == 4
+    (sentence,) = (one.sentence for one in suspected.lines if one.verdict == "suspect")
+    assert re.search(r": \d+ nights? more like these would settle it, or harness compare", sentence)
+
+
 def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
     found = Calendar(path).night(1, Rates(general_lost=0.4, lost=0.0, gained=0.0))
     assert line(found).series["general"].verdict == "regression"
@@ -133,6 +184,24 @@ def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     assert (found.verdict, found.exit_code) == ("harness-drift", 4)
     assert [a.about for a in found.new] == ["harness"]
     assert line(found).verdict == "harness-drift"
+
+
+def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):
+    calendar = Calendar(path)
+    drifted = calendar.night(1, Rates(base_moves=0.5, general_lost=0.4))
+    assert drifted.verdict == "harness-drift"
+    nightly.acknowledge(path, "harness")
+    found = calendar.night(2, STILL)
+    assert found.verdict == "ok"
+    assert line(found).series["general"].n_nights == 1
+
+
+def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
+    calendar = Calendar(path)
+    for n in (1, 2):
+        assert calendar.night(n, Rates(base_moves=0.5)).verdict == "harness-drift"
+    nightly.acknowledge(path, "harness")
+    assert calendar.night(2).new == ()
 
 
 STARTED = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}\n"
@@ -244,6 +313,12 @@ def test_two_processes_that_run_one_night_do_not_collide(path):
     assert calendar.asked == [], "the night of the other process is found"
 
 
+def test_nothing_is_acknowledged_while_a_night_is_at_work(path):
+    Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
+    with FileLock(folder_of(path) / ".lock"), pytest.raises(HarnessError, match="another nightly run"):
+        nightly.acknowledge(path, "lora")
+
+
 def test_a_finished_night_asks_nobody_again(path):
     calendar = Calendar(path)
     first = calendar.night(1)
@@ -353,6 +428,19 @@ def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, 
     assert json.loads(written["world.nightly.json"])["exit_code"] == 3
     assert written["world.nightly.issue.md"].startswith("Nightly world, 2026-03-01: lora: regression\n")
     assert "| lora | regression | " in written["world.nightly.md"]
+
+
+def test_hostile_text_is_text_in_every_form_of_a_night(path):
+    evil = "<b>x</b> | \x1b[31mred \u202egnp.exe"
+    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
+    alarm = replace(found.new[0], about=evil, sentence=evil)
+    lines = (replace(line(found), name=evil, sentence=evil, lost=(evil,)),)
+    told = replace(found, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
+    page, message = nightly.markdown(told), slack([alarm], evil)["text"]
+    for text in (*nightly.terminal(told), page, issue(told), message):
+        assert not re.search("[\x1b\u202e]", text)
+    assert "<b>" not in page + message
+    assert "| x" not in page.replace("\\|", "")
 
 
 def test_the_text_of_an_issue_stays_until_somebody_opens_it(path, tmp_path):

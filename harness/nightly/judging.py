@@ -16,6 +16,7 @@ from harness.nightly.files import Alarm, BaseNight, Night, State, Watched, open_
 from harness.spec import NightlyPolicy
 
 HARNESS = "harness"
+_DRIFT = (HARNESS, "harness-drift")
 EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
 
 
@@ -60,12 +61,13 @@ def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], s
     """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
     last = nights[-1]
     drifts = _drifts(nights, state)
-    harness = drifts.get(last.night, "")
-    lines = tuple(_line(policy, one, nights, state, drifts) for one in last.candidates)
+    sound = [n for n in nights if n.night not in drifts]
+    harness = drifts.get(last.night, "") if last in since_ack(state, *_DRIFT, nights) else ""
+    lines = tuple(_line(policy, one, sound, state, harness) for one in last.candidates)
     verdict = alarm.worst([line.verdict for line in lines])
     raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in lines if _shows(line)]
     if harness:
-        raised.append(Alarm(HARNESS, "harness-drift", last.night, harness))
+        raised.append(Alarm(*_DRIFT, last.night, harness))
     known = open_alarms(state)
     told = {(a.about, a.verdict) for a in state.alarms if a in known or a.night == last.night}
     new = tuple(a for a in raised if (a.about, a.verdict) not in told)
@@ -106,19 +108,20 @@ def _shows(line: Line) -> bool:
 
 
 def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
-    """Map the nights in which the harness had moved to how that shows."""
+    """Map the nights in which the harness had moved to how that shows; evidence begins anew after an ack."""
     out: dict[str, str] = {}
-    counted = {n.night for n in since_ack(state, HARNESS, "harness-drift", nights)}
+    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
     seen: set[tuple[str, str, str]] = set()
-    flips: dict[str, list[tuple[int, int]]] = {}
+    flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
+        n_acks = sum(ack < night.night for ack in acks)
         rate = alarm.AA_RATE.get(night.precision, alarm.AA_RATE["bf16"])
         for base, found in night.bases.items():
             fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
             seen |= {(base, night.environment, item) for item in fresh}
-            if night.night in counted:
-                flips.setdefault(base, []).append((sum(fresh.values()), len(fresh)))
-            if said := _moved(found, alarm.drift_e(flips.get(base, []), rate), rate):
+            moved = flips.setdefault((base, n_acks), [])
+            moved.append((sum(fresh.values()), len(fresh)))
+            if said := _moved(found, alarm.drift_e(moved, rate), rate):
                 out[night.night] = said
     return out
 
@@ -137,17 +140,15 @@ def _moved(base: BaseNight, e_value: float, rate: float) -> str:
     return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
 
 
-def _line(
-    policy: NightlyPolicy, one: Watched, nights: Sequence[Night], state: State, drifts: dict[str, str]
-) -> Line:
+def _line(policy: NightlyPolicy, one: Watched, sound: Sequence[Night], state: State, harness: str) -> Line:
     if one.error:
         return Line(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
-    kept = [n for n in since_ack(state, one.name, "regression", nights) if n.night not in drifts]
+    kept = since_ack(state, one.name, "regression", sound)
     series = {key: _evidence(policy, one, key, kept) for key in one.series}
     anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors}
     lost = tuple(item for s in one.series.values() for item in s.lost)
-    if nights[-1].night in drifts:
-        said = f"{one.name}: harness-drift: {drifts[nights[-1].night]}; nothing is said of {one.name}"
+    if harness:
+        said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
         return Line(one.name, "harness-drift", said, one.tests, series, anchors, lost)
     verdict = alarm.worst([found.verdict for found in series.values()])
     said = f"{one.name}: {verdict}: {'; '.join(_said(key, found) for key, found in series.items())}"
