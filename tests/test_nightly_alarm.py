@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from harness import stats
 from harness.nightly.alarm import DRIFT_E, Tally, drift_e, judge, tally, worst
 from harness.nightly.plan import items_of, pool_of, tonight
 from harness.records import Example
@@ -59,6 +60,12 @@ def test_a_sudden_loss_after_many_quiet_nights_is_suspected_within_days():
 def test_an_alarm_stays_though_later_nights_are_better():
     bad, good = Tally(0, 12, 60, -12.0, 12.0), Tally(12, 0, 60, 12.0, 12.0)
     assert judge([bad, good, good], ALPHA, SERIES).verdict == "regression"
+
+
+def test_series_of_one_candidate_share_its_chance_of_a_false_alarm():
+    losses = next(k for k in range(60) if 1 / ALPHA <= stats.sign_e_value(0, k) < SERIES / ALPHA)
+    night = [Tally(0, losses, 60, -float(losses), float(losses))]
+    assert [judge(night, ALPHA, n).verdict for n in (1, SERIES)] == ["regression", "suspect"]
 
 
 def test_no_night_and_empty_nights_show_nothing():

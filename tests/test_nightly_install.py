@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from harness.errors import UserError
 from harness.nightly import install
+from harness.nightly.judging import EXIT
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +53,25 @@ def test_a_systemd_timer_makes_up_for_a_night_when_the_machine_was_off(config):
     assert "nightly run -c harness.yaml" in files["harness-nightly-desk.service"]
 
 
+def test_a_systemd_service_finds_programs_and_takes_a_verdict_for_no_failure(config):
+    service, _ = install.units("systemd", config, "02:30").values()
+    settings = dict(row.split("=", 1) for row in service.splitlines() if "=" in row)
+    assert {int(code) for code in settings["SuccessExitStatus"].split()} == set(EXIT.values()) - {0, 1}
+    programs = settings["Environment"].removeprefix("PATH=").split(":")
+    assert programs[0] == str(Path(sys.executable).parent)
+    assert "/usr/bin" in programs
+
+
+def test_a_per_cent_sign_stays_one_in_every_unit(config, tmp_path):
+    there = shutil.copytree(config.parent, tmp_path / "50% desk")
+    file = (there / "harness.yaml").rename(there / "90%.yaml")
+    (line,) = install.units("cron", file, "02:30").values()
+    assert line.count("%") == line.count("\\%") == 3, "folder twice and file"
+    service, _ = install.units("systemd", file, "02:30").values()
+    assert f"WorkingDirectory={tmp_path}/50%% desk\n" in service
+    assert "-c 90%%.yaml\n" in service
+
+
 def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     ((path, text),) = install.units("github", Path("harness.yaml"), "04:00").items()
@@ -60,6 +80,7 @@ def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, m
     assert found["on"]["schedule"] == [{"cron": "0 4 * * *"}]
     assert found["concurrency"] == "harness-nightly-desk"
     steps = found["jobs"]["night"]["steps"]
+    assert steps[0]["with"] == {"clean": False}, "the runs of the nights before stay"
     assert steps[1]["run"] == "harness nightly run -c harness.yaml"
     assert steps[1]["env"] == {"HARNESS_WEBHOOK": "${{ secrets.HARNESS_WEBHOOK }}"}
 
@@ -212,6 +233,12 @@ def test_status_of_an_experiment_without_nights_says_how_to_begin(folder):
     assert (done.returncode, done.stdout) == (0, "no night was run yet; next: harness nightly run\n")
     found = json.loads(harness("nightly", "status", "--json", cwd=folder).stdout)
     assert (found["last"], found["n_nights"]) == (None, 0)
+
+
+def test_status_names_a_night_that_was_begun_and_not_finished(folder):
+    (folder / "runs" / "nightly" / "tiny" / "2026-03-01" / "rows").mkdir(parents=True)
+    done = harness("nightly", "status", cwd=folder)
+    assert done.stdout.startswith("begun and not finished: 2026-03-01; ")
 
 
 def test_acknowledging_without_an_alarm_is_said_in_a_line(folder):

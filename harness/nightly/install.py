@@ -104,7 +104,9 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
         return {Path(): line.replace("%", "\\%")}
     home = Path("~/.config/systemd/user").expanduser()
     programs = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
-    service = _SERVICE.format(name=name, folder=_escaped(folder), command=command, path=programs)
+    service = _SERVICE.format(
+        name=name, folder=_escaped(str(folder)), command=_escaped(command), path=_escaped(programs)
+    )
     return {
         home / f"{unit}.service": service,
         home / f"{unit}.timer": _TIMER.format(at=f"{hour:02d}:{minute:02d}"),
@@ -162,6 +164,6 @@ def _time(at: str) -> tuple[int, int]:
     raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
 
 
-def _escaped(folder: Path) -> str:
-    """Write a path as systemd reads it: a per cent sign begins a specifier."""
-    return str(folder).replace("%", "%%")
+def _escaped(text: str) -> str:
+    """Write a setting as systemd reads it: a per cent sign begins a specifier."""
+    return text.replace("%", "%%")
