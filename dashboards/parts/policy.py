@@ -29,6 +29,7 @@ _FEW = "Candidates that answer fewer requests a second, in batches, are left out
 def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePolicy, float]:
     """Let the policy be changed; return it with how many times dearer the device is."""
     hour = hour_usd(report.facts)
+    _begin((report.file_name, written, hour))
     with st.container(border=True):
         a, b, c = st.columns(3)
         changed = {
@@ -63,9 +64,9 @@ def _slider(
     said: str = "",
 ) -> float:
     """Draw a slider over steps, among which what is written is one."""
-    options = sorted({*map(float, steps), float(written)})
-    value, key = float(written), f"decide_{title}"
-    return float(at.select_slider(title, options, value=value, format_func=shown, key=key, help=said or None))
+    options, key = sorted({*map(float, steps), float(written)}), f"decide_{title}"
+    st.session_state.setdefault(key, float(written))  # so the browser is told: its own slider keeps its place
+    return float(at.select_slider(title, options, format_func=shown, key=key, help=said or None))
 
 
 def _time(value: float) -> str:
@@ -74,6 +75,13 @@ def _time(value: float) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,g}" if value else "any"
+
+
+def _begin(written: object) -> None:
+    """Leave no slider where it stood for another experiment, or before another policy was written."""
+    if st.session_state.get("decided_by") != written:
+        _reset()
+        st.session_state["decided_by"] = written
 
 
 def _reset() -> None:
