@@ -97,8 +97,8 @@ def _picture(lines: Sequence[Line]) -> None:
     known = [(line, line.score) for line in lines if line.score is not None][: scores.AT_ONCE]
     if not known:
         return
-    metric = known[0][0].metric
-    alike = [(line.run, e) for line, e in known if line.metric == metric]
+    task, metric = known[0][0].task, known[0][0].metric
+    alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
     scale, names = board_table.scale(metric), controls.distinct([run for run, _ in alike])
     bars = [
         charts.Bar(name, scale * e.score, scale * e.low, scale * e.high, score(metric, *e[:3]))

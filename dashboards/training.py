@@ -58,13 +58,14 @@ def _draw(chosen: Mapping[str, Run]) -> None:
 
 def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
     """Return runs by label, one for each training: a candidate that borrows weights logs the same again."""
-    seen: dict[object, str] = {}
+    seen: set[object] = set()
     out = {}
-    for name, run in (controls.runs_of(report, runs) or controls.newest(runs)).items():
+    found = controls.runs_of(report, runs) or controls.newest(runs)
+    for name, run in sorted(found.items(), key=lambda one: bool(one[1].recipe.get("weights_of"))):
         key = run.training.get("fit_key")
         if run.recipe.get("weights_of") and key in seen:
             continue
-        seen.setdefault(key, name)
+        seen.add(key)
         out[name] = run
     return out
 

@@ -20,8 +20,8 @@ SHOWN = 40  # nights
 
 def tell(name: str, policy: NightlyPolicy, nights: list[Night], state: State) -> list[NightReport]:
     """Tell each of the last nights again from what was known then."""
-    stamp = (str(project.project().file), tuple((n.night, n.finished) for n in nights), repr(state.alarms))
-    return _told(stamp, name, policy, nights, state)
+    told_from = (tuple((n.night, n.finished) for n in nights), repr(policy), repr(state.alarms))
+    return _told((str(project.project().file), told_from), name, policy, nights, state)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
