@@ -199,15 +199,15 @@ def _change(drawn: float, lost: float) -> float:
     return -1.0 if drawn < lost else 1.0 if drawn < lost + 0.05 else 0.0
 
 
-def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int) -> None:
+def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int, rater: str = "bob") -> None:
     """Write ratings of two runs' answers on the target, an item each; the first run wins so many."""
     a, b = runs
     folder = at.folder / "ratings"
     folder.mkdir(exist_ok=True)
     for i in range(won + lost):
         rating = Rating(
-            rating_id=f"{a.candidate}-{b.candidate}-{i}",
-            rater="bob",
+            rating_id=f"{rater}-{a.candidate}-{b.candidate}-{i}",
+            rater=rater,
             created=f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}+00:00",
             task=TASKS[0],
             split="test",

@@ -1,5 +1,6 @@
 """The GitHub Action of the gate: its steps are run here as a runner would, on real folders of samples."""
 
+import json
 import os
 import re
 import subprocess
@@ -22,13 +23,19 @@ WORKFLOW = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "gate.yml")
 INPUT = re.compile(r"\$\{\{ inputs\.([a-z]+) \}\}")
 
 
-def run_action(folder, **given):
-    """Run the steps whose conditions hold; returns the last exit code and what the action gives out."""
+HARNESS = f'exec {sys.executable} -c "from harness.cli import main; main()" "$@"'
+
+
+def run_action(folder, script=HARNESS, **given):
+    """Run the steps whose conditions hold; returns the last exit code and what the action gives out.
+
+    `script` is what the command `harness` does.
+    """
     inputs = {name: one.get("default", "") for name, one in ACTION["inputs"].items()} | given
     for name in ("bin", "temp"):
         (folder / name).mkdir(exist_ok=True)
     command = folder / "bin" / "harness"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from harness.cli import main; main()" "$@"\n')
+    command.write_text(f"#!/bin/sh\n{script}\n")
     command.chmod(0o755)
     (folder / "output").write_text("")
     code = 0
@@ -108,6 +115,18 @@ def test_what_cannot_be_judged_is_an_error_and_no_verdict(tmp_path):
     assert code in (2, 5)
 
 
+def test_the_worst_of_several_verdicts_is_given_out(tmp_path):
+    found = json.dumps([{"outcome": outcome} for outcome in ("pass", "fail", "inconclusive")])
+    code, out = run_action(tmp_path, f"echo '{found}'; exit 3", candidate="lora", install="")
+    assert (code, out) == (3, {"verdict": "fail", "exit-code": "3"})
+
+
+def test_the_baseline_that_is_asked_for_reaches_the_gate(tmp_path):
+    script = f"""printf '%s\\n' "$@" > {tmp_path / "words"}; echo '[]'; exit 5"""
+    run_action(tmp_path, script, candidate="lora", baseline="base", install="")
+    assert (tmp_path / "words").read_text().split() == ["gate", "--json", "--baseline", "base"]
+
+
 def test_what_is_to_be_installed_reaches_pip_word_by_word(tmp_path):
     fake_pip(tmp_path)
     given = samples(tmp_path, 20, 20) | {"install": "-e .[endpoint] -c constraints.txt"}
@@ -171,6 +190,11 @@ def test_the_example_workflow_uses_the_action_with_inputs_that_it_has():
     assert set(step["with"]) <= set(ACTION["inputs"])
     required = {name for name, one in ACTION["inputs"].items() if one.get("required")}
     assert required <= set(step["with"])
+
+
+def test_the_example_workflow_keeps_the_report_of_a_gate_that_fails():
+    (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if "upload-artifact" in s.get("uses", "")]
+    assert step["if"] == "always()"
 
 
 @pytest.mark.parametrize("name", ["verdict", "exit-code"])

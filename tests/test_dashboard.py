@@ -12,10 +12,11 @@ from statistics import fmean
 
 import fake_project
 import pytest
+from fake_facts import comparison as comparison_of
 from fake_facts import verdict
 from filelock import FileLock
 
-from harness import comparison, numbers, report, rescue, store
+from harness import comparison, decide, numbers, ratings, report, rescue, store
 from harness.comparison import Estimate
 from harness.metrics import mean_metric
 from harness.nightly import files, judging
@@ -94,6 +95,22 @@ def test_a_page_of_one_run_opens(opened, tmp_path, name):
     opened(name)
 
 
+def test_an_empty_store_in_which_somebody_works_says_to_wait(opened, tmp_path):
+    with store.working(Store(tmp_path / "runs")):
+        (info,) = opened("leaderboard").info
+    assert info.value.endswith("Another command is at work; this page fills when it has finished.")
+
+
+def test_a_smoke_report_comes_last_and_says_what_it_is(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    report.write(replace(made, smoke=True), tmp_path / "reports")
+    page = opened("pareto")
+    assert page.selectbox(key="experiment").options == ["desk", "desk-smoke"]
+    assert not page.info
+    page.selectbox(key="experiment").select("desk-smoke").run()
+    assert report.SMOKE in page.info[0].value.lower()
+
+
 def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
     made = fake_project.write(tmp_path)
     page = opened("leaderboard")
@@ -136,6 +153,41 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
     measured = ("rank", "score", "gain", "forgetting", "usd", "p50")
     assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
     assert list(board["usd"].sort_values().index) == ["lora", "knn", "prompt"]
+
+
+def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    report.write(replace(made, metric="bits_per_byte"), tmp_path / "reports")
+    board = opened("leaderboard").dataframe[0].value
+    assert list(board["candidate"]) == ["prompt", "knn", "lora"]
+    assert list(board["score"]) == pytest.approx([f.target.score for f in made.facts])
+
+
+def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
+    from parts import board, board_table, project
+
+    made = fake_project.write(tmp_path)
+    opened("leaderboard")
+    lines = board.of(project.runs(), made).lines
+    (row,) = (board_table.as_row(line) for line in lines if line.run.candidate == "lora")
+    f = made.facts[2]
+    for name, ends in (
+        ("score", f.target[:3]),
+        ("gain", (f.vs_untrained.delta, f.vs_untrained.low, f.vs_untrained.high)),
+        ("forgetting", f.verdict.macro[:3]),
+    ):
+        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == ends
+
+
+def test_a_run_that_failed_is_an_error_without_a_report_too(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    rewritten(tmp_path, "lora-0", state="failed", error="out of memory")
+    board = opened("leaderboard").dataframe[0].value.set_index("candidate")
+    assert {name: list(words) for name, words in board["verdict"].items()} == {
+        "prompt": ["–"],
+        "knn": ["–"],
+        "lora": ["ERROR"],
+    }
 
 
 def test_candidates_that_cannot_be_told_apart_share_a_rank(opened, tmp_path):
@@ -192,11 +244,12 @@ def test_the_leaderboard_is_filtered_by(opened, tmp_path, facet, changes):
     assert list(page.dataframe[0].value["run"]) == ["knn-0"]
 
 
-def test_the_leaderboard_is_filtered_by_date(opened, tmp_path):
+@pytest.mark.parametrize("since", ["2026-01-02", "2026-02-01"], ids=["before", "the same day"])
+def test_the_leaderboard_is_filtered_by_date(opened, tmp_path, since):
     fake_project.write(tmp_path, with_report=False)
     rewritten(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
     page = opened("leaderboard")
-    page.text_input(key="filter_since").set_value("2026-01-02").run()
+    page.text_input(key="filter_since").set_value(since).run()
     assert list(page.dataframe[0].value["run"]) == ["lora-0"]
 
 
@@ -221,6 +274,21 @@ def test_two_runs_of_one_label_have_a_line_each_in_the_picture(opened, tmp_path)
     rewritten(tmp_path, "lora-0", "lora-old")
     (forest,) = pictures(opened("leaderboard", all_runs="true"))
     assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora-0", "lora-old", "knn", "prompt"}
+
+
+def test_scores_on_another_task_are_not_drawn_beside_the_targets(opened, tmp_path):
+    candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
+    fake_project.write(tmp_path, candidates, with_report=False)
+    at = Store(tmp_path / "runs")
+    runs = {run.candidate: run for run in store.list_runs(at)}
+    desk = fake_project.report_of(at, [runs["prompt"], runs["knn"], runs["lora"]])
+    report.write(desk, tmp_path / "reports")
+    talk = fake_project.report_of(at, [runs["prompt"], runs["talker"]], "talk", ("chat", "support"))
+    report.write(talk, tmp_path / "reports")
+    page = opened("leaderboard", experiment="desk", all_runs="true")
+    assert "talker" in set(page.dataframe[0].value["candidate"])
+    (forest,) = pictures(page)
+    assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora", "knn", "prompt"}
 
 
 def test_other_metrics_of_the_target_are_shown_with_their_intervals(opened, tmp_path):
@@ -364,6 +432,32 @@ def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp
     assert [shape["x1"] for shape in forest["layout"]["shapes"]] == [-5.0, -5.0]
 
 
+def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    (forest,) = pictures(opened("compare", compare="knn,lora"))
+    (drawn,) = forest["data"]
+    changes = [made.facts[2].vs_untrained, *made.comparisons["lora"]]
+    assert drawn["x"] == pytest.approx([100 * c.delta for c in changes])
+    assert drawn["error_x"]["array"] == pytest.approx([100 * (c.high - c.delta) for c in changes])
+    assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
+    for text, c in zip(drawn["text"], changes, strict=True):
+        assert text.endswith(f"{c.task}: {numbers.points(c.delta, c.low, c.high)}")
+
+
+def test_a_comma_inside_the_brackets_of_a_name_does_not_end_it_in_a_link(opened, tmp_path):
+    fake_project.write(tmp_path, with_report=False)
+    rewritten(tmp_path, "lora-0", candidate="lora[r=8,alpha=16]")
+    page = opened("compare", compare="knn,lora[r=8,alpha=16]")
+    assert page.multiselect(key="compare_chosen").value == ["knn", "lora[r=8,alpha=16]"]
+
+
+def test_what_is_chosen_stands_in_the_address(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora")
+    page.multiselect(key="compare_chosen").set_value(["lora", "prompt"]).run()
+    assert page.query_params["compare"] == "lora,prompt"
+
+
 def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, tmp_path):
     fake_project.write(tmp_path)
     page = opened("compare", compare="knn,lora", task="chat")
@@ -372,6 +466,28 @@ def test_compare_shows_an_item_with_both_answers_and_steps_to_the_next(opened, t
         assert text in html(page)
     page.button(key="flip_chat_forth").click().run()
     assert "2 of 36: chat-013" in html(page)
+
+
+def quoted(page) -> dict[str, str]:
+    """Map the names over quoted texts to the HTML of each text."""
+    return dict(
+        re.findall(r'<div class="name">(.*?)</div><div class="quoted">(.*?)</div>', html(page), re.DOTALL)
+    )
+
+
+def test_each_answer_stands_under_its_own_name_and_the_difference_goes_from_old_to_new(opened, tmp_path):
+    fake_project.write(tmp_path)
+    shown = quoted(opened("compare", compare="knn,lora", task="chat"))
+    assert shown["knn"] == "prompt answers 5", "who is only asked answers as the base does"
+    assert shown["lora"] == "lora answers 5"
+    assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
+
+
+def test_lost_items_are_called_lost_and_gained_ones_gained(opened, tmp_path):
+    fake_project.write(tmp_path)
+    for task, expected in (("chat", ["lost (36)"]), ("support", ["gained (28)"])):
+        page = opened("compare", compare="knn,lora", task=task)
+        assert page.button_group(key=f"flip_{task}_group").options == expected
 
 
 def test_items_are_stepped_through_forth_and_back(opened, tmp_path):
@@ -404,6 +520,21 @@ def test_items_are_searched_and_filtered_by_slice(opened, tmp_path):
     assert "1 of 1: chat-020" in html(page)
     page.selectbox(key="flip_chat_slice").select("behaviour").run()
     assert any("No item fits" in info.value for info in page.info)
+
+
+def test_items_are_filtered_by_cluster(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora", task="chat")
+    page.selectbox(key="flip_chat_cluster").select("family 10").run()
+    assert "1 of 2: chat-020" in html(page)
+
+
+@pytest.mark.parametrize("text", ["prompt answers 3", "lora answers 3"])
+def test_items_are_searched_in_the_answers_of_both(opened, tmp_path, text):
+    fake_project.write(tmp_path)
+    page = opened("compare", compare="knn,lora", task="chat")
+    page.text_input(key="flip_chat_search").set_value(text).run()
+    assert "1 of 5: chat-017" in html(page)
 
 
 def test_a_name_that_is_not_there_is_said(opened, tmp_path):
@@ -453,6 +584,49 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_pat
     assert set(validity.loc[("chat", "truncated")]) == {numbers.percent(1 / 60)}
     assert "lora answers" in html(page)
     assert "prompt answers" in html(page)
+
+
+def test_drift_on_held_out_text_is_drawn_in_its_unit(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", higher_is_better=False)
+    more = {"lora": (*made.comparisons["lora"], drift)}
+    report.write(replace(made, comparisons=more), tmp_path / "reports")
+    heat, forest = pictures(opened("forgetting"))
+    assert heat["data"][0]["y"] == ["chat"]
+    (drawn,) = forest["data"]
+    assert drawn["x"] == pytest.approx([0.042])
+    assert numbers.change("bits_per_byte", 0.042, drift.low, drift.high) in drawn["text"][0]
+
+
+def answered(folder, run_id, task, change, weights=None):
+    """Give a run other rows on a task, each changed by a function; the weights' are the run's own by default."""
+    at = Store(folder / "runs")
+    (run,) = (run for run in store.list_runs(at) if run.run_id == run_id)
+    key = f"{task}/test"
+    own = store.read_identity(at, run.rows[key])
+    other = replace(own, scoring_digest="again", weights_digest=weights or own.weights_digest)
+    rows = [replace(row, **change(row.position)) for row in store.read_rows(at, run.rows[key])]
+    store.append_block(at, other, 0, rows)
+    store.complete_rows(at, other, len(rows))
+    if weights is None:
+        store.save_run(at, replace(run, rows={**run.rows, key: other.digest}))
+
+
+def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(opened, tmp_path):
+    fake_project.write(tmp_path)
+    kinds = {0: "unparsable", 1: "unparsable", 2: "refused", 3: "refused", 4: "refused"}
+    answered(tmp_path, "lora-0", "chat", lambda i: {"status": "refused" if i == 9 else "ok"}, weights="base")
+    answered(tmp_path, "lora-0", "chat", lambda i: {"status": kinds.get(i, "ok")})
+    shown = opened("forgetting").dataframe[0].value.set_index(["task", "answers"])
+    said = {kind: tuple(shown.loc[("chat", kind), ["base", "lora"]]) for kind in ("unparsable", "refused")}
+    share = {n: numbers.percent(n / 60) for n in range(4)}
+    assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
+
+
+def test_the_base_answers_before_and_the_fine_tune_after(opened, tmp_path):
+    fake_project.write(tmp_path)
+    shown = quoted(opened("forgetting"))
+    assert (shown["base"], shown["lora"]) == ("prompt answers 5", "lora answers 5")
 
 
 def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
@@ -513,6 +687,18 @@ def test_pareto_says_what_is_on_the_front(opened, tmp_path):
     assert {"front", "passes the gate", "fails the gate"} <= set(drawn)
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {numbers.percent(expected)} %" in html(page)
+    assert f"of those that pass the gate {numbers.percent(22 / 60)} %" in html(page)
+
+
+def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    (picture,) = pictures(opened("pareto"))
+    drawn = {trace.get("name"): trace for trace in picture["data"]}["fails the gate"]
+    target, kept = made.facts[2].target, made.facts[2].verdict.macro
+    for axis, e in (("error_x", target), ("error_y", kept)):
+        assert drawn[axis]["array"] == pytest.approx([100 * (e.high - e.score)])
+        assert drawn[axis]["arrayminus"] == pytest.approx([100 * (e.score - e.low)])
+    assert [shape["y0"] for shape in picture["layout"]["shapes"]] == [-2.0]
 
 
 def test_the_scales_of_one_fine_tune_lie_on_one_line(opened, tmp_path):
@@ -590,6 +776,24 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
     assert row["tokens/s"] == "250"
 
 
+def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    training = made.facts[2].training | {"peak_memory_gib": 1.25}
+    rewritten(tmp_path, "lora-0", training=training)
+    row = opened("training").dataframe[0].value.iloc[0]
+    assert row["peak memory GiB"] == numbers.plain(1.25)
+    assert row["time"] == numbers.seconds(36.0)
+    assert row["cost USD"] == numbers.usd(made.facts[2].training_cost_usd)
+
+
+def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
+    made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
+    training = made.facts[2].training | {"fit_key": "k"}
+    rewritten(tmp_path, "lora-0", training=training)
+    rewritten(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
+    assert list(opened("training").dataframe[0].value["candidate"]) == ["lora"]
+
+
 def test_a_loss_of_preferences_has_a_picture_of_its_own(opened, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
     path = tmp_path / "runs" / "dpo-0" / "run.json"
@@ -626,6 +830,74 @@ def test_decide_says_what_the_command_says_until_something_is_changed(opened, tm
     assert dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"] == "6,000"
     page.button(key="reset").click().run()
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("slider", "change"),
+    [
+        ("requests a month", {"requests_per_month": 1e6}),
+        ("horizon, months", {"horizon_months": 24.0}),
+        ("τ, points per USD of training", {"tau": 100_000.0}),
+        ("a label, USD", {"label_cost_usd": 0.5}),
+        ("one more right answer, USD", {"right_answer_usd": 0.1}),
+        ("hosting a month, USD", {"hosting_usd_per_month": 5.0}),
+    ],
+)
+def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, slider, change):
+    made = fake_project.write(tmp_path)
+    passing = tuple(replace(f, verdict=verdict("pass")) for f in made.facts)
+    report.write(made := replace(made, facts=passing), tmp_path / "reports")
+    page = opened("decide")
+    before = dict(page.dataframe[0].value.itertuples(index=False))
+    page.select_slider(key=f"decide_{slider}").set_value(*change.values()).run()
+    expected = decide.decide(
+        made.facts,
+        DecidePolicy(**change),
+        closed_labels=False,
+        has_documents=False,
+        metric_name="exact_match",
+    )
+    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    assert shown == dict(arithmetic_rows(expected, "exact_match"))
+    assert shown != before
+    assert expected.sentence in html(page).replace("&#x27;", "'")
+
+
+def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
+    desk = fake_project.write(tmp_path)
+    monthly = {"desk": 10_000, "counter": 1_000_000}
+    for name, requests in monthly.items():
+        policy = DecidePolicy(requests_per_month=requests)
+        report.write(replace(desk, experiment=name, policy=policy), tmp_path / "reports")
+    page = opened("decide", experiment="desk")
+    asked = {}
+    for name in monthly:
+        page.selectbox(key="experiment").select(name).run()
+        asked[name] = dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"]
+    assert asked == {name: numbers.count(6 * requests) for name, requests in monthly.items()}
+
+
+def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    of = made.decision.arithmetic
+    (picture,) = pictures(opened("decide"))
+    drawn = {trace["name"]: trace for trace in picture["data"]}
+    once = {"fine-tune: lora": of["spent_once_usd"], "instead: knn": 0.0}
+    each = {
+        "fine-tune: lora": of["cost_per_1k_fine_tune_usd"],
+        "instead: knn": of["cost_per_1k_alternative_usd"],
+    }
+    for name, line in drawn.items():
+        most = line["x"][1]
+        assert line["y"] == pytest.approx([once[name], once[name] + each[name] * most / 1000])
+
+
+def test_a_decision_that_was_changed_is_told_from_the_reports(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("decide")
+    assert not any("Other than the report" in c.value for c in page.caption)
+    page.select_slider(key="decide_longest median request").set_value(0.3).run()
+    assert any("Other than the report" in c.value for c in page.caption)
 
 
 def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tmp_path):
@@ -709,6 +981,69 @@ def test_a_band_of_nights_has_no_marks(opened, tmp_path):
     assert {trace.get("mode") for trace in bands} == {"lines"}
 
 
+def test_the_band_of_a_night_is_its_confidence_sequence(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    (picture,) = pictures(opened("nightly"))
+    home = files.home(Store(tmp_path / "runs"), "desk")
+    last = judging.report_of("desk", NightlyPolicy(), files.read_nights(home), files.read_state(home))
+    bands = [trace["y"] for trace in picture["data"] if trace.get("fill") == "toself"]
+    for line, y in zip(last.lines, bands, strict=True):
+        e, middle = line.series["target"], len(y) // 2
+        assert (y[middle - 1], y[middle]) == pytest.approx((100 * e.high, 100 * e.low)), "high to low there"
+
+
+def test_nights_are_told_anew_when_the_policy_is_another(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    opened("nightly")
+    file = tmp_path / "harness.yaml"
+    file.write_text(file.read_text() + "nightly: {alpha: 0.001}\n")
+    home = files.home(Store(tmp_path / "runs"), "desk")
+    policy, kept, state = NightlyPolicy(alpha=0.001), files.read_nights(home), files.read_state(home)
+    told = judging.report_of("desk", policy, kept, state)
+    assert all(line.sentence in html(opened("nightly")) for line in told.lines)
+
+
+def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    at = Store(tmp_path / "runs")
+    home = files.home(at, "desk")
+    page = opened("nightly")
+    assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
+    last = files.read_nights(home)[-1]
+    flips = last.bases["base"].flips
+    row = page.dataframe[1].value.iloc[0]
+    assert (row["night"], row["asked"]) == (last.night, "60")
+    assert row["scores that moved, %"] == numbers.percent(sum(flips.values()) / len(flips))
+    state, _ = files.acknowledged(files.read_state(home), None, "2026-03-24")
+    files.write_state(at, home, state)
+    assert list(opened("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
+
+
+def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    body = html(opened("nightly"))
+    assert "lora tests the harness" in body
+    assert "target: 690 clusters asked, 200 never yet" in body
+
+
+def test_a_hostile_name_of_an_alarm_is_text(opened, tmp_path):
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    at = Store(tmp_path / "runs")
+    home = files.home(at, "desk")
+    state = files.read_state(home)
+    alarm = replace(state.alarms[0], about=HOSTILE, sentence=f"{HOSTILE}: regression")
+    files.write_state(at, home, replace(state, alarms=(alarm,)))
+    page = opened("nightly")
+    assert "<b>x" not in html(page)
+    (picture,) = pictures(page)
+    assert not any("<b>x" in note["text"] for note in picture["layout"]["annotations"])
+
+
 def test_words_of_nights_stand_above_and_below_what_is_drawn(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -752,6 +1087,59 @@ def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(opened, tmp_p
     assert [rating.choice for rating in store.list_ratings(at)][1] == "skip"
     assert page.expander[-1].label.endswith("(1)")
     assert "won 1, lost 0" in html(page) or "won 0, lost 1" in html(page)
+
+
+def test_what_is_chosen_is_the_answer_that_stood_on_that_side(opened, tmp_path):
+    texts = {"knn": "red", "lora": "blue"}
+    fake_project.write(tmp_path, texts=texts)
+    page, preferred = opened("rate", rate="knn,lora", rater="ann"), []
+    for side in ("left", "right") * 4:
+        preferred.append(quoted(page)[side])
+        page.button(key=f"choose_{side}").click().run()
+    kept = store.list_ratings(Store(tmp_path / "runs"))
+    runs = [rating.run_a if rating.choice == "a" else rating.run_b for rating in kept]
+    assert [texts[run.removesuffix("-0")] for run in runs] == preferred
+    assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
+
+
+def test_a_tie_is_kept_as_one(opened, tmp_path):
+    fake_project.write(tmp_path)
+    opened("rate", rate="knn,lora", rater="ann").button(key="choose_tie").click().run()
+    assert [rating.choice for rating in store.list_ratings(Store(tmp_path / "runs"))] == ["tie"]
+
+
+def test_each_choice_has_its_key_as_the_page_says(opened, tmp_path):
+    fake_project.write(tmp_path)
+    page = opened("rate", rate="knn,lora", rater="ann")
+    keys = [page.button(key=f"choose_{side}").proto.shortcut for side in ("left", "tie", "right", "skip")]
+    assert keys == ["1", "2", "3", "4"]
+    assert any("1 left, 2 equal, 3 right, 4 skip" in caption.value for caption in page.caption)
+
+
+def test_progress_is_the_raters_own(opened, tmp_path):
+    fake_project.write(tmp_path)
+    opened("rate", rate="knn,lora", rater="bob").button(key="choose_left").click().run()
+    (progress,) = opened("rate", rate="knn,lora", rater="ann").get("progress")
+    assert progress.proto.text == "0 of 60 items whose answers differ"
+
+
+def test_the_question_is_shown_without_what_only_one_prompt_holds(opened, tmp_path):
+    fake_project.write(tmp_path)
+    answered(tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"})
+    assert "A passage" not in html(opened("rate", rate="knn,lora", rater="ann"))
+
+
+def test_the_agreement_of_raters_is_shown(opened, tmp_path):
+    fake_project.write(tmp_path)
+    at = Store(tmp_path / "runs")
+    knn, lora = (run for run in store.list_runs(at) if run.candidate in ("knn", "lora"))
+    fake_project.rate(at, (knn, lora), won=4, lost=6)
+    fake_project.rate(at, (knn, lora), won=5, lost=5, rater="eve")
+    rows = (run.rows["support/test"] for run in (knn, lora))
+    expected = ratings.outcome(store.list_ratings(at), *rows).agreement
+    shown = html(opened("rate", rate="knn,lora", rater="ann"))
+    assert f"agreement of raters: {numbers.plain(expected)} (" in shown
+    assert "raters 2, " in shown
 
 
 def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(opened, tmp_path):
@@ -900,4 +1288,5 @@ def test_the_words_of_a_difference_are_marked_and_stand_apart(found):
 def test_a_csv_holds_no_formula(found):
     from parts.controls import as_csv
 
-    assert as_csv([{"a": "=1+1", "b": 0.1}]) == "a,b\n'=1+1,0.1\n"
+    for text in ("=1+1", "\x1b[31m=1+1", "\u202e=1+1"):
+        assert as_csv([{"a": text, "b": 0.1}]) == "a,b\n'=1+1,0.1\n"

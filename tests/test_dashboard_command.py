@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from harness.cli import main
+from harness.cli import app, main
 from harness.cli.dashboard import app_file, command, environment, refuse_address
 from harness.errors import UserError
 
@@ -16,6 +17,11 @@ def test_it_listens_on_this_machine_and_sends_nothing():
     assert "--server.address=localhost" in flags
     assert "--server.port=8501" in flags
     assert "--browser.gatherUsageStats=false" in flags
+
+
+def test_unless_told_otherwise_it_listens_on_this_machine_alone():
+    (host,) = (p for p in get_command(app).commands["dashboard"].params if p.name == "host")
+    assert host.default == "localhost"
 
 
 def test_the_pages_are_there_and_learn_what_to_show(tmp_path):

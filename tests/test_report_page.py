@@ -574,6 +574,7 @@ def test_csv_holds_a_row_for_each_candidate_task_and_metric():
     assert found[0]["compared_with"] == "knn"
     assert float(found[0]["score"]) == 0.81
     assert float(found[2]["delta"]) == -0.353
+    assert [float(found[2][f"base{end}"]) for end in ("", "_low", "_high")] == [0.70, 0.63, 0.76]
     assert found[2]["lost"] == "12"
 
 

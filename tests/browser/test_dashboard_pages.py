@@ -173,6 +173,27 @@ def test_the_sliders_of_the_decision_change_its_arithmetic(visit, large_address)
     assert {row["input"]: row["value"] for row in grid(page)}["requests over the horizon"] == "60,000"
 
 
+def test_sliders_go_back_to_what_is_written_and_stay_there(visit, large_address):
+    page = visit[0](large_address, "/decide")
+    for slider in ("requests a month", "horizon, months"):
+        page.get_by_role("slider", name=slider).press("ArrowRight")
+    page.get_by_text("12,000,000", exact=True).first.wait_for(state="attached")
+    page.get_by_role("button", name="As written").click()
+    page.get_by_text("600,000", exact=True).first.wait_for(state="attached")
+    page.get_by_role("slider", name="horizon, months").press("ArrowLeft")
+    page.get_by_text("300,000", exact=True).first.wait_for(state="attached")
+
+
+def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
+    fake_project.write(tmp_path, {"prompt": ("base", 20, 48)}, with_report=False)
+    with serving(tmp_path) as address:
+        page = visit[0](address, "/")
+        page.get_by_text("1 runs in").wait_for()
+        fake_project.write(tmp_path, {"late": ("base", 30, 48)}, with_report=False)
+        page.wait_for_function(ROWS_SHOWN, arg=2)
+        assert {row["candidate"] for row in grid(page)} == {"prompt", "late"}
+
+
 def test_the_nights_are_shown_as_they_were_told(visit, large, large_address):
     home = files.home(Store(large / "runs"), "desk")
     nights, state = files.read_nights(home), files.read_state(home)
