@@ -45,7 +45,7 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
         one = RowsIdentity(
             weights, "t", task, "v", "test", prompting, "generate", "fp32", "hf", "l", "cpu", "s"
         )
-        sample = [_row(task, i, float(i < right), text or f"{name} answers {i % 7}") for i in range(n)]
+        sample = [row_of(task, i, float(i < right), text or f"{name} answers {i % 7}") for i in range(n)]
         if not at.parquet(one.digest).exists():
             for i in range(0, n, BLOCK):
                 store.append_block(at, one, i // BLOCK, sample[i : i + BLOCK])
@@ -75,7 +75,8 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
     return run
 
 
-def _row(task: str, i: int, score: float, text: str) -> SampleResult:
+def row_of(task: str, i: int, score: float, text: str) -> SampleResult:
+    """Make the answer to item i of a task, with its score."""
     return SampleResult(
         task=task,
         split="test",

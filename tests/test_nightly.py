@@ -25,7 +25,9 @@ from harness import config, nightly, run, store
 from harness.candidates import ModelHost
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, bench_of
+from harness.metrics import mean_metric
 from harness.nightly import watching
+from harness.nightly.evidence import Arms, series_of
 from harness.nightly.files import (
     Alarm,
     State,
@@ -184,6 +186,19 @@ def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     assert (found.verdict, found.exit_code) == ("harness-drift", 4)
     assert [a.about for a in found.new] == ["harness"]
     assert line(found).verdict == "harness-drift"
+
+
+def test_a_change_that_the_base_shows_too_is_not_the_candidates():
+    metric = mean_metric("exact_match", lambda output, example: None)
+
+    def rows(*scores):
+        made = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
+        return {("chat", row.example_id): row for row in made}
+
+    arms = Arms(now=rows(0, 0), then=rows(1, 1), base_now=rows(0, 1), base_then=rows(1, 1))
+    found = series_of(arms, (), [(item,) for item in arms.now], {"chat": metric})
+    assert found.changes == {"chat/chat-000": 0.0, "chat/chat-001": -1.0}
+    assert found.adjusted
 
 
 def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):

@@ -69,7 +69,7 @@ def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], s
     if harness:
         raised.append(Alarm(*_DRIFT, last.night, harness))
     known = open_alarms(state)
-    told = {(a.about, a.verdict) for a in state.alarms if a in known or a.night == last.night}
+    told = {(a.about, a.verdict) for a in known}
     new = tuple(a for a in raised if (a.about, a.verdict) not in told)
     return NightReport(
         experiment=experiment,
