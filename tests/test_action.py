@@ -154,7 +154,9 @@ def test_nothing_is_computed_unless_that_is_asked_for(unmade):
 
 
 def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(unmade):
+    (unmade / "harness.yaml").rename(unmade / "desk.yaml")
     given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "seeds=[3]\n"}
+    given["config"] = "desk.yaml"
     code, out = run_action(unmade, **given)
     assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
     assert [(run.candidate, run.seed) for run in store.list_runs(Store(unmade / "runs"))] == [("ranked", 3)]

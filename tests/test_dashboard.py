@@ -276,6 +276,16 @@ def test_two_runs_of_one_label_have_a_line_each_in_the_picture(opened, tmp_path)
     assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora-0", "lora-old", "knn", "prompt"}
 
 
+def test_the_picture_of_the_leaderboard_draws_each_score_with_its_interval(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    (forest,) = pictures(opened("leaderboard"))
+    (drawn,) = forest["data"]
+    scores = [f.target for f in reversed(made.facts)]
+    assert drawn["x"] == pytest.approx([100 * e.score for e in scores])
+    assert drawn["error_x"]["array"] == pytest.approx([100 * (e.high - e.score) for e in scores])
+    assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (e.score - e.low) for e in scores])
+
+
 def test_scores_on_another_task_are_not_drawn_beside_the_targets(opened, tmp_path):
     candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
     fake_project.write(tmp_path, candidates, with_report=False)
