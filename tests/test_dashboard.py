@@ -382,6 +382,7 @@ def test_candidates_that_compare_has_no_room_for_are_named(opened, tmp_path):
     fake_project.write(tmp_path, seven, n=8)
     page = opened("compare", compare=",".join(seven))
     assert "at once can be read: try-5, try-6" in html(page)
+    assert set(page.dataframe[0].value["candidate"]) == {"try-1", "try-2", "try-3", "try-4"}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -922,6 +923,16 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tm
     assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)
+
+
+def test_a_budget_of_throughput_leaves_out_who_answers_fewer(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    rates = {"prompt": 50.0, "knn": 5.0, "lora": 50.0}
+    facts = tuple(replace(f, requests_per_s=rates[f.name]) for f in made.facts)
+    report.write(replace(made, facts=facts), tmp_path / "reports")
+    page = opened("decide")
+    page.select_slider(key="decide_requests a second, at least").set_value(20.0).run()
+    assert dict(page.dataframe[0].value.itertuples(index=False))["best untrained candidate"] == "prompt"
 
 
 def test_decide_reprices_training_and_requests_together(opened, tmp_path):

@@ -312,6 +312,17 @@ def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
     assert classes(picture)["hollow"] == 2, "the mark and the interval of what does not count"
 
 
+def test_the_forest_draws_a_margin_at_its_place_on_the_axis():
+    def places(word):
+        lines = (e for e in drawn(forest(report(), lora())).iter() if e.tag.endswith("}line"))
+        return [(float(e.get("x1")), float(e.get("x2"))) for e in lines if word in e.get("class").split()]
+
+    (low, high), *_ = places("whisker")
+    pixels_a_point = (high - low) / (100 * (MACRO.high - MACRO.low))
+    found = [100 * MACRO.low + (at - low) / pixels_a_point for at, _ in places("margin")]
+    assert found == pytest.approx([-2.0, -5.0], abs=0.1)
+
+
 def test_a_relative_margin_is_not_drawn_as_points():
     picture = forest(report(macro_margin=None), lora())
     assert said(picture)[0] == "macro: mean of 1: −19.8 [−23, −17] points"
