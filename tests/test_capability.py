@@ -21,13 +21,14 @@ from harness import capability, cli, config
 from harness.candidates import TextCandidate, TextTable, load_base
 from harness.capability import answers, index, scores, tasks
 from harness.embedded import resolve
-from harness.errors import HarnessError, UserError
+from harness.errors import HarnessError, IncompatibleRuns, UserError
 from harness.evaluate import Job
 from harness.experiment import alone
 from harness.machine import Machine
 from harness.progress import Silent
 from harness.records import Likelihood, RowsIdentity
-from harness.spec import Task
+from harness.release import gate_folders
+from harness.spec import GatePolicy, Task
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["arc_easy", "winogrande", "blimp_causative", "lambada_openai", "gsm8k", "wikitext"]
@@ -500,6 +501,54 @@ def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
     }
     rows = (out / "samples_blimp_causative.jsonl").read_text().splitlines()
     assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
+
+
+@pytest.fixture(scope="module")
+def written(ours, tmp_path_factory):
+    """Write what was asked, with every item's row."""
+    folder = tmp_path_factory.mktemp("written")
+    alone.write(ours, folder, log_samples=True)
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_written_samples_are_those_that_lm_eval_logs(written, theirs, task):
+    known = {(s["doc_id"], s["filter"]): s for s in theirs["samples"][task]}
+    lines = [json.loads(line) for line in (written / f"samples_{task}.jsonl").read_text().splitlines()]
+    assert {(line["doc_id"], line["filter"]) for line in lines} == known.keys()
+    for line in lines:
+        sample = known[line["doc_id"], line["filter"]]
+        same = ("target", "metrics", "doc_hash", "prompt_hash", "target_hash")
+        assert {key: line[key] for key in same} == {key: sample[key] for key in same}
+        asked = [list(request.values()) for request in line["arguments"].values()]
+        assert asked == json.loads(json.dumps(sample["arguments"], default=str))
+
+
+def rates_alone(written, folder):
+    """Copy what was written but for wikitext, which has no rate for the gate to judge."""
+    return shutil.copytree(written, folder, ignore=shutil.ignore_patterns("*wikitext*"))
+
+
+def test_a_groups_tasks_have_a_file_each_and_what_is_asked_twice_is_written_once(model, tmp_path):
+    done = alone.evaluate(prepare(model, ["arc_easy", "ai2_arc"], tmp_path / "runs"))
+    alone.write(done, tmp_path / "out", log_samples=True)
+    n_lines = {p.stem: len(p.read_text().splitlines()) for p in (tmp_path / "out").glob("*.jsonl")}
+    assert n_lines == {"samples_arc_challenge": 4, "samples_arc_easy": 6}
+
+
+def test_the_gate_reads_what_eval_wrote(written, tmp_path):
+    base, new = (rates_alone(written, tmp_path / name) for name in ("base", "new"))
+    judged = gate_folders(base, new, GatePolicy())
+    assert {t.comparison.task: t.comparison.n for t in judged.tasks} == dict.fromkeys(TASKS[:-1], 6)
+    assert {t.comparison.delta for t in judged.tasks} == {0.0}
+
+
+def test_the_gate_refuses_what_eval_wrote_in_another_precision(written, tmp_path):
+    base, other = (rates_alone(written, tmp_path / name) for name in ("base", "other"))
+    results = json.loads((other / "results.json").read_text())
+    (other / "results.json").write_text(json.dumps({**results, "precision": "bf16"}))
+    with pytest.raises(IncompatibleRuns, match="differ in precision: 'fp32' and 'bf16'"):
+        gate_folders(base, other, GatePolicy())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -8,7 +8,7 @@ Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from harness.capability import describe, index, scores, tasks
 from harness.capability.answers import Answer, Unfit, answer
 from harness.capability.describe import Description
 from harness.capability.index import datasets_folder, names
+from harness.capability.samples import logged
 from harness.capability.scores import Score, metric_of, parts_of
 from harness.data import TaskItems
 from harness.errors import Problem, UserError
@@ -32,6 +33,7 @@ from harness.spec import Role, Task
 __all__ = ["Found", "datasets_folder", "load", "names"]
 
 Evaluate = Callable[[Candidate, Job, int], list[SampleResult]]
+Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
 _INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
 
 
@@ -41,6 +43,7 @@ class Found(NamedTuple):
     `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
     the order in which they are asked, `version` digests all of them whatever the limit. `texts` are
     the documents' texts, for the leak check. `left_out` names metrics that have no interval here.
+    `samples` turns rows into what lm-eval logs of them; it reads the documents again.
     """
 
     task: Task
@@ -51,6 +54,7 @@ class Found(NamedTuple):
     left_out: tuple[str, ...]
     num_fewshot: int
     evaluate: Evaluate
+    samples: Samples
 
 
 def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, Found]:
@@ -106,6 +110,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
         described.left_out,
         described.num_fewshot,
         asker.block,
+        asker.samples,
     )
 
 
@@ -154,7 +159,7 @@ class _Asker:
         """Ask one block of documents, and score the answers as lm-eval does."""
         examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
         places = [self._described.place(e.id) for e in examples]
-        self._build(job)
+        self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
         for part in self._asked_together(places):
@@ -174,10 +179,19 @@ class _Asker:
         members = dict.fromkeys(member for member, _ in places)
         return [[place for place in places if place[0] == member] for member in members]
 
-    def _build(self, job: Job) -> None:
-        """Build the requests of all documents of the job, before the first block that is missing."""
+    def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
+        """Yield rows as lm-eval logs them; a group's samples keep their task's name in `slice`."""
+        places = [self._described.place(row.example_id) for row in rows]
+        self._build(places)
+        for row, place in zip(rows, places, strict=True):
+            instances = self._requests[place]
+            target = self.task(place[0]).doc_to_target(instances[0].doc)
+            yield from logged(row, place[1], target, instances, self._scores)
+
+    def _build(self, places: Iterable[tuple[int, int]]) -> None:
+        """Build the requests of documents that have none yet."""
         wanted: dict[int, list[int]] = defaultdict(list)
-        for member, document in (self._described.place(e.id) for e in job.examples):
+        for member, document in places:
             if (member, document) not in self._requests:
                 wanted[member].append(document)
         for member, documents in wanted.items():

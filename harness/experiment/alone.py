@@ -5,7 +5,7 @@ Invariant: rows are stored and found as those of an experiment, so a second call
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -33,7 +33,7 @@ _SUITE = "lm-eval"
 
 
 class Evaluation(NamedTuple):
-    """What a model scored: the scores, the rows they come from, and what has to be said of them."""
+    """What a model scored: the scores, the rows they come from, their tasks, and what has to be said."""
 
     model: str
     device: str
@@ -41,6 +41,7 @@ class Evaluation(NamedTuple):
     engine: str
     scores: tuple[Scored, ...]
     rows: dict[str, list[SampleResult]]
+    found: dict[str, Found]
     notes: tuple[str, ...]
 
 
@@ -177,33 +178,42 @@ def evaluate(prepared: Prepared) -> Evaluation:
         how.engine,
         tuple(s for name, f in prepared.found.items() for s in _scores(name, f, rows[name])),
         rows,
+        prepared.found,
         tuple(note for name, f in prepared.found.items() for note in _notes(name, f, rows[name])),
     )
 
 
 def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Path]:
-    """Write `results.json`, and with `log_samples` one `samples_<task>.jsonl` a task."""
+    """Write `results.json`, and with `log_samples` a `samples_<task>.jsonl` a task in lm-eval's layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {folder / "results.json": json.dumps(to_json(evaluation), indent=2, ensure_ascii=False) + "\n"}
+    texts = {"results.json": json.dumps(to_json(evaluation), indent=2, ensure_ascii=False) + "\n"}
+    samples: dict[str, dict[tuple[int, str], str]] = {}  # a task that a group holds as well is written once
     for task, rows in evaluation.rows.items() if log_samples else ():
-        lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        texts[folder / f"samples_{task}.jsonl"] = "".join(lines)
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
-    return list(texts)
+        for sample in evaluation.found[task].samples(rows):
+            lines = samples.setdefault(f"samples_{sample['slice'] or task}.jsonl", {})
+            lines[sample["doc_id"], sample["filter"]] = json.dumps(sample, ensure_ascii=False) + "\n"
+    texts |= {name: "".join(lines.values()) for name, lines in samples.items()}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Turn an evaluation into plain types: results by task and metric, under lm-eval's names."""
     results: dict[str, dict[str, Any]] = {}
+    higher: dict[str, dict[str, bool]] = {}
     for s in evaluation.scores:
         results.setdefault(s.part or s.task, {})[s.metric] = s.estimate._asdict() if s.estimate else None
+        metric = evaluation.found[s.task].metrics[s.metric]
+        higher.setdefault(s.part or s.task, {})[s.metric.partition(",")[0]] = metric.higher_is_better
     return {
         "model": evaluation.model,
         "device": evaluation.device,
         "precision": evaluation.precision,
         "engine": evaluation.engine,
         "results": results,
+        "higher_is_better": higher,
+        "versions": {s.part or s.task: evaluation.found[s.task].version for s in evaluation.scores},
         "n-shot": {s.part or s.task: s.num_fewshot for s in evaluation.scores},
         "notes": list(evaluation.notes),
     }

@@ -61,8 +61,7 @@ def _reader(path: Path) -> Reader:
         raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
     if not samples and not logs:
         found = "neither" if path.exists() else "no such file or folder"
+        expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
         step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
-        raise UserError(
-            Problem(str(path), found, "samples_<task>_<date>.jsonl of lm-eval, or logs of inspect", step)
-        )
+        raise UserError(Problem(str(path), found, expected, step))
     return read_samples if samples else read_logs

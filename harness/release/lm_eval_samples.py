@@ -1,5 +1,7 @@
 """What lm-eval writes with `--log_samples`: a folder with one file of samples a task, and the results.
 
+`harness eval -s` writes the same, without a date in the names.
+
 Invariant: nothing is read but JSON; of several evaluations of a task the newest counts.
 Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
 """
@@ -15,7 +17,7 @@ from typing import Any
 from harness.errors import Problem, UserError
 from harness.release.logged import Item, Logged, cluster_of, is_rate
 
-_SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.+\-]+)\.jsonl$")
+_SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
 _SETTINGS = (
     "model_dtype",
@@ -23,16 +25,18 @@ _SETTINGS = (
     "chat_template_sha",
     "system_instruction_sha",
     "fewshot_as_multiturn",
+    "precision",
+    "engine",
 )
 _LOWER = ("perplexity", "bits_per_byte", "wer", "ter", "brier_score")
 
 
 def sample_files(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Find the newest samples of every task below a folder: its date and file, by the task's name."""
+    """Find the newest samples of every task below a folder: its date (or nothing) and file."""
     newest: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.rglob("samples_*.jsonl")):
         if named := _SAMPLES.match(path.name):
-            newest[named["task"]] = max(newest.get(named["task"], ("", path)), (named["date"], path))
+            newest[named["task"]] = max(newest.get(named["task"], ("", path)), (named["date"] or "", path))
     return newest
 
 
@@ -91,7 +95,7 @@ def _first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     empty = True
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -108,7 +112,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _results(path: Path, date: str) -> dict[str, Any]:
     """Read the results file of the same evaluation; empty where it was not kept."""
-    results = path.with_name(f"results_{date}.json")
+    results = path.with_name(f"results{date}.json")
     try:
         found = json.loads(results.read_text("utf-8"))
     except (OSError, ValueError):
