@@ -258,6 +258,11 @@ def test_a_suite_without_a_role_is_refused_where_it_is_not_the_target(folder):
     assert found[1] == "suite 'other' with the role target"
 
 
+def test_a_night_watches_candidates_alone(folder):
+    found = only(folder, text=EXPERIMENT + "nightly:\n  candidates: [prompt, shot]\n")
+    assert found == ("harness.yaml:10", "unknown candidate 'shot'", "did you mean 'shots'?")
+
+
 def test_a_critical_name_has_to_be_a_task_or_a_suite(folder):
     found = only(folder, text=EXPERIMENT + "gate:\n  critical: [othr]\n")
     assert found == ("harness.yaml:10", "unknown task or suite 'othr'", "did you mean 'other'?")

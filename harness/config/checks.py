@@ -14,7 +14,17 @@ from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import DATA_FILES, EVALUATE, HUB, GatePolicy, Recipe, RescuePolicy, Task, is_path
+from harness.spec import (
+    DATA_FILES,
+    EVALUATE,
+    HUB,
+    GatePolicy,
+    NightlyPolicy,
+    Recipe,
+    RescuePolicy,
+    Task,
+    is_path,
+)
 
 _NAME_SIGNS = frozenset("_.-")
 
@@ -30,6 +40,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     tree.problems += _roles(tree)
     tree.problems += _critical(known, tree)
     tree.problems += _rescue(tree)
+    tree.problems += _watched(members, tree)
     for name, member in members.items():
         recipe = wording.salvage(Recipe, member.recipe)
         if recipe is not None:
@@ -103,6 +114,15 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
     policy = wording.salvage(RescuePolicy, tree.data.get("rescue", {}))
     if policy is not None:
         yield from weights.replay_file(policy.replay, tree.where(("rescue", "replay")))
+
+
+def _watched(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
+    """Refuse to watch at night what is no candidate."""
+    policy = wording.salvage(NightlyPolicy, tree.data.get("nightly", {}))
+    for index, name in enumerate(policy.candidates if policy and members else ()):
+        if name not in members:
+            where = tree.where(("nightly", "candidates", index))
+            yield Problem(where, f"unknown candidate {name!r}", "a candidate", did_you_mean(name, members))
 
 
 def _critical(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:

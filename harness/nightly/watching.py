@@ -11,7 +11,7 @@ from harness import provenance, run, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
 from harness.endpoint import Settings
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
 from harness.nightly.files import Reference
 from harness.records import digest
 from harness.release import candidate_runs, read_champion
@@ -44,16 +44,9 @@ def targets(
     Of whom a reference is pinned no stored run is needed: the recipe may have changed since.
 
     Raises:
-        UserError: nobody is watched, or a name is no candidate's.
+        UserError: nobody is watched.
     """
     known, named = bench.experiment.candidates, bench.experiment.nightly.candidates
-    if wrong := [name for name in named if name not in known]:
-        raise UserError(
-            [
-                Problem("nightly.candidates", repr(name), "a candidate", did_you_mean(name, known))
-                for name in wrong
-            ]
-        )
     champion = read_champion(loaded.folder, bench.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
     if champion is not None:
