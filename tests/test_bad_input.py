@@ -325,6 +325,11 @@ def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, fou
     assert only(folder, override) == (f"override {override}", found, next_step)
 
 
+@pytest.mark.parametrize("asked", ["", " ", ","])
+def test_a_selection_without_a_name_is_not_a_selection_of_all(folder, asked):
+    assert only(folder, candidates=[asked]) == ("candidates", "an empty name", "one of: prompt, shots")
+
+
 def test_a_selection_of_an_unknown_candidate_is_refused(folder):
     found = only(folder, candidates=["prompt", "shot"])
     assert found == ("candidates", "unknown candidate 'shot'", "did you mean 'shots'?")

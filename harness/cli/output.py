@@ -27,7 +27,7 @@ def open_bench(
     from harness.experiment import Scope, bench_of
     from harness.terminal import TerminalProgress
 
-    loaded = configuration.load(config, overrides or [], [candidate] if candidate else [])
+    loaded = configuration.load(config, overrides or [], [] if candidate is None else [candidate])
     return bench_of(loaded, Scope(), TerminalProgress()), loaded
 
 

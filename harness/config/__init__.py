@@ -93,6 +93,8 @@ def read_suites(folder: Path) -> list[Suite]:
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
     asked = [name.strip() for text in wanted for name in _COMMA.split(text) if name.strip()]
+    if wanted and not asked:
+        asked = [""]  # refused below: to leave the selection out is what means all
     known = {*members, *(member.source for member in members.values())}
     tree.problems += [_unknown_candidate(name, known) for name in asked if name not in known]
     return tuple(name for name, m in members.items() if not asked or name in asked or m.source in asked)
@@ -105,5 +107,5 @@ def _place(problem: Problem) -> tuple[str, int]:
 
 
 def _unknown_candidate(name: str, known: set[str]) -> Problem:
-    found = f"unknown candidate {name!r}"
+    found = f"unknown candidate {name!r}" if name else "an empty name"
     return Problem("candidates", found, "names of candidates", did_you_mean(name, known))
