@@ -433,6 +433,14 @@ def test_a_folder_without_samples_says_how_to_get_them(tmp_path):
         release.gate_folders(tmp_path, tmp_path / "nowhere", GatePolicy())
 
 
+@pytest.mark.parametrize("option", [("--baseline", "champion"), ("-c", "harness.yaml")])
+def test_what_is_for_stored_runs_is_refused_with_two_folders(tmp_path, option):
+    old, new = (lmeval_folder.write(tmp_path / name, {"t": [1, 0]}) for name in ("old", "new"))
+    done = harness("gate", "--base", str(old), "--candidate", str(new), *option)
+    assert done.returncode == 2
+    assert f"--base: found {option[0]} as well" in done.stderr
+
+
 def test_a_folder_is_not_compared_with_itself(tmp_path):
     old, _ = arms(tmp_path, n=30)
     (tmp_path / "link").symlink_to(old)

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli.app import Config, Json, Overrides, app, regressions_app
 from harness.cli.output import open_bench, print_json, print_report, print_value, say
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UserError
 
 
 @app.command()
@@ -45,6 +45,7 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
 
 @app.command()
 def gate(
+    context: typer.Context,
     overrides: Overrides = None,
     candidate: Annotated[
         str,
@@ -78,6 +79,9 @@ def gate(
     """Judge stored runs, or what lm-eval or inspect logged of two models; exit by the verdict."""
     from harness import release
 
+    written = context.get_parameter_source("config")
+    if base is not None and written is not None and written.name == "COMMANDLINE":
+        raise UserError(release.not_with_base("-c"))
     judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
     code = release.exit_code(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))

@@ -36,6 +36,7 @@ __all__ = [
     "gate",
     "gate_folders",
     "gate_stored",
+    "not_with_base",
     "pin",
     "promote_named",
     "read_champion",
@@ -66,11 +67,21 @@ def gate(
     if not candidate:
         step = "--candidate lora, or --base DIR --candidate DIR"
         raise UserError(Problem("--candidate", "none", "what to judge", step))
+    if base is not None and baseline is not None:
+        raise UserError(not_with_base("--baseline"))
     if base is not None:
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
         raise UserError(Problem("--baseline", repr(baseline), "base or champion"))
     return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline))
+
+
+def not_with_base(option: str) -> Problem:
+    """Phrase an option that is for stored runs and was given with --base."""
+    found = f"{option} as well, which is for stored runs"
+    return Problem(
+        "--base", found, "two folders and the gate's settings alone", f"leave out {option} or --base"
+    )
 
 
 def promote_named(
