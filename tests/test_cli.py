@@ -395,6 +395,12 @@ def test_a_named_precision_is_an_override_of_the_experiments(harness, copy, argu
     assert "precision: 'fp8'; expected one of 'auto', 'bf16', 'fp16' or 'fp32'" in done.stderr
 
 
+@pytest.mark.parametrize("words", [("eval", "org/nmae"), ("eval", "org/nmae", "-c", "none.yaml")])
+def test_eval_of_a_name_that_no_experiment_knows_says_how_any_model_is_scored(harness, copy, words):
+    done = harness(*words, cwd=copy, check=2)
+    assert "(or add -t piqa,arc_easy, which scores any model)" in done.stderr
+
+
 def test_eval_prints_every_metric_of_every_task(harness, copy):
     shown = json.loads(harness("eval", "prompt", "--json", cwd=copy, check=0).stdout)
     assert {task: list(metrics) for task, metrics in shown["prompt"].items()} == {

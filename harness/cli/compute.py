@@ -4,6 +4,7 @@ Invariant: models load only inside a verb.
 """
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -323,12 +324,26 @@ def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_j
     from harness.experiment.reader import Reader
     from harness.run import make_run
 
-    bench, loaded = open_bench(config, overrides, candidate)
+    try:
+        bench, loaded = open_bench(config, overrides, candidate)
+    except UserError as error:
+        raise UserError(_name_tasks(error.problems, config)) from error
     out = {}
     for name in loaded.selected:
         run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
         out[name] = Reader(bench).scores(run)
     print_scores(out, as_json)
+
+
+def _name_tasks(problems: "Sequence[Problem]", config: Path) -> "list[Problem]":
+    """Say where the name is no candidate's, or where there is no experiment, how any model is scored."""
+    hint = "(or add -t piqa,arc_easy, which scores any model)"
+    return [
+        replace(p, next_step=f"{p.next_step} {hint}")
+        if p.where == "candidates" or not config.is_file()
+        else p
+        for p in problems
+    ]
 
 
 def _prepared(
