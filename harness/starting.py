@@ -26,6 +26,7 @@ SUITES = ("general", "safety")
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 LIMITS = {"train": 2000, "validation": 200, "test": 400}
 _UNUSABLE_SHARE = 0.05
+_FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
 _QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 _ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
@@ -55,7 +56,7 @@ class Request(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A task and its candidates, the texts of the files to write, and what to say of them."""
+    """A task and its candidates, the texts of the files to write, what to say of them and warn of."""
 
     name: str
     kind: Kind
@@ -63,6 +64,7 @@ class Proposal(NamedTuple):
     candidates: dict[str, dict[str, Any]]
     files: dict[Path, str]
     said: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class _Seen(NamedTuple):
@@ -99,9 +101,8 @@ def propose(request: Request) -> Proposal:
         paths[0]: _experiment_text(request, name, candidates),
         paths[1]: _suite_text(request, task, paths[1].parent),
     }
-    return Proposal(
-        name, seen.kind, task, candidates, files, tuple(_sentences(seen, task, items, candidates))
-    )
+    said, warnings = _sentences(seen, task, items, candidates), _warnings(items)
+    return Proposal(name, seen.kind, task, candidates, files, tuple(said), tuple(warnings))
 
 
 def write(proposal: Proposal) -> list[Path]:
@@ -359,6 +360,14 @@ def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[st
         yield f"pairs: {len(items.pairs):,}{method}"
     yield f"metrics: {', '.join(task.metrics)}; answers of at most {task.max_new_tokens} tokens"
     yield f"candidates: {', '.join(candidates)}"
+
+
+def _warnings(items: TaskItems) -> Iterator[str]:
+    if (n := len(items.test)) < _FEWEST_TEST:
+        yield (
+            f"only {n} item{'s' * (n != 1)} for test: with fewer than {_FEWEST_TEST} no difference of two "
+            "candidates can be shown with 95 % confidence; next: more rows, so that some hundred are for test"
+        )
 
 
 def _experiment_text(request: Request, name: str, candidates: Mapping[str, Any]) -> str:

@@ -54,6 +54,19 @@ def refused(*args, **kwargs):
     return [problem.found for problem in caught.value.problems]
 
 
+def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(proposed):
+    few = proposed(FREE[:10])
+    n = len(load_task(few.task, 0).test)
+    assert 0 < n < 6
+    assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
+
+
+def test_enough_rows_are_not_warned_of(proposed):
+    enough = proposed(FREE)
+    assert len(load_task(enough.task, 0).test) >= 6
+    assert enough.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "metrics", "candidates"),
     [

@@ -57,6 +57,8 @@ def init(
     request = starting.Request(folder, data, base_model, pairs, documents, prompt, reference)
     proposal = starting.propose(request)
     written = [str(path) for path in starting.write(proposal)]
+    for line in proposal.warnings:
+        say(line)
     config = "" if folder == Path() else f" -c {shlex.quote(str(folder / 'harness.yaml'))}"
     if as_json:
         facts = {
