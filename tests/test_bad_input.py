@@ -258,6 +258,22 @@ def test_a_suite_without_a_role_is_refused_where_it_is_not_the_target(folder):
     assert found[1] == "suite 'other' with the role target"
 
 
+def test_a_shipped_recipe_that_does_not_fit_is_shown_where_its_name_is_written(folder):
+    target = TARGET.replace("train: tiny/train.jsonl, ", "")
+    text = EXPERIMENT.partition("  shots:")[0] + "  tuned: lora\n"
+    assert only(folder, text=text, target=target)[:2] == ("harness.yaml:6", "lora without train rows")
+
+
+def test_a_recipe_of_ones_own_is_wrong_at_its_line_and_misnamed_where_it_is_used(folder):
+    (folder / "baselines").mkdir(exist_ok=True)
+    (folder / "baselines" / "own.yaml").write_text("method: base\npromting: zero_shot\n")
+    found = problems(folder, text=EXPERIMENT + '  "x y": own\n')
+    assert sorted(problem[:2] for problem in found) == [
+        ("baselines/own.yaml:2", "unknown key 'promting'"),
+        ("harness.yaml:9", "candidate 'x y'"),
+    ]
+
+
 def test_a_night_watches_candidates_alone(folder):
     found = only(folder, text=EXPERIMENT + "nightly:\n  candidates: [prompt, shot]\n")
     assert found == ("harness.yaml:10", "unknown candidate 'shot'", "did you mean 'shots'?")

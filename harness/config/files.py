@@ -130,7 +130,11 @@ def _not_one_task(tasks: Any, where: str) -> Problem:
 
 
 def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
-    """Put a file's content at these keys; tasks' paths are resolved against the file's folder."""
+    """Put a file's content at these keys; tasks' paths are resolved against the file's folder.
+
+    A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
+    package ships, because that file is not the user's to mend.
+    """
     where = tree.where(keys)
     path = _locate(tree.folder, relative)
     if path is None:
@@ -143,7 +147,9 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
         tree.failed.add(keys)
         tree.problems += error.problems
         return
-    tree.put(keys, read.data, read.marks)
+    is_own = path.is_relative_to(tree.folder)
+    kept = read.marks if what == "suite" else {k: mark for k, mark in read.marks.items() if k and is_own}
+    tree.put(keys, read.data, kept)
 
 
 def _spell_out_tasks(suite: dict[str, Any]) -> None:
