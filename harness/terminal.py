@@ -1,8 +1,9 @@
-"""Progress on stderr: a bar with the time left on a terminal, sparse lines elsewhere.
+"""The terminal: how it is opened, and progress on it as a bar with the time left, elsewhere as sparse lines.
 
-Invariant: nothing here writes to stdout, which belongs to results.
+Invariant: progress goes to stderr; stdout belongs to results.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,18 @@ _WORTH_A_LINE_S = 15.0
 _FIRST_GUESS = 1.0
 
 
+def console(width: int | None = None, *, stderr: bool = False) -> Console:
+    """Open the terminal for writing; where NO_COLOR is set, nothing is coloured, bold or otherwise styled."""
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(width=width, stderr=stderr, highlight=False, color_system=None if plain else "auto")
+
+
 class TerminalProgress:
     """Draws stages as they pass, and the lines of candidates that are finished."""
 
     def __init__(self) -> None:
         self._left: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -1,10 +1,11 @@
 """Progress goes to stderr, and the time left is never below nothing."""
 
 import pytest
+from rich.text import Text
 
 from harness.progress import Silent
 from harness.quiet import quiet_libraries
-from harness.terminal import TerminalProgress
+from harness.terminal import TerminalProgress, console
 
 
 def notes(progress, *steps):
@@ -26,6 +27,15 @@ def test_nothing_is_written_to_stdout(capsys):
     assert out == ""
     assert "training [x]" in err
     assert "a is [bold]done" in err
+
+
+@pytest.mark.parametrize(("no_colour", "styled"), [("", True), ("1", False)])
+def test_no_color_leaves_no_style_on_a_terminal(monkeypatch, capsys, no_colour, styled):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    console().print(Text("Ship it", style="bold green"))
+    assert ("\x1b[" in capsys.readouterr().out) is styled
 
 
 def test_a_stage_that_takes_longer_than_expected_has_no_negative_time_left():

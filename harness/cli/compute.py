@@ -377,10 +377,9 @@ def _prepared(
 
 
 def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
-    from rich.console import Console
-
     from harness.experiment import alone
     from harness.report import score_table
+    from harness.terminal import console
 
     say(prepared.first_line)
     found_scores = alone.evaluate(prepared)
@@ -391,7 +390,7 @@ def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool
     if as_json:
         print_json(alone.to_json(found_scores))
     else:
-        Console(width=100, highlight=False).print(score_table(found_scores.scores))
+        console(100).print(score_table(found_scores.scores))
 
 
 def _refuse_without_tasks(given: dict[str, Any]) -> None:

@@ -94,11 +94,10 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
 
 def print_report(found: "ExperimentReport", as_json: bool) -> None:
     """Print a report as JSON or as the table and the reasons."""
-    from rich.console import Console
-
     from harness import report
+    from harness.terminal import console
 
     if as_json:
         print_json(report.to_json(found))
     else:
-        report.terminal(found, Console(width=100, highlight=False))
+        report.terminal(found, console(100))

@@ -55,11 +55,10 @@ def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
 
 def print_rescue(found: "Rescue") -> None:
     """Print a rescue as its table and sentences."""
-    from rich.console import Console
-
     from harness import rescue as rescuing
+    from harness.terminal import console
 
-    rescuing.terminal(found, Console(width=110, highlight=False))
+    rescuing.terminal(found, console(110))
 
 
 def _print_plan(prepared: "Prepared", as_json: bool) -> None:
