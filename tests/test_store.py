@@ -7,9 +7,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -873,6 +874,27 @@ def small_disk(tmp_path):
         pytest.skip("mounting needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def somebody_else():
+    """Be nobody where the tests run as root, who may read everything."""
+    me = os.geteuid()
+    os.seteuid(65534 if me == 0 else me)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_an_index_that_may_not_be_read_is_the_users_to_mend_and_not_rebuilt():
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        stores.save_run(store, make_run("a", []))
+        store.folder.chmod(0o755)
+        store.index.chmod(0)
+        with somebody_else(), pytest.raises(UserError, match=r"Permission denied.*next: give this user"):
+            stores.list_runs(store)
 
 
 def fill(folder):

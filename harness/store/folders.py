@@ -23,6 +23,7 @@ _NO_ROOM_WORDS = (
     "inline_container.cc",  # how torch says that a file could not be written to its end
     "PytorchStreamWriter failed writing",
 )
+_FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _STALE_S = 24 * 3600
 
@@ -153,7 +154,7 @@ def is_no_room(error: BaseException) -> bool:
 
 @contextmanager
 def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
-    """Turn a full disk and DuckDB's errors into found, expected and next step.
+    """Turn a full disk, a lack of permission and DuckDB's errors into found, expected and next step.
 
     Raises:
         KeyboardInterrupt: DuckDB was interrupted in a query, which it tells as an error like any other.
@@ -175,6 +176,10 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
         our_mistake = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
         if not isinstance(error, duckdb.Error) or isinstance(error, our_mistake):
             raise
+        if first_line(error).endswith(_FORBIDDEN_WORDS):
+            step = "give this user permission, or run as the owner"
+            expected = "a file that may be read and written"
+            raise UserError(Problem(where, first_line(error), expected, step)) from error
         raise failure(where, first_line(error), "a file that DuckDB can use", next_step) from error
 
 
