@@ -9,8 +9,9 @@ STAMP := .venv/.installed
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
 
+# A file is one worker's; a thread each, as threads of two processes on two cores wait for each other.
 test: $(STAMP)
-	.venv/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(STAMP)
 	.venv/bin/python -m pytest -m slow --durations=0 --durations-min=1 $(ARGS)

@@ -133,6 +133,7 @@ def test_selected_rows_are_compared(visit, large_address):
         selected.nth(i).wait_for(state="attached")
     page.get_by_role("button", name="Compare 2 candidates").click()
     page.wait_for_url("**/compare?**")
+    page.locator("h1", has_text="Compare").wait_for()
     drawn(page)
     assert page.get_by_text("Not among these runs").count() == 0
     assert {row["candidate"] for row in grid(page)} == {names[1]}
@@ -161,7 +162,7 @@ def test_flipped_items_are_searched_and_stepped_through(visit, large_address):
     search.fill("QUESTION 20 of")
     search.press("Enter")
     page.get_by_text("1 of 1: chat-020").wait_for()
-    assert page.locator(".quoted", has_text="Question 20 of chat?").is_visible()
+    page.locator(".quoted", has_text="Question 20 of chat?").wait_for()
 
 
 def test_the_sliders_of_the_decision_change_its_arithmetic(visit, large_address):
