@@ -101,6 +101,11 @@ def count(n: float | None) -> str:
     return _fixed(n, 0)
 
 
+def counted(n: int, one: str) -> str:
+    """Print a number with what it counts, whose plural ends in s: `1 task`, `1,800 items`."""
+    return f"{count(n)} {one}{'' if n == 1 else 's'}"
+
+
 def needed(n: float | None) -> str:
     """Print how many whole things reach n: `1,163` for 1,162.2."""
     return count(ceil(n) if n is not None and isfinite(n) else n)

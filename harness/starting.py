@@ -17,6 +17,7 @@ from harness.data.layouts import Layout
 from harness.data.rows import Row
 from harness.embedded import NAMES as EMBEDDED
 from harness.errors import Problem, UserError, did_you_mean
+from harness.numbers import counted
 from harness.records import Example
 from harness.spec import HUB, Task
 
@@ -363,10 +364,11 @@ def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[st
 
 
 def _warnings(items: TaskItems) -> Iterator[str]:
-    if (n := len(items.test)) < _FEWEST_TEST:
+    if len(items.test) < _FEWEST_TEST:
         yield (
-            f"only {n} item{'s' * (n != 1)} for test: with fewer than {_FEWEST_TEST} no difference of two "
-            "candidates can be shown with 95 % confidence; next: more rows, so that some hundred are for test"
+            f"only {counted(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no difference "
+            "of two candidates can be shown with 95 % confidence; next: more rows, so that "
+            "some hundred are for test"
         )
 
 

@@ -946,6 +946,13 @@ def test_decide_reprices_training_and_requests_together(opened, tmp_path):
     assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.metric))[unmoved]
 
 
+def change_state(folder, change):
+    """Keep what a change makes of the state of the nights in a folder."""
+    at = Store(folder / "runs")
+    home = files.home(at, "desk")
+    files.write_state(at, home, change(files.read_state(home)))
+
+
 def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
@@ -983,11 +990,10 @@ def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(
 def test_two_alarms_of_one_night_are_both_drawn(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    at = Store(tmp_path / "runs")
-    home = files.home(at, "desk")
-    state = files.read_state(home)
-    other = files.Alarm("champion knn", "regression", state.alarms[0].night, "knn: regression")
-    files.write_state(at, home, replace(state, alarms=(*state.alarms, other)))
+    other = {"about": "champion knn", "sentence": "knn: regression"}
+    change_state(
+        tmp_path, lambda state: replace(state, alarms=(*state.alarms, replace(state.alarms[0], **other)))
+    )
     (picture,) = pictures(opened("nightly"))
     texts = [note["text"] for note in picture["layout"]["annotations"]]
     assert {"<b>lora: regression</b>", "<b>champion knn: regression</b>"} <= set(texts)
@@ -1029,17 +1035,14 @@ def test_nights_are_told_anew_when_the_policy_is_another(opened, tmp_path):
 def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    at = Store(tmp_path / "runs")
-    home = files.home(at, "desk")
     page = opened("nightly")
     assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
-    last = files.read_nights(home)[-1]
+    last = files.read_nights(files.home(Store(tmp_path / "runs"), "desk"))[-1]
     flips = last.bases["base"].flips
     row = page.dataframe[1].value.iloc[0]
     assert (row["night"], row["asked"]) == (last.night, "60")
     assert row["scores that moved, %"] == numbers.percent(sum(flips.values()) / len(flips))
-    state, _ = files.acknowledged(files.read_state(home), None, "2026-03-24")
-    files.write_state(at, home, state)
+    change_state(tmp_path, lambda state: files.acknowledged(state, None, "2026-03-24")[0])
     assert list(opened("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
 
@@ -1054,11 +1057,8 @@ def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(opened, tmp_pa
 def test_a_hostile_name_of_an_alarm_is_text(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    at = Store(tmp_path / "runs")
-    home = files.home(at, "desk")
-    state = files.read_state(home)
-    alarm = replace(state.alarms[0], about=HOSTILE, sentence=f"{HOSTILE}: regression")
-    files.write_state(at, home, replace(state, alarms=(alarm,)))
+    hostile = {"about": HOSTILE, "sentence": f"{HOSTILE}: regression"}
+    change_state(tmp_path, lambda state: replace(state, alarms=(replace(state.alarms[0], **hostile),)))
     page = opened("nightly")
     assert "<b>x" not in html(page)
     (picture,) = pictures(page)
@@ -1078,8 +1078,6 @@ def test_words_of_nights_stand_above_and_below_what_is_drawn(opened, tmp_path):
 def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
     fake_project.experiment(tmp_path)
     fake_project.nights(tmp_path)
-    at = Store(tmp_path / "runs")
-    home = files.home(at, "desk")
 
     def trend():
         return next(
@@ -1087,8 +1085,7 @@ def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
         )
 
     before = trend()
-    state, _ = files.acknowledged(files.read_state(home), None, "2026-03-24")
-    files.write_state(at, home, state)
+    change_state(tmp_path, lambda state: files.acknowledged(state, None, "2026-03-24")[0])
     assert trend() == before
 
 

@@ -132,3 +132,8 @@ def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
 )
 def test_a_size_on_the_disk_has_two_digits_or_more(n_bytes, shown):
     assert numbers.size(n_bytes) == shown
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "0 items"), (1, "1 item"), (1800, "1,800 items")])
+def test_what_is_counted_is_named_in_the_singular_for_one_alone(n, said):
+    assert numbers.counted(n, "item") == said

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.app import Config, Json, Overrides, app, regressions_app
-from harness.cli.output import open_bench, print_json, print_report, print_value, say
+from harness.cli.output import open_bench, print_json, print_report, print_value, say, scored
 from harness.errors import HarnessError, UserError
 
 
@@ -115,15 +115,10 @@ def promote(
     say(f"wrote {path}")
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
     if not as_json:
-        shown["scores"] = {name: _score(name, *numbers) for name, numbers in champion.scores.items()}
+        # Named by task and metric, such as "sums accuracy".
+        named = champion.scores.items()
+        shown["scores"] = {name: scored(name.rpartition(" ")[2], *numbers) for name, numbers in named}
     print_value({name: value for name, value in shown.items() if value}, as_json)
-
-
-def _score(name: str, value: float, low: float, high: float, n: float) -> str:
-    """Write a score that is named by its task and metric, such as "sums accuracy"."""
-    from harness.numbers import count, score
-
-    return f"{score(name.rpartition(' ')[2], value, low, high)}, n = {count(n)}"
 
 
 @regressions_app.command("add")

@@ -78,12 +78,18 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
-    """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
+def scored(metric: str, value: float, low: float, high: float, n: float) -> str:
+    """Write a score with its interval and the number of items."""
     from harness.numbers import count, score
 
+    return f"{score(metric, value, low, high)}, n = {count(n)}"
+
+
+def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
+    """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
+
     def shown(metric: str, e: "Estimate") -> object:
-        return e._asdict() if as_json else f"{score(metric, e.score, e.low, e.high)}, n = {count(e.n)}"
+        return e._asdict() if as_json else scored(metric, *e)
 
     named = {
         run: {task: {m: shown(m, e) for m, e in of.items()} for task, of in scores.items()}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness.data.items import Sourced
 from harness.data.rows import capped
 from harness.errors import Problem
+from harness.numbers import counted
 from harness.records import Example
 
 
@@ -72,8 +73,7 @@ def removed(leaks: Sequence[Leak], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
     rows = ", ".join(leak.training.where.removeprefix(where).lstrip(": ") for leak in leaks[:10])
     more = ", …" if len(leaks) > 10 else ""
-    one = len(leaks) == 1
-    return f"{where}: {len(leaks):,} row{'' if one else 's'} removed, evaluated too ({rows}{more})"
+    return f"{where}: {counted(len(leaks), 'row')} removed, evaluated too ({rows}{more})"
 
 
 def _excerpt(leak: Leak) -> str:

@@ -296,7 +296,7 @@ def _to_enough(case: Case, n: int) -> str:
 def _seeds(n: int) -> str:
     if n < stats.MIN_SEEDS:
         return (
-            f"Trained with {n} seed{'s' if n > 1 else ''}: this judges the checkpoint, and how much the"
+            f"Trained with {numbers.counted(n, 'seed')}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
     return (

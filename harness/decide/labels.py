@@ -7,7 +7,7 @@ or whose worth does not exceed what the labels and the training cost.
 from math import sqrt
 from typing import NamedTuple
 
-from harness import stats
+from harness import numbers, stats
 from harness.comparison import Comparison, Estimate
 from harness.decide import arithmetic
 from harness.decide.case import FEW, Case
@@ -25,7 +25,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
     n = n_seeds(case.facts, run)
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS:
         return ""
-    seeds = f"{n} seed{'s' if n > 1 else ''}"
+    seeds = numbers.counted(n, "seed")
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 

@@ -18,7 +18,7 @@ from harness.estimate import Work
 from harness.experiment.prepare import of_lm_eval
 from harness.machine import probe
 from harness.metrics import Metric
-from harness.numbers import count, seconds
+from harness.numbers import count, counted, seconds
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report.scores import Scored
@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
         jobs = [s.job() for s in suite_sets(self.bench, self.weights)]
         expected = self.bench.seconds(sum(map(work_of, jobs), Work()))
         n = count(sum(len(job.examples) for job in jobs))
-        tasks = f"{len(jobs)} task{'s' * (len(jobs) > 1)} of lm-eval"
+        tasks = f"{counted(len(jobs), 'task')} of lm-eval"
         machine = self.bench.machine
         return (
             f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness import comparison, numbers, stats
 from harness.comparison import Comparison
 from harness.gating.margins import is_relative, macro_scales, margin_of, own_margin, share, shown
-from harness.gating.verdict import MissRate, TaskComparison, count_of, is_reported_only
+from harness.gating.verdict import MissRate, TaskComparison, is_reported_only
 from harness.spec import GatePolicy, Suite, Task
 from harness.stats import Interval
 
@@ -236,7 +236,7 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
     needed = _times(n, _factor(se, margin, policy.alpha))
     return (
         f"macro margin {numbers.percent(margin)} pp: with {numbers.count(n)} items over "
-        f"{count_of(len(items))} an equal model passes in {100 * power:.0f} % of cases; "
+        f"{numbers.counted(len(items), 'task')} an equal model passes in {100 * power:.0f} % of cases; "
         f"80 % take some {numbers.count(needed)} items"
     )
 

@@ -28,7 +28,6 @@ from harness.gating.verdict import (
     Rule,
     TargetFacts,
     TaskComparison,
-    count_of,
     in_macro,
     is_reported_only,
     worst,
@@ -74,8 +73,9 @@ def macro_rule(
     facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
     facts |= {"disagreement": fmean(t.comparison.disagreement for t in admitted)}
     of_skill = f", {numbers.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
-    said = f"macro over {count_of(len(admitted))}: {numbers.points(*found[:3])} pp{of_skill}, " + _judged(
-        outcome, shown(policy.macro), advice
+    said = (
+        f"macro over {numbers.counted(len(admitted), 'task')}: {numbers.points(*found[:3])} pp{of_skill}, "
+        + _judged(outcome, shown(policy.macro), advice)
     )
     return Rule("macro", outcome, said + tail, _with_items(facts, outcome, more))
 
@@ -111,7 +111,9 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
     if doubtful:
         return _doubtful_rule(doubtful, policy, policy.alpha / len(admitted), facts)
     lowest = min(admitted, key=lambda t: t.comparison.delta)
-    said = f"each: none of {count_of(len(admitted))} is shown to have lost more than its margin"
+    said = (
+        f"each: none of {numbers.counted(len(admitted), 'task')} is shown to have lost more than its margin"
+    )
     return Rule("each", "pass", f"{said} (lowest: {_task_delta(lowest)})", facts)
 
 

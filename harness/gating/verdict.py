@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from harness import numbers
 from harness.comparison import Comparison, Estimate
 from harness.spec import Task
 
@@ -87,8 +86,3 @@ def in_macro(t: TaskComparison) -> bool:
 def is_reported_only(task: Task) -> bool:
     """Tell whether a task is measured in bits per byte, which no rule judges."""
     return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
-
-
-def count_of(n_tasks: int) -> str:
-    """Print a number of tasks: `1 task`, `8 tasks`."""
-    return f"{numbers.count(n_tasks)} task{'' if n_tasks == 1 else 's'}"

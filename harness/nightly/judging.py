@@ -173,18 +173,15 @@ def _said(key: str, e: Evidence) -> str:
     if not e.n:
         return f"{key}: nothing new was asked"
     change = numbers.points(e.delta, e.low, e.high)
-    over = f"{numbers.count(e.n)} clusters in {_nights(e.n_nights)}"
+    over = f"{numbers.count(e.n)} clusters in {numbers.counted(e.n_nights, 'night')}"
     flips = f"{numbers.count(e.gains)} better, {numbers.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
     base = f"{key} {change} pp against the reference over {over} ({flips}, {evidence})"
     if e.verdict != "suspect":
         return base
-    settle = f"{_nights(e.more_nights)} more like these would settle it" if e.more_nights else "watch it"
+    nights = numbers.counted(e.more_nights, "night") if e.more_nights else ""
+    settle = f"{nights} more like these would settle it" if nights else "watch it"
     return f"{base}: {settle}, or harness compare and harness gate on all items"
-
-
-def _nights(n: int) -> str:
-    return f"{numbers.count(n)} night{'' if n == 1 else 's'}"
 
 
 def _strength(e_value: float) -> str:

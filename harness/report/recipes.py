@@ -58,7 +58,9 @@ def seed_rows(seeds: Iterable[OverSeeds], metric: str) -> list[tuple[str, ...]]:
 def seed_sentences(seeds: Iterable[OverSeeds], metric: str) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
     known = [_over_seeds(s, metric) for s in seeds if s.score]
-    unknown = ", ".join(f"{s.candidate} ({_count(s)})" for s in seeds if not s.score)
+    unknown = ", ".join(
+        f"{s.candidate} ({numbers.counted(len(s.seeds), 'seed')})" for s in seeds if not s.score
+    )
     return [*known, *([f"{VARIANCE_UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
 
 
@@ -94,14 +96,9 @@ def _over_seeds(s: OverSeeds, metric: str) -> str:
     gain = f", {numbers.change(metric, *s.gain[:3])} over the best untrained" if s.gain else ""
     over = numbers.score(metric, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     return (
-        f"{s.candidate} over {_count(s)}: {over} ({each}; SD between seeds "
+        f"{s.candidate} over {numbers.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
         f"{numbers.score(metric, s.seed_sd)}){gain}, by random effects"
     )
-
-
-def _count(s: OverSeeds) -> str:
-    n = len(s.seeds)
-    return f"{n} seed{'' if n == 1 else 's'}"
 
 
 def _short(name: str, grid: str) -> str:
