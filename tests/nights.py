@@ -100,5 +100,5 @@ class Calendar:
         day = FIRST + timedelta(days=n - 1)
         hears = asked or self.asked.append
         host = NightlyHost(TRUTH, self.bench.source, (self.salt, day), rates, hears)
-        self.bench._host = host
+        self.bench.slot.host = host
         return nightly.run_on(self.bench, self.loaded, day, publish)

@@ -131,7 +131,7 @@ def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
     loaded = config.load(path, overrides)
     bench = bench_of(loaded, Scope(), Silent())
     half_of = split({m.task.name: items_as_rows(m) for m in bench.suites}, 0).half_of
-    bench._host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, bench.source, half_of)
+    bench.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, bench.source, half_of)
     for name in loaded.selected:
         recipe = source_of(bench, bench.experiment.candidates[name])
         if recipe.method == "lora":

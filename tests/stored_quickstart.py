@@ -38,7 +38,8 @@ def write(folder: Path) -> ExperimentReport:
     bench = bench_of(loaded, Scope(), Silent())
     for source in bench.sources.values():
         bench.engine(source)
-    answered = Answered(**{**vars(bench), "_host": None})
+    bench.unload()
+    answered = Answered(**vars(bench))
     for name in TRAINED:
         _lay_down(answered, name)
     return experiment.run_all(answered, loaded, quick=False)

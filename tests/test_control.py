@@ -47,8 +47,8 @@ def further(path, change=lambda host: None, overrides=(), candidates=()):
     """Ask what is left of the candidates, with a model in memory that `change` may alter."""
     loaded = config.load(path, overrides, candidates)
     bench = bench_of(loaded, Scope(), Silent())
-    bench._host = ModelHost(bench.source, bench.machine)
-    change(bench._host)
+    bench.slot.host = ModelHost(bench.source, bench.machine)
+    change(bench.slot.host)
     return experiment.run_all(bench, loaded, quick=False)
 
 

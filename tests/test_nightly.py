@@ -232,8 +232,8 @@ def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
     bench = bench_of(loaded, Scope(), Silent())
 
     def night(day, template=tiny_model.STARTED):
-        bench._host = ModelHost(bench.source, bench.machine)
-        bench._host.tokenizer.chat_template = template
+        bench.slot.host = ModelHost(bench.source, bench.machine)
+        bench.slot.host.tokenizer.chat_template = template
         return nightly.run_on(bench, loaded, date(2026, 3, day))
 
     assert night(1).verdict == "ok"

@@ -44,7 +44,7 @@ def night(path, n):
     day = FIRST.replace(day=n)
     loaded = config.load(path)
     bench = bench_of(loaded, Scope(), Silent())
-    bench._host = NightlyHost(nights.TRUTH, bench.source, (0, day), STILL, lambda prompt: None)
+    bench.slot.host = NightlyHost(nights.TRUTH, bench.source, (0, day), STILL, lambda prompt: None)
     return nightly.run_on(bench, loaded, day)
 
 

@@ -141,7 +141,7 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     loaded = config.load(path, ("target.primary=starts.py", *settings))
     made = bench_of(loaded, Scope(), Silent())
     after = experiment.run_all(made, loaded, quick=False)
-    assert made._host is None
+    assert made.slot.host is None
     assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s
     for row in rows(made, "letters/test"):
         started = row.text[:1] == row.references[0][:1]

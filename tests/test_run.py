@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,6 +290,28 @@ def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
     kept = run.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
     assert kept.error == "ValueError: no such thing"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
+
+
+def test_a_copy_of_a_bench_asks_the_base_that_the_original_has_in_memory(path):
+    made = bench(path)
+    host = made.host(made.source)
+    assert replace(made, progress=Silent()).host(made.source) is host
+
+
+def test_unloading_a_copy_of_a_bench_frees_the_base_that_the_original_loaded(path):
+    made = bench(path)
+    loaded = weakref.ref(made.host(made.source).model)
+    copied = replace(made, progress=Silent())
+    copied.unload()
+    assert loaded() is None
+
+
+def test_unloading_a_bench_frees_the_base_that_its_copy_loaded(path):
+    made = bench(path)
+    copied = replace(made, progress=Silent())
+    loaded = weakref.ref(copied.host(copied.source).model)
+    made.unload()
+    assert loaded() is None
 
 
 def test_what_a_run_was_made_of_lies_in_its_folder(finished):

@@ -181,7 +181,7 @@ def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: 
     """Open a written world: the bench with its rule in place of a model, and the loaded file."""
     loaded = config.load(path, overrides, candidates)
     bench = bench_of(loaded, Scope(), Silent())
-    bench._host = OracleHost(truth, bench.source)
+    bench.slot.host = OracleHost(truth, bench.source)
     return bench, loaded
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from harness.records import Run
 from harness.run import ensure_weights, suite_arm
-from harness.run.bench import Bench
+from harness.run.bench import Bench, EngineSlot
 
 
 def rescore_pinned(bench: Bench, run: Run) -> list[str]:
@@ -18,11 +18,11 @@ def rescore_pinned(bench: Bench, run: Run) -> list[str]:
     """
     recipe = bench.experiment.candidates[run.candidate]
     weights = ensure_weights(bench, recipe, run.seed)
-    bench.unload()
     exact = replace(
         bench,
         machine=bench.machine._replace(precision="fp32"),
         suites=tuple(m for m in bench.suites if m.role == "regression"),
-        _host=None,  # what is in memory is in the run's precision
+        slot=EngineSlot(),  # a base in fp32 must not answer for one in the run's precision
     )
+    bench.unload()
     return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

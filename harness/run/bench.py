@@ -60,11 +60,19 @@ class Measured(NamedTuple):
 
 
 @dataclass
+class EngineSlot:
+    """The place of the one base in memory, which all copies of a bench share: `host`, or None."""
+
+    host: hosting.Host | None = None
+
+
+@dataclass
 class Bench:
     """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
     `controls` maps digests of bases to the control arm that was measured while this bench was open.
+    Copies made by `replace` share the slot, so what one loads another lets go of.
     """
 
     experiment: Experiment
@@ -76,7 +84,7 @@ class Bench:
     progress: Progress
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
-    _host: hosting.Host | None = None
+    slot: EngineSlot = field(default_factory=EngineSlot)
 
     def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
         """Estimate how long an amount of work takes here, on the experiment's base or another."""
@@ -84,17 +92,17 @@ class Bench:
 
     def host(self, source: ModelSource) -> hosting.Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""
-        if self._host is None or self._host.source != source:
+        if self.slot.host is None or self.slot.host.source != source:
             self.unload()
             # What is not a base as published has that one's layers, and so its scoring engine.
             known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
             with self.progress.stage("loading the base model"):
-                self._host = hosting.load(self.experiment.engine, source, self.machine, known)
-        return self._host
+                self.slot.host = hosting.load(self.experiment.engine, source, self.machine, known)
+        return self.slot.host
 
     def unload(self) -> None:
         """Let go of the base in memory, and of what a training left behind in cycles of references."""
-        self._host = None
+        self.slot.host = None
         gc.collect()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:

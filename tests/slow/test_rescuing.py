@@ -108,5 +108,5 @@ def test_a_second_rescue_computes_nothing(collapsed, found):
     bench, loaded = opened(collapsed)
     start = time.monotonic()
     assert rescue.run(rescue.prepare(bench, loaded.selected, "lora")) == found
-    assert bench._host is None
+    assert bench.slot.host is None
     assert time.monotonic() - start < 30
