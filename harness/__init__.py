@@ -7,7 +7,8 @@ are first asked for.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.experiment import compare, gate
+    from harness.experiment import compare
+    from harness.release import gate_candidate as gate
 
 __all__ = ["__version__", "compare", "gate"]
 
@@ -15,8 +16,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("compare", "gate"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from harness import experiment
+    if name == "compare":
+        from harness.experiment import compare
 
-    return getattr(experiment, name)
+        return compare
+    if name == "gate":
+        from harness.release import gate_candidate
+
+        return gate_candidate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ import tiny_methods
 from openai_server import Fault, Model, Rule, Said, serving
 from pydantic import ValidationError
 
-from harness import config, endpoint, release, report
+from harness import config, endpoint, gate, release, report
 from harness.candidates import ModelHost
 from harness.cli import main
 from harness.comparison import check_comparable
@@ -22,7 +22,7 @@ from harness.doctor import examine
 from harness.embedded import resolve
 from harness.endpoint import Settings
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, bench_of, compare, gate, planned, seconds_planned
+from harness.experiment import Scope, bench_of, compare, planned, seconds_planned
 from harness.methods import endpoint as method
 from harness.metrics import load_metrics
 from harness.progress import Silent

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import shared_data
 
-from harness import config, release, store
+from harness import config, gate, release, store
 from harness.errors import IncompatibleRuns, UserError
+from harness.gating import Verdict
+from harness.release.judged import Judged, worst
 from harness.release.pinned import add_regressions
 from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy
@@ -170,6 +172,46 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
     assert judged.verdict.outcome == "pass"  # its own weights, by identity
     assert release.gate(copy, "lora", baseline="base")[0].baseline == "the base"
     assert champion.scores["letters exact_match"][3] == 12
+
+
+def verdicts_of_both_doors(path, *options, **settings):
+    """Judge the plain prompt from Python and by the command line; returns the two sentences."""
+    done = harness("gate", "--candidate", "prompt", "-c", str(path), "--json", *options)
+    (judged,) = json.loads(done.stdout)
+    return gate(path, candidate="prompt", **settings).sentence, judged["sentence"]
+
+
+def test_python_and_the_command_line_judge_against_the_champion_where_there_is_one(copy):
+    against_base, by_command = verdicts_of_both_doors(copy)
+    assert against_base == by_command
+    release.promote_named(copy, "lora", despite="a test")
+    against_champion, by_command = verdicts_of_both_doors(copy)
+    assert against_champion == by_command
+    assert against_champion != against_base
+    assert "identity" in against_base
+    assert "identity" not in against_champion
+
+
+def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(copy):
+    release.promote_named(copy, "lora", despite="a test")
+    from_python, by_command = verdicts_of_both_doors(copy, "--baseline", "base", baseline="base")
+    assert from_python == by_command
+    assert "identity" in from_python
+
+
+def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells():
+    def judged(outcome):
+        return Judged(outcome, "the base", (), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy())
+
+    several = list(map(judged, ("pass", "inconclusive", "fail", "pass")))
+    assert release.exit_code(several) == 3
+    assert worst(several).candidate == "fail"
+    assert worst(several[:2]).candidate == "inconclusive"
+
+
+def test_a_seed_that_was_not_run_is_refused_with_those_that_were(copy):
+    with pytest.raises(IncompatibleRuns, match=r"no run of seed 7; expected one of its seeds \(0\)"):
+        gate(copy, candidate="lora", seed=7)
 
 
 def test_a_champions_file_holds_no_path_of_a_machine(copy):

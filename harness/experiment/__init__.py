@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import config, gating, store
 from harness.config import Loaded
 from harness.embedded import ModelSource
-from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.experiment import fewer
 from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
 from harness.experiment.facts import attempt
@@ -22,7 +22,6 @@ from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned
 from harness.experiment.reader import Reader
 from harness.experiment.remarks import remarks
 from harness.experiment.serving import key_problems
-from harness.gating import Verdict
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
@@ -41,7 +40,6 @@ __all__ = [
     "bench_of",
     "compare",
     "first_line",
-    "gate",
     "look_up",
     "planned",
     "planned_curve",
@@ -95,31 +93,6 @@ def refuse_many(loaded: Loaded, *, yes: bool) -> None:
         found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
         step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
         raise UserError(Problem("candidates", found, expected, step))
-
-
-def gate(
-    path: str | Path = "harness.yaml", overrides: Sequence[str] = (), *, candidate: str, seed: int = 0
-) -> Verdict:
-    """Return the gate's verdict on the stored run of a candidate; computes nothing.
-
-    Raises:
-        UserError: with every problem of the files at once, or there is no such candidate.
-        IncompatibleRuns: there is no run of the candidate as it is written now, or it has no verdict.
-    """
-    loaded = config.load(Path(path), overrides)
-    if candidate not in loaded.selected:
-        found = f"unknown candidate {candidate!r}"
-        hint = did_you_mean(candidate, loaded.selected)
-        raise UserError(Problem(str(path), found, "a candidate of the experiment", hint))
-    bench = bench_of(loaded, Scope(), Silent())
-    facts = stored_so_far(bench, loaded.selected, candidate).facts
-    verdict = next((f.verdict for f in facts if (f.name, f.seed) == (candidate, seed)), None)
-    if verdict is None:
-        raise IncompatibleRuns(
-            f"{path}: found no verdict on {candidate}, seed {seed}; expected a candidate that was judged; "
-            "next: harness compare, with a suite of the role capability"
-        )
-    return verdict
 
 
 def run_all(

@@ -11,6 +11,7 @@ from typing import cast
 from harness import config
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
+from harness.gating import Verdict
 from harness.records import Run
 from harness.release import forms
 from harness.release.again import score_again
@@ -19,7 +20,7 @@ from harness.release.current import refuse_drawn
 from harness.release.differing import Differences, differences
 from harness.release.elsewhere import gate_folders
 from harness.release.forms import terminal
-from harness.release.judged import Judged, exit_code
+from harness.release.judged import Judged, exit_code, worst
 from harness.release.pinned import SUITE, add_regressions
 from harness.release.removal import Unused, remove_run, remove_unused, unused
 from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
@@ -34,6 +35,7 @@ __all__ = [
     "differences",
     "exit_code",
     "gate",
+    "gate_candidate",
     "gate_folders",
     "gate_stored",
     "not_with_base",
@@ -57,8 +59,11 @@ def gate(
     *,
     baseline: str | None = None,
     base: Path | None = None,
+    seed: int | None = None,
 ) -> list[Judged]:
     """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
+
+    Every seed of a candidate is judged, or the one `seed`.
 
     Raises:
         UserError: an option, a file or a name cannot be used.
@@ -73,7 +78,28 @@ def gate(
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
         raise UserError(Problem("--baseline", repr(baseline), "base or champion"))
-    return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline))
+    return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline), seed)
+
+
+def gate_candidate(
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    candidate: str,
+    seed: int | None = None,
+    baseline: Baseline | None = None,
+) -> Verdict:
+    """Return the verdict by which `harness gate` exits; computes nothing.
+
+    Judged are the stored runs of a candidate, or one run by its id, against the champion where there is
+    one, else the base; `baseline` names one of the two. Of several seeds the worst verdict is returned,
+    or that of the one `seed`.
+
+    Raises:
+        UserError: with every problem of the files at once, or there is no such candidate.
+        IncompatibleRuns: a run or the baseline is missing, or the arms must not be compared.
+    """
+    return worst(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
 
 
 def not_with_base(option: str) -> Problem:

@@ -27,7 +27,16 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
+_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive
+
+
 def exit_code(judged: Sequence[Judged]) -> int:
-    """Return the code of the worst verdict: one that fails before one that is inconclusive."""
-    codes = {gating.exit_code(j.verdict, j.policy) for j in judged}
-    return 3 if 3 in codes else 4 if 4 in codes else 0
+    """Return the code of the worst verdict; 0 of none."""
+    codes = (gating.exit_code(j.verdict, j.policy) for j in judged)
+    return max(codes, key=_FROM_BEST_TO_WORST.index, default=0)
+
+
+def worst(judged: Sequence[Judged]) -> Judged:
+    """Return the first of those whose verdict alone gives the exit code of them all."""
+    code = exit_code(judged)
+    return next(j for j in judged if exit_code([j]) == code)

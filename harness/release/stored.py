@@ -32,11 +32,15 @@ Rows = list[SampleResult]
 
 
 def gate_stored(
-    path: Path, candidate: str, overrides: Sequence[str] = (), baseline: Baseline | None = None
+    path: Path,
+    candidate: str,
+    overrides: Sequence[str] = (),
+    baseline: Baseline | None = None,
+    seed: int | None = None,
 ) -> list[Judged]:
-    """Judge a candidate's stored runs, every seed, against the champion where there is one, else the base.
+    """Judge a candidate's stored runs against the champion where there is one, else against the base.
 
-    `candidate` is the name of one in the file, or the id of a run.
+    `candidate` is the name of one in the file, or the id of a run. Every seed is judged, or the one `seed`.
 
     Raises:
         UserError: the file cannot be used, or nobody has this name.
@@ -52,8 +56,20 @@ def gate_stored(
             "expected a promoted run; next: harness promote RUN, or --baseline base"
         )
     against = None if baseline == "base" else champion
-    runs = candidate_runs(loaded, runs_folder, candidate)
+    runs = _of_seed(candidate_runs(loaded, runs_folder, candidate), candidate, seed)
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
+
+
+def _of_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
+    """Keep the runs of one seed; all of them where none is named."""
+    kept = [run for run in runs if seed in (None, run.seed)]
+    if not kept:
+        there = ", ".join(str(run.seed) for run in runs)
+        raise IncompatibleRuns(
+            f"{candidate}: found no run of seed {seed}; expected one of its seeds ({there}); "
+            "next: name one of these, or none for the worst of all"
+        )
+    return kept
 
 
 def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
