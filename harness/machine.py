@@ -7,7 +7,7 @@ unchanged second command knows its precision without importing torch.
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
 # A GPU is done with a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _ROUNDS, _ROUND_S = 5, 0.08
-# Real bf16 units are some four times faster than fp32, emulation four times slower.
-_EMULATED_BELOW = 0.7
+# bf16 units are some four times faster than fp32, emulation four times slower. Between both bf16 is taken,
+# because it needs half the memory.
+_SLOW_BELOW = 0.7
 
 
 class Machine(NamedTuple):
     """The device, its fastest trustworthy precision and the matrix speed measured for it.
 
     `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
-    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second.
+    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `bf16_gflops` and
+    `fp32_gflops` are what the choice was made from.
     """
 
     device: str
     name: str
     precision: str
     gflops: float
-    emulated_bf16: bool = False
+    bf16_gflops: float | None = None
+    fp32_gflops: float | None = None
 
 
 class Memory(NamedTuple):
@@ -83,6 +86,7 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
     """
     key = digest(
         [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes(), _MATRIX]
+        + [Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     )
     memory = cache_dir() / "machines" / f"{key}.json"
@@ -134,11 +138,22 @@ def _measure(device: str, precision: str) -> Machine:
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
     if precision == "fp16":
         raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
-    speed = _cpu_speeds()
-    emulated = speed["bf16"] < _EMULATED_BELOW * speed["fp32"]
-    chosen = ("fp32" if emulated else "bf16") if precision == "auto" else precision
-    name = f"CPU, {torch.get_num_threads()} threads"
-    return Machine("cpu", name, chosen, speed[chosen], emulated)
+    return cpu(f"CPU, {torch.get_num_threads()} threads", precision, _cpu_speeds())
+
+
+def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
+    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is markedly slower."""
+    if precision == "auto":
+        precision = "fp32" if gflops["bf16"] < _SLOW_BELOW * gflops["fp32"] else "bf16"
+    return Machine("cpu", name, precision, gflops[precision], gflops["bf16"], gflops["fp32"])
+
+
+def slow_bf16(machine: Machine) -> str:
+    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU."""
+    bf16, fp32 = machine.bf16_gflops, machine.fp32_gflops
+    if bf16 is None or fp32 is None or bf16 >= _SLOW_BELOW * fp32:
+        return ""
+    return f"bf16 is slower here: {bf16:,.0f} GFLOP/s against {fp32:,.0f} in fp32"
 
 
 def _cpu_speeds() -> dict[str, float]:

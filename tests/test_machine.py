@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from harness.errors import UserError
-from harness.machine import cache_dir, dtype, probe, remember
+from harness.machine import Machine, cache_dir, cpu, dtype, probe, remember, slow_bf16
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def remembered(folder):
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
     first = probe("cpu")
     assert first.device == "cpu"
-    assert first.precision == ("fp32" if first.emulated_bf16 else "bf16")
+    assert first.precision == ("fp32" if slow_bf16(first) else "bf16")
     assert first.gflops > 0
     file = remembered(empty_cache)
     file.write_text(json.dumps({**json.loads(file.read_text()), "name": "remembered"}))
@@ -52,6 +52,27 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_half(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         remember(tmp_path / "checksums" / "a", "half \ud800")
     assert [(p.name, p.read_text()) for p in (tmp_path / "checksums").iterdir()] == [("a", "whole")]
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp32", "precision"),
+    [(890, 220, "bf16"), (276, 276, "bf16"), (200, 276, "bf16"), (190, 276, "fp32"), (30, 120, "fp32")],
+)
+def test_bf16_is_chosen_unless_it_is_markedly_slower_than_fp32(bf16, fp32, precision):
+    speeds = {"bf16": bf16, "fp32": fp32}
+    assert cpu("CPU", "auto", speeds)[2:4] == (precision, speeds[precision])
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_bf16_is_called_slower_only_where_it_is(precision):
+    assert slow_bf16(cpu("CPU", precision, {"bf16": 276, "fp32": 276})) == ""
+    assert slow_bf16(cpu("CPU", precision, {"bf16": 890, "fp32": 220})) == ""
+    said = "bf16 is slower here: 69 GFLOP/s against 276 in fp32"
+    assert slow_bf16(cpu("CPU", precision, {"bf16": 69, "fp32": 276})) == said
+
+
+def test_nothing_is_said_of_bf16_on_a_gpu():
+    assert slow_bf16(Machine("cuda", "GPU", "fp16", 9000.0)) == ""
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -91,9 +91,11 @@ def noise_lines(found: "Noise") -> list[str]:
 
 
 def _lines(found: "Checkup") -> list[str]:
+    from harness.machine import slow_bf16
+
     machine, room = found.machine, found.memory
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
-    slow = ", bf16 is emulated" if machine.emulated_bf16 else ""
+    slow = f"; {said}" if (said := slow_bf16(machine)) else ""
     return [
         f"machine   {machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}",
         f"memory    {room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})",

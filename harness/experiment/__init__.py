@@ -22,6 +22,7 @@ from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned
 from harness.experiment.reader import Reader
 from harness.experiment.remarks import remarks
 from harness.experiment.serving import key_problems
+from harness.machine import slow_bf16
 from harness.numbers import seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
@@ -242,7 +243,7 @@ def all_done(found: Iterable[Run | None]) -> bool:
 
 def first_line(bench: Bench, n_candidates: int, expected_s: float | None) -> str:
     """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    slow = " (bf16 is emulated here, so fp32)" if bench.machine.emulated_bf16 else ""
+    slow = f" ({said})" if (said := slow_bf16(bench.machine)) else ""
     return (
         f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
         f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
