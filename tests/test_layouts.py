@@ -109,14 +109,17 @@ def test_the_shared_beginning_of_two_transcripts_is_the_prompt(load):
     assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
 
 
-turns = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1).filter(
-    lambda text: text.strip() == text and "Human:" not in text and "Assistant:" not in text
-)
+def without_speakers(text):
+    return text.replace("Human:", "Human :").replace("Assistant:", "Assistant :").strip() or "x"
+
+
+turns = st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1).map(without_speakers)
 
 
 @settings(deadline=None)
-@given(st.lists(turns, min_size=1, max_size=5).filter(lambda t: len(t) % 2 == 1), turns, turns)
-def test_a_transcript_is_read_back_as_it_was_written(asked, chosen, rejected):
+@given(st.lists(st.tuples(turns, turns), max_size=2), turns, turns, turns)
+def test_a_transcript_is_read_back_as_it_was_written(before, last, chosen, rejected):
+    asked = [*(text for both in before for text in both), last]
     speakers = ("Human", "Assistant")
     begin = "".join(f"\n\n{speakers[i % 2]}: {text}" for i, text in enumerate(asked))
     row = Row(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import store as stores
@@ -157,7 +157,7 @@ def test_every_field_of_a_row_has_a_column():
     assert [f.name for f in fields(SampleResult)] == list(rows.COLUMNS)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(st.lists(SAMPLES, min_size=1, max_size=6))
 def test_rows_come_back_exactly(tmp_path_factory, sample):
     store = Store(tmp_path_factory.mktemp("runs"))
