@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow bench gpu dashboard lint
+.PHONY: compare test slow weekly bench gpu dashboard lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	.venv/bin/python -m pytest -m slow --durations=0 --durations-min=1 $(ARGS)
+
+weekly: $(STAMP)
+	.venv/bin/python -m pytest -m weekly --durations=0 --durations-min=1 $(ARGS)
 
 bench: $(STAMP)
 	.venv/bin/python -m pytest -m bench -s $(ARGS)

@@ -11,7 +11,6 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
 from pathlib import Path
 
-import collapsing
 import pytest
 import tiny_experiment
 import tiny_model
@@ -149,15 +148,6 @@ def model(tiny):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny).eval()
-
-
-@pytest.fixture(scope="session")
-def collapsed(tmp_path_factory):
-    """Collapse the chat of the real model once, for all that look at it; see `collapsing.run`."""
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # a tiny model may have taken all but one away
-    return collapsing.run(tmp_path_factory.mktemp("collapse"))
 
 
 @pytest.fixture(scope="module")

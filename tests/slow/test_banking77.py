@@ -43,33 +43,33 @@ def scores(report):
     return {f.name: f.target.score for f in report.facts if f.target}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_rows_that_are_also_in_test_are_refused_by_name(path):
     with pytest.raises(UserError, match=r"train\.jsonl\.gz:\d+"):
         experiment.compare(path)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_removed_rows_are_said(report):
     assert any("removed" in note for note in report.notes)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_every_candidate_has_a_score_on_the_same_items(report):
     assert {f.target.n for f in report.facts} == {144}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_lora_learns_the_labels(scores):
     assert scores["lora"] >= 0.75
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_nearest_neighbour_shots_beat_the_plain_prompt(scores):
     assert scores["knn"] > scores["prompt"] + 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_no_fine_tune_is_recommended_where_a_plain_classifier_is_as_good(report, scores):
     assert scores["bag"] >= scores["lora"] - 0.05
     assert report.decision.action == "classifier"

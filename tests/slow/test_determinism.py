@@ -10,10 +10,23 @@ import harness.experiment as experiment
 ROOT = Path(__file__).parents[2]
 
 
+# Rows of every task and a training of two steps: numbers that differ differ at any size.
+FEW = [
+    "target.data.limits={train: 8, validation: 4, test: 8}",
+    *(f"suites.general.tasks.{t}.limit=8" for t in ("world_facts", "reading", "grammar", "arithmetic")),
+    *(
+        f"suites.general.tasks.{t}.limit=4"
+        for t in ("chat_facts", "instructions", "arithmetic_words", "translation")
+    ),
+    *(f"suites.general.tasks.{t}.limit=4" for t in ("prose_text", "code_text", "chat_text")),
+    *(f"suites.safety.tasks.{t}.limit=4" for t in ("harmful_refused", "harmless_answered")),
+]
+
+
 def answers(folder: Path) -> dict[str, tuple]:
     text = (ROOT / "harness.yaml").read_text()
     (folder / "harness.yaml").write_text(re.sub(r"suites/", f"{ROOT}/suites/", text))
-    report = experiment.compare(folder / "harness.yaml", candidates=["prompt,bag,lora"], quick=True)
+    report = experiment.compare(folder / "harness.yaml", FEW, ["prompt,bag,lora"])
     return {
         f.name: (f.state, f.target, f.validation, f.slices, f.vs_untrained, f.verdict, f.training.get("loss"))
         for f in report.facts

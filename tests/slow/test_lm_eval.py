@@ -15,7 +15,7 @@ from lm_eval_mirror import cut_mirror
 from harness.experiment import alone
 from harness.progress import Silent
 
-pytestmark = pytest.mark.manual
+pytestmark = pytest.mark.weekly
 
 LIMIT = int(os.environ.get("HARNESS_LM_EVAL_LIMIT", "24"))
 N_GENERATED = int(os.environ.get("HARNESS_LM_EVAL_GSM8K", "2"))

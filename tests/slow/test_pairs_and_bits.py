@@ -18,9 +18,9 @@ candidates:
 """
 FEW = [
     "target.data.limits={train: 48, validation: 8, test: 8}",
-    *(f"suites.general.tasks.{t}.limit=32" for t in ("world_facts", "reading", "grammar", "arithmetic")),
+    *(f"suites.general.tasks.{t}.limit=16" for t in ("world_facts", "reading", "grammar", "arithmetic")),
     *(
-        f"suites.general.tasks.{t}.limit=8"
+        f"suites.general.tasks.{t}.limit=2"
         for t in ("chat_facts", "instructions", "arithmetic_words", "translation")
     ),
     *(f"suites.general.tasks.{t}.limit=8" for t in ("prose_text", "code_text", "chat_text")),

@@ -5,7 +5,7 @@ import pytest
 from tests import looks_on_real_items
 from tests.real_items import study
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 
 @pytest.fixture(scope="module")

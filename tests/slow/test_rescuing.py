@@ -2,6 +2,7 @@
 
 import time
 
+import collapsing
 import pytest
 
 from harness import config, gating, rescue, store
@@ -11,7 +12,7 @@ from harness.experiment.reader import Reader
 from harness.progress import Silent
 from harness.rescue.halves import cluster_of, split
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 # On half of so few items 2 points cannot be shown, whoever is judged. One training keeps it short.
 CHANCE = [
@@ -22,9 +23,14 @@ CHANCE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory):
+    """Collapse the chat of the real model; returns the path of the experiment's file."""
+    return collapsing.run(tmp_path_factory.mktemp("collapse"), collapsing.HALF)[0]
+
+
 def opened(collapsed):
-    path, smaller, _ = collapsed
-    loaded = config.load(path, [*smaller, *CHANCE])
+    loaded = config.load(collapsed, [*collapsing.HALF, *CHANCE])
     return bench_of(loaded, Scope(), Silent()), loaded
 
 

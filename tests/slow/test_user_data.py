@@ -13,7 +13,7 @@ from harness import config, report
 from harness.data import load_task
 from tests.conftest import shared_data
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 DOLLY = """
 name: dolly

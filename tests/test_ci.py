@@ -1,0 +1,89 @@
+"""CI's own script on a project of stand-ins: the budget fits, and what it prints at the end is what happened."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = """\
+.venv/.installed: ; @echo made
+test: ; @echo '7 passed in 1.20s'
+slow: ; @echo '{slow}'
+compare: ; @{compare}
+"""
+PYTHON = """\
+#!/bin/sh
+case "$1" in -c) echo 'CPU, 2 threads, bf16, 890 GFLOP/s';; *) echo '2 passed in 0.10s';; esac
+"""
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a function that lays out a project whose steps print so, and runs the script in it."""
+    executable(tmp_path / ".venv/bin/python", PYTHON)
+    executable(tmp_path / "bin/chromium", "#!/bin/sh\n")
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+
+    def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes=""):
+        (tmp_path / "Makefile").write_text(MAKEFILE.format(slow=slow, compare=compare))
+        environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CI_MINUTES": minutes}
+        command = [tmp_path / ".ci" / "run", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def limits(said):
+    return {name: int(limit) for name, limit in re.findall(r"^(\S+) +(\d+) +min$", said, re.MULTILINE)}
+
+
+def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_85_minutes(project):
+    done = project("--budget")
+    found = limits(done.stdout)
+    assert done.returncode == 0
+    assert {"tests-fast", "tests-slow", "quickstart", "tests-quickstart"} < found.keys()
+    assert found.pop("all") == sum(found.values()) < 85
+
+
+def test_limits_that_do_not_fit_are_refused_before_anything_runs(project):
+    done = project(minutes="80")
+    assert done.returncode == 1
+    assert "must be less than 80" in done.stdout
+    assert "== tests-fast" not in done.stdout
+
+
+def test_what_each_step_took_stands_beside_its_limit_and_the_totals_come_last(project):
+    done = project()
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = lines[lines.index(next(line for line in lines if line.split() == ["step", "seconds", "limit"])) :]
+    said = limits(done.stdout)
+    assert {row.split()[0]: int(row.split()[2]) for row in table[1 : len(said)]} == {
+        name: 60 * limit for name, limit in said.items() if name != "all"
+    }
+    assert lines[-2] == "on CPU, 2 threads, bf16, 890 GFLOP/s"
+    assert lines[-1] == "12 passed, 0 failed, 0 skipped"
+
+
+def test_a_skipped_test_is_a_failure(project):
+    done = project(slow="2 passed, 1 skipped in 5.00s")
+    assert done.returncode == 1
+    assert "FAILED: 1 skipped" in done.stdout
+    assert done.stdout.splitlines()[-1] == "11 passed, 0 failed, 1 skipped"
+
+
+def test_a_step_that_fails_is_named_and_the_later_ones_still_run(project):
+    done = project(compare="exit 3")
+    assert done.returncode == 1
+    assert "FAILED: quickstart" in done.stdout
+    assert "== tests-quickstart took" in done.stdout
