@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow weekly bench gpu dashboard lint
+.PHONY: compare test slow weekly pins bench gpu dashboard lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -18,6 +18,10 @@ slow: $(STAMP)
 
 weekly: $(STAMP)
 	.venv/bin/python -m pytest -m weekly --durations=0 --durations-min=1 $(ARGS)
+
+# After a change of code that changes no result: runs the golden tests, then renews the pins of code versions.
+pins: $(STAMP)
+	.venv/bin/python -m tests.pins
 
 bench: $(STAMP)
 	.venv/bin/python -m pytest -m bench -s $(ARGS)

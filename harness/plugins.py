@@ -4,20 +4,15 @@ Invariant: names come from the folder's listing alone; only the plugin that is a
 imported, so listing them costs no import.
 """
 
-import ast
-import hashlib
-import platform
 import traceback
-from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.machine import cache_dir, remember
-from harness.records import digest
+from harness.provenance.code_versions import code_versions
+from harness.records import checksum
 
 KINDS = ("methods", "prompting", "metrics")
 
@@ -45,23 +40,13 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
     return import_module(f"harness.{kind}.{name}")
 
 
-@cache
-def source_digest(*paths: Path) -> str:
-    """Digest what modules do: their source without comments and layout."""
-    return digest([_plain_source(path) for path in paths])
+def version(kind: str, name: str) -> int | str:
+    """Return what an identity holds of a plugin's code: its version, or of a file that has none its checksum.
 
-
-def _plain_source(path: Path) -> str:
-    """Return a module's source without comments and layout; remembered by its content, as parsing is slow."""
-    source = path.read_bytes()
-    key = hashlib.sha256(source + platform.python_version().encode()).hexdigest()
-    memory = cache_dir() / "sources" / f"{key}.py"
-    if memory.exists():
-        return memory.read_text("utf-8")
-    plain = ast.unparse(ast.parse(source))
-    with suppress(OSError):  # a folder that may only be read costs time, and no more
-        remember(memory, plain)
-    return plain
+    Versions are those of `code_versions.toml`; a user's own file, and one not listed yet, has none.
+    """
+    listed = code_versions().get(f"{kind}/{name}")
+    return listed.version if listed else checksum(path_of(kind, name))
 
 
 def path_of(kind: str, name: str) -> Path:

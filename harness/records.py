@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +32,15 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the sha256 of the value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def without_defaults(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults, of which identities are made.
+
+    A field that comes later moves no digest while it has its default. Far faster than `asdict`, which copies.
+    """
+    values = ((f, getattr(record, f.name)) for f in fields(record))
+    return {f.name: value for f, value in values if value != f.default}
 
 
 @contextmanager
@@ -189,7 +198,7 @@ class RowsIdentity:
     @property
     def digest(self) -> str:
         """The sixteen hex digits that name `runs/rows/<digest>/`."""
-        return digest(asdict(self))
+        return digest(without_defaults(self))
 
     @property
     def answers(self) -> "RowsIdentity":

@@ -13,8 +13,9 @@ from harness import shortage
 from harness.attention import attending_in_parts
 from harness.beginnings import Beginnings, after, keeps_all_keys
 from harness.errors import CandidateFailed
+from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
-from harness.trees import PLANNER_VERSION, Pack, Pair, Size, Tree, grow, pack, plan, shared_length
+from harness.trees import Pack, Pair, Size, Tree, grow, pack, plan, shared_length
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Executor:
     @property
     def layout_digest(self) -> str:
         """Digest of what decides the shapes that are computed together."""
-        return digest([PLANNER_VERSION, self.engine, self.budget])
+        return digest([versions_of("layout"), self.engine, self.budget])
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""

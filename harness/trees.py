@@ -10,7 +10,6 @@ from typing import NamedTuple
 # (context, continuation) as token ids, none of them empty.
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
-PLANNER_VERSION = 6
 # Attention within a row of n tokens takes as long as reading n² over so many; 300 to 1,000 measured alike.
 _ATTENTION = 600
 # A shorter beginning costs more to copy than to read.

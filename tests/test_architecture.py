@@ -11,14 +11,14 @@ from typing import NamedTuple
 import pytest
 
 from harness import plugins
-from harness.run.bench import LAYS_OUT
+from harness.provenance.code_versions import code_versions
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
-    "errors numbers quiet progress records machine spec estimate footprint plugins config provenance data prompting "
+    "errors numbers quiet progress records machine spec estimate footprint provenance plugins config data prompting "
     "refusals metrics embedded shortage prepack trees attention beginnings scoring generation encoding candidates training vllm endpoint methods evaluate "
     "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
     "starting doctor catalogue terminal cli"
@@ -134,12 +134,12 @@ def test_a_module_imports_only_from_its_left(file):
     assert violations(file, lambda i: own(i.module) in right) == []
 
 
-def test_a_remembered_layout_depends_on_all_code_that_lays_tokens_out():
-    """Token ids are made by `encoding`, and what it depends on names the rows by itself."""
+def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
+    """Token ids are made by `encoding`, which has a version of its own."""
     near = set(ORDER[ORDER.index("prepack") : ORDER.index("candidates")]) - {"encoding"}
-    files = [PACKAGE / f"{name}.py" for name in LAYS_OUT]
+    files = [PACKAGE / name for name in code_versions()["layout"].files]
     used = {own(i.module) for file in files for i in imports(file)} & near
-    assert used <= set(LAYS_OUT)
+    assert used <= {file.stem for file in files}
     assert "trees" in used
 
 

@@ -48,25 +48,6 @@ def test_a_name_like_no_plugin_lists_them_all():
     assert all(name in caught.value.problems[0].next_step for name in plugins.names("prompting"))
 
 
-def test_comments_and_layout_do_not_change_what_a_module_does(tmp_path, own_cache):
-    one, two, three = (tmp_path / f"{name}.py" for name in ("one", "two", "three"))
-    one.write_text("def f(x):\n    return x + 1\n")
-    two.write_text("def f( x ):  # a comment\n    return (x+1)\n")
-    three.write_text("def f(x):\n    return x + 2\n")
-    digests = [plugins.source_digest(path) for path in (one, two, three)]
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_a_remembered_source_is_that_of_its_content(tmp_path, own_cache):
-    path = tmp_path / "one.py"
-    digests = []
-    for number in (1, 2, 1):
-        path.write_text(f"def f(x):\n    return x + {number}\n")
-        plugins.source_digest.cache_clear()  # a new process would read the source anew
-        digests.append(plugins.source_digest(path))
-    assert digests[0] == digests[2] != digests[1]
-
-
 def test_a_private_file_is_no_plugin():
     with pytest.raises(UserError):
         plugins.load("methods", "__init__")

@@ -136,7 +136,6 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     settings = ("target.metrics=[exact_match,starts.py]",)
     before = tiny_experiment.run(path, *settings)
     (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
-    plugins.source_digest.cache_clear()  # a new process would read the source anew
 
     loaded = config.load(path, ("target.primary=starts.py", *settings))
     made = bench_of(loaded, Scope(), Silent())

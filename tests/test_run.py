@@ -177,22 +177,30 @@ def identity_by(folder):
 
 
 @pytest.mark.parametrize(
-    ("file", "field"),
+    ("concern", "field"),
     [
-        ("evaluate.py", "task_version"),
-        ("encoding.py", "task_version"),
-        ("prompting/few_shot.py", "task_version"),
-        ("refusals.py", "scoring_digest"),
-        ("metrics/exact_match.py", "scoring_digest"),
+        ("evaluation", "task_version"),
+        ("tokenization", "task_version"),
+        ("prompting/few_shot", "task_version"),
+        ("scoring", "scoring_digest"),
+        ("metrics/exact_match", "scoring_digest"),
     ],
 )
-def test_what_other_code_asks_or_scores_is_stored_elsewhere(tmp_path, file, field):
+def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
     package = shutil.copytree(Path(run.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
-    with (package / file).open("a") as code:
-        code.write("\n\nMORE = 1\n")
+    table = package / "provenance" / "code_versions.toml"
+    table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
     after = identity_by(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {field}
+
+
+def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
+    package = shutil.copytree(Path(run.__file__).parents[1], tmp_path / "harness")
+    before = identity_by(tmp_path)
+    with (package / "evaluate.py").open("a") as code:
+        code.write("\n\nMORE = 1\n")
+    assert identity_by(tmp_path) == before
 
 
 def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import plugins
 from harness.capability import index, scores, tasks
 from harness.capability.answers import limits_of
 from harness.errors import Problem, UserError
 from harness.machine import cache_dir, remember
+from harness.provenance.code_versions import versions_of
 from harness.records import digest
 from harness.spec import Kind
 
-_HERE = Path(__file__).parent
 _KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}
 
 
@@ -90,7 +89,7 @@ def _key(members: Sequence[index.Member], num_fewshot: int | None, datasets_dir:
     return digest(
         [
             index.version(),
-            plugins.source_digest(*sorted(_HERE.glob("*.py"))),
+            versions_of("lm_eval"),
             [[m.name, m.path, m.overrides] for m in members],
             num_fewshot,
             sorted([str(folder), index.data_state(folder)] for folder in copies),

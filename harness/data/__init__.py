@@ -6,14 +6,14 @@ row and no preference pair asks what an evaluated split asks.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from harness.data import items, leaks, rows, splits
 from harness.data.items import Kept, Notes, Sourced
 from harness.data.leaks import Leak, check_leaks, folded, suite_leaks
 from harness.errors import Problem, UserError
-from harness.records import Document, Example, digest
+from harness.records import Document, Example, digest, without_defaults
 from harness.spec import Task
 
 __all__ = [
@@ -33,8 +33,6 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
 SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "stands_for")
-
-_FIELDS = tuple(field.name for field in fields(Example))
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -109,7 +107,7 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     With `split` only that split's items count (and the rows that shots are taken from), so
     that more training rows do not make a new test.
     """
-    definition = task.model_dump(exclude={"data", "limit", *SCORING})
+    definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
     if split is not None:
         shots = items.train if task.num_fewshot else ()
         return digest([definition, {split: _plain(getattr(items, split)), "shots": _plain(shots)}])
@@ -118,8 +116,7 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
 
 
 def _plain(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the examples as JSON takes them; many times faster than dataclasses.asdict, which copies."""
-    return [{name: getattr(example, name) for name in _FIELDS} for example in examples]
+    return list(map(without_defaults, examples))
 
 
 def _rng(task: Task, seed: int, purpose: str) -> random.Random:

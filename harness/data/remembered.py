@@ -1,21 +1,18 @@
 """The version of a task's test items, remembered by all that it is made of.
 
 Invariant: what is remembered is what reading the files again would give, because their content, the
-task's definition, the seed and the code that reads are its key.
+task's definition, the seed and the version of the code that reads are its key.
 """
 
 import hashlib
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
-from harness import plugins
 from harness.data import load_task, task_version
 from harness.machine import cache_dir, remember
+from harness.provenance.code_versions import versions_of
 from harness.records import digest
 from harness.spec import DATA_FILES, Task
-
-_HERE = Path(__file__).parent
 
 
 def version_of_test(task: Task, seed: int) -> str:
@@ -28,7 +25,7 @@ def version_of_test(task: Task, seed: int) -> str:
     if not all(file.is_file() for file in files):
         return task_version(task, load_task(task, seed), "test")
     content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    key = digest([task.model_dump(mode="json"), content, seed, _reading_source()])
+    key = digest([task.model_dump(mode="json", exclude_defaults=True), content, seed, versions_of("data")])
     memory = cache_dir() / "versions" / key
     if memory.exists():
         return memory.read_text("utf-8")
@@ -36,10 +33,3 @@ def version_of_test(task: Task, seed: int) -> str:
     with suppress(OSError):  # a folder that may only be read costs time, and no more
         remember(memory, version)
     return version
-
-
-@cache
-def _reading_source() -> str:
-    """Digest the code between a file and an item's version."""
-    package = [_HERE.parent / f"{name}.py" for name in ("errors", "records", "spec")]
-    return plugins.source_digest(*sorted(_HERE.glob("*.py")), *package)

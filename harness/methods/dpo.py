@@ -17,6 +17,7 @@ from harness.training import (
 )
 
 NEEDS = ("pairs",)
+LOOPS = ("training", "tokens", "dpo")
 MAKES = "adapter"
 INIT_FROM = "adapter"
 SHAPE = tuple(LoraParams.model_fields)  # of a new adapter; with init_from it is settled

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NEEDS = ("train",)
+LOOPS = ("training", "tokens", "sft")
 MAKES = "model"
 
 

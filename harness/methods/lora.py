@@ -9,6 +9,7 @@ ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673
 from harness.training import FitContext, LowRankParams, Weights, low_rank
 
 NEEDS = ("train",)
+LOOPS = ("training", "tokens", "sft")
 MAKES = "adapter"
 
 

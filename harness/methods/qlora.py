@@ -9,6 +9,7 @@ Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 from harness.training import FitContext, LowRankParams, Weights, low_rank
 
 NEEDS = ("train",)
+LOOPS = ("training", "tokens", "sft")
 MAKES = "adapter"
 QUANTIZATION = "nf4"
 

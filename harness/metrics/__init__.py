@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import plugins
-from harness.records import Example, Output
+from harness.records import Example, Output, checksum
 from harness.spec import EVALUATE, Task, metric_name
 
 Array = NDArray[np.float64]
@@ -77,15 +77,13 @@ def load_metrics(task: Task) -> dict[str, Metric]:
     return {metric_name(written): _built(written, task) for written in task.metrics}
 
 
-def sources(written: str) -> tuple[Path, ...]:
-    """Return the files that hold the code of a metric."""
-    here = Path(__file__).parent
-    shared = (here / "__init__.py", here / "_labels.py")
+def version(written: str) -> int | str:
+    """Return what an identity holds of a metric's code: of an `evaluate:` script on disk its checksum."""
     if not written.startswith(EVALUATE):
-        return (*shared, plugins.path_of("metrics", written))
+        return plugins.version("metrics", written)
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
-    return (*shared, here / "_evaluate.py", *((script,) if script.is_file() else ()))
+    return checksum(script) if script.is_file() else ""
 
 
 def _built(written: str, task: Task) -> Metric:

@@ -1,16 +1,15 @@
 """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
-Invariant: at most one base is in memory; what lays tokens out is remembered under the code that does.
+Invariant: at most one base is in memory; what lays tokens out is remembered under the version of its code.
 """
 
 import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-from harness import estimate, plugins, provenance, vllm
+from harness import estimate, provenance, vllm
 from harness.candidates import Candidate
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.embedded import ModelSource
@@ -18,13 +17,11 @@ from harness.evaluate import Job, evaluate_block, in_order
 from harness.machine import Machine, cache_dir, remember
 from harness.metrics import Metric, load_metrics
 from harness.progress import Progress
+from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest
 from harness.run import hosting
 from harness.spec import Experiment, Role, Task
 from harness.store import Store
-
-_PACKAGE = Path(__file__).parents[1]
-LAYS_OUT = ("prepack", "trees", "attention", "beginnings", "scoring", "generation", "candidates")
 
 
 class Measured(NamedTuple):
@@ -110,10 +107,8 @@ class Bench:
         if self.experiment.engine == "vllm":
             return vllm.identity(vllm.installed(), self.machine.device)
         plain = self.sources[source.name]
-        # What lays tokens out is part of the key: a layout remembered from older code would name other rows.
-        code = plugins.source_digest(*(_PACKAGE / f"{name}.py" for name in LAYS_OUT))
-        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name), code]
-        key = digest(known)
+        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
+        key = digest([*known, versions_of("layout")])
         memory = cache_dir() / "engines" / f"{key}.json"
         if not memory.exists():
             base = self.host(plain).base

@@ -41,7 +41,7 @@ def finished(bench: Bench, wanted: Sequence[Sought | None]) -> list[Run | None]:
 def failure(bench: Bench, known: Mapping[str, Run], name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the failure of a recipe as it is written now among the runs that are known."""
     run = known.get(failed_id(bench, name, seed))
-    return run if run and run.recipe == recipe.model_dump(mode="json") else None
+    return run if run and Recipe.model_validate(run.recipe) == recipe else None
 
 
 def is_there(bench: Bench, rows: RowSet) -> bool:

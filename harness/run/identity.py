@@ -4,18 +4,15 @@ Invariant: what only judges answers is in `scoring_digest` alone, so a changed m
 as it was and stored answers can be scored again.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
-from harness import endpoint, plugins
+from harness import endpoint, metrics, plugins
 from harness.data import SCORING, Split
-from harness.metrics import sources as metric_sources
+from harness.provenance.code_versions import versions_of
 from harness.records import RowsIdentity, digest
 from harness.run.bench import Bench, Measured
 from harness.spec import Task, metric_name
 from harness.training import Weights
-
-_PACKAGE = Path(__file__).parents[1]
 
 
 def identity(
@@ -61,23 +58,23 @@ def _computed(bench: Bench, weights: Weights) -> _Computed:
 
 
 def rows_version(task: Task, version: str) -> str:
-    """Return the version of what rows answer: definition and items by theirs, and the code that asks."""
-    return digest([version, _asking_source(task)])
+    """Return the version of what rows answer: definition and items by theirs, and the code that evaluates."""
+    return digest([version, _evaluation_versions(task)])
 
 
-def _asking_source(task: Task) -> str:
-    """Digest the code that asks; that of lm-eval's tasks asks and scores in one go."""
-    asking = sorted((_PACKAGE / "capability").glob("*.py")) if task.lm_eval else [_PACKAGE / "evaluate.py"]
-    if task.num_fewshot and not task.lm_eval:
-        asking.append(plugins.path_of("prompting", "few_shot"))
-    return plugins.source_digest(_PACKAGE / "encoding.py", *asking)
+def _evaluation_versions(task: Task) -> dict[str, int | str]:
+    """Return the versions of the code that evaluates; that of lm-eval's tasks scores as well."""
+    if task.lm_eval:
+        return {**versions_of("tokenization", "lm_eval")}
+    shots = {"few_shot": plugins.version("prompting", "few_shot")} if task.num_fewshot else {}
+    return {**versions_of("tokenization", "evaluation"), **shots}
 
 
 def _scoring_digest(m: Measured) -> str:
     """Digest what turns answers into scores: what the task says of it, and the code; no paths."""
     if m.task.lm_eval:
         return ""
-    said = m.task.model_dump(include=set(SCORING))
+    said = m.task.model_dump(include=set(SCORING), exclude_defaults=True)
     said |= {"metrics": list(map(metric_name, m.task.metrics)), "primary": metric_name(m.task.primary)}
-    code = [path for written in m.task.metrics for path in metric_sources(written)]
-    return digest([said, m.role == "safety", plugins.source_digest(_PACKAGE / "refusals.py", *code)])
+    code = [versions_of("scoring"), *map(metrics.version, m.task.metrics)]
+    return digest([said, m.role == "safety", code])

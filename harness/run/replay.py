@@ -8,13 +8,13 @@ Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:25
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 
 from harness import estimate
 from harness.data import TaskItems, folded, load_task, suite_leaks
 from harness.data.prompts import general_prompts
 from harness.errors import Problem, UserError
-from harness.records import Example, SampleResult, digest
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, SampleResult, digest, without_defaults
 from harness.run.bench import Bench
 from harness.spec import Recipe, Replay, Task, TaskData
 
@@ -29,12 +29,13 @@ def n_replayed(bench: Bench, replay: Replay) -> int:
     return max(1, round(replay.share * len(bench.target.items.train)))
 
 
-def replay_digest(bench: Bench, source: Recipe, seed: int) -> list[str]:
-    """Name what replayed rows depend on beside the base; empty for a recipe without replay."""
+def replay_digest(bench: Bench, source: Recipe, seed: int) -> str:
+    """Digest what replayed rows depend on beside the base; empty for a recipe without replay."""
     if source.replay is None:
-        return []
+        return ""
     drawn = given(bench, source.replay, seed) if source.replay.data else asked(bench, source.replay)
-    return [digest([n_replayed(bench, source.replay), _LONGEST, [asdict(e) for e in drawn]])]
+    rows = [without_defaults(e) for e in drawn]
+    return digest([versions_of("replay"), n_replayed(bench, source.replay), _LONGEST, rows])
 
 
 def given(bench: Bench, replay: Replay, seed: int) -> tuple[Example, ...]:

@@ -6,7 +6,6 @@ Invariant: a folder is named by everything its weights depend on, and exists onl
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from harness.embedded import ModelSource, content_digest, quantized
 from harness.errors import CandidateFailed, Diverged
 from harness.evaluate import addressed
 from harness.prompting import PromptingContext, Step, compose
-from harness.records import Example, digest
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, digest, without_defaults
 from harness.run.bench import Bench
 from harness.run.replay import answering_work, replay_digest
 from harness.spec import Recipe
 from harness.store.folders import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest, model_digest
 
-_PACKAGE = Path(__file__).parents[1]
 SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weights no seed changes
 _DIVERGED, _FIT = "diverged.json", "fit.json"
 
@@ -91,36 +90,33 @@ def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
 
 
 def folder_of(bench: Bench, source: Recipe, seed: int, init: Weights | None) -> Path:
-    """Name the folder of weights by everything that they depend on."""
+    """Name the folder of weights by everything that they depend on, and nothing else."""
     method = plugins.load("methods", source.method)
     base = trained_base(bench, source)
-    code = (plugins.path_of("methods", source.method), *sorted((_PACKAGE / "training").glob("*.py")))
-    return bench.store.weights(
-        digest(
-            [
-                plugins.source_digest(*code),
-                source.method,
-                method.Params(**source.params).model_dump(mode="json"),
-                base.weights_digest,
-                base.template_digest,
-                _examples_digest(bench, method),
-                prompting_digest(bench, source, seed),
-                seed,
-                bench.machine.precision,
-                bench.machine.device,
-                init.digest if init else "",
-                content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
-                *replay_digest(bench, source, seed),
-            ]
-        )
-    )
+    identity = {
+        "method": source.method,
+        "code": [plugins.version("methods", source.method), versions_of(*getattr(method, "LOOPS", ()))],
+        "params": method.Params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "base": [base.weights_digest, base.template_digest],
+        "init": init.digest if init else "",
+        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "training": _training_digest(bench, method, source, seed),
+        "replay": replay_digest(bench, source, seed),
+    }
+    return bench.store.weights(digest({name: value for name, value in identity.items() if value}))
 
 
-def _examples_digest(bench: Bench, method: Any) -> str:
-    """Digest what a method draws from: pairs where it needs them, else training and validation rows."""
-    if "pairs" in getattr(method, "NEEDS", ()):
-        return digest([asdict(pair) for pair in bench.target.items.pairs])
-    return digest([bench.target.versions["train"], bench.target.versions["validation"]])
+def _training_digest(bench: Bench, method: Any, source: Recipe, seed: int) -> str:
+    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
+    needs = getattr(method, "NEEDS", ())
+    if not needs:
+        return ""
+    target = bench.target
+    pairs = [without_defaults(pair) for pair in target.items.pairs] if "pairs" in needs else []
+    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+    drawn = [] if source.method in SEEDLESS else [seed]
+    computed = [bench.machine.precision, bench.machine.device]
+    return digest([pairs, rows, prompting_digest(bench, source, seed), drawn, computed])
 
 
 def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
@@ -273,26 +269,24 @@ def step_of(bench: Bench, recipe: Recipe, seed: int) -> Step:
 
 def prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
-    plain = {name: _drawn_with(name, params) for name, params in recipe.prompting.items()}
+    promptings = [(name, *_prompting(name, params)) for name, params in recipe.prompting.items()]
     drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
     return digest(
         [
-            list(plain.items()),
-            plugins.source_digest(*(plugins.path_of("prompting", name) for name in plain)),
+            promptings,
+            versions_of("prompting"),
             recipe.system,
             recipe.template,
-            drawn_from if set(plain) - {"zero_shot"} else [],
+            drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
         ]
     )
 
 
-def _drawn_with(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompting's parameters; a model among them stands as its content, not as its path."""
+def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
+    """Return a prompting's code version and parameters, in which a model stands as its content."""
     plugin = plugins.load("prompting", name)
     built = plugin.Params(**params)
-    plain: dict[str, Any] = built.model_dump(mode="json")
-    if plain.get("model") is None:
-        plain.pop("model", None)
-        return plain
-    content = plugin.drawn_from(built)
-    return {**plain, "model": content or plain["model"]}
+    plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
+    if "model" in plain:
+        plain["model"] = plugin.drawn_from(built) or plain["model"]
+    return plugins.version("prompting", name), plain

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness import plugins
 from harness.candidates import load_base
 from harness.provenance import environment_digest
+from harness.provenance.code_versions import versions_of
 from harness.quiet import quiet_libraries
 from harness.records import digest
 from harness.scoring import Executor
@@ -160,7 +160,6 @@ def _policy(model: "PreTrainedModel", init: Path) -> Any:
 
 def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:
     """Digest everything that the reference's log-probabilities depend on."""
-    code = sorted(Path(__file__).parent.glob("*.py"))
     return digest(
         [
             rows,
@@ -169,7 +168,7 @@ def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row
             params.per_device_train_batch_size,
             context.machine.precision,
             environment_digest(context.machine.name),
-            plugins.source_digest(*code),
+            versions_of("training", "dpo"),
         ]
     )
 

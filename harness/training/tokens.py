@@ -1,7 +1,7 @@
 """Training rows as token ids, made once for all candidates, trials and seeds that train on them.
 
 Invariant: the ids are those that TRL makes of the same texts; what is remembered is what would be made
-anew, because texts, tokenizer with its template, versions and this code are its key.
+anew, because texts, tokenizer with its template, versions and that of this code are its key.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,11 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import plugins
 from harness.embedded import ModelSource
 from harness.machine import cache_dir, remember_written
+from harness.provenance.code_versions import versions_of
 from harness.records import Example, Message, digest
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def tokenized(
     """Return the tokens of examples, each with its answers (as many for every one of them)."""
     texts = [(list(e.messages), *ends) for e, ends in zip(examples, answers, strict=True)]
     versions = [version(name) for name in ("tokenizers", "transformers")]
-    key = digest([texts, chat, source.template_digest, versions, plugins.source_digest(Path(__file__))])
+    key = digest([texts, chat, source.template_digest, versions, versions_of("tokens")])
 
     def make() -> "Dataset":
         from datasets import Dataset

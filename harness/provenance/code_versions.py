@@ -1,0 +1,38 @@
+"""Code versions: one number per concern, which identities hold in place of the code itself.
+
+Invariant: moving, renaming and documenting code changes no identity. `code_versions.toml` lists each
+concern with its files and a pin, the digest of their syntax trees; a test fails while a pin differs.
+Where results change, raise the version and say so in CHANGELOG; where they do not, `make pins`.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).with_suffix(".toml")
+
+
+class CodeVersion(NamedTuple):
+    """The version of one concern; `files` are globs below `harness/`, `pin` the digest of their code."""
+
+    version: int
+    files: tuple[str, ...]
+    pin: str
+
+
+@cache
+def code_versions() -> Mapping[str, CodeVersion]:
+    """Read the table: concern, such as `layout` or `methods/lora`, to its version."""
+    rows = tomllib.loads(TABLE.read_text("utf-8"))
+    return {name: CodeVersion(row["version"], tuple(row["files"]), row["pin"]) for name, row in rows.items()}
+
+
+def versions_of(*concerns: str) -> dict[str, int]:
+    """Return the versions of some concerns, to be put into a digest.
+
+    Raises:
+        KeyError: the table holds no such concern.
+    """
+    return {name: code_versions()[name].version for name in concerns}

@@ -1,0 +1,115 @@
+"""Pins of `code_versions.toml`: digests of the syntax trees of the modules that each concern stands for.
+
+`python -m tests.pins` (or `make pins`) runs the tests of golden answers, log-probabilities and weights,
+and then renews the pins that differ and adds what is new: plugins at version 1, and defaults of settings.
+
+Invariant: docstrings and imports of our own modules are left out, so prose and moves change no pin.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from harness import plugins, spec
+from harness.provenance.code_versions import TABLE, CodeVersion, code_versions
+from harness.records import digest
+
+PACKAGE = Path(__file__).parents[1] / "harness"
+DEFAULTS = Path(__file__).with_name("golden_defaults.json")
+GOLDEN_TESTS = "tests/test_golden_model.py"
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def files_of(version: CodeVersion) -> list[Path]:
+    """List the files that a concern stands for, sorted by path."""
+    return sorted({file for pattern in version.files for file in PACKAGE.glob(pattern)})
+
+
+def pin_of(files: list[Path]) -> str:
+    """Digest the syntax trees of files, whatever they are called."""
+    return digest(sorted(_code(file.read_text("utf-8")) for file in files))
+
+
+def _code(source: str) -> str:
+    """Return a module's code without its docstrings and its imports of our own."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED):
+            node.body = [line for line in node.body if not _is_left_out(line)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_left_out(line: ast.stmt) -> bool:
+    if isinstance(line, ast.ImportFrom):
+        return (line.module or "").partition(".")[0] == "harness"
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+
+def unlisted() -> list[str]:
+    """Name the plugins that the table does not list."""
+    concerns = [f"{kind}/{name}" for kind in plugins.KINDS for name in plugins.names(kind)]
+    return [concern for concern in concerns if concern not in code_versions()]
+
+
+def defaults() -> dict[str, dict[str, str]]:
+    """Return the defaults that identities leave out, as text, by model and field."""
+    models: dict[str, type[BaseModel]] = {"Task": spec.Task}
+    models |= {
+        f"{kind}/{name}": plugins.load(kind, name).Params
+        for kind in ("methods", "prompting")
+        for name in plugins.names(kind)
+    }
+    return {name: _defaults_of(model) for name, model in models.items()}
+
+
+def _defaults_of(model: type[BaseModel]) -> dict[str, str]:
+    found = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
+    return {name: repr(value) for name, value in found.items() if value is not PydanticUndefined}
+
+
+def known_defaults() -> dict[str, dict[str, str]]:
+    """Read the defaults that stored identities were made with."""
+    known: dict[str, dict[str, str]] = json.loads(DEFAULTS.read_text("utf-8"))
+    return known
+
+
+def _add_defaults() -> None:
+    """Write defaults of new fields; one that is known stays, so that a change of it is noticed."""
+    known = known_defaults()
+    merged = {model: {**fields, **known.get(model, {})} for model, fields in defaults().items()}
+    DEFAULTS.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def renew() -> list[str]:
+    """Write the pins that differ and the plugins that are not listed; returns the concerns that changed."""
+    text, changed = TABLE.read_text("utf-8"), unlisted()
+    for concern in changed:
+        text += f'\n["{concern}"]\nversion = 1\nfiles = ["{concern}.py"]\npin = ""\n'
+    for concern, version in code_versions().items():
+        head, rest = text.split(f'["{concern}"]\n', 1)
+        new = rest.replace(f'pin = "{version.pin}"', f'pin = "{pin_of(files_of(version))}"', 1)
+        changed += [concern] if new != rest else []
+        text = f'{head}["{concern}"]\n{new}'
+    TABLE.write_text(text, "utf-8")
+    code_versions.cache_clear()
+    return changed
+
+
+def main() -> None:
+    """Run the golden tests, then renew; a new plugin gets its entry first and its pin in a second pass."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", GOLDEN_TESTS], check=False)
+    if done.returncode:
+        sys.exit("Results changed: raise the version of the concern, and say so in CHANGELOG.md.")
+    _add_defaults()
+    changed = renew()
+    changed += renew() if unlisted() or any(not v.pin for v in code_versions().values()) else []
+    sys.stdout.write(f"Pins renewed: {', '.join(dict.fromkeys(changed)) or 'none differed'}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Identities hold a version of our code by concern, and a pin says when the code behind one has changed."""
+
+import pytest
+
+from harness import plugins
+from harness.provenance.code_versions import TABLE, code_versions, versions_of
+from harness.records import Example, RowsIdentity, digest, without_defaults
+from tests import pins
+
+
+@pytest.mark.parametrize("concern", code_versions())
+def test_a_pin_is_the_digest_of_the_code_it_stands_for(concern):
+    listed = code_versions()[concern]
+    assert listed.pin == pins.pin_of(pins.files_of(listed)), (
+        f"the code of {concern!r} changed. If no result changes, run `make pins`; else raise its version in "
+        f"{TABLE.name} and say so in CHANGELOG.md"
+    )
+
+
+def test_every_pattern_of_the_table_finds_a_file():
+    patterns = [pattern for listed in code_versions().values() for pattern in listed.files]
+    assert [pattern for pattern in patterns if not list(pins.PACKAGE.glob(pattern))] == []
+
+
+def test_every_plugin_is_listed():
+    assert pins.unlisted() == [], "run `make pins`"
+
+
+@pytest.mark.parametrize("prose", ['"""Other words."""\n', "from harness.moved import f\n"])
+def test_prose_and_moves_change_no_pin(tmp_path, prose):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text('"""Words."""\nfrom harness.place import f\ndef g(x):\n    "Words."\n    return f(x)\n')
+    two.write_text(f"{prose}def g(x):  # a comment\n    return f( x )\n")
+    assert pins.pin_of([one]) == pins.pin_of([two])
+
+
+def test_another_computation_changes_the_pin(tmp_path):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("def g(x):\n    return x + 1\n")
+    two.write_text("def g(x):\n    return x + 2\n")
+    assert pins.pin_of([one]) != pins.pin_of([two])
+
+
+def test_an_unknown_concern_is_an_error():
+    with pytest.raises(KeyError):
+        versions_of("no such concern")
+
+
+def test_a_plugin_that_is_not_listed_is_known_by_its_content(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("x = 1")
+    first = plugins.version("metrics", str(own))
+    own.write_text("x = 2")
+    assert plugins.version("metrics", str(own)) != first
+    assert plugins.version("metrics", "exact_match") == code_versions()["metrics/exact_match"].version
+
+
+def test_a_field_at_its_default_is_left_out_of_a_digest():
+    plain = Example("1", ({"role": "user", "content": "Q"},))
+    assert without_defaults(plain).keys() == {"id", "messages"}
+    identity = RowsIdentity(*("" for _ in range(11)))
+    assert identity.digest == digest(without_defaults(identity))
+    assert "scoring_digest" not in without_defaults(identity)
+
+
+@pytest.mark.parametrize("model", pins.known_defaults())
+def test_a_default_that_identities_leave_out_has_not_changed(model):
+    found, known = pins.defaults()[model], pins.known_defaults()[model]
+    assert {name: found.get(name, value) for name, value in known.items()} == known, (
+        f"a default of {model} changed, which no digest shows: raise the version of the concern that reads it, "
+        f"say so in CHANGELOG.md, and change {pins.DEFAULTS.name}"
+    )
+
+
+def test_every_default_is_known():
+    new = {
+        model: fields.keys() - pins.known_defaults().get(model, {}).keys()
+        for model, fields in pins.defaults().items()
+    }
+    assert {model: names for model, names in new.items() if names} == {}, "run `make pins`"

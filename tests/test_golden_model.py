@@ -1,0 +1,39 @@
+"""Answers, log-probabilities and weights of the tiny model stay as they are until a code version is raised."""
+
+import json
+
+import golden_model
+import pytest
+
+GOLDEN = json.loads(golden_model.FILE.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, own_cache, tmp_path_factory):
+    return json.loads(json.dumps(golden_model.measure(tiny, tmp_path_factory.mktemp("golden"))))
+
+
+@pytest.mark.parametrize("name", GOLDEN["answers"])
+def test_answers_and_log_probabilities_are_golden(measured, name):
+    found = measured["answers"][name]
+    assert [row[:3] for row in found] == [row[:3] for row in GOLDEN["answers"][name]]
+    for (*_, logprob, margin, parts, prompt), expected in zip(found, GOLDEN["answers"][name], strict=True):
+        assert [logprob, margin] == pytest.approx(expected[3:5], abs=1e-4)
+        assert parts.keys() == expected[5].keys()
+        assert all(parts[metric] == pytest.approx(expected[5][metric], abs=1e-4) for metric in parts)
+        assert prompt == expected[6]
+
+
+@pytest.mark.parametrize("method", GOLDEN["fits"])
+def test_losses_and_norms_of_weights_are_golden(measured, method):
+    found, expected = measured["fits"][method], GOLDEN["fits"][method]
+    assert [step for step, _ in found["loss"]] == [step for step, _ in expected["loss"]]
+    assert [loss for _, loss in found["loss"]] == pytest.approx(
+        [loss for _, loss in expected["loss"]], rel=1e-3
+    )
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
+
+
+def test_the_same_candidates_and_methods_are_measured(measured):
+    assert measured["answers"].keys() == GOLDEN["answers"].keys()
+    assert measured["fits"].keys() == GOLDEN["fits"].keys()
