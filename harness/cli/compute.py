@@ -156,7 +156,7 @@ def compare(
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
-    bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items), progress)
+    bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items, dry_run), progress)
     stored = experiment.look_up(bench, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
     work = _planned(bench, loaded.selected, learning_curve, rescue) if computes else {}
@@ -168,6 +168,7 @@ def compare(
         say("fewer items: the candidates take at most what is planned; the base answers what is drawn again")
     if dry_run:
         _print_plan(bench, loaded.selected, work, plan, as_json)
+        say(experiment.said_of_stored(bench, stored))
         return
     say(experiment.first_line(bench, len(loaded.selected), sum(plan.values()) if computes else None))
     for line in [*warnings, *bench.target.items.notes]:

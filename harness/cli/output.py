@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def open_bench(
-    config: Path, overrides: list[str] | None = None, candidate: str | None = None
+    config: Path,
+    overrides: list[str] | None = None,
+    candidate: str | None = None,
+    *,
+    dry_run: bool = False,
 ) -> "tuple[Bench, Loaded]":
     """Open the experiment of a file with its data and model; return it and the file as it was read."""
     from harness import config as configuration
@@ -28,7 +32,7 @@ def open_bench(
     from harness.terminal import TerminalProgress
 
     loaded = configuration.load(config, overrides or [], [] if candidate is None else [candidate])
-    return bench_of(loaded, Scope(), TerminalProgress()), loaded
+    return bench_of(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
 
 
 def write_utf8() -> None:

@@ -28,7 +28,7 @@ def rescue(
     """Try versions of a fine-tune that keep more, cheapest first; exit by what came of it."""
     from harness import rescue as rescuing
 
-    bench, loaded = open_bench(config, overrides)
+    bench, loaded = open_bench(config, overrides, dry_run=dry_run)
     prepared = rescuing.prepare(bench, loaded.selected, run)
     if dry_run:
         _print_plan(prepared, as_json)

@@ -23,7 +23,7 @@ from harness.experiment.reader import Reader
 from harness.experiment.remarks import remarks
 from harness.experiment.serving import key_problems
 from harness.machine import slow_bf16
-from harness.numbers import seconds
+from harness.numbers import count, seconds
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
@@ -47,6 +47,7 @@ __all__ = [
     "refuse_curve",
     "refuse_many",
     "run_all",
+    "said_of_stored",
     "seconds_planned",
     "stored",
     "stored_so_far",
@@ -194,7 +195,14 @@ def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
 def _reported(bench: Bench, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        names, differing = ", ".join(name for name, _, _ in absent), outdated(bench, *absent[0])
+        names = ", ".join(name for name, _, _ in absent)
+        if unknown := bench.unknown_bases():
+            raise IncompatibleRuns(
+                f"{bench.store.folder}: unknown whether {names} is stored as written now: "
+                f"{_never_loaded(unknown)}; expected a finished run; "
+                "next: harness report, which loads it once"
+            )
+        differing = outdated(bench, *absent[0])
         stored_as = f" (that of {absent[0][0]} has another {', '.join(differing)})" if differing else ""
         raise IncompatibleRuns(
             f"{bench.store.folder}: found no run of {names} as written now{stored_as}; "
@@ -234,6 +242,18 @@ def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
 def look_up(bench: Bench, selected: Iterable[str]) -> list[Run | None]:
     """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
     return stored_runs(bench, _in_order(bench, selected))
+
+
+def said_of_stored(bench: Bench, found: Sequence[Run | None]) -> str:
+    """Say how much of what a dry run plans is stored, or why that is unknown."""
+    if unknown := bench.unknown_bases():
+        return f"unknown whether any of it is stored: {_never_loaded(unknown)}"
+    n_done = sum(run is not None and run.state == "done" for run in found)
+    return f"{count(n_done)} of {count(len(found))} runs are stored already"
+
+
+def _never_loaded(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
 
 
 def all_done(found: Iterable[Run | None]) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from harness import capability
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task, suite_leaks
-from harness.embedded import ModelSource, expected_s, has_chat_template, resolve
+from harness.embedded import ModelSource, expected_s, has_chat_template, is_packed, resolve
 from harness.errors import Problem, UserError
 from harness.estimate import Work
 from harness.experiment.serving import endpoint_problems, engine_problems
@@ -44,11 +44,15 @@ BASE_ARM = "general ability of the base"
 
 
 class Scope(NamedTuple):
-    """How much of an experiment is run: `limit` test items of each task, a quick smoke, or fewer items."""
+    """How much of an experiment is run: `limit` test items of each task, a quick smoke, or fewer items.
+
+    A `dry_run` runs none of it, and loads no model.
+    """
 
     limit: int | None = None
     quick: bool = False
     fewer: bool = False
+    dry_run: bool = False
 
 
 def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
@@ -101,11 +105,21 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
         for role, suite, task in named
     )
     machine = probe(experiment.device, experiment.precision)
-    sources = _resolved(experiment, progress)
+    sources = _resolved(experiment, progress, unpacks=not scope.dry_run)
     _refuse_without_template(experiment, sources.values())
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
-    bench = Bench(experiment, Store(folder), source, machine, target, tuple(suites), progress, sources)
+    bench = Bench(
+        experiment,
+        Store(folder),
+        source,
+        machine,
+        target,
+        tuple(suites),
+        progress,
+        sources,
+        dry_run=scope.dry_run,
+    )
     _refuse_weights(bench, loaded)
     return bench
 
@@ -119,15 +133,15 @@ def _refuse_two_ways(scope: Scope) -> None:
         raise UserError(Problem("--fewer-items", f"{' and '.join(given)} as well", expected, step))
 
 
-def _resolved(experiment: Experiment, progress: Progress) -> dict[str, ModelSource]:
+def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
     """Find every base model that the experiment or one of its candidates names."""
     named = [experiment.base_model, *(r.base_model for r in experiment.candidates.values() if r.base_model)]
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name in dict.fromkeys(named):
         try:
-            with progress.stage(f"getting {name} ready, once", expected_s(name)):
-                out[name] = resolve(name)
+            with progress.stage(f"getting {name} ready, once", expected_s(name) if unpacks else 0.0):
+                out[name] = resolve(name, unpacks=unpacks)
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -290,7 +304,7 @@ def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSour
             "choose an instruct model, or set chat_template: false on these tasks",
         )
         for source in sources
-        if in_chat and not has_chat_template(source.path)
+        if in_chat and not is_packed(source) and not has_chat_template(source.path)
     ]
     if problems:
         raise UserError(problems)

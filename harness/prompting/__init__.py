@@ -20,12 +20,16 @@ CONTEXT = "Context:\n"
 
 @dataclass(frozen=True, slots=True)
 class PromptingContext:
-    """What promptings draw from: training examples for shots, documents for retrieval."""
+    """What promptings draw from: training examples for shots, documents for retrieval.
+
+    In a `dry_run`, whose prompts are only counted, no model is loaded to choose among them.
+    """
 
     task: Task
     train: tuple[Example, ...]
     documents: tuple[Document, ...]
     seed: int
+    dry_run: bool = False
 
 
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:

@@ -75,7 +75,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         raise UserError(_no_documents(context.task.name))
     chunks = [chunk for document in context.documents for chunk in _chunks(document, params)]
     texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
-    scores = _dense(texts, params.model, context.task.name) if params.model else _bm25(texts)
+    scores = _scores(texts, params, context)
 
     def retrieve(example: Example) -> Example:
         best = sorted(
@@ -84,6 +84,15 @@ def build(context: PromptingContext, params: Params) -> Step:
         return with_context(example, [chunks[i] for _, i in best[: params.top_k]])
 
     return retrieve
+
+
+def _scores(texts: list[str], params: Params, context: PromptingContext) -> Scores:
+    """Choose the retriever; a dry run counts the first passages for those that a model would find."""
+    if params.model is None:
+        return _bm25(texts)
+    if context.dry_run:
+        return lambda query: [0.0] * len(texts)
+    return _dense(texts, params.model, context.task.name)
 
 
 def _chunks(document: Document, params: Params) -> list[Document]:

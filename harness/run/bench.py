@@ -23,6 +23,8 @@ from harness.run import hosting
 from harness.spec import Experiment, Role, Task
 from harness.store import Store
 
+UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
+
 
 class Measured(NamedTuple):
     """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
@@ -69,7 +71,8 @@ class Bench:
 
     `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
     `controls` maps digests of bases to the control arm that was measured while this bench was open.
-    Copies made by `replace` share the slot, so what one loads another lets go of.
+    Copies made by `replace` share the slot, so what one loads another lets go of. A bench for a `dry_run`
+    loads nothing.
     """
 
     experiment: Experiment
@@ -82,6 +85,7 @@ class Bench:
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
+    dry_run: bool = False
 
     def seconds(self, work: estimate.Work, source: ModelSource | None = None) -> float:
         """Estimate how long an amount of work takes here, on the experiment's base or another."""
@@ -89,6 +93,7 @@ class Bench:
 
     def host(self, source: ModelSource) -> hosting.Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""
+        assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
             self.unload()
             # What is not a base as published has that one's layers, and so its scoring engine.
@@ -103,18 +108,29 @@ class Bench:
         gc.collect()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
-        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it."""
+        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it.
+
+        In a dry run, which loads none, they are `UNKNOWN` until another command has.
+        """
         if self.experiment.engine == "vllm":
             return vllm.identity(vllm.installed(), self.machine.device)
         plain = self.sources[source.name]
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
         key = digest([*known, versions_of("layout")])
         memory = cache_dir() / "engines" / f"{key}.json"
+        if self.dry_run and not memory.exists():
+            return UNKNOWN
         if not memory.exists():
             base = self.host(plain).base
             remember(memory, json.dumps([base.engine, base.layout_digest]))
         engine, layout = json.loads(memory.read_text())
         return engine, layout
+
+    def unknown_bases(self) -> list[str]:
+        """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""
+        if not self.dry_run:
+            return []
+        return [name for name, source in self.sources.items() if self.engine(source) == UNKNOWN]
 
 
 def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:

@@ -262,7 +262,8 @@ def fit_work(bench: Bench, source: Recipe, seed: int) -> estimate.Work:
 def step_of(bench: Bench, recipe: Recipe, seed: int) -> Step:
     """Return what turns an example of the target into what this recipe asks."""
     task, items = bench.target.task, bench.target.items
-    prompted = compose(recipe.prompting, PromptingContext(task, items.train, items.documents, seed))
+    context = PromptingContext(task, items.train, items.documents, seed, bench.dry_run)
+    prompted = compose(recipe.prompting, context)
     system = recipe.system if recipe.system is not None else task.system
     return lambda example: addressed(prompted(example), system, recipe.template)
 

@@ -1,0 +1,119 @@
+"""A dry run on a machine that has seen nothing: no model is loaded, and what only loading tells is called unknown."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import tiny_experiment
+
+from harness import embedded
+from harness.cli import main
+
+RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, chunk_words: 30}}}\n"
+
+
+@pytest.fixture
+def new_machine(tmp_path, monkeypatch):
+    """Return the cache of a machine on which nothing was ever loaded."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def unreadable(tiny, tmp_path):
+    """Copy the tiny model, with weights that fail whoever loads them."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+    return folder
+
+
+@pytest.fixture
+def harness(monkeypatch, capsys):
+    """Return the command, which gives its exit code and what it printed."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+def test_a_dry_run_on_a_new_machine_loads_no_model(harness, new_machine, unreadable, tmp_path):
+    path = tiny_experiment.write(tmp_path, unreadable)
+    code, planned, said = harness("compare", "-c", path, "--dry-run")
+    assert code == 0, said
+    assert planned.splitlines()[1].startswith("general ability of the base")
+    assert "unknown whether any of it is stored" in said
+    assert "was never loaded on this machine, and a dry run loads no model" in said
+    assert not (new_machine / "engines").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_with_a_rescue_loads_no_model_either(harness, new_machine, unreadable, tmp_path):
+    path = tiny_experiment.write(tmp_path, unreadable)
+    code, planned, said = harness("compare", "-c", path, "--dry-run", "--rescue", "--json")
+    assert code == 0, said
+    assert json.loads(planned)["rescue, at most"]["trained"] > 0
+
+
+@pytest.mark.parametrize("more", [("--rescue",), ()])
+def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
+    harness, finished, new_machine, own_cache, monkeypatch, more
+):
+    path = finished[0] / "harness.yaml"
+
+    def planned(cache):
+        monkeypatch.setenv("HARNESS_CACHE", str(cache))
+        code, plan, said = harness("compare", "-c", path, "--dry-run", "--json", *more)
+        assert code == 0, said
+        counts = {name: (w["read"], w["generated"], w["trained"]) for name, w in json.loads(plan).items()}
+        return counts, said
+
+    unknown, known = planned(new_machine), planned(own_cache)
+    assert unknown[0] == known[0]
+    assert "unknown whether" in unknown[1]
+    assert "6 of 6 runs are stored already" in known[1]
+
+
+def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
+    harness, new_machine, unreadable, tmp_path
+):
+    path = tiny_experiment.write(tmp_path, unreadable, "  prompt: {method: base}\n" + RETRIEVING)
+    letters = tmp_path / "suites" / "letters.yaml"
+    letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
+    pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "help.jsonl", pages)
+    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    assert code == 0, said
+    plan = json.loads(planned)
+    assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
+
+
+def test_a_dry_run_leaves_the_embedded_model_packed(harness, new_machine, tmp_path):
+    path = tiny_experiment.write(tmp_path, "smollm2-135m")
+    code, planned, said = harness("compare", "-c", path, "--dry-run", "--json")
+    assert code == 0, said
+    assert json.loads(planned)["prompt"]["memory_gib"] > 0.2
+    assert "smollm2-135m was never loaded on this machine" in said
+    assert not (new_machine / "models").exists()
+
+
+def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(new_machine):
+    packed = embedded.resolve("smollm2-135m", unpacks=False)
+    assert packed.n_parameters == 134_515_008
+    shape = embedded.shape(packed)
+    per_layer = 2 * shape.hidden * (shape.n_heads + shape.n_kv_heads) * shape.head_dim
+    per_layer += 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
+    assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters
+
+
+def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(harness, finished, new_machine):
+    code, planned, said = harness("rescue", "lora", "-c", finished[0] / "harness.yaml", "--dry-run")
+    assert (code, planned) == (5, "")
+    assert "unknown whether lora is stored as written now" in said
+    assert "harness report, which loads it once" in said
+    assert not (new_machine / "engines").exists()
