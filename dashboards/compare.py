@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness.comparison import Comparison, oriented
 from harness.decide import best_untrained
-from harness.numbers import OWN_UNITS, count, score
+from harness.numbers import count, score
 from harness.report import ExperimentReport
 from harness.report.facts import best_first
 from parts import charts, controls, items, pairs, project, texts
@@ -49,7 +49,7 @@ def page() -> None:
 def _default(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
     if report is None:
         return list(labels[:2])
-    untrained = best_untrained(report.facts, higher_is_better=report.higher_is_better)
+    untrained = best_untrained(report.facts)
     ordered = [untrained, *(f.label for f in best_first(report))]
     return [name for name in dict.fromkeys(ordered) if name is not None and name in labels][:2]
 
@@ -68,7 +68,7 @@ def _differences(
             if isinstance(c, str):
                 continue
             rows.append(_row(name, c))
-            if c.metric not in OWN_UNITS:
+            if c.unit.is_rate:
                 o = oriented(c)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
                 margin = margins.get(task)
@@ -93,8 +93,8 @@ def _row(name: str, c: Comparison) -> dict[str, Any]:
         "candidate": name,
         "task": c.task,
         "metric": c.metric,
-        "reference": score(c.metric, c.base, c.base_low, c.base_high),
-        "new": score(c.metric, c.new, c.new_low, c.new_high),
+        "reference": score(c.unit, c.base, c.base_low, c.base_high),
+        "new": score(c.unit, c.new, c.new_low, c.new_high),
         "change": pairs.said(c),
         "lost": len(c.lost),
         "gained": len(c.gained),

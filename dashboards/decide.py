@@ -37,7 +37,6 @@ def page() -> None:
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
         metric_name=report.metric,
-        higher_is_better=report.higher_is_better,
         curve=report.curve,
     )
     texts.say(found.sentence, "lead")
@@ -47,7 +46,7 @@ def page() -> None:
     st.subheader("Reasons", anchor=False)
     texts.say_all(found.reasons)
     st.subheader("Arithmetic", anchor=False)
-    rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.metric)]
+    rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.unit)]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
     controls.offer_csv(rows, "decide")
 
@@ -56,9 +55,8 @@ def _gains(
     report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy
 ) -> Sequence[CandidateFacts]:
     """Measure gains against the best untrained candidate within the budgets, where that is another one."""
-    higher = report.higher_is_better
-    best = best_untrained(budgeted(facts, policy), higher_is_better=higher)
-    if best is None or best == best_untrained(report.facts, higher_is_better=higher):
+    best = best_untrained(budgeted(facts, policy))
+    if best is None or best == best_untrained(report.facts):
         return facts
     key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())
     rows = {label: run.rows[key] for label, run in runs.items() if key in run.rows}

@@ -9,7 +9,8 @@ from typing import Any
 
 import streamlit as st
 
-from harness.numbers import OWN_UNITS, score
+from harness.comparison import oriented
+from harness.numbers import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.heat import heat
@@ -35,7 +36,7 @@ def page() -> None:
     )
     rows = _changes(report)
     controls.offer_csv(rows, "forgetting")
-    _bits(report, drawn.labels)
+    _no_rates(report, drawn.labels)
     stored = controls.runs_of(report, project.runs())
     runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
@@ -55,21 +56,21 @@ def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
     ]
 
 
-def _bits(report: ExperimentReport, labels: Sequence[str]) -> None:
-    """Draw the drift of held-out text in bits per byte, where more is worse."""
-    rates = {c.task for of in report.comparisons.values() for c in of if c.metric not in OWN_UNITS}
-    series = {
-        label: [
-            charts.Bar(c.task, c.delta, c.low, c.high, f"{pairs.said(c)} ({score(c.metric, c.new)} now)")
-            for c in report.comparisons[label]
-            if c.metric in OWN_UNITS and not c.slice and c.task not in rates
-        ]
-        for label in labels
-    }
-    series = {label: bars for label, bars in series.items() if bars}
-    if series:
-        st.subheader("Drift on held-out text", anchor=False)
-        charts.draw(charts.forest(series, "change in bits per byte; above 0 is worse"), "drift")
+def _no_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
+    """Draw the change of tasks that no rate is known of, such as held-out text in bits per byte."""
+    rates = {c.task for of in report.comparisons.values() for c in of if c.unit.is_rate}
+    by_unit: dict[Unit, dict[str, list[charts.Bar]]] = {}
+    for label in labels:
+        for c in report.comparisons[label]:
+            if not c.slice and c.task not in rates:
+                said = f"{pairs.said(c)} ({score(c.unit, c.new)} now)"
+                bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
+                by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
+    for unit, series in by_unit.items():
+        of_text = unit.name == "bits per byte"
+        st.subheader("Drift on held-out text" if of_text else f"Change in {unit.name}", anchor=False)
+        above = "better" if unit.higher_is_better else "worse"
+        charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
 
 
 def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
@@ -78,12 +79,12 @@ def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
     left, right, _ = st.columns([2, 2, 3])
     name = left.selectbox("Candidate", list(runs), key="after_of")
     run = runs[name]
-    listed = [c for c in report.comparisons.get(name, ()) if not c.slice and c.metric not in OWN_UNITS]
+    listed = [c for c in report.comparisons.get(name, ()) if not c.slice and c.unit.is_rate]
     by_task = {c.task: c for c in reversed(listed) if project.base_rows(run, f"{c.task}/test")}
     if not by_task:
         texts.say("The base's own answers are not stored beside this run.")
         return
-    tasks = sorted(by_task, key=lambda task: ("chat" not in task, by_task[task].delta))
+    tasks = sorted(by_task, key=lambda task: ("chat" not in task, oriented(by_task[task]).delta))
     task = right.selectbox("Task", tasks, key="after_task")
     c, key = by_task[task], f"{task}/test"
     pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from harness.numbers import OWN_UNITS, count, score
+from harness.numbers import count, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.facts import last_line
@@ -99,14 +99,13 @@ def _picture(lines: Sequence[Line]) -> None:
         return
     task, metric = known[0][0].task, known[0][0].metric
     alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
-    scale, names = board_table.scale(metric), controls.distinct([run for run, _ in alike])
+    unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
     bars = [
-        charts.Bar(name, scale * e.score, scale * e.low, scale * e.high, score(metric, *e[:3]))
+        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, score(unit, *e[:3]))
         for name, (_, e) in zip(names, alike, strict=True)
     ]
-    unit = "" if metric in OWN_UNITS else ", %"
     figure = charts.forest(
-        {"score": bars}, f"{metric.replace('_', ' ')}{unit}, with 95 % interval", zero=False
+        {"score": bars}, f"{metric.replace('_', ' ')}{unit.axis}, with 95 % interval", zero=False
     )
     charts.draw(figure, "leaderboard")
 

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from harness import stats
-from harness.numbers import OWN_UNITS, percent, points, score
+from harness.numbers import percent, points, score
 from harness.report import ExperimentReport
 from harness.report.pictures.front import Point, points_of
 from harness.report.verdicts import WORDS
@@ -37,7 +37,7 @@ def page() -> None:
     tried = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
     lines = [*_families(report, found), *rescued.values()]
-    charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
+    charts.draw(charts.front(found, report, lines), "pareto")
     _say_front(report, found)
     if rescued:
         texts.say(
@@ -52,8 +52,9 @@ def page() -> None:
 def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     on_front = [p.label for p in found if p.on_front]
     texts.say(f"On the front: {', '.join(on_front)}.")
-    if report.metric not in OWN_UNITS:
-        goals = [(p.target.score, p.kept.score) for p in found]
+    if report.unit.is_rate:
+        worst = 0.0 if report.unit.higher_is_better else -1.0
+        goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in found]
         passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == WORDS["pass"]]
         area = stats.hypervolume(goals, _REFERENCE)
         kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
@@ -69,7 +70,7 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
 def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:
     return {
         "candidate": p.label,
-        f"target {report.metric}": score(report.metric, *p.target[:3]),
+        f"target {report.metric}": score(report.unit, *p.target[:3]),
         "general ability": "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3]),
         "verdict": p.verdict,
         "on the front": "yes" if p.on_front else "",

@@ -4,13 +4,43 @@ Invariant: no digit finer than its interval supports; unknown (None or NaN) is a
 negative number has a real minus sign, and what rounds to zero has no sign.
 """
 
+from dataclasses import dataclass
 from math import ceil, floor, inf, isfinite, isnan, log10
 from typing import TypeGuard
 
 UNKNOWN = "–"
-OWN_UNITS = frozenset({"bits_per_byte", "latency"})  # metrics that are no rates in [0, 1]
 _TINY_USD = 0.0001  # smaller amounts decide nothing
 _WIDE = 2.0  # points: from this half-width on, the interval's ends are whole points
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The unit of a metric's values and its direction; by default a rate in [0, 1], printed in percent.
+
+    A value times `scale` is printed; `name` is what a change of it counts.
+    """
+
+    scale: float = 100.0
+    name: str = "points"
+    higher_is_better: bool = True
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether values are rates in [0, 1]."""
+        return self.scale == 100.0
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes the larger value the better one: 1 or −1."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def axis(self) -> str:
+        """The unit and the direction as they stand behind a metric's name at an axis."""
+        return (", %" if self.is_rate else "") + ("" if self.higher_is_better else ", lower is better")
+
+
+RATE = Unit()
 
 
 def percent(x: float | None) -> str:
@@ -41,29 +71,22 @@ def plain(x: float | None, low: float | None = None, high: float | None = None, 
 
 
 def score(
-    metric: str, x: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
+    unit: Unit, x: float | None, low: float | None = None, high: float | None = None, *, whole: bool = False
 ) -> str:
     """Print a metric's value with its interval: rates in percent, others in their own unit."""
-    return plain(x, low, high) if metric in OWN_UNITS else interval(x, low, high, whole=whole)
+    return interval(x, low, high, whole=whole) if unit.is_rate else plain(x, low, high)
 
 
 def change(
-    metric: str,
+    unit: Unit,
     delta: float | None,
     low: float | None = None,
     high: float | None = None,
     *,
     whole: bool = False,
 ) -> str:
-    """Print a difference of a metric with its interval, signed; see `unit` for what it counts."""
-    if metric in OWN_UNITS:
-        return plain(delta, low, high, sign=True)
-    return points(delta, low, high, whole=whole)
-
-
-def unit(metric: str) -> str:
-    """Name what `change` counts: `points`, or the metric itself where it is no rate."""
-    return metric.replace("_", " ") if metric in OWN_UNITS else "points"
+    """Print a difference of a metric with its interval, signed, in what `unit.name` names."""
+    return points(delta, low, high, whole=whole) if unit.is_rate else plain(delta, low, high, sign=True)
 
 
 def usd(x: float | None) -> str:

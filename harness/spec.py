@@ -260,7 +260,10 @@ class Recipe(Spec):
 
 
 class TargetPolicy(Spec):
-    """What was to be reached on the target: a level, a gain over the best untrained candidate."""
+    """What was to be reached on the target: a level, a gain over the best untrained candidate.
+
+    `min` is the highest score allowed where lower is better; the gain is then a fall.
+    """
 
     min: float | None = Field(None, ge=0, le=1)
     gain: float | None = Field(None, ge=0, le=1)

@@ -5,6 +5,9 @@ from typing import Any
 from harness.comparison import Comparison, Estimate
 from harness.decide import CandidateFacts
 from harness.gating import MissRate, Rule, Verdict
+from harness.numbers import RATE, Unit
+
+BITS = Unit(1.0, "bits per byte", higher_is_better=False)
 
 
 def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
@@ -32,7 +35,6 @@ def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
         "delta_valid": delta,
         "low_valid": delta - half,
         "high_valid": delta + half,
-        "higher_is_better": True,
         "estimator": "tango",
         "lower": delta - 0.84 * half,
         "upper": delta + 0.84 * half,
@@ -56,7 +58,7 @@ def verdict(outcome: Any, sentence: str = "", **changes: Any) -> Verdict:
     return Verdict(**(fields | changes))
 
 
-def candidate(name: str, score: float, **changes: Any) -> CandidateFacts:
+def candidate(name: str, score: float, unit: Unit = RATE, **changes: Any) -> CandidateFacts:
     """Make an untrained zero-shot candidate that scores `score` on validation and on test."""
     fields: dict[str, Any] = {
         "name": name,
@@ -67,7 +69,7 @@ def candidate(name: str, score: float, **changes: Any) -> CandidateFacts:
         "seed": 0,
         "trained": False,
         "state": "done",
-        "target": Estimate(score, score - 0.05, score + 0.05, 200),
+        "target": Estimate(score, score - 0.05, score + 0.05, 200, unit),
         "validation": score,
         "cost_per_1k_usd": 0.20,
         "latency_p50_s": 0.3,
@@ -76,21 +78,21 @@ def candidate(name: str, score: float, **changes: Any) -> CandidateFacts:
 
 
 def tuned(
-    name: str, score: float, gain: float, outcome: str | None = "pass", **changes: Any
+    name: str, score: float, gain: float, outcome: str | None = "pass", unit: Unit = RATE, **changes: Any
 ) -> CandidateFacts:
     """Make a LoRA candidate that gains `gain` ± 5 points over the best untrained one."""
     fields: dict[str, Any] = {
         "method": "lora",
         "trained": True,
-        "vs_untrained": comparison(gain),
-        "vs_prompt": comparison(gain + 0.3),
+        "vs_untrained": comparison(unit.sign * gain, unit=unit),
+        "vs_prompt": comparison(unit.sign * (gain + 0.3), unit=unit),
         "verdict": verdict(outcome) if outcome else None,
         "cost_per_1k_usd": 0.11,
         "latency_p50_s": 0.2,
         "training_cost_usd": 0.50,
         "n_train": 360,
     }
-    return candidate(name, score, **(fields | changes))
+    return candidate(name, score, unit, **(fields | changes))
 
 
 def alternatives(best: float = 0.74) -> list[CandidateFacts]:

@@ -121,7 +121,6 @@ def comparison(gains: float, losses: float) -> Comparison:
         delta_valid=delta,
         low_valid=lower,
         high_valid=upper,
-        higher_is_better=True,
         estimator="tango",
         lower=lower,
         upper=upper,

@@ -24,7 +24,7 @@ def pair(base, new):
 
 
 def table(facts):
-    (found,) = ablations(facts, pair, "exact_match")
+    (found,) = ablations(facts, pair)
     return found
 
 
@@ -36,8 +36,8 @@ def printed(report):
 
 def report(facts, **changes):
     fields = {
-        "ablations": ablations(facts, pair, "exact_match"),
-        "seeds": over_seeds(facts, "exact_match"),
+        "ablations": ablations(facts, pair),
+        "seeds": over_seeds(facts),
     }
     return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
 
@@ -57,7 +57,7 @@ def test_the_p_values_are_corrected_for_the_number_of_looks():
 
 
 def test_a_grid_of_one_and_a_candidate_without_a_grid_have_no_table():
-    assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair, "exact_match") == ()
+    assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair) == ()
 
 
 def test_a_member_that_failed_has_no_difference_and_counts_as_no_look():
@@ -83,7 +83,7 @@ def test_the_winner_named_is_that_of_validation():
 
 def test_one_seed_leaves_the_variance_of_training_unknown_and_an_untrained_grid_has_none():
     shots = [candidate(f"few-shot[shots={k}]", 0.5) for k in (4, 8)]
-    (untrained,) = ablations(shots, lambda base, new: comparison(0.01), "exact_match")
+    (untrained,) = ablations(shots, lambda base, new: comparison(0.01))
     assert (table(grid(0)).seed_variance_known, untrained.seed_variance_known) == (False, True)
     assert "training-seed variance unknown (fewer than 3 seeds)" in printed(report(grid(0)))
 
@@ -115,8 +115,8 @@ def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
 
 
 def test_a_third_seed_gives_the_recipe_an_interval():
-    (two,) = over_seeds(grid(0, 1, names=("lora",)), "exact_match")
-    (three,) = over_seeds(grid(0, 1, 2, names=("lora",)), "exact_match")
+    (two,) = over_seeds(grid(0, 1, names=("lora",)))
+    (three,) = over_seeds(grid(0, 1, 2, names=("lora",)))
     assert (two.score, two.seed_sd) == (None, None)
     assert three.score.low < 0.65 < three.score.score == pytest.approx(0.7)
     assert three.seed_sd == pytest.approx(0.0)
@@ -127,7 +127,7 @@ def test_an_interval_over_seeds_stays_among_the_rates():
         tuned("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
         for s, x in enumerate((0.2, 0.9, 0.95))
     ]
-    (found,) = over_seeds(runs, "exact_match")
+    (found,) = over_seeds(runs)
     assert (found.score.low, found.score.high) == (0.0, 1.0)
 
 

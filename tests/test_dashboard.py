@@ -12,8 +12,8 @@ from statistics import fmean
 
 import fake_project
 import pytest
+from fake_facts import BITS, verdict
 from fake_facts import comparison as comparison_of
-from fake_facts import verdict
 from filelock import FileLock
 
 from harness import comparison, decide, numbers, ratings, report, rescue, store
@@ -599,14 +599,14 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_pat
 
 def test_drift_on_held_out_text_is_drawn_in_its_unit(opened, tmp_path):
     made = fake_project.write(tmp_path)
-    drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", higher_is_better=False)
+    drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", unit=BITS)
     more = {"lora": (*made.comparisons["lora"], drift)}
     report.write(replace(made, comparisons=more), tmp_path / "reports")
     heat, forest = pictures(opened("forgetting"))
     assert heat["data"][0]["y"] == ["chat"]
     (drawn,) = forest["data"]
     assert drawn["x"] == pytest.approx([0.042])
-    assert numbers.change("bits_per_byte", 0.042, drift.low, drift.high) in drawn["text"][0]
+    assert numbers.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
 
 
 def answered(folder, run_id, task, change, weights=None):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,6 @@ def decided(
     closed_labels=True,
     has_documents=False,
     metric="exact_match",
-    higher=True,
     curve=None,
     **policy,
 ) -> Decision:
@@ -30,7 +29,6 @@ def decided(
         closed_labels=closed_labels,
         has_documents=has_documents,
         metric_name=metric,
-        higher_is_better=higher,
         curve=curve,
     )
 
@@ -215,16 +213,18 @@ def test_the_first_listed_wins_a_tie():
 
 
 def test_for_bits_per_byte_the_lowest_is_the_best():
-    assert best_untrained([candidate("a", 1.2), candidate("b", 0.9)], higher_is_better=False) == "b"
+    assert best_untrained([candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]) == "b"
 
 
 def test_where_lower_is_better_a_falling_metric_is_a_gain():
-    lower = {"metric": "bits_per_byte", "higher_is_better": False}
-    lora = tuned("lora", 0.9, 0, vs_untrained=comparison(-0.2, **lower), vs_prompt=comparison(-0.3, **lower))
-    base = candidate("prompt", 1.1)
-    knn = candidate("knn", 1.2, prompting="few_shot(select=knn)")
-    fixed = candidate("fixed", 1.2, prompting="few_shot(select=fixed)")
-    decision = decided([base, knn, fixed, lora], closed_labels=False, metric="bits_per_byte", higher=False)
+    lower = {"metric": "bits_per_byte", "unit": BITS}
+    lora = tuned(
+        "lora", 0.9, 0, unit=BITS, vs_untrained=comparison(-0.2, **lower), vs_prompt=comparison(-0.3, **lower)
+    )
+    base = candidate("prompt", 1.1, BITS)
+    knn = candidate("knn", 1.2, BITS, prompting="few_shot(select=knn)")
+    fixed = candidate("fixed", 1.2, BITS, prompting="few_shot(select=fixed)")
+    decision = decided([base, knn, fixed, lora], closed_labels=False, metric="bits_per_byte")
     assert decision.candidate == "lora"
     assert "+0.200 [+0.150, +0.250] bits per byte over prompt" in decision.sentence
 
@@ -585,8 +585,8 @@ def test_an_open_gate_comes_before_the_spend():
 
 
 def test_without_the_price_of_a_point_costs_are_not_weighed():
-    run = tuned("lora", 0.9, 0.01)
-    decision = decided([candidate("prompt", 1.2), run], closed_labels=False, metric="bits_per_byte")
+    run = tuned("lora", 0.9, 0.01, unit=BITS)
+    decision = decided([candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte")
     assert "Costs are not weighed" in said(decision, "Next best spend")
 
 
@@ -628,8 +628,8 @@ def test_what_a_point_is_worth_may_be_said_and_then_decides_alone():
 
 
 def test_a_metric_that_counts_no_answers_is_not_priced():
-    run = tuned("lora", 0.9, 0.3)
-    decision = decided([candidate("prompt", 1.2), run], closed_labels=False, metric="bits_per_byte")
+    run = tuned("lora", 0.9, 0.3, unit=BITS)
+    decision = decided([candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte")
     assert decision.arithmetic["gain_is_worth_usd"] is None
 
 

@@ -71,10 +71,10 @@ def test_a_figure_is_printed_with_its_interval():
 
 
 def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
-    assert numbers.score("bits_per_byte", 1.0881, 1.0712, 1.1049) == "1.088 [1.071, 1.105]"
-    assert numbers.change("bits_per_byte", 0.042) == "+0.042"
-    assert numbers.unit("bits_per_byte") == "bits per byte"
-    assert numbers.score("exact_match", 0.5) == "50.0"
+    perplexity = numbers.Unit(1.0, "perplexity", higher_is_better=False)
+    assert numbers.score(perplexity, 12.3, 11.9, 12.8) == "12.300 [11.900, 12.800]"
+    assert numbers.change(perplexity, 0.042) == "+0.042"
+    assert numbers.score(numbers.RATE, 0.5) == "50.0"
 
 
 @pytest.mark.parametrize(

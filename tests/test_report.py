@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -36,7 +36,7 @@ CODE = comparison(
     new=1.13,
     new_low=1.10,
     new_high=1.16,
-    higher_is_better=False,
+    unit=BITS,
 )
 LORA = tuned(
     "lora",
@@ -112,7 +112,7 @@ def test_the_best_on_test_comes_first_and_the_failed_last():
 
 
 def test_where_lower_is_better_the_lowest_comes_first():
-    facts = [candidate("a", 1.2), candidate("b", 0.9)]
+    facts = [candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]
     lines = printed(report(facts, metric="bits_per_byte", decision=None))
     assert [line.split()[0] for line in lines[1:3]] == ["b", "a"]
     assert "0.900 [0.850, 0.950]" in lines[1]
@@ -324,7 +324,9 @@ def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
     data = json.loads(written.read_text(encoding="utf-8"), parse_constant=refuse)
     assert data["facts"][-1]["training"] == {"loss": [1.5, None], "n": 3, "ok": True}
     assert data["header"] == {"wall_s": None}
-    assert data["facts"][0]["target"] == {"score": 0.2, "low": 0.15000000000000002, "high": 0.25, "n": 200}
+    rate = {"scale": 100.0, "name": "points", "higher_is_better": True}
+    ends = {"low": 0.15000000000000002, "high": 0.25}
+    assert data["facts"][0]["target"] == {"score": 0.2, **ends, "n": 200, "unit": rate}
 
 
 def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():

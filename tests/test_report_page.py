@@ -10,7 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from fake_facts import alternatives, candidate, comparison, tuned, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, tuned, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -99,7 +99,7 @@ def flip(text: str = "a text", **changes) -> Flip:
 def report(*more, **changes) -> ExperimentReport:
     facts = (*(f if f.method == "classifier" else based(f) for f in alternatives()), lora(), *more)
     chat = comparison(-0.353, 0.1, task="chat", lost=tuple(f"chat-{i}" for i in range(12)))
-    code = comparison(0.042, 0.01, task="code", metric="bits_per_byte", higher_is_better=False)
+    code = comparison(0.042, 0.01, task="code", metric="bits_per_byte", unit=BITS)
     safe = comparison(-0.1, 0.2, task="safe", metric="no_refusal")
     fields = {
         "experiment": "support",
@@ -167,7 +167,7 @@ def test_the_page_prints_the_numbers_of_the_json():
         target = f["target"]
         assert numbers.interval(target["score"], target["low"], target["high"]) in text
     for c in plain["comparisons"]["lora"]:
-        assert numbers.change(c["metric"], c["delta"], c["low"], c["high"]) in text
+        assert numbers.change(numbers.Unit(**c["unit"]), c["delta"], c["low"], c["high"]) in text
     for rule in plain["facts"][-1]["verdict"]["rules"]:
         assert rule["sentence"] in text
     assert "could have missed a true −3 pp loss (macro): 12 %" in text
@@ -403,7 +403,7 @@ def test_losses_of_long_names_have_titles_that_differ():
 
 
 def words_of(of):
-    return dict(arithmetic_rows(of.decision, of.metric))
+    return dict(arithmetic_rows(of.decision, of.unit))
 
 
 def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
@@ -422,14 +422,14 @@ def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
 
 def test_a_gain_in_another_unit_is_named_by_that_unit():
     of = report()
-    shown = dict(arithmetic_rows(of.decision, "bits_per_byte"))
+    shown = dict(arithmetic_rows(of.decision, BITS))
     assert shown["gain over the best untrained, bits per byte"] == "+0.070 [+0.020, +0.120]"
 
 
 def test_a_number_that_another_version_added_is_shown_by_its_name():
     of = report()
     decision = replace(of.decision, arithmetic={"later_usd": 0.5, "unknown": None})
-    assert arithmetic_rows(decision, of.metric) == [("later usd", "0.5"), ("unknown", "–")]
+    assert arithmetic_rows(decision, of.unit) == [("later usd", "0.5"), ("unknown", "–")]
 
 
 def test_nothing_to_draw_gives_no_picture(tmp_path):
@@ -454,6 +454,8 @@ def test_the_file_of_the_front_stands_alone_on_white():
 
 def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
     of = report(metric="bits_per_byte", decision=None)
+    facts = (replace(f, target=f.target and f.target._replace(unit=BITS)) for f in of.facts)
+    of = replace(of, facts=tuple(facts))
     assert "bits per byte, lower is better" in front(of)
     assert any("target 0.810 [0.750, 0.860]" in text for text in said(front(of)))
 

@@ -6,11 +6,11 @@ stored rows, the newest first. Runs that the items cannot tell apart share a ran
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import NamedTuple
 
 from harness.comparison import Estimate
 from harness.decide import CandidateFacts, best_untrained
-from harness.numbers import OWN_UNITS
 from harness.records import Run
 from harness.report import ExperimentReport
 from parts import project, scores
@@ -99,8 +99,7 @@ def of(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[s
     waiting = [line for line in reversed(lines) if line.facts is None and line.run.state == "done"]
     own = _estimates(waiting, task, metric, unread)
     lines = [replace(line, score=own.get(line.rows)) if line.facts is None else line for line in lines]
-    sign = -1 if metric in OWN_UNITS else 1
-    lines.sort(key=lambda line: (line.score is None, -sign * line.score.score if line.score else 0.0))
+    lines.sort(key=lambda line: -line.score.unit.sign * line.score.score if line.score else inf)
     others = {name: _estimates(lines, task, name, unread) for name in metrics}
     lines = [
         replace(line, others={name: found.get(line.rows) for name, found in others.items()}) for line in lines
@@ -127,7 +126,7 @@ def _reported(runs: Sequence[Run], report: ExperimentReport | None, task: str, m
 
 def _with_best(reports: Iterable[ExperimentReport]) -> Iterator[tuple[ExperimentReport, str | None]]:
     for one in reports:
-        yield one, best_untrained(one.facts, higher_is_better=one.higher_is_better)
+        yield one, best_untrained(one.facts)
 
 
 def _estimates(

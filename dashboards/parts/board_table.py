@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness.comparison import Estimate
 from harness.decide import fine_tuned
-from harness.numbers import OWN_UNITS, UNKNOWN, change, count, points, score, seconds, usd
+from harness.numbers import UNKNOWN, change, count, points, score, seconds, usd
 from harness.report.escape import clean
 from harness.report.facts import verdict_word
 from harness.report.verdicts import CLASSES, ERROR
@@ -90,8 +90,8 @@ def _cells(line: Line) -> dict[str, Any]:
         "champion": "★" if line.is_champion else "",
         "candidate": clean(run.label),
         "verdict": [verdict(line)],
-        "score": _rate(line.metric, line.score),
-        **{_key(name): _rate(name, e) for name, e in line.others.items()},
+        "score": _score(line.score),
+        **{_key(name): _score(e) for name, e in line.others.items()},
         "gain": _gain(line),
         "forgetting": _forgetting(line),
         "usd": Printed.of(f.cost_per_1k_usd, usd(f.cost_per_1k_usd)) if f else None,
@@ -108,13 +108,8 @@ def verdict(line: Line) -> str:
     return ERROR if line.run.state == "failed" else verdict_word(line.facts) if line.facts else UNKNOWN
 
 
-def scale(metric: str) -> float:
-    """Return what a metric's values are multiplied with to be shown: rates are shown in percent."""
-    return 1.0 if metric in OWN_UNITS else 100.0
-
-
-def _rate(metric: str, e: Estimate | None) -> Printed | None:
-    return Printed.of(scale(metric) * e.score, score(metric, e.score, e.low, e.high)) if e else None
+def _score(e: Estimate | None) -> Printed | None:
+    return Printed.of(e.unit.scale * e.score, score(e.unit, *e[:3])) if e else None
 
 
 def _gain(line: Line) -> Printed | None:
@@ -122,7 +117,7 @@ def _gain(line: Line) -> Printed | None:
         return Printed.of(0.0, "(this one)")
     if line.facts is None or (c := line.facts.vs_untrained) is None:
         return None
-    return Printed.of(scale(line.metric) * c.delta, change(line.metric, c.delta, c.low, c.high))
+    return Printed.of(c.unit.scale * c.delta, change(c.unit, c.delta, c.low, c.high))
 
 
 def _forgetting(line: Line) -> Printed | None:

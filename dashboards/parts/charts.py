@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 import streamlit as st
 
-from harness.numbers import OWN_UNITS
+from harness.report import ExperimentReport
 from harness.report.escape import clean, shorten
 from harness.report.heat import Cell, Heat
 from harness.report.pictures.front import Point
@@ -165,9 +165,10 @@ def _change(of: Cell) -> str:
     return f'<span style="color:{ink}">' + (f"<b>{of.change}</b>" if of.shown else of.change) + "</span>"
 
 
-def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
+def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go.Figure:
     """Draw the target against general ability with intervals, the front and interpolated scales."""
-    figure, rate = go.Figure(), 1.0 if metric in OWN_UNITS else 100.0
+    figure, unit, margin = go.Figure(), report.unit, report.macro_margin
+    rate = unit.scale
     for i, family in enumerate(lines):
         figure.add_scatter(
             x=[rate * p.target.score for p in family], y=[100 * p.kept.score for p in family],
@@ -176,7 +177,8 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
             text=[plain(p.label) for p in family],
             hovertemplate="%{text}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
         )  # fmt: skip
-    best = sorted((rate * p.target.score, 100 * p.kept.score) for p in points if p.on_front)
+    best = [(rate * p.target.score, 100 * p.kept.score) for p in points if p.on_front]
+    best.sort(key=lambda at: (unit.sign * at[0], at[1]))
     if len(best) > 1:
         figure.add_scatter(
             x=[x for x, _ in best], y=[y for _, y in best], mode="lines", name="front", hoverinfo="skip",
@@ -199,8 +201,10 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
             x=1, xref="paper", y=-100 * margin, text="margin of the gate", showarrow=False, yshift=-10,
             xanchor="right", font={"size": 12},
         )  # fmt: skip
-    unit = ", %" if rate == 100 else ", lower is better"
-    figure.update_xaxes(title=f"target: {plain(metric.replace('_', ' '))}{unit} →", zeroline=False)
+    figure.update_xaxes(
+        title=f"target: {plain(report.metric.replace('_', ' '))}{unit.axis} →", zeroline=False,
+        autorange=True if unit.higher_is_better else "reversed",
+    )  # fmt: skip
     figure.update_yaxes(title="change of general ability, points ↑", zeroline=True, zerolinecolor=QUIET)
     figure.update_layout(height=560)
     return figure
@@ -220,10 +224,12 @@ def _places(points: Sequence[Point]) -> dict[str, str]:
     across = [end for p in points for end in (p.target.low, p.target.high)]
     down = [end for p in points for end in (p.kept.low, p.kept.high)] + [0.0]
     wide, high = 800 / (max(across) - min(across) or 1.0), 400 / (max(down) - min(down) or 1.0)
+    wide *= points[0].target.unit.sign  # right is better
     at = [(wide * p.target.score, -high * p.kept.score) for p in points]
     taken, whiskers = [(x - 8, y - 8, x + 8, y + 8) for x, y in at], []
     for p, (x, y) in zip(points, at, strict=True):
-        whiskers.append((wide * p.target.low, y - 2, wide * p.target.high, y + 2))
+        left, right = sorted((wide * p.target.low, wide * p.target.high))
+        whiskers.append((left, y - 2, right, y + 2))
         whiskers.append((x - 2, -high * p.kept.high, x + 2, -high * p.kept.low))
     for (x, y), (_, below) in pairwise(sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)):
         whiskers.append((x - 6, y, x + 6, below))  # where the front falls

@@ -100,7 +100,7 @@ def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
 
 def said(c: Comparison) -> str:
     """Print a difference as reports do."""
-    return change(c.metric, c.delta, c.low, c.high)
+    return change(c.unit, c.delta, c.low, c.high)
 
 
 def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None:

@@ -39,7 +39,7 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     if as_json:
         print_json(to_plain(found))
         return
-    for line in [*found.reasons, *arithmetic_lines(found, stored.metric), found.sentence]:
+    for line in [*found.reasons, *arithmetic_lines(found, stored.unit), found.sentence]:
         print(line)
 
 
@@ -110,14 +110,14 @@ def promote(
 ) -> None:
     """Make a run that the gate passes the champion, which gates compare with from then on."""
     from harness import release
+    from harness.numbers import RATE
 
     path, champion = release.promote_named(config, run, overrides or [], despite=despite)
     say(f"wrote {path}")
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
     if not as_json:
-        # Named by task and metric, such as "sums accuracy".
         named = champion.scores.items()
-        shown["scores"] = {name: scored(name.rpartition(" ")[2], *numbers) for name, numbers in named}
+        shown["scores"] = {key: scored(champion.units.get(key, RATE), *numbers) for key, numbers in named}
     print_value({name: value for name, value in shown.items() if value}, as_json)
 
 

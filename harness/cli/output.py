@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.comparison import Estimate
     from harness.config import Loaded
+    from harness.numbers import Unit
     from harness.report import ExperimentReport
     from harness.run.bench import Bench
 
@@ -82,21 +83,22 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def scored(metric: str, value: float, low: float, high: float, n: float) -> str:
+def scored(unit: "Unit", value: float, low: float, high: float, n: float) -> str:
     """Write a score with its interval and the number of items."""
     from harness.numbers import count, score
 
-    return f"{score(metric, value, low, high)}, n = {count(n)}"
+    return f"{score(unit, value, low, high)}, n = {count(n)}"
 
 
 def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
     """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
+    from harness.report import to_plain
 
-    def shown(metric: str, e: "Estimate") -> object:
-        return e._asdict() if as_json else scored(metric, *e)
+    def shown(e: "Estimate") -> object:
+        return to_plain(e) if as_json else scored(e.unit, *e[:4])
 
     named = {
-        run: {task: {m: shown(m, e) for m, e in of.items()} for task, of in scores.items()}
+        run: {task: {m: shown(e) for m, e in of.items()} for task, of in scores.items()}
         for run, scores in found.items()
     }
     print_value(named, as_json)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness import stats
-from harness.comparison.arms import arms_of, improvements, is_binary, named, validity_rows
+from harness.comparison.arms import Arms, arms_of, is_binary, named, validity_rows
 from harness.comparison.difference import (
     Comparison,
     Estimate,
@@ -25,7 +25,7 @@ from harness.comparison.intervals import difference, on_valid, same, within_rang
 from harness.comparison.ranks import estimate_columns, shared_ranks
 from harness.endpoint import is_endpoint
 from harness.errors import IncompatibleRuns
-from harness.metrics import Metric, mean_metric
+from harness.metrics import Metric, flips, mean_metric
 from harness.records import RowsIdentity, SampleResult
 
 __all__ = [
@@ -112,7 +112,7 @@ def compare_rows(
     """
     arms = arms_of(metric, base, base if identical else new, slice)
     found = same(metric, arms, seed) if identical else difference(metric, arms, seed)
-    changes = improvements(metric, arms)  # (n,)
+    changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     shown = within_range(metric, both_ends)
@@ -134,20 +134,25 @@ def compare_rows(
         high=shown.high,
         se=(both_ends.high - both_ends.low) / (2 * quantile(found.estimator, n_clusters, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
-        lost=named(arms.ids, changes < -stats.TIE),
-        gained=named(arms.ids, changes > stats.TIE),
+        lost=named(arms.ids, moved & (changes < 0)),
+        gained=named(arms.ids, moved & (changes > 0)),
         n_valid=int(arms.valid.sum()),
         delta_valid=valid.score if valid else None,
         low_valid=valid.low if valid else None,
         high_valid=valid.high if valid else None,
-        higher_is_better=metric.higher_is_better,
+        unit=metric.unit,
         estimator=found.estimator,
         lower=one_end.low,
         upper=one_end.high,
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
-        base_passed=int(arms.base.sum()) if is_binary(arms) and found.estimator != "stratified" else None,
+        base_passed=_passed(metric, arms) if is_binary(arms) and found.estimator != "stratified" else None,
     )
+
+
+def _passed(metric: Metric, arms: Arms) -> int:
+    """Count the items of scores 0 and 1 on which the base has the better of the two."""
+    return int((arms.base == float(metric.higher_is_better)).sum())
 
 
 def compare_validity(

@@ -16,7 +16,6 @@ from harness.records import SampleResult, many_rows
 from harness.stats import Array
 
 _INVALID = ("unparsable", "truncated", "refused")
-_BLOCK = 256  # items scored alone at once
 
 
 class Arms(NamedTuple):
@@ -132,18 +131,6 @@ def _averages(metric: Metric, arms: Arms) -> bool:
 def is_binary(arms: Arms) -> bool:
     """Tell whether all scores of both arms are 0 or 1."""
     return arms.base.shape[1] == 1 and bool(np.isin([arms.base, arms.new], (0.0, 1.0)).all())
-
-
-def item_scores(metric: Metric, parts: Array) -> Array:
-    """Score every item alone: parts (n, k) → (n,)."""
-    blocks = [parts[at : at + _BLOCK] for at in range(0, len(parts), _BLOCK)]
-    return np.concatenate([metric.aggregate(block, np.eye(len(block))) for block in blocks])
-
-
-def improvements(metric: Metric, arms: Arms) -> Array:
-    """Return by how much each item (n,) got better, whatever the metric's direction."""
-    change = item_scores(metric, arms.new) - item_scores(metric, arms.base)
-    return change if metric.higher_is_better else -change
 
 
 def named(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:

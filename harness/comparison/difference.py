@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from scipy import special
 
 from harness import stats
+from harness.numbers import RATE, Unit
 
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical"]
 
@@ -21,6 +22,7 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
+    unit: Unit = RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,9 @@ class Comparison:
     bounds allow; `lower` and `upper` are the one-sided 1 − alpha bounds that the gate uses,
     uncut. `se` is the uncut interval's half width over its quantile, so it is not 0 where
     nothing differed. `disagreement` is the share of items whose score differs, `lost` and
-    `gained` name those that got worse and better. The `_valid` figures are None where no item
-    is valid in both arms. `base_passed` counts the items with score 1 in the base where all
-    scores are 0 or 1.
+    `gained` name those that flipped for the worse and the better. The `_valid` figures are None where no item
+    is valid in both arms. `base_passed` counts the items with the better score in the base
+    where all scores are 0 or 1.
     """
 
     task: str
@@ -58,13 +60,13 @@ class Comparison:
     delta_valid: float | None
     low_valid: float | None
     high_valid: float | None
-    higher_is_better: bool
     estimator: Estimator
     lower: float
     upper: float
     alpha: float = 0.05
     design_effect: float = 1.0
     base_passed: int | None = None
+    unit: Unit = RATE
 
 
 def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
@@ -80,12 +82,11 @@ def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
 
 def oriented(comparison: Comparison) -> Comparison:
     """Return the comparison with the sign turned so that a negative delta is a loss."""
-    if comparison.higher_is_better:
-        return comparison
     c = comparison
-    return replace(
-        c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, higher_is_better=True
-    )
+    if c.unit.higher_is_better:
+        return c
+    better = replace(c.unit, higher_is_better=True)
+    return replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
 
 
 def regression_p(comparison: Comparison, margin: float) -> float:

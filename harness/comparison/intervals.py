@@ -11,10 +11,10 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from harness import stats
-from harness.comparison.arms import Arms, is_binary, is_drawn_in_strata, is_mean, item_scores
+from harness.comparison.arms import Arms, is_binary, is_drawn_in_strata, is_mean
 from harness.comparison.difference import Estimate, Estimator
 from harness.errors import Problem, UserError
-from harness.metrics import Metric
+from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
 Ends = Callable[[float], Interval]  # two-sided alpha → interval
@@ -73,7 +73,7 @@ def on_valid(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: fl
     if n_valid < len(arms.ids):
         kept = arms.only(arms.valid)
         found = (same if found.estimator == "identical" else difference)(metric, kept, seed)
-    return Estimate(found.delta, *within_range(metric, found.ends(alpha)), n_valid)
+    return Estimate(found.delta, *within_range(metric, found.ends(alpha)), n_valid, metric.unit)
 
 
 def within_range(metric: Metric, ends: Interval) -> Interval:
@@ -175,7 +175,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     low, high = metric.bounds
     if not isfinite(high - low):
         own = (plain or _refuse_single_cluster(metric))(0.05)
-        return Estimate(score, max(own.low, low), min(own.high, high), len(items))
+        return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
     few = stats.differing_clusters(items, arms.clusters) < _FEW
     ends = [plain(0.05)] if plain else []
     if not plain or few or is_binary(arms):
@@ -183,7 +183,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
         share = min(max((score - low) / (high - low), 0.0), 1.0)
         ends += [Interval(*(low + end * (high - low) for end in stats.wilson(share * n, n)))]
     lows, highs = zip(*ends, strict=True)
-    return Estimate(score, max(min(lows), low), min(max(highs), high), len(items))
+    return Estimate(score, max(min(lows), low), min(max(highs), high), len(items), metric.unit)
 
 
 def _refuse_single_cluster(metric: Metric) -> Ends:

@@ -33,8 +33,7 @@ def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0
     """
     same_items = _of_the_same_items(columns)
     scores = {name: estimate_columns(metric, own, seed) for name, own in same_items.items()}
-    sign = 1 if metric.higher_is_better else -1
-    known = {name: sign * e.score for name, e in scores.items() if e is not None}
+    known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
     leader = ""
     for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1):

@@ -33,6 +33,7 @@ from harness.decide.facts import (
     passing,
     strongest,
     strongest_run,
+    target_unit,
 )
 from harness.decide.labels import MORE_THAN_FEW, Wanted, too_few, worth_collecting
 from harness.decide.seeds import VARIANCE_UNKNOWN, OverSeeds, by_recipe, over_seeds
@@ -60,6 +61,7 @@ __all__ = [
     "over_seeds",
     "repriced",
     "strongest",
+    "target_unit",
 ]
 
 
@@ -88,7 +90,6 @@ def decide(
     closed_labels: bool,
     has_documents: bool,
     metric_name: str,
-    higher_is_better: bool = True,
     curve: LearningCurve | None = None,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
@@ -98,20 +99,19 @@ def decide(
     that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
     collect data first.
     """
-    facts = budgeted(by_recipe(facts, metric_name), policy)
+    facts = budgeted(by_recipe(facts), policy)
     case = Case(
         facts=facts,
         policy=policy,
         metric=metric_name,
-        higher_is_better=higher_is_better,
-        alternative=alternative(facts, higher_is_better),
-        winner=best(passing(facts), higher_is_better),
-        strongest=strongest_run(facts, higher_is_better),
+        alternative=alternative(facts),
+        winner=best(passing(facts)),
+        strongest=strongest_run(facts),
         missing=missing(facts, closed_labels, has_documents),
         curve=curve,
     )
     choice = _choose(case)
-    numbers_behind = arithmetic.table(facts, case.judged, case.alternative, policy, metric_name)
+    numbers_behind = arithmetic.table(facts, case.judged, case.alternative, policy)
     numbers_behind |= spend.table(case)
     return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
 
@@ -178,13 +178,14 @@ def _alone_fast_enough(case: Case, strongest: CandidateFacts, slow: CandidateFac
     g = gain(run.vs_prompt)
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(case, g)} over the prompt"
-    ratio = arithmetic.per_usd(g, run.training_cost_usd, case.metric)
+    ratio = arithmetic.per_usd(g, run.training_cost_usd)
     if case.missing:
         return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
     if case.winner is None:
         return _undecided(f"{alone}, and no fine-tune that does passes its gate", "try faster candidates")
     if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
-        over = f"more than {case.policy.tau:g} points per USD of training" if case.policy.tau else "a gain"
+        tau = case.policy.tau
+        over = f"more than {tau:g} {case.unit.name} per USD of training" if tau else "a gain"
         return _undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
     if few := too_few(case, run):
         return _undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
@@ -202,15 +203,15 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(alternative, why)
     tau = case.policy.tau
-    ratio = arithmetic.per_usd(gain(winner.vs_untrained), winner.training_cost_usd, case.metric)
+    ratio = arithmetic.per_usd(gain(winner.vs_untrained), winner.training_cost_usd)
     if ratio and ratio.high <= tau:
-        less = f"less than {tau:g} points per USD of training"
+        less = f"less than {tau:g} {case.unit.name} per USD of training"
         why = f"{score_text(case, alternative)}; {gains}, but {less}"
         return _ship(alternative, why)
     if ratio and ratio.low <= tau:
-        why = f"{gains}, but more than {tau:g} points per USD of training is not shown"
+        why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
-    paid = arithmetic.pay(winner, alternative, case.policy, case.metric)
+    paid = arithmetic.pay(winner, alternative, case.policy)
     if paid and paid.worth <= paid.cost:
         why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
         return _ship(alternative, why)
@@ -224,9 +225,9 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
     blocked = [f for f in case.facts if fine_tuned(f) and f.state == "done" and gain_shown(f)]
     if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
-        return _pending(case, best(pending, case.higher_is_better) or pending[0], alternative)
+        return _pending(case, best(pending) or pending[0], alternative)
     if blocked:
-        return _blocked(case, best(blocked, case.higher_is_better) or blocked[0], alternative)
+        return _blocked(case, best(blocked) or blocked[0], alternative)
     g = gain(compared.vs_untrained)
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
@@ -244,7 +245,7 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
 
 def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: Wanted) -> _Choice:
     over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
-    rows, then = numbers.count(wanted.n_train), numbers.change(case.metric, *wanted.gain[:3])
+    rows, then = numbers.count(wanted.n_train), numbers.change(case.unit, *wanted.gain[:3])
     sentence = (
         f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
         f" {then}, worth {numbers.usd(wanted.worth)} USD for {numbers.usd(wanted.cost)} USD;"

@@ -48,34 +48,26 @@ class Ablation:
     seed_variance_known: bool
 
 
-def ablations(
-    facts: Sequence[CandidateFacts], pair: Pair, metric: str, *, higher_is_better: bool = True
-) -> tuple[Ablation, ...]:
+def ablations(facts: Sequence[CandidateFacts], pair: Pair) -> tuple[Ablation, ...]:
     """Compare the members of every grid with the first; `pair` compares two runs (base, new) on test."""
     grids: dict[str, dict[str, list[CandidateFacts]]] = {}
     for f in facts:
         source, bracket, _ = f.name.partition("[")
         if bracket:
             grids.setdefault(source, {}).setdefault(f.name, []).append(f)
-    return tuple(
-        _ablation(source, members, pair, metric, higher_is_better)
-        for source, members in grids.items()
-        if len(members) > 1
-    )
+    return tuple(_ablation(source, members, pair) for source, members in grids.items() if len(members) > 1)
 
 
-def _ablation(
-    source: str, members: dict[str, list[CandidateFacts]], pair: Pair, metric: str, higher_is_better: bool
-) -> Ablation:
+def _ablation(source: str, members: dict[str, list[CandidateFacts]], pair: Pair) -> Ablation:
     reference, *others = members
     rows = [_factor(name, members[name], None, None) for name in (reference,)]
     for name in others:
         pairs = _pairs(members[reference], members[name], pair)
-        rows.append(_factor(name, members[name], *_difference(pairs, metric)))
+        rows.append(_factor(name, members[name], *_difference(pairs)))
     tested = [row.p for row in rows if row.p is not None]
     adjusted = iter(stats.benjamini_hochberg(tested))
     rows = [replace(row, p_adjusted=next(adjusted)) if row.p is not None else row for row in rows]
-    chosen = best((f for of in members.values() for f in of), higher_is_better)
+    chosen = best(f for of in members.values() for f in of)
     return Ablation(
         source,
         reference,
@@ -94,16 +86,16 @@ def _pairs(base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], pair: 
     return [c for old, now in partners if (c := pair(old, now)) is not None]
 
 
-def _difference(pairs: Sequence[Comparison], metric: str) -> tuple[Estimate | None, float | None]:
+def _difference(pairs: Sequence[Comparison]) -> tuple[Estimate | None, float | None]:
     """Return the difference with its p: random effects from three seeds on, else over items alone."""
     if not pairs:
         return None, None
     over = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
     if over:
-        return difference_over_seeds(pairs, metric), stats.random_effects_p(over)
+        return difference_over_seeds(pairs), stats.random_effects_p(over)
     first = pairs[0]
     if len(pairs) == 1:
-        return Estimate(first.delta, first.low, first.high, first.n), difference_p(first)
+        return Estimate(first.delta, first.low, first.high, first.n, first.unit), difference_p(first)
     # Two seeds on the same items: no interval of their mean is wider than the mean of theirs.
     mean = replace(
         first,
@@ -113,7 +105,7 @@ def _difference(pairs: Sequence[Comparison], metric: str) -> tuple[Estimate | No
         se=fmean(c.se for c in pairs),
         estimator="cluster-t",
     )
-    return Estimate(mean.delta, mean.low, mean.high, mean.n), difference_p(mean)
+    return Estimate(mean.delta, mean.low, mean.high, mean.n, mean.unit), difference_p(mean)
 
 
 def _factor(

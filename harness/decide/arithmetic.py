@@ -9,11 +9,12 @@ from dataclasses import replace
 from math import ceil, erf, inf, sqrt
 from typing import NamedTuple
 
-from harness import numbers, stats
+from harness import stats
 from harness.comparison import Comparison
 from harness.decide.facts import CandidateFacts, gain
 from harness.decide.seeds import whose_gain
 from harness.estimate import RIGHT_ANSWER_USD
+from harness.numbers import Unit
 from harness.spec import DecidePolicy
 
 _POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
@@ -29,19 +30,19 @@ class PerUsd(NamedTuple):
     high: float
 
 
-def per_usd(g: Comparison | None, cost_usd: float, metric: str) -> PerUsd | None:
+def per_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
     """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
     if g is None or cost_usd <= 0:
         return None
-    scale = scale_of(metric) / cost_usd
+    scale = g.unit.scale / cost_usd
     return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
 
 
-def probability_above(tau: float, g: Comparison | None, cost_usd: float, metric: str) -> float | None:
+def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
     """Return P(gain / cost > tau) for a normally distributed gain; None without a spread."""
     if g is None or g.se <= 0:
         return None
-    z = (g.delta - tau * cost_usd / scale_of(metric)) / g.se
+    z = (g.delta - tau * cost_usd / g.unit.scale) / g.se
     return (1 + erf(z / sqrt(2))) / 2
 
 
@@ -63,7 +64,7 @@ class Worth(NamedTuple):
     sample: float
 
 
-def worth_of_items(run: CandidateFacts, policy: DecidePolicy, metric: str) -> Worth | None:
+def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
     """Value more test items before the choice between a fine-tune and the best untrained candidate.
 
     The option value of the gain less τ times the training cost, in points of the target metric.
@@ -74,7 +75,7 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy, metric: str) -> Wo
     g = gain(run.vs_untrained)
     if g is None or g.se <= 0:
         return None
-    scale = scale_of(metric)
+    scale = g.unit.scale
     mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se
     return Worth(stats.perfect_information(mean, sd), stats.sample_information(mean, sd, sd * sqrt(g.n), g.n))
 
@@ -105,13 +106,13 @@ class Pay(NamedTuple):
     from_requests: float | None
 
 
-def point_worth_usd(policy: DecidePolicy, metric: str) -> float | None:
+def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
     """Return what a point of the target metric is worth over the horizon; None where nothing says so.
 
     A point is a hundredth of the forecast answered right that was not. A metric that is no rate
     counts no answers.
     """
-    if policy.point_usd is not None or metric in numbers.OWN_UNITS:
+    if policy.point_usd is not None or not unit.is_rate:
         return policy.point_usd
     return forecast_requests(policy) / 100 * _answer_usd(policy)
 
@@ -120,9 +121,10 @@ def _answer_usd(policy: DecidePolicy) -> float:
     return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
 
 
-def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy, metric: str) -> Pay | None:
+def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
     """Weigh what the gain found is worth against what the fine-tune costs; None where one is unknown."""
-    g, point = gain(run.vs_untrained), point_worth_usd(policy, metric)
+    g = gain(run.vs_untrained)
+    point = point_worth_usd(policy, g.unit) if g else None
     if g is None or point is None or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
     dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
@@ -130,7 +132,7 @@ def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy, 
     per_request = g.delta * _answer_usd(policy) - dearer
     scales = policy.point_usd is None and per_request > 0
     return Pay(
-        worth=scale_of(metric) * g.delta * point,
+        worth=g.unit.scale * g.delta * point,
         cost=once + dearer * forecast_requests(policy),
         from_requests=once / per_request if scales else None,
     )
@@ -159,7 +161,6 @@ def table(
     run: CandidateFacts | None,
     alternative: CandidateFacts | None,
     policy: DecidePolicy,
-    metric: str,
 ) -> dict[str, float | str | None]:
     """List every number that goes into the decision; an infinite break-even is the text `∞`."""
     rows: dict[str, float | str | None] = {
@@ -171,17 +172,17 @@ def table(
     if run is None or alternative is None:
         return rows
     over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
-    ratio = per_usd(over, run.training_cost_usd, metric)
-    at, worth = break_even(run, alternative, policy), worth_of_items(run, policy, metric)
-    band, paid = break_even_band(at), pay(run, alternative, policy, metric)
+    ratio = per_usd(over, run.training_cost_usd)
+    at, worth = break_even(run, alternative, policy), worth_of_items(run, policy)
+    band, paid = break_even_band(at), pay(run, alternative, policy)
     return rows | {
         **_fields("gain_over_untrained", over),
         **_fields("gain_over_prompt", prompt),
         "training_cost_usd": run.training_cost_usd,
         "label_cost_usd": policy.label_cost_usd * run.n_train,
         **_fields("points_per_usd_over_untrained", ratio),
-        **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd, metric)),
-        "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd, metric),
+        **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd)),
+        "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd),
         "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
         **_token_fields("alternative", alternative, policy),
         **_token_fields("fine_tune", run, policy),
@@ -203,11 +204,6 @@ def _token_fields(name: str, run: CandidateFacts, policy: DecidePolicy) -> dict[
     if policy.usd_per_million_tokens is None or run.tokens is None:
         return {}
     return {f"{part}_tokens_{name}": value for part, value in run.tokens._asdict().items()}
-
-
-def scale_of(metric: str) -> float:
-    """Return how many points of the metric are 1: a hundred of a rate, one of what is no rate."""
-    return 1.0 if metric in numbers.OWN_UNITS else 100.0
 
 
 def _fields(name: str, g: Comparison | PerUsd | None) -> dict[str, float | None]:

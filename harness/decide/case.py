@@ -9,7 +9,8 @@ from typing import NamedTuple
 from harness import numbers
 from harness.comparison import Comparison
 from harness.decide.curve import LearningCurve
-from harness.decide.facts import CandidateFacts
+from harness.decide.facts import CandidateFacts, target_unit
+from harness.numbers import Unit
 from harness.spec import DecidePolicy
 
 FEW = 100  # training examples: below, a fine-tune varies too much with their draw to be trusted on one seed
@@ -25,12 +26,16 @@ class Case(NamedTuple):
     facts: Sequence[CandidateFacts]
     policy: DecidePolicy
     metric: str
-    higher_is_better: bool
     alternative: CandidateFacts | None
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
     missing: tuple[str, ...]
     curve: LearningCurve | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """The unit and direction of the target's metric."""
+        return target_unit(self.facts)
 
     @property
     def judged(self) -> CandidateFacts | None:
@@ -42,11 +47,11 @@ def score_text(case: Case, run: CandidateFacts) -> str:
     """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
     if run.target is None:
         return f"unknown {case.metric} on test"
-    return f"{numbers.score(case.metric, *run.target[:3])} {case.metric}"
+    return f"{numbers.score(run.target.unit, *run.target[:3])} {case.metric}"
 
 
 def gain_text(case: Case, g: Comparison | None) -> str:
     """Say a gain with its unit: `+7.0 [+2, +12] points`."""
     if g is None:
         return "an unknown amount"
-    return f"{numbers.change(case.metric, g.delta, g.low, g.high)} {numbers.unit(case.metric)}"
+    return f"{numbers.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"

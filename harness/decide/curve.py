@@ -6,7 +6,7 @@ Source: `stats.fit_power_law`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import NamedTuple
 
@@ -80,11 +80,11 @@ def learning_curve(
     n_items = len(ordered[-1].rows)
     weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
     fits = [stats.fit_power_law(sizes, errors, weights) for errors in (found, drawn)]
-    ahead = []
+    ahead, better = [], replace(metric.unit, higher_is_better=True)
     for times in _TIMES:
         gains = [_gain(metric, fit, sizes[-1], times) for fit in fits]
         low, high = np.quantile(gains[1], (0.025, 0.975))
-        estimate = Estimate(float(gains[0][0]), float(low), float(high), n_items)
+        estimate = Estimate(float(gains[0][0]), float(low), float(high), n_items, better)
         ahead.append(Ahead(times * sizes[-1], estimate))
     points = tuple(CurvePoint(t.n_train, comparison.estimate(metric, t.rows), t.cost_usd) for t in ordered)
     return LearningCurve(candidate, points, tuple(ahead), float(fits[0].exponent[0]))

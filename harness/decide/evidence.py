@@ -113,17 +113,17 @@ def _more_items(run: CandidateFacts) -> str:
 
 def _per_usd(case: Case, run: CandidateFacts) -> str:
     over, cost = gain(run.vs_untrained), run.training_cost_usd
-    ratio = arithmetic.per_usd(over, cost, case.metric)
+    ratio = arithmetic.per_usd(over, cost)
     if ratio is None:
         return f"Training {run.name} has no price, so the gain itself decides: {gain_text(case, over)}."
-    prompt = arithmetic.per_usd(gain(run.vs_prompt), cost, case.metric)
+    prompt = arithmetic.per_usd(gain(run.vs_prompt), cost)
     over_prompt = f", over the prompt {numbers.figure(*prompt)}" if prompt else ""
-    chance = arithmetic.probability_above(case.policy.tau, over, cost, case.metric)
+    chance = arithmetic.probability_above(case.policy.tau, over, cost)
     likely = f" (probability {numbers.percent(chance)} %)" if chance is not None else ""
     return (
-        f"Training cost {numbers.usd(cost)} USD and brought {numbers.figure(*ratio)} points per USD over"
-        f" the best untrained{over_prompt}. Above τ = {numbers.figure(case.policy.tau)} is asked{likely};"
-        f" {_flips(ratio)}."
+        f"Training cost {numbers.usd(cost)} USD and brought {numbers.figure(*ratio)} {case.unit.name} per USD"
+        f" over the best untrained{over_prompt}. Above τ = {numbers.figure(case.policy.tau)} is"
+        f" asked{likely}; {_flips(ratio)}."
     )
 
 
@@ -180,11 +180,11 @@ def _curve(case: Case) -> list[str]:
     if case.curve is None:
         return []
     scores = (
-        f"{numbers.score(case.metric, p.score.score)} with {numbers.count(p.n_train)}"
+        f"{numbers.score(p.score.unit, p.score.score)} with {numbers.count(p.n_train)}"
         for p in case.curve.points
     )
     ahead = (
-        f"{numbers.change(case.metric, *a.gain[:3])} with {numbers.count(a.n_train)}"
+        f"{numbers.change(a.gain.unit, *a.gain[:3])} with {numbers.count(a.n_train)}"
         for a in case.curve.ahead
     )
     said = (
@@ -248,19 +248,19 @@ def _failures(case: Case) -> list[str]:
 
 
 def _best_of(case: Case, action: str) -> CandidateFacts | None:
-    return best((f for f in case.facts if action_of(f) == action), case.higher_is_better)
+    return best(f for f in case.facts if action_of(f) == action)
 
 
 def _mends(case: Case, name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
     if by is None or name not in by.slices:
         return False
     before, after = prompt.slices[name], by.slices[name]
-    return after.low > before.high if case.higher_is_better else after.high < before.low
+    return after.low > before.high if after.unit.higher_is_better else after.high < before.low
 
 
 def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
     runs = [f for f in shown if name in f.slices]
-    scores = (f"{f.name} {numbers.score(case.metric, *f.slices[name][:3])}" for f in runs)
+    scores = (f"{f.name} {numbers.score(case.unit, *f.slices[name][:3])}" for f in runs)
     return f"On {name} (n = {numbers.count(runs[0].slices[name].n)}): {', '.join(scores)}."
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from harness.comparison import Comparison, Estimate, oriented
 from harness.estimate import Tokens
 from harness.gating import Verdict
+from harness.numbers import RATE, Unit
 
 Action = Literal[
     "prompt",
@@ -79,6 +80,11 @@ class CandidateFacts:
         return f"{self.name} (seed {self.seed})" if self.seed else self.name
 
 
+def target_unit(facts: Iterable[CandidateFacts]) -> Unit:
+    """Return the unit and direction of the target's metric, as the scores carry them."""
+    return next((f.target.unit for f in facts if f.target is not None), RATE)
+
+
 def gain(comparison: Comparison | None) -> Comparison | None:
     """Turn a comparison so that positive is better, whatever the metric's direction."""
     return oriented(comparison) if comparison else None
@@ -98,9 +104,10 @@ def fine_tuned(run: CandidateFacts) -> bool:
     return run.trained and run.method != "classifier"
 
 
-def best(runs: Iterable[CandidateFacts], higher_is_better: bool) -> CandidateFacts | None:
+def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the recipe with the best mean on validation, and of its runs the best one there."""
-    sign = 1 if higher_is_better else -1
+    runs = list(runs)
+    sign = target_unit(runs).sign
     scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
     for run in runs:
         if run.state == "done" and run.validation is not None:
@@ -121,15 +128,15 @@ def fast_enough(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in runs if not f.over_budget]
 
 
-def alternative(facts: Iterable[CandidateFacts], higher_is_better: bool) -> CandidateFacts | None:
+def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
     runs = untrained(facts)
-    return best(fast_enough(runs), higher_is_better) or best(runs, higher_is_better)
+    return best(fast_enough(runs)) or best(runs)
 
 
-def strongest_run(facts: Iterable[CandidateFacts], higher_is_better: bool) -> CandidateFacts | None:
+def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best fine-tune within the budgets, whatever its gate says."""
-    return best((f for f in fast_enough(facts) if fine_tuned(f)), higher_is_better)
+    return best(f for f in fast_enough(facts) if fine_tuned(f))
 
 
 def passing(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
@@ -139,21 +146,21 @@ def passing(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in tuned if f.name not in stopped]
 
 
-def best_untrained(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
+def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
-    run = alternative(facts, higher_is_better)
+    run = alternative(facts)
     return run.name if run else None
 
 
-def best_trained(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
+def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the fine-tune that is best on validation among those that pass the gate."""
-    run = best(passing(facts), higher_is_better)
+    run = best(passing(facts))
     return run.name if run else None
 
 
-def strongest(facts: Iterable[CandidateFacts], *, higher_is_better: bool = True) -> str | None:
+def strongest(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the fine-tune within the budgets that is best on validation, whatever its gate says."""
-    run = strongest_run(facts, higher_is_better)
+    run = strongest_run(facts)
     return run.name if run else None
 
 

@@ -40,10 +40,10 @@ class Wanted(NamedTuple):
 
 def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> Wanted | None:
     """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
-    curve, point = case.curve, arithmetic.point_worth_usd(case.policy, case.metric)
+    curve, point = case.curve, arithmetic.point_worth_usd(case.policy, case.unit)
     if curve is None or curve.candidate != run.name or point is None:
         return None
-    scale = arithmetic.scale_of(case.metric)
+    scale = now.unit.scale
     n_now = curve.points[-1].n_train
     for ahead in curve.ahead:
         gain = _together(now, ahead.gain)
@@ -60,4 +60,4 @@ def _together(now: Comparison, ahead: Estimate) -> Estimate:
     total = now.delta + ahead.score
     low = total - sqrt((now.delta - now.low) ** 2 + (ahead.score - ahead.low) ** 2)
     high = total + sqrt((now.high - now.delta) ** 2 + (ahead.high - ahead.score) ** 2)
-    return Estimate(total, low, high, now.n)
+    return Estimate(total, low, high, now.n, now.unit)

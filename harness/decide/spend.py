@@ -63,7 +63,7 @@ def next_spend(case: Case) -> Spend | None:
     run, other = case.judged, case.alternative
     if run is None or other is None or other.over_budget or stopped(run) or _drifted(run):
         return None
-    worth = arithmetic.worth_of_items(run, case.policy, case.metric)
+    worth = arithmetic.worth_of_items(run, case.policy)
     return Spend(_items(case, run, other), _rows(case, run), worth.perfect if worth else None)
 
 
@@ -79,7 +79,7 @@ def _drifted(run: CandidateFacts) -> bool:
 
 def _items(case: Case, run: CandidateFacts, other: CandidateFacts) -> Option | None:
     """Value as many test items again: each costs a label, and is asked of both candidates."""
-    g, worth = gain(run.vs_untrained), arithmetic.worth_of_items(run, case.policy, case.metric)
+    g, worth = gain(run.vs_untrained), arithmetic.worth_of_items(run, case.policy)
     if g is None or worth is None:
         return None
     prices = [f.cost_per_1k_usd for f in (run, other)]
@@ -97,7 +97,7 @@ def _rows(case: Case, run: CandidateFacts) -> Option | None:
     if g is None or curve is None or curve.candidate != run.name:
         return None
     n_now, tau = curve.points[-1].n_train, case.policy.tau
-    scale = arithmetic.scale_of(case.metric)
+    scale = g.unit.scale
     now = max(0.0, scale * g.delta - tau * run.training_cost_usd)
     options = []
     for ahead in curve.ahead:
@@ -113,7 +113,7 @@ def _rows(case: Case, run: CandidateFacts) -> Option | None:
 
 
 def _usd(case: Case, points: float) -> float | None:
-    point = arithmetic.point_worth_usd(case.policy, case.metric)
+    point = arithmetic.point_worth_usd(case.policy, case.unit)
     return None if point is None else points * point
 
 
@@ -160,7 +160,7 @@ def _no_use(run: CandidateFacts) -> str:
 def _said_of_items(case: Case, spend: Spend) -> str:
     if spend.items is None or spend.perfect is None:
         return "What more test items would bring is not known: the gain has no spread."
-    unit, n = numbers.unit(case.metric), numbers.count(spend.items.n)
+    unit, n = case.unit.name, numbers.count(spend.items.n)
     if spend.items.points < _WORTH_SAYING:
         return (
             f"As many test items again ({n}) would bring less than {_WORTH_SAYING:g} {unit} on average: the"
@@ -179,9 +179,9 @@ def _said_of_rows(case: Case, run: CandidateFacts, spend: Spend) -> str:
             "What more training rows would bring is not measured, so they are not compared"
             " (harness compare --learning-curve measures it)."
         )
-    o, unit = spend.rows, numbers.unit(case.metric)
+    o, unit = spend.rows, case.unit.name
     ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
-    added = numbers.change(case.metric, *ahead.gain[:3])
+    added = numbers.change(ahead.gain.unit, *ahead.gain[:3])
     would = f"{numbers.count(o.n)} more training rows would add about {added}"
     if o.points < _WORTH_SAYING:
         return f"{would} {unit} to {run.label}, which would not change what is best."
@@ -197,7 +197,7 @@ def _for(option: Option) -> str:
 
 def _prices(case: Case) -> str:
     """Say which prices the comparison lacks."""
-    if arithmetic.point_worth_usd(case.policy, case.metric) is None:
+    if arithmetic.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."
     if case.policy.label_cost_usd == 0:
         return " A label counts as free (decide.label_cost_usd)."

@@ -11,10 +11,10 @@ from harness import store
 from harness.candidates import Candidate, HFCandidate, ModelHost
 from harness.errors import Problem, UserError
 from harness.evaluate import Job
+from harness.metrics import flipped
 from harness.records import Noise, SampleResult, TaskNoise
 from harness.run import base_weights
 from harness.run.bench import Bench
-from harness.run.control import flipped
 from harness.run.sets import RowSet, suite_sets, work_of
 from harness.scoring import Executor
 from harness.trees import Size
@@ -90,7 +90,7 @@ def _task(bench: Bench, rows: RowSet, base: Candidate, arms: dict[str, Candidate
 
 def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]) -> TaskNoise:
     """Count the items whose primary score moved, and find the largest difference in log-likelihood."""
-    metric = job.task.primary_metric
+    metric = job.metrics[job.task.primary_metric]
     pairs = [pair for rows in answered.values() for pair in zip(usual, rows, strict=True)]
     gaps = [
         abs(a.gold_logprob - b.gold_logprob)

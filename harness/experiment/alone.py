@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from harness import capability, comparison, store, vllm
+from harness import capability, comparison, report, store, vllm
 from harness.capability import Found
 from harness.comparison import Estimate
 from harness.embedded import NAMES, expected_s, resolve
@@ -203,7 +203,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
     higher: dict[str, dict[str, bool]] = {}
     for s in evaluation.scores:
-        results.setdefault(s.part or s.task, {})[s.metric] = s.estimate._asdict() if s.estimate else None
+        results.setdefault(s.part or s.task, {})[s.metric] = report.to_plain(s.estimate)
         metric = evaluation.found[s.task].metrics[s.metric]
         higher.setdefault(s.part or s.task, {})[s.metric.partition(",")[0]] = metric.higher_is_better
     return {
@@ -229,14 +229,7 @@ def _scores(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[S
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows
         for metric in found.metrics.values():
-            yield Scored(
-                name,
-                part,
-                found.num_fewshot,
-                metric.name,
-                _estimate(metric, chosen),
-                metric.bounds == (0.0, 1.0),
-            )
+            yield Scored(name, part, found.num_fewshot, metric.name, _estimate(metric, chosen))
 
 
 def _estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate | None:

@@ -13,9 +13,6 @@ from harness.records import Control, Run
 from harness.store import Store
 
 Described = Callable[[str], Mapping[str, str]]
-# Items of one model that flipped between two correct layouts: 22 of 1,000 in bf16, none of 120 in fp32
-# (taken as a half); fp16 has three more bits of mantissa than bf16.
-_AA = {"bf16": (22.0, 1000.0), "fp16": (3.0, 1000.0), "fp32": (0.5, 120.0)}
 
 
 def controls_of(
@@ -37,11 +34,11 @@ def controls_of(
 
 def judged_controls(at: Store) -> dict[str, ControlFacts]:
     """Judge all measurements in their order, each with the A/A rate of those before it."""
-    rates = _AA | store.noise_rates(at)
+    rates = gating.AA_FLIPS | store.noise_rates(at)
     found: dict[str, ControlFacts] = {}
     environment = cache(lambda key: store.read_environment(at, key))
     for control in store.controls(at):
-        flips, n = rates.get(control.precision, _AA["bf16"])
+        flips, n = rates.get(control.precision, gating.AA_FLIPS["bf16"])
         facts = facts_of_control(control, flips, n, environment(control.environment), environment)
         found[control.id] = facts
         if not gating.has_drifted(facts):

@@ -122,10 +122,7 @@ def settled(recipe: Recipe, run: Run) -> Recipe:
 
 def _judged(bench: Bench, facts: Sequence[CandidateFacts]) -> str | None:
     """Name the fine-tune that the decision is about, where it is trained here."""
-    higher = bench.target.primary.higher_is_better
-    name = decide.best_trained(facts, higher_is_better=higher) or decide.strongest(
-        facts, higher_is_better=higher
-    )
+    name = decide.best_trained(facts) or decide.strongest(facts)
     return name if name in list(_trained_here(bench, [name] if name else [])) else None
 
 

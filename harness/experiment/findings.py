@@ -56,7 +56,6 @@ def report_of(
         closed_labels=closed_labels,
         has_documents=has_documents,
         metric_name=primary.name,
-        higher_is_better=primary.higher_is_better,
         curve=curve,
     )
     return ExperimentReport(
@@ -71,7 +70,7 @@ def report_of(
         notes=(*notes, *_unanswered(bench, reader, runs), *_noteworthy(bench, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
-        seeds=decide.over_seeds(judged, primary.name),
+        seeds=decide.over_seeds(judged),
         ablations=_ablations(bench, reader, runs, judged),
         curve=curve,
         task=bench.target.task.name,
@@ -165,7 +164,7 @@ def _with_comparisons(
 ) -> list[CandidateFacts]:
     """Add the paired differences to the best untrained candidate and to the plain prompt."""
     metric = bench.target.primary
-    best = decide.best_untrained(facts, higher_is_better=metric.higher_is_better)
+    best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [r for r in by_name.values() if _is_prompt(r)]
     prompt_of = {r.base_digest: r for r in reversed(prompts)}
@@ -197,7 +196,7 @@ def _ablations(
 
     in_file = {name: at for at, name in enumerate(bench.experiment.candidates)}
     ordered = sorted(facts, key=lambda f: in_file[f.name])
-    return decide.ablations(ordered, pair, metric.name, higher_is_better=metric.higher_is_better)
+    return decide.ablations(ordered, pair)
 
 
 def _is_prompt(run: Run) -> bool:
@@ -285,7 +284,7 @@ def _flips(
     base: Mapping[str, Mapping[str, Rows]],
 ) -> dict[str, tuple[Flip, ...]]:
     """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
-    best = decide.best_untrained(facts, higher_is_better=bench.target.primary.higher_is_better) or ""
+    best = decide.best_untrained(facts) or ""
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     out: dict[str, tuple[Flip, ...]] = {}
     seen: set[str] = set()

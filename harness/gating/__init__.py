@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
-from harness.gating.control import ControlFacts, control_rule, has_drifted
+from harness.gating.control import AA_FLIPS, ControlFacts, aa_rate, control_rule, has_drifted
 from harness.gating.margins import margin_of
 from harness.gating.measure import Measurement, admit, compare_measurements, policy_for, validity_of
 from harness.gating.power import macro_of, missed, warn_before
@@ -29,6 +29,7 @@ from harness.gating.verdict import (
 from harness.spec import GatePolicy
 
 __all__ = [
+    "AA_FLIPS",
     "ControlFacts",
     "Measurement",
     "MissRate",
@@ -36,6 +37,7 @@ __all__ = [
     "TargetFacts",
     "TaskComparison",
     "Verdict",
+    "aa_rate",
     "admit",
     "compare_measurements",
     "exit_code",

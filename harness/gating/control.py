@@ -12,6 +12,9 @@ from harness import numbers, stats
 from harness.gating.verdict import Number, Rule
 
 ALPHA = 0.01
+# A/A flips: of so many items of one model so many flipped between two correct layouts; none of 120 in
+# fp32 is taken as a half, and fp16 has three more bits of mantissa than bf16.
+AA_FLIPS = {"bf16": (22.0, 1000.0), "fp16": (3.0, 1000.0), "fp32": (0.5, 120.0)}
 _NEXT = (
     "undo what changed, remove the runs that were made meanwhile (harness runs rm) and compare again; "
     "or, where the change is wanted, begin a new runs folder, so that all is asked anew"
@@ -37,6 +40,12 @@ class ControlFacts(NamedTuple):
     aa_flips: float
     aa_n: float
     changed: str = ""
+
+
+def aa_rate(precision: str) -> float:
+    """Return the share of items that flip where nothing is wrong; that of bf16 for another precision."""
+    flips, n = AA_FLIPS.get(precision, AA_FLIPS["bf16"])
+    return flips / n
 
 
 def flips_p(facts: ControlFacts) -> float:

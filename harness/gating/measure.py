@@ -46,7 +46,8 @@ def admit(
     if is_reported_only(task) or not metric.higher_is_better:
         return False, f"{task.name}: {metric.name} is reported, never part of the macro"
     score = comparison.estimate(metric, base_rows)
-    found = f"the base scores {numbers.interval(score.score, score.low, score.high)} %"
+    percent = " %" if score.unit.is_rate else ""
+    found = f"the base scores {numbers.score(score.unit, *score[:3])}{percent}"
     chance = f"chance ({numbers.percent(task.chance)} %), n = {numbers.count(score.n)}"
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
     if score.low > task.chance + stats.TIE and score.score - task.chance < _SIGNAL_TO_NOISE * noise:

@@ -292,14 +292,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if wanted.min is not None:
-        score, low, high, _ = target.score
-        outcome = _reached(low, high, wanted.min)
-        judged.append(
-            (
-                outcome,
-                f"{numbers.interval(score, low, high)} % against at least {numbers.percent(wanted.min)} %",
-            )
-        )
+        judged.append(_level(target.score, wanted.min))
         facts["min"] = wanted.min
     if wanted.gain is not None:
         judged.append(_gain(target.gain, wanted.gain))
@@ -309,19 +302,24 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     return Rule("target", worst([outcome for outcome, _ in judged]), said, facts)
 
 
+def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
+    """Judge the score against a level: the least, or the most where lower is better."""
+    unit, percent = found.unit, " %" if found.unit.is_rate else ""
+    low, high = sorted((unit.sign * found.low, unit.sign * found.high))
+    limit = f"at {'least' if unit.higher_is_better else 'most'} {numbers.score(unit, wanted)}{percent}"
+    said = f"{numbers.score(unit, *found[:3])}{percent} against {limit}"
+    return _reached(low, high, unit.sign * wanted), said
+
+
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     if gain is None:
-        return (
-            "inconclusive",
-            f"a gain of {numbers.percent(wanted)} pp has no untrained candidate to be measured against",
-        )
+        least = f"a gain of {numbers.percent(wanted)} pp"
+        return "inconclusive", f"{least} has no untrained candidate to be measured against"
     c = comparison.oriented(gain)
-    outcome = _reached(c.low, c.high, wanted)
-    shown = numbers.points(c.delta, c.low, c.high)
-    return (
-        outcome,
-        f"{shown} pp over the best untrained candidate against at least +{numbers.percent(wanted)} pp",
-    )
+    name = "pp" if c.unit.is_rate else c.unit.name
+    found, least = numbers.change(c.unit, c.delta, c.low, c.high), numbers.change(c.unit, wanted)
+    said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
+    return _reached(c.low, c.high, wanted), said
 
 
 def _reached(low: float, high: float, wanted: float) -> Outcome:

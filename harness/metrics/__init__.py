@@ -7,23 +7,28 @@ inclusion probabilities change weights and never score an answer again.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness import plugins
-from harness.records import Example, Output, checksum
+from harness.numbers import Unit
+from harness.records import Example, Output, SampleResult, checksum
 from harness.spec import EVALUATE, Task, metric_name
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
+
+_BLOCK = 256  # items scored alone at once
+_FLIP, _ROUNDING = 0.01, 1e-9  # of a rate a point; of another unit a hundredth of the larger score
 
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One way to score answers, in the unit of `bounds`.
+    """One way to score answers; `bounds` within [0, 1] say that it is a rate.
 
     `score` gives an answer's parts, or None when it could not be scored at all (an error,
     which is not 0). `aggregate` takes parts (n, k) and weights (…, n) to scores (…).
@@ -39,6 +44,13 @@ class Metric:
     aggregate: Callable[[Array, Array], Array]
     worst: Callable[[Example], Parts]
     signature: str = ""
+
+    @property
+    def unit(self) -> Unit:
+        """How its values are printed, and which of them are better."""
+        if self.bounds[0] >= 0 and self.bounds[1] <= 1:
+            return Unit(higher_is_better=self.higher_is_better)
+        return Unit(1.0, self.name.replace("_", " "), self.higher_is_better)
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
@@ -66,6 +78,34 @@ def mean_metric(
 
     worst = (float(bounds[0] if higher_is_better else bounds[1]),)
     return Metric(name, higher_is_better, bounds, (name,), one_part, weighted_mean, lambda _: worst)
+
+
+def item_scores(metric: Metric, parts: Array) -> Array:
+    """Score every item alone: parts (n, k) → (n,)."""
+    blocks = [parts[at : at + _BLOCK] for at in range(0, len(parts), _BLOCK)]
+    return np.concatenate([metric.aggregate(block, np.eye(len(block))) for block in blocks])
+
+
+class Flips(NamedTuple):
+    """By how much each item (n,) got better, whatever the metric's direction, and which of them flipped."""
+
+    improvements: Array
+    flipped: NDArray[np.bool_]
+
+
+def flips(metric: Metric, base: Array, new: Array) -> Flips:
+    """Find the items whose own score moved by more than a hundredth: parts (n, k) of both arms → (n,)."""
+    old, now = item_scores(metric, base), item_scores(metric, new)
+    least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
+    return Flips(metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING)
+
+
+def flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
+    """Tell whether an item flipped: its score moved by more than a hundredth, or it was scored once only."""
+    before, now = old.parts.get(metric.name), new.parts.get(metric.name)
+    if before is None or now is None:
+        return before is not now
+    return bool(flips(metric, np.array([before]), np.array([now])).flipped[0])
 
 
 def load_metrics(task: Task) -> dict[str, Metric]:

@@ -18,8 +18,6 @@ ORDER: tuple[Verdict, ...] = ("ok", "suspect", "error", "harness-drift", "regres
 SUSPECT_E = 10.0  # evidence that is worth a word, but no alarm
 SLACK_SD, LIMIT_SD = 0.5, 5.0  # of the chart of nightly means, in their standard deviations
 DRIFT_E = 1000.0  # on average at most one false alarm in so many nights
-# Items of one model whose score moves in another layout: as for the control arm of compare.
-AA_RATE = {"bf16": 0.022, "fp16": 0.003, "fp32": 0.004}
 _PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the clusters differ, before anything is seen
 _MOST_NIGHTS = 365
 

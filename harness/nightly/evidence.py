@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import stats
-from harness.metrics import Metric
-from harness.nightly.alarm import AA_RATE
+from harness import gating, stats
+from harness.metrics import Metric, flipped
 from harness.nightly.asking import Rows
 from harness.nightly.files import BaseNight, SeriesNight
 from harness.nightly.plan import Cluster, Item
@@ -50,9 +49,7 @@ def base_night(
     rotating = {item for cluster in fresh for item in cluster}
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     flips = {
-        name(item): moved
-        for item in shared
-        if item in rotating and (moved := _moved(now[item], then[item], metrics[item[0]])) is not None
+        name(item): flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
     }
     differing = [
         name(i) for i, row in (last or {}).items() if i in now and _answered(now[i]) != _answered(row)
@@ -66,9 +63,9 @@ def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
 
     Source: the exact binomial test, one-sided, at the A/A rate of bf16.
     """
-    shared = (item for item in now if item in then and is_same_item(now[item], then[item]))
-    moved = [m for i in shared if (m := _moved(now[i], then[i], metrics[i[0]])) is not None]
-    return bool(moved) and stats.binomial_p(sum(moved), len(moved), AA_RATE["bf16"]) < _MOVED_P
+    shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
+    moved = sum(flipped(then[item], now[item], metrics[item[0]]) for item in shared)
+    return bool(shared) and stats.binomial_p(moved, len(shared), gating.aa_rate("bf16")) < _MOVED_P
 
 
 def name(item: Item) -> str:
@@ -87,7 +84,7 @@ def score(row: SampleResult, metric: Metric) -> float | None:
     if parts is None:
         return None
     value = float(metric.aggregate(np.array([parts]), np.ones(1)))
-    return (value if metric.higher_is_better else -value) if np.isfinite(value) else None
+    return metric.unit.sign * value if np.isfinite(value) else None
 
 
 def _by_cluster(
@@ -120,11 +117,6 @@ def _difference(now: SampleResult | None, then: SampleResult | None, metric: Met
         return None
     new, old = score(now, metric), score(then, metric)
     return None if new is None or old is None else new - old
-
-
-def _moved(now: SampleResult, then: SampleResult, metric: Metric) -> bool | None:
-    change = _difference(now, then, metric)
-    return None if change is None else abs(change) > 0.01
 
 
 def _answered(row: SampleResult) -> tuple[str, str, str]:

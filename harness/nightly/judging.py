@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from statistics import fmean
 
-from harness import numbers
+from harness import gating, numbers
 from harness.nightly import alarm
 from harness.nightly.alarm import Evidence, Tally, Verdict
 from harness.nightly.files import Alarm, BaseNight, Night, State, Watched, open_alarms, since_ack
@@ -115,7 +115,7 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
-        rate = alarm.AA_RATE.get(night.precision, alarm.AA_RATE["bf16"])
+        rate = gating.aa_rate(night.precision)
         for base, found in night.bases.items():
             fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
             seen |= {(base, night.environment, item) for item in fresh}

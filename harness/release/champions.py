@@ -5,15 +5,17 @@ digests name are the baseline, whatever becomes of the run's name.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from harness import comparison, store
+from harness.comparison import Estimate
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.metrics import load_metrics
+from harness.numbers import RATE, Unit
 from harness.records import Run
 from harness.store import Store
 
@@ -21,6 +23,8 @@ from harness.store import Store
 @dataclass(frozen=True, slots=True)
 class Champion:
     """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test.
+
+    `units` holds the units of those scores that are no rates where higher is better.
 
     `verdict` is what the gate said when it was promoted (empty where it could not say anything),
     `sentence` the evidence, `despite` why it was promoted although it had not passed.
@@ -41,6 +45,7 @@ class Champion:
     verdict: str = ""
     sentence: str = ""
     despite: str = ""
+    units: dict[str, Unit] = field(default_factory=dict)
 
 
 def champion_file(folder: Path, target: str) -> Path:
@@ -59,9 +64,10 @@ def read_champion(folder: Path, target: str) -> Champion | None:
         return None
     try:
         raw = json.loads(path.read_text("utf-8"))
-        lately = ("verdict", "sentence", "despite")  # a file written before these were kept lacks them
+        lately = ("verdict", "sentence", "despite", "units")  # an older file lacks them
         known = {f.name: raw[f.name] for f in fields(Champion) if f.name not in lately or f.name in raw}
-        return Champion(**known)
+        units = {key: Unit(**unit) for key, unit in known.get("units", {}).items()}
+        return Champion(**{**known, "units": units})
     except (ValueError, KeyError, TypeError) as error:
         found = f"a file that cannot be read ({type(error).__name__}: {error})"
         raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
@@ -90,6 +96,7 @@ def promote(
     Raises:
         HarnessError: rows of the run are missing.
     """
+    scores = _scores(loaded, at, run)
     champion = Champion(
         target=loaded.experiment.target.name,
         run_id=run.run_id,
@@ -101,11 +108,12 @@ def promote(
         base_digest=run.base_digest,
         created=run.created,
         rows=dict(sorted(run.rows.items())),
-        scores=_scores(loaded, at, run),
+        scores={key: [round(x, 6) for x in e[:4]] for key, e in scores.items()},
         recipe=run.recipe,
         verdict=verdict,
         sentence=sentence,
         despite=despite,
+        units={key: e.unit for key, e in scores.items() if e.unit != RATE},
     )
     path = champion_file(loaded.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,16 +126,15 @@ def on_validation(loaded: Loaded, at: Store, run: Run) -> float:
     task = loaded.experiment.target
     metric = load_metrics(task)[task.primary_metric]
     rows = store.read_rows(at, run.rows[f"{task.name}/validation"], task.data.limits.validation)
-    return comparison.estimate(metric, rows).score * (1 if metric.higher_is_better else -1)
+    return comparison.estimate(metric, rows).score * metric.unit.sign
 
 
-def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, list[float]]:
+def _scores(loaded: Loaded, at: Store, run: Run) -> dict[str, Estimate]:
     experiment, catalogue = with_lm_eval(loaded.experiment)
-    out: dict[str, list[float]] = {}
+    out: dict[str, Estimate] = {}
     for task in experiment.tasks:
         if f"{task.name}/test" not in run.rows:
             continue
         rows, name = store.read_rows(at, run.rows[f"{task.name}/test"]), task.primary_metric
-        found = comparison.estimate(metrics_of(task, catalogue)[name], rows)
-        out[f"{task.name} {name}"] = [round(x, 6) for x in found]
+        out[f"{task.name} {name}"] = comparison.estimate(metrics_of(task, catalogue)[name], rows)
     return out

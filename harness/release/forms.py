@@ -92,9 +92,9 @@ def _task_cells(t: TaskComparison) -> list[str]:
     return [
         c.task,
         c.metric,
-        numbers.score(c.metric, c.base, c.base_low, c.base_high),
-        numbers.score(c.metric, c.new, c.new_low, c.new_high),
-        numbers.change(c.metric, c.delta, c.low, c.high),
+        numbers.score(c.unit, c.base, c.base_low, c.base_high),
+        numbers.score(c.unit, c.new, c.new_low, c.new_high),
+        numbers.change(c.unit, c.delta, c.low, c.high),
         f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
     ]
 

@@ -57,22 +57,22 @@ _FIELDS: dict[str, tuple[str, Callable[..., str]]] = {
 }
 
 
-def arithmetic_rows(decision: Decision, metric: str) -> list[tuple[str, str]]:
-    """List what each number behind a decision on a metric is, and the number with its interval."""
+def arithmetic_rows(decision: Decision, unit: numbers.Unit) -> list[tuple[str, str]]:
+    """List what each number behind a decision is, and the number with its interval."""
     of = decision.arithmetic
     ends = {f"{name}{end}" for name in of for end in _ENDS}
-    return [(_words(name, metric), _value(name, of, metric)) for name in of if name not in ends]
+    return [(_words(name, unit), _value(name, of, unit)) for name in of if name not in ends]
 
 
-def _words(name: str, metric: str) -> str:
+def _words(name: str, unit: numbers.Unit) -> str:
     words = _FIELDS[name][0] if name in _FIELDS else clean(name.replace("_", " "))
-    return words.replace("{unit}", numbers.unit(metric))
+    return words.replace("{unit}", unit.name)
 
 
-def _value(name: str, of: Mapping[str, float | str | None], metric: str) -> str:
+def _value(name: str, of: Mapping[str, float | str | None], unit: numbers.Unit) -> str:
     value = of[name]
     if value is None or isinstance(value, str):
         return value or numbers.UNKNOWN
     shown: Callable[..., str] = _FIELDS[name][1] if name in _FIELDS else numbers.figure
     low_high = [of[f"{name}{end}"] for end in _ENDS if f"{name}{end}" in of]
-    return shown(metric, value, *low_high) if shown is numbers.change else shown(value, *low_high)
+    return shown(unit, value, *low_high) if shown is numbers.change else shown(value, *low_high)

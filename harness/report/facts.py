@@ -17,8 +17,10 @@ from harness.decide import (
     OverSeeds,
     best_untrained,
     fine_tuned,
+    target_unit,
 )
 from harness.gating import MissRate, Verdict
+from harness.numbers import Unit
 from harness.report import recipes, steps, verdicts
 from harness.report.flips import Flip
 from harness.report.steps import Step
@@ -84,9 +86,9 @@ class ExperimentReport:
         return f"{self.experiment}-smoke" if self.smoke else self.experiment
 
     @property
-    def higher_is_better(self) -> bool:
-        """Whether more of the target's metric is better: rates are gains, other units are costs."""
-        return self.metric not in numbers.OWN_UNITS
+    def unit(self) -> Unit:
+        """The unit and direction of the target's metric."""
+        return target_unit(self.facts)
 
 
 class Row(NamedTuple):
@@ -118,17 +120,16 @@ def headers(report: ExperimentReport) -> Row:
 
 def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[Row]:
     """List the candidates best first, failed ones last; `tight` spares digits and words."""
-    reference = best_untrained(report.facts, higher_is_better=report.higher_is_better)
-    return [_row(f, report.metric, reference, tight) for f in best_first(report)]
+    reference = best_untrained(report.facts)
+    return [_row(f, reference, tight) for f in best_first(report)]
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
     """Sort by the target's score on test; candidates without one come last, as listed."""
-    sign = 1 if report.higher_is_better else -1
 
     def key(f: CandidateFacts) -> tuple[bool, float]:
         scored = f.state == "done" and f.target is not None
-        return not scored, -sign * f.target.score if scored and f.target else 0.0
+        return not scored, -f.target.unit.sign * f.target.score if scored and f.target else 0.0
 
     return sorted(report.facts, key=key)
 
@@ -140,7 +141,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(report.decision.reasons if report.decision else ()),
         *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
         *filter(None, (steps.sentence(label, of) for label, of in report.steps.items())),
-        *recipes.seed_sentences(report.seeds, report.metric),
+        *recipes.seed_sentences(report.seeds, report.unit),
         *(_recall_line(f) for f in report.facts if f.recall is not None),
         *report.notes,
     ]
@@ -163,7 +164,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     """Say in one line what a candidate reached, while the others are still running."""
     if f.state == "failed":
         return _failed_line(f)
-    target = numbers.score(metric, *f.target[:3]) if f.target else numbers.UNKNOWN
+    target = numbers.score(f.target.unit, *f.target[:3]) if f.target else numbers.UNKNOWN
     parts = [f"{_SHORT.get(metric, metric)} {target}"]
     parts += [f"{numbers.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {numbers.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
@@ -226,11 +227,11 @@ def _failed_line(f: CandidateFacts) -> str:
     return f"{f.label} failed: {f.error or 'no reason was given'}"
 
 
-def _row(f: CandidateFacts, metric: str, reference: str | None, tight: bool) -> Row:
+def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
     return Row(
         f.label,
-        numbers.score(metric, *f.target[:3], whole=tight) if f.target else numbers.UNKNOWN,
-        _vs_untrained(f, metric, reference, tight),
+        numbers.score(f.target.unit, *f.target[:3], whole=tight) if f.target else numbers.UNKNOWN,
+        _vs_untrained(f, reference, tight),
         _forgetting(f, tight),
         _lost_gained(f),
         numbers.usd(f.cost_per_1k_usd),
@@ -239,13 +240,13 @@ def _row(f: CandidateFacts, metric: str, reference: str | None, tight: bool) -> 
     )
 
 
-def _vs_untrained(f: CandidateFacts, metric: str, reference: str | None, tight: bool) -> str:
+def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
     if f.name == reference:
         return "(this one)"
     if f.vs_untrained is None:
         return numbers.UNKNOWN
     c = f.vs_untrained
-    return numbers.change(metric, c.delta, c.low, c.high, whole=tight)
+    return numbers.change(c.unit, c.delta, c.low, c.high, whole=tight)
 
 
 def _forgetting(f: CandidateFacts, tight: bool) -> str:

@@ -41,7 +41,7 @@ def heat(report: ExperimentReport) -> Heat:
 
 def _primary(comparisons: tuple[Comparison, ...]) -> dict[str, Comparison]:
     first = {c.task: c for c in reversed(comparisons) if not c.slice}
-    return {task: c for task, c in reversed(first.items()) if c.metric not in numbers.OWN_UNITS}
+    return {task: c for task, c in reversed(first.items()) if c.unit.is_rate}
 
 
 def _cell(c: Comparison) -> Cell:

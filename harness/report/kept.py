@@ -5,7 +5,7 @@ that a newer report adds is left out, and what was not finite stays unknown.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,10 @@ from pydantic import BaseModel
 from harness.errors import Problem, UserError
 from harness.report.facts import ExperimentReport
 
+# Of these an older report, which says no units, knew that they are no rates and that lower is better.
+_OWN_UNITS = frozenset({"bits_per_byte", "latency"})
+_GENERAL = ("verdict", "macro", "search", "confirm", "equal")  # in points, whatever the target's metric
+
 
 def read(path: Path) -> ExperimentReport:
     """Read one report.
@@ -25,7 +29,7 @@ def read(path: Path) -> ExperimentReport:
         UserError: the file is no report.
     """
     try:
-        found = restored(ExperimentReport, json.loads(path.read_text("utf-8")))
+        found = restored(ExperimentReport, with_units(json.loads(path.read_text("utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
@@ -43,6 +47,30 @@ def paths(folder: Path) -> list[Path]:
 def _begins_like_one(path: Path) -> bool:
     with path.open("rb") as file:
         return b'"experiment"' in file.read(200)
+
+
+def with_units(value: Any) -> Any:
+    """Add the units to the plain types of an older report: those of rates are the default."""
+    return _with_units(value, "", _OWN_UNITS | _lower_is_better(value))
+
+
+def _lower_is_better(value: Any) -> set[str]:
+    """Name the metrics of which a comparison of an older report says so."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = isinstance(value, dict) and value.get("higher_is_better") is False and "metric" in value
+    return {value["metric"]} if own else set().union(*map(_lower_is_better, inner))
+
+
+def _with_units(value: Any, metric: str, own: Collection[str]) -> Any:
+    if isinstance(value, list):
+        return [_with_units(one, metric, own) for one in value]
+    if not isinstance(value, dict):
+        return value
+    metric = value.get("metric", metric)
+    inner = {key: _with_units(v, "" if key in _GENERAL else metric, own) for key, v in value.items()}
+    if "unit" in value or metric not in own or not {"low", "high"} <= value.keys():
+        return inner
+    return inner | {"unit": {"scale": 1.0, "name": metric.replace("_", " "), "higher_is_better": False}}
 
 
 def restored(kind: Any, value: Any) -> Any:

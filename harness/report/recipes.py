@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from harness import numbers
 from harness.decide import VARIANCE_UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
+from harness.numbers import Unit
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 
@@ -14,19 +15,19 @@ SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between
 CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
 
 
-def curve_rows(curve: LearningCurve, metric: str) -> list[tuple[str, ...]]:
+def curve_rows(curve: LearningCurve) -> list[tuple[str, ...]]:
     """List the sizes that were trained on, then what the fit expects of two and four times the data."""
     measured = [
         (
             numbers.count(p.n_train),
-            numbers.score(metric, *p.score[:3]),
+            numbers.score(p.score.unit, *p.score[:3]),
             "(all)" if p is curve.points[-1] else "",
             numbers.usd(p.training_cost_usd),
         )
         for p in curve.points
     ]
     expected = [
-        (numbers.count(a.n_train), "expected", numbers.change(metric, *a.gain[:3]), numbers.UNKNOWN)
+        (numbers.count(a.n_train), "expected", numbers.change(a.gain.unit, *a.gain[:3]), numbers.UNKNOWN)
         for a in curve.ahead
     ]
     return [*measured, *expected]
@@ -37,9 +38,9 @@ def ablation_columns(a: Ablation) -> tuple[str, ...]:
     return (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
 
 
-def ablation_rows(a: Ablation, metric: str) -> list[tuple[str, ...]]:
+def ablation_rows(a: Ablation, unit: Unit) -> list[tuple[str, ...]]:
     """List a grid's members by what differs, the reference first."""
-    return [_factor_row(f, a, metric) for f in a.factors]
+    return [_factor_row(f, a, unit) for f in a.factors]
 
 
 def ablation_note(a: Ablation) -> str:
@@ -50,26 +51,26 @@ def ablation_note(a: Ablation) -> str:
     return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
 
 
-def seed_rows(seeds: Iterable[OverSeeds], metric: str) -> list[tuple[str, ...]]:
+def seed_rows(seeds: Iterable[OverSeeds], unit: Unit) -> list[tuple[str, ...]]:
     """List every recipe that was trained with several seeds."""
-    return [_seed_row(s, metric) for s in seeds if len(s.seeds) > 1]
+    return [_seed_row(s, unit) for s in seeds if len(s.seeds) > 1]
 
 
-def seed_sentences(seeds: Iterable[OverSeeds], metric: str) -> list[str]:
+def seed_sentences(seeds: Iterable[OverSeeds], unit: Unit) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
-    known = [_over_seeds(s, metric) for s in seeds if s.score]
+    known = [_over_seeds(s, unit) for s in seeds if s.score]
     unknown = ", ".join(
         f"{s.candidate} ({numbers.counted(len(s.seeds), 'seed')})" for s in seeds if not s.score
     )
     return [*known, *([f"{VARIANCE_UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
 
 
-def _factor_row(f: Factor, a: Ablation, metric: str) -> tuple[str, ...]:
+def _factor_row(f: Factor, a: Ablation, unit: Unit) -> tuple[str, ...]:
     is_reference = f.candidate == a.reference
-    change = numbers.change(metric, *f.difference[:3]) if f.difference else numbers.UNKNOWN
+    change = numbers.change(unit, *f.difference[:3]) if f.difference else numbers.UNKNOWN
     return (
         _short(f.candidate, a.grid),
-        numbers.score(metric, f.score),
+        numbers.score(unit, f.score),
         "(reference)" if is_reference else change,
         numbers.p_value(f.p),
         numbers.p_value(f.p_adjusted),
@@ -78,26 +79,26 @@ def _factor_row(f: Factor, a: Ablation, metric: str) -> tuple[str, ...]:
     )
 
 
-def _seed_row(s: OverSeeds, metric: str) -> tuple[str, ...]:
-    over = numbers.score(metric, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
-    gain = numbers.change(metric, *s.gain[:3]) if s.gain else numbers.UNKNOWN
+def _seed_row(s: OverSeeds, unit: Unit) -> tuple[str, ...]:
+    over = numbers.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+    gain = numbers.change(unit, *s.gain[:3]) if s.gain else numbers.UNKNOWN
     return (
         s.candidate,
         ", ".join(map(str, s.seeds)),
-        ", ".join(numbers.score(metric, x) for x in s.scores),
+        ", ".join(numbers.score(unit, x) for x in s.scores),
         over,
-        numbers.score(metric, s.seed_sd),
+        numbers.score(unit, s.seed_sd),
         gain,
     )
 
 
-def _over_seeds(s: OverSeeds, metric: str) -> str:
-    each = ", ".join(numbers.score(metric, x) for x in s.scores)
-    gain = f", {numbers.change(metric, *s.gain[:3])} over the best untrained" if s.gain else ""
-    over = numbers.score(metric, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+def _over_seeds(s: OverSeeds, unit: Unit) -> str:
+    each = ", ".join(numbers.score(unit, x) for x in s.scores)
+    gain = f", {numbers.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
+    over = numbers.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     return (
         f"{s.candidate} over {numbers.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
-        f"{numbers.score(metric, s.seed_sd)}){gain}, by random effects"
+        f"{numbers.score(unit, s.seed_sd)}){gain}, by random effects"
     )
 
 

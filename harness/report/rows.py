@@ -54,7 +54,7 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
 def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     if f.target is None:
         return
-    best = best_untrained(report.facts, higher_is_better=report.higher_is_better)
+    best = best_untrained(report.facts)
     named = {"task": report.task, "metric": report.metric}
     yield named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _scored(f.target)
     yield from (named | {"slice": name} | _scored(e) for name, e in f.slices.items())

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.comparison import Estimate
-from harness.numbers import UNKNOWN, count, interval, plain
+from harness.numbers import UNKNOWN, count, score
 from harness.report.escape import clean
 
 _HEADERS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
@@ -24,7 +24,6 @@ class Scored(NamedTuple):
     num_fewshot: int
     metric: str
     estimate: Estimate | None
-    is_share: bool
 
 
 def score_table(scores: Iterable[Scored]) -> Table:
@@ -46,4 +45,4 @@ def _cells(s: Scored) -> tuple[str, str]:
     e = s.estimate
     if e is None:
         return UNKNOWN, "0"
-    return (interval if s.is_share else plain)(e.score, e.low, e.high), count(e.n)
+    return score(e.unit, *e[:3]), count(e.n)

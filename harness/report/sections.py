@@ -83,9 +83,9 @@ def header_facts(report: ExperimentReport) -> list[str]:
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
-def arithmetic_lines(decision: Decision, metric: str) -> list[str]:
-    """List the numbers behind a decision on a metric for a terminal."""
-    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, metric))
+def arithmetic_lines(decision: Decision, unit: numbers.Unit) -> list[str]:
+    """List the numbers behind a decision for a terminal."""
+    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, unit))
     return [*values, *_missing(decision)]
 
 
@@ -94,7 +94,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     tuned = [f for f in done if fine_tuned(f)]
     yield Section("candidates", "Candidates", headers(report), table_rows(report), notes=sentences(report))
     yield from _ablations(report)
-    yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.metric))
+    yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.unit))
     yield from _curve(report)
     yield _slices(report, done)
     for make in (_forgetting, _steps, _gate, _sweep):
@@ -102,20 +102,20 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     made = (f for f in done if f.method != "endpoint")
     yield _training([f for f in made if f.training or f.training_cost_usd])
     if report.decision:
-        yield _arithmetic(report.decision, report.metric)
+        yield _arithmetic(report.decision, report.unit)
     yield from (Section("provenance", *table) for table in origins.tables(report.origins))
 
 
 def _ablations(report: ExperimentReport) -> Iterator[Section]:
     for a in report.ablations:
-        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.metric)
+        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.unit)
         yield Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[recipes.ablation_note(a)])
 
 
 def _curve(report: ExperimentReport) -> Iterator[Section]:
     """Show the score by the amount of training data, and what more would bring."""
     if report.curve is not None:
-        rows = recipes.curve_rows(report.curve, report.metric)
+        rows = recipes.curve_rows(report.curve)
         yield Section("curve", f"Learning curve: {report.curve.candidate}", recipes.CURVE_COLUMNS, rows)
 
 
@@ -123,14 +123,14 @@ def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section
     """Show every candidate on every slice, each with its interval."""
     sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
     rows = [
-        [f.label, *(_slice_score(report.metric, f, name) for name in sorted(sizes))] for f in done if f.slices
+        [f.label, *(_slice_score(report.unit, f, name) for name in sorted(sizes))] for f in done if f.slices
     ]
     columns = [f"{name} (n = {numbers.count(sizes[name])})" for name in sorted(sizes)]
     return Section("slices", "Slices", ["candidate", *columns], rows if columns else [])
 
 
-def _slice_score(metric: str, f: CandidateFacts, name: str) -> str:
-    return numbers.score(metric, *f.slices[name][:3]) if name in f.slices else numbers.UNKNOWN
+def _slice_score(unit: numbers.Unit, f: CandidateFacts, name: str) -> str:
+    return numbers.score(unit, *f.slices[name][:3]) if name in f.slices else numbers.UNKNOWN
 
 
 def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -139,7 +139,7 @@ def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     primary = {c.task: c for c in reversed(comparisons)}
     columns = ("task", "metric", "base", "new", "change", "lost/gained", "counts in the gate")
     rows = [[*_task_row(c), _counts(report, c, c is primary[c.task])] for c in comparisons]
-    lost = [_lost_items(c) for c in primary.values() if c.lost and c.metric not in numbers.OWN_UNITS]
+    lost = [_lost_items(c) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
     return Section("forgetting", title, columns, rows, notes=lost[::-1], label=f.label)
 
@@ -148,15 +148,15 @@ def _task_row(c: Comparison) -> list[str]:
     return [
         c.task,
         c.metric,
-        numbers.score(c.metric, c.base, c.base_low, c.base_high),
-        numbers.score(c.metric, c.new, c.new_low, c.new_high),
-        numbers.change(c.metric, c.delta, c.low, c.high) + _on_valid(c),
+        numbers.score(c.unit, c.base, c.base_low, c.base_high),
+        numbers.score(c.unit, c.new, c.new_low, c.new_high),
+        numbers.change(c.unit, c.delta, c.low, c.high) + _on_valid(c),
         f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
     ]
 
 
 def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
-    if not is_primary or c.metric in numbers.OWN_UNITS:
+    if not is_primary or not c.unit.higher_is_better:
         return "no: reported only"
     why_not = report.not_admitted.get(c.task, "")
     return f"no: {why_not}" if why_not else "yes"
@@ -166,7 +166,7 @@ def _on_valid(c: Comparison) -> str:
     """Add the change among the items valid in both arms, where that is not all of them."""
     if c.n_valid == c.n or c.delta_valid is None:
         return ""
-    change = numbers.change(c.metric, c.delta_valid, c.low_valid, c.high_valid)
+    change = numbers.change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
     return f"; {change} on the {numbers.count(c.n_valid)} of {numbers.count(c.n)} valid in both"
 
 
@@ -188,7 +188,7 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     rows = [
         [
             *map(str, trial["params"].values()),
-            numbers.score(report.metric, trial["validation"])
+            numbers.score(report.unit, trial["validation"])
             if trial["validation"] is not None
             else "diverged",
             "chosen" if trial["chosen"] else "",
@@ -241,8 +241,8 @@ def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
     return found if gap is None else {**found, "overfitting_gap": gap}
 
 
-def _arithmetic(decision: Decision, metric: str) -> Section:
-    rows = arithmetic_rows(decision, metric)
+def _arithmetic(decision: Decision, unit: numbers.Unit) -> Section:
+    rows = arithmetic_rows(decision, unit)
     title = "Arithmetic of the decision"
     return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))
 

@@ -35,7 +35,7 @@ def sentence(label: str, steps: Sequence[Step]) -> str:
     for s in (s for s in steps if s.target is not None):
         assert s.target is not None
         c = s.target
-        change = numbers.change(c.metric, c.delta, c.low, c.high)
+        change = numbers.change(c.unit, c.delta, c.low, c.high)
         general = f", general ability {numbers.points(*s.macro[:3])} points" if s.macro else ""
         said.append(f"against {s.base}, which it starts from, {c.metric} {change}{general}")
     return f"{label}: {'; '.join(said)}" if said else ""
@@ -58,4 +58,4 @@ def rows(steps: Sequence[Step]) -> tuple[list[str], list[list[str]]]:
 
 
 def _change(c: Comparison | None) -> str:
-    return numbers.change(c.metric, c.delta, c.low, c.high) if c else numbers.UNKNOWN
+    return numbers.change(c.unit, c.delta, c.low, c.high) if c else numbers.UNKNOWN

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.decide import Ablation
+from harness.numbers import Unit
 from harness.report import names, recipes
 from harness.report.escape import clean
 from harness.report.facts import SMOKE, ExperimentReport, Row, headers, last_line, sentences, table_rows
@@ -25,7 +26,7 @@ def terminal(report: ExperimentReport, console: Console) -> None:
     """Print the table and its sentences; the last line is the verdict, never broken in two."""
     console.print(terminal_table(report))
     for ablation in report.ablations:
-        console.print(_ablation(ablation, report.metric))
+        console.print(_ablation(ablation, report.unit))
         console.print(Text(clean(recipes.ablation_note(ablation))))
     for sentence in sentences(report):
         console.print(Text(clean(sentence)))
@@ -57,9 +58,9 @@ def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
 
 
-def _ablation(ablation: Ablation, metric: str) -> Table:
+def _ablation(ablation: Ablation, unit: Unit) -> Table:
     """Lay one grid out; its members are named by what differs."""
-    rows = recipes.ablation_rows(ablation, metric)
+    rows = recipes.ablation_rows(ablation, unit)
     columns = [clean(column) for column in recipes.ablation_columns(ablation)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])

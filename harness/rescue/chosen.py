@@ -54,7 +54,7 @@ def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None
     """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
-    name = decide.strongest(failing, higher_is_better=report.higher_is_better)
+    name = decide.strongest(failing)
     facts = next((f for f in failing if f.name == name), None)
     return _case(report, by_id, facts) if facts else None
 
@@ -80,7 +80,7 @@ def _named(bench: Bench, selected: Sequence[str], wanted: str, runs: dict[str, R
 def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> Case:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    name = decide.best_untrained(report.facts, higher_is_better=report.higher_is_better)
+    name = decide.best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
     return Case(facts, runs[facts.run_id], reference)
 
@@ -105,7 +105,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         found = "no candidate without training to measure the gain against"
         return [(found, "one in the same experiment", "add prompt: {method: base}, then harness compare")]
     if g.low <= 0:
-        gained = numbers.change(g.metric, g.delta, g.low, g.high)
+        gained = numbers.change(g.unit, g.delta, g.low, g.high)
         found = f"no gain that is shown ({gained} over the best untrained candidate)"
         return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
     if not _for_want_of_retention(f.verdict):

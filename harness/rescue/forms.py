@@ -22,7 +22,7 @@ from harness.report import ExperimentReport
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.facts import verdict_word
-from harness.report.kept import restored
+from harness.report.kept import restored, with_units
 from harness.report.verdicts import STYLES, WORDS
 from harness.rescue.outcome import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
@@ -49,11 +49,10 @@ def headers(rescue: Rescue) -> Row:
 def rows(rescue: Rescue) -> list[Row]:
     """List the run and its trials best first: the rescued one, then the front, by target score."""
     front = rescue.front
-    sign = -1 if rescue.higher_is_better else 1
 
     def key(t: Tried) -> tuple[bool, bool, bool, float]:
-        score = t.facts.target.score if t.facts.target else 0.0
-        return t.name != rescue.rescued, t.search is None, t.name not in front, sign * score
+        score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
+        return t.name != rescue.rescued, t.search is None, t.name not in front, -score
 
     return [_row(rescue, t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
 
@@ -118,7 +117,7 @@ def kept(folder: Path, experiment: str) -> list[Path]:
 def read(path: Path) -> Rescue | None:
     """Read a rescue back from the JSON that was written of it; None where the file holds none."""
     try:
-        found: Rescue = restored(Rescue, json.loads(path.read_text(encoding="utf-8")))
+        found: Rescue = restored(Rescue, with_units(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found
@@ -157,7 +156,7 @@ def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> Row:
     target, kept = t.facts.target, t.kept
     return Row(
         t.name,
-        numbers.score(rescue.metric, *target[:3]) if target else numbers.UNKNOWN,
+        numbers.score(target.unit, *target[:3]) if target else numbers.UNKNOWN,
         numbers.points(*kept[:3]) if kept else numbers.UNKNOWN,
         f"{numbers.count(v.lost)}/{numbers.count(v.gained)}" if v else numbers.UNKNOWN,
         "yes" if t.name in front else "",

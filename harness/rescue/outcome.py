@@ -75,7 +75,6 @@ class Rescue:
     """A rescue of one run; `original` is the run itself, judged on the same half as the trials.
 
     `reference` is the candidate that gains are measured against; `left_out` says what was not tried.
-    `higher_is_better` is of the target's metric.
     """
 
     experiment: str
@@ -83,7 +82,6 @@ class Rescue:
     candidate: str
     seed: int
     metric: str
-    higher_is_better: bool
     reference: str
     original: Tried
     tried: tuple[Tried, ...]
@@ -105,8 +103,7 @@ class Rescue:
     def front(self) -> tuple[str, ...]:
         """Name the runs that no other matches in both target and general ability and beats in one."""
         known = [(t, f, k) for t in (self.original, *self.tried) if (f := t.facts.target) and (k := t.kept)]
-        sign = 1 if self.higher_is_better else -1
-        points = [(sign * target.score, kept.score) for _, target, kept in known]
+        points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
         best = stats.pareto_front(points) if points else []
         return tuple(known[i][0].name for i in best)
 
@@ -137,9 +134,13 @@ class Rescue:
 
 def _rescued_sentence(rescue: Rescue) -> str:
     found = next(t for t in rescue.tried if t.name == rescue.rescued)
-    target = numbers.score(rescue.metric, *found.facts.target[:3]) if found.facts.target else numbers.UNKNOWN
+    target = (
+        numbers.score(found.facts.target.unit, *found.facts.target[:3])
+        if found.facts.target
+        else numbers.UNKNOWN
+    )
     g = gain(found.facts.vs_untrained)
-    gained = f", {numbers.change(rescue.metric, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
+    gained = f", {numbers.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
     kept = found.confirm.verdict.macro if found.confirm else None
     shown = f", general ability {numbers.points(*kept[:3])} on the other half" if kept else ""
     scored = f"{rescue.metric} {target}{gained}{shown}"

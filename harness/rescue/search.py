@@ -72,7 +72,6 @@ def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
         candidate=case.facts.name,
         seed=case.run.seed,
         metric=metric.name,
-        higher_is_better=metric.higher_is_better,
         reference=case.reference.name,
         original=original,
         tried=_with_equal(ground, case, original, tried),
@@ -134,9 +133,8 @@ def _vs_reference(ground: _Ground, run: Run) -> Comparison:
 
 def _on_search(ground: _Ground, run: Run, facts: CandidateFacts) -> HalfVerdict:
     """Judge general ability on the search half, and the gain on validation: test rows choose nothing."""
-    higher = ground.bench.target.primary.higher_is_better
     change = (facts.validation or 0.0) - ground.reference_validation
-    return _judged(ground, run, "search", None, gains=(change > 0) if higher else (change < 0))
+    return _judged(ground, run, "search", None, gains=ground.bench.target.primary.unit.sign * change > 0)
 
 
 def _confirmed(ground: _Ground, tried: Tried, run: Run) -> Tried:

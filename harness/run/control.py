@@ -16,13 +16,13 @@ import numpy as np
 from harness import provenance, store
 from harness.embedded import ModelSource
 from harness.evaluate import Job
+from harness.metrics import flipped
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 from harness.run.bench import Bench
 from harness.run.sets import RowSet, suite_sets, work_of
 from harness.run.weights import base_weights
 
 _ROUNDING = 1e-4  # relative: sums in another order, not another answer
-_FLIP = 0.01  # relative: what moves a score by more is another answer, not another sum
 
 Rows = Sequence[SampleResult]
 
@@ -122,7 +122,7 @@ def _compared(bench: Bench, job: Job, block: _Block, anew: Rows) -> ControlBlock
         environment=came_from.environment,
         reworded=_named(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
         differing=_named(new for old, new in pairs if differs(old, new)),
-        flipped=_named(new for old, new in pairs if flipped(old, new, job.task.primary_metric)),
+        flipped=_named(new for old, new in pairs if flipped(old, new, block.rows.measured.primary)),
     )
 
 
@@ -137,21 +137,16 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
     names = old.parts.keys() | new.parts.keys()
     scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
     likelihoods = [(_single(old.gold_logprob), _single(new.gold_logprob))]
-    return any(_moved(a, b, _ROUNDING) for a, b in [*scores, *likelihoods])
-
-
-def flipped(old: SampleResult, new: SampleResult, metric: str) -> bool:
-    """Tell whether an item's score on a metric moved by more than a hundredth, or was given once only."""
-    return _moved(old.parts.get(metric), new.parts.get(metric), _FLIP)
+    return any(_moved(a, b) for a, b in [*scores, *likelihoods])
 
 
 def _single(x: float | None) -> tuple[float, ...] | None:
     return None if x is None else (x,)
 
 
-def _moved(a: tuple[float, ...] | None, b: tuple[float, ...] | None, share: float) -> bool:
+def _moved(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
     if a is None or b is None:
         return a is not b
     return len(a) != len(b) or any(
-        not isclose(x, y, rel_tol=share, abs_tol=1e-9) for x, y in zip(a, b, strict=True)
+        not isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=True)
     )

@@ -124,7 +124,7 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
         kept.append(found)
         figures = {name: found.training.get(name) for name in _OF_TRIAL}
         tried.append({"params": point, "validation": score, **figures})
-    best = max(tried, key=lambda trial: _rank(trial, higher_is_better=metric.higher_is_better))
+    best = max(tried, key=lambda trial: _rank(trial, metric.unit.sign))
     if best["validation"] is None:
         raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
     chosen = next(trial for point, trial in trials(source) if point == best["params"])
@@ -138,11 +138,10 @@ def _swept(bench: Bench, recipe: Recipe, source: Recipe, seed: int, *, make: boo
     return found._replace(training=training)
 
 
-def _rank(trial: Mapping[str, Any], *, higher_is_better: bool) -> tuple[float, float]:
+def _rank(trial: Mapping[str, Any], sign: int) -> tuple[float, float]:
     """Order trials by their validation score; of equal ones the lower validation loss is the better."""
     score, loss = trial["validation"], trial.get("best_validation_loss")
-    signed = -np.inf if score is None else score if higher_is_better else -score
-    return float(signed), -np.inf if loss is None else -float(loss)
+    return -np.inf if score is None else float(sign * score), -np.inf if loss is None else -float(loss)
 
 
 def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) -> float | None:

@@ -94,7 +94,7 @@ def test_the_heat_map_holds_the_changes_of_the_json(opened, plain):
         (c["task"], label): numbers.points(c["delta"], c["low"], c["high"])
         for label, of in plain["comparisons"].items()
         for c in of
-        if c["metric"] not in numbers.OWN_UNITS and not c["slice"]
+        if c["unit"]["scale"] == 100 and not c["slice"]
     }
     assert expected
     assert {(task, label): rows[task][label] for task, label in expected} == expected
@@ -134,7 +134,7 @@ def test_the_pictures_and_the_decision_are_those_of_the_json(opened, plain):
     page = opened[0]
     assert plain["decision"]["sentence"] in page.locator("main").inner_text()
     drawn = page.locator("svg.picture title").all_text_contents()
-    changes = [c for c in plain["comparisons"]["lora"] if c["metric"] not in numbers.OWN_UNITS]
+    changes = [c for c in plain["comparisons"]["lora"] if c["unit"]["scale"] == 100]
     assert changes
     for c in changes:
         expected = f"{c['task']}: {numbers.points(c['delta'], c['low'], c['high'])} points"
@@ -228,7 +228,7 @@ def test_intervals_of_the_heat_map_are_printed(opened, plain):
     page.emulate_media(media="print")
     shown = " ".join(cells.all_inner_texts())
     for c in plain["comparisons"]["lora"]:
-        if c["metric"] not in numbers.OWN_UNITS and not c["slice"]:
+        if c["unit"]["scale"] == 100 and not c["slice"]:
             assert numbers.points(c["delta"], c["low"], c["high"]) in shown
 
 

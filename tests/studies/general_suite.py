@@ -196,7 +196,7 @@ def _changes(
     """Return a LoRA's changes by task, in the sense that below 0 is a loss, and their means."""
     own: dict[str, Change] = {}
     for c in compared:  # each task's primary metric stands first
-        own.setdefault(c.task, Change(c.delta if c.higher_is_better else -c.delta, c.se))
+        own.setdefault(c.task, Change(c.unit.sign * c.delta, c.se))
     out = {name: own[name] for name in (*general_tasks, *CHANCES, "ifeval_like")}
     out["blimp"] = mean([own[f"blimp_{name}"] for name in PARADIGMS])
     out["macro"] = mean([own[name] for name in counted])

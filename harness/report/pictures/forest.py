@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness import numbers
-from harness.comparison import Comparison
+from harness.comparison import Comparison, oriented
 from harness.decide import CandidateFacts
 from harness.report.facts import ExperimentReport
 from harness.report.names import for_picture
@@ -55,7 +55,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
 
 def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
     primary = {c.task: c for c in reversed(report.comparisons.get(f.label, ())) if not c.slice}
-    tasks = [_of_task(report, c) for c in reversed(primary.values()) if c.metric not in numbers.OWN_UNITS]
+    tasks = [_of_task(report, c) for c in reversed(primary.values()) if c.unit.is_rate]
     ordered = sorted(tasks, key=lambda one: not one.counts)
     if f.verdict is None or f.verdict.macro is None or not ordered:
         return ordered
@@ -67,7 +67,7 @@ def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
 
 def _of_task(report: ExperimentReport, c: Comparison) -> Line:
     flips = f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}"
-    margin = report.margins.get(c.task)
+    margin, c = report.margins.get(c.task), oriented(c)
     return Line(c.task, c.delta, c.low, c.high, flips, margin is not None, margin)
 
 

@@ -51,12 +51,13 @@ def front(report: ExperimentReport) -> str:
     points = points_of(report)
     if not points:
         return ""
-    rate = 1.0 if report.metric in numbers.OWN_UNITS else 100.0
-    x = Scale(*_x_ends(points, rate), _LEFT, _RIGHT)
+    rate = report.unit.scale
+    left_right = (_LEFT, _RIGHT) if report.unit.higher_is_better else (_RIGHT, _LEFT)  # right is better
+    x = Scale(*_x_ends(points, rate), *left_right)
     y = Scale(*_y_ends(report, points), _BOTTOM, _TOP)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
     body = [
-        *_axes(report, x, y, rate),
+        *_axes(report, x, y),
         *_margin(report, y),
         *_front_line(points, at),
         *(_whiskers(p, x, y, rate) for p in reversed(points)),
@@ -76,8 +77,7 @@ def points_of(report: ExperimentReport) -> list[Point]:
     """List what can be drawn, the front first."""
     facts = [f for f in best_first(report) if _macro(f) and f.target]
     drawn = [(f, f.target, _macro(f)) for f in facts]
-    sign = 1 if report.higher_is_better else -1
-    goals = [(sign * target.score, kept.score) for _, target, kept in drawn if target and kept]
+    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn if target and kept]
     best = set(stats.pareto_front(goals)) if goals else set()
     chosen = report.decision.candidate if report.decision else None
     points = [
@@ -102,11 +102,16 @@ def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, f
     return svg.around([0.0, -100 * margin, *(100 * y for p in points for y in (p.kept.low, p.kept.high))])
 
 
-def _axes(report: ExperimentReport, x: Scale, y: Scale, rate: float) -> list[str]:
-    unit = ", %" if rate == 100 else ", lower is better"
+def _axes(report: ExperimentReport, x: Scale, y: Scale) -> list[str]:
     out = [
         text(0, 18, "general ability: change of the mean of the tasks that count, points ↑", "head"),
-        text(_RIGHT, _BOTTOM + 38, f"target: {report.metric.replace('_', ' ')}{unit} →", "head", "end"),
+        text(
+            _RIGHT,
+            _BOTTOM + 38,
+            f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →",
+            "head",
+            "end",
+        ),
     ]
     values, step = marks(y.low, y.high)
     for value in values:
@@ -152,7 +157,7 @@ def _class(p: Point) -> str:
 
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
-    score = numbers.score(report.metric, *p.target[:3])
+    score = numbers.score(report.unit, *p.target[:3])
     said = f"{p.label}: target {score}, general ability {numbers.points(*p.kept[:3])} points, {p.verdict}"
     ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
     return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
