@@ -157,10 +157,23 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
 
 def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(opened, tmp_path):
     made = fake_project.write(tmp_path)
-    report.write(replace(made, metric="bits_per_byte"), tmp_path / "reports")
+    report.write(in_bits(made), tmp_path / "reports")
     board = opened("leaderboard").dataframe[0].value
     assert list(board["candidate"]) == ["prompt", "knn", "lora"]
     assert list(board["score"]) == pytest.approx([f.target.score for f in made.facts])
+
+
+def in_bits(made):
+    """Have the target scored in bits per byte, of which fewer are better."""
+    facts = (
+        replace(
+            f,
+            target=f.target._replace(unit=BITS),
+            vs_untrained=f.vs_untrained and replace(f.vs_untrained, unit=BITS),
+        )
+        for f in made.facts
+    )
+    return replace(made, metric="bits_per_byte", facts=tuple(facts))
 
 
 def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
@@ -710,6 +723,15 @@ def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(opened, tmp_
         assert drawn[axis]["array"] == pytest.approx([100 * (e.high - e.score)])
         assert drawn[axis]["arrayminus"] == pytest.approx([100 * (e.score - e.low)])
     assert [shape["y0"] for shape in picture["layout"]["shapes"]] == [-2.0]
+
+
+def test_where_lower_is_better_the_right_of_the_front_is_lower(opened, tmp_path):
+    report.write(in_bits(fake_project.write(tmp_path)), tmp_path / "reports")
+    page = opened("pareto")
+    assert "On the front: prompt." in html(page)
+    axis = pictures(page)[0]["layout"]["xaxis"]
+    assert axis["title"]["text"] == "target: bits per byte, lower is better →"
+    assert axis["autorange"] == "reversed"
 
 
 def test_the_scales_of_one_fine_tune_lie_on_one_line(opened, tmp_path):

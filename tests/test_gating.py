@@ -6,6 +6,7 @@ import pytest
 from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.gating import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
 from harness.metrics import Metric
+from harness.numbers import Unit
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
@@ -188,6 +189,24 @@ def test_gains_on_a_critical_task_do_not_make_up_for_losses():
     assert found.outcome == "fail"
 
 
+@pytest.mark.parametrize(
+    ("bad", "worse", "said"),
+    [
+        (5, 15, "leaks: 10 of 95 items that the base passed are lost"),
+        (0, 10, "leaks: 10 of 100 items that the base passed are lost"),
+        (20, 30, "leaks: 10 of 80 items that the base passed are lost"),
+        (100, 100, "leaks: losses cannot be counted, the base passed no item"),
+    ],
+)
+def test_of_a_critical_metric_where_lower_is_better_the_items_passed_are_those_without_a_fault(
+    bad, worse, said
+):
+    base, new = (rows([1.0] * k + [0.0] * (100 - k), LOWER) for k in (bad, worse))
+    leaks = TaskComparison(task("leaks"), "safety", compare_rows(LOWER, base, new), False, "reported", "")
+    found = verdict([*suite_of(8, 500, 25, 25), leaks], GatePolicy(critical=("leaks",)))
+    assert said in rule(found, "critical").sentence
+
+
 def test_a_critical_task_that_was_not_measured_is_inconclusive():
     found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("refuses",)))
     assert found.outcome == "inconclusive"
@@ -227,6 +246,17 @@ def test_a_declared_level_is_judged_by_its_interval(ends, outcome):
     target = TargetFacts(Estimate(sum(ends) / 2, *ends, 300), None)
     found = verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(min=0.8)), target=target)
     assert found.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [((0.1, 0.19), "pass"), ((0.21, 0.3), "fail"), ((0.1, 0.3), "inconclusive")]
+)
+def test_a_declared_level_is_the_highest_allowed_where_lower_is_better(ends, outcome):
+    score = Estimate(sum(ends) / 2, *ends, 300, Unit(1.0, "wer", higher_is_better=False))
+    policy = GatePolicy(target=TargetPolicy(min=0.2))
+    found = verdict(suite_of(8, 500, 25, 25), policy, target=TargetFacts(score, None))
+    assert found.outcome == outcome
+    assert "] against at most 0.200: " in rule(found, "target").sentence
 
 
 @pytest.mark.parametrize(("gains", "outcome"), [(60, "pass"), (3, "fail"), (20, "inconclusive")])

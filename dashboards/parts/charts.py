@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 import streamlit as st
 
+from harness.numbers import Unit
 from harness.report import ExperimentReport
 from harness.report.escape import clean, shorten
 from harness.report.heat import Cell, Heat
@@ -175,7 +176,7 @@ def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go
             mode="lines+markers", line={"color": QUIET, "dash": "dot"}, marker={"size": 6},
             name="one fine-tune, scaled", legendgroup="scaled", showlegend=i == 0,
             text=[plain(p.label) for p in family],
-            hovertemplate="%{text}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
+            hovertemplate=_hover("text", unit),
         )  # fmt: skip
     best = [(rate * p.target.score, 100 * p.kept.score) for p in points if p.on_front]
     best.sort(key=lambda at: (unit.sign * at[0], at[1]))
@@ -188,7 +189,7 @@ def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go
     for outcome, (symbol, colour, said) in _MARKS.items():
         of = [p for p in points if p.verdict == WORDS[outcome]]
         if of:
-            _add_points(figure, of, places, _Mark(symbol, colour, said), rate)
+            _add_points(figure, of, places, _Mark(symbol, colour, said), unit)
     ringed = [p for p in points if p.recommended]
     figure.add_scatter(
         x=[rate * p.target.score for p in ringed], y=[100 * p.kept.score for p in ringed], mode="markers",
@@ -208,6 +209,11 @@ def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go
     figure.update_yaxes(title="change of general ability, points ↑", zeroline=True, zerolinecolor=QUIET)
     figure.update_layout(height=560)
     return figure
+
+
+def _hover(name: str, unit: Unit) -> str:
+    target = "%{x:.1f}" if unit.is_rate else "%{x:.3f}"
+    return f"%{{{name}}}<br>target {target}, change %{{y:+.1f}}<extra></extra>"
 
 
 class _Mark(NamedTuple):
@@ -265,7 +271,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _add_points(
-    figure: go.Figure, of: Sequence[Point], places: Mapping[str, str], mark: _Mark, rate: float
+    figure: go.Figure, of: Sequence[Point], places: Mapping[str, str], mark: _Mark, unit: Unit
 ) -> None:
     def ends(pick: str, scale: float) -> dict[str, Any]:
         both = [getattr(p, pick) for p in of]
@@ -276,9 +282,9 @@ def _add_points(
         }  # fmt: skip
 
     figure.add_scatter(
-        x=[rate * p.target.score for p in of],
+        x=[unit.scale * p.target.score for p in of],
         y=[100 * p.kept.score for p in of],
-        error_x=ends("target", rate),
+        error_x=ends("target", unit.scale),
         error_y=ends("kept", 100),
         mode="markers+text",
         marker={"symbol": mark.symbol, "color": mark.colour, "size": 11},
@@ -286,7 +292,7 @@ def _add_points(
         customdata=[plain(p.label) for p in of],
         textposition=[places[p.label] for p in of],
         name=mark.said,
-        hovertemplate="%{customdata}<br>target %{x:.1f}, change %{y:+.1f}<extra></extra>",
+        hovertemplate=_hover("customdata", unit),
     )  # fmt: skip
 
 

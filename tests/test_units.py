@@ -1,0 +1,171 @@
+"""Unit and direction travel with a number: whatever ranks, chooses, draws or prints a score reads them from it."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from fake_facts import candidate, comparison, tuned, verdict
+
+from harness import comparison as compared
+from harness import gating, report
+from harness.decide import best_untrained, decide
+from harness.metrics import Metric, flipped, mean_metric, weighted_mean
+from harness.nightly.evidence import base_night
+from harness.numbers import RATE, Unit, change, score
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.report.facts import best_first, live_line, table_rows
+from harness.report.pictures.front import front, points_of
+from harness.report.rows import to_csv
+from harness.rescue import Rescue
+from harness.rescue.chosen import worth_rescuing
+from harness.rescue.forms import rows as rescue_rows
+from harness.rescue.outcome import HalfVerdict, Tried
+from harness.spec import DecidePolicy
+from tests.fake_rows import EXACT, rows
+
+WER = Unit(1.0, "wer", higher_is_better=False)
+ERRORS = Unit(higher_is_better=False)  # a rate of errors
+UNTRAINED = [
+    candidate("prompt", 0.50, WER),
+    candidate("fixed", 0.40, WER, prompting="few_shot(select=fixed, shots=4)"),
+    candidate("knn", 0.30, WER, prompting="few_shot(select=knn, shots=8)"),
+]
+
+
+def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport:
+    facts = (*untrained, *tuned_ones)
+    decision = decide(facts, DecidePolicy(), closed_labels=False, has_documents=False, metric_name=metric)
+    return ExperimentReport("e", "m", metric, facts, decision=decision, task="speech")
+
+
+def test_the_table_ranks_and_compares_as_the_decision_does():
+    of = a_report(tuned("lora", 0.10, 0.20, unit=WER))
+    assert [f.name for f in best_first(of)] == ["lora", "knn", "fixed", "prompt"]
+    assert of.decision.candidate == "lora"
+    assert "over knn" in of.decision.sentence
+    marked = [row.candidate for row in table_rows(of) if row.vs_untrained == "(this one)"]
+    assert marked == ["knn"] == [best_untrained(of.facts)]
+
+
+def test_the_csv_names_the_best_untrained_and_lists_the_best_first():
+    of = a_report(tuned("lora", 0.10, 0.20, unit=WER))
+    lines = list(csv.DictReader(io.StringIO(to_csv(of, "results"))))
+    assert [line["candidate"] for line in lines] == ["lora", "knn", "fixed", "prompt"]
+    assert lines[0]["compared_with"] == "knn"
+
+
+def test_the_front_holds_the_lowest_and_draws_it_on_the_right():
+    worse = tuned("dpo", 0.20, 0.10, unit=WER)
+    of = a_report(tuned("lora", 0.10, 0.20, unit=WER), worse)
+    assert {p.label for p in points_of(of) if p.on_front} == {"lora"}
+    assert "target: wer, lower is better →" in front(of)
+    left = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)"[^>]*>(lora|dpo)', front(of))}
+    assert left["dpo"] < left["lora"]
+
+
+def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
+    of = a_report(tuned("dpo", 0.20, 0.10, "fail", unit=WER), tuned("lora", 0.10, 0.20, "fail", unit=WER))
+    runs = [
+        Run(f.run_id, "e", f.name, f.method, f.prompting, f.answer, 0, "m", "w", "b", "done", "", {}, {})
+        for f in of.facts
+    ]
+    chosen = worth_rescuing(of, runs)
+    assert (chosen.facts.name, chosen.reference.name) == ("lora", "knn")
+
+
+def test_a_rescue_lists_the_lowest_first_and_has_it_on_the_front():
+    def tried(name, wer):
+        half = HalfVerdict("search", 50, 100, verdict("fail"), gains=True)
+        return Tried(name, "", name, {}, tuned(name, wer, 0.1, unit=WER), half)
+
+    of = Rescue("e", "m", "lora", 0, "wer", "knn", tried("lora", 0.3), (tried("low", 0.1),), (), 0.02)
+    assert [row.trial for row in rescue_rows(of)] == ["low", "lora"]
+    assert of.front == ("low",)
+
+
+def test_a_metric_that_is_no_rate_is_printed_as_it_is():
+    perplexity = mean_metric("perplexity", lambda output, example: None, False, (1.0, float("inf")))
+    found = compared.estimate(perplexity, rows([12.0, 12.6, 12.3], perplexity))
+    assert score(found.unit, found.score) == "12.300"
+    f = replace(candidate("prompt", 12.3), target=found)
+    assert "perplexity 12.300 [" in live_line(f, "perplexity")
+    c = compared.compare_rows(perplexity, rows([12.0, 12.6], perplexity), rows([11.0, 11.4], perplexity))
+    assert change(c.unit, c.delta) == "−1.100"
+    assert (c.unit.name, c.unit.higher_is_better) == ("perplexity", False)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "higher", "unit"),
+    [
+        ((0.0, 1.0), True, RATE),
+        ((0.0, 1.0), False, ERRORS),
+        ((0.0, float("inf")), False, Unit(1.0, "of x", False)),
+        ((-1.0, 1.0), True, Unit(1.0, "of x", True)),
+    ],
+)
+def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, unit):
+    assert mean_metric("of_x", lambda output, example: None, higher, bounds).unit == unit
+
+
+def test_what_is_gained_is_turned_and_keeps_its_unit():
+    turned = compared.oriented(comparison(-0.2, unit=WER))
+    assert (turned.delta, turned.unit.name, turned.unit.higher_is_better) == (0.2, "wer", True)
+
+
+def test_a_report_of_before_units_ranks_and_prints_as_its_comparisons_say(tmp_path):
+    gain = comparison(-0.2, metric="wer", unit=WER)
+    of = a_report(tuned("lora", 0.10, 0.20, unit=WER, vs_untrained=gain))
+    (path,) = (p for p in report.write(of, tmp_path) if p.suffix == ".json")
+    path.write_text(json.dumps(without_units(json.loads(path.read_text()))))
+    found = report.read(path)
+    assert [f.name for f in best_first(found)] == ["lora", "knn", "fixed", "prompt"]
+    assert table_rows(found) == table_rows(of)
+
+
+def without_units(value):
+    """Write plain types as reports were before they held units."""
+    if isinstance(value, list):
+        return [without_units(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: without_units(one) for key, one in value.items() if key != "unit"}
+    if "estimator" in value:
+        kept["higher_is_better"] = value["unit"]["higher_is_better"]
+    return kept
+
+
+GRADED = mean_metric("f1", lambda output, example: None)
+BITS = Metric(
+    "bits", False, (0.0, float("inf")), ("bits",), lambda o, e: None, weighted_mean, lambda e: (8.0,)
+)
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "expected"),
+    [
+        (EXACT, 1.0, 0.0, True),
+        (GRADED, 0.10, 0.105, False),  # half a point, though 5 % of the score
+        (GRADED, 0.90, 0.915, True),
+        (BITS, 100.0, 100.5, False),  # half a percent, though 0.5 bits
+        (BITS, 0.100, 0.102, True),
+        (EXACT, None, 1.0, True),
+        (EXACT, None, None, False),
+    ],
+)
+def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, before, after, expected):
+    old, new = (rows([x, 1.0], metric)[0] for x in (before, after))
+    assert flipped(old, new, metric) is expected
+    night = base_night({("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], None, {"task": metric})
+    assert night.flips == {"task/i": expected}
+    if before is not None:
+        c = compared.compare_rows(metric, rows([before, 1.0], metric), rows([after, 1.0], metric))
+        assert bool(c.lost or c.gained) is expected
+
+
+def test_one_table_says_how_many_items_flip_where_nothing_is_wrong():
+    assert gating.aa_rate("fp32") == 0.5 / 120
+    assert gating.aa_rate("of another kind") == gating.aa_rate("bf16") == 0.022
