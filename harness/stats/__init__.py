@@ -7,7 +7,7 @@ Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base; `alpha` i
 for intervals and one-sided for tests of a margin, as each docstring says.
 """
 
-from harness.stats.diversity import distinct_n, signal_to_noise, unique_share
+from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
 from harness.stats.forgetting import Continual, continual, retention
 from harness.stats.fronts import hypervolume, pareto_front
 from harness.stats.interval import TIE, Array, Interval, t_quantile, z_quantile
@@ -120,6 +120,7 @@ __all__ = [
     "brier_score",
     "clopper_pearson",
     "clustered_mean",
+    "commonest",
     "continual",
     "cusum",
     "design_effect",
