@@ -14,7 +14,7 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 from harness.errors import HarnessError  # noqa: E402
-from harness.numbers import count, percent  # noqa: E402
+from harness.formatting import count, percent  # noqa: E402
 from harness.report.escape import clean  # noqa: E402
 from parts import project, texts  # noqa: E402 (pages find the parts by the folder above)
 

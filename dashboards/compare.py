@@ -9,10 +9,10 @@ from typing import Any
 import streamlit as st
 
 from harness.comparison import Comparison, oriented
-from harness.decide import best_untrained
-from harness.numbers import count, score
+from harness.decision import best_untrained
+from harness.formatting import count, score
 from harness.report import ExperimentReport
-from harness.report.facts import best_first
+from harness.report.experiment_report import best_first
 from parts import charts, controls, items, pairs, project, texts
 from parts.pairs import Pair
 

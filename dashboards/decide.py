@@ -12,10 +12,10 @@ from math import isfinite
 import streamlit as st
 
 from harness.comparison import Comparison
-from harness.decide import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
-from harness.numbers import needed
+from harness.decision import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
+from harness.formatting import needed
 from harness.report import ExperimentReport
-from harness.report.arithmetic import arithmetic_rows
+from harness.report.economics_table import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, pairs, project, texts
 from parts.policy import sliders

@@ -10,10 +10,10 @@ from typing import Any
 import streamlit as st
 
 from harness.comparison import oriented
-from harness.numbers import Unit, score
+from harness.formatting import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.heat import heat
+from harness.report.heatmap import heat
 from parts import charts, controls, items, pairs, project, texts, validity
 from parts.pairs import Pair
 

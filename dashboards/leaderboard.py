@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from harness.numbers import count, score
+from harness.formatting import count, score
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.facts import last_line
+from harness.report.experiment_report import last_line
 from parts import board, board_table, charts, controls, filters, project, scores, texts
 from parts.board import Board, Line
 

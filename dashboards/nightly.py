@@ -6,9 +6,9 @@ confidence sequence, so it may be looked at every morning.
 
 import streamlit as st
 
-from harness.nightly.files import Alarm, Night, home, read_nights, read_state
+from harness.formatting import UNKNOWN, count, percent
 from harness.nightly.judging import missed
-from harness.numbers import UNKNOWN, count, percent
+from harness.nightly.state import Alarm, Night, home, read_nights, read_state
 from parts import charts, controls, nights, project, texts
 
 

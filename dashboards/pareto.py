@@ -10,10 +10,10 @@ from typing import Any
 import streamlit as st
 
 from harness import stats
-from harness.numbers import percent, points, score
+from harness.formatting import percent, points, score
 from harness.report import ExperimentReport
-from harness.report.pictures.front import Point, points_of
-from harness.report.verdicts import WORDS
+from harness.report.plots.pareto_front import Point, points_of
+from harness.report.verdict_words import WORDS
 from harness.rescue import Rescue
 from parts import charts, controls, project, texts
 

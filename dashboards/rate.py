@@ -8,8 +8,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from harness import ratings, store
-from harness.numbers import count
+from harness import store
+from harness.comparison import human
+from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
 from parts import choices, controls, pairs, preferred, project, texts
@@ -60,7 +61,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     """Show the next item that differs, and take the choice."""
     both = (pair.base, pair.new)
     ids = _differing(str(project.project().store.folder), *both, project.modified(*both))
-    turn = ratings.next_turn(ids, done, rater, pair.base, pair.new)
+    turn = human.next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
     )

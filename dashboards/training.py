@@ -1,7 +1,7 @@
 """Training: losses of one or several candidates in one picture, and what training took.
 
 Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
-those of `harness.report.losses`.
+those of `harness.report.loss_curves`.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import Any
 
 import streamlit as st
 
-from harness.numbers import UNKNOWN, count, plain, seconds, usd
+from harness.formatting import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.facts import figure_text
-from harness.report.losses import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
+from harness.report.experiment_report import figure_text
+from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
 from parts import charts, controls, project, texts
 
 _AT_FIRST = 4

@@ -1,8 +1,12 @@
-"""How long work reports where it is: one protocol, and the silent implementation of it.
+"""Progress protocol of long work, and the muting of libraries' own output.
 
-Invariant: nothing here knows a terminal; the command line passes in what draws there.
+Invariant: nothing here knows a terminal; the command line passes in what draws there. Errors of
+libraries still reach the user as exceptions; only log lines, warnings and bars are muted.
 """
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -50,3 +54,33 @@ class Silent:
 
     def finished(self, candidate: str, line: str) -> None:
         """Ignore the candidate."""
+
+
+_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # read when tqdm is imported
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def quiet_environment() -> None:
+    """Set what libraries read when they are imported; costs nothing, so call it first."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def quiet_libraries() -> None:
+    """Mute transformers, datasets, TRL, PEFT and bitsandbytes; call it before they are imported elsewhere."""
+    quiet_environment()
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -3,9 +3,9 @@
 from typing import Any
 
 from harness.comparison import Comparison, Estimate
-from harness.decide import CandidateFacts
+from harness.decision import CandidateFacts
+from harness.formatting import RATE, Unit
 from harness.gating import MissRate, Rule, Verdict
-from harness.numbers import RATE, Unit
 
 BITS = Unit(1.0, "bits per byte", higher_is_better=False)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from fake_facts import verdict
 
-from harness import comparison, decide, report, store
+from harness import comparison, report, store
+from harness import decision as decide
 from harness.comparison import Estimate
-from harness.decide import CandidateFacts
+from harness.decision import CandidateFacts
 from harness.metrics import mean_metric
-from harness.nightly import files, judging
+from harness.nightly import judging
+from harness.nightly import state as files
 from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult
 from harness.report import ExperimentReport
 from harness.spec import DecidePolicy, NightlyPolicy

@@ -51,7 +51,7 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     """Train one method; returns its loss curve and the norm of each tensor that it saved."""
     from safetensors.torch import load_file
 
-    from harness.embedded import quantized, resolve
+    from harness.models.hub import quantized, resolve
 
     module = plugins.load("methods", method)
     source = quantized(resolve(str(model)), getattr(module, "QUANTIZATION", ""))

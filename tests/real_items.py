@@ -20,9 +20,9 @@ from conftest import shared_data
 
 from harness import stats
 from harness.comparison import Comparison
+from harness.formatting import count, percent, points
 from harness.gating import TaskComparison
-from harness.gating.power import macro_of, missed
-from harness.numbers import count, percent, points
+from harness.gating.operating_characteristic import macro_of, missed
 from harness.spec import GatePolicy, Task
 
 BENCHMARKS = {

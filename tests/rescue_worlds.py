@@ -15,12 +15,12 @@ import worlds
 from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, right
 
 from harness import config, experiment, rescue
-from harness.embedded import ModelSource
+from harness.evaluation.candidates import folder_of, source_of
 from harness.experiment import Scope, bench_of
+from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
-from harness.rescue.halves import split
-from harness.run.weights import folder_of, source_of
+from harness.rescue.split import split
 
 BASE = Truth(
     {"zero_shot": {"behaviour": 20}, "few_shot": {"behaviour": 40}, "rag": {"behaviour": 20}, "tuned": {}}

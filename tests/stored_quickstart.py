@@ -12,14 +12,14 @@ from pathlib import Path
 import fake_adapter
 
 from harness import config, experiment
-from harness.embedded import ModelSource
+from harness.evaluation.candidates import folder_of, trained_base
+from harness.evaluation.session import Bench
 from harness.experiment import Scope, bench_of
+from harness.experiment.run_candidate import ensure_weights
+from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Encoded, Likelihood, Limits, Output, digest
 from harness.report import ExperimentReport
-from harness.run import ensure_weights
-from harness.run.bench import Bench
-from harness.run.weights import folder_of, trained_base
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("lora", "qlora", "dpo")

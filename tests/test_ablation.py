@@ -7,7 +7,7 @@ from fake_facts import alternatives, candidate, comparison, tuned
 from rich.console import Console
 
 from harness.comparison import Estimate
-from harness.decide import ablations, decide, over_seeds
+from harness.decision import ablations, decide, over_seeds
 from harness.report import ExperimentReport, markdown, terminal, to_json
 from harness.spec import DecidePolicy
 

@@ -12,10 +12,10 @@ from tiny_experiment import runs_of
 from tiny_methods import CPU
 
 from harness import store
-from harness.candidates import ModelHost
-from harness.embedded import resolve
 from harness.errors import CandidateFailed, UserError
 from harness.methods import adapter, lora
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 from harness.store import Store
 from harness.training import adapter_digest
 

@@ -18,37 +18,19 @@ PACKAGE = ROOT / "harness"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
-    "errors numbers quiet progress records machine spec estimate footprint provenance plugins config data prompting "
-    "refusals metrics embedded shortage prepack trees attention beginnings scoring generation encoding candidates training vllm endpoint methods evaluate "
-    "capability store run stats sampling comparison ratings gating decide report experiment release rescue nightly "
-    "starting doctor catalogue terminal cli"
+    "errors formatting progress records cache spec provenance plugins config data prompting metrics models "
+    "training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli"
 ).split()
 
-MODEL = {
-    "machine",
-    "quiet",
-    "embedded",
-    "shortage",
-    "beginnings",
-    "prepack",
-    "attention",
-    "scoring",
-    "generation",
-    "encoding",
-    "candidates",
-    "vllm",
-    "endpoint",
-    "training",
-    "methods",
-}
+MODEL = {"progress", "models", "training", "methods"}
 HOMES = {
     **dict.fromkeys(
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL
     ),
-    "gguf": {"embedded"},
-    "vllm": {"vllm"},
-    "openai": {"endpoint"},
-    "lm_eval": {"capability"},
+    "gguf": {"models"},
+    "vllm": {"models"},
+    "openai": {"models"},
+    "lm_eval": {"evaluation"},
     "duckdb": {"store"},
     "streamlit": set(),
     "typer": {"cli"},
@@ -65,9 +47,9 @@ HEAVY = (
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate vllm openai"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
-DERIVED = PACKAGE / "capability" / "lm.py"
+DERIVED = PACKAGE / "evaluation" / "lm_eval" / "model.py"
 # What has to work on a machine without torch.
-LIGHT = ("config", "store", "stats", "comparison", "gating", "decide", "rescue", "report", "release", "cli")
+LIGHT = ("config", "store", "stats", "comparison", "gating", "decision", "rescue", "report", "release", "cli")
 
 
 class Import(NamedTuple):
@@ -135,12 +117,17 @@ def test_a_module_imports_only_from_its_left(file):
 
 
 def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
-    """Token ids are made by `encoding`, which has a version of its own."""
-    near = set(ORDER[ORDER.index("prepack") : ORDER.index("candidates")]) - {"encoding"}
-    files = [PACKAGE / name for name in code_versions()["layout"].files]
-    used = {own(i.module) for file in files for i in imports(file)} & near
-    assert used <= {file.stem for file in files}
-    assert "trees" in used
+    """Token ids are made by `tokenization`, weights found by `hub`: what these change has digests of its own."""
+    apart = {"tokenization", "hub", "hardware", "adapters", "oom"}
+    listed = code_versions()["layout"].files
+    near = {
+        i.module.split(".")[2]
+        for name in listed
+        for i in imports(PACKAGE / name)
+        if own(i.module) == "models"
+    }
+    assert near - apart <= {Path(name).stem for name in listed}
+    assert "batching" in near
 
 
 def test_no_import_is_relative():
@@ -173,7 +160,7 @@ def test_slow_packages_are_imported_inside_functions():
 
 def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
     def it(i: Import) -> bool:
-        return starts(i.module, "harness.capability.lm")
+        return starts(i.module, "harness.evaluation.lm_eval.model")
 
     assert [found for file in FILES for found in violations(file, it)] == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.attention import attending_in_parts
+from harness.models.attention import attending_in_parts
 
 N = 300  # two whole parts and a rest
 

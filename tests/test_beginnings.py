@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.beginnings import Beginnings, after
-from harness.scoring import Executor
+from harness.models.loglikelihood import Executor
+from harness.models.prefix_cache import Beginnings, after
 
 ONE, OTHER, THIRD = tuple(range(10, 60)), tuple(range(20, 70)), tuple(range(30, 80))
 

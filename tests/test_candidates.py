@@ -9,15 +9,15 @@ import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.candidates import ANSWERING, HFCandidate, ModelHost, classifier, scripted
-from harness.embedded import resolve
 from harness.errors import UserError
-from harness.generation import ANSWERING_COST
-from harness.machine import Machine
+from harness.models.batching import Size, grow, plan, shared_length
+from harness.models.generation import ANSWERING_COST
+from harness.models.hardware import Machine
+from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted
+from harness.models.hub import resolve
+from harness.models.loglikelihood import READING_COST
 from harness.provenance.code_versions import code_versions
 from harness.records import Limits, digest
-from harness.scoring import READING_COST
-from harness.trees import Size, grow, plan, shared_length
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

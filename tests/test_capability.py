@@ -17,14 +17,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness import capability, cli, config
-from harness.candidates import TextCandidate, TextTable, load_base
-from harness.capability import answers, index, scores, tasks
-from harness.embedded import resolve
+from harness import cli, config
 from harness.errors import HarnessError, IncompatibleRuns, UserError
-from harness.evaluate import Job
-from harness.experiment import alone
-from harness.machine import Machine
+from harness.evaluation import Job
+from harness.evaluation import lm_eval as capability
+from harness.evaluation.lm_eval import metrics as scores
+from harness.evaluation.lm_eval import registry, requests, tasks
+from harness.experiment import standalone
+from harness.models.hardware import Machine
+from harness.models.hf import TextCandidate, TextTable, load_base
+from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.records import Likelihood, RowsIdentity
 from harness.release import gate_folders
@@ -56,14 +58,14 @@ def model(tiny, tmp_path_factory):
 
 
 def prepare(model, names, runs, limit=None, shots=None):
-    asked = alone.tasks_of(names, limit, shots)
-    return alone.prepare_model(str(model), asked, runs, Silent(), precision="fp32")
+    asked = standalone.tasks_of(names, limit, shots)
+    return standalone.prepare_model(str(model), asked, runs, Silent(), precision="fp32")
 
 
 @pytest.fixture(scope="module")
 def ours(model, tmp_path_factory):
     """Ask every task with one shot where the task has no number of its own that forbids it."""
-    return alone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
+    return standalone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def encoders(request, tiny, tmp_path_factory):
     import tiny_model
     from lm_eval.models.huggingface import HFLM
 
-    from harness.candidates import HFCandidate
+    from harness.models.hf import HFCandidate
 
     folder = tiny
     if request.param:
@@ -152,7 +154,7 @@ TEXT = st.tuples(PART, st.sampled_from("aeb.Zé"), PART).map("".join)
 @given(context=TEXT, continuation=TEXT)
 def test_a_pair_becomes_the_token_ids_of_lm_eval(encoders, context, continuation):
     ours, theirs = encoders
-    encoded = answers.encode_pair(ours, context, continuation)
+    encoded = requests.encode_pair(ours, context, continuation)
     assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
 
 
@@ -164,7 +166,7 @@ def test_a_pair_is_flagged_where_its_tokens_do_not_begin_with_those_of_the_conte
 ):
     ours, theirs = encoders
     encoded, whole = (
-        answers.encode_pair(ours, context, continuation),
+        requests.encode_pair(ours, context, continuation),
         theirs.tok_encode(context + continuation),
     )
     before = theirs.tok_encode(context.rstrip())
@@ -174,7 +176,7 @@ def test_a_pair_is_flagged_where_its_tokens_do_not_begin_with_those_of_the_conte
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(context=TEXT, continuation=TEXT)
 def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuation):
-    encoded = answers.encode_pair(encoders[0], context, continuation)
+    encoded = requests.encode_pair(encoders[0], context, continuation)
     ids = (*encoded.context, *encoded.continuation)
     said = encoders[0].tokenizer.decode(ids, skip_special_tokens=True)
     assert encoded.merged or said == context + continuation
@@ -183,12 +185,12 @@ def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuatio
 def test_eval_counts_the_items_with_a_token_across_the_boundary():
     rows = [SimpleNamespace(status="ok", boundary_merged=merged) for merged in (True, False)]
     said = ["piqa: 1 of 2 items have a token across the boundary of prompt and choice"]
-    assert list(alone._notes("piqa", SimpleNamespace(left_out=()), rows)) == said
+    assert list(standalone._notes("piqa", SimpleNamespace(left_out=()), rows)) == said
 
 
 def test_an_empty_context_is_the_first_token(encoders):
     ours, theirs = encoders
-    encoded = answers.encode_pair(ours, "", " A gate")
+    encoded = requests.encode_pair(ours, "", " A gate")
     assert encoded.context == (theirs.prefix_token_id,)
     assert list(encoded.continuation) == theirs.tok_encode(" A gate", add_special_tokens=False)
 
@@ -198,7 +200,7 @@ def test_a_long_text_is_cut_into_the_windows_of_lm_eval(ids, length):
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     expected = map(make_disjoint_window, get_rolling_token_windows(ids, 0, length, 1))
-    assert [(list(w.context), list(w.continuation)) for w in answers.windows(ids, 0, length)] == list(
+    assert [(list(w.context), list(w.continuation)) for w in requests.windows(ids, 0, length)] == list(
         expected
     )
 
@@ -241,7 +243,8 @@ def test_what_is_no_number_is_not_scored():
 
 def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
     few, more = (
-        capability.load(alone.tasks_of(["arc_easy"], n, None), index.datasets_folder(None)) for n in (2, 5)
+        capability.load(standalone.tasks_of(["arc_easy"], n, None), registry.datasets_folder(None))
+        for n in (2, 5)
     )
     items = [e.id for e in more["arc_easy"].items.test]
     assert [e.id for e in few["arc_easy"].items.test] == items[:2]
@@ -250,7 +253,7 @@ def test_a_larger_limit_keeps_the_items_of_a_smaller_one():
 
 
 def test_shots_do_not_depend_on_which_items_are_asked(model, tmp_path, ours):
-    few = alone.evaluate(prepare(model, ["gsm8k"], tmp_path / "runs", limit=2, shots=1)).rows["gsm8k"]
+    few = standalone.evaluate(prepare(model, ["gsm8k"], tmp_path / "runs", limit=2, shots=1)).rows["gsm8k"]
     whole = {row.example_id: row.prompt for row in ours.rows["gsm8k"]}
     assert [row.prompt for row in few] == [whole[row.example_id] for row in few]
 
@@ -269,7 +272,7 @@ print("torch" in sys.modules or "lm_eval" in sys.modules)
 
 
 def test_an_unchanged_evaluation_loads_neither_lm_eval_nor_the_model(model, tmp_path):
-    first = alone.evaluate(prepare(model, ["arc_easy", "gsm8k"], tmp_path / "runs", shots=1))
+    first = standalone.evaluate(prepare(model, ["arc_easy", "gsm8k"], tmp_path / "runs", shots=1))
     command = [sys.executable, "-c", AGAIN, str(model), str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -280,12 +283,12 @@ def test_an_unchanged_evaluation_loads_neither_lm_eval_nor_the_model(model, tmp_
 
 
 def test_a_group_is_one_task_whose_tasks_are_its_slices(model, tmp_path):
-    done = alone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
+    done = standalone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
     acc = {s.part: s.estimate for s in done.scores if s.metric == "acc"}
     assert {part: e.n for part, e in acc.items()} == {"": 10, "arc_challenge": 4, "arc_easy": 6}
     pooled = (4 * acc["arc_challenge"].score + 6 * acc["arc_easy"].score) / 10
     assert acc[""].score == pytest.approx(pooled)
-    assert list(alone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
+    assert list(standalone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
 
 
 class Recording(TextCandidate):
@@ -320,7 +323,7 @@ def test_the_tasks_of_a_group_without_shots_are_asked_together():
 
 def found(*names, **keys):
     asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
-    return capability.load(asked, index.datasets_folder(None))
+    return capability.load(asked, registry.datasets_folder(None))
 
 
 def test_all_problems_of_all_tasks_are_said_at_once():
@@ -370,7 +373,7 @@ def test_a_missing_split_is_named(hub, tmp_path, monkeypatch):
 def test_a_folder_of_local_copies_that_is_not_there_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="HARNESS_DATASETS_DIR: found no folder"):
-        index.datasets_folder(None)
+        registry.datasets_folder(None)
 
 
 def test_a_primary_score_may_be_named_by_metric_and_filter():
@@ -444,19 +447,19 @@ def test_the_folder_of_local_copies_may_stand_in_the_experiment(tmp_path, tiny, 
     monkeypatch.delenv("HARNESS_DATASETS_DIR")
     path = write_experiment(tmp_path, tiny)
     loaded = config.load(path, [f"datasets_dir={os.path.relpath(hub, tmp_path)}"])
-    assert index.datasets_folder(loaded.experiment.datasets_dir) == hub
+    assert registry.datasets_folder(loaded.experiment.datasets_dir) == hub
 
 
 def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
     suite = next(s for s in config.read_suites(ROOT / "suites") if s.name == "standard")
-    known = index.names()
+    known = registry.names()
     assert {task.lm_eval for task in suite.tasks} <= set(known)
     assert len(suite.tasks) == 12
     assert all(task.margin for task in suite.tasks)
 
 
 def test_a_data_set_with_code_of_its_own_is_refused_unless_the_user_says_so(tmp_path, hub):
-    (member,) = index.members("arc_easy", "t")
+    (member,) = registry.members("arc_easy", "t")
     changed = member._replace(overrides={"dataset_kwargs": {"trust_remote_code": True}})
     with pytest.raises(UserError, match="write trust_remote_code: true"):
         tasks.load(changed, None, hub, trusted=False, where="task t")
@@ -464,7 +467,7 @@ def test_a_data_set_with_code_of_its_own_is_refused_unless_the_user_says_so(tmp_
 
 
 def test_a_task_whose_answers_are_sampled_is_refused(hub):
-    (member,) = index.members("gsm8k", "t")
+    (member,) = registry.members("gsm8k", "t")
     settings_ = {"do_sample": True, "temperature": 0.7, "until": ["Q"]}
     with pytest.raises(UserError, match="whose answers are sampled"):
         tasks.load(
@@ -473,7 +476,7 @@ def test_a_task_whose_answers_are_sampled_is_refused(hub):
 
 
 def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
-    (member,) = index.members("arc_easy", "t")
+    (member,) = registry.members("arc_easy", "t")
     metrics = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}, {"metric": "acc_norm"}]
     task = tasks.load(
         member._replace(overrides={"metric_list": metrics}), None, hub, trusted=False, where="t"
@@ -508,7 +511,7 @@ def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
 def written(ours, tmp_path_factory):
     """Write what was asked, with every item's row."""
     folder = tmp_path_factory.mktemp("written")
-    alone.write(ours, folder, log_samples=True)
+    standalone.write(ours, folder, log_samples=True)
     return folder
 
 
@@ -531,8 +534,8 @@ def rates_alone(written, folder):
 
 
 def test_a_groups_tasks_have_a_file_each_and_what_is_asked_twice_is_written_once(model, tmp_path):
-    done = alone.evaluate(prepare(model, ["arc_easy", "ai2_arc"], tmp_path / "runs"))
-    alone.write(done, tmp_path / "out", log_samples=True)
+    done = standalone.evaluate(prepare(model, ["arc_easy", "ai2_arc"], tmp_path / "runs"))
+    standalone.write(done, tmp_path / "out", log_samples=True)
     n_lines = {p.stem: len(p.read_text().splitlines()) for p in (tmp_path / "out").glob("*.jsonl")}
     assert n_lines == {"samples_arc_challenge": 4, "samples_arc_easy": 6}
 

@@ -13,11 +13,11 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from harness.candidates import ModelHost
-from harness.capability.lm import HarnessLM
-from harness.embedded import resolve
 from harness.errors import CandidateFailed, UserError
-from harness.machine import Machine
+from harness.evaluation.lm_eval.model import HarnessLM
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 
 HOME = Path(lm_eval.__file__).parent / "tasks"
 TASKS = {"arc_easy": "arc", "lambada_openai": "lambada", "wikitext": "wikitext", "gsm8k": "gsm8k"}

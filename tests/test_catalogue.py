@@ -3,8 +3,8 @@
 import pytest
 
 from harness import plugins
-from harness.catalogue import listing
 from harness.errors import UserError
+from harness.experiment.catalog import listing
 from harness.spec import DecidePolicy
 
 

@@ -16,9 +16,9 @@ from fake_facts import candidate, tuned
 
 from harness.cli import app, main
 from harness.cli.app import regressions_app, runs_app
-from harness.cli.compute import exit_code
+from harness.cli.compare import exit_code
 from harness.cli.nightly import nightly_app
-from harness.decide import Decision
+from harness.decision import Decision
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
 

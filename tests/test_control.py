@@ -9,16 +9,16 @@ import tiny_model
 from scipy import stats as scipy_stats
 
 from harness import config, experiment, release, stats, store
-from harness.candidates import ModelHost
-from harness.cli.compute import exit_code
+from harness.cli.compare import exit_code
+from harness.evaluation import control_arm
 from harness.experiment import Scope, bench_of
-from harness.experiment.control import controls_of
-from harness.experiment.reader import Reader
+from harness.experiment.control_rows import controls_of
+from harness.experiment.stored_rows import Reader
 from harness.gating import ControlFacts, has_drifted
-from harness.gating.control import control_rule
+from harness.gating.drift import control_rule
+from harness.models.hf import ModelHost
 from harness.progress import Silent
 from harness.records import Noise, Origin, TaskNoise
-from harness.run import control
 from harness.spec import GatePolicy
 from harness.store import Referred, Store
 
@@ -122,7 +122,7 @@ def test_the_control_arm_can_be_turned_off(path):
 def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
     bench = bench_of(config.load(path), Scope(), Silent())
     for _ in range(2):
-        control.measure(bench, bench.source, 2)
+        control_arm.measure(bench, bench.source, 2)
     asked = [{b.task for b in one.blocks} for one in store.controls(at(path))]
     assert all("facts" in tasks for tasks in asked)
     assert set().union(*asked) == {"facts", "sums", "prose"}
@@ -131,7 +131,7 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
 def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
     loaded = config.load(path)
     bench = bench_of(loaded, Scope(limit=3), Silent())
-    assert control.measure(bench, bench.source, 3) == ""
+    assert control_arm.measure(bench, bench.source, 3) == ""
 
 
 # Something has moved
@@ -262,7 +262,7 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     (first,) = controls_of(at(path), run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
     bench = bench_of(config.load(path), Scope(), Silent())
-    later = control.measure(bench, bench.source, 2)
+    later = control_arm.measure(bench, bench.source, 2)
     for digest in run.rows.values():
         store.keep_origin(at(path), digest, 0, Origin("", later))
     (second,) = controls_of(at(path), run)

@@ -16,15 +16,16 @@ from fake_facts import BITS, verdict
 from fake_facts import comparison as comparison_of
 from filelock import FileLock
 
-from harness import comparison, decide, numbers, ratings, report, rescue, store
-from harness.comparison import Estimate
+from harness import comparison, decision, formatting, report, rescue, store
+from harness.comparison import Estimate, human
 from harness.metrics import mean_metric
-from harness.nightly import files, judging
-from harness.report.arithmetic import arithmetic_rows
-from harness.report.facts import table_rows
-from harness.report.heat import Cell, Heat
-from harness.report.losses import PREFERENCES
-from harness.report.pictures.front import Point
+from harness.nightly import judging
+from harness.nightly import state as files
+from harness.report.economics_table import arithmetic_rows
+from harness.report.experiment_report import table_rows
+from harness.report.heatmap import Cell, Heat
+from harness.report.loss_curves import PREFERENCES
+from harness.report.plots.pareto_front import Point
 from harness.rescue import HalfVerdict, Rescue, Tried
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -120,7 +121,7 @@ def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):
     for f in made.facts:
         row = board.loc[f.label]
         assert row["score"] == pytest.approx(100 * f.target.score)
-        assert shown[f.label] == numbers.interval(*f.target[:3])
+        assert shown[f.label] == formatting.interval(*f.target[:3])
         assert list(row["verdict"]) == [{"pass": "PASS", "fail": "FAIL"}[f.verdict.outcome]]
     assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
     assert made.decision.sentence.split(";")[0] in html(page)
@@ -332,8 +333,8 @@ def test_other_metrics_of_the_target_are_shown_with_their_intervals(opened, tmp_
     page.multiselect(key="metrics").select("contains").run()
     cells = printed_cells(page.dataframe[0])
     expected = comparison.estimate(mean_metric("contains", lambda output, example: None), rows)
-    assert cells["by contains"][cells["candidate"].index("lora")] == numbers.interval(*expected[:3])
-    assert cells["by contains"][cells["candidate"].index("knn")] == numbers.UNKNOWN
+    assert cells["by contains"][cells["candidate"].index("lora")] == formatting.interval(*expected[:3])
+    assert cells["by contains"][cells["candidate"].index("knn")] == formatting.UNKNOWN
 
 
 @pytest.fixture
@@ -373,7 +374,7 @@ def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(opened, tmp
     page = opened("leaderboard")
     cells = printed_cells(page.dataframe[0])
     assert dict(zip(cells["candidate"], cells["score"], strict=True)) == {
-        f.label: numbers.interval(*f.target[:3]) for f in made.facts
+        f.label: formatting.interval(*f.target[:3]) for f in made.facts
     }
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
     assert not any("No run fits" in info.value for info in page.info)
@@ -433,7 +434,7 @@ def test_runs_without_a_report_are_scored_from_their_rows(opened, tmp_path):
     fake_project.experiment(tmp_path)
     table = opened("leaderboard").dataframe[0]
     printed, board = printed_cells(table), table.value.set_index("candidate")
-    said = {f.label: numbers.interval(*f.target[:3]) for f in made.facts}
+    said = {f.label: formatting.interval(*f.target[:3]) for f in made.facts}
     assert dict(zip(printed["candidate"], printed["score"], strict=True)) == said
     assert dict(board["score"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
 
@@ -444,9 +445,9 @@ def test_compare_follows_a_deep_link_and_shows_the_paired_difference(opened, tmp
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
     table = page.dataframe[0].value.set_index("task")
     c = made.facts[2].vs_untrained
-    assert table.loc["support", "change"] == numbers.points(c.delta, c.low, c.high)
+    assert table.loc["support", "change"] == formatting.points(c.delta, c.low, c.high)
     (on_chat,) = made.comparisons["lora"]
-    assert table.loc["chat", "change"] == numbers.points(on_chat.delta, on_chat.low, on_chat.high)
+    assert table.loc["chat", "change"] == formatting.points(on_chat.delta, on_chat.low, on_chat.high)
     assert (table.loc["chat", "lost"], table.loc["chat", "gained"]) == (
         len(on_chat.lost),
         len(on_chat.gained),
@@ -465,7 +466,7 @@ def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(ope
     assert drawn["error_x"]["array"] == pytest.approx([100 * (c.high - c.delta) for c in changes])
     assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
     for text, c in zip(drawn["text"], changes, strict=True):
-        assert text.endswith(f"{c.task}: {numbers.points(c.delta, c.low, c.high)}")
+        assert text.endswith(f"{c.task}: {formatting.points(c.delta, c.low, c.high)}")
 
 
 def test_a_comma_inside_the_brackets_of_a_name_does_not_end_it_in_a_link(opened, tmp_path):
@@ -591,7 +592,7 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(opened, 
     report.write(replace(made, comparisons={"lora": (weighted,)}, notes=(note,)), tmp_path / "reports")
     page = opened("compare", compare="prompt,lora")
     changes = page.dataframe[0].value.set_index("task")["change"]
-    assert changes["chat"] == numbers.points(-0.123, -0.2, -0.05)
+    assert changes["chat"] == formatting.points(-0.123, -0.2, -0.05)
     assert note in html(page)
     page = opened("compare", compare="lora,knn")
     assert list(page.dataframe[0].value["task"]) == ["support"]
@@ -603,9 +604,9 @@ def test_forgetting_draws_each_difference_and_counts_cut_answers(opened, tmp_pat
     page = opened("forgetting")
     heat = pictures(page)[0]["data"][0]
     (c,) = made.comparisons["lora"]
-    assert heat["customdata"] == [[f"exact_match {numbers.points(c.delta, c.low, c.high)} points, n = 60"]]
+    assert heat["customdata"] == [[f"exact_match {formatting.points(c.delta, c.low, c.high)} points, n = 60"]]
     validity = page.dataframe[0].value.set_index(["task", "answers"])
-    assert set(validity.loc[("chat", "truncated")]) == {numbers.percent(1 / 60)}
+    assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
     assert "lora answers" in html(page)
     assert "prompt answers" in html(page)
 
@@ -619,7 +620,7 @@ def test_drift_on_held_out_text_is_drawn_in_its_unit(opened, tmp_path):
     assert heat["data"][0]["y"] == ["chat"]
     (drawn,) = forest["data"]
     assert drawn["x"] == pytest.approx([0.042])
-    assert numbers.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
+    assert formatting.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
 
 
 def answered(folder, run_id, task, change, weights=None):
@@ -643,7 +644,7 @@ def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(opened, tmp_
     answered(tmp_path, "lora-0", "chat", lambda i: {"status": kinds.get(i, "ok")})
     shown = opened("forgetting").dataframe[0].value.set_index(["task", "answers"])
     said = {kind: tuple(shown.loc[("chat", kind), ["base", "lora"]]) for kind in ("unparsable", "refused")}
-    share = {n: numbers.percent(n / 60) for n in range(4)}
+    share = {n: formatting.percent(n / 60) for n in range(4)}
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
 
 
@@ -710,8 +711,8 @@ def test_pareto_says_what_is_on_the_front(opened, tmp_path):
     drawn = {trace.get("name"): trace for trace in pictures(page)[0]["data"]}
     assert {"front", "passes the gate", "fails the gate"} <= set(drawn)
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
-    assert f"Area under the front: {numbers.percent(expected)} %" in html(page)
-    assert f"of those that pass the gate {numbers.percent(22 / 60)} %" in html(page)
+    assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
+    assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
 
 
 def test_the_front_is_drawn_with_intervals_both_ways_and_the_margin(opened, tmp_path):
@@ -804,8 +805,8 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
     assert names == ["lora: training", "lora: validation"]
     row = page.dataframe[0].value.iloc[0]
     last_round = fmean(2 / step for step in range(19, 25))
-    assert row["last training loss"] == numbers.plain(last_round)
-    assert row["overfitting gap"] == numbers.plain(0.5 - last_round, sign=True)
+    assert row["last training loss"] == formatting.plain(last_round)
+    assert row["overfitting gap"] == formatting.plain(0.5 - last_round, sign=True)
     assert row["tokens/s"] == "250"
 
 
@@ -814,9 +815,9 @@ def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
     training = made.facts[2].training | {"peak_memory_gib": 1.25}
     rewritten(tmp_path, "lora-0", training=training)
     row = opened("training").dataframe[0].value.iloc[0]
-    assert row["peak memory GiB"] == numbers.plain(1.25)
-    assert row["time"] == numbers.seconds(36.0)
-    assert row["cost USD"] == numbers.usd(made.facts[2].training_cost_usd)
+    assert row["peak memory GiB"] == formatting.plain(1.25)
+    assert row["time"] == formatting.seconds(36.0)
+    assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
 
 
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
@@ -883,7 +884,7 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, s
     page = opened("decide")
     before = dict(page.dataframe[0].value.itertuples(index=False))
     page.select_slider(key=f"decide_{slider}").set_value(*change.values()).run()
-    expected = decide.decide(
+    expected = decision.decide(
         made.facts,
         DecidePolicy(**change),
         closed_labels=False,
@@ -907,7 +908,7 @@ def test_another_experiment_is_decided_as_it_is_written(opened, tmp_path):
     for name in monthly:
         page.selectbox(key="experiment").select(name).run()
         asked[name] = dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"]
-    assert asked == {name: numbers.count(6 * requests) for name, requests in monthly.items()}
+    assert asked == {name: formatting.count(6 * requests) for name, requests in monthly.items()}
 
 
 def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(opened, tmp_path):
@@ -963,7 +964,7 @@ def test_decide_reprices_training_and_requests_together(opened, tmp_path):
     page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
     shown = dict(page.dataframe[0].value.itertuples(index=False))
     before = made.decision.arithmetic
-    assert shown["training, USD"] == numbers.usd(10 * before["training_cost_usd"])
+    assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
     unmoved = "break-even, requests"
     assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.metric))[unmoved]
 
@@ -1063,7 +1064,7 @@ def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened
     flips = last.bases["base"].flips
     row = page.dataframe[1].value.iloc[0]
     assert (row["night"], row["asked"]) == (last.night, "60")
-    assert row["scores that moved, %"] == numbers.percent(sum(flips.values()) / len(flips))
+    assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
     change_state(tmp_path, lambda state: files.acknowledged(state, None, "2026-03-24")[0])
     assert list(opened("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
@@ -1176,9 +1177,9 @@ def test_the_agreement_of_raters_is_shown(opened, tmp_path):
     fake_project.rate(at, (knn, lora), won=4, lost=6)
     fake_project.rate(at, (knn, lora), won=5, lost=5, rater="eve")
     rows = (run.rows["support/test"] for run in (knn, lora))
-    expected = ratings.outcome(store.list_ratings(at), *rows).agreement
+    expected = human.outcome(store.list_ratings(at), *rows).agreement
     shown = html(opened("rate", rate="knn,lora", rater="ann"))
-    assert f"agreement of raters: {numbers.plain(expected)} (" in shown
+    assert f"agreement of raters: {formatting.plain(expected)} (" in shown
     assert "raters 2, " in shown
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison import Estimate
-from harness.decide import Decision, LearningCurve, best_trained, best_untrained, budgeted, decide
-from harness.decide.curve import Ahead, CurvePoint
-from harness.estimate import Tokens
+from harness.decision import Decision, LearningCurve, best_trained, best_untrained, budgeted, decide
+from harness.decision.learning_curve import Ahead, CurvePoint
+from harness.evaluation.costs import Tokens
 from harness.spec import DecidePolicy
 
 

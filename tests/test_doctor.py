@@ -6,12 +6,12 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from harness import vllm
 from harness.cli import app
-from harness.doctor import examine
-from harness.doctor.costs import costs
 from harness.experiment import Scope, bench_of
-from harness.machine import Memory, memory
+from harness.experiment.preflight import examine
+from harness.experiment.preflight_costs import costs
+from harness.models import vllm
+from harness.models.hardware import Memory, memory
 from harness.progress import Silent
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import tiny_experiment
 
-from harness import embedded
 from harness.cli import main
+from harness.models import hub
 
 RETRIEVING = "  dense: {prompting: {rag: {retriever: dense, model: own/nowhere, chunk_words: 30}}}\n"
 
@@ -103,9 +103,9 @@ def test_a_dry_run_leaves_the_embedded_model_packed(harness, new_machine, tmp_pa
 
 
 def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(new_machine):
-    packed = embedded.resolve("smollm2-135m", unpacks=False)
+    packed = hub.resolve("smollm2-135m", unpacks=False)
     assert packed.n_parameters == 134_515_008
-    shape = embedded.shape(packed)
+    shape = hub.shape(packed)
     per_layer = 2 * shape.hidden * (shape.n_heads + shape.n_kv_heads) * shape.head_dim
     per_layer += 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
     assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters

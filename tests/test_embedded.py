@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from harness.embedded import NAMES, resolve, save_tokenizer, unpack
 from harness.errors import UserError
+from harness.models.hub import NAMES, resolve, save_tokenizer, unpack
 
 
 @pytest.fixture

@@ -14,22 +14,23 @@ import tiny_methods
 from openai_server import Fault, Model, Rule, Said, serving
 from pydantic import ValidationError
 
-from harness import config, endpoint, gate, release, report
-from harness.candidates import ModelHost
+from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
-from harness.doctor import examine
-from harness.embedded import resolve
-from harness.endpoint import Settings
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, bench_of, compare, planned, seconds_planned
+from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.metrics import load_metrics
+from harness.models import openai_api
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.models.openai_api import Settings
 from harness.progress import Silent
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
 from harness.release import stored
-from harness.rescue.chosen import case_of
+from harness.rescue.select import case_of
 from harness.store import Store, read_identity, read_rows, save_noise
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -74,7 +75,7 @@ def opened(tiny, source, tmp_path):
     def of(server, **params):
         settings = {"base_url": server.url, "model": openai_server.NAME, "max_retries": 0, **params}
         made = method.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
-        one = endpoint.opened(made.folder, made.digest, source)
+        one = openai_api.opened(made.folder, made.digest, source)
         open_ones.append(one)
         return one.__enter__()
 

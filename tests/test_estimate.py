@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.estimate import (
+from harness.evaluation.costs import (
     DEVICE_HOUR_USD,
     Tokens,
     Work,

@@ -5,13 +5,13 @@ import math
 import pytest
 import tiny_model
 
-from harness.candidates import ModelHost, TextCandidate, TextTable, scripted
-from harness.embedded import resolve
-from harness.evaluate import Job, addressed, evaluate_block, in_order, latency_s
-from harness.machine import Machine
+from harness.evaluation import Job, addressed, evaluate_block, in_order, latency_s
+from harness.evaluation.shared_prompts import shared_tokens
 from harness.metrics import load_metrics
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted
+from harness.models.hub import resolve
 from harness.records import BLOCK, Example, Limits, RowsIdentity
-from harness.run.shared import shared_tokens
 from harness.spec import Task
 
 IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu")

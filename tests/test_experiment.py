@@ -14,7 +14,7 @@ from tiny_experiment import runs_of
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
-from harness.experiment import Scope, bench_of, findings, stored
+from harness.experiment import Scope, analysis, bench_of, stored
 from harness.progress import Silent
 from harness.store import Store
 
@@ -440,7 +440,7 @@ def noted(*rows):
     bench = SimpleNamespace(target=task, suites=())
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
     reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
-    return list(findings._noteworthy(bench, reader, runs))
+    return list(analysis._noteworthy(bench, reader, runs))
 
 
 def test_ties_that_are_alike_are_said_once():

@@ -8,14 +8,15 @@ import tiny_experiment
 from fake_facts import tuned
 from typer.testing import CliRunner
 
-from harness import config, release, sampling, store
+from harness import config, release, store
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import Scope, bench_of, fewer
+from harness.evaluation import sampling
+from harness.experiment import Scope, bench_of, fewer_items
+from harness.experiment.run_candidate import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import Silent
 from harness.report import ExperimentReport
-from harness.run import base_arm
 
 N = 5 * 160
 CANDIDATES = """\
@@ -151,7 +152,7 @@ def looks_with(asked, override):
     """Plan the looks of the finished experiment with another gate."""
     loaded = config.load(asked[0] / "harness.yaml", [override])
     bench = bench_of(loaded, Scope(fewer=True), Silent())
-    return fewer.looks_of(bench, base_arm(bench, bench.source))
+    return fewer_items.looks_of(bench, base_arm(bench, bench.source))
 
 
 def test_a_critical_task_is_asked_in_full(asked, own_cache):
@@ -201,7 +202,7 @@ def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
     rules = tuple(Rule(name, outcome, "", {}) for name, outcome in outcomes.items())
     verdict = Verdict("inconclusive", rules, None, 0, 0, (), None, "")
     facts = (tuned("lora", 0.8, 0.1, verdict=verdict),)
-    assert fewer.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
+    assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 
 
 def test_the_command_asks_fewer_items(asked, monkeypatch):

@@ -5,8 +5,8 @@ from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import footprint
-from harness.footprint import Shape
+from harness.models import memory
+from harness.models.memory import Shape
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)
 LLAMA3_8B = Shape(8.03e9, 32, 4096, 14336, 32, 8, 128, 128256)
@@ -35,7 +35,7 @@ def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
     for (size, nf4), measured in MEASURED.items():
         shape = QWEN[size]
         for length, gb in zip(LENGTHS, measured, strict=True):
-            estimate = footprint.training_gb(shape, footprint.lora_parameters(shape, 64), length, nf4=nf4)
+            estimate = memory.training_gb(shape, memory.lora_parameters(shape, 64), length, nf4=nf4)
             off[size, nf4, length] = estimate / gb - 1
     assert len(off) == 24
     assert sum(abs(x) <= 0.20 for x in off.values()) >= 22, off
@@ -43,23 +43,21 @@ def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
 
 def test_the_weights_of_llama_take_the_known_bytes():
     expected, _ = golden("vram_llama2_7b")
-    assert footprint.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["bf16_w_GB"])
-    state = footprint.STATE_BYTES * LLAMA_7B.n_parameters / 1e9
+    assert memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["bf16_w_GB"])
+    state = memory.STATE_BYTES * LLAMA_7B.n_parameters / 1e9
     assert state == pytest.approx(expected["adamw_mixed16_GB"])
-    assert state + footprint.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
+    assert state + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
     nothing_left_out = LLAMA_7B._replace(vocabulary=0)
-    assert footprint.weights_gb(nothing_left_out, "bf16", nf4=True) == pytest.approx(
-        expected["nf4_w_GB_4p127"]
-    )
+    assert memory.weights_gb(nothing_left_out, "bf16", nf4=True) == pytest.approx(expected["nf4_w_GB_4p127"])
 
 
 def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
     expected, tolerance = golden("qlora_65b")
     shape = Shape(expected["P"], 80, 8192, 22016, 64, 64, 128, 32000)
-    bare = footprint.weights_gb(shape._replace(vocabulary=0), "bf16", nf4=True)
+    bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", nf4=True)
     assert bare == pytest.approx(expected["w_GB"], rel=tolerance)
-    n_trained = footprint.lora_parameters(shape, 16)
-    assert footprint.training_gb(shape, n_trained, 512, nf4=True) < 48
+    n_trained = memory.lora_parameters(shape, 16)
+    assert memory.training_gb(shape, n_trained, 512, nf4=True) < 48
 
 
 @pytest.mark.parametrize(
@@ -72,67 +70,63 @@ def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
 )
 def test_the_parameters_of_an_adapter_are_counted(r, modules, name):
     expected, _ = golden("lora_params_llama2_7b")
-    assert footprint.lora_parameters(LLAMA_7B, r, modules) == expected[name]
+    assert memory.lora_parameters(LLAMA_7B, r, modules) == expected[name]
 
 
 def test_the_cache_of_keys_and_values_takes_the_known_bytes():
     expected, _ = golden("kv_cache")
-    assert footprint.kv_cache_bytes(LLAMA_7B, 1) == expected["per_token_llama2_7b"]
-    assert footprint.kv_cache_bytes(LLAMA3_8B, 1) == expected["per_token_llama3_8b"]
-    assert footprint.kv_cache_bytes(LLAMA_7B, 4096) == expected["llama2_7b_4096"]
-    assert footprint.kv_cache_bytes(LLAMA3_8B, 8192) == expected["llama3_8b_8192"]
-    assert footprint.kv_cache_bytes(LLAMA3_70B, 8192) == expected["llama3_70b_8192"]
+    assert memory.kv_cache_bytes(LLAMA_7B, 1) == expected["per_token_llama2_7b"]
+    assert memory.kv_cache_bytes(LLAMA3_8B, 1) == expected["per_token_llama3_8b"]
+    assert memory.kv_cache_bytes(LLAMA_7B, 4096) == expected["llama2_7b_4096"]
+    assert memory.kv_cache_bytes(LLAMA3_8B, 8192) == expected["llama3_8b_8192"]
+    assert memory.kv_cache_bytes(LLAMA3_70B, 8192) == expected["llama3_70b_8192"]
 
 
 def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
     expected, tolerance = golden("tfew_cost")
     asked, shots = 103, 41 * 98  # tokens of one example, and of the shots in front of it
-    own = footprint.inference_flops(11e9, asked, encoder_decoder=True)
+    own = memory.inference_flops(11e9, asked, encoder_decoder=True)
     # T-Few runs the whole backward pass: 3 N a token of an encoder-decoder.
-    spent = footprint.training_flops(11e9, asked * 8 * 1000, encoder_decoder=True)
+    spent = memory.training_flops(11e9, asked * 8 * 1000, encoder_decoder=True)
     in_context = {
-        name: footprint.inference_flops(n, shots + asked)
+        name: memory.inference_flops(n, shots + asked)
         for name, n in (("infer_icl175", 175e9), ("infer_67", 6.7e9), ("infer_13", 13e9))
     }
     assert own == pytest.approx(expected["infer_tfew"], rel=tolerance)
     assert spent == pytest.approx(expected["train_tfew"], rel=tolerance)
     for name, flops in in_context.items():
         assert flops == pytest.approx(expected[name], rel=tolerance)
-    assert footprint.inference_flops(11e9, shots + asked, encoder_decoder=True) == pytest.approx(
+    assert memory.inference_flops(11e9, shots + asked, encoder_decoder=True) == pytest.approx(
         expected["t5lm"], rel=tolerance
     )
     for name, key in (("infer_icl175", "breakeven_requests_vs_icl175"), ("infer_67", "breakeven_vs_icl6p7")):
-        found = footprint.break_even_requests(spent, in_context[name], own)
+        found = memory.break_even_requests(spent, in_context[name], own)
         assert found == pytest.approx(expected[key], rel=tolerance)
 
 
 def test_what_saves_nothing_never_breaks_even():
-    assert footprint.break_even_requests(1e15, 1e12, 2e12) == float("inf")
+    assert memory.break_even_requests(1e15, 1e12, 2e12) == float("inf")
 
 
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.booleans())
 def test_more_tokens_never_take_less_memory(a, b, checkpointing):
     low, high = sorted((a, b))
-    found = [
-        footprint.training_gb(LLAMA_7B, 2e7, tokens, checkpointing=checkpointing) for tokens in (low, high)
-    ]
+    found = [memory.training_gb(LLAMA_7B, 2e7, tokens, checkpointing=checkpointing) for tokens in (low, high)]
     assert found[0] <= found[1]
 
 
 def test_checkpointing_trades_memory_for_operations():
     kept, again = (
-        footprint.training_gb(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing)
+        memory.training_gb(LLAMA_7B, 2e7, 8192, checkpointing=checkpointing)
         for checkpointing in (False, True)
     )
     assert again < kept
-    assert footprint.training_flops(7e9, 1e6, 2e7, checkpointing=True) > footprint.training_flops(
-        7e9, 1e6, 2e7
-    )
+    assert memory.training_flops(7e9, 1e6, 2e7, checkpointing=True) > memory.training_flops(7e9, 1e6, 2e7)
 
 
 def test_an_adapter_takes_less_than_the_whole_model_and_nf4_less_than_that():
-    whole = footprint.training_gb(LLAMA_7B, LLAMA_7B.n_parameters, 1024)
-    lora, qlora = (footprint.training_gb(LLAMA_7B, 2e7, 1024, nf4=nf4) for nf4 in (False, True))
+    whole = memory.training_gb(LLAMA_7B, LLAMA_7B.n_parameters, 1024)
+    lora, qlora = (memory.training_gb(LLAMA_7B, 2e7, 1024, nf4=nf4) for nf4 in (False, True))
     assert whole > lora > qlora
 
 
@@ -146,7 +140,7 @@ def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_sa
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     }
-    shape = footprint.shape_of(config, 134_515_008)
+    shape = memory.shape_of(config, 134_515_008)
     assert (shape.head_dim, shape.n_kv_heads, shape.in_embeddings) == (64, 3, 49152 * 576)
-    assert footprint.shape_of({"hidden_size": 576}, 1) is None
-    assert footprint.shape_of({"text_config": config}, 1).n_layers == 30
+    assert memory.shape_of({"hidden_size": 576}, 1) is None
+    assert memory.shape_of({"text_config": config}, 1).n_layers == 30

@@ -5,10 +5,10 @@ import tiny_methods
 from pydantic import ValidationError
 from tiny_methods import CPU
 
-from harness.candidates import ModelHost
-from harness.embedded import resolve
 from harness.errors import CandidateFailed
 from harness.methods import full
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 from harness.training import CHECKPOINTS
 
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from harness.comparison import Estimate, compare_rows, compare_validity
+from harness.formatting import Unit
 from harness.gating import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
 from harness.metrics import Metric
-from harness.numbers import Unit
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 

@@ -10,8 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness.metrics import load_metrics
+from harness.metrics._refusals import is_refusal
 from harness.records import Example, Output
-from harness.refusals import is_refusal
 from harness.spec import Suite, Task
 
 SUITES = Path(__file__).parent.parent / "suites"

@@ -3,9 +3,9 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.beginnings import Beginnings
-from harness.generation import answers
-from harness.scoring import Size
+from harness.models.generation import answers
+from harness.models.loglikelihood import Size
+from harness.models.prefix_cache import Beginnings
 
 SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,8 +8,8 @@ from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import layouts, load_task
-from harness.data.rows import Row
+from harness.data import formats, load_task
+from harness.data.readers import Row
 from harness.errors import UserError
 from harness.spec import Task
 
@@ -127,9 +127,9 @@ def test_a_transcript_is_read_back_as_it_was_written(before, last, chosen, rejec
     )
     if " ".join(chosen.split()) == " ".join(rejected.split()):
         with pytest.raises(UserError, match="two equal answers"):
-            layouts.read_pair(row)
+            formats.read_pair(row)
         return
-    fields = layouts.read_pair(row).fields
+    fields = formats.read_pair(row).fields
     assert [turn["content"] for turn in fields["messages"]] == asked
     assert (fields["chosen"], fields["rejected"]) == (chosen, rejected)
 

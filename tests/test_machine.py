@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from harness.cache import cache_dir, remember
 from harness.errors import UserError
-from harness.machine import Machine, cache_dir, cpu, dtype, probe, remember, slow_bf16
+from harness.models.hardware import Machine, cpu, dtype, probe, slow_bf16
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import tiny_experiment
 import tiny_methods
 from tiny_methods import CPU
 
-from harness.candidates import ModelHost, load_base
-from harness.embedded import quantized, resolve
-from harness.machine import dtype
 from harness.methods import qlora
+from harness.models.hardware import dtype
+from harness.models.hf import ModelHost, load_base
+from harness.models.hub import quantized, resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -21,14 +21,16 @@ import tiny_model
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import config, nightly, run, store
-from harness.candidates import ModelHost
+from harness import config, nightly, store
 from harness.errors import HarnessError, UserError
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, bench_of, run_candidate
 from harness.metrics import mean_metric
-from harness.nightly import watching
-from harness.nightly.evidence import Arms, series_of
-from harness.nightly.files import (
+from harness.models.hf import ModelHost
+from harness.nightly import watchlist
+from harness.nightly.changes import Arms, series_of
+from harness.nightly.judging import report_of
+from harness.nightly.notify import issue, slack
+from harness.nightly.state import (
     Alarm,
     State,
     acknowledged,
@@ -38,8 +40,6 @@ from harness.nightly.files import (
     read_state,
     write_state,
 )
-from harness.nightly.judging import report_of
-from harness.nightly.notices import issue, slack
 from harness.progress import Silent
 from harness.spec import NightlyPolicy
 from harness.store import Store
@@ -523,9 +523,9 @@ def test_what_a_night_tests_is_named(path, prompting, was, expected):
     calendar.night(1)
     bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
     recipe = bench.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-    weights = run.ensure_weights(bench, bench.experiment.candidates["lora"], 0)
+    weights = run_candidate.ensure_weights(bench, bench.experiment.candidates["lora"], 0)
     now = (weights, reference.prompting, reference.environment)
-    said = watching.what_is_tested(bench, recipe, replace(reference, **was), *now)
+    said = watchlist.what_is_tested(bench, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
 
 
@@ -535,6 +535,6 @@ def test_upgraded_libraries_are_named_with_their_versions(path):
     bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
     then, newer = (store.keep_environment(bench.store, {"numpy": version}) for version in ("1.0", "2.0"))
     recipe, before = bench.experiment.candidates["lora"], replace(reference, environment=then)
-    weights = run.ensure_weights(bench, recipe, 0)
-    said = watching.what_is_tested(bench, recipe, before, weights, reference.prompting, newer)
+    weights = run_candidate.ensure_weights(bench, recipe, 0)
+    said = watchlist.what_is_tested(bench, recipe, before, weights, reference.prompting, newer)
     assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

@@ -5,7 +5,7 @@ import pytest
 
 from harness import stats
 from harness.nightly.alarm import DRIFT_E, Tally, drift_e, judge, tally, worst
-from harness.nightly.plan import items_of, pool_of, tonight
+from harness.nightly.rotation import items_of, pool_of, tonight
 from harness.records import Example
 
 NIGHTS, ITEMS, ALPHA, SERIES = 30, 60, 0.05, 2

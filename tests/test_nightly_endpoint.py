@@ -9,7 +9,7 @@ from openai_server import Fault, Rule, serving
 
 from harness import config, experiment, nightly
 from harness.experiment import Scope, bench_of
-from harness.nightly.files import home, read_nights
+from harness.nightly.state import home, read_nights
 from harness.progress import Silent
 from harness.store import Store
 

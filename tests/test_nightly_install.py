@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness.errors import UserError
-from harness.nightly import install
+from harness.nightly import scheduler as install
 from harness.nightly.judging import EXIT
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from harness import config, store
 from harness.cli import app
-from harness.doctor import measure_noise
-from harness.doctor.noise import task_noise
-from harness.evaluate import Job
+from harness.evaluation import Job
 from harness.experiment import Scope, bench_of
-from harness.experiment.findings import Reader, measured_of
+from harness.experiment.analysis import Reader, measured_of
+from harness.experiment.layout_noise import task_noise
+from harness.experiment.preflight import measure_noise
 from harness.gating import admit
 from harness.progress import Silent
 from harness.records import Noise, RowsIdentity, TaskNoise

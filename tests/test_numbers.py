@@ -6,24 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import numbers
+from harness import formatting
 
 
 def test_a_rate_is_printed_in_percent_with_its_interval():
-    assert numbers.interval(0.81, 0.75, 0.86) == "81.0 [75, 86]"
+    assert formatting.interval(0.81, 0.75, 0.86) == "81.0 [75, 86]"
 
 
 def test_a_narrow_interval_gets_a_decimal_and_a_wide_one_does_not():
-    assert numbers.points(-0.004, -0.015, 0.007) == "−0.4 [−1.5, +0.7]"
-    assert numbers.points(0.07, 0.02, 0.12) == "+7.0 [+2, +12]"
+    assert formatting.points(-0.004, -0.015, 0.007) == "−0.4 [−1.5, +0.7]"
+    assert formatting.points(0.07, 0.02, 0.12) == "+7.0 [+2, +12]"
 
 
 def test_whole_ends_drop_the_decimal_of_a_narrow_interval():
-    assert numbers.points(-0.004, -0.015, 0.007, whole=True) == "−0.4 [−2, +1]"
+    assert formatting.points(-0.004, -0.015, 0.007, whole=True) == "−0.4 [−2, +1]"
 
 
 def test_what_rounds_to_zero_has_no_sign():
-    assert numbers.points(-0.0001, -0.0002, 0.0002) == "0.0 [0.0, 0.0]"
+    assert formatting.points(-0.0001, -0.0002, 0.0002) == "0.0 [0.0, 0.0]"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_what_rounds_to_zero_has_no_sign():
     [(0.11, "0.11"), (0.00041, "0.00041"), (0.0004, "0.0004"), (0, "0.00"), (1250, "1,250"), (math.inf, "∞")],
 )
 def test_an_amount_keeps_two_significant_digits_and_no_more(amount, text):
-    assert numbers.usd(amount) == text
+    assert formatting.usd(amount) == text
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_an_amount_keeps_two_significant_digits_and_no_more(amount, text):
     ],
 )
 def test_a_time_is_printed_in_the_unit_that_fits(time_s, text):
-    assert numbers.seconds(time_s) == text
+    assert formatting.seconds(time_s) == text
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,22 @@ def test_a_time_is_printed_in_the_unit_that_fits(time_s, text):
     ],
 )
 def test_a_figure_has_at_most_four_digits_and_four_decimals(x, text):
-    assert numbers.figure(x) == text
+    assert formatting.figure(x) == text
 
 
 def test_a_figure_is_printed_with_its_interval():
-    assert numbers.figure(14.0, -4.0, 24375.4) == "14 [−4, 24,375]"
+    assert formatting.figure(14.0, -4.0, 24375.4) == "14 [−4, 24,375]"
 
 
 def test_a_metric_that_is_no_rate_is_printed_in_its_own_unit():
-    perplexity = numbers.Unit(1.0, "perplexity", higher_is_better=False)
-    assert numbers.score(perplexity, 12.3, 11.9, 12.8) == "12.300 [11.900, 12.800]"
-    assert numbers.change(perplexity, 0.042) == "+0.042"
-    assert numbers.score(numbers.RATE, 0.5) == "50.0"
+    perplexity = formatting.Unit(1.0, "perplexity", higher_is_better=False)
+    assert formatting.score(perplexity, 12.3, 11.9, 12.8) == "12.300 [11.900, 12.800]"
+    assert formatting.change(perplexity, 0.042) == "+0.042"
+    assert formatting.score(formatting.RATE, 0.5) == "50.0"
 
 
 @pytest.mark.parametrize(
-    "print_it", [numbers.percent, numbers.points, numbers.usd, numbers.seconds, numbers.count]
+    "print_it", [formatting.percent, formatting.points, formatting.usd, formatting.seconds, formatting.count]
 )
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_what_is_unknown_is_a_dash(print_it, unknown):
@@ -87,18 +87,18 @@ def test_what_is_unknown_is_a_dash(print_it, unknown):
 
 @pytest.mark.parametrize(("n", "text"), [(1162.2, "1,163"), (1162.0, "1,162"), (math.inf, "∞"), (None, "–")])
 def test_of_what_is_needed_a_part_counts_as_a_whole(n, text):
-    assert numbers.needed(n) == text
+    assert formatting.needed(n) == text
 
 
 def test_large_counts_are_grouped():
-    assert numbers.count(3080) == "3,080"
+    assert formatting.count(3080) == "3,080"
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
     swapped = {"+": "−", "−": "+"}
-    there = numbers.points(delta, delta - below, delta + above)
-    back = numbers.points(-delta, -delta - above, -delta + below)
+    there = formatting.points(delta, delta - below, delta + above)
+    back = formatting.points(-delta, -delta - above, -delta + below)
     middle, low, high = there.replace("[", "").replace("]", "").replace(",", "").split()
     mirrored = [swapped.get(x[0], x[0]) + x[1:] for x in (middle, high, low)]
     assert back == f"{mirrored[0]} [{mirrored[1]}, {mirrored[2]}]"
@@ -107,11 +107,11 @@ def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
 @given(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)))
 def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
     printed = [
-        numbers.percent(x),
-        numbers.points(x, x, x),
-        numbers.usd(x),
-        numbers.count(x),
-        numbers.plain(x),
+        formatting.percent(x),
+        formatting.points(x, x, x),
+        formatting.usd(x),
+        formatting.count(x),
+        formatting.plain(x),
     ]
     assert not any("-" in text or "nan" in text for text in printed)
 
@@ -131,9 +131,9 @@ def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
     ],
 )
 def test_a_size_on_the_disk_has_two_digits_or_more(n_bytes, shown):
-    assert numbers.size(n_bytes) == shown
+    assert formatting.size(n_bytes) == shown
 
 
 @pytest.mark.parametrize(("n", "said"), [(0, "0 items"), (1, "1 item"), (1800, "1,800 items")])
 def test_what_is_counted_is_named_in_the_singular_for_one_alone(n, said):
-    assert numbers.counted(n, "item") == said
+    assert formatting.counted(n, "item") == said

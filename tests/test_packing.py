@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import tiny_methods
 
-from harness.attention import attending_in_parts
-from harness.experiment.remarks import remarks
+from harness.experiment.run_notes import remarks
 from harness.methods import full, lora
+from harness.models.attention import attending_in_parts
 from harness.training import packing
 
 pytestmark = pytest.mark.usefixtures("own_cache")

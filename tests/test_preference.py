@@ -7,12 +7,14 @@ import pytest
 import tiny_methods
 from tiny_methods import CPU
 
-from harness.candidates import load_base
-from harness.embedded import resolve
 from harness.errors import CandidateFailed
 from harness.methods import dpo, lora
+from harness.models.hf import load_base
+from harness.models.hub import resolve
 from harness.records import Example
-from harness.training import CHECKPOINTS, loop, preferences
+from harness.training import CHECKPOINTS
+from harness.training import dpo as preferences
+from harness.training import trainer as loop
 from harness.training.logprobs import row_by_row, sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from harness.prepack import prepack
+from harness.models.cpu_kernels import prepack
 
 ROWS = [1, 3, 64, 160]
 

@@ -9,8 +9,9 @@ import pytest
 from conftest import shared_data
 from test_ratings_store import RATING
 
-from harness import ratings, stats
-from harness.ratings import Turn
+from harness import stats
+from harness.comparison import human
+from harness.comparison.human import Turn
 
 IDS = [f"item-{i}" for i in range(40)]
 
@@ -27,24 +28,24 @@ def votes(n_a, n_b, n_tie=0, rater="ann"):
 
 
 def test_a_rater_finds_the_same_order_again_and_another_rater_another_one():
-    mine = ratings.turns(IDS, "ann", "aaa", "bbb")
-    assert ratings.turns(IDS[::-1], "ann", "aaa", "bbb") == mine
+    mine = human.turns(IDS, "ann", "aaa", "bbb")
+    assert human.turns(IDS[::-1], "ann", "aaa", "bbb") == mine
     assert sorted(turn.example_id for turn in mine) == sorted(IDS)
-    assert ratings.turns(IDS, "bob", "aaa", "bbb") != mine
+    assert human.turns(IDS, "bob", "aaa", "bbb") != mine
     assert 8 < Counter(turn.left for turn in mine)["a"] < 32
 
 
 def test_the_next_turn_is_the_first_that_is_not_done():
-    first, second, *_ = ratings.turns(IDS, "ann", "aaa", "bbb")
-    assert ratings.next_turn(IDS, [], "ann", "aaa", "bbb") == first
-    assert ratings.next_turn(IDS, [rated(first.example_id, "skip")], "ann", "aaa", "bbb") == second
-    assert ratings.next_turn(IDS, [rated(first.example_id, "a", "bob")], "ann", "aaa", "bbb") == first
-    assert ratings.next_turn([], [], "ann", "aaa", "bbb") is None
+    first, second, *_ = human.turns(IDS, "ann", "aaa", "bbb")
+    assert human.next_turn(IDS, [], "ann", "aaa", "bbb") == first
+    assert human.next_turn(IDS, [rated(first.example_id, "skip")], "ann", "aaa", "bbb") == second
+    assert human.next_turn(IDS, [rated(first.example_id, "a", "bob")], "ann", "aaa", "bbb") == first
+    assert human.next_turn([], [], "ann", "aaa", "bbb") is None
     assert isinstance(first, Turn)
 
 
 def test_sixty_of_a_hundred_votes_are_seventy_elo():
-    found = ratings.outcome(votes(40, 60), "aaa", "bbb")
+    found = human.outcome(votes(40, 60), "aaa", "bbb")
     assert found.rate[:3] == (0.6, *stats.wilson(60, 100))
     assert found.strength.elo == pytest.approx(70.4365, abs=1e-3)
     assert found.rate.p == pytest.approx(stats.sign_test(60, 40))
@@ -52,21 +53,21 @@ def test_sixty_of_a_hundred_votes_are_seventy_elo():
 
 
 def test_a_later_rating_counts_instead_of_an_earlier_one_and_a_skip_for_nothing():
-    found = ratings.outcome([rated("x", "a"), rated("x", "b"), rated("y", "skip")], "aaa", "bbb")
+    found = human.outcome([rated("x", "a"), rated("x", "b"), rated("y", "skip")], "aaa", "bbb")
     assert (found.rate.wins, found.rate.losses, found.n_skipped) == (1, 0, 1)
 
 
 def test_ratings_of_the_pair_the_other_way_round_count_as_well():
     turned = rated("x", "a", run_a="lora-0", run_b="prompt-0", rows_a="bbb", rows_b="aaa")
-    assert ratings.outcome([turned], "aaa", "bbb").rate.wins == 1
+    assert human.outcome([turned], "aaa", "bbb").rate.wins == 1
 
 
 def test_ratings_of_other_rows_do_not_count():
-    assert ratings.outcome([rated("x", "a", rows_a="old")], "aaa", "bbb").rate is None
+    assert human.outcome([rated("x", "a", rows_a="old")], "aaa", "bbb").rate is None
 
 
 def test_an_item_has_one_vote_however_many_rate_it():
-    found = ratings.outcome(
+    found = human.outcome(
         [rated("x", "b", r) for r in ("ann", "bob", "cy")] + votes(1, 0, rater="di"), "aaa", "bbb"
     )
     assert (found.rate.wins, found.rate.losses, found.n_items, found.n_ratings) == (1, 1, 2, 4)
@@ -75,9 +76,9 @@ def test_an_item_has_one_vote_however_many_rate_it():
 
 def test_raters_who_agree_are_said_to():
     both = votes(10, 10) + votes(10, 10, rater="bob")
-    assert ratings.outcome(both, "aaa", "bbb").agreement == 1.0
+    assert human.outcome(both, "aaa", "bbb").agreement == 1.0
     against = votes(10, 10) + [rated(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
-    assert ratings.outcome(against, "aaa", "bbb").agreement < 0
+    assert human.outcome(against, "aaa", "bbb").agreement < 0
 
 
 def test_strengths_of_three_runs_hold_together():
@@ -85,11 +86,11 @@ def test_strengths_of_three_runs_hold_together():
         of = votes(n_a, n_b, rater=f"{run_a}{run_b}")
         return [replace(r, run_a=run_a, run_b=run_b, rows_a=run_a, rows_b=run_b) for r in of]
 
-    found = ratings.strengths([*met("a", "b", 40, 60), *met("b", "c", 40, 60), *met("a", "c", 31, 69)])
+    found = human.strengths([*met("a", "b", 40, 60), *met("b", "c", 40, 60), *met("a", "c", 31, 69)])
     assert found["a"] == (0.0, 0.0, 0.0)
     assert found["b"].elo == pytest.approx(70, abs=4)
     assert found["c"].elo == pytest.approx(140, abs=6)
-    assert ratings.strengths([rated("x", "skip")]) == {}
+    assert human.strengths([rated("x", "skip")]) == {}
 
 
 def test_published_human_labels_come_out_as_published_whatever_the_sides():
@@ -97,13 +98,13 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
         rows = [json.loads(line) for line in file]
     items = {f"{row['subset']}/{row['idx']}": int(row["label"]) for row in rows}
     given = []
-    for turn in ratings.turns(list(items), "people", "aaa", "bbb"):
+    for turn in human.turns(list(items), "people", "aaa", "bbb"):
         # Whoever prefers output 1 points at the side on which it stands.
         side = "left" if (items[turn.example_id] == 1) == (turn.left == "a") else "right"
         other = "b" if turn.left == "a" else "a"
         choice = turn.left if side == "left" else other
         given.append(rated(turn.example_id, choice, "people", left=turn.left))
-    found = ratings.outcome(given, "aaa", "bbb")
+    found = human.outcome(given, "aaa", "bbb")
     n_second = sum(label == 2 for label in items.values())
     assert (found.n_items, found.rate.wins) == (419, n_second)
     assert found.rate[:3] == (n_second / 419, *stats.wilson(n_second, 419))

@@ -24,14 +24,15 @@ from rich.console import Console
 from test_architecture import ORDER
 from typer.main import get_command
 
-from harness import cli, config, data, embedded, errors, records, report, spec
-from harness.candidates import ModelHost
-from harness.machine import Machine
+from harness import cli, config, data, errors, records, report, spec
+from harness.models import hub
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
 from harness.progress import Silent
 from harness.prompting import PromptingContext
 from harness.records import Example, Output
 from harness.report import ExperimentReport
-from harness.report.facts import headers, last_line
+from harness.report.experiment_report import headers, last_line
 from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]
@@ -285,7 +286,7 @@ def test_the_prompting_of_readme_changes_the_question_alone(tmp_path):
 
 def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, own_cache):
     module = plugin("harness/methods/ia3.py", tmp_path)
-    source, machine = embedded.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
+    source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
     rows = (ASKED,) * 4
     with Silent().stage("training") as advance:
         context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, (), advance)

@@ -16,8 +16,8 @@ from conftest import shared_data
 from harness import config, gate, release, store
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import Verdict
-from harness.release.judged import Judged, worst
-from harness.release.pinned import add_regressions
+from harness.gating.judged import Judged, worst
+from harness.release.regressions import add_regressions
 from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy
 from harness.store import Store

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.comparison import Estimate
-from harness.decide import decide
+from harness.decision import decide
 from harness.gating import MissRate
 from harness.report import ExperimentReport, live_line, markdown, terminal, to_json, write
 from harness.report.escape import clean, shorten

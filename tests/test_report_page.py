@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness import numbers
+from harness import formatting
 from harness.comparison import Estimate
-from harness.decide import decide
-from harness.estimate import Tokens
+from harness.decision import decide
+from harness.evaluation.costs import Tokens
 from harness.gating import MissRate, Rule
 from harness.records import SampleResult
 from harness.report import (
@@ -33,14 +33,14 @@ from harness.report import (
     to_json,
     write,
 )
-from harness.report.arithmetic import arithmetic_rows
+from harness.report.economics_table import arithmetic_rows
 from harness.report.escape import clean, clean_lines
-from harness.report.heat import heat
-from harness.report.losses import PREFERENCES, gap, smoothed
-from harness.report.names import for_picture
-from harness.report.origins import tables
-from harness.report.pictures import chances, curves, forest, front
-from harness.report.pictures.svg import Scale, marks
+from harness.report.heatmap import heat
+from harness.report.labels import for_picture
+from harness.report.loss_curves import PREFERENCES, gap, smoothed
+from harness.report.plots import chances, curves, forest, front
+from harness.report.plots.svg import Scale, marks
+from harness.report.provenance_tables import tables
 from harness.spec import DecidePolicy
 
 EVIL = (
@@ -165,9 +165,9 @@ def test_the_page_prints_the_numbers_of_the_json():
     assert plain["decision"]["sentence"] in text
     for f in plain["facts"]:
         target = f["target"]
-        assert numbers.interval(target["score"], target["low"], target["high"]) in text
+        assert formatting.interval(target["score"], target["low"], target["high"]) in text
     for c in plain["comparisons"]["lora"]:
-        assert numbers.change(numbers.Unit(**c["unit"]), c["delta"], c["low"], c["high"]) in text
+        assert formatting.change(formatting.Unit(**c["unit"]), c["delta"], c["low"], c["high"]) in text
     for rule in plain["facts"][-1]["verdict"]["rules"]:
         assert rule["sentence"] in text
     assert "could have missed a true −3 pp loss (macro): 12 %" in text
@@ -556,7 +556,7 @@ def test_a_value_outside_the_axis_lands_on_its_end(value):
     ("value", "step", "text"), [(-20, 10, "−20"), (0.5, 0.5, "0.5"), (0, 5, "0"), (1500, 500, "1,500")]
 )
 def test_a_mark_of_an_axis_has_the_digits_of_its_step(value, step, text):
-    assert numbers.tick(value, step) == text
+    assert formatting.tick(value, step) == text
 
 
 def test_what_runs_share_is_said_once_and_what_differs_names_the_runs():

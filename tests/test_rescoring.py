@@ -8,11 +8,11 @@ import pytest
 import tiny_experiment
 import tiny_model
 
-from harness import config, experiment, metrics, plugins, release, run, store
-from harness.candidates import scripted
+from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, bench_of, run_candidate
+from harness.models.hf import scripted
 from harness.progress import Silent
 from harness.records import BLOCK
 
@@ -39,8 +39,8 @@ def bench(path, *overrides):
 
 
 def base_sets(made):
-    recipe, weights = made.experiment.candidates["prompt"], run.base_weights(made)
-    return [*run.target_sets(made, recipe, weights, 0), *run.suite_sets(made, weights)]
+    recipe, weights = made.experiment.candidates["prompt"], run_candidate.base_weights(made)
+    return [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
 
 
 def answer_all(made, answer=str.upper):
@@ -51,7 +51,7 @@ def answer_all(made, answer=str.upper):
         asked.append(text)
         return answer(text)
 
-    run.fill(made, scripted(remember), base_sets(made), "base")
+    run_candidate.fill(made, scripted(remember), base_sets(made), "base")
     return asked
 
 
@@ -62,7 +62,7 @@ def rows(made, name):
 
 def lacking(made):
     """Name the rows that only a model can give."""
-    return {s.name for s in run.rescoring.missing(made, base_sets(made))}
+    return {s.name for s in run_candidate.rescoring.missing(made, base_sets(made))}
 
 
 TARGET = {"letters/validation", "letters/test"}
@@ -123,7 +123,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
         return text
 
     with pytest.raises(KeyboardInterrupt):
-        run.fill(first, scripted(dies), [only], "base")
+        run_candidate.fill(first, scripted(dies), [only], "base")
     again = bench(path, "target.labels=[]", "target.metrics=[contains]")
     assert "letters/test" in lacking(again)
     answered = answer_all(again)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from harness.gating import Measurement
 from harness.records import SampleResult
-from harness.rescue.halves import cluster_of, split
-from harness.rescue.ladder import ladder
+from harness.rescue.split import cluster_of, split
+from harness.rescue.trials import ladder
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 
 ALL = RescuePolicy(max_trained=9)

@@ -11,12 +11,12 @@ import pytest
 import tiny_experiment
 import tiny_methods
 
-from harness import config, run
+from harness import config
 from harness.errors import CandidateFailed, Diverged, UserError
-from harness.experiment import Scope, bench_of
+from harness.evaluation.candidates import fit
+from harness.experiment import Scope, bench_of, run_candidate
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
-from harness.run.weights import fit
 from harness.training import CHECKPOINTS, checkpoints
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
@@ -199,7 +199,7 @@ def ended(bench, step, error, expected):
     bench.progress = Failing(step, error)
     recipe = bench.experiment.candidates["lora"].model_copy(update={"params": LORA})
     with pytest.raises(expected):
-        run.ensure_weights(bench, recipe, 0)
+        run_candidate.ensure_weights(bench, recipe, 0)
     (part,) = (bench.store.folder / "weights").iterdir()
     return part, recipe
 
@@ -224,7 +224,7 @@ def no_memory():
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(bench, error, expected):
     _, recipe = ended(bench, 14, error(), expected)
     bench.progress = Failing(None, None)
-    made = run.ensure_weights(bench, recipe, 0)
+    made = run_candidate.ensure_weights(bench, recipe, 0)
     assert bench.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
     assert not (made.folder / CHECKPOINTS).exists()
@@ -253,17 +253,17 @@ def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(bench):
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
     bench.progress = Silent()
-    made = run.ensure_weights(bench, recipe, 0)
+    made = run_candidate.ensure_weights(bench, recipe, 0)
     assert not (made.folder / "adapter" / "left").exists()
 
 
 def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(bench):
     recipe = bench.experiment.candidates["lora"]
-    made = run.ensure_weights(bench, recipe, 0)
+    made = run_candidate.ensure_weights(bench, recipe, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
     bench.progress = Failing(None, None)
-    again = run.ensure_weights(bench, recipe, 0)
+    again = run_candidate.ensure_weights(bench, recipe, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
     assert bench.progress.seen == []
     assert not part.exists()
@@ -282,12 +282,12 @@ def flip(file):
 @pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
 def test_damaged_weights_answer_nothing_and_start_nothing(bench, method, params, damage):
     recipe = bench.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
-    made = run.ensure_weights(bench, recipe, 0)
-    with run.opened(bench, made):
+    made = run_candidate.ensure_weights(bench, recipe, 0)
+    with run_candidate.opened(bench, made):
         pass
     damage(next(made.folder.glob("*/*.safetensors")))
     told = f"{made.folder.name} are damaged; try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told), run.opened(bench, made):
+    with pytest.raises(CandidateFailed, match=told), run_candidate.opened(bench, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
         fit(bench, recipe, 0, made.folder.with_name("next"), made)

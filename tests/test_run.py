@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
-from harness import config, run, store
-from harness.candidates import scripted
+from harness import config, store
 from harness.errors import HarnessError, in_a_line
-from harness.experiment import Scope, bench_of
+from harness.evaluation.candidates import prompting_digest
+from harness.experiment import Scope, bench_of, run_candidate
+from harness.models.hf import scripted
 from harness.progress import Silent
 from harness.records import BLOCK, Document
-from harness.run.weights import prompting_digest
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -44,7 +44,11 @@ def many(path):
 
 
 def rows_of(made, task):
-    return next(s for s in run.suite_sets(made, run.base_weights(made)) if s.measured.task.name == task)
+    return next(
+        s
+        for s in run_candidate.suite_sets(made, run_candidate.base_weights(made))
+        if s.measured.task.name == task
+    )
 
 
 def killed_after(n, asked):
@@ -62,12 +66,12 @@ def killed_after(n, asked):
 def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run.fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
+        run_candidate.fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
     assert store.finished_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()
-    run.fill(many, killed_after(None, asked), [rows], "base")
+    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
     assert asked == [e.prompt for e in rows.job().examples[2 * BLOCK :]]
     stored = store.read_rows(many.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
@@ -75,19 +79,19 @@ def test_a_kill_loses_only_the_block_in_flight(many):
 
 def test_rows_that_are_there_are_not_asked_for_again(many):
     rows, asked = rows_of(many, "facts"), []
-    run.fill(many, killed_after(None, asked), [rows], "base")
+    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
     asked.clear()
-    run.fill(many, killed_after(0, asked), [rows], "base")
+    run_candidate.fill(many, killed_after(0, asked), [rows], "base")
     assert asked == []
 
 
 def test_a_damaged_block_is_computed_again(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
-        run.fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
+        run_candidate.fill(many, killed_after(2 * BLOCK + 2, asked), [rows], "base")
     (many.store.rows(rows.identity.digest) / "blocks" / "00001.jsonl").write_text('{"position":')
     asked.clear()
-    run.fill(many, killed_after(None, asked), [rows], "base")
+    run_candidate.fill(many, killed_after(None, asked), [rows], "base")
     assert len(asked) == BLOCK + 22
 
 
@@ -100,7 +104,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    run.fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
+    run_candidate.fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 
@@ -109,8 +113,8 @@ def test_progress_is_reported_block_by_block(path, many):
 
 def identities(made, name="prompt"):
     recipe = made.experiment.candidates[name]
-    weights = run.base_weights(made)
-    sets = [*run.target_sets(made, recipe, weights, 0), *run.suite_sets(made, weights)]
+    weights = run_candidate.base_weights(made)
+    sets = [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
     return {s.name: s.identity.digest for s in sets}
 
 
@@ -147,9 +151,11 @@ def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks
 def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
     made = bench(path)
     recipe = made.experiment.candidates["bag"]
-    weights = run.ensure_weights(made, recipe, 0)
+    weights = run_candidate.ensure_weights(made, recipe, 0)
     elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
-    here, there = (run.target_sets(one, recipe, weights, 0)[1].identity for one in (made, elsewhere))
+    here, there = (
+        run_candidate.target_sets(one, recipe, weights, 0)[1].identity for one in (made, elsewhere)
+    )
     assert replace(there, device_class="cpu") == here
     assert there.digest != here.digest
 
@@ -187,7 +193,7 @@ def identity_by(folder):
     ],
 )
 def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
-    package = shutil.copytree(Path(run.__file__).parents[1], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
     table = package / "provenance" / "code_versions.toml"
     table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
@@ -196,7 +202,7 @@ def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, fi
 
 
 def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
-    package = shutil.copytree(Path(run.__file__).parents[1], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
     with (package / "evaluate.py").open("a") as code:
         code.write("\n\nMORE = 1\n")
@@ -231,7 +237,9 @@ def test_another_system_message_of_a_task_is_another_task(path):
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def first(*overrides):
         made = bench(path, "target.system=Be brief.", *overrides)
-        sets = run.target_sets(made, made.experiment.candidates["prompt"], run.base_weights(made), 0)
+        sets = run_candidate.target_sets(
+            made, made.experiment.candidates["prompt"], run_candidate.base_weights(made), 0
+        )
         return sets[0].job().examples[0].messages[0]
 
     assert first() == {"role": "system", "content": "Be brief."}
@@ -256,27 +264,30 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
 def test_weights_are_found_again_by_what_they_depend_on(path):
     made = bench(path)
     recipe = made.experiment.candidates["bag"]
-    first = run.ensure_weights(made, recipe, 0)
+    first = run_candidate.ensure_weights(made, recipe, 0)
     (first.folder / "fit.json").touch()
-    assert run.ensure_weights(bench(path), recipe, 0) == first
-    assert run.ensure_weights(bench(path, "target.data.limits.train=20"), recipe, 0).digest != first.digest
+    assert run_candidate.ensure_weights(bench(path), recipe, 0) == first
+    assert (
+        run_candidate.ensure_weights(bench(path, "target.data.limits.train=20"), recipe, 0).digest
+        != first.digest
+    )
 
 
 def test_weights_that_were_left_half_made_are_made_anew(path):
     made = bench(path)
     recipe = made.experiment.candidates["bag"]
-    first = run.ensure_weights(made, recipe, 0)
+    first = run_candidate.ensure_weights(made, recipe, 0)
     (first.folder / "fit.json").unlink()
     shutil.move(first.folder, first.folder.with_name(first.folder.name + ".part"))
-    again = run.ensure_weights(made, recipe, 0)
+    again = run_candidate.ensure_weights(made, recipe, 0)
     assert (again.digest, again.folder) == (first.digest, first.folder)
     assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
 
 
 def test_a_classifier_has_no_general_ability_to_measure(path):
     made = bench(path)
-    weights = run.ensure_weights(made, made.experiment.candidates["bag"], 0)
-    assert run.suite_sets(made, weights) == []
+    weights = run_candidate.ensure_weights(made, made.experiment.candidates["bag"], 0)
+    assert run_candidate.suite_sets(made, weights) == []
 
 
 @pytest.mark.parametrize(
@@ -295,7 +306,7 @@ def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error,
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
     made = bench(path)
     error = ValueError("no such thing\nand a long story")
-    kept = run.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
+    kept = run_candidate.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
     assert kept.error == "ValueError: no such thing"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 

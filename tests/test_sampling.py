@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from harness import sampling, stats
+from harness import stats
+from harness.evaluation import sampling
+from harness.evaluation.sampling import Pool
 from harness.records import BLOCK
-from harness.sampling import Pool
 
 sizes = st.integers(4 * BLOCK, 12 * BLOCK)
 margins = st.floats(0.002, 0.1)

@@ -9,12 +9,12 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness import config, store
-from harness.candidates import ModelHost
-from harness.embedded import resolve
 from harness.errors import CandidateFailed, UserError
 from harness.methods import lora, scaled
+from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 from harness.store import Store
-from harness.training.adapters import CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -178,8 +178,8 @@ def test_a_rescues_file_of_rows_has_to_be_there(tiny, tmp_path):
 
 
 def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_path):
-    from harness.rescue.ladder import first_layers
-    from harness.training.adapters import tensors_of
+    from harness.models.adapters import tensors_of
+    from harness.rescue.trials import first_layers
 
     params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=first_layers(1))
     made = lora.fit(tiny_methods.context(tiny, tmp_path), params)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import CandidateFailed
-from harness.scoring import Executor
+from harness.models.loglikelihood import Executor
 
 # Few ids beside many, so that some sequences begin alike.
 IDS = st.one_of(st.integers(4, 6), st.integers(4, 300))

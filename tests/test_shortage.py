@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.errors import CandidateFailed
-from harness.shortage import enough_memory, ran_out
+from harness.models.oom import enough_memory, ran_out
 
 
 def test_a_cpu_without_memory_is_noticed():

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
-from harness import config, starting
+from harness import config
 from harness.data import load_task
 from harness.errors import UserError
-from harness.starting import Request
+from harness.experiment import scaffold
+from harness.experiment.scaffold import Request
 
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
@@ -43,14 +44,14 @@ def proposed(tmp_path):
     """Return a maker of proposals from rows; other arguments are fields of the request."""
 
     def made(content, **given):
-        return starting.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given))
+        return scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given))
 
     return made
 
 
 def refused(*args, **kwargs):
     with pytest.raises(UserError) as caught:
-        starting.propose(*args, **kwargs)
+        scaffold.propose(*args, **kwargs)
     return [problem.found for problem in caught.value.problems]
 
 
@@ -88,7 +89,7 @@ def test_the_task_follows_from_the_rows(proposed, content, kind, metrics, candid
 )
 def test_what_is_written_loads_as_what_was_proposed(proposed, content):
     found = proposed(content)
-    path = starting.write(found)[0]
+    path = scaffold.write(found)[0]
     loaded = config.load(path)
     assert loaded.experiment.target == found.task
     assert list(loaded.selected) == list(found.candidates)
@@ -165,7 +166,7 @@ def test_many_unusable_rows_are_refused(tmp_path):
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
     with (tmp_path / "my rows.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *((row["text"], row["label"]) for row in LABELLED)])
-    found = starting.propose(Request(tmp_path, str(tmp_path / "my rows.csv")))
+    found = scaffold.propose(Request(tmp_path, str(tmp_path / "my rows.csv")))
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
     assert found.name == "my-rows"
 
@@ -200,14 +201,14 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(proposed, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "harness.yaml").write_text("mine")
     with pytest.raises(UserError, match="there already"):
-        starting.write(found)
+        scaffold.write(found)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["harness.yaml"]
 
 
 def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
     (tmp_path / "one").mkdir()
-    starting.write(
-        starting.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)))
+    scaffold.write(
+        scaffold.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)))
     )
     moved = (tmp_path / "one").rename(tmp_path / "two")
     assert Path(config.load(moved / "harness.yaml").experiment.target.data.all).parent == moved
@@ -216,13 +217,13 @@ def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
 @pytest.mark.parametrize("label", ["yes", "no", "1", "a: b", "it's", "[x]", "true", "# x", "naïve", "{text}"])
 def test_any_label_survives_the_yaml(proposed, label):
     content = [{"prompt": f"What is {i}?", "reference": (label, "other one")[i % 2]} for i in range(20)]
-    loaded = config.load(starting.write(proposed(content))[0])
+    loaded = config.load(scaffold.write(proposed(content))[0])
     assert set(loaded.experiment.target.labels) == {label, "other one"}
 
 
 def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
     found = proposed(LABELLED, base_model=str(tiny))
-    path = starting.write(found)[0]
+    path = scaffold.write(found)[0]
     report = tiny_experiment.run(
         path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "bag")
     )

@@ -23,7 +23,7 @@ from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult, many_rows
 from harness.store import checksums, index, rebuild, rows
-from harness.store.folders import Store, clear_errors, rename_when_whole
+from harness.store.layout import Store, clear_errors, rename_when_whole
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity(

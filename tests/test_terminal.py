@@ -3,9 +3,8 @@
 import pytest
 from rich.text import Text
 
-from harness.progress import Silent
-from harness.quiet import quiet_libraries
-from harness.terminal import TerminalProgress, console
+from harness.cli.progress_bar import TerminalProgress, console
+from harness.progress import Silent, quiet_libraries
 
 
 def notes(progress, *steps):

@@ -8,11 +8,11 @@ import tiny_methods
 import tiny_model
 from tiny_methods import CPU
 
-from harness.candidates import load_base
-from harness.embedded import resolve
-from harness.machine import cache_dir
+from harness.cache import cache_dir
 from harness.methods import dpo, lora
-from harness.training.tokens import tokenized
+from harness.models.hf import load_base
+from harness.models.hub import resolve
+from harness.training.tokenized import tokenized
 
 QUICK = {"r": 2, "learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2}
 ROWS = tiny_methods.examples(slice(0, 2))

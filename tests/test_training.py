@@ -7,14 +7,14 @@ import tiny_experiment
 from pydantic import ValidationError
 
 from harness import plugins
-from harness.candidates import ModelHost
-from harness.embedded import resolve
 from harness.errors import CandidateFailed
-from harness.machine import Machine
 from harness.methods import base, classifier, lora
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 from harness.records import Example
-from harness.training import CHECKPOINTS, FitContext, LoraParams, loop, lora_config
-from harness.training.supervision import SupervisedParams, supervised
+from harness.training import CHECKPOINTS, FitContext, LoraParams, lora_config, trainer
+from harness.training.sft import SupervisedParams, supervised
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -159,7 +159,7 @@ def test_what_is_trained_is_held_in_fp32_and_what_is_frozen_stays(tmp_path):
 
     layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).bfloat16()
     layers[0].requires_grad_(False)
-    loop._keep_updates(layers)
+    trainer._keep_updates(layers)
     assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.float32]
 
 
@@ -168,14 +168,14 @@ def test_of_several_gpus_one_is_trained_on(tmp_path):
 
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     args._n_gpu = 4  # what transformers finds on a machine with four
-    loop.on_one_gpu(args)
+    trainer.on_one_gpu(args)
     assert args.n_gpu == 1
 
 
 def test_no_memory_to_train_in_fails_the_candidate_and_names_the_knob():
     import torch
 
-    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), loop.enough_memory():
+    with pytest.raises(CandidateFailed, match="per_device_train_batch_size"), trainer.enough_memory():
         raise torch.OutOfMemoryError("no room")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.trees import Size, common_length, grow, pack, plan, shared_length
+from harness.models.batching import Size, common_length, grow, pack, plan, shared_length
 
 # Few ids, so that sequences begin alike.
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)

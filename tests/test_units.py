@@ -11,19 +11,19 @@ from fake_facts import candidate, comparison, tuned, verdict
 
 from harness import comparison as compared
 from harness import gating, report
-from harness.decide import best_untrained, decide
+from harness.decision import best_untrained, decide
+from harness.formatting import RATE, Unit, change, score
 from harness.metrics import Metric, flipped, mean_metric, weighted_mean
-from harness.nightly.evidence import base_night
-from harness.numbers import RATE, Unit, change, score
+from harness.nightly.changes import base_night
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.facts import best_first, live_line, table_rows
-from harness.report.pictures.front import front, points_of
-from harness.report.rows import to_csv
+from harness.report.csv import to_csv
+from harness.report.experiment_report import best_first, live_line, table_rows
+from harness.report.plots.pareto_front import front, points_of
 from harness.rescue import Rescue
-from harness.rescue.chosen import worth_rescuing
-from harness.rescue.forms import rows as rescue_rows
-from harness.rescue.outcome import HalfVerdict, Tried
+from harness.rescue.report import rows as rescue_rows
+from harness.rescue.result import HalfVerdict, Tried
+from harness.rescue.select import worth_rescuing
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
 

@@ -9,13 +9,14 @@ from test_disk import promoted
 from test_run import bench
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
 
-from harness import release, run
+from harness import release
 from harness import store as stores
 from harness.errors import HarnessError
-from harness.nightly import files
+from harness.experiment import run_candidate
+from harness.nightly import state
 from harness.progress import Silent
 from harness.store import Referred, Store
-from harness.store.disk import size
+from harness.store.disk_use import size
 
 SWEPT = """\
   prompt: {method: base}
@@ -30,7 +31,7 @@ def store(tmp_path):
 
 
 def unused(store, **options):
-    found = release.unused(store, files.referred(store), **options)
+    found = release.unused(store, state.referred(store), **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}
 
 
@@ -93,15 +94,15 @@ def test_what_nights_refer_to_is_wanted(store):
     complete(store, IDENTITY, make_rows(3))
     for fit_key in ("tonight", "before"):
         fitted(store, fit_key, fit_key)
-    folder = files.home(store, "desk")
-    reference = files.Reference(
+    folder = state.home(store, "desk")
+    reference = state.Reference(
         "r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", "p", "d", "e"
     )
-    files.write_state(store, folder, files.State({"lora": reference}))
+    state.write_state(store, folder, state.State({"lora": reference}))
     for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
-        watched = files.Watched("lora", "r", "t", (), fit_keys=(fit_key,))
-        night = files.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
-        files.write_night(store, folder, night)
+        watched = state.Watched("lora", "r", "t", (), fit_keys=(fit_key,))
+        night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
+        state.write_night(store, folder, night)
     assert unused(store) == {"weights/before"}
 
 
@@ -217,7 +218,7 @@ class TestAnExperiment:
         made = bench(tiny_experiment.write(tmp_path, tiny))
         recipe = made.experiment.candidates["prompt"]
         with pytest.raises(AttributeError):
-            run.make_run(made, "prompt", None, 0)
+            run_candidate.make_run(made, "prompt", None, 0)
         assert stores.begun(made.store) == ["tiny-prompt-s0"]
-        run.make_run(made, "prompt", recipe, 0)
+        run_candidate.make_run(made, "prompt", recipe, 0)
         assert stores.begun(made.store) == []

@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import pytest
 import tiny_experiment
 
-from harness import config, vllm
+from harness import config
 from harness.comparison import check_comparable
-from harness.doctor import measure_noise
 from harness.errors import IncompatibleRuns, UserError
+from harness.evaluation.candidates import folder_of
+from harness.evaluation.row_sets import suite_sets
 from harness.experiment import Scope, bench_of
+from harness.experiment.preflight import measure_noise
+from harness.experiment.run_candidate import base_weights
+from harness.models import vllm
 from harness.progress import Silent
 from harness.records import Likelihood
-from harness.run import base_weights
-from harness.run.sets import suite_sets
-from harness.run.weights import folder_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

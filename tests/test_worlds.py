@@ -7,7 +7,7 @@ import worlds
 from worlds import Sizes, Truth
 
 from harness import experiment, release
-from harness.cli.compute import exit_code
+from harness.cli.compare import exit_code
 from harness.errors import UserError
 from harness.experiment import refuse_curve
 from harness.report import markdown

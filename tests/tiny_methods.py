@@ -5,8 +5,8 @@ Invariant: what a method is given depends on the arguments alone.
 
 from tiny_experiment import letters
 
-from harness.embedded import resolve
-from harness.machine import Machine
+from harness.models.hardware import Machine
+from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import FitContext
 

@@ -14,14 +14,14 @@ import fake_adapter
 
 from harness import config, experiment
 from harness.data import part_of
-from harness.embedded import ModelSource
+from harness.evaluation.candidates import folder_of
+from harness.evaluation.session import measured
 from harness.experiment import Scope, bench_of
-from harness.experiment.curve import SHARES
+from harness.experiment.data_scaling import SHARES
+from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Encoded, Limits, Output, digest
 from harness.report import ExperimentReport
-from harness.run.bench import measured
-from harness.run.weights import folder_of
 
 GOOD, BAD = "gimlet", "nothing"
 PER_ANSWER_S = {"zero_shot": 0.30, "few_shot": 0.60, "rag": 0.90, "tuned": 0.20}

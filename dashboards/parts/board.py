@@ -10,7 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 from harness.comparison import Estimate
-from harness.decide import CandidateFacts, best_untrained
+from harness.decision import CandidateFacts, best_untrained
 from harness.records import Run
 from harness.report import ExperimentReport
 from parts import project, scores

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from harness.comparison import Estimate
-from harness.decide import fine_tuned
-from harness.numbers import UNKNOWN, change, count, points, score, seconds, usd
+from harness.decision import fine_tuned
+from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
 from harness.report.escape import clean
-from harness.report.facts import verdict_word
-from harness.report.verdicts import CLASSES, ERROR
+from harness.report.experiment_report import verdict_word
+from harness.report.verdict_words import CLASSES, ERROR
 from parts.board import Line
 from parts.scores import AT_ONCE
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 import streamlit as st
 
-from harness.numbers import Unit
+from harness.formatting import Unit
 from harness.report import ExperimentReport
 from harness.report.escape import clean, shorten
-from harness.report.heat import Cell, Heat
-from harness.report.pictures.front import Point
-from harness.report.verdicts import WORDS
+from harness.report.heatmap import Cell, Heat
+from harness.report.plots.pareto_front import Point
+from harness.report.verdict_words import WORDS
 from parts.colours import BAD, DOUBT, GAINED, GOOD, LOST, QUIET, SERIES, UNCHANGED, of_change, readable_on
 
 _MARKS = {

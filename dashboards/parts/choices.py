@@ -11,8 +11,8 @@ from typing import Any
 import streamlit as st
 
 from harness import store
+from harness.comparison.human import Turn
 from harness.errors import HarnessError
-from harness.ratings import Turn
 from harness.records import Rating, Run
 from parts import project, texts
 from parts.pairs import Pair

@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.numbers import count
+from harness.formatting import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport
 from harness.report.escape import clean, spreadsheet

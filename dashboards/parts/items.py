@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-from harness.numbers import count
+from harness.formatting import count
 from harness.report.escape import clean
 from parts import pairs, texts
 from parts.pairs import Pair

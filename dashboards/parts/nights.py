@@ -9,9 +9,9 @@ from typing import Any
 import streamlit as st
 
 from harness import provenance, store
-from harness.nightly.files import Night, State
+from harness.formatting import plain, points
 from harness.nightly.judging import NightReport, report_of
-from harness.numbers import plain, points
+from harness.nightly.state import Night, State
 from harness.spec import NightlyPolicy
 from parts import charts, project
 

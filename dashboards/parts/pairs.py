@@ -11,7 +11,7 @@ import streamlit as st
 from harness import comparison, store
 from harness.comparison import Comparison
 from harness.errors import HarnessError
-from harness.numbers import change
+from harness.formatting import change
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
 from harness.store import Store

@@ -9,8 +9,8 @@ from math import inf
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from harness.decide import hour_usd
-from harness.numbers import count, seconds, usd
+from harness.decision import hour_usd
+from harness.formatting import count, seconds, usd
 from harness.report import ExperimentReport
 from harness.spec import DecidePolicy
 

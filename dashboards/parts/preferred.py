@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import streamlit as st
 
-from harness import ratings
-from harness.numbers import count, interval, p_value, plain, points
-from harness.ratings import Outcome
+from harness.comparison import human
+from harness.comparison.human import Outcome
+from harness.formatting import count, interval, p_value, plain, points
 from harness.records import Rating
 from harness.report.escape import clean
 from harness.stats import Strength
@@ -63,9 +63,9 @@ def elo(s: Strength) -> str:
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> Outcome:
-    return ratings.outcome(_done, rows_a, rows_b)
+    return human.outcome(_done, rows_a, rows_b)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _strengths(stamp: tuple[str, ...], _done: list[Rating]) -> dict[str, Strength]:
-    return ratings.strengths(_done)
+    return human.strengths(_done)

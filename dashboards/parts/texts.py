@@ -11,7 +11,7 @@ from html import escape
 
 import streamlit as st
 
-from harness import numbers
+from harness import formatting
 from harness.report.escape import clean, clean_lines
 
 LONGEST = 6_000  # characters of one text on a page
@@ -59,7 +59,7 @@ def label(name: str) -> str:
 def shown(text: str) -> str:
     """Clean a text and cut it to what can be read, saying so."""
     whole = clean_lines(text[:LONGEST])
-    return whole if len(text) <= LONGEST else f"{whole} … (cut: {numbers.count(len(text))} characters)"
+    return whole if len(text) <= LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"
 
 
 def block(name: str, text: str) -> None:
@@ -70,7 +70,7 @@ def block(name: str, text: str) -> None:
 def whole(name: str, text: str, key: str) -> None:
     """Offer a text that was cut as a file."""
     if len(text) > LONGEST:
-        size = numbers.size(len(text.encode("utf-8", "replace")))
+        size = formatting.size(len(text.encode("utf-8", "replace")))
         st.download_button(
             f"{label(name)}: all of it ({size})", text.encode("utf-8", "replace"), f"{key}.txt", key=key
         )

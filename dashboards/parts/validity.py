@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from harness import store
-from harness.numbers import percent
+from harness.formatting import percent
 from harness.records import Run
 from parts import project
 

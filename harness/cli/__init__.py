@@ -8,21 +8,21 @@ import errno
 import sys
 
 from harness.cli import (  # in the order in which help lists the verbs
-    compute,
+    compare,
     dashboard,
     doctor,
-    judge,
-    keep,
+    gate,
     nightly,
     rescue,
+    runs,
     score,
 )
 from harness.cli.app import app
 from harness.cli.output import write_utf8
 from harness.errors import HarnessError, Problem
-from harness.quiet import quiet_environment
+from harness.progress import quiet_environment
 
-__all__ = ["app", "compute", "dashboard", "doctor", "judge", "keep", "main", "nightly", "rescue", "score"]
+__all__ = ["app", "compare", "dashboard", "doctor", "gate", "main", "nightly", "rescue", "runs", "score"]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 _KINDS = {  # what a path was found to be, and what was expected there

@@ -14,7 +14,7 @@ from harness.cli.app import Config, Json, Overrides, Precision, app, with_precis
 from harness.cli.output import open_bench, print_json, say
 
 if TYPE_CHECKING:
-    from harness.doctor import Checkup, Cost
+    from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
 
 _COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
@@ -40,9 +40,9 @@ def doctor(
     if noise:
         _measure_noise(settings, config, as_json)
         return
-    from harness.doctor import examine
+    from harness.cli.progress_bar import TerminalProgress
+    from harness.experiment.preflight import examine
     from harness.report import to_plain
-    from harness.terminal import TerminalProgress
 
     found = examine(config, settings, TerminalProgress())
     if as_json:
@@ -58,7 +58,7 @@ def doctor(
 def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from harness.doctor import measure_noise
+    from harness.experiment.preflight import measure_noise
 
     bench, _ = open_bench(config, overrides)
     found = measure_noise(bench)
@@ -72,7 +72,7 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
 
 def noise_lines(found: "Noise") -> list[str]:
     """Lay out what flipped on each task, and the sum."""
-    from harness.numbers import UNKNOWN, count, percent, plain
+    from harness.formatting import UNKNOWN, count, percent, plain
 
     arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
     rows = [("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")]
@@ -91,7 +91,7 @@ def noise_lines(found: "Noise") -> list[str]:
 
 
 def _lines(found: "Checkup") -> list[str]:
-    from harness.machine import slow_bf16
+    from harness.models.hardware import slow_bf16
 
     machine, room = found.machine, found.memory
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
@@ -122,7 +122,7 @@ def _laid_out(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _row(cost: "Cost") -> tuple[str, ...]:
-    from harness.numbers import UNKNOWN, seconds, usd
+    from harness.formatting import UNKNOWN, seconds, usd
 
     def both(estimated: str, measured: str | None) -> str:
         return estimated if measured is None else f"{estimated} / {measured}"

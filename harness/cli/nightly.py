@@ -16,7 +16,7 @@ from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from harness.nightly import Status
-    from harness.nightly.install import Scheduler
+    from harness.nightly.scheduler import Scheduler
 
 nightly_app = typer.Typer(
     help="Ask champions and candidates again every night.", no_args_is_help=True, rich_markup_mode=None
@@ -45,7 +45,7 @@ def nightly_run(
 ) -> None:
     """Run tonight as far as it is not done, say what it shows, and exit by the verdict."""
     from harness import nightly
-    from harness.terminal import TerminalProgress
+    from harness.cli.progress_bar import TerminalProgress
 
     def publish(found: nightly.NightReport) -> None:
         for path in nightly.write(found, config.parent / "reports"):
@@ -109,7 +109,7 @@ def nightly_install(
     config: Config = _CONFIG,
 ) -> None:
     """Print or write the unit that runs a night every day with the platform's own scheduler."""
-    from harness.nightly import install
+    from harness.nightly import scheduler as install
 
     scheduler = _scheduler(cron=cron, systemd=systemd, github=github)
     files = install.units(scheduler, config, at)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.comparison import Estimate
     from harness.config import Loaded
-    from harness.numbers import Unit
+    from harness.evaluation.session import Bench
+    from harness.formatting import Unit
     from harness.report import ExperimentReport
-    from harness.run.bench import Bench
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
@@ -29,8 +29,8 @@ def open_bench(
 ) -> "tuple[Bench, Loaded]":
     """Open the experiment of a file with its data and model; return it and the file as it was read."""
     from harness import config as configuration
+    from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, bench_of
-    from harness.terminal import TerminalProgress
 
     loaded = configuration.load(config, overrides or [], [] if candidate is None else [candidate])
     return bench_of(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
@@ -85,7 +85,7 @@ def _listed(values: Sequence[Any]) -> str:
 
 def scored(unit: "Unit", value: float, low: float, high: float, n: float) -> str:
     """Write a score with its interval and the number of items."""
-    from harness.numbers import count, score
+    from harness.formatting import count, score
 
     return f"{score(unit, value, low, high)}, n = {count(n)}"
 
@@ -107,7 +107,7 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
 def print_report(found: "ExperimentReport", as_json: bool) -> None:
     """Print a report as JSON or as the table and the reasons."""
     from harness import report
-    from harness.terminal import console
+    from harness.cli.progress_bar import console
 
     if as_json:
         print_json(report.to_json(found))

@@ -56,7 +56,7 @@ def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
 def print_rescue(found: "Rescue") -> None:
     """Print a rescue as its table and sentences."""
     from harness import rescue as rescuing
-    from harness.terminal import console
+    from harness.cli.progress_bar import console
 
     rescuing.terminal(found, console(110))
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness import stats
-from harness.comparison.arms import Arms, arms_of, is_binary, named, validity_rows
-from harness.comparison.difference import (
+from harness.comparison.alignment import Arms, arms_of, is_binary, named, validity_rows
+from harness.comparison.estimators import (
     Comparison,
     Estimate,
     Estimator,
@@ -21,21 +21,17 @@ from harness.comparison.difference import (
     quantile,
     regression_p,
 )
-from harness.comparison.intervals import difference, on_valid, same, within_range
-from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
-from harness.comparison.ranks import estimate_columns, shared_ranks
-from harness.endpoint import is_endpoint
+from harness.comparison.interval_methods import difference, on_valid, same, within_range
+from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
+from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, SampleResult
 
 __all__ = [
-    "AnswerDiversity",
-    "Answers",
     "Comparison",
     "Estimate",
     "Estimator",
-    "answer_diversity",
     "check_comparable",
     "compare_rows",
     "compare_validity",

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.config import checks, files, grids, overriding, wording
+from harness.config import checks, files, grids
+from harness.config import overrides as overriding
+from harness.config import problems as wording
 from harness.config.schema import json_schema
-from harness.config.tree import Tree
+from harness.config.yaml_tree import Tree
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import Experiment, GatePolicy, Spec, Suite
 

@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from harness import plugins
-from harness.config import weights, wording
+from harness.config import problems, weight_sources
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
-from harness.config.tree import Keys, Tree
+from harness.config.yaml_tree import Keys, Tree
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
     DATA_FILES,
@@ -31,7 +31,7 @@ _NAME_SIGNS = frozenset("_.-")
 
 def check(tree: Tree, members: Mapping[str, Member]) -> None:
     """Add to the tree's problems whatever does not fit together."""
-    tasks = [(keys, wording.salvage(Task, task)) for keys, task in raw_tasks(tree)]
+    tasks = [(keys, problems.salvage(Task, task)) for keys, task in raw_tasks(tree)]
     known = [(keys, task) for keys, task in tasks if task is not None]
     target = next((task for keys, task in known if keys == ("target",)), None)
     for keys, task in known:
@@ -42,10 +42,10 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     tree.problems += _rescue(tree)
     tree.problems += _watched(members, tree)
     for name, member in members.items():
-        recipe = wording.salvage(Recipe, member.recipe)
+        recipe = problems.salvage(Recipe, member.recipe)
         if recipe is not None:
             tree.problems += _recipe(recipe, ("candidates", member.source), target, tree)
-            tree.problems += weights.check(name, recipe, members, tree)
+            tree.problems += weight_sources.check(name, recipe, members, tree)
     tree.problems += [_bad_name(m.source, tree) for m in members.values() if not _is_name(m.source)]
 
 
@@ -111,14 +111,14 @@ def _roles(tree: Tree) -> Iterator[Problem]:
 
 
 def _rescue(tree: Tree) -> Iterator[Problem]:
-    policy = wording.salvage(RescuePolicy, tree.data.get("rescue", {}))
+    policy = problems.salvage(RescuePolicy, tree.data.get("rescue", {}))
     if policy is not None:
-        yield from weights.replay_file(policy.replay, tree.where(("rescue", "replay")))
+        yield from weight_sources.replay_file(policy.replay, tree.where(("rescue", "replay")))
 
 
 def _watched(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
     """Refuse to watch at night what is no candidate."""
-    policy = wording.salvage(NightlyPolicy, tree.data.get("nightly", {}))
+    policy = problems.salvage(NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(policy.candidates if policy and members else ()):
         if name not in members:
             where = tree.where(("nightly", "candidates", index))
@@ -126,7 +126,7 @@ def _watched(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
 
 
 def _critical(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
-    gate = wording.salvage(GatePolicy, tree.data.get("gate", {}))
+    gate = problems.salvage(GatePolicy, tree.data.get("gate", {}))
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
@@ -154,7 +154,7 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
         except UserError as error:
             yield from error.problems
         else:
-            yield from wording.problems_of(plugin.Params, params, tree, at)
+            yield from problems.problems_of(plugin.Params, params, tree, at)
             yield from _needs(plugin, name, target, where)
 
 

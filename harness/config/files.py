@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.config import tree as trees
-from harness.config import wording
-from harness.config.tree import Keys, Tree, mapping
+from harness.config import problems
+from harness.config import yaml_tree as trees
+from harness.config.yaml_tree import Keys, Tree, mapping
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path
 
@@ -112,7 +112,7 @@ def _inline_target(tree: Tree) -> None:
     if not suite.keys() & {"tasks", "role"}:
         return
     around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-    tree.problems += wording.problems_of(Suite, around, tree, ("target",))
+    tree.problems += problems.problems_of(Suite, around, tree, ("target",))
     tasks = suite.get("tasks")
     if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
         tree.failed.add(("target",))

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
-from harness.data import items, leaks, rows, splits
-from harness.data.items import Kept, Notes, Sourced
-from harness.data.leaks import Leak, check_leaks, folded, suite_leaks
+from harness.data import contamination, readers, splits
+from harness.data import examples as items
+from harness.data.contamination import Leak, check_leaks, folded, suite_leaks
+from harness.data.examples import Kept, Notes, Sourced
 from harness.errors import Problem, UserError
 from harness.records import Document, Example, digest, without_defaults
 from harness.spec import Task
@@ -161,15 +162,15 @@ def _tried(
 
 
 def _split(task: Task, path: str | None, split: str, notes: Notes, documents: Sequence[Document]) -> Kept:
-    return items.examples(task, rows.read(path, split), notes, documents) if path else Kept([], [])
+    return items.examples(task, readers.read(path, split), notes, documents) if path else Kept([], [])
 
 
 def _pairs(task: Task, notes: Notes) -> list[Sourced]:
-    return items.pairs(task, rows.read(task.data.pairs, "train"), notes) if task.data.pairs else []
+    return items.pairs(task, readers.read(task.data.pairs, "train"), notes) if task.data.pairs else []
 
 
 def _documents(task: Task) -> list[Document]:
-    return items.documents(rows.read(task.data.documents, "train")) if task.data.documents else []
+    return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
 
 
 def _without_leaks(task: Task, files: _Files) -> _Files:
@@ -183,13 +184,19 @@ def _without_leaks(task: Task, files: _Files) -> _Files:
         "train": check_leaks(files.train, evaluated, task.kind == "choice"),
         "pairs": check_leaks(files.pairs, evaluated),
     }
-    where = {part: rows.shown_path(task.data.source(part) or "") for part in found}
+    where = {part: readers.shown_path(task.data.source(part) or "") for part in found}
     if task.data.leaks == "refuse" and any(found.values()):
         next_step = "remove the row, or set leaks: remove in data: of the task"
         raise UserError(
-            [p for split, leaked in found.items() for p in leaks.problems(leaked, where[split], next_step)]
+            [
+                p
+                for split, leaked in found.items()
+                for p in contamination.problems(leaked, where[split], next_step)
+            ]
         )
-    files.notes.removed.extend(leaks.removed(leaked, where[part]) for part, leaked in found.items() if leaked)
+    files.notes.removed.extend(
+        contamination.removed(leaked, where[part]) for part, leaked in found.items() if leaked
+    )
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:
         raise UserError(Problem(where["train"], "only rows that are evaluated too", "other training rows"))
@@ -210,7 +217,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
-        files.notes.read_as.append(f"{rows.shown_path(task.data.all)}: split into {counts}{by}")
+        files.notes.read_as.append(f"{readers.shown_path(task.data.all)}: split into {counts}{by}")
     pairs = _not_set_aside(task, files, [*validation, *test])
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
@@ -221,7 +228,7 @@ def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
     kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
     if n := len(files.pairs) - len(kept):
-        shown = rows.shown_path(task.data.pairs or "")
+        shown = readers.shown_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
     if files.pairs and not kept:
         raise UserError(Problem(task.data.pairs or "", "only pairs that are evaluated too", "other pairs"))

@@ -8,8 +8,8 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from harness.data.items import Sourced
-from harness.data.leaks import key
+from harness.data.contamination import key
+from harness.data.examples import Sourced
 from harness.errors import Problem, UserError
 from harness.records import Example
 

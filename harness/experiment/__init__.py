@@ -12,25 +12,25 @@ from pathlib import Path
 
 from harness import config, gating, store
 from harness.config import Loaded
-from harness.embedded import ModelSource
 from harness.errors import IncompatibleRuns, Problem, UserError
-from harness.experiment import fewer
-from harness.experiment.curve import make_curve, planned_curve, refuse_curve, stored_curve
-from harness.experiment.facts import attempt
-from harness.experiment.findings import report_of
+from harness.evaluation.candidates import base_of, served_base, source_of, trains
+from harness.evaluation.finished import Asked
+from harness.evaluation.session import Bench
+from harness.experiment import fewer_items as fewer
+from harness.experiment.analysis import report_of
+from harness.experiment.candidate_result import attempt
+from harness.experiment.data_scaling import make_curve, planned_curve, refuse_curve, stored_curve
+from harness.experiment.engine_compatibility import key_problems
 from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
-from harness.experiment.reader import Reader
-from harness.experiment.remarks import remarks
-from harness.experiment.serving import key_problems
-from harness.machine import slow_bf16
-from harness.numbers import count, seconds
+from harness.experiment.run_candidate import base_arm, outdated, stored_runs
+from harness.experiment.run_notes import remarks
+from harness.experiment.stored_rows import Reader
+from harness.formatting import count, seconds
+from harness.models.hardware import slow_bf16
+from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.run import base_arm, outdated, stored_runs
-from harness.run.bench import Bench
-from harness.run.finished import Asked
-from harness.run.weights import base_of, served_base, source_of, trains
 from harness.spec import Recipe
 
 MANY = 64  # candidates

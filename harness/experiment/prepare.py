@@ -9,23 +9,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from harness import capability
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task, suite_leaks
-from harness.embedded import ModelSource, expected_s, has_chat_template, is_packed, resolve
 from harness.errors import Problem, UserError
-from harness.estimate import Work
-from harness.experiment.serving import endpoint_problems, engine_problems
-from harness.machine import probe
-from harness.metrics import Metric, load_metrics
-from harness.plugins import load as load_plugin
-from harness.progress import Progress
-from harness.records import FEWER
-from harness.run import base_weights
-from harness.run.bench import Bench, Measured, measured
-from harness.run.replay import replay_problems
-from harness.run.sets import suite_sets, target_sets, total_work, work_of
-from harness.run.weights import (
+from harness.evaluation import lm_eval
+from harness.evaluation.candidates import (
     base_of,
     fit_work,
     is_served,
@@ -35,6 +23,18 @@ from harness.run.weights import (
     trains,
     trials,
 )
+from harness.evaluation.costs import Work
+from harness.evaluation.replay import replay_problems
+from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
+from harness.evaluation.session import Bench, Measured, measured
+from harness.experiment.engine_compatibility import endpoint_problems, engine_problems
+from harness.experiment.run_candidate import base_weights
+from harness.metrics import Metric, load_metrics
+from harness.models.hardware import probe
+from harness.models.hub import ModelSource, expected_s, has_chat_template, is_packed, resolve
+from harness.plugins import load as load_plugin
+from harness.progress import Progress
+from harness.records import FEWER
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
@@ -264,12 +264,12 @@ def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
     return items
 
 
-def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, capability.Found]]:
+def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.Found]]:
     """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
     asked = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
     if not asked:
         return experiment, {}
-    found = capability.load(asked, capability.datasets_folder(experiment.datasets_dir))
+    found = lm_eval.load(asked, lm_eval.datasets_folder(experiment.datasets_dir))
     suites = tuple(
         suite.model_copy(update={"tasks": tuple(found[t.name].task if t.lm_eval else t for t in suite.tasks)})
         for suite in experiment.suites
@@ -277,12 +277,12 @@ def with_lm_eval(experiment: Experiment) -> tuple[Experiment, dict[str, capabili
     return experiment.model_copy(update={"suites": suites}), found
 
 
-def metrics_of(task: Task, catalogue: Mapping[str, capability.Found]) -> dict[str, Metric]:
+def metrics_of(task: Task, catalogue: Mapping[str, lm_eval.Found]) -> dict[str, Metric]:
     """Return the metrics of a task, ours or one that was found in lm-eval's catalogue."""
     return catalogue[task.name].metrics if task.lm_eval else load_metrics(task)
 
 
-def of_lm_eval(found: capability.Found, role: Role, suite: str) -> Measured:
+def of_lm_eval(found: lm_eval.Found, role: Role, suite: str) -> Measured:
     """Join a task of lm-eval with its documents and how they are asked."""
     versions = dict.fromkeys(SPLITS, found.version)
     return Measured(found.task, role, suite, found.items, versions, found.metrics, found.evaluate)
@@ -311,7 +311,7 @@ def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSour
 
 
 def _refuse_leaks(
-    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, capability.Found]
+    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
 ) -> None:
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: found.texts for name, found in catalogue.items()}

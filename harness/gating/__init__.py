@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
-from harness.gating.control import AA_FLIPS, ControlFacts, aa_rate, control_rule, has_drifted
+from harness.gating.admission import Measurement, admit, compare_measurements, policy_for, validity_of
+from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, control_rule, has_drifted
 from harness.gating.margins import margin_of
-from harness.gating.measure import Measurement, admit, compare_measurements, policy_for, validity_of
-from harness.gating.power import macro_of, missed, warn_before
+from harness.gating.operating_characteristic import macro_of, missed, warn_before
 from harness.gating.verdict import (
     MissRate,
     Outcome,

@@ -6,7 +6,7 @@ amounts to is unknown.
 
 from collections.abc import Sequence
 
-from harness import numbers
+from harness import formatting
 from harness.gating.verdict import TaskComparison
 from harness.spec import GatePolicy, Margin, Task
 
@@ -45,4 +45,4 @@ def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tupl
 def shown(margin: Margin) -> str:
     """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"
-    return f"{numbers.percent(share(margin))} {unit}"
+    return f"{formatting.percent(share(margin))} {unit}"

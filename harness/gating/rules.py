@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from statistics import fmean
 
-from harness import comparison, numbers, stats
+from harness import comparison, formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.margins import is_relative, margin_of, share, shown
-from harness.gating.power import (
+from harness.gating.operating_characteristic import (
     MOST_ITEMS,
     Macro,
     facing_se,
@@ -72,10 +72,12 @@ def macro_rule(
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
     facts |= {"disagreement": fmean(t.comparison.disagreement for t in admitted)}
-    of_skill = f", {numbers.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+    of_skill = (
+        f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+    )
     said = (
-        f"macro over {numbers.counted(len(admitted), 'task')}: {numbers.points(*found[:3])} pp{of_skill}, "
-        + _judged(outcome, shown(policy.macro), advice)
+        f"macro over {formatting.counted(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
+        f"{of_skill}, " + _judged(outcome, shown(policy.macro), advice)
     )
     return Rule("macro", outcome, said + tail, _with_items(facts, outcome, more))
 
@@ -111,9 +113,8 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
     if doubtful:
         return _doubtful_rule(doubtful, policy, policy.alpha / len(admitted), facts)
     lowest = min(admitted, key=lambda t: t.comparison.delta)
-    said = (
-        f"each: none of {numbers.counted(len(admitted), 'task')} is shown to have lost more than its margin"
-    )
+    n_tasks = formatting.counted(len(admitted), "task")
+    said = f"each: none of {n_tasks} is shown to have lost more than its margin"
     return Rule("each", "pass", f"{said} (lowest: {_task_delta(lowest)})", facts)
 
 
@@ -165,7 +166,7 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
     said = (
         f"{name}: {lost} of {passed} items that the base passed are lost, "
-        f"{numbers.interval(lost / passed, low, high)} %, margin {numbers.percent(margin)} %: "
+        f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(margin)} %: "
     )
     said += {
         "fail": f"more than the margin is shown ({_listed(c.lost)})",
@@ -217,10 +218,10 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         "margin": policy.validity,
     }
     facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
-    rise = numbers.points(validity.delta, validity.low, validity.high)
+    rise = formatting.points(validity.delta, validity.low, validity.high)
     said = (
-        f"validity: unparsable, truncated or refused answers {numbers.percent(c.base)} → "
-        f"{numbers.percent(c.new)} %, {rise} pp, "
+        f"validity: unparsable, truncated or refused answers {formatting.percent(c.base)} → "
+        f"{formatting.percent(c.new)} %, {rise} pp, "
         + _judged(outcome, shown(policy.validity), advice, "a format regression beyond it is shown")
     )
     return Rule("validity", outcome, said, _with_items(facts, outcome, more))
@@ -237,7 +238,7 @@ def regressions_rule(
     pinned = [t for t in tasks if t.role == "regression"]
     if not pinned:
         return Rule("regressions", "skipped", "regressions: no item is pinned", {})
-    n = numbers.count(sum(t.comparison.n for t in pinned))
+    n = formatting.count(sum(t.comparison.n for t in pinned))
     if identical:
         said = f"regressions: all {n} pinned items are kept, by identity of the weights"
         return Rule("regressions", "pass", said, {})
@@ -247,14 +248,14 @@ def regressions_rule(
     if sure:
         named = [f"{task}/{i}" for task, i in sure]
         facts["lost_items"] = named[:_NAMED]
-        said = f"regressions: {numbers.count(len(sure))} of {n} pinned items are lost: {_listed(named)}"
+        said = f"regressions: {formatting.count(len(sure))} of {n} pinned items are lost: {_listed(named)}"
         return Rule("regressions", "fail", said, facts)
     if lost and confirmed is None:
         named = [f"{task}/{i}" for task, i in lost]
         facts["lost_items"] = named[:_NAMED]
         said = f"regressions: of {n} pinned items {_listed(named)} are lost, which fp32 has not confirmed yet"
         return Rule("regressions", "inconclusive", said, facts)
-    rounding = f", {numbers.count(len(lost))} lost by rounding alone" if lost else ""
+    rounding = f", {formatting.count(len(lost))} lost by rounding alone" if lost else ""
     said = f"regressions: all {n} pinned items are kept{rounding}"
     return Rule("regressions", "pass", said, facts)
 
@@ -269,7 +270,7 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
     t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
     c, limit = t.comparison, policy.drift
     facts: dict[str, Number] = {"rise": -c.delta, "low": -c.high, "high": -c.low}
-    rise = numbers.plain(-c.delta, -c.high, -c.low, sign=True)
+    rise = formatting.plain(-c.delta, -c.high, -c.low, sign=True)
     said = f"drift: {t.task.name} {rise} bits per byte"
     if limit is None:
         return Rule("drift", "skipped", f"{said}, an early warning that gate.drift would judge", facts)
@@ -279,7 +280,7 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
         "fail": "more is shown",
         "inconclusive": "neither less nor more is shown",
     }
-    return Rule("drift", outcome, f"{said}, limit {numbers.plain(limit)}: {words[outcome]}", facts)
+    return Rule("drift", outcome, f"{said}, limit {formatting.plain(limit)}: {words[outcome]}", facts)
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
@@ -306,18 +307,18 @@ def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
     """Judge the score against a level: the least, or the most where lower is better."""
     unit, percent = found.unit, " %" if found.unit.is_rate else ""
     low, high = sorted((unit.sign * found.low, unit.sign * found.high))
-    limit = f"at {'least' if unit.higher_is_better else 'most'} {numbers.score(unit, wanted)}{percent}"
-    said = f"{numbers.score(unit, *found[:3])}{percent} against {limit}"
+    limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
+    said = f"{formatting.score(unit, *found[:3])}{percent} against {limit}"
     return _reached(low, high, unit.sign * wanted), said
 
 
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     if gain is None:
-        least = f"a gain of {numbers.percent(wanted)} pp"
+        least = f"a gain of {formatting.percent(wanted)} pp"
         return "inconclusive", f"{least} has no untrained candidate to be measured against"
     c = comparison.oriented(gain)
     name = "pp" if c.unit.is_rate else c.unit.name
-    found, least = numbers.change(c.unit, c.delta, c.low, c.high), numbers.change(c.unit, wanted)
+    found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
     said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
     return _reached(c.low, c.high, wanted), said
 
@@ -368,11 +369,11 @@ def _why_left_out(t: TaskComparison) -> str:
 
 def _task_delta(t: TaskComparison) -> str:
     c = t.comparison
-    return f"{t.task.name} {numbers.points(c.delta, c.low, c.high)} pp"
+    return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp"
 
 
 def _against_margin(t: TaskComparison, policy: GatePolicy) -> str:
-    return f"{_task_delta(t)}, margin {numbers.percent(margin_of(t, policy))} pp"
+    return f"{_task_delta(t)}, margin {formatting.percent(margin_of(t, policy))} pp"
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Problem
+from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
+from harness.models.hub import ModelSource
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
-from harness.training.adapters import CONFIG, WEIGHTS, tensors_of
 
 MAKES = "adapter"
 PATH = True

@@ -4,7 +4,7 @@ Invariant: what is kept is where and how to ask, with the name of the variable t
 never the key; nothing is trained or fetched.
 """
 
-from harness.endpoint import FILE, Settings
+from harness.models.openai_api import FILE, Settings
 from harness.training import FitContext, Weights
 
 

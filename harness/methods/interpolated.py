@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Problem
+from harness.models.hub import ModelSource
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, model_digest
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.embedded import ModelSource
 from harness.errors import CandidateFailed, Problem
+from harness.models.adapters import CONFIG, WEIGHTS
+from harness.models.hub import ModelSource
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
-from harness.training.adapters import CONFIG, WEIGHTS
 
 MAKES = "adapter"
 INIT_FROM = "adapter"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import plugins
-from harness.numbers import Unit
+from harness.formatting import Unit
 from harness.records import Example, Output, SampleResult, checksum
 from harness.spec import EVALUATE, Task, metric_name
 
@@ -128,9 +128,9 @@ def version(written: str) -> int | str:
 
 def _built(written: str, task: Task) -> Metric:
     if written.startswith(EVALUATE):
-        from harness.metrics import _evaluate
+        from harness.metrics import _hf_evaluate
 
-        return _evaluate.metric(task, written)
+        return _hf_evaluate.metric(task, written)
     built: Metric = plugins.load("metrics", written, f"task {task.name}").metric(task)
     return built
 

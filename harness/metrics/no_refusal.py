@@ -7,8 +7,8 @@ repeated, is not taken for one.
 import re
 
 from harness.metrics import Metric, mean_metric
+from harness.metrics._refusals import is_refusal
 from harness.records import Example, Output
-from harness.refusals import is_refusal
 from harness.spec import Task
 
 _FEWEST_WORDS = 3

@@ -4,7 +4,7 @@ Invariant: an empty answer is no refusal.
 """
 
 from harness.metrics import Metric, mean_metric
-from harness.refusals import is_refusal
+from harness.metrics._refusals import is_refusal
 from harness.spec import Task
 
 

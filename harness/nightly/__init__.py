@@ -10,8 +10,11 @@ from pathlib import Path
 from harness import config
 from harness.config import Loaded
 from harness.errors import Problem, UserError
-from harness.nightly import install
-from harness.nightly.files import (
+from harness.nightly import scheduler
+from harness.nightly.judging import NightReport, missed, report_of
+from harness.nightly.night import alone, run_night, run_on
+from harness.nightly.notify import markdown, refuse_webhook, tell, terminal, to_json, write
+from harness.nightly.state import (
     Alarm,
     acknowledged,
     home,
@@ -21,9 +24,6 @@ from harness.nightly.files import (
     unfinished,
     write_state,
 )
-from harness.nightly.judging import NightReport, missed, report_of
-from harness.nightly.notices import markdown, refuse_webhook, tell, terminal, to_json, write
-from harness.nightly.session import alone, run_night, run_on
 from harness.store import Store
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "refuse_webhook",
     "run_night",
     "run_on",
+    "scheduler",
     "send",
     "status",
     "terminal",

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from statistics import fmean
 
-from harness import gating, numbers
+from harness import formatting, gating
 from harness.nightly import alarm
 from harness.nightly.alarm import Evidence, Tally, Verdict
-from harness.nightly.files import Alarm, BaseNight, Night, State, Watched, open_alarms, since_ack
+from harness.nightly.state import Alarm, BaseNight, Night, State, Watched, open_alarms, since_ack
 from harness.spec import NightlyPolicy
 
 HARNESS = "harness"
@@ -133,10 +133,10 @@ def _moved(base: BaseNight, e_value: float, rate: float) -> str:
         (base.differing, "anchors of the base came back otherwise than before in the same environment"),
     ):
         if items:
-            return f"{numbers.count(len(items))} {what} ({', '.join(items[:3])} …)"
+            return f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
     if e_value < alarm.DRIFT_E:
         return ""
-    allowed = f"the A/A rate of {numbers.percent(rate)} % allows"
+    allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
     return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
 
 
@@ -172,14 +172,14 @@ def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Ni
 def _said(key: str, e: Evidence) -> str:
     if not e.n:
         return f"{key}: nothing new was asked"
-    change = numbers.points(e.delta, e.low, e.high)
-    over = f"{numbers.count(e.n)} clusters in {numbers.counted(e.n_nights, 'night')}"
-    flips = f"{numbers.count(e.gains)} better, {numbers.count(e.losses)} worse"
+    change = formatting.points(e.delta, e.low, e.high)
+    over = f"{formatting.count(e.n)} clusters in {formatting.counted(e.n_nights, 'night')}"
+    flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
     base = f"{key} {change} pp against the reference over {over} ({flips}, {evidence})"
     if e.verdict != "suspect":
         return base
-    nights = numbers.counted(e.more_nights, "night") if e.more_nights else ""
+    nights = formatting.counted(e.more_nights, "night") if e.more_nights else ""
     settle = f"{nights} more like these would settle it" if nights else "watch it"
     return f"{base}: {settle}, or harness compare and harness gate on all items"
 
@@ -187,23 +187,23 @@ def _said(key: str, e: Evidence) -> str:
 def _strength(e_value: float) -> str:
     """Print evidence; beyond a million it is no better known."""
     if e_value >= 1e6:
-        return f"over {numbers.count(1e6)}"
-    return numbers.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
+        return f"over {formatting.count(1e6)}"
+    return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
 def _sentence(experiment: str, last: Night, verdict: Verdict, lines: Sequence[Line], harness: str) -> str:
     if verdict == "harness-drift":
         return f"{experiment}, night of {last.night}: harness-drift: {harness}"
     named = [line.name for line in lines if line.verdict == verdict]
-    who = f" ({', '.join(named)})" if verdict != "ok" else f", {numbers.count(len(lines))} watched"
+    who = f" ({', '.join(named)})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
     return f"{experiment}, night of {last.night}: {verdict}{who}"
 
 
 def _pool(night: Night) -> Iterable[str]:
     for key, left in night.left.items():
-        taken = numbers.count(night.taken[key])
+        taken = formatting.count(night.taken[key])
         if left:
-            yield f"{key}: {taken} clusters asked, {numbers.count(left)} never yet"
+            yield f"{key}: {taken} clusters asked, {formatting.count(left)} never yet"
         else:
             yield (
                 f"{key}: the pool is used up ({taken} clusters asked): weights that do not change answer "

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import Problem, UserError
+from harness.progress import quiet_libraries
 from harness.prompting import PromptingContext, Step, with_context
-from harness.quiet import quiet_libraries
 from harness.records import Document, Example, checksum, digest
 from harness.spec import Spec
 

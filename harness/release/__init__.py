@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import cast
 
 from harness import config
+from harness.comparison.run_diff import Differences, differences
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
 from harness.gating import Verdict
+from harness.gating.judged import Judged, exit_code, worst
 from harness.records import Run
-from harness.release import forms
-from harness.release.again import score_again
 from harness.release.champions import Champion, chosen_run, promote, read_champion
-from harness.release.current import refuse_drawn
-from harness.release.differing import Differences, differences
-from harness.release.elsewhere import gate_folders
-from harness.release.forms import terminal
-from harness.release.judged import Judged, exit_code, worst
-from harness.release.pinned import SUITE, add_regressions
-from harness.release.removal import Unused, remove_run, remove_unused, unused
+from harness.release.cleanup import Unused, remove_run, remove_unused, unused
+from harness.release.external import gate_folders
+from harness.release.regressions import SUITE, add_regressions
+from harness.release.rescore import score_again
+from harness.release.staleness import refuse_drawn
 from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
+from harness.report import gate_report
+from harness.report.gate_report import terminal
 from harness.store import Store
 
 __all__ = [
@@ -158,14 +158,14 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
 
 def to_json(judged: Judged) -> dict[str, object]:
     """Turn a verdict into plain types, with the exit code that it alone would give."""
-    return forms.to_json(judged, exit_code([judged]))
+    return gate_report.to_json(judged, exit_code([judged]))
 
 
 def write(judged: Sequence[Judged], junit: Path | None, summary: str | None) -> None:
     """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(forms.junit(judged, "harness gate"), "utf-8")
+        junit.write_text(gate_report.junit(judged, "harness gate"), "utf-8")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
-            page.write(forms.markdown(judged))
+            page.write(gate_report.markdown(judged))

@@ -14,8 +14,8 @@ from harness.comparison import Estimate
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.experiment.prepare import metrics_of, with_lm_eval
+from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
-from harness.numbers import RATE, Unit
 from harness.records import Run
 from harness.store import Store
 

@@ -5,9 +5,9 @@ Invariant: the weights are the run's own; only the precision of computing differ
 
 from dataclasses import replace
 
+from harness.evaluation.session import Bench, EngineSlot
+from harness.experiment.run_candidate import ensure_weights, suite_arm
 from harness.records import Run
-from harness.run import ensure_weights, suite_arm
-from harness.run.bench import Bench, EngineSlot
 
 
 def rescore_pinned(bench: Bench, run: Run) -> list[str]:

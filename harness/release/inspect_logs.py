@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
 from harness.records import Status, canonical_json, digest
-from harness.release.logged import Item, Logged, cluster_of, is_rate
-from harness.release.zipped import member_names, read_members
+from harness.release.eval_logs import Item, Logged, cluster_of, is_rate
+from harness.release.zip_reader import member_names, read_members
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {

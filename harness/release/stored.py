@@ -13,17 +13,17 @@ from typing import Literal
 from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
-from harness.endpoint import is_endpoint
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
-from harness.experiment.control import controls_of
+from harness.evaluation.candidates import SEEDLESS
+from harness.experiment.control_rows import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.gating import Measurement, TargetFacts
+from harness.gating.judged import Judged
 from harness.metrics import Metric, load_metrics
+from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, Run, SampleResult
 from harness.release.champions import Champion, on_validation, read_champion
-from harness.release.current import refuse_changed
-from harness.release.judged import Judged
-from harness.run.weights import SEEDLESS
+from harness.release.staleness import refuse_changed
 from harness.spec import GatePolicy, Recipe, Role, Task
 from harness.store import Store
 

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from harness.gating import Verdict
-from harness.report.document import markdown
-from harness.report.facts import SMOKE, ExperimentReport, live_line
+from harness.report.change_attribution import Step
+from harness.report.csv import to_csv
+from harness.report.experiment_report import SMOKE, ExperimentReport, live_line
 from harness.report.flips import Flip, flips_of
+from harness.report.html import html
 from harness.report.junit import junit
-from harness.report.kept import paths as kept_reports
-from harness.report.kept import read
-from harness.report.origins import origin
-from harness.report.page import html
-from harness.report.pictures import front_file
-from harness.report.rows import to_csv
-from harness.report.scores import score_table
+from harness.report.markdown import markdown
+from harness.report.plots import front_file
+from harness.report.provenance_tables import origin
+from harness.report.reading import paths as kept_reports
+from harness.report.reading import read
+from harness.report.score_cells import score_table
 from harness.report.sections import arithmetic_lines
-from harness.report.steps import Step
-from harness.report.table import terminal, terminal_table
+from harness.report.terminal import terminal, terminal_table
 
 __all__ = [
     "SMOKE",

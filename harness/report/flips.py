@@ -7,7 +7,7 @@ depends on the ids alone.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness import numbers
+from harness import formatting
 from harness.comparison import Comparison
 from harness.records import SampleResult
 
@@ -75,4 +75,4 @@ def _flip(
 def excerpt(text: str) -> str:
     """Cut a text that nobody would read to its end; what is no Unicode becomes a question mark."""
     whole = text[:_LONGEST].encode("utf-8", "replace").decode("utf-8")
-    return whole if len(text) <= _LONGEST else f"{whole} … (cut: {numbers.count(len(text))} characters)"
+    return whole if len(text) <= _LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"

@@ -5,9 +5,9 @@ Invariant: a corrected p-value never stands without the raw one, and how many we
 
 from collections.abc import Iterable
 
-from harness import numbers
-from harness.decide import VARIANCE_UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
-from harness.numbers import Unit
+from harness import formatting
+from harness.decision import VARIANCE_UNKNOWN, Ablation, Factor, LearningCurve, OverSeeds
+from harness.formatting import Unit
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 
@@ -19,15 +19,20 @@ def curve_rows(curve: LearningCurve) -> list[tuple[str, ...]]:
     """List the sizes that were trained on, then what the fit expects of two and four times the data."""
     measured = [
         (
-            numbers.count(p.n_train),
-            numbers.score(p.score.unit, *p.score[:3]),
+            formatting.count(p.n_train),
+            formatting.score(p.score.unit, *p.score[:3]),
             "(all)" if p is curve.points[-1] else "",
-            numbers.usd(p.training_cost_usd),
+            formatting.usd(p.training_cost_usd),
         )
         for p in curve.points
     ]
     expected = [
-        (numbers.count(a.n_train), "expected", numbers.change(a.gain.unit, *a.gain[:3]), numbers.UNKNOWN)
+        (
+            formatting.count(a.n_train),
+            "expected",
+            formatting.change(a.gain.unit, *a.gain[:3]),
+            formatting.UNKNOWN,
+        )
         for a in curve.ahead
     ]
     return [*measured, *expected]
@@ -45,7 +50,7 @@ def ablation_rows(a: Ablation, unit: Unit) -> list[tuple[str, ...]]:
 
 def ablation_note(a: Ablation) -> str:
     """Say how a grid was compared and which member validation chose."""
-    looked = f"p corrected for {numbers.count(a.n_tests)} looks (Benjamini-Hochberg)"
+    looked = f"p corrected for {formatting.count(a.n_tests)} looks (Benjamini-Hochberg)"
     chosen = f"; best on validation: {_short(a.chosen, a.grid)}" if a.chosen else ""
     seeds = "" if a.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
     return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
@@ -60,45 +65,45 @@ def seed_sentences(seeds: Iterable[OverSeeds], unit: Unit) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
     known = [_over_seeds(s, unit) for s in seeds if s.score]
     unknown = ", ".join(
-        f"{s.candidate} ({numbers.counted(len(s.seeds), 'seed')})" for s in seeds if not s.score
+        f"{s.candidate} ({formatting.counted(len(s.seeds), 'seed')})" for s in seeds if not s.score
     )
     return [*known, *([f"{VARIANCE_UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
 
 
 def _factor_row(f: Factor, a: Ablation, unit: Unit) -> tuple[str, ...]:
     is_reference = f.candidate == a.reference
-    change = numbers.change(unit, *f.difference[:3]) if f.difference else numbers.UNKNOWN
+    change = formatting.change(unit, *f.difference[:3]) if f.difference else formatting.UNKNOWN
     return (
         _short(f.candidate, a.grid),
-        numbers.score(unit, f.score),
+        formatting.score(unit, f.score),
         "(reference)" if is_reference else change,
-        numbers.p_value(f.p),
-        numbers.p_value(f.p_adjusted),
-        numbers.usd(f.training_cost_usd),
-        numbers.seconds(f.training_s),
+        formatting.p_value(f.p),
+        formatting.p_value(f.p_adjusted),
+        formatting.usd(f.training_cost_usd),
+        formatting.seconds(f.training_s),
     )
 
 
 def _seed_row(s: OverSeeds, unit: Unit) -> tuple[str, ...]:
-    over = numbers.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
-    gain = numbers.change(unit, *s.gain[:3]) if s.gain else numbers.UNKNOWN
+    over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+    gain = formatting.change(unit, *s.gain[:3]) if s.gain else formatting.UNKNOWN
     return (
         s.candidate,
         ", ".join(map(str, s.seeds)),
-        ", ".join(numbers.score(unit, x) for x in s.scores),
+        ", ".join(formatting.score(unit, x) for x in s.scores),
         over,
-        numbers.score(unit, s.seed_sd),
+        formatting.score(unit, s.seed_sd),
         gain,
     )
 
 
 def _over_seeds(s: OverSeeds, unit: Unit) -> str:
-    each = ", ".join(numbers.score(unit, x) for x in s.scores)
-    gain = f", {numbers.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
-    over = numbers.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+    each = ", ".join(formatting.score(unit, x) for x in s.scores)
+    gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
+    over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     return (
-        f"{s.candidate} over {numbers.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
-        f"{numbers.score(unit, s.seed_sd)}){gain}, by random effects"
+        f"{s.candidate} over {formatting.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
+        f"{formatting.score(unit, s.seed_sd)}){gain}, by random effects"
     )
 
 

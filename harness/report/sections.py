@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness import numbers
+from harness import formatting
 from harness.comparison import Comparison
-from harness.decide import CandidateFacts, Decision, fine_tuned
-from harness.report import diverse, losses, origins, recipes, steps
-from harness.report.arithmetic import arithmetic_rows
+from harness.decision import CandidateFacts, Decision, fine_tuned
+from harness.report import change_attribution, loss_curves, provenance_tables, recipes
+from harness.report.economics_table import arithmetic_rows
 from harness.report.escape import clean
-from harness.report.facts import (
+from harness.report.experiment_report import (
     ExperimentReport,
     best_first,
     figure_text,
@@ -50,7 +50,6 @@ Kind = Literal[
     "curve",
     "slices",
     "forgetting",
-    "diversity",
     "steps",
     "gate",
     "sweep",
@@ -84,7 +83,7 @@ def header_facts(report: ExperimentReport) -> list[str]:
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
-def arithmetic_lines(decision: Decision, unit: numbers.Unit) -> list[str]:
+def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
     """List the numbers behind a decision for a terminal."""
     values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, unit))
     return [*values, *_missing(decision)]
@@ -98,13 +97,13 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.unit))
     yield from _curve(report)
     yield _slices(report, done)
-    for make in (_forgetting, _diversity, _steps, _gate, _sweep):
+    for make in (_forgetting, _steps, _gate, _sweep):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if f.method != "endpoint")
     yield _training([f for f in made if f.training or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
-    yield from (Section("provenance", *table) for table in origins.tables(report.origins))
+    yield from (Section("provenance", *table) for table in provenance_tables.tables(report.origins))
 
 
 def _ablations(report: ExperimentReport) -> Iterator[Section]:
@@ -126,12 +125,12 @@ def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section
     rows = [
         [f.label, *(_slice_score(report.unit, f, name) for name in sorted(sizes))] for f in done if f.slices
     ]
-    columns = [f"{name} (n = {numbers.count(sizes[name])})" for name in sorted(sizes)]
+    columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     return Section("slices", "Slices", ["candidate", *columns], rows if columns else [])
 
 
-def _slice_score(unit: numbers.Unit, f: CandidateFacts, name: str) -> str:
-    return numbers.score(unit, *f.slices[name][:3]) if name in f.slices else numbers.UNKNOWN
+def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
+    return formatting.score(unit, *f.slices[name][:3]) if name in f.slices else formatting.UNKNOWN
 
 
 def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -149,10 +148,10 @@ def _task_row(c: Comparison) -> list[str]:
     return [
         c.task,
         c.metric,
-        numbers.score(c.unit, c.base, c.base_low, c.base_high),
-        numbers.score(c.unit, c.new, c.new_low, c.new_high),
-        numbers.change(c.unit, c.delta, c.low, c.high) + _on_valid(c),
-        f"{numbers.count(len(c.lost))}/{numbers.count(len(c.gained))}",
+        formatting.score(c.unit, c.base, c.base_low, c.base_high),
+        formatting.score(c.unit, c.new, c.new_low, c.new_high),
+        formatting.change(c.unit, c.delta, c.low, c.high) + _on_valid(c),
+        f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
     ]
 
 
@@ -167,27 +166,19 @@ def _on_valid(c: Comparison) -> str:
     """Add the change among the items valid in both arms, where that is not all of them."""
     if c.n_valid == c.n or c.delta_valid is None:
         return ""
-    change = numbers.change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
-    return f"; {change} on the {numbers.count(c.n_valid)} of {numbers.count(c.n)} valid in both"
+    change = formatting.change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
+    return f"; {change} on the {formatting.count(c.n_valid)} of {formatting.count(c.n)} valid in both"
 
 
 def _lost_items(c: Comparison) -> str:
     rest = len(c.lost) - _LOST_SHOWN
-    more = f" and {numbers.count(rest)} more" if rest > 0 else ""
-    return f"{c.task}, lost {numbers.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
-
-
-def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show how varied the generated answers are, base beside new."""
-    found = report.diversity.get(f.label, ())
-    title = f"How varied the answers of {f.label} are"
-    lead = diverse.NOTE if found else ""
-    return Section("diversity", title, diverse.COLUMNS, diverse.rows(found), lead, label=f.label)
+    more = f" and {formatting.count(rest)} more" if rest > 0 else ""
+    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
 
 
 def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show the change of each task from one step to the next."""
-    columns, rows = steps.rows(report.steps.get(f.label, ()))
+    columns, rows = change_attribution.rows(report.steps.get(f.label, ()))
     return Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
 
 
@@ -197,7 +188,7 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     rows = [
         [
             *map(str, trial["params"].values()),
-            numbers.score(report.unit, trial["validation"])
+            formatting.score(report.unit, trial["validation"])
             if trial["validation"] is not None
             else "diverged",
             "chosen" if trial["chosen"] else "",
@@ -230,27 +221,27 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
     rows = [
         [
             f.label,
-            numbers.count(f.n_train),
-            numbers.usd(f.training_cost_usd),
+            formatting.count(f.n_train),
+            formatting.usd(f.training_cost_usd),
             *(figure_text(name, of.get(name)) for name in names),
         ]
         for f, of in zip(trained, figures, strict=True)
     ]
-    kinds = {losses.of_preferences(f.training) for f in trained if losses.smoothed(f.training)}
-    notes = [losses.LIKELIHOOD] * (False in kinds) + [losses.PREFERENCES] * (True in kinds)
+    kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smoothed(f.training)}
+    notes = [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 
 
 def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
     found = {name: value for name, value in training.items() if name not in _NOT_MEASURED}
-    if mean := losses.smoothed(training):
+    if mean := loss_curves.smoothed(training):
         found["loss"] = mean
-    gap = losses.gap(training)
+    gap = loss_curves.gap(training)
     return found if gap is None else {**found, "overfitting_gap": gap}
 
 
-def _arithmetic(decision: Decision, unit: numbers.Unit) -> Section:
+def _arithmetic(decision: Decision, unit: formatting.Unit) -> Section:
     rows = arithmetic_rows(decision, unit)
     title = "Arithmetic of the decision"
     return Section("arithmetic", title, ("input", "value"), rows, notes=_missing(decision))

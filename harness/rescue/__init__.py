@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.errors import UserError
+from harness.evaluation.replay import replay_problems
+from harness.evaluation.session import Bench
 from harness.report import ExperimentReport
-from harness.rescue.chosen import Case, case_of, worth_rescuing
-from harness.rescue.forms import front_file, kept, markdown, read, terminal, to_json, write
-from harness.rescue.ladder import Ladder
-from harness.rescue.outcome import HalfVerdict, Rescue, Tried, exit_code
-from harness.rescue.plan import Planned, at_most, ladder_of, lines, planned
+from harness.rescue.report import front_file, kept, markdown, read, terminal, to_json, write
+from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.search import search, with_trials
-from harness.run.bench import Bench
-from harness.run.replay import replay_problems
+from harness.rescue.select import Case, case_of, worth_rescuing
+from harness.rescue.trial_costs import Planned, at_most, ladder_of, lines, planned
+from harness.rescue.trials import Ladder
 from harness.store import list_runs
 
 __all__ = [

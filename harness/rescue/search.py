@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 from harness import comparison, gating, store
 from harness.comparison import Comparison
-from harness.decide import CandidateFacts, gain
-from harness.experiment.control import controls_of
-from harness.experiment.facts import attempt, facts_of
-from harness.experiment.findings import bases_of, measured_of
-from harness.experiment.reader import Reader
+from harness.decision import CandidateFacts, gain
+from harness.evaluation.session import Bench
+from harness.experiment.analysis import bases_of, measured_of
+from harness.experiment.candidate_result import attempt, facts_of
+from harness.experiment.control_rows import controls_of
+from harness.experiment.stored_rows import Reader
 from harness.gating import Measurement, TargetFacts
 from harness.records import Run, SampleResult
 from harness.report import live_line
-from harness.rescue.chosen import Case
-from harness.rescue.equal import Scaled, at_equal_target
-from harness.rescue.halves import HALVES, Half, Split, split
-from harness.rescue.ladder import Ladder, Trial
-from harness.rescue.outcome import HalfVerdict, Rescue, Tried
-from harness.run.bench import Bench
+from harness.rescue.matched_target import Scaled, at_equal_target
+from harness.rescue.result import HalfVerdict, Rescue, Tried
+from harness.rescue.select import Case
+from harness.rescue.split import HALVES, Half, Split, split
+from harness.rescue.trials import Ladder, Trial
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]

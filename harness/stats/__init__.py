@@ -7,73 +7,7 @@ Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base; `alpha` i
 for intervals and one-sided for tests of a margin, as each docstring says.
 """
 
-from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
-from harness.stats.forgetting import Continual, continual, retention
-from harness.stats.fronts import hypervolume, pareto_front
-from harness.stats.interval import TIE, Array, Interval, t_quantile, z_quantile
-from harness.stats.likelihood import (
-    bits_per_byte,
-    brier_score,
-    expected_calibration_error,
-    kl_divergence,
-    kl_sampled,
-)
-from harness.stats.looks import alpha_spent, look_bounds
-from harness.stats.means import (
-    Mean,
-    clustered_mean,
-    design_effect,
-    differing_clusters,
-    mover_mean,
-    paired_delta,
-    t_interval,
-)
-from harness.stats.multiplicity import benjamini_hochberg, holm
-from harness.stats.pairs import (
-    McNemar,
-    mcnemar,
-    tango_interval,
-    tango_noninferiority_p,
-    tango_regression_p,
-    tango_z,
-)
-from harness.stats.power import (
-    detectable_delta,
-    noninferiority_n,
-    noninferiority_power,
-    paired_n,
-    paired_se,
-    regression_power,
-    score_variance,
-)
-from harness.stats.power_law import MIN_SIZES, PowerLaw, fit_power_law
-from harness.stats.preference import (
-    Strength,
-    WinRate,
-    bradley_terry,
-    elo_of_rate,
-    krippendorff_alpha,
-    sign_test,
-    win_rate,
-)
-from harness.stats.rates import beta_interval, binomial_p, binomial_se, clopper_pearson, wilson
-from harness.stats.resampling import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
-from harness.stats.sampling import (
-    Flips,
-    difference_estimate,
-    inclusion_weights,
-    neyman_allocation,
-    stratified_estimate,
-    stratified_flips_interval,
-)
-from harness.stats.seeds import (
-    MIN_SEEDS,
-    RandomEffects,
-    random_effects,
-    random_effects_interval,
-    random_effects_p,
-)
-from harness.stats.sequential import (
+from harness.stats.anytime import (
     ConfidenceSequence,
     Cusum,
     betting_process,
@@ -85,7 +19,73 @@ from harness.stats.sequential import (
     sign_alarm,
     sign_e_value,
 )
-from harness.stats.value import perfect_information, sample_information
+from harness.stats.bootstrap import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
+from harness.stats.calibration import (
+    bits_per_byte,
+    brier_score,
+    expected_calibration_error,
+    kl_divergence,
+    kl_sampled,
+)
+from harness.stats.diversity import distinct_n, signal_to_noise, unique_share
+from harness.stats.forgetting import Continual, continual, retention
+from harness.stats.group_sequential import alpha_spent, look_bounds
+from harness.stats.intervals import TIE, Array, Interval, t_quantile, z_quantile
+from harness.stats.means import (
+    Mean,
+    clustered_mean,
+    design_effect,
+    differing_clusters,
+    mover_mean,
+    paired_delta,
+    t_interval,
+)
+from harness.stats.multiple_testing import benjamini_hochberg, holm
+from harness.stats.paired import (
+    McNemar,
+    mcnemar,
+    tango_interval,
+    tango_noninferiority_p,
+    tango_regression_p,
+    tango_z,
+)
+from harness.stats.pareto import hypervolume, pareto_front
+from harness.stats.power import (
+    detectable_delta,
+    noninferiority_n,
+    noninferiority_power,
+    paired_n,
+    paired_se,
+    regression_power,
+    score_variance,
+)
+from harness.stats.preference import (
+    Strength,
+    WinRate,
+    bradley_terry,
+    elo_of_rate,
+    krippendorff_alpha,
+    sign_test,
+    win_rate,
+)
+from harness.stats.random_effects import (
+    MIN_SEEDS,
+    RandomEffects,
+    random_effects,
+    random_effects_interval,
+    random_effects_p,
+)
+from harness.stats.rates import beta_interval, binomial_p, binomial_se, clopper_pearson, wilson
+from harness.stats.scaling_law import MIN_SIZES, PowerLaw, fit_power_law
+from harness.stats.survey import (
+    Flips,
+    difference_estimate,
+    inclusion_weights,
+    neyman_allocation,
+    stratified_estimate,
+    stratified_flips_interval,
+)
+from harness.stats.value_of_information import perfect_information, sample_information
 
 __all__ = [
     "MIN_SEEDS",
@@ -120,7 +120,6 @@ __all__ = [
     "brier_score",
     "clopper_pearson",
     "clustered_mean",
-    "commonest",
     "continual",
     "cusum",
     "design_effect",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats.interval import finite
+from harness.stats.intervals import finite
 
 
 class Continual(NamedTuple):

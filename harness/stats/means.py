@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.stats.interval import TIE, Array, Interval, finite, t_quantile
+from harness.stats.intervals import TIE, Array, Interval, finite, t_quantile
 
 
 class Mean(NamedTuple):

@@ -7,7 +7,7 @@ from math import sqrt
 
 from scipy import special
 
-from harness.stats.interval import z_quantile
+from harness.stats.intervals import z_quantile
 
 
 def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float = 1.0) -> float:

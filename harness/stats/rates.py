@@ -7,7 +7,7 @@ from math import sqrt
 
 from scipy import special
 
-from harness.stats.interval import Interval, z_quantile
+from harness.stats.intervals import Interval, z_quantile
 
 
 def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:

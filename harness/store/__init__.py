@@ -19,8 +19,12 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
-from harness.store.begun import begin, begun, end
-from harness.store.control import (
+from harness.store.aa_noise import flip_rates, noise_rates, noises, save_noise
+from harness.store.disk_use import DiskUse, disk_use
+from harness.store.garbage import Leftover, Referred, joined, referred, remove, unfinished, unused
+from harness.store.in_progress import begin, begun, end
+from harness.store.layout import Store, working, write_whole
+from harness.store.measurements import (
     controls,
     keep_environment,
     keep_origin,
@@ -30,10 +34,16 @@ from harness.store.control import (
     save_control,
     write_measured,
 )
-from harness.store.disk import DiskUse, disk_use
-from harness.store.folders import Store, working, write_whole
-from harness.store.live import Noted, at_work
-from harness.store.noise import flip_rates, noise_rates, noises, save_noise
+from harness.store.queries import (
+    Columns,
+    count_statuses,
+    differing_items,
+    find_items,
+    read_columns,
+    read_kinds,
+    read_samples,
+    read_scored,
+)
 from harness.store.ratings import list_ratings, save_rating
 from harness.store.rebuild import Counts, reindex, runs_on_disk
 from harness.store.rows import (
@@ -48,18 +58,16 @@ from harness.store.rows import (
     read_rows,
     remove_merged_blocks,
 )
-from harness.store.runs import all_runs, get_run, list_runs, read_run, remove_run, save_run, written_runs
-from harness.store.samples import (
-    Columns,
-    count_statuses,
-    differing_items,
-    find_items,
-    read_columns,
-    read_kinds,
-    read_samples,
-    read_scored,
+from harness.store.run_folders import (
+    all_runs,
+    get_run,
+    list_runs,
+    read_run,
+    remove_run,
+    save_run,
+    written_runs,
 )
-from harness.store.unused import Leftover, Referred, joined, referred, remove, unfinished, unused
+from harness.store.status import Noted, at_work
 
 __all__ = [
     "Columns",

@@ -11,7 +11,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from harness.store.folders import Store, write_whole
+from harness.store.layout import Store, write_whole
 
 _PIECE = 1 << 20  # bytes
 

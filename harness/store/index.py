@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.records import Rating, Run
-from harness.store.folders import Store, clear_errors, failure, first_line
 from harness.store.ingest import KEYS, add_rows, add_texts
+from harness.store.layout import Store, clear_errors, failure, first_line
 from harness.store.rows import silent
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from harness.records import Rating
 from harness.store import index
-from harness.store.folders import Store, is_bare_name, write_whole
+from harness.store.layout import Store, is_bare_name, write_whole
 from harness.store.rebuild import writing
 
 _SAVING = threading.Lock()  # the raters of one dashboard queue here, before the lock of all processes

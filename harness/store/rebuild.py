@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.records import Run
 from harness.store import index
-from harness.store.folders import (
+from harness.store.ingest import add_rows, drop_orphans, groups
+from harness.store.layout import (
     Store,
     clear_errors,
     first_line,
@@ -21,7 +22,6 @@ from harness.store.folders import (
     remove_stale_parts,
     rename_when_whole,
 )
-from harness.store.ingest import add_rows, drop_orphans, groups
 from harness.store.rows import silent
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, many_rows
 from harness.store.checksums import is_as_written, note_checksum
-from harness.store.folders import (
+from harness.store.layout import (
     AGAIN,
     Store,
     clear_errors,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.embedded import ModelSource
-from harness.machine import Machine
+from harness.models.hardware import Machine
+from harness.models.hub import ModelSource
 from harness.progress import Advance
 from harness.records import Example
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from harness.training.supervision import SupervisedParams
+    from harness.training.sft import SupervisedParams
 
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
 

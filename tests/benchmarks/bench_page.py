@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import provenance
-from harness.machine import Machine
+from harness.models.hardware import Machine
 
 _FOLDER = Path(__file__).parents[2] / "reports" / "benchmarks"
 

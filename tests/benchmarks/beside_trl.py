@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import peaks
 
-from harness.candidates import load_base
-from harness.training import FitContext, LowRankParams, loop, lora_config, low_rank
-from harness.training.supervision import _rows
+from harness.models.hf import load_base
+from harness.training import FitContext, LowRankParams, lora_config, low_rank
+from harness.training import trainer as loop
+from harness.training.sft import _rows
 
 _SHARED = (
     "learning_rate",

@@ -5,9 +5,9 @@ Invariant: both axes begin at 0, every point is drawn, and a line is named at it
 
 from collections.abc import Mapping, Sequence
 
-from harness import numbers
-from harness.report.pictures.style import standalone
-from harness.report.pictures.svg import Scale, group, line, mark, marks, path, picture, tag, text
+from harness import formatting
+from harness.report.plots.style import standalone
+from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, tag, text
 
 _WIDTH, _HEIGHT = 480.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 396.0, 34.0, 214.0
@@ -44,7 +44,7 @@ def _places(ends: Sequence[float]) -> list[float]:
 
 
 def _said(name: str, what: str, n: float, seconds: float) -> str:
-    return f"{name}, {what} {numbers.count(n)}: {numbers.seconds(seconds)}"
+    return f"{name}, {what} {formatting.count(n)}: {formatting.seconds(seconds)}"
 
 
 def _axes(what: str, x: Scale, y: Scale) -> list[str]:
@@ -52,7 +52,7 @@ def _axes(what: str, x: Scale, y: Scale) -> list[str]:
     values, step = marks(y.low, y.high, 4)
     for value in values:
         out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
-        out.append(text(_LEFT - 8, y(value) + 4, numbers.tick(value, step), "tick", "end"))
+        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step), "tick", "end"))
     values, step = marks(x.low, x.high, 5)
-    out += [text(x(v), _BOTTOM + 18, numbers.tick(v, step), "tick", "middle") for v in values]
+    out += [text(x(v), _BOTTOM + 18, formatting.tick(v, step), "tick", "middle") for v in values]
     return out

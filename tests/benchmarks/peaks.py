@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench_page import Row
 
-from harness.footprint import Shape
-from harness.machine import Machine, _gflops
-from harness.trees import common_length
+from harness.models.batching import common_length
+from harness.models.hardware import Machine, _gflops
+from harness.models.memory import Shape
 
 SHARE_GOAL = 65  # % of the GEMM peak
 # Kinds of work, by torch's names of the operators that do it on a CPU.

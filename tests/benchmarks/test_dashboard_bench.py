@@ -25,7 +25,7 @@ from serving import chromium, opened, serving
 from test_store_bench import fill, identity
 
 from harness import report, store
-from harness.machine import probe
+from harness.models.hardware import probe
 from harness.records import Run
 from harness.store import Store
 

@@ -12,8 +12,8 @@ import bench_page
 import pytest
 from bench_page import Row, Table
 
-from harness.machine import probe
-from harness.numbers import count, percent, points
+from harness.formatting import count, percent, points
+from harness.models.hardware import probe
 from tests.looks_on_real_items import ALPHA, BENCHMARKS, MARGIN, POWER, WHOLE, Line, Strata, strata_of, study
 
 ROOT = Path(__file__).parents[2]

@@ -16,12 +16,12 @@ from bench_page import Row, Table
 from lm_eval_mirror import cut_mirror
 from peaks import Counting, forget, peak_gb, peak_gflops, share_row, where_time_goes
 
-from harness.candidates import HFCandidate
-from harness.experiment import alone
-from harness.footprint import shape_of
-from harness.machine import Machine, probe
+from harness.evaluation.row_sets import suite_sets
+from harness.experiment import standalone
+from harness.models.hardware import Machine, probe
+from harness.models.hf import HFCandidate
+from harness.models.memory import shape_of
 from harness.progress import Silent
-from harness.run.sets import suite_sets
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -189,8 +189,8 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
     # Cached rows are found by file names: a task cut shorter would get those of the section before.
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
-    asked = alone.tasks_of(list(section.tasks), None, section.shots)
-    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
+    asked = standalone.tasks_of(list(section.tasks), None, section.shots)
+    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
     machine, source = prepared.bench.machine, prepared.bench.source
     ours = ask_ours(prepared)
     shares = peak_rows(section, ours.counted, prepared)

@@ -14,9 +14,10 @@ import pytest
 from bench_page import Row
 from commands import run
 
-from harness import config, data, embedded
-from harness.candidates import HFCandidate, ModelHost
-from harness.machine import Machine, probe
+from harness import config, data
+from harness.models import hub
+from harness.models.hardware import Machine, probe
+from harness.models.hf import HFCandidate, ModelHost
 
 ROOT = Path(__file__).parents[2]
 ITEMS_A_TASK = 32
@@ -45,7 +46,7 @@ def command_rows(folder: Path) -> list[Row]:
 
 def arithmetic(passes_per_s: float, machine: Machine) -> str:
     """Say which share of the machine's matrix speed so many operations on every parameter are."""
-    n_parameters = embedded.resolve("smollm2-135m").n_parameters
+    n_parameters = hub.resolve("smollm2-135m").n_parameters
     share = passes_per_s * n_parameters / (machine.gflops * 1e9)
     return f"arithmetic, at {100 * share:.0f} % of the speed of a large matrix product"
 
@@ -53,7 +54,7 @@ def arithmetic(passes_per_s: float, machine: Machine) -> str:
 def scoring_rows() -> list[Row]:
     """Score choices of the general suite with shared contexts packed, and one branch at a time."""
     machine = probe()
-    host = ModelHost(embedded.resolve("smollm2-135m"), machine)
+    host = ModelHost(hub.resolve("smollm2-135m"), machine)
     plain = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     pairs = choices(host.base)
     host.base.loglikelihood(pairs[:8])  # the first call warms up

@@ -22,7 +22,7 @@ from bench_page import Row, Table
 from commands import PEAK_GB
 
 from harness import store
-from harness.machine import probe
+from harness.models.hardware import probe
 from harness.records import RowsIdentity, Run
 from harness.store import Store, disk_use
 from harness.store.rows import COLUMNS

@@ -12,7 +12,7 @@ import worlds
 from bench_page import Row, Table
 from commands import Finished, median_of
 
-from harness.machine import probe
+from harness.models.hardware import probe
 
 TRUTH = worlds.Truth(
     {"zero_shot": {"plain": 20}, "few_shot": {"plain": 30}, "rag": {"plain": 30}, "tuned": {"plain": 60}}

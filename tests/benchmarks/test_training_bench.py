@@ -13,10 +13,10 @@ from bench_page import Row, Table
 from beside_trl import by_harness, by_trl
 
 from harness import config
+from harness.evaluation.candidates import step_of
 from harness.experiment import Scope, bench_of
-from harness.machine import probe
+from harness.models.hardware import probe
 from harness.progress import Silent
-from harness.run.weights import step_of
 from harness.training import FitContext, LowRankParams
 
 ROOT = Path(__file__).parents[2]

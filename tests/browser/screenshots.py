@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 from serving import PATIENCE_S, ROOT, chromium, drawn, opened, serving
 
 from harness import nightly
-from harness.terminal import TerminalProgress
+from harness.cli.progress_bar import TerminalProgress
 
 PATHS = {
     "leaderboard": "/",

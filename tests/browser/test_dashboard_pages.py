@@ -14,8 +14,9 @@ from filelock import FileLock
 from reading import PAGES, complaints, failures, grid, path_of, pick
 from serving import drawn, opened, serving
 
-from harness import numbers, report
-from harness.nightly import files, judging
+from harness import formatting, report
+from harness.nightly import judging
+from harness.nightly import state as files
 from harness.spec import NightlyPolicy
 from harness.store import Store, rebuild
 
@@ -103,7 +104,7 @@ def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, addr
     page = visit[0](address, "/compare?compare=prompt,lora")
     changes = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
     expected = {
-        (c["task"], c["metric"]): numbers.change(c["metric"], c["delta"], c["low"], c["high"])
+        (c["task"], c["metric"]): formatting.change(c["metric"], c["delta"], c["low"], c["high"])
         for c in report.to_json(finished[1])["comparisons"]["lora"]
     }
     shared = changes.keys() & expected.keys()

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness import numbers
+from harness import formatting
 from harness.records import SampleResult
 from harness.report import flips_of, write
-from harness.report.verdicts import WORDS
+from harness.report.verdict_words import WORDS
 
 pytestmark = pytest.mark.browser
 
@@ -72,26 +72,26 @@ def test_scores_costs_and_latencies_are_those_of_the_json(opened, plain):
     assert shown.keys() == {f["name"] for f in plain["facts"]}
     for f in plain["facts"]:
         row, target = shown[f["name"]], f["target"]
-        assert row["target EM"] == numbers.interval(target["score"], target["low"], target["high"])
-        assert row["$/1k"] == numbers.usd(f["cost_per_1k_usd"])
-        assert row["p50"] == numbers.seconds(f["latency_p50_s"])
+        assert row["target EM"] == formatting.interval(target["score"], target["low"], target["high"])
+        assert row["$/1k"] == formatting.usd(f["cost_per_1k_usd"])
+        assert row["p50"] == formatting.seconds(f["latency_p50_s"])
 
 
 def test_gains_and_verdicts_are_those_of_the_json(opened, plain):
     shown, words = by_name(table(opened[0], "candidates")), set()
     for f in plain["facts"]:
         row, c = shown[f["name"]], f["vs_untrained"]
-        gain = numbers.points(c["delta"], c["low"], c["high"]) if c else "(this one)"
+        gain = formatting.points(c["delta"], c["low"], c["high"]) if c else "(this one)"
         assert row["vs best untrained"] == gain
         words.add(row["verdict"])
-        assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if f["verdict"] else numbers.UNKNOWN)
+        assert row["verdict"] == (WORDS[f["verdict"]["outcome"]] if f["verdict"] else formatting.UNKNOWN)
     assert len(words) > 1
 
 
 def test_the_heat_map_holds_the_changes_of_the_json(opened, plain):
     rows = by_name(table(opened[0], "heat"))
     expected = {
-        (c["task"], label): numbers.points(c["delta"], c["low"], c["high"])
+        (c["task"], label): formatting.points(c["delta"], c["low"], c["high"])
         for label, of in plain["comparisons"].items()
         for c in of
         if c["unit"]["scale"] == 100 and not c["slice"]
@@ -104,11 +104,11 @@ def test_the_arithmetic_is_that_of_the_json(opened, plain):
     shown = {row["input"]: row["value"] for row in table(opened[0], "arithmetic")}
     of = plain["decision"]["arithmetic"]
     assert shown["best untrained candidate"] == of["alternative"]
-    assert shown["requests over the horizon"] == numbers.count(of["forecast_requests"])
-    assert shown["gain over the best untrained, points"] == numbers.points(
+    assert shown["requests over the horizon"] == formatting.count(of["forecast_requests"])
+    assert shown["gain over the best untrained, points"] == formatting.points(
         of["gain_over_untrained"], of["gain_over_untrained_low"], of["gain_over_untrained_high"]
     )
-    assert shown["1,000 requests to the fine-tune, USD"] == numbers.usd(of["cost_per_1k_fine_tune_usd"])
+    assert shown["1,000 requests to the fine-tune, USD"] == formatting.usd(of["cost_per_1k_fine_tune_usd"])
 
 
 def test_the_curves_run_through_the_losses_of_the_json(opened, plain):
@@ -120,7 +120,7 @@ def test_the_curves_run_through_the_losses_of_the_json(opened, plain):
     assert along([x for x, _ in ends]) == pytest.approx(along(steps), abs=0.01)
     assert along([-y for _, y in ends]) == pytest.approx(along(losses), abs=0.01)
     step, loss = training["validation_loss"][-1]
-    said = f"step {numbers.count(step)}: validation loss {numbers.plain(loss)}"
+    said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
     assert said in drawn.locator("title").all_text_contents()
 
 
@@ -137,7 +137,7 @@ def test_the_pictures_and_the_decision_are_those_of_the_json(opened, plain):
     changes = [c for c in plain["comparisons"]["lora"] if c["unit"]["scale"] == 100]
     assert changes
     for c in changes:
-        expected = f"{c['task']}: {numbers.points(c['delta'], c['low'], c['high'])} points"
+        expected = f"{c['task']}: {formatting.points(c['delta'], c['low'], c['high'])} points"
         assert any(said.startswith(expected) for said in drawn)
 
 
@@ -229,7 +229,7 @@ def test_intervals_of_the_heat_map_are_printed(opened, plain):
     shown = " ".join(cells.all_inner_texts())
     for c in plain["comparisons"]["lora"]:
         if c["unit"]["scale"] == 100 and not c["slice"]:
-            assert numbers.points(c["delta"], c["low"], c["high"]) in shown
+            assert formatting.points(c["delta"], c["low"], c["high"]) in shown
 
 
 def test_the_page_prints_on_a_few_sheets(opened):

@@ -17,7 +17,7 @@ import pytest
 from reading import PAGES, cells, complaints, failures, grid, path_of
 from serving import ROOT, drawn, serving
 
-from harness import numbers
+from harness import formatting
 
 pytestmark = [pytest.mark.quickstart, pytest.mark.browser]
 
@@ -62,7 +62,7 @@ def compared():
 
 
 def change(one):
-    return numbers.change(one["metric"], one["delta"], one["low"], one["high"])
+    return formatting.change(one["metric"], one["delta"], one["low"], one["high"])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -111,10 +111,11 @@ def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compar
     for row in grid(visit[0](address, "/pareto")):
         (f,) = (f for f in compared["facts"] if f["name"] == row["candidate"])
         score, low, high, _ = f["target"].values()
-        assert row["target exact_match"] == numbers.interval(score, low, high)
+        assert row["target exact_match"] == formatting.interval(score, low, high)
         kept = f["verdict"]["macro"]
         assert (
-            row["general ability"].startswith(numbers.points(*list(kept.values())[:3])) or kept["score"] == 0
+            row["general ability"].startswith(formatting.points(*list(kept.values())[:3]))
+            or kept["score"] == 0
         )
 
 
@@ -123,7 +124,7 @@ def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comp
     drawn = page.locator(".js-plotly-plot").first.locator("text").all_text_contents()
     for c in compared["comparisons"]["lora"]:
         if c["metric"] == "accuracy":
-            assert numbers.change(c["metric"], c["delta"]) in drawn, c["task"]
+            assert formatting.change(c["metric"], c["delta"]) in drawn, c["task"]
 
 
 def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, compared):
@@ -131,8 +132,8 @@ def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, com
     trained = {f["name"]: f for f in compared["facts"] if f["trained"] and f["training"].get("tokens_per_s")}
     assert {"lora", "qlora", "dpo"} <= trained.keys()
     for name in ("lora", "qlora", "dpo"):
-        assert shown[name]["time"] == numbers.seconds(trained[name]["training"]["wall_s"])
-        assert shown[name]["cost USD"] == numbers.usd(trained[name]["training_cost_usd"])
+        assert shown[name]["time"] == formatting.seconds(trained[name]["training"]["wall_s"])
+        assert shown[name]["cost USD"] == formatting.usd(trained[name]["training_cost_usd"])
 
 
 def test_the_page_of_decisions_says_what_decide_prints(visit, address):
@@ -146,7 +147,7 @@ def test_a_deep_link_opens_an_item_that_was_lost(visit, address, compared):
     scored = [c for c in compared["comparisons"]["lora"] if c["metric"] != "bits_per_byte"]
     most = max(scored, key=lambda c: len(c["lost"]))
     page = visit[0](address, f"/compare?compare=prompt,lora&task={most['task']}")
-    place = page.get_by_text(f"1 of {numbers.count(len(most['lost']))}: ")
+    place = page.get_by_text(f"1 of {formatting.count(len(most['lost']))}: ")
     place.wait_for()
     assert place.inner_text().partition(": ")[2] in most["lost"]
 

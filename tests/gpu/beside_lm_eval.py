@@ -14,8 +14,9 @@ import peaks
 from bench_page import Row
 from random_llama import RandomModel
 
-from harness import config, data, footprint
-from harness.candidates import _READING, ANSWERING, ModelHost
+from harness import config, data
+from harness.models import memory
+from harness.models.hf import _READING, ANSWERING, ModelHost
 from harness.records import BLOCK, Limits
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +177,7 @@ def memory_row(
     if section.n_new:
         longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in asked)
         tokens = min(ANSWERING[device].tokens, min(BLOCK, len(asked)) * (longest + section.n_new))
-    estimate = footprint.inference_gb(model.shape, tokens, precision)
+    estimate = memory.inference_gb(model.shape, tokens, precision)
     said = f"{ours.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in the cache"
     return Row(f"{section.name}: peak memory", ours.peak_gb / estimate, "of the estimate", 1.0, said)
 

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import footprint
-from harness.embedded import ModelSource
-from harness.footprint import Shape
-from harness.machine import Machine, dtype, memory
+from harness.models import memory as footprint
+from harness.models.hardware import Machine, dtype, memory
+from harness.models.hub import ModelSource
+from harness.models.memory import Shape
 from harness.records import BLOCK
 
 

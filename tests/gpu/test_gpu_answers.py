@@ -11,10 +11,10 @@ import random_llama
 import tiny_methods
 from the_gpu import gpu
 
-from harness.candidates import ModelHost
-from harness.embedded import quantized, resolve
-from harness.machine import Machine
 from harness.methods import dpo, lora, qlora
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
+from harness.models.hub import quantized, resolve
 from harness.records import Limits
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -20,9 +20,9 @@ from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
 
-from harness import embedded
-from harness.candidates import ModelHost
-from harness.machine import Machine
+from harness.models import hub
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
 from harness.training import LowRankParams
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
@@ -128,7 +128,7 @@ def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path):
 @pytest.mark.gpu
 def test_a_large_model_on_the_gpu_is_measured_and_written(tmp_path):
     machine = gpu()
-    tokenizer = embedded.unpack()
+    tokenizer = hub.unpack()
     size = random_llama.chosen(tokenizer, tmp_path)
     try:
         model = random_llama.build(tmp_path / "model", size, tokenizer, machine)

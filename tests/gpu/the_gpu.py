@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.machine import Machine, probe
+from harness.models.hardware import Machine, probe
 
 
 def gpu(precision: str = "auto") -> Machine:

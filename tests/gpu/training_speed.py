@@ -12,8 +12,8 @@ from beside_lm_eval import rows_of
 from beside_trl import Trained, by_harness, by_trl
 from random_llama import RandomModel
 
-from harness import footprint
-from harness.embedded import quantized
+from harness.models import memory
+from harness.models.hub import quantized
 from harness.records import Example
 from harness.training import FitContext, LowRankParams
 
@@ -113,9 +113,9 @@ def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomMode
     longest = longest_row(context)
     tokens = recipe.params.per_device_train_batch_size * longest
     on_gpu = model.machine.device == "cuda"
-    estimate = footprint.training_gb(
+    estimate = memory.training_gb(
         model.shape,
-        footprint.lora_parameters(model.shape, recipe.params.r),
+        memory.lora_parameters(model.shape, recipe.params.r),
         tokens,
         model.machine.precision,
         nf4=on_gpu and bool(context.source.quantization),
@@ -129,7 +129,7 @@ def longest_row(context: FitContext) -> int:
     """Count the tokens of the longest training row."""
     from transformers import AutoTokenizer
 
-    from harness.training.tokens import tokenized
+    from harness.training.tokenized import tokenized
 
     tokenizer = AutoTokenizer.from_pretrained(context.source.path)
     answers = [example.references[:1] for example in context.train]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from lm_eval_mirror import cut_mirror
 
-from harness.experiment import alone
+from harness.experiment import standalone
 from harness.progress import Silent
 
 pytestmark = pytest.mark.weekly
@@ -90,9 +90,9 @@ class Both(NamedTuple):
 def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     mirror = cut_mirror(folder / "hub", tasks, n)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(mirror))
-    asked = alone.tasks_of(list(tasks), None, shots)
-    prepared = alone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=precision)
-    rows = alone.evaluate(prepared).rows
+    asked = standalone.tasks_of(list(tasks), None, shots)
+    prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", Silent(), precision=precision)
+    rows = standalone.evaluate(prepared).rows
     ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
     theirs = samples_of_lm_eval(prepared.bench, list(tasks), shots)

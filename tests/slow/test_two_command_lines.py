@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from lm_eval_mirror import cut_mirror
 
-from harness.embedded import resolve
+from harness.models.hub import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,10 @@ TASKS = {
     "lambada_openai": ("EleutherAI/lambada_openai", "default", "test"),
 }
 # Module and model: lm-eval's own, and our engine below lm-eval's command line.
-THEIRS = {"hf": ("lm_eval", "dtype=float32"), "harness": ("harness.capability.lm", "precision=fp32")}
+THEIRS = {
+    "hf": ("lm_eval", "dtype=float32"),
+    "harness": ("harness.evaluation.lm_eval.model", "precision=fp32"),
+}
 OURS = "from harness.cli import main; main()"
 
 

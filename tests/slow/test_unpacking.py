@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.candidates import ModelHost
-from harness.embedded import resolve, unpack
-from harness.machine import Machine
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve, unpack
 from harness.records import Limits
 
 

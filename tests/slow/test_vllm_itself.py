@@ -4,14 +4,15 @@ import pytest
 import tiny_experiment
 import tiny_model
 
-from harness import report, vllm
-from harness.candidates import ModelHost
-from harness.embedded import resolve
+from harness import report
 from harness.errors import CandidateFailed
-from harness.machine import Machine
+from harness.models import vllm
+from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.models.vllm import VllmHost
 from harness.records import Limits
 from harness.store import Store, list_runs
-from harness.vllm import VllmHost
 
 pytestmark = [
     pytest.mark.vllm,

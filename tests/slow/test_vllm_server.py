@@ -11,10 +11,10 @@ from urllib.request import urlopen
 import pytest
 import tiny_methods
 
-from harness import endpoint, vllm
-from harness.candidates import ModelHost
-from harness.embedded import resolve
 from harness.methods import endpoint as method
+from harness.models import openai_api, vllm
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
 from harness.records import Limits
 
 pytestmark = [
@@ -95,7 +95,7 @@ def opened(source, url, tmp_path):
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
             method.Params(base_url=url, model=MODEL, protocol=protocol),
         )
-        return endpoint.opened(made.folder, made.digest, source)
+        return openai_api.opened(made.folder, made.digest, source)
 
     return by
 

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 import harness
-from harness import numbers, stats
+from harness import formatting, stats
+from harness.cli.progress_bar import TerminalProgress
 from harness.comparison import Comparison
 from harness.report import ExperimentReport, to_plain
-from harness.terminal import TerminalProgress
 from tests.studies import ifeval_like
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +260,7 @@ def markdown(found: Found, size: Size, header: Mapping[str, Any]) -> str:
     lines = ["# The general suite against public benchmarks", "", asked, "", said, ""]
     lines += [head, "|---" * (3 + len(BENCHMARKS)) + "|"]
     for name, of in sorted(found.changes.items(), key=lambda item: -item[1]["macro"].delta):
-        cells = [numbers.points(of[key].delta) for key in ("macro", "benchmarks", *BENCHMARKS)]
+        cells = [formatting.points(of[key].delta) for key in ("macro", "benchmarks", *BENCHMARKS)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| benchmark | rank correlation with the macro | signal-to-noise |", "|---|---|---|"]
     lines += [
@@ -293,18 +293,18 @@ def _lost(change: Change) -> bool:
 
 def _range(found: Found, name: str) -> str:
     deltas = [of[name].delta for of in found.changes.values()]
-    shown = numbers.plain if name.endswith("_text") else numbers.points
+    shown = formatting.plain if name.endswith("_text") else formatting.points
     return f"{shown(min(deltas))} to {shown(max(deltas))}"
 
 
 def _rank(found: Rank) -> str:
     return f"{found.rho:.2f} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−").replace(
-        "nan", numbers.UNKNOWN
+        "nan", formatting.UNKNOWN
     )
 
 
 def _plain(x: float | None) -> str:
-    return numbers.UNKNOWN if x is None else f"{x:.1f}"
+    return formatting.UNKNOWN if x is None else f"{x:.1f}"
 
 
 def _list(values: Sequence[float]) -> str:

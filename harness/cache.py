@@ -1,0 +1,28 @@
+"""Cache folder: files that can be made anew, each written whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `HARNESS_CACHE`, else `XDG_CACHE_HOME`/harness, else ~/.cache/harness."""
+    if own := os.environ.get("HARNESS_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "harness"
+
+
+def remember(memory: Path, text: str) -> None:
+    """Write a text to the cache so that it appears whole or not at all."""
+    remember_written(memory, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def remember_written(memory: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of the cache so that it appears whole or not at all."""
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_name(f"{memory.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        scratch.replace(memory)
+    finally:
+        scratch.unlink(missing_ok=True)

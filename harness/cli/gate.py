@@ -1,0 +1,153 @@
+"""The verbs that judge what is stored: report, decide, gate, promote, regressions.
+
+Invariant: only `regressions confirm` loads a model.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import Config, Json, Overrides, app, regressions_app
+from harness.cli.output import open_bench, print_json, print_report, print_value, say, scored
+from harness.errors import HarnessError, UserError
+
+
+@app.command()
+def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+    """Write and print the report again from stored runs; computes nothing."""
+    from harness import experiment, report
+
+    bench, loaded = open_bench(config, overrides)
+    found = experiment.stored(bench, loaded.selected)
+    report.write(found, config.parent / "reports")
+    print_report(found, as_json)
+
+
+@app.command()
+def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
+    """Say from stored runs what to ship, with the reasons and every number behind them."""
+    from harness import experiment
+    from harness.report import arithmetic_lines, to_plain
+
+    bench, loaded = open_bench(config, overrides)
+    stored = experiment.stored(bench, loaded.selected)
+    found = stored.decision
+    if found is None:
+        raise HarnessError("no decision: found no finished candidate; next: harness compare")
+    if as_json:
+        print_json(to_plain(found))
+        return
+    for line in [*found.reasons, *arithmetic_lines(found, stored.unit), found.sentence]:
+        print(line)
+
+
+@app.command()
+def gate(
+    context: typer.Context,
+    overrides: Overrides = None,
+    candidate: Annotated[
+        str,
+        typer.Option(
+            "--candidate",
+            envvar="HARNESS_CANDIDATE",
+            help="A candidate, a run's id, or with --base a folder of lm-eval samples or inspect's logs.",
+        ),
+    ] = "",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", envvar="HARNESS_BASELINE", help="champion or base; the champion where there is one."
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            envvar="HARNESS_BASE",
+            help="A folder of lm-eval samples or inspect's logs to compare with.",
+        ),
+    ] = None,
+    config: Config = Path("harness.yaml"),
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", envvar="HARNESS_JUNIT", help="Write JUnit XML, one test case for each rule."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge stored runs, or what lm-eval or inspect logged of two models; exit by the verdict."""
+    from harness import release
+
+    written = context.get_parameter_source("config")
+    if base is not None and written is not None and written.name == "COMMANDLINE":
+        raise UserError(release.not_with_base("-c"))
+    judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
+    code = release.exit_code(judged)
+    release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
+    if as_json:
+        print_json([release.to_json(j) for j in judged])
+    else:
+        print("\n\n".join("\n".join(release.terminal(j)) for j in judged))
+    raise typer.Exit(code)
+
+
+@app.command()
+def promote(
+    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    despite: Annotated[
+        str,
+        typer.Option(
+            "--despite",
+            envvar="HARNESS_DESPITE",
+            metavar="REASON",
+            help="Why it is promoted although the gate does not pass it; kept in the file.",
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a run that the gate passes the champion, which gates compare with from then on."""
+    from harness import release
+    from harness.formatting import RATE
+
+    path, champion = release.promote_named(config, run, overrides or [], despite=despite)
+    say(f"wrote {path}")
+    shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
+    if not as_json:
+        named = champion.scores.items()
+        shown["scores"] = {key: scored(champion.units.get(key, RATE), *numbers) for key, numbers in named}
+    print_value({name: value for name, value in shown.items() if value}, as_json)
+
+
+@regressions_app.command("add")
+def regressions_add(
+    run: Annotated[str, typer.Argument(help="The run that lost the items, or its candidate.")],
+    items: Annotated[list[str], typer.Argument(help="Items, each as task/item.")],
+    config: Config = Path("harness.yaml"),
+) -> None:
+    """Pin items that a run lost: from then on the gate lets none of them be lost again."""
+    from harness import release
+
+    path, added, listed = release.pin(config, run, items)
+    say(f"{path}: {added} new, {len(items) - added} were pinned already")
+    if not listed:
+        say(f"add {path.stem} to suites: in {config}, then harness compare measures the base on it")
+
+
+@regressions_app.command("confirm")
+def regressions_confirm(
+    run: Annotated[str, typer.Argument(help="The run whose lost pinned items are in doubt.")],
+    config: Config = Path("harness.yaml"),
+) -> None:
+    """Score a run's pinned items again in fp32, so that the gate knows what rounding moved."""
+    from harness.release.exact import rescore_pinned
+    from harness.release.stored import candidate_runs
+
+    bench, loaded = open_bench(config)
+    for found in candidate_runs(loaded, bench.store, run):
+        if tasks := rescore_pinned(bench, found):
+            say(f"{found.run_id}: {', '.join(tasks)} in fp32")
+        else:
+            say(f"{found.run_id}: no suite pins items; next: harness regressions add {run} TASK/ITEM")

@@ -1,0 +1,182 @@
+"""The verbs that list and keep what is there: runs, ls, reindex.
+
+Invariant: nothing here loads a model.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.app import Json, RunsFolder, app, runs_app
+from harness.cli.output import print_value, say
+
+if TYPE_CHECKING:
+    from harness.records import Run
+    from harness.release import Differences
+
+
+@runs_app.command("list")
+def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+    """List stored runs, oldest first, with what removing each would free, and the disk use of all."""
+    from harness import store
+    from harness.formatting import size
+
+    at = store.Store(runs)
+    found = store.list_runs(at)
+    used = store.disk_use(at, found)
+    if as_json:
+        shown: dict[str, Any] = {r.run_id: _facts(r) | {"frees_bytes": used.freed[r.run_id]} for r in found}
+    else:
+        shown = {r.run_id: f"{_brief(r)}, {size(used.freed[r.run_id])}" for r in found}
+    print_value(shown, as_json)
+    if not found:
+        say(f"no run is stored in {runs}; next: harness compare, or name another folder with --runs")
+    say(
+        f"{runs}: {size(used.total)} on the disk: rows {size(used.rows)}, weights {size(used.weights)}, "
+        f"index {size(used.index_file)}, unfinished {size(used.unfinished)}, control arm "
+        f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
+    )
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: Annotated[str, typer.Argument(help="A run's id.")],
+    runs: RunsFolder = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Show all that is stored of one run, without its rows."""
+    from dataclasses import asdict
+
+    from harness import store
+
+    print_value(asdict(store.get_run(store.Store(runs), run_id)), as_json)
+
+
+@runs_app.command("diff")
+def runs_diff(
+    a: Annotated[str, typer.Argument(help="A run's id.")],
+    b: Annotated[str, typer.Argument(help="Another run's id.")],
+    runs: RunsFolder = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two stored runs: recipe, digests, environment and scores."""
+    from harness import release
+    from harness.comparison.run_diff import to_json
+    from harness.store import Store
+
+    found = release.differences(Store(runs), a, b)
+    print_value(to_json(found) if as_json else _side_by_side(found), as_json)
+    if not any(found):
+        say(f"{a} and {b} differ in nothing that is stored of them")
+
+
+@runs_app.command("rm")
+def runs_rm(
+    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id.")] = None,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="List rows and weights that no run, champion or night refers to.")
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="With --unused: also what unfinished work would go on from.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --unused: remove what is listed.")] = False,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Remove a run that is no champion, with the rows and weights of it alone; or list what is unused."""
+    from harness import release
+    from harness.errors import Problem, UserError
+    from harness.nightly.state import referred
+    from harness.store import Store
+
+    if (run_id is None) != unused or ((unfinished or yes) and not unused):
+        found = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
+        step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
+        raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
+    if run_id is not None:
+        at = Store(runs)
+        release.remove_run(at, run_id, referred(at))
+        say(f"removed {run_id}")
+    else:
+        _rm_unused(runs, unfinished=unfinished, yes=yes)
+
+
+def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
+    """Remove what is unused, or list it; say what that frees, and what is kept for whom."""
+    from harness import release
+    from harness.formatting import size
+    from harness.nightly.state import referred
+    from harness.store import Store
+
+    at = Store(runs)
+    look = release.remove_unused if yes else release.unused
+    found = look(at, referred(at), unfinished=unfinished)
+    listed = {str(one.path.relative_to(runs)): size(one.n_bytes) for one in found.removable}
+    print_value(listed, as_json=False)
+    if found.kept:
+        kept, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
+        whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"
+        say(f"kept: {kept} that {whose}; --unfinished removes that too")
+    total = size(sum(one.n_bytes for one in found.removable))
+    say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[
+        str, typer.Argument(help="methods, prompting, metrics, keys, suites, tasks or lm-eval")
+    ] = "methods",
+    as_json: Json = False,
+) -> None:
+    """List what there is to choose from, each with its purpose."""
+    from harness.experiment.catalog import listing
+
+    print_value(listing(what), as_json)
+
+
+@app.command()
+def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
+    """Rebuild the DuckDB index from the run folders."""
+    from harness import store
+    from harness.errors import Problem, UserError
+
+    if not runs.is_dir():
+        raise UserError(
+            Problem(str(runs), "no such folder", "a folder of stored runs", "name it with --runs")
+        )
+    print_value(store.reindex(store.Store(runs))._asdict(), as_json)
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    """Say what a run is, without its rows, recipe and measurements."""
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(run).items() if not isinstance(value, dict)}
+
+
+def _brief(run: "Run") -> str:
+    state = run.error if run.state == "failed" else run.state
+    return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
+
+
+def _side_by_side(found: "Differences") -> dict[str, Any]:
+    """Write each difference as `a → b`, a score with its paired difference or why there is none."""
+    from harness.formatting import UNKNOWN, percent, points
+
+    def shown(value: object) -> str:
+        return UNKNOWN if value in (None, "") else str(value)
+
+    def pairs(of: Any) -> dict[str, str]:
+        return {name: f"{shown(a)} → {shown(b)}" for name, (a, b) in of.items()}
+
+    def score(s: Any) -> str:
+        if s.a is None and s.b is None:
+            return str(s.why_not)
+        c = s.difference
+        tail = f"{points(c.delta, c.low, c.high)} pp" if c else s.why_not
+        return f"{percent(s.a)} → {percent(s.b)} %, {tail}"
+
+    parts: dict[str, Any] = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
+    parts |= {f"rows {key}": pairs(of) for key, of in found.rows.items()}
+    parts |= {f"scores {key}": {m: score(s) for m, s in of.items()} for key, of in found.scores.items()}
+    return {name: lines for name, lines in parts.items() if lines}

@@ -1,0 +1,78 @@
+"""Ranks that admit what the items cannot tell: candidates that are not shown to differ share one.
+
+Invariant: going down by score, a candidate opens a rank only where its paired difference to the one
+that opened the last rank has a 95 % interval without 0; pairs are not corrected for their number.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.comparison.alignment import Arms, named
+from harness.comparison.estimators import Estimate
+from harness.comparison.interval_methods import difference, same
+from harness.metrics import Metric
+
+if TYPE_CHECKING:
+    from harness.store import Columns
+
+_ALPHA = 0.05
+
+
+def estimate_columns(metric: Metric, columns: "Columns", seed: int = 0) -> Estimate | None:
+    """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
+    arms = _arms(columns, columns)
+    return same(metric, arms, seed).base if arms.ids else None
+
+
+def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0) -> dict[str, int]:
+    """Rank candidates by their scores on the same items, 1 the best; those that cannot be told apart share.
+
+    A candidate that answered other items than most, or none that could be scored, gets no rank.
+    """
+    same_items = _of_the_same_items(columns)
+    scores = {name: estimate_columns(metric, own, seed) for name, own in same_items.items()}
+    known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
+    ranks: dict[str, int] = {}
+    leader = ""
+    for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1):
+        if not leader or _differ(metric, same_items[leader], same_items[name], seed):
+            leader, ranks[name] = name, place
+        else:
+            ranks[name] = ranks[leader]
+    return ranks
+
+
+def _of_the_same_items(columns: Mapping[str, "Columns"]) -> dict[str, "Columns"]:
+    """Keep the candidates that answered the items that most of them answered."""
+    groups: dict[tuple[str, ...], dict[str, Columns]] = {}
+    for name, own in columns.items():
+        groups.setdefault(own.ids, {})[name] = own
+    return max(groups.values(), key=len, default={})
+
+
+def _differ(metric: Metric, one: "Columns", other: "Columns", seed: int) -> bool:
+    arms = _arms(one, other)
+    if not arms.ids:
+        return False
+    low, high = difference(metric, arms, seed).ends(_ALPHA)
+    return low > 0 or high < 0
+
+
+def _arms(base: "Columns", new: "Columns") -> Arms:
+    """Put two candidates' parts on the same items beside each other, without the items one lacks."""
+    both = np.array(
+        [a is not None and b is not None for a, b in zip(base.parts, new.parts, strict=True)], bool
+    )
+    ids = named(base.ids, both)
+    families = [cluster or item for item, cluster in zip(base.ids, base.clusters, strict=True)]
+    kept = [family for family, chosen in zip(families, both, strict=True) if chosen]
+    return Arms(
+        ids,
+        np.unique(kept, return_inverse=True)[1],
+        np.array(base.weights, float)[both],
+        np.array([p for p, chosen in zip(base.parts, both, strict=True) if chosen], float),
+        np.array([p for p, chosen in zip(new.parts, both, strict=True) if chosen], float),
+        np.ones(len(ids), bool),
+    )

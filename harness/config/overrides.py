@@ -1,0 +1,98 @@
+"""Settings from the command line, `a.b=value`, written over what the files say.
+
+Invariant: settings of different keys give the same experiment in any order; of two with the
+same key the later wins.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from harness.config.yaml_tree import Keys, Tree, plain
+from harness.errors import Problem, UserError, did_you_mean
+
+_FORM = "KEY.KEY=VALUE, as in candidates.lora.params.r=8"
+
+
+class Setting(NamedTuple):
+    """One `a.b=value`: as written, its keys, its value read as YAML."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
+    """Read the settings, shortest keys first; what is none becomes a problem of the tree."""
+    settings = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        keys = tuple(key.strip().split("."))
+        try:
+            read = plain(YAML(typ="safe", pure=True).load(value))
+        except YAMLError:
+            tree.problems.append(Problem(f"override {text}", f"no YAML: {value!r}", _FORM, "quote the value"))
+            continue
+        if not equals or not all(keys):
+            tree.problems.append(Problem(f"override {text}", repr(text), _FORM))
+        else:
+            settings.append(Setting(text, keys, read))
+    return sorted(settings, key=lambda setting: len(setting.keys))
+
+
+def replaces_a_reference(setting: Setting) -> bool:
+    """Tell whether it may name a file or a short recipe, and so comes before these are read."""
+    return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in ("candidates", "suites"))
+
+
+def apply(tree: Tree, settings: Iterable[Setting]) -> None:
+    """Write settings into the tree; its places then name the setting."""
+    for setting in settings:
+        where = f"override {setting.text}"
+        try:
+            keys = _walk(tree, setting, where)
+        except UserError as error:
+            tree.problems += error.problems
+        else:
+            tree.put(keys, setting.value, {(): where})
+
+
+def _walk(tree: Tree, setting: Setting, where: str) -> Keys:
+    """Return the keys with list entries as indices, making the mappings that are missing."""
+    around: Any = tree.data
+    keys: Keys = ()
+    for depth, key in enumerate(setting.keys):
+        found = _entry(around, key, keys, where)
+        keys = (*keys, found)
+        if depth == len(setting.keys) - 1:
+            return keys
+        if isinstance(around, dict) and around.get(found) is None:
+            _refuse_a_new_candidate(tree, keys, where)
+            around[found] = {}
+            tree.marks[keys] = where
+        around = around[found]
+    return keys
+
+
+def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
+    if isinstance(around, dict):
+        return key
+    if not isinstance(around, list):
+        found = f"{'.'.join(map(str, keys))}: {around!r}, which has no keys"
+        raise UserError(Problem(where, found, "a mapping", "set it as a whole"))
+    named = {e["name"]: i for i, e in enumerate(around) if isinstance(e, dict) and "name" in e}
+    if key.isdigit() and int(key) < len(around):
+        return int(key)
+    if key in named:
+        return int(named[key])
+    hint = did_you_mean(key, map(str, named))
+    raise UserError(Problem(where, f"no entry {key!r}", "the name or index of an entry", hint))
+
+
+def _refuse_a_new_candidate(tree: Tree, keys: Keys, where: str) -> None:
+    known = tree.data.get("candidates")
+    if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and keys[1] not in known:
+        found, hint = f"unknown candidate {keys[1]!r}", did_you_mean(str(keys[1]), known)
+        raise UserError(Problem(where, found, "a candidate of the experiment", hint))

@@ -1,0 +1,81 @@
+"""Find training rows that ask what an evaluated row asks.
+
+Invariant: two questions are the same when their texts and choices are, letter case and
+white space aside; the check sees nothing else, so paraphrases pass.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from harness.data.examples import Sourced
+from harness.data.readers import capped
+from harness.errors import Problem
+from harness.formatting import counted
+from harness.records import Example
+
+
+class Leak(NamedTuple):
+    """A training row and the evaluated row that asks the same."""
+
+    training: Sourced
+    evaluated: Sourced
+
+
+def folded(text: str) -> str:
+    """Return a text without letter case and with single spaces, as questions are compared."""
+    return " ".join(text.lower().split())
+
+
+def key(example: Example, with_choices: bool = False) -> str:
+    """Fold what an example asks: its turns and, where they belong to the question, its choices.
+
+    The key of an item that is only read is its text.
+    """
+    asked = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
+    return "\n".join(map(folded, (*asked, *sorted(example.choices) * with_choices)))
+
+
+def check_leaks(
+    training: Iterable[Sourced], evaluated: Iterable[Sourced], with_choices: bool = False
+) -> list[Leak]:
+    """List the training rows that an evaluated row repeats, each with the first that does."""
+    training = list(training)
+    first: dict[str, Sourced] = {}
+    for row in evaluated if training else ():
+        first.setdefault(key(row.example, with_choices), row)
+    keyed = ((row, key(row.example, with_choices)) for row in training)
+    return [Leak(row, first[asked]) for row, asked in keyed if asked and asked in first]
+
+
+def suite_leaks(train: Sequence[Example], others: Mapping[str, Sequence[Example]]) -> list[Problem]:
+    """List the training examples that an item of another task repeats; `others` maps tasks to items."""
+    training = [Sourced(example, f"training row {example.id}") for example in train]
+    items = [Sourced(example, f"{task} item {example.id}") for task, e in others.items() for example in e]
+    return problems(check_leaks(training, items), "training", "remove it from the training rows")
+
+
+def problems(leaks: Sequence[Leak], where: str, next_step: str) -> list[Problem]:
+    """Phrase leaks as problems, at most ten of them shown."""
+    expected = "no training row that is evaluated"
+    found = [
+        Problem(
+            leak.training.where,
+            f"{_excerpt(leak)}, which {leak.evaluated.where} asks too",
+            expected,
+            next_step,
+        )
+        for leak in leaks
+    ]
+    return capped(found, where, "training rows that are evaluated")
+
+
+def removed(leaks: Sequence[Leak], where: str) -> str:
+    """Say how many training rows were left out because they are evaluated."""
+    rows = ", ".join(leak.training.where.removeprefix(where).lstrip(": ") for leak in leaks[:10])
+    more = ", …" if len(leaks) > 10 else ""
+    return f"{where}: {counted(len(leaks), 'row')} removed, evaluated too ({rows}{more})"
+
+
+def _excerpt(leak: Leak) -> str:
+    asked = " ".join(leak.training.example.prompt.split())
+    return repr(asked if len(asked) <= 60 else f"{asked[:59]}…")

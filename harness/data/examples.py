@@ -1,0 +1,362 @@
+"""Rows to examples, pairs and documents, each checked field by field.
+
+Invariant: an example that comes back has an id of its own, and where it has choices its
+reference is one of them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from harness.data import formats
+from harness.data.formats import Layout
+from harness.data.readers import Row, Rows, capped
+from harness.errors import Problem, UserError, did_you_mean
+from harness.records import Document, Example, Message
+from harness.spec import Fields, Task
+
+_FIELD = re.compile(r"\{(\w[\w .\-]*)\}")
+_DEFAULT = Fields()
+_ROLES = ("system", "user", "assistant")
+
+_Made = TypeVar("_Made")
+
+
+class Sourced(NamedTuple):
+    """An example and where it was written."""
+
+    example: Example
+    where: str
+
+
+class Kept(NamedTuple):
+    """The examples of a split, and the labels of the rows that were left out for their label."""
+
+    examples: list[Sourced]
+    outside: list[str]
+
+
+class Notes(NamedTuple):
+    """Sentences to say of files: how they were read, and which rows were left out and why."""
+
+    read_as: list[str]
+    removed: list[str]
+
+
+def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Document] = ()) -> Kept:
+    """Make the examples of a split, without those of other labels where the task says so.
+
+    Where there are `documents` to retrieve from, a context that stands beside a question is left
+    to retrieval, and noted as the document that holds the answer if it is one of them.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
+    if bare := list(_without_braces(task.fields, content)):
+        raise UserError(bare)
+    layout, known = formats.layout_of(task, content), {document.id for document in documents}
+    if layout:
+        notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
+
+    def sourced(row: Row, name: str) -> Sourced:
+        example = _example(task, formats.read(row, layout, bool(documents)), name)
+        return Sourced(_with_context(example, row, known), row.where)
+
+    made = _each(content, sourced, task.data.unusable, notes.removed)
+    problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    kept = [sourced for sourced in made if _is_closed(sourced.example)]
+    outside = [sourced for sourced in made if not _is_closed(sourced.example)]
+    if task.data.other_labels == "refuse" or not task.labels:
+        problems += [_outside(sourced) for sourced in outside]
+    if problems:
+        raise UserError(capped(problems, content.shown, "rows that cannot be used"))
+    if not kept:
+        expected = f"at least one with one of the {len(task.labels)} labels"
+        raise UserError(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
+    if outside:
+        notes.removed.append(_removed_labels(task, content, len(outside)))
+    return Kept(kept, [sourced.example.references[0] for sourced in outside])
+
+
+def _without_braces(fields: Fields, content: Rows) -> Iterator[Problem]:
+    """Refuse a column's name where a template belongs: taken as it is, it would be every row's text."""
+    for key, template in fields:
+        if template is not None and template in content.rows[0].fields:
+            where = f"{content.shown}, fields: {{{key}: {template}}}"
+            found, expected = f"the column {template!r} by its name", "a template over columns"
+            yield Problem(where, found, expected, f'write "{{{template}}}"')
+
+
+def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
+    """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
+    made = _each(
+        content,
+        lambda row, name: Sourced(_pair(task, formats.read_pair(row), name), row.where),
+        task.data.unusable,
+        notes.removed,
+    )
+    problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
+    if problems:
+        raise UserError(capped(problems, content.shown, "ids that stand twice"))
+    return made
+
+
+def documents(content: Rows) -> list[Document]:
+    """Make the documents of a knowledge base; of rows with questions, one of every context.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
+    if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
+        return list({document.id: document for document in map(_context, content.rows)}.values())
+    made = _each(content, _document)
+    problems = _twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)])
+    if problems:
+        raise UserError(capped(problems, content.shown, "ids that stand twice"))
+    return made
+
+
+def unused_labels(task: Task, splits: Sequence[Kept]) -> Iterator[Problem]:
+    """Refuse a label that no row has where rows with a similar one were left out: a slip of the pen."""
+    used = {label for split in splits for sourced in split.examples for label in sourced.example.references}
+    removed = {label for split in splits for label in split.outside}
+    for label in task.labels if removed else ():
+        hint = did_you_mean(label, removed)
+        if label not in used and "did you mean" in hint:
+            yield Problem(
+                f"labels of task {task.name}", f"{label!r}, which no row has", "labels of rows", hint
+            )
+
+
+def unknown_documents(splits: Sequence[Kept], known: Sequence[Document]) -> list[Problem]:
+    """Refuse examples that name a document which is not there."""
+    ids = {document.id for document in known}
+    problems = [
+        Problem(sourced.where, f"unknown document {name!r}", "the id of a document", did_you_mean(name, ids))
+        for split in splits
+        for sourced in split.examples
+        for name in sourced.example.documents
+        if name not in ids
+    ]
+    return capped(problems, "documents", "unknown documents")
+
+
+def _each(
+    content: Rows,
+    make: Callable[[Row, str], _Made],
+    unusable: Literal["refuse", "remove"] = "refuse",
+    notes: list[str] | None = None,
+) -> list[_Made]:
+    """Make something of every row; ids of rows without one are the file's stem and the row's index."""
+    made: list[_Made] = []
+    problems: list[Problem] = []
+    for index, row in enumerate(content.rows):
+        try:
+            made.append(make(row, f"{content.stem}-{index}"))
+        except UserError as error:
+            problems += error.problems
+    if problems and (unusable == "refuse" or not made):
+        raise UserError(capped(problems, content.shown, "rows that cannot be used"))
+    if problems and notes is not None:
+        notes.append(_removed_rows(content, problems))
+    return made
+
+
+def _removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
+    """Say how many rows were left out because they cannot be used, and what was wrong with them."""
+    n_rows = len({problem.where for problem in problems})
+    kinds = Counter(problem.found for problem in problems).most_common(3)
+    why = ", ".join(f"{found} ({count})" for found, count in kinds)
+    more = ", …" if len({problem.found for problem in problems}) > len(kinds) else ""
+    first = problems[0].where.removeprefix(content.shown).lstrip(": ")
+    return (
+        f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows removed, unusable: "
+        f"{why}{more}; the first is {first}"
+    )
+
+
+def _removed_labels(task: Task, content: Rows, n_outside: int) -> str:
+    n, n_labels = len(content.rows), len(task.labels)
+    return f"{content.shown}: {n_outside:,} of {n:,} rows removed, label not among the {n_labels}"
+
+
+def _read_as(content: Rows, layout: Layout, *, apart: bool) -> str:
+    held = "; contexts are left to retrieval" if apart and layout.name == "question" else ""
+    return f"{content.shown}: read as {layout.name} rows ({layout.form}){held}"
+
+
+def _with_context(example: Example, row: Row, known: set[str]) -> Example:
+    """Name the document that a question's own context is, where it is one of those that are known."""
+    context = row.fields.get("context")
+    ident = formats.context_id(context) if isinstance(context, str) else ""
+    return replace(example, documents=(ident,)) if ident in known and not example.documents else example
+
+
+def _context(row: Row) -> Document:
+    text = _filled(row, "{context}")
+    return Document(formats.context_id(text), formats.title(row), text)
+
+
+def _example(task: Task, row: Row, name: str) -> Example:
+    own = _texts(row, "choices")
+    ident = _own(row, task.fields.id, "id") or name
+    if task.kind == "choice" and not own and not task.labels:
+        raise UserError(Problem(row.where, "no choices", "the field 'choices', or labels: of the task"))
+    is_text = task.kind == "bits_per_byte"
+    return Example(
+        id=ident,
+        messages=() if is_text else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
+        references=_text(row, task.fields.reference) if is_text else _references(row, task.fields.reference),
+        choices=own or task.labels,
+        cluster=_own(row, task.fields.cluster, "cluster") or ident,
+        slice=_own(row, task.fields.slice, "slice"),
+        documents=_texts(row, "documents"),
+        constraints=tuple(row.fields.get("constraints") or ()),
+    )
+
+
+def _pair(task: Task, row: Row, name: str) -> Example:
+    prompt = _DEFAULT.prompt if row.fields.keys() & {"prompt", "messages"} else task.fields.prompt
+    ident = _own(row, None, "id") or name
+    # Pairs in a file of their own need not have the field that clusters the items.
+    cluster = task.fields.cluster if _has_fields(row, task.fields.cluster or "") else None
+    return Example(
+        id=ident,
+        messages=_messages(row, prompt),
+        references=(_filled(row, "{chosen}"),),
+        rejected=_filled(row, "{rejected}"),
+        cluster=_own(row, cluster, "cluster") or ident,
+        slice=_own(row, None, "slice"),
+    )
+
+
+def _document(row: Row, name: str) -> Document:
+    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _filled(row, "{text}"))
+
+
+def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
+    if template == _DEFAULT.prompt and "messages" in row.fields:
+        return _turns(row)
+    prompt = _filled(row, template)
+    if not prompt.strip() and not may_be_empty:
+        raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
+    return ({"role": "user", "content": prompt},)
+
+
+def _turns(row: Row) -> tuple[Message, ...]:
+    turns = row.fields["messages"]
+    expected = "a list of {role, content}, the last one of the user"
+    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
+        raise UserError(Problem(row.where, "messages of another form", expected))
+    if turns[-1]["role"] != "user":
+        found = f"messages that end with the {turns[-1]['role']}"
+        raise UserError(Problem(row.where, found, expected, "put the answer into the field reference"))
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") in _ROLES and isinstance(turn.get("content"), str)
+
+
+def _references(row: Row, template: str) -> tuple[str, ...]:
+    """Take one reference, or every entry where the field holds a list; a row of constraints needs none."""
+    if template == _DEFAULT.reference and "references" in row.fields:
+        template = "{references}"
+    elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
+        return ()
+    field = _FIELD.fullmatch(template)
+    if field and isinstance(_value(row, field[1]), list):
+        accepted = _texts(row, field[1])
+        if not accepted:
+            raise UserError(Problem(row.where, f"no entry in {field[1]!r}", "at least one accepted answer"))
+        return accepted
+    reference = _filled(row, template)
+    if not reference.strip():
+        next_step = "fill it in, or set unusable: remove in data: of the task"
+        raise UserError(Problem(row.where, "an empty reference", "the right answer", next_step))
+    return (reference,)
+
+
+def _text(row: Row, template: str) -> tuple[str, ...]:
+    text = _filled(row, "{text}" if template == _DEFAULT.reference else template)
+    if not text:
+        raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
+    return (text,)
+
+
+def _own(row: Row, template: str | None, field: str) -> str:
+    """Fill the template, or take the field, or nothing."""
+    if template is None and row.fields.get(field) is None:
+        return ""
+    return _filled(row, template or f"{{{field}}}")
+
+
+def _filled(row: Row, template: str) -> str:
+    """Put the row's fields into a template such as `{text}`; other braces stay."""
+    return _FIELD.sub(lambda field: _scalar(row, field[1]), template)
+
+
+def _has_fields(row: Row, template: str) -> bool:
+    return all(_value(row, field) is not None for field in _FIELD.findall(template))
+
+
+def _value(row: Row, field: str) -> Any:
+    """Take a field of the row, or as `answers.text` a field of what stands in it."""
+    value: Any = row.fields.get(field)
+    if value is None and "." in field:
+        value = row.fields
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _scalar(row: Row, field: str) -> str:
+    value = _value(row, field)
+    if value is None:
+        here = ", ".join(sorted(row.fields))
+        hint = f"its fields are {here}; name another one under fields: of the task"
+        raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise UserError(Problem(row.where, f"a {type(value).__name__} in {field!r}", "text or a number"))
+
+
+def _texts(row: Row, field: str) -> tuple[str, ...]:
+    value = _value(row, field)
+    if value is None:
+        return ()
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return tuple(value)
+    raise UserError(Problem(row.where, f"{field!r} of another form", "a list of texts"))
+
+
+def _is_closed(example: Example) -> bool:
+    return not example.choices or set(example.references) <= set(example.choices)
+
+
+def _outside(sourced: Sourced) -> Problem:
+    example = sourced.example
+    wrong = next(text for text in example.references if text not in example.choices)
+    hint = did_you_mean(wrong, example.choices)
+    hint = hint if "did you mean" in hint else "correct the row, or set data.other_labels: remove"
+    expected = f"one of the {len(example.choices)} choices"
+    return Problem(sourced.where, f"reference {wrong!r}", expected, hint)
+
+
+def _twice(ids: Iterable[tuple[str, str]]) -> list[Problem]:
+    first: dict[str, str] = {}
+    problems = []
+    for ident, where in ids:
+        if ident in first:
+            found = f"id {ident!r}, which stands in {first[ident]} too"
+            problems.append(Problem(where, found, "every id once in a file", "give the row an id of its own"))
+        first.setdefault(ident, where)
+    return problems

@@ -1,0 +1,330 @@
+"""Layouts that other tools write, recognised by their fields and read into our own.
+
+Invariant: a file has one layout, that of most of its rows, and a row that does not fit it is
+refused; templates under `fields:` always win over what a layout would give.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError
+from harness.records import Message
+from harness.spec import Task
+
+Turns = list[Message]
+
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_CONTEXT = "Context:\n"
+_OWN_QUESTION = {"prompt", "messages"}
+_OWN_ANSWER = {"reference", "references", "constraints"}
+
+
+class Layout(NamedTuple):
+    """A layout: its name, its fields as one writes them, how to tell it, how to read a row of it.
+
+    `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout.
+    """
+
+    name: str
+    form: str
+    fits: Callable[[set[str]], bool]
+    reads: Callable[[Row, bool], dict[str, Any]]
+
+
+def recognise(rows: Sequence[Row]) -> Layout | None:
+    """Return the layout of most rows; None where they are in our own, or in none that is known."""
+    found = Counter(_layout_of(_filled(row)) for row in rows)
+    return found.most_common(1)[0][0] if found else None
+
+
+def layout_of(task: Task, content: Rows) -> Layout | None:
+    """Return the layout that the rows of a task are read by; None where its templates say it all."""
+    template = type(task.fields).model_fields
+    said = (
+        task.fields.prompt != template["prompt"].default,
+        task.fields.reference != template["reference"].default,
+    )
+    return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
+
+
+def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
+    """Return the row with the fields of our own layout beside its own.
+
+    Raises:
+        UserError: the row does not fit.
+    """
+    if layout is None:
+        return row
+    if not layout.fits(_filled(row)):
+        raise UserError(
+            _misfit(row, f"fields {', '.join(sorted(_filled(row))) or 'without a value'}", layout)
+        )
+    return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
+
+
+def read_pair(row: Row) -> Row:
+    """Return a preference pair with its prompt as messages, and its two answers as texts.
+
+    Raises:
+        UserError: the answers are equal or empty, or do not answer the same conversation.
+    """
+    if not {"chosen", "rejected"} <= _filled(row):
+        return row
+    chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
+    if chosen is None or rejected is None:
+        return _checked(_with_question(row))
+    if not chosen or not rejected:
+        raise UserError(Problem(row.where, "an empty conversation", "turns", _REMOVE))
+    n = _n_shared(chosen, rejected)
+    answers = chosen[n:], rejected[n:]
+    if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
+        raise UserError(
+            Problem(
+                row.where,
+                "two conversations that part before the last answer",
+                "chosen and rejected with the same turns up to one last answer each",
+                _REMOVE,
+            )
+        )
+    texts = [rest[0]["content"] if rest else "" for rest in answers]
+    fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
+    return _checked(_with_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
+
+
+def context_id(text: str) -> str:
+    """Name a context by its text."""
+    return f"context-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def title(row: Row) -> str:
+    """Return the title of the document a question belongs to, or nothing."""
+    return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
+
+
+_REMOVE = "mend the row, or set unusable: remove in data: of the task"
+
+
+def _filled(row: Row) -> set[str]:
+    return {name for name, value in row.fields.items() if value is not None}
+
+
+def _layout_of(fields: set[str]) -> Layout | None:
+    if fields & _OWN_QUESTION and fields & _OWN_ANSWER:
+        return None
+    return next((layout for layout in LAYOUTS if layout.fits(fields)), None)
+
+
+def _misfit(row: Row, found: str, layout: Layout) -> Problem:
+    expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
+    return Problem(row.where, found, expected, f"{_REMOVE}, or name its fields under fields:")
+
+
+def _has(*names: str) -> Callable[[set[str]], bool]:
+    return lambda fields: fields >= set(names)
+
+
+def _asked(text: str, row: Row) -> Turns:
+    if not text.strip():
+        raise UserError(Problem(row.where, "an empty question", "a text", _REMOVE))
+    system = row.fields.get("system") or row.fields.get("system_prompt")
+    turns = [{"role": "user", "content": text}]
+    return [{"role": "system", "content": str(system)}, *turns] if system else turns
+
+
+def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, Any]]:
+    """Read an instruction, what it is about where there is something, and its answer."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        parts = [str(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
+        asked = {"messages": _asked("\n\n".join(filter(None, parts)), row)}
+        return asked | {"references": [_text(row, answer)]} | _slice(row)
+
+    return reads
+
+
+def _slice(row: Row) -> dict[str, Any]:
+    known = row.fields.get("slice") or row.fields.get("category")
+    return {"slice": known} if isinstance(known, str) else {}
+
+
+def _text(row: Row, field: str) -> str:
+    value = row.fields[field]
+    if not isinstance(value, str | int | float) or not str(value).strip():
+        kind = type(value).__name__
+        found = f"an empty {field!r}" if isinstance(value, str) else f"a {kind} in {field!r}"
+        raise UserError(Problem(row.where, found, "a text", _REMOVE))
+    return str(value).strip()
+
+
+def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read TRL's prompt and completion, each a text or a list of turns."""
+    if isinstance(row.fields["prompt"], list):
+        answer = _turns(row, "completion")
+        if len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise UserError(
+                Problem(row.where, "a completion of another form", "one turn of the assistant", _REMOVE)
+            )
+        return {"messages": _turns(row, "prompt"), "references": [answer[0]["content"]]}
+    return {"messages": _asked(_text(row, "prompt"), row), "references": [_text(row, "completion")]}
+
+
+def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
+    """Read a conversation whose last turn is the answer."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        turns = _turns(row, field)
+        system = row.fields.get("system")
+        if isinstance(system, str) and system and turns and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": system}, *turns]
+        if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+            found = f"{field} that end with the {turns[-1]['role']}" if turns else f"empty {field}"
+            found = (
+                f"{field} whose last turn is empty" if turns and turns[-1]["role"] == "assistant" else found
+            )
+            expected = "turns that end with an answer of the assistant"
+            raise UserError(Problem(row.where, found, expected, _REMOVE))
+        return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
+
+    return reads
+
+
+def _turns(row: Row, field: str) -> Turns:
+    """Read turns of role and content, or of from and value."""
+    entries = row.fields[field]
+    expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(Problem(row.where, f"{field!r} of another form", expected, _REMOVE))
+    turns = []
+    for entry in entries:
+        speaker = str(entry.get("role") or entry.get("from"))
+        content = entry.get("content") if entry.get("content") is not None else entry.get("value")
+        if speaker not in _ROLES or not isinstance(content, str):
+            found = (
+                f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
+            )
+            raise UserError(
+                Problem(row.where, found, "turns of system, user and assistant, with text", _REMOVE)
+            )
+        turns.append({"role": _ROLES[speaker], "content": content})
+    return turns
+
+
+def _question(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
+    question, context = _text(row, "question"), row.fields.get("context")
+    out: dict[str, Any] = {"references": _answers(row)}
+    if isinstance(context, str) and context.strip():
+        out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
+        question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
+    return out | {"messages": _asked(question, row)} | _slice(row)
+
+
+def _answers(row: Row) -> list[str]:
+    field = "answers" if row.fields.get("answers") is not None else "answer"
+    value = row.fields[field]
+    if isinstance(value, dict):
+        value = value.get("text")
+    entries = value if isinstance(value, list) else [value]
+    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
+    answers = [
+        str(text).strip() for text in texts if isinstance(text, str | int | float) and str(text).strip()
+    ]
+    if not answers:
+        raise UserError(
+            Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", _REMOVE)
+        )
+    return list(dict.fromkeys(answers))
+
+
+def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read a pair as an item whose right answer is the chosen one."""
+    pair = read_pair(row).fields
+    asked = {name: pair[name] for name in ("prompt", "messages") if name in pair}
+    return asked | {"references": [pair["chosen"]]}
+
+
+def _conversation(row: Row, field: str) -> Turns | None:
+    """Read a list of turns, or a transcript of Human and Assistant; None where it is a text alone."""
+    value = row.fields[field]
+    if isinstance(value, list):
+        return _turns(row, field)
+    if not isinstance(value, str) or not _SPEAKER.match(f"\n\n{value.lstrip()}"):
+        return None
+    parts = _SPEAKER.split(f"\n\n{value.lstrip()}")[1:]
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": speakers[speaker], "content": text.strip()}
+        for speaker, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _n_shared(chosen: Turns, rejected: Turns) -> int:
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    # Equal to the end: the last turn is the answer, twice.
+    return n - 1 if n == len(chosen) == len(rejected) else n
+
+
+def _with_question(row: Row) -> Row:
+    """Give a pair whose question stands under another tool's name our own."""
+    fields = row.fields
+    if isinstance(fields.get("prompt"), list) and not fields.get("messages"):
+        return row._replace(fields={**fields, "messages": _turns(row, "prompt")})
+    if fields.keys() & _OWN_QUESTION:
+        return row
+    parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
+    text = "\n\n".join(str(part) for part in parts if part)
+    return row._replace(fields={**fields, "messages": _asked(text, row)}) if text else row
+
+
+def _checked(pair: Row) -> Row:
+    """Refuse a pair that says nothing of what is preferred."""
+    chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise UserError(
+            Problem(pair.where, "two equal answers", "a chosen answer and another rejected one", _REMOVE)
+        )
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text:
+            raise UserError(Problem(pair.where, f"an empty {name} answer", "a text", _REMOVE))
+    return pair
+
+
+LAYOUTS = (
+    Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
+    Layout("chat", "messages that end with the assistant's answer", _has("messages"), _chat("messages")),
+    Layout("ShareGPT", "conversations of from and value", _has("conversations"), _chat("conversations")),
+    Layout("prompt and completion", "prompt, completion", _has("prompt", "completion"), _completion),
+    Layout(
+        "Dolly",
+        "instruction, context (may be empty), response",
+        _has("instruction", "response"),
+        _instruction("response", "context"),
+    ),
+    Layout(
+        "Alpaca",
+        "instruction, input (may be empty), output",
+        _has("instruction", "output"),
+        _instruction("output", "input"),
+    ),
+    Layout(
+        "question",
+        "question, answers or answer, context where there is one",
+        lambda fields: "question" in fields and bool(fields & {"answer", "answers"}),
+        _question,
+    ),
+)

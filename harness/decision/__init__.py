@@ -1,0 +1,271 @@
+"""Say what to do with the candidates: prompt, retrieve, fine-tune, or measure on.
+
+Invariant: pure. What is compared was chosen on validation; a fine-tune is recommended only
+when its gain over the best untrained candidate is shown, its gate passes and the fair
+alternatives were in the comparison; every reason carries its numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness import formatting
+from harness.decision import economics, next_step
+from harness.decision.ablation import Ablation, Factor, ablations
+from harness.decision.budgets import budgeted
+from harness.decision.case import Case, gain_text, score_text
+from harness.decision.data_sufficiency import MORE_THAN_FEW, Wanted, too_few, worth_collecting
+from harness.decision.economics import hour_usd, repriced
+from harness.decision.explain import reasons, too_dear
+from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
+from harness.decision.results import (
+    Action,
+    CandidateFacts,
+    action_of,
+    alternative,
+    best,
+    best_trained,
+    best_untrained,
+    fast_enough,
+    fine_tuned,
+    gain,
+    gain_shown,
+    missing,
+    passing,
+    strongest,
+    strongest_run,
+    target_unit,
+)
+from harness.decision.seeds import VARIANCE_UNKNOWN, OverSeeds, by_recipe, over_seeds
+from harness.spec import DecidePolicy
+
+__all__ = [
+    "VARIANCE_UNKNOWN",
+    "Ablation",
+    "Action",
+    "CandidateFacts",
+    "Decision",
+    "Factor",
+    "LearningCurve",
+    "OverSeeds",
+    "Trained",
+    "ablations",
+    "best_trained",
+    "best_untrained",
+    "budgeted",
+    "decide",
+    "fine_tuned",
+    "gain",
+    "hour_usd",
+    "learning_curve",
+    "over_seeds",
+    "repriced",
+    "strongest",
+    "target_unit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, with which candidate, and why; `missing` names comparisons nobody made."""
+
+    action: Action
+    candidate: str | None
+    sentence: str
+    reasons: tuple[str, ...]
+    arithmetic: dict[str, float | str | None]
+    missing: tuple[str, ...]
+
+
+class _Choice(NamedTuple):
+    action: Action
+    candidate: str | None
+    sentence: str
+
+
+def decide(
+    facts: Sequence[CandidateFacts],
+    policy: DecidePolicy,
+    *,
+    closed_labels: bool,
+    has_documents: bool,
+    metric_name: str,
+    curve: LearningCurve | None = None,
+) -> Decision:
+    """Recommend one candidate, or say what has to be measured first.
+
+    `closed_labels` and `has_documents` say which alternatives the target allows; while one
+    of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
+    that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
+    collect data first.
+    """
+    facts = budgeted(by_recipe(facts), policy)
+    case = Case(
+        facts=facts,
+        policy=policy,
+        metric=metric_name,
+        alternative=alternative(facts),
+        winner=best(passing(facts)),
+        strongest=strongest_run(facts),
+        missing=missing(facts, closed_labels, has_documents),
+        curve=curve,
+    )
+    choice = _choose(case)
+    numbers_behind = economics.table(facts, case.judged, case.alternative, policy)
+    numbers_behind |= next_step.table(case)
+    return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
+
+
+def _choose(case: Case) -> _Choice:
+    if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
+        return _undecided(
+            f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
+            "do what its verdict says next and compare again",
+        )
+    if case.alternative is None:
+        return _nothing_to_compare_with(case)
+    if case.strongest is None:
+        return _without_fine_tune(case, case.alternative)
+    if case.alternative.over_budget:
+        return _alone_fast_enough(case, case.strongest, case.alternative)
+    if case.winner and gain_shown(case.winner):
+        return _with_gain(case, case.winner, case.alternative)
+    return _without_gain(case, case.winner or case.strongest, case.alternative)
+
+
+def _ship(run: CandidateFacts, why: str) -> _Choice:
+    if run.verdict and run.verdict.outcome == "fail":
+        # Weights of the base can only fail what was declared of the target.
+        return _undecided(
+            f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
+        )
+    return _Choice(action_of(run), run.name, f"Ship {run.name}: {why}.")
+
+
+def _undecided(why: str, then: str) -> _Choice:
+    return _Choice("undecided", None, f"Undecided: {why}; {then}.")
+
+
+def _nothing_to_compare_with(case: Case) -> _Choice:
+    return _undecided(
+        "nothing untrained was measured, so there is nothing to compare with",
+        f"add {', '.join(case.missing)}",
+    )
+
+
+def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
+    failed = [f.label for f in case.facts if fine_tuned(f) and not f.over_budget]
+    if failed:
+        until = "" if alternative.over_budget else f"; ship {alternative.name} until then"
+        return _undecided(
+            f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
+            f"mend that and compare again{until}",
+        )
+    if alternative.over_budget:
+        return _undecided("every candidate is too slow for the budget", "try faster ones, or allow more")
+    fast = fast_enough(f for f in case.facts if f.state == "done")
+    slow = any(fine_tuned(f) for f in case.facts)
+    return _ship(
+        alternative,
+        f"{score_text(case, alternative)}, on validation the best of {formatting.count(len(fast))};"
+        f" no fine-tune {'is fast enough for the budget' if slow else 'was compared'}",
+    )
+
+
+def _alone_fast_enough(case: Case, strongest: CandidateFacts, slow: CandidateFacts) -> _Choice:
+    """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
+    run = case.winner or strongest
+    g = gain(run.vs_prompt)
+    alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
+    gains = f"{run.name} gains {gain_text(case, g)} over the prompt"
+    ratio = economics.per_usd(g, run.training_cost_usd)
+    if case.missing:
+        return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
+    if case.winner is None:
+        return _undecided(f"{alone}, and no fine-tune that does passes its gate", "try faster candidates")
+    if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
+        tau = case.policy.tau
+        over = f"more than {tau:g} {case.unit.name} per USD of training" if tau else "a gain"
+        return _undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
+    if few := too_few(case, run):
+        return _undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
+    return _ship(run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
+
+
+def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
+    better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
+    gains = f"{winner.name} gains {better}"
+    if case.missing:
+        why = f"{gains}, but the comparison that decides this is missing"
+        return _undecided(why, f"add {', '.join(case.missing)}")
+    if few := too_few(case, winner):
+        why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
+        return _ship(alternative, why)
+    tau = case.policy.tau
+    ratio = economics.per_usd(gain(winner.vs_untrained), winner.training_cost_usd)
+    if ratio and ratio.high <= tau:
+        less = f"less than {tau:g} {case.unit.name} per USD of training"
+        why = f"{score_text(case, alternative)}; {gains}, but {less}"
+        return _ship(alternative, why)
+    if ratio and ratio.low <= tau:
+        why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
+        return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
+    paid = economics.pay(winner, alternative, case.policy)
+    if paid and paid.worth <= paid.cost:
+        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
+        return _ship(alternative, why)
+    return _ship(
+        winner,
+        f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
+    )
+
+
+def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
+    blocked = [f for f in case.facts if fine_tuned(f) and f.state == "done" and gain_shown(f)]
+    if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
+        return _pending(case, best(pending) or pending[0], alternative)
+    if blocked:
+        return _blocked(case, best(blocked) or blocked[0], alternative)
+    g = gain(compared.vs_untrained)
+    if g is None:
+        why = f"{compared.name} was not compared with {alternative.name} on the same items"
+        return _undecided(why, "compare again")
+    wanted, then = worth_collecting(case, compared, g), next_step.next_spend(case)
+    if wanted and then and then.best and then.best.kind == "training rows":
+        return _collect(case, compared, alternative, wanted)
+    verb = "is worse" if g.high < 0 else "is not shown to be better"
+    return _ship(
+        alternative,
+        f"{score_text(case, alternative)}, and no fine-tune is needed: {compared.name}, the best of them,"
+        f" {verb} ({gain_text(case, g)})",
+    )
+
+
+def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: Wanted) -> _Choice:
+    over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
+    sentence = (
+        f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
+        f" {then}, worth {formatting.usd(wanted.worth)} USD for {formatting.usd(wanted.cost)} USD;"
+        f" ship {alternative.name} until then."
+    )
+    return _Choice("collect more data", None, sentence)
+
+
+def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
+    if run.verdict is None:
+        why, settle = "what it forgot was not measured", "add suites: and compare again"
+    else:
+        items = run.verdict.items_needed
+        why = "its gate is inconclusive"
+        settle = f"{formatting.count(items) + ' ' if items else ''}more items would settle it"
+    return _undecided(f"{gains}, but {why}", f"{settle}; ship {alternative.name} until then")
+
+
+def _blocked(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+    gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
+    why = f"{score_text(case, alternative)}; {gains}, but fails the gate"
+    return _ship(alternative, why)

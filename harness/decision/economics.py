@@ -1,0 +1,233 @@
+"""The numbers behind a decision: points per USD, break-even, items that would settle it.
+
+Invariant: pure; None where an input is unknown, inf where the fine-tune never pays back.
+Rates per USD are in points of the target metric (its own unit where it is no rate).
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import ceil, erf, inf, sqrt
+from typing import NamedTuple
+
+from harness import stats
+from harness.comparison import Comparison
+from harness.decision.results import CandidateFacts, gain
+from harness.decision.seeds import whose_gain
+from harness.evaluation.costs import RIGHT_ANSWER_USD
+from harness.formatting import Unit
+from harness.spec import DecidePolicy
+
+_POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
+_SHAKEN = 0.2  # by how much the saving per request is varied
+_MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
+
+
+class PerUsd(NamedTuple):
+    """Points gained per USD of training, with the gain's 95 % interval."""
+
+    delta: float
+    low: float
+    high: float
+
+
+def per_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
+    """Divide a gain by the training cost; None where the gain is unknown or nothing was paid."""
+    if g is None or cost_usd <= 0:
+        return None
+    scale = g.unit.scale / cost_usd
+    return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
+
+
+def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
+    """Return P(gain / cost > tau) for a normally distributed gain; None without a spread."""
+    if g is None or g.se <= 0:
+        return None
+    z = (g.delta - tau * cost_usd / g.unit.scale) / g.se
+    return (1 + erf(z / sqrt(2))) / 2
+
+
+def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
+    """Add what the fine-tune costs whatever is asked of it: training, labels, evaluation, hosting."""
+    hosting = policy.hosting_usd_per_month * policy.horizon_months
+    return run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
+
+
+def break_even_band(at: float | None) -> tuple[float, float] | None:
+    """Return the break-even if the saving per request were a fifth more, and a fifth less."""
+    return None if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
+
+
+class Worth(NamedTuple):
+    """What knowing the gain better is worth, in points: all there is to know, and as many items again."""
+
+    perfect: float
+    sample: float
+
+
+def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
+    """Value more test items before the choice between a fine-tune and the best untrained candidate.
+
+    The option value of the gain less τ times the training cost, in points of the target metric.
+    None where the gain is unknown or without spread.
+
+    Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or g.se <= 0:
+        return None
+    scale = g.unit.scale
+    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se
+    return Worth(stats.perfect_information(mean, sd), stats.sample_information(mean, sd, sd * sqrt(g.n), g.n))
+
+
+def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
+    """Return the requests after which the fine-tune has paid for itself.
+
+    inf where it is not cheaper per request, None where a cost is unknown.
+
+    Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
+    """
+    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
+    return spent_once_usd(run, policy) / saving if saving > 0 else inf
+
+
+class Pay(NamedTuple):
+    """What a fine-tune brings and costs over the horizon in USD, beside the alternative.
+
+    `worth` is what its gain is worth, `cost` what is spent once, plus or less what its requests
+    cost more or less. `from_requests` is the forecast from which it pays; None where a point's
+    worth does not depend on the requests, or no number of them would do.
+    """
+
+    worth: float
+    cost: float
+    from_requests: float | None
+
+
+def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
+    """Return what a point of the target metric is worth over the horizon; None where nothing says so.
+
+    A point is a hundredth of the forecast answered right that was not. A metric that is no rate
+    counts no answers.
+    """
+    if policy.point_usd is not None or not unit.is_rate:
+        return policy.point_usd
+    return forecast_requests(policy) / 100 * _answer_usd(policy)
+
+
+def _answer_usd(policy: DecidePolicy) -> float:
+    return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
+
+
+def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
+    """Weigh what the gain found is worth against what the fine-tune costs; None where one is unknown."""
+    g = gain(run.vs_untrained)
+    point = point_worth_usd(policy, g.unit) if g else None
+    if g is None or point is None or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
+    once = spent_once_usd(run, policy)
+    per_request = g.delta * _answer_usd(policy) - dearer
+    scales = policy.point_usd is None and per_request > 0
+    return Pay(
+        worth=g.unit.scale * g.delta * point,
+        cost=once + dearer * forecast_requests(policy),
+        from_requests=once / per_request if scales else None,
+    )
+
+
+def forecast_requests(policy: DecidePolicy) -> float:
+    """Multiply the monthly requests by the horizon."""
+    return policy.requests_per_month * policy.horizon_months
+
+
+def more_items(run: CandidateFacts) -> int | None:
+    """Return how many more test items would tell the observed gain from none, at 80 % power.
+
+    None where the gain is unknown or without spread, or where no reasonable number would do.
+
+    Source: n = (z_α/2 + z_β)² σ² / δ², with σ² = n se² from the comparison at hand.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or g.se <= 0 or abs(g.delta) * _MOST_ITEMS**0.5 < _POWER * g.se:
+        return None
+    return max(1, ceil(g.n * (_POWER * g.se / g.delta) ** 2) - g.n)
+
+
+def table(
+    facts: Iterable[CandidateFacts],
+    run: CandidateFacts | None,
+    alternative: CandidateFacts | None,
+    policy: DecidePolicy,
+) -> dict[str, float | str | None]:
+    """List every number that goes into the decision; an infinite break-even is the text `∞`."""
+    rows: dict[str, float | str | None] = {
+        "alternative": alternative.name if alternative else None,
+        "fine_tune": whose_gain(facts, run) if run else None,
+        "tau_points_per_usd": policy.tau,
+        "forecast_requests": forecast_requests(policy),
+    }
+    if run is None or alternative is None:
+        return rows
+    over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
+    ratio = per_usd(over, run.training_cost_usd)
+    at, worth = break_even(run, alternative, policy), worth_of_items(run, policy)
+    band, paid = break_even_band(at), pay(run, alternative, policy)
+    return rows | {
+        **_fields("gain_over_untrained", over),
+        **_fields("gain_over_prompt", prompt),
+        "training_cost_usd": run.training_cost_usd,
+        "label_cost_usd": policy.label_cost_usd * run.n_train,
+        **_fields("points_per_usd_over_untrained", ratio),
+        **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd)),
+        "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd),
+        "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
+        **_token_fields("alternative", alternative, policy),
+        **_token_fields("fine_tune", run, policy),
+        "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
+        "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
+        "spent_once_usd": spent_once_usd(run, policy),
+        "break_even_requests": "∞" if at == inf else at,
+        "break_even_if_saving_is_a_fifth_more": band[0] if band else None,
+        "break_even_if_saving_is_a_fifth_less": band[1] if band else None,
+        "gain_is_worth_usd": paid.worth if paid else None,
+        "costs_more_usd": paid.cost if paid else None,
+        "pays_from_requests": paid.from_requests if paid else None,
+        "perfect_information_points": worth.perfect if worth else None,
+    }
+
+
+def _token_fields(name: str, run: CandidateFacts, policy: DecidePolicy) -> dict[str, float | str | None]:
+    """List the tokens of a request where they are what it is priced by."""
+    if policy.usd_per_million_tokens is None or run.tokens is None:
+        return {}
+    return {f"{part}_tokens_{name}": value for part, value in run.tokens._asdict().items()}
+
+
+def _fields(name: str, g: Comparison | PerUsd | None) -> dict[str, float | None]:
+    if g is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: g.delta, f"{name}_low": g.low, f"{name}_high": g.high}
+
+
+def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
+    """Return the price of a device hour that costs were computed with; None where nothing was trained."""
+    for f in facts:
+        spent_s = float(sum(f.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")))
+        if spent_s > 0 and f.training_cost_usd > 0:
+            return 3600 * f.training_cost_usd / spent_s
+    return None
+
+
+def repriced(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
+    """Return the candidates as they would cost if a device hour were so many times its price."""
+    return tuple(
+        replace(
+            f,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
+            training_cost_usd=times * f.training_cost_usd,
+        )
+        for f in facts
+    )

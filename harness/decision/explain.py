@@ -1,0 +1,306 @@
+"""Put the evidence of a decision into sentences.
+
+Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+from harness import formatting, stats
+from harness.decision import budgets, economics, next_step
+from harness.decision.case import FEW, Case, gain_text
+from harness.decision.results import CandidateFacts, action_of, best, fine_tuned, gain
+from harness.decision.seeds import n_seeds, whose_gain
+from harness.spec import DecidePolicy
+
+_MADE_BEFORE = ("adapter", "endpoint", "scaled", "interpolated")  # methods that take weights and train none
+_ENOUGH_FOR_FULL = 10_000  # training examples
+_AMOUNTS = (
+    (
+        FEW,
+        "below 100 prompt, for what a fine-tune gains varies much; it counts only over three seeds or more",
+    ),
+    (1_000, "100 to 1,000 suit parameter-efficient tuning on data that stays as it is"),
+    (
+        _ENOUGH_FOR_FULL,
+        "1,000 to 10,000 suit a fine-tune of a clearly defined task, still parameter-efficient",
+    ),
+    (inf, "from about 10,000 full fine-tuning is worth trying too"),
+)
+_USUAL_AMOUNTS = (
+    "Usual are 200 to 1,000 for classification, 1,000 to 5,000 for extraction and generation, 5,000 to 10,000"
+    " or more for reasoning."
+)
+_REMEDIES = {
+    (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
+    " behaviour is clearly above the prompt.",
+    ("knowledge",): "The prompt fails on facts, and retrieval mends that.",
+    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning mends that.",
+    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval mends, and on behaviour, which"
+    " fine-tuning mends: a hybrid can do both.",
+}
+
+
+_BY_NEED = {
+    "changing_facts": "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
+    "private_knowledge": "knowledge that the base never saw is found by retrieval, which can name its source",
+    "style_or_format": "style and format are learned by a fine-tune; retrieval does not bring them",
+    "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+    "little_data": "below some 100 examples a prompt with shots; a fine-tune varies with their draw",
+    "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+}
+_ON_SLICES = {
+    "changing_facts": ("knowledge",),
+    "private_knowledge": ("knowledge",),
+    "style_or_format": ("behaviour",),
+    "knowledge_and_behaviour": ("knowledge", "behaviour"),
+}
+
+
+def too_dear(case: Case, paid: economics.Pay) -> str:
+    """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
+    said = (
+        f"over the {formatting.count(economics.forecast_requests(case.policy))} requests forecast that is"
+        f" worth {formatting.usd(paid.worth)} USD and costs {formatting.usd(paid.cost)} USD more"
+    )
+    if paid.from_requests is None:
+        return said
+    return f"{said}; it pays from {formatting.needed(paid.from_requests)} requests"
+
+
+def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
+    """List the sentences behind a decision, the strongest evidence first."""
+    sentences: list[str] = []
+    if case.judged and case.alternative:
+        sentences += _gains(case, case.judged, case.alternative)
+        sentences.append(_per_usd(case, case.judged))
+        sentences.append(_break_even(case, case.judged, case.alternative))
+        sentences += next_step.sentences(case)
+    sentences += budgets.sentences(case.facts, case.policy)
+    sentences += _gates(case)
+    sentences += _failures(case)
+    if case.judged:
+        sentences += [_amount(case, case.judged), *_few_for_full(case)]
+        sentences += _curve(case)
+    if case.judged and shipped == case.judged.name:
+        if case.judged.method not in _MADE_BEFORE:
+            sentences.append(_seeds(n_seeds(case.facts, case.judged)))
+    elif shipped and case.missing:
+        sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
+    return tuple(sentences)
+
+
+def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list[str]:
+    g = gain(run.vs_untrained)
+    over_prompt = f"{gain_text(case, gain(run.vs_prompt))} over the prompt and " if run.vs_prompt else ""
+    over = f"{gain_text(case, g)} over {alternative.name}"
+    limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
+    chosen = f"the untrained candidate that is best on validation{limit}"
+    if alternative.over_budget:
+        chosen = f"{chosen.removesuffix(limit)}, though too slow"
+    sentences = [f"{whose_gain(case.facts, run)}: {over_prompt}{over}, {chosen}."]
+    if g and g.low <= 0 < g.delta:
+        sentences.append(_more_items(run))
+    return sentences
+
+
+def _more_items(run: CandidateFacts) -> str:
+    n = economics.more_items(run)
+    if n is None:
+        return "No reasonable number of test items would tell a gain this small from none."
+    return f"It would take {formatting.count(n)} more test items to tell a gain of this size from none."
+
+
+def _per_usd(case: Case, run: CandidateFacts) -> str:
+    over, cost = gain(run.vs_untrained), run.training_cost_usd
+    ratio = economics.per_usd(over, cost)
+    if ratio is None:
+        return f"Training {run.name} has no price, so the gain itself decides: {gain_text(case, over)}."
+    prompt = economics.per_usd(gain(run.vs_prompt), cost)
+    over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
+    chance = economics.probability_above(case.policy.tau, over, cost)
+    likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
+    return (
+        f"Training cost {formatting.usd(cost)} USD and brought {formatting.figure(*ratio)} {case.unit.name}"
+        f" per USD over the best untrained{over_prompt}. Above τ = {formatting.figure(case.policy.tau)} is"
+        f" asked{likely}; {_flips(ratio)}."
+    )
+
+
+def _flips(ratio: economics.PerUsd) -> str:
+    if ratio.low <= 0:
+        return "no τ would let it be recommended"
+    return f"the decision flips at τ = {formatting.figure(ratio.low)}"
+
+
+def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    at = economics.break_even(run, alternative, case.policy)
+    if at is None:
+        return "Break-even is unknown, because a cost per request is."
+    costs = (
+        f"{formatting.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
+        f" {formatting.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
+        f"{_by_tokens(case, run, alternative)}"
+    )
+    if at == inf:
+        return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
+    forecast = economics.forecast_requests(case.policy)
+    band = economics.break_even_band(at) or (at, at)
+    shaken = f" ({formatting.needed(band[0])} to {formatting.needed(band[1])} with a saving ±20 %)"
+    spent = formatting.usd(economics.spent_once_usd(run, case.policy))
+    return (
+        f"Break-even after {formatting.needed(at)} requests{shaken},"
+        f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
+        f" {spent} USD {_once(case.policy)}, {costs}."
+    )
+
+
+def _by_tokens(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    """Say how many tokens of a prompt are cached, where requests are priced by tokens."""
+    if case.policy.usd_per_million_tokens is None or run.tokens is None or alternative.tokens is None:
+        return ""
+    own, its = (
+        f"{formatting.count(of.cached)} of {formatting.count(of.prompt)}"
+        for of in (run.tokens, alternative.tokens)
+    )
+    return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
+
+
+def _once(policy: DecidePolicy) -> str:
+    also = [
+        name
+        for name, usd in (("evaluation", policy.evaluation_usd), ("hosting", policy.hosting_usd_per_month))
+        if usd
+    ]
+    named = ["training", "labels", *also]
+    return f"for {', '.join(named[:-1])} and {named[-1]}"
+
+
+def _curve(case: Case) -> list[str]:
+    """Say how the score grew with the data, and what lies ahead."""
+    if case.curve is None:
+        return []
+    scores = (
+        f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
+        for p in case.curve.points
+    )
+    ahead = (
+        f"{formatting.change(a.gain.unit, *a.gain[:3])} with {formatting.count(a.n_train)}"
+        for a in case.curve.ahead
+    )
+    said = (
+        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
+    )
+    return [said]
+
+
+def _needs(case: Case, slices: Sequence[str] = ()) -> list[str]:
+    """Answer what was declared to be needed from what was measured, and from the declaration elsewhere."""
+    return [
+        _measured_need(case, need, slices)
+        or f"Declared, not measured ({need.replace('_', ' ')}): {_BY_NEED[need]}."
+        for need in case.policy.needs
+    ]
+
+
+def _measured_need(case: Case, need: str, slices: Sequence[str]) -> str:
+    """Say where a need was measured; empty where it was not."""
+    run, other, said = case.judged, case.alternative, ""
+    wanted = _ON_SLICES.get(need, ())
+    if wanted and set(wanted) <= set(slices):
+        said = f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    elif need == "low_latency" and run and other and None not in (run.latency_p50_s, other.latency_p50_s):
+        own, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+        said = f"the median request takes {own} with {run.label} and {its} with {other.name}"
+    elif need == "little_data" and run and run.n_train:
+        said = f"{formatting.count(run.n_train)} training examples, of which below"
+    return f"Measured ({need.replace('_', ' ')}): {said}." if said else ""
+
+
+_STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
+
+
+def _gates(case: Case) -> list[str]:
+    """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
+    stopped = [f for f in case.facts if fine_tuned(f) or f is case.alternative]
+    return [
+        f"The gate on {f.label}: {f.verdict.sentence}."
+        for f in stopped
+        if f.verdict and f.verdict.outcome in _STOPPED[fine_tuned(f)]
+    ]
+
+
+def _failures(case: Case) -> list[str]:
+    """Tell missing facts from missing behaviour by what mends which slice.
+
+    Mended means that the lower bound of retrieval (knowledge) or of a fine-tune (behaviour)
+    lies above the upper bound of the prompt.
+    """
+    by = {a: _best_of(case, a) for a in ("prompt", "rag", "fine-tune", "hybrid")}
+    prompt = by["prompt"]
+    slices = [s for s in ("knowledge", "behaviour") if prompt and s in prompt.slices]
+    if prompt is None or not slices:
+        return _needs(case)
+    remedies = {"knowledge": by["rag"], "behaviour": by["fine-tune"]}
+    mended = tuple(s for s in slices if _mends(case, s, prompt, remedies[s]))
+    shown = [run for run in by.values() if run is not None]
+    return [*(_slice(case, s, shown) for s in slices), _REMEDIES[mended], *_needs(case, slices)]
+
+
+def _best_of(case: Case, action: str) -> CandidateFacts | None:
+    return best(f for f in case.facts if action_of(f) == action)
+
+
+def _mends(case: Case, name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
+    if by is None or name not in by.slices:
+        return False
+    before, after = prompt.slices[name], by.slices[name]
+    return after.low > before.high if after.unit.higher_is_better else after.high < before.low
+
+
+def _slice(case: Case, name: str, shown: Sequence[CandidateFacts]) -> str:
+    runs = [f for f in shown if name in f.slices]
+    scores = (f"{f.name} {formatting.score(case.unit, *f.slices[name][:3])}" for f in runs)
+    return f"On {name} (n = {formatting.count(runs[0].slices[name].n)}): {', '.join(scores)}."
+
+
+def _amount(case: Case, run: CandidateFacts) -> str:
+    n = run.n_train
+    if not n:
+        return f"How many examples {run.name} was trained on is not known; how much data suffice is not said."
+    advice = next(text for below, text in _AMOUNTS if n < below)
+    return f"{formatting.count(n)} training examples: {advice}.{_to_enough(case, n)} {_USUAL_AMOUNTS}"
+
+
+def _few_for_full(case: Case) -> list[str]:
+    """Name the recipes that trained all weights on fewer examples than that usually takes."""
+    few = {f.name: f.n_train for f in case.facts if f.method == "full" and 0 < f.n_train < _ENOUGH_FOR_FULL}
+    if not few:
+        return []
+    named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
+    said = (
+        f"All weights were trained on few examples by {named}: that is usual from about"
+        f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare it with a parameter-efficient method (lora)."
+    )
+    return [said]
+
+
+def _to_enough(case: Case, n: int) -> str:
+    if n >= FEW:
+        return ""
+    usd = case.policy.label_cost_usd * (FEW - n)
+    cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""
+    return f" {FEW - n} more would make {FEW}{cost}."
+
+
+def _seeds(n: int) -> str:
+    if n < stats.MIN_SEEDS:
+        return (
+            f"Trained with {formatting.counted(n, 'seed')}: this judges the checkpoint, and how much the"
+            " recipe varies between seeds is unknown."
+        )
+    return (
+        f"Trained with {n} seeds: the gain is their mean by random effects; the checkpoint judged is the"
+        " best on validation."
+    )

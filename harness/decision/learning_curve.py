@@ -1,0 +1,113 @@
+"""What more training data would bring: one recipe's scores over nested parts of its data, and a fit.
+
+Invariant: every size answered the same test items; the intervals are over these items (by
+cluster bootstrap), not over training seeds or draws of the data.
+Source: `stats.fit_power_law`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import comparison, stats
+from harness.comparison import Estimate
+from harness.comparison.alignment import arms_of
+from harness.metrics import Metric
+from harness.records import SampleResult
+from harness.stats import Array
+
+_DRAWS = 1000
+_TIMES = (2, 4)
+
+
+class Trained(NamedTuple):
+    """One size of the training data, with what training cost and the test rows answered after it."""
+
+    n_train: int
+    cost_usd: float
+    rows: Sequence[SampleResult]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One size of the training data and the target's score on test after training on it."""
+
+    n_train: int
+    score: Estimate
+    training_cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a larger amount of data is expected to bring over all there is now; above 0 is better."""
+
+    n_train: int
+    gain: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """A recipe's scores by the size of its training data, smallest first, and what lies ahead.
+
+    The last point is all the data. `exponent` is β of the fit E + B D^−β of the error.
+    """
+
+    candidate: str
+    points: tuple[CurvePoint, ...]
+    ahead: tuple[Ahead, ...]
+    exponent: float
+
+
+def learning_curve(
+    candidate: str, trained: Sequence[Trained], metric: Metric, seed: int = 0
+) -> LearningCurve | None:
+    """Fit the error over sizes, and say what 2 and 4 times the data would bring.
+
+    None with fewer than four sizes, or where the metric has no best value to count errors from.
+
+    Raises:
+        IncompatibleRuns: the sizes answered other items, or none that all of them scored.
+    """
+    best = metric.bounds[1 if metric.higher_is_better else 0]
+    if len(trained) < stats.MIN_SIZES or not isfinite(best):
+        return None
+    ordered = sorted(trained, key=lambda t: t.n_train)
+    sizes = [t.n_train for t in ordered]
+    found, drawn = _errors(metric, best, [t.rows for t in ordered], seed)  # (1, k), (d, k)
+    n_items = len(ordered[-1].rows)
+    weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
+    fits = [stats.fit_power_law(sizes, errors, weights) for errors in (found, drawn)]
+    ahead, better = [], replace(metric.unit, higher_is_better=True)
+    for times in _TIMES:
+        gains = [_gain(metric, fit, sizes[-1], times) for fit in fits]
+        low, high = np.quantile(gains[1], (0.025, 0.975))
+        estimate = Estimate(float(gains[0][0]), float(low), float(high), n_items, better)
+        ahead.append(Ahead(times * sizes[-1], estimate))
+    points = tuple(CurvePoint(t.n_train, comparison.estimate(metric, t.rows), t.cost_usd) for t in ordered)
+    return LearningCurve(candidate, points, tuple(ahead), float(fits[0].exponent[0]))
+
+
+def _errors(
+    metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]], seed: int
+) -> tuple[Array, Array]:
+    """Return each size's distance from the best value: as found (1, k), and over drawn clusters (d, k)."""
+    arms = [arms_of(metric, runs[-1], rows, "") for rows in runs]
+    shared = set.intersection(*(set(a.ids) for a in arms))
+    arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
+    clusters = arms[0].clusters
+    n_clusters = int(clusters.max()) + 1
+    times = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
+    whole, drawn = np.ones((1, len(clusters))), times[:, clusters].astype(float)
+    weights = arms[0].weights
+    found = [np.stack([metric.aggregate(a.new, w * weights) for a in arms], axis=-1) for w in (whole, drawn)]
+    return np.abs(best - found[0]), np.abs(best - found[1])
+
+
+def _gain(metric: Metric, fit: stats.PowerLaw, n: int, times: int) -> Array:
+    """Return by how much each curve's error (d,) falls from n rows to so many times n."""
+    widest = abs(metric.bounds[1] - metric.bounds[0])
+    now, then = (np.clip(fit.at(at), 0, widest) for at in (n, times * n))
+    return now - then

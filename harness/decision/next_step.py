@@ -1,0 +1,215 @@
+"""What to spend on next: more test items, more training rows, or nothing before the choice is made.
+
+Invariant: every option is valued alike, by the points of the target metric that it brings on average
+beyond choosing now, less what it costs; what was not measured has no worth, and that is said.
+Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
+"""
+
+from typing import Literal, NamedTuple
+
+from harness import formatting
+from harness.decision import economics
+from harness.decision.case import Case
+from harness.decision.data_sufficiency import worth_collecting
+from harness.decision.results import CandidateFacts, gain, gain_shown
+
+_WORTH_SAYING = 0.01  # points: what is less than this decides nothing
+Kind = Literal["test items", "training rows"]
+
+
+class Option(NamedTuple):
+    """So many more of something: the points it brings on average, their worth and its cost in USD.
+
+    `worth` is None where nothing says what a point is worth, `cost` where something has no price.
+    """
+
+    kind: Kind
+    n: int
+    points: float
+    worth: float | None
+    cost: float | None
+
+    @property
+    def net(self) -> float | None:
+        """The worth less the cost in USD, None where that is unknown; the points where they have no price."""
+        if self.worth is None:
+            return self.points
+        return None if self.cost is None else self.worth - self.cost
+
+
+class Spend(NamedTuple):
+    """The options, of which either is None where its worth is not known, and the one that brings most.
+
+    `best` is None where choosing now is best.
+    """
+
+    items: Option | None
+    rows: Option | None
+    perfect: float | None
+
+    @property
+    def best(self) -> Option | None:
+        """The option that is worth most, where one is worth more than it costs."""
+        known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
+        worthy = [(o, net) for o, net in known if net is not None and net > 0]
+        return max(worthy, key=lambda one: one[1], default=(None, 0.0))[0]
+
+
+def next_spend(case: Case) -> Spend | None:
+    """Value more items and more rows for the fine-tune in question; None where neither could change anything.
+
+    That is where nothing is to be chosen between, the harness drifted, or the gate fails the fine-tune.
+    """
+    run, other = case.judged, case.alternative
+    if run is None or other is None or other.over_budget or stopped(run) or _drifted(run):
+        return None
+    worth = economics.worth_of_items(run, case.policy)
+    return Spend(_items(case, run, other), _rows(case, run), worth.perfect if worth else None)
+
+
+def stopped(run: CandidateFacts) -> bool:
+    """Tell whether the gate fails a fine-tune for more than a target that more training might reach."""
+    failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
+    return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
+
+
+def _drifted(run: CandidateFacts) -> bool:
+    return run.verdict is not None and run.verdict.outcome == "harness-drift"
+
+
+def _items(case: Case, run: CandidateFacts, other: CandidateFacts) -> Option | None:
+    """Value as many test items again: each costs a label, and is asked of both candidates."""
+    g, worth = gain(run.vs_untrained), economics.worth_of_items(run, case.policy)
+    if g is None or worth is None:
+        return None
+    prices = [f.cost_per_1k_usd for f in (run, other)]
+    asking = sum(price or 0.0 for price in prices) / 1000
+    cost = None if None in prices else g.n * (case.policy.label_cost_usd + asking)
+    return Option("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
+
+
+def _rows(case: Case, run: CandidateFacts) -> Option | None:
+    """Value more training rows by the learning curve: what the better choice gains then, less now.
+
+    The curve was measured on the test items at hand, so asking these again would tell nothing new of it.
+    """
+    g, curve = gain(run.vs_untrained), case.curve
+    if g is None or curve is None or curve.candidate != run.name:
+        return None
+    n_now, tau = curve.points[-1].n_train, case.policy.tau
+    scale = g.unit.scale
+    now = max(0.0, scale * g.delta - tau * run.training_cost_usd)
+    options = []
+    for ahead in curve.ahead:
+        training = run.training_cost_usd * ahead.n_train / n_now
+        points = max(0.0, scale * (g.delta + ahead.gain.score) - tau * training) - now
+        n = ahead.n_train - n_now
+        cost = case.policy.label_cost_usd * n + training
+        options.append(Option("training rows", n, points, _usd(case, points), cost))
+    wanted = worth_collecting(case, run, g)
+    if wanted:
+        return next(o for o in options if o.n == wanted.n_train - n_now)
+    return next((o for o in options if o.net and o.net > 0), options[0])
+
+
+def _usd(case: Case, points: float) -> float | None:
+    point = economics.point_worth_usd(case.policy, case.unit)
+    return None if point is None else points * point
+
+
+def table(case: Case) -> dict[str, float | str | None]:
+    """List the numbers of the comparison."""
+    spend = next_spend(case)
+    if spend is None:
+        return {}
+    best = spend.best
+    rows: dict[str, float | str | None] = {
+        "next_best_spend": f"{formatting.count(best.n)} more {best.kind}" if best else "choose now"
+    }
+    for kind, o in (("test_items", spend.items), ("training_rows", spend.rows)):
+        rows |= {
+            f"more_{kind}": o.n if o else None,
+            f"more_{kind}_bring_points": o.points if o else None,
+            f"more_{kind}_are_worth_usd": o.worth if o else None,
+            f"more_{kind}_cost_usd": o.cost if o else None,
+        }
+    return rows
+
+
+def sentences(case: Case) -> list[str]:
+    """Say what to spend on next, with what every option brings and costs."""
+    run, spend = case.judged, next_spend(case)
+    if run is None:
+        return []
+    if spend is None:
+        return [_no_use(run)] if stopped(run) else []
+    best = spend.best
+    first = f"{formatting.count(best.n)} more {best.kind}" if best else "none, choose now"
+    options = f"{_said_of_items(case, spend)} {_said_of_rows(case, run, spend)}"
+    return [f"Next best spend: {first}. {options}{_prices(case)}", *_gate_first(run)]
+
+
+def _no_use(run: CandidateFacts) -> str:
+    then = f"; harness rescue {run.name} tries versions that keep more" if gain_shown(run) else ""
+    return (
+        "Next best spend: neither more test items nor more training rows are shown to change the choice while"
+        f" {run.label} fails its gate{then}."
+    )
+
+
+def _said_of_items(case: Case, spend: Spend) -> str:
+    if spend.items is None or spend.perfect is None:
+        return "What more test items would bring is not known: the gain has no spread."
+    unit, n = case.unit.name, formatting.count(spend.items.n)
+    if spend.items.points < _WORTH_SAYING:
+        return (
+            f"As many test items again ({n}) would bring less than {_WORTH_SAYING:g} {unit} on average: the"
+            " choice does not hang on them."
+        )
+    points, perfect = formatting.plain(spend.items.points), formatting.plain(spend.perfect)
+    return (
+        f"As many test items again ({n}) would bring {points} {unit} on average, by a better choice"
+        f"{_for(spend.items)}; knowing the gain exactly, {perfect}."
+    )
+
+
+def _said_of_rows(case: Case, run: CandidateFacts, spend: Spend) -> str:
+    if spend.rows is None or case.curve is None:
+        return (
+            "What more training rows would bring is not measured, so they are not compared"
+            " (harness compare --learning-curve measures it)."
+        )
+    o, unit = spend.rows, case.unit.name
+    ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
+    added = formatting.change(ahead.gain.unit, *ahead.gain[:3])
+    would = f"{formatting.count(o.n)} more training rows would add about {added}"
+    if o.points < _WORTH_SAYING:
+        return f"{would} {unit} to {run.label}, which would not change what is best."
+    return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_for(o)}."
+
+
+def _for(option: Option) -> str:
+    if option.worth is None:
+        return ""
+    price = "an unknown price" if option.cost is None else f"{formatting.usd(option.cost)} USD"
+    return f", worth {formatting.usd(option.worth)} USD for {price}"
+
+
+def _prices(case: Case) -> str:
+    """Say which prices the comparison lacks."""
+    if economics.point_worth_usd(case.policy, case.unit) is None:
+        return " Costs are not weighed, because a point has no price (decide.point_usd)."
+    if case.policy.label_cost_usd == 0:
+        return " A label counts as free (decide.label_cost_usd)."
+    return ""
+
+
+def _gate_first(run: CandidateFacts) -> list[str]:
+    """Say that a gate still open comes before both."""
+    if run.verdict is None:
+        return ["Before either: what the fine-tune forgot is not measured (suites:)."]
+    if run.verdict.outcome != "inconclusive":
+        return []
+    n = run.verdict.items_needed
+    settle = f"some {formatting.count(n)} more items of the suites" if n else "more items of the suites"
+    return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]

@@ -1,0 +1,201 @@
+"""What a decision knows of each candidate, and what is chosen among them on validation.
+
+Invariant: nothing here looks at test: the best untrained candidate and the best fine-tune
+are chosen by their validation scores, ties going to the one listed first.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.comparison import Comparison, Estimate, oriented
+from harness.evaluation.costs import Tokens
+from harness.formatting import RATE, Unit
+from harness.gating import Verdict
+
+Action = Literal[
+    "prompt",
+    "few-shot",
+    "rank",
+    "classifier",
+    "rag",
+    "fine-tune",
+    "hybrid",
+    "collect more data",
+    "undecided",
+]
+_ALTERNATIVES = {
+    "prompt": "prompt only (prompting: zero_shot)",
+    "fixed": "few-shot with fixed shots (prompting: {few_shot: {select: fixed}})",
+    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
+    "rank": "the labels ranked by log-likelihood (answer: rank)",
+    "classifier": "a plain text classifier (method: classifier)",
+    "rag": "retrieval (prompting: rag)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFacts:
+    """What one run of a candidate measured; all that a decision and a report need of it.
+
+    `trained` says that the weights are not the base's own. `prompting` spells out the
+    promptings with their parameters, so that `knn` shots can be told from fixed ones.
+    `target` is the primary metric's estimate on test, `validation` its value there. The
+    comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
+    the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
+    `tokens` of a request (None of a classifier), `latency_p50_s` in seconds, `requests_per_s` when
+    answered in batches, both timed on the machine `measured_on`; `over_budget` says which budget that
+    breaks. `n_train` examples were trained on, 0 where that is not known.
+    """
+
+    name: str
+    run_id: str
+    method: str
+    prompting: str
+    answer: str
+    seed: int
+    trained: bool
+    state: Literal["done", "failed"]
+    error: str = ""
+    target: Estimate | None = None
+    validation: float | None = None
+    vs_untrained: Comparison | None = None
+    vs_prompt: Comparison | None = None
+    slices: dict[str, Estimate] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    cost_per_1k_usd: float | None = None
+    tokens: Tokens | None = None
+    latency_p50_s: float | None = None
+    requests_per_s: float | None = None
+    measured_on: str = ""
+    over_budget: str = ""
+    training_cost_usd: float = 0.0
+    n_train: int = 0
+    recall: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name, with the seed where it is not 0: `lora (seed 1)`."""
+        return f"{self.name} (seed {self.seed})" if self.seed else self.name
+
+
+def target_unit(facts: Iterable[CandidateFacts]) -> Unit:
+    """Return the unit and direction of the target's metric, as the scores carry them."""
+    return next((f.target.unit for f in facts if f.target is not None), RATE)
+
+
+def gain(comparison: Comparison | None) -> Comparison | None:
+    """Turn a comparison so that positive is better, whatever the metric's direction."""
+    return oriented(comparison) if comparison else None
+
+
+def gain_shown(run: CandidateFacts) -> bool:
+    """Tell whether the interval of the gain over the best untrained candidate is above 0."""
+    g = gain(run.vs_untrained)
+    return g is not None and g.low > 0
+
+
+def fine_tuned(run: CandidateFacts) -> bool:
+    """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
+
+    An endpoint's model counts as trained, because nobody sees its weights.
+    """
+    return run.trained and run.method != "classifier"
+
+
+def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Choose the recipe with the best mean on validation, and of its runs the best one there."""
+    runs = list(runs)
+    sign = target_unit(runs).sign
+    scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
+    for run in runs:
+        if run.state == "done" and run.validation is not None:
+            scores.setdefault(run.name, []).append((sign * run.validation, run))
+    if not scores:
+        return None
+    chosen = max(scores.values(), key=lambda of: sum(score for score, _ in of) / len(of))
+    return max(chosen, key=lambda scored: scored[0])[1]
+
+
+def untrained(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the runs that no language model was trained for."""
+    return [f for f in facts if not fine_tuned(f)]
+
+
+def fast_enough(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the runs that no budget leaves out."""
+    return [f for f in runs if not f.over_budget]
+
+
+def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
+    runs = untrained(facts)
+    return best(fast_enough(runs)) or best(runs)
+
+
+def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Choose the best fine-tune within the budgets, whatever its gate says."""
+    return best(f for f in fast_enough(facts) if fine_tuned(f))
+
+
+def passing(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the fine-tunes within the budgets that pass the gate with every seed."""
+    tuned = [f for f in fast_enough(facts) if fine_tuned(f) and f.state == "done"]
+    stopped = {f.name for f in tuned if f.verdict is None or f.verdict.outcome != "pass"}
+    return [f for f in tuned if f.name not in stopped]
+
+
+def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
+    run = alternative(facts)
+    return run.name if run else None
+
+
+def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the fine-tune that is best on validation among those that pass the gate."""
+    run = best(passing(facts))
+    return run.name if run else None
+
+
+def strongest(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the fine-tune within the budgets that is best on validation, whatever its gate says."""
+    run = strongest_run(facts)
+    return run.name if run else None
+
+
+def action_of(run: CandidateFacts) -> Action:
+    """Name what shipping this candidate would be."""
+    if fine_tuned(run):
+        return "hybrid" if "rag" in run.prompting else "fine-tune"
+    if run.method == "classifier":
+        return "classifier"
+    if "rag" in run.prompting:
+        return "rag"
+    if run.answer == "rank":
+        return "rank"
+    return "few-shot" if "few_shot" in run.prompting else "prompt"
+
+
+def missing(facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool) -> tuple[str, ...]:
+    """Name the fair alternatives that the target allows and nobody measured."""
+    needed = ["prompt", "fixed", "knn"]
+    needed += ["rank", "classifier"] if closed_labels else []
+    needed += ["rag"] if has_documents else []
+    there: set[str] = set()
+    for run in untrained(facts):
+        if run.state == "done":
+            there |= _kinds(run)
+    return tuple(_ALTERNATIVES[kind] for kind in needed if kind not in there)
+
+
+def _kinds(run: CandidateFacts) -> set[str]:
+    """Name which of the fair alternatives a candidate is; knn shots with ranked labels are two."""
+    if run.method == "classifier":
+        return {"classifier"}
+    kinds = {"rank"} if run.answer == "rank" else set()
+    if "rag" in run.prompting:
+        return kinds | {"rag"}
+    if "few_shot" in run.prompting:
+        return kinds | {"knn" if "knn" in run.prompting else "fixed"}
+    return kinds or {"prompt"}

@@ -1,0 +1,287 @@
+"""Candidate × task → rows: what was asked, what came back, and what it scores.
+
+Invariant: items are cut into blocks of `BLOCK` in an order seeded by the task's version, and
+batching happens inside a block, so a block's numbers do not depend on what ran before it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.metrics import Metric, normalize
+from harness.metrics._refusals import is_refusal
+from harness.models.hf import Candidate
+from harness.prompting import recall
+from harness.records import (
+    BLOCK,
+    Encoded,
+    Example,
+    Likelihood,
+    Limits,
+    Message,
+    Output,
+    RowsIdentity,
+    SampleResult,
+    Status,
+    digest,
+)
+from harness.spec import Role, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task's items as one candidate is asked them; `examples` are prompted and in order."""
+
+    task: Task
+    role: Role
+    split: str
+    examples: tuple[Example, ...]
+    metrics: Mapping[str, Metric]
+    answer: str
+    identity: RowsIdentity
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of `BLOCK` items, the last one possibly shorter."""
+        return -(-len(self.examples) // BLOCK)
+
+
+def in_order(examples: Sequence[Example], version: str) -> tuple[Example, ...]:
+    """Return the examples in the order seeded by the task's version."""
+    order = np.random.default_rng(int(version, 16)).permutation(len(examples))
+    return tuple(examples[i] for i in order)
+
+
+def addressed(example: Example, system: str | None, template: str | None) -> Example:
+    """Put the system message in front and wrap the question in the template, where given."""
+    messages: tuple[Message, ...] = example.messages
+    if template and messages:
+        messages = (
+            *messages[:-1],
+            {**messages[-1], "content": template.replace("{prompt}", messages[-1]["content"])},
+        )
+    if system is not None and messages:
+        messages = ({"role": "system", "content": system}, *messages)
+    return replace(example, messages=messages)
+
+
+def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
+    """Ask the candidate one block of items and score what it answers."""
+    examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
+    chat = job.task.chat_template and job.task.kind != "bits_per_byte"  # a whole text answers nobody
+    contexts = [candidate.encode(e.messages, chat_template=chat) for e in examples]
+    outputs: dict[int, Output] = {}
+    merged: dict[int, bool] = {}
+    for route in (_too_long, _ranked, _whole_texts, _generated):
+        left = [i for i in range(len(examples)) if i not in outputs]
+        outputs.update(route(candidate, job, examples, contexts, left, merged))
+    return [
+        _row(job, index * BLOCK + i, e, contexts[i], outputs[i], merged.get(i, False))
+        for i, e in enumerate(examples)
+    ]
+
+
+def latency_s(candidate: Candidate, job: Job, n: int = 5) -> list[float]:
+    """Time single requests, one at a time: seconds from messages to answer, the first one discarded."""
+    times = []
+    for example in job.examples[: n + 1]:
+        alone = replace(job, examples=(example,))
+        start = time.perf_counter()
+        evaluate_block(candidate, alone, 0)
+        times.append(time.perf_counter() - start)
+    return times[1:] or times
+
+
+Route = Mapping[int, Output]
+
+
+def _too_long(
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
+    merged: dict[int, bool],
+) -> Route:
+    """A prompt that does not fit is an error row: counted, never cut."""
+    room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
+    return {i: _unfit(n, room) for i in left if (n := len(contexts[i].context)) > room}
+
+
+def _unfit(n_tokens: int, room: int) -> Output:
+    reason = f"prompt of {n_tokens} tokens, the context holds {room}"
+    return Output("", "error", n_prompt_tokens=n_tokens, error=reason)
+
+
+def _size(encoded: Encoded) -> int:
+    return len(encoded.context) + len(encoded.continuation)
+
+
+def _ranked(
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
+    merged: dict[int, bool],
+) -> Route:
+    """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
+    wanted = [i for i in left if examples[i].choices and (job.task.kind == "choice" or job.answer == "rank")]
+    if not wanted:
+        return {}
+    encoded = {
+        i: [_continued(candidate, job, examples[i], choice) for choice in examples[i].choices] for i in wanted
+    }
+    room = candidate.max_context
+    unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
+    wanted = [i for i in wanted if i not in unfit]
+    merged.update({i: any(e.merged for e in encoded[i]) for i in wanted})
+    start = time.perf_counter()
+    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for i in wanted for e in encoded[i]]))
+    likelihoods = {i: [next(scores) for _ in encoded[i]] for i in wanted}
+    share = (time.perf_counter() - start) / max(len(wanted), 1)
+    return unfit | {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
+
+
+def _whole_texts(
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
+    merged: dict[int, bool],
+) -> Route:
+    """Score whole texts for bits per byte."""
+    if job.task.kind != "bits_per_byte":
+        return {}
+    room = candidate.max_context
+    encoded = {i: candidate.encode((), examples[i].references[0], chat_template=False) for i in left}
+    unfit = {i: _unfit(n, room) for i, e in encoded.items() if (n := _size(e)) > room}
+    fit = {i: e for i, e in encoded.items() if i not in unfit}
+    start = time.perf_counter()
+    scores = candidate.loglikelihood([(e.context, e.continuation) for e in fit.values()])
+    share = (time.perf_counter() - start) / max(len(fit), 1)
+    return unfit | {
+        i: Output(
+            "",
+            "ranked",
+            _size(e),
+            compute_s=share,
+            gold_logprob=s.logprob,
+            gold_bytes=len(examples[i].references[0].encode()),
+        )
+        for (i, e), s in zip(fit.items(), scores, strict=True)
+    }
+
+
+def _generated(
+    candidate: Candidate,
+    job: Job,
+    examples: Sequence[Example],
+    contexts: Sequence[Encoded],
+    left: Sequence[int],
+    merged: dict[int, bool],
+) -> Route:
+    limits = Limits(job.task.max_new_tokens, job.task.stop)
+    answers = candidate.generate([contexts[i].context for i in left], limits) if left else []
+    return dict(zip(left, answers, strict=True))
+
+
+def _continued(candidate: Candidate, job: Job, example: Example, choice: str) -> Encoded:
+    chat = job.task.chat_template
+    gap = "" if chat or not example.messages else " "
+    return candidate.encode(example.messages, gap + choice, chat_template=chat)
+
+
+def _choice(
+    job: Job, example: Example, encoded: Sequence[Encoded], likelihoods: Sequence[Likelihood], share: float
+) -> Output:
+    """Turn the choices' likelihoods into an answer: the likeliest, by byte where the task says so."""
+    sizes = [len(c.encode()) for c in example.choices]
+    logprobs = [x.logprob for x in likelihoods]
+    scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
+    gold = example.choices.index(example.references[0])
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return Output(
+        example.choices[best],
+        "ranked",
+        len(encoded[0].context),
+        sum(len(e.continuation) for e in encoded),
+        share,
+        tuple(logprobs),
+        tuple(sizes),
+        logprobs[gold],
+        sizes[gold],
+    )
+
+
+def _row(
+    job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
+) -> SampleResult:
+    status, parts = scored(job, example, output)
+    return SampleResult(
+        task=job.task.name,
+        split=job.split,
+        example_id=example.id,
+        position=position,
+        status=status,
+        text=output.text,
+        prompt=example.prompt,
+        references=example.references,
+        parts=parts,
+        cluster=example.cluster,
+        slice=example.slice,
+        gold_logprob=output.gold_logprob,
+        gold_bytes=output.gold_bytes,
+        margin=_margin(example, output),
+        n_prompt_tokens=output.n_prompt_tokens,
+        n_output_tokens=output.n_output_tokens,
+        compute_s=output.compute_s,
+        prompt_digest=digest(context.context),
+        output_digest=digest(output.text),
+        boundary_merged=merged,
+        finish_reason=output.finish_reason,
+        passages=example.passages,
+        recall=recall(example),
+        error=output.error,
+    )
+
+
+def scored(job: Job, example: Example, output: Output) -> tuple[Status, dict[str, tuple[float, ...] | None]]:
+    """Say what became of an answer, and return its parts by metric."""
+    status = _status(job, example, output)
+    return status, {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}
+
+
+def _status(job: Job, example: Example, output: Output) -> Status:
+    if output.finish_reason == "error":
+        return "error"
+    if output.finish_reason == "ranked":
+        return "ok"
+    if output.finish_reason == "length":
+        return "truncated"
+    known = {normalize(c) for c in example.choices}
+    if not output.text.strip() or (known and normalize(output.text) not in known):
+        return "unparsable"
+    return "refused" if job.role != "safety" and is_refusal(output.text) else "ok"
+
+
+def _parts(
+    metric: Metric, task: Task, status: Status, output: Output, example: Example
+) -> tuple[float, ...] | None:
+    """Score an answer; one that does not count gets the metric's worst parts, an error none."""
+    if status == "error":
+        return None
+    if status == "ok" or (status == "truncated" and task.truncated_scores):
+        return metric.score(output, example)
+    return metric.worst(example)
+
+
+def _margin(example: Example, output: Output) -> float | None:
+    """Return log p(gold) − log p(best other choice) in nats, where choices were ranked."""
+    if len(output.choice_logprobs) < 2:
+        return None
+    gold = example.choices.index(example.references[0])
+    return output.choice_logprobs[gold] - max(x for i, x in enumerate(output.choice_logprobs) if i != gold)

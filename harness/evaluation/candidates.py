@@ -1,0 +1,293 @@
+"""Weights: which folder they lie in, how they are made, and which base they are served on.
+
+Invariant: a folder is named by everything its weights depend on, and exists only when they are complete.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from harness import plugins
+from harness.errors import CandidateFailed, Diverged
+from harness.evaluation import addressed, costs
+from harness.evaluation.replay import answering_work, replay_digest
+from harness.evaluation.session import Bench
+from harness.models.hub import ModelSource, content_digest, quantized
+from harness.prompting import PromptingContext, Step, compose
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, digest, without_defaults
+from harness.spec import Recipe
+from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
+from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest, model_digest
+
+SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weights no seed changes
+_DIVERGED, _FIT = "diverged.json", "fit.json"
+
+
+def source_of(bench: Bench, recipe: Recipe) -> Recipe:
+    """Return the recipe whose weights are used: the named one's, or its own."""
+    return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+
+
+def trains(bench: Bench, recipe: Recipe) -> bool:
+    """Tell whether another seed would make other weights."""
+    return source_of(bench, recipe).method not in SEEDLESS
+
+
+def is_served(bench: Bench, recipe: Recipe) -> bool:
+    """Tell whether a recipe's weights lie elsewhere and are asked over HTTP."""
+    return source_of(bench, recipe).method == "endpoint"
+
+
+def base_of(bench: Bench, recipe: Recipe) -> ModelSource:
+    """Return the base, as it was published, that a recipe's weights are made from."""
+    source = source_of(bench, recipe)
+    while source.init_from:
+        source = bench.experiment.candidates[source.init_from]
+    return bench.sources[source.base_model or bench.experiment.base_model]
+
+
+def served_base(bench: Bench, recipe: Recipe) -> ModelSource:
+    """Return the base as a recipe serves it: quantised where its weights were trained so, or as it says."""
+    return quantized(base_of(bench, recipe), _served(bench, recipe))
+
+
+def trained_base(bench: Bench, source: Recipe) -> ModelSource:
+    """Return the base as weights are trained on it."""
+    return quantized(base_of(bench, source), _trained_on(bench, source))
+
+
+def _served(bench: Bench, recipe: Recipe) -> str:
+    source = source_of(bench, recipe)
+    if wanted := recipe.serve_on or source.serve_on:
+        return "" if wanted == "bf16" else wanted
+    return _trained_on(bench, source)
+
+
+def _trained_on(bench: Bench, source: Recipe) -> str:
+    """Name the quantisation of the base that weights are trained on."""
+    if source.init_from:
+        return _served(bench, bench.experiment.candidates[source.init_from])
+    return str(getattr(plugins.load("methods", source.method), "QUANTIZATION", ""))
+
+
+def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
+    """Return the own weights of a base, the experiment's where none is named."""
+    source = source or bench.source
+    return Weights("base", source.weights_digest, None, {}, source)
+
+
+def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
+    """List the points of a recipe's sweep, each with the recipe it stands for; without one, the recipe."""
+    points = [dict(zip(source.sweep, values, strict=True)) for values in product(*source.sweep.values())]
+    return [
+        (point, source.model_copy(update={"sweep": {}, "params": {**source.params, **point}}))
+        for point in points
+    ]
+
+
+def folder_of(bench: Bench, source: Recipe, seed: int, init: Weights | None) -> Path:
+    """Name the folder of weights by everything that they depend on, and nothing else."""
+    method = plugins.load("methods", source.method)
+    base = trained_base(bench, source)
+    identity = {
+        "method": source.method,
+        "code": [plugins.version("methods", source.method), versions_of(*getattr(method, "LOOPS", ()))],
+        "params": method.Params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "base": [base.weights_digest, base.template_digest],
+        "init": init.digest if init else "",
+        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "training": _training_digest(bench, method, source, seed),
+        "replay": replay_digest(bench, source, seed),
+    }
+    return bench.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def _training_digest(bench: Bench, method: Any, source: Recipe, seed: int) -> str:
+    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
+    needs = getattr(method, "NEEDS", ())
+    if not needs:
+        return ""
+    target = bench.target
+    pairs = [without_defaults(pair) for pair in target.items.pairs] if "pairs" in needs else []
+    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+    drawn = [] if source.method in SEEDLESS else [seed]
+    computed = [bench.machine.precision, bench.machine.device]
+    return digest([pairs, rows, prompting_digest(bench, source, seed), drawn, computed])
+
+
+def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
+    """Read finished weights, to be served as the recipe says.
+
+    Raises:
+        Diverged: making them ended in a loss that is no number, and would again.
+    """
+    if (folder / _DIVERGED).exists():
+        raise Diverged(*json.loads((folder / _DIVERGED).read_text()))
+    if not (folder / _FIT).exists():
+        return None
+    made = json.loads((folder / _FIT).read_text())
+    served = served_base(bench, recipe)
+    own = made["digest"]
+    if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
+        own = adapter_digest(folder / "adapter", served.weights_digest)
+    return Weights(made["kind"], own, folder, made["training"], served)
+
+
+def refuse_damaged(weights: Weights) -> None:
+    """Refuse trained weights whose files are no longer those that were made; others have none to check.
+
+    Raises:
+        CandidateFailed: they are not.
+    """
+    contents = {"adapter": adapter_digest, "model": model_digest}
+    if weights.folder is None or weights.kind not in contents:
+        return
+    try:
+        made = json.loads((weights.folder / _FIT).read_text())
+        whole = contents[weights.kind](weights.folder / weights.kind, made["trained_on"]) == made["digest"]
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        knob = "delete that folder, and compare makes them again"
+        raise CandidateFailed(f"the weights in {weights.folder} are damaged", knob)
+
+
+def fit(
+    bench: Bench,
+    source: Recipe,
+    seed: int,
+    folder: Path,
+    init: Weights | None,
+    replayed: Sequence[Example] = (),
+) -> None:
+    """Make weights in a folder of another name, which gets its own when they are complete.
+
+    `replayed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
+    call goes on from its checkpoints; they are deleted when the weights are complete.
+
+    Raises:
+        CandidateFailed: they cannot be made; a training that diverged is remembered.
+    """
+    if init:
+        refuse_damaged(init)
+    part = folder.with_name(folder.name + ".part")
+    try:
+        if not (part / _FIT).exists():  # it is written when all else is there
+            _remove_all_but_checkpoints(part)
+            with clear_errors(bench.store, str(part), AGAIN):
+                record = _fitted(bench, source, seed, part, init, replayed)
+            record["training"] |= {"fit_key": folder.name}
+            write_whole(bench.store, part / _FIT, json.dumps(record))
+    except Diverged as error:
+        remove_folder(part)
+        write_whole(bench.store, folder / _DIVERGED, json.dumps([error.reason, error.knob]))
+        raise
+    except Exception:
+        _remove_all_but_checkpoints(part)
+        if not any((part / CHECKPOINTS).glob("*")):
+            remove_folder(part)
+        raise
+    remove_folder(part / CHECKPOINTS)
+    part.rename(folder)
+
+
+def _fitted(
+    bench: Bench,
+    source: Recipe,
+    seed: int,
+    part: Path,
+    init: Weights | None,
+    replayed: Sequence[Example],
+) -> dict[str, Any]:
+    """Run the method of a recipe; return what there is to know of the weights it made."""
+    method = plugins.load("methods", source.method)
+    base = trained_base(bench, source)
+    step, items = step_of(bench, source, seed), bench.target.items
+    expected_s = bench.seconds(fit_work(bench, source, seed), base)
+    with bench.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
+        context = FitContext(
+            base,
+            bench.machine,
+            part,
+            (*map(step, items.train), *replayed),
+            tuple(map(step, items.validation)),
+            bench.target.task.chat_template,
+            seed,
+            bench.experiment.report_to,
+            advance,
+            tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
+            init.folder / init.kind if init and init.folder else None,
+            Path(source.path) if source.path else None,
+        )
+        made = method.fit(context, method.Params(**source.params))
+    training = made.training | ({"n_replayed": len(replayed)} if replayed else {})
+    return {
+        "kind": made.kind,
+        "digest": made.digest,
+        "trained_on": base.weights_digest,
+        "training": training,
+    }
+
+
+def _remove_all_but_checkpoints(part: Path) -> None:
+    """Make the folder of unfinished weights, in which a training that was killed left its checkpoints."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != CHECKPOINTS:
+            shutil.rmtree(path)
+
+
+def fit_work(bench: Bench, source: Recipe, seed: int) -> costs.Work:
+    """Estimate the tokens one fit trains on; methods without epochs train no language model."""
+    method = plugins.load("methods", source.method)
+    epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
+    if not epochs:
+        return costs.Work()
+    items, step = bench.target.items, step_of(bench, source, seed)
+    if "pairs" in getattr(method, "NEEDS", ()):
+        return costs.preference(list(map(step, items.pairs)), epochs)
+    once = costs.training(list(map(step, items.train)), epochs)
+    if source.replay is None:
+        return once
+    mixed = costs.Work(trained=round(source.replay.share * once.trained))
+    return once + mixed + (costs.Work() if source.replay.data else answering_work(bench, source.replay))
+
+
+def step_of(bench: Bench, recipe: Recipe, seed: int) -> Step:
+    """Return what turns an example of the target into what this recipe asks."""
+    task, items = bench.target.task, bench.target.items
+    context = PromptingContext(task, items.train, items.documents, seed, bench.dry_run)
+    prompted = compose(recipe.prompting, context)
+    system = recipe.system if recipe.system is not None else task.system
+    return lambda example: addressed(prompted(example), system, recipe.template)
+
+
+def prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
+    """Digest what is put around a question; and what shots and passages are drawn from."""
+    promptings = [(name, *_prompting(name, params)) for name, params in recipe.prompting.items()]
+    drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
+    return digest(
+        [
+            promptings,
+            versions_of("prompting"),
+            recipe.system,
+            recipe.template,
+            drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
+        ]
+    )
+
+
+def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
+    """Return a prompting's code version and parameters, in which a model stands as its content."""
+    plugin = plugins.load("prompting", name)
+    built = plugin.Params(**params)
+    plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
+    if "model" in plain:
+        plain["model"] = plugin.drawn_from(built) or plain["model"]
+    return plugins.version("prompting", name), plain

@@ -1,0 +1,152 @@
+"""The control arm: blocks of a base's stored rows, asked again whenever a candidate is asked.
+
+Invariant: it is measured before the first candidate of a call answers anything, once a base, and
+never where everything is reused; the stored rows stay as they are.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice, zip_longest
+from math import isclose
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import provenance, store
+from harness.evaluation import Job
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.row_sets import RowSet, suite_sets, work_of
+from harness.evaluation.session import Bench
+from harness.metrics import flipped
+from harness.models.hub import ModelSource
+from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
+
+_ROUNDING = 1e-4  # relative: sums in another order, not another answer
+
+Rows = Sequence[SampleResult]
+
+
+class _Block(NamedTuple):
+    """One block that can be asked again: its set, its place, and what is stored of it."""
+
+    rows: RowSet
+    place: int
+    stored: Rows
+
+
+def origin(bench: Bench, control: str = "") -> Origin:
+    """Say where rows that are computed now come from."""
+    environment = provenance.measuring_environment(bench.machine.name)
+    return Origin(store.keep_environment(bench.store, environment), control)
+
+
+def beside(bench: Bench, source: ModelSource) -> str:
+    """Measure the control arm of a base, unless this call has; returns the measurement's id.
+
+    Empty where the policy asks for no block, or nothing of the base is stored.
+    """
+    known = bench.controls
+    if source.weights_digest not in known:
+        known[source.weights_digest] = measure(bench, source, bench.experiment.gate.control_blocks)
+    return known[source.weights_digest]
+
+
+def measure(bench: Bench, source: ModelSource, n_blocks: int) -> str:
+    """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
+    earlier = sum(one.base_digest == source.weights_digest for one in store.controls(bench.store))
+    chosen = list(_chosen(bench, source, n_blocks, earlier))
+    if not chosen:
+        return ""
+    jobs = {block.rows.name: block.rows.job() for block in chosen}
+    label, found = "control arm: the base again", []
+    expected = sum(bench.seconds(work_of(jobs[b.rows.name])) / jobs[b.rows.name].n_blocks for b in chosen)
+    candidate = bench.host(source).base
+    with bench.progress.stage(label, expected) as advance:
+        for at, block in enumerate(chosen):
+            job = jobs[block.rows.name]
+            anew = block.rows.measured.evaluate(candidate, job, block.place)
+            found.append((_compared(bench, job, block, anew), anew))
+            advance(at + 1, len(chosen))
+    now = datetime.now(UTC)
+    control = Control(
+        id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        created=now.isoformat(),
+        base_digest=source.weights_digest,
+        precision=bench.machine.precision,
+        environment=origin(bench).environment,
+        blocks=tuple(block for block, _ in found),
+    )
+    store.save_control(bench.store, control, found)
+    return control.id
+
+
+def _chosen(bench: Bench, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
+    """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
+    sets = suite_sets(bench, base_weights(bench, source))
+    there = [s for s in sets if n and store.has_rows(bench.store, s.identity, s.ids)]
+    order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
+    kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
+    for rows in (there[i] for i in order):
+        blocks = [(rows, index) for index in range(rows.n_blocks)]
+        kinds[rows.measured.task.kind == "generate"].append(blocks)
+    of_kind = [_from(_in_turn(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
+    return islice(_stored(bench, _in_turn(of_kind)), n)
+
+
+def _in_turn(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
+    return [one for turn in zip_longest(*queues) for one in turn if one]
+
+
+def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int]]:
+    at = start % len(turns) if turns else 0
+    return [*turns[at:], *turns[:at]]
+
+
+def _stored(bench: Bench, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
+    """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
+    for rows, index in turns:
+        held = store.read_rows(bench.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
+        if len(held) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
+            yield _Block(rows, index, held)
+
+
+def _compared(bench: Bench, job: Job, block: _Block, anew: Rows) -> ControlBlock:
+    came_from = store.origins(bench.store, block.rows.identity.digest).get(block.place, Origin())
+    pairs = list(zip(block.stored, anew, strict=True))
+    return ControlBlock(
+        task=job.task.name,
+        rows=block.rows.identity.digest,
+        index=block.place,
+        n=len(anew),
+        environment=came_from.environment,
+        reworded=_named(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
+        differing=_named(new for old, new in pairs if differs(old, new)),
+        flipped=_named(new for old, new in pairs if flipped(old, new, block.rows.measured.primary)),
+    )
+
+
+def _named(rows: Iterator[SampleResult]) -> tuple[str, ...]:
+    return tuple(f"{row.task}/{row.example_id}" for row in rows)
+
+
+def differs(old: SampleResult, new: SampleResult) -> bool:
+    """Tell whether an item was asked, answered or scored otherwise, but for the rounding of sums."""
+    if (old.prompt_digest, old.text, old.status) != (new.prompt_digest, new.text, new.status):
+        return True
+    names = old.parts.keys() | new.parts.keys()
+    scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
+    likelihoods = [(_single(old.gold_logprob), _single(new.gold_logprob))]
+    return any(_moved(a, b) for a, b in [*scores, *likelihoods])
+
+
+def _single(x: float | None) -> tuple[float, ...] | None:
+    return None if x is None else (x,)
+
+
+def _moved(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+    if a is None or b is None:
+        return a is not b
+    return len(a) != len(b) or any(
+        not isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=True)
+    )

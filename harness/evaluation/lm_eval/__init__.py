@@ -1,0 +1,332 @@
+"""lm-eval's catalogue: any of its tasks by name, driven by our candidates and stored as our rows.
+
+Invariant: prompts, filters and scores of an item are lm-eval's own; which items are asked, in which
+blocks, and what their digests are is ours. Only this package imports lm_eval.
+
+Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.data import TaskItems
+from harness.errors import Problem, UserError
+from harness.evaluation import Job
+from harness.evaluation.lm_eval import metadata, registry, tasks
+from harness.evaluation.lm_eval import metrics as scores
+from harness.evaluation.lm_eval.metadata import Description
+from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
+from harness.evaluation.lm_eval.registry import datasets_folder, names
+from harness.evaluation.lm_eval.requests import Answer, Unfit, answer
+from harness.evaluation.lm_eval.samples import logged
+from harness.metrics import Metric
+from harness.metrics._refusals import is_refusal
+from harness.models.hf import Candidate
+from harness.records import BLOCK, Example, SampleResult, Status, digest
+from harness.spec import Role, Task
+
+__all__ = ["Found", "datasets_folder", "load", "names"]
+
+Evaluate = Callable[[Candidate, Job, int], list[SampleResult]]
+Samples = Callable[[Sequence[SampleResult]], Iterator[dict[str, Any]]]
+_INVALID = "[invalid]"  # what lm-eval's regex filters give where nothing matches
+
+
+class Found(NamedTuple):
+    """A task of lm-eval as the rest of the harness knows tasks.
+
+    `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
+    the order in which they are asked, `version` digests all of them whatever the limit. `texts` are
+    the documents' texts, for the leak check. `left_out` names metrics that have no interval here.
+    `samples` turns rows into what lm-eval logs of them; it reads the documents again.
+    """
+
+    task: Task
+    items: TaskItems
+    version: str
+    metrics: dict[str, Metric]
+    texts: tuple[Example, ...]
+    left_out: tuple[str, ...]
+    num_fewshot: int
+    evaluate: Evaluate
+    samples: Samples
+
+
+def load(asked: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, Found]:
+    """Find tasks of lm-eval, by our name; `gated` asks for one primary score of each.
+
+    Raises:
+        UserError: with the problems of all tasks at once.
+    """
+    problems: list[Problem] = []
+    found: dict[str, Found] = {}
+    for task in asked:
+        try:
+            found[task.name] = _find(task, datasets_dir, gated)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
+    where = f"task {task.name}"
+    members = registry.members(task.lm_eval, where)
+    asker = _Asker(task, members, datasets_dir, where)
+    described = metadata.description(
+        members, asker.num_fewshot, datasets_dir, task.limit, lambda i: asker.task(i), where
+    )
+    known = described.scores
+    if not known:
+        found = f"no score that adds up over items ({'; '.join(described.left_out)})"
+        raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
+    primary = scores.primary(known, task.primary, where) if gated or task.primary else known[0].name
+    asker.know(described, known, primary)
+    items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
+    filled = {
+        "metrics": tuple(s.name for s in known),
+        "primary": primary,
+        "kind": described.kind,
+        "chat_template": False,
+        "max_new_tokens": described.max_new_tokens,
+        "num_fewshot": described.num_fewshot,
+    }
+    return Found(
+        task.model_copy(update=filled),
+        TaskItems((), (), items, (), (), ()),
+        described.version,
+        {s.name: metric_of(s) for s in known},
+        tuple(
+            _said(f"{e.id}/{i}", text)
+            for e, d in zip(items, described.documents, strict=True)
+            for i, text in enumerate(d.texts)
+        ),
+        described.left_out,
+        described.num_fewshot,
+        asker.block,
+        asker.samples,
+    )
+
+
+def _example(document: metadata.Document, of: Sequence[str]) -> Example:
+    name = f"{document.position}-{document.doc_hash}"
+    slice_ = of[document.member] if of else ""
+    text = "\n".join(document.texts)
+    return replace(_said(f"{slice_}/{name}" if slice_ else name, text), slice=slice_)
+
+
+def _said(name: str, text: str) -> Example:
+    return Example(name, ({"role": "user", "content": text},))
+
+
+class _Asker:
+    """Asks one task's documents; lm-eval's objects are loaded when a block needs them, and once."""
+
+    def __init__(
+        self, task: Task, members: Sequence[registry.Member], datasets_dir: Path | None, where: str
+    ) -> None:
+        self._spec, self._members, self._datasets_dir, self._where = task, members, datasets_dir, where
+        self.num_fewshot = task.num_fewshot if "num_fewshot" in task.model_fields_set else None
+        self._tasks: dict[int, Any] = {}
+        self._requests: dict[tuple[int, int], list[Any]] = {}
+
+    def task(self, member: int) -> Any:
+        """Load one task of lm-eval, or return it."""
+        if member not in self._tasks:
+            if not self._tasks:
+                tasks.refuse_lacking(self._members, self._datasets_dir, self._where)
+            self._tasks[member] = tasks.load(
+                self._members[member],
+                self.num_fewshot,
+                self._datasets_dir,
+                trusted=self._spec.trust_remote_code,
+                where=self._where,
+            )
+        return self._tasks[member]
+
+    def know(self, described: Description, known: Sequence[Score], primary: str) -> None:
+        """Take in what was found out about the task."""
+        self._described, self._scores = described, known
+        self._primary = next(s for s in known if s.name == primary)
+
+    def block(self, candidate: Candidate, job: Job, index: int) -> list[SampleResult]:
+        """Ask one block of documents, and score the answers as lm-eval does."""
+        examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
+        places = [self._described.place(e.id) for e in examples]
+        self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
+        start = time.perf_counter()
+        by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
+        for part in self._asked_together(places):
+            given = iter(answer(candidate, [i for place in part for i in self._requests[place]]))
+            by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
+        share = (time.perf_counter() - start) / max(len(examples), 1)
+        values = self._values(by_place)
+        return [
+            self._row(job, index * BLOCK + i, e, by_place[p], values.get(p), share)
+            for i, (e, p) in enumerate(zip(examples, places, strict=True))
+        ]
+
+    def _asked_together(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """Part a group's items by their task where shots are scored: each task's are then read once."""
+        if not self._described.num_fewshot or self._described.kind == "generate":
+            return [list(places)]
+        members = dict.fromkeys(member for member, _ in places)
+        return [[place for place in places if place[0] == member] for member in members]
+
+    def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
+        """Yield rows as lm-eval logs them; a group's samples keep their task's name in `slice`."""
+        places = [self._described.place(row.example_id) for row in rows]
+        self._build(places)
+        for row, place in zip(rows, places, strict=True):
+            instances = self._requests[place]
+            target = self.task(place[0]).doc_to_target(instances[0].doc)
+            yield from logged(row, place[1], target, instances, self._scores)
+
+    def _build(self, places: Iterable[tuple[int, int]]) -> None:
+        """Build the requests of documents that have none yet."""
+        wanted: dict[int, list[int]] = defaultdict(list)
+        for member, document in places:
+            if (member, document) not in self._requests:
+                wanted[member].append(document)
+        for member, documents in wanted.items():
+            built = tasks.requests(self.task(member), documents, self._described.hashes[member])
+            self._requests.update({(member, document): built[document] for document in documents})
+
+    def _values(
+        self, answered: Mapping[tuple[int, int], Sequence[Answer | Unfit]]
+    ) -> dict[Any, dict[str, Any]]:
+        """Let lm-eval filter and score the answers: each document's values by filter and metric."""
+        kept = {p: [x for x in a if isinstance(x, Answer)] for p, a in answered.items()}
+        whole = {p: a for p, a in kept.items() if len(a) == len(answered[p])}
+        out: dict[Any, dict[str, Any]] = {}
+        for member in dict.fromkeys(member for member, _ in whole):
+            task, places = self.task(member), [p for p in whole if p[0] == member]
+            instances = [i for place in places for i in self._requests[place]]
+            for instance, given in zip(instances, (a for p in places for a in whole[p]), strict=True):
+                instance.resps = [given.response] * (instance.repeats or 1)
+            task._instances = instances  # noqa: SLF001 (lm-eval has no other way to filter a part)
+            task.apply_filters()
+            out.update({place: self._scored(task, self._requests[place]) for place in places})
+        return out
+
+    def _scored(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
+        """Score one document under every filter; `filtered` keeps what the primary score's filter gave."""
+        document, by_filter = instances[0].doc, {}
+        for name in dict.fromkeys(s.filter for s in self._scores):
+            filtered = [i.filtered_resps[name] for i in instances]
+            by_filter[name] = task.process_results(document, filtered)
+        values = {s.name: by_filter[s.filter].get(s.metric) for s in self._scores}
+        gold = _gold(task, document) if task.OUTPUT_TYPE == "multiple_choice" else None
+        filtered = instances[0].filtered_resps[self._primary.filter]
+        return {"values": values, "gold": gold, "filtered": filtered, "target": task.doc_to_target(document)}
+
+    def _row(
+        self,
+        job: Job,
+        position: int,
+        example: Example,
+        answers: Sequence[Answer | Unfit],
+        scored: Mapping[str, Any] | None,
+        share: float,
+    ) -> SampleResult:
+        first = self._requests[self._described.place(example.id)][0]
+        row = SampleResult(
+            task=job.task.name,
+            split=job.split,
+            example_id=example.id,
+            position=position,
+            status="error",
+            text="",
+            prompt=str(first.args[0]),
+            references=(),
+            parts={s.name: None for s in self._scores},
+            cluster=example.cluster,
+            slice=example.slice,
+            compute_s=share,
+        )
+        unfit = next((a for a in answers if isinstance(a, Unfit)), None)
+        if unfit or scored is None:
+            n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
+            return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
+        given = [a for a in answers if isinstance(a, Answer)]
+        parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self._scores}
+        target = scored["target"]
+        row = replace(
+            row,
+            parts=parts,
+            references=tuple(map(str, target)) if isinstance(target, list) else (str(target),),
+            prompt_digest=digest([a.encoded.context for a in given]),
+            boundary_merged=any(a.encoded.merged for a in given),
+            n_prompt_tokens=len(given[0].encoded.context),
+        )
+        return _generated(row, given[0], scored, job.role) if given[0].output else _ranked(row, given, scored)
+
+
+def _generated(row: SampleResult, given: Answer, scored: Mapping[str, Any], role: Role) -> SampleResult:
+    """Fill in a generated answer; the scores are lm-eval's whatever the status."""
+    output = given.output
+    assert output is not None
+    status: Status = "ok"
+    if output.finish_reason == "length":
+        status = "truncated"
+    elif not output.text.strip() or scored["filtered"] == _INVALID:
+        status = "unparsable"
+    elif role != "safety" and is_refusal(output.text):
+        status = "refused"
+    return replace(
+        row,
+        status=status,
+        text=output.text,
+        n_output_tokens=output.n_output_tokens,
+        output_digest=digest(output.text),
+        finish_reason=output.finish_reason,
+    )
+
+
+def _ranked(row: SampleResult, given: Sequence[Answer], scored: Mapping[str, Any]) -> SampleResult:
+    """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
+    gold = scored["gold"]
+    row = replace(
+        row,
+        status="ok",
+        finish_reason="ranked",
+        n_output_tokens=sum(len(a.encoded.continuation) for a in given),
+    )
+    if gold is None:
+        logprob = given[0].response if isinstance(given[0].response, float) else given[0].response[0]
+        return replace(row, gold_logprob=float(logprob), output_digest=digest(""))
+    logprobs = [float(a.response[0]) for a in given[: len(gold.choices)]]
+    text = gold.choices[int(np.argmax(logprobs))]
+    row = replace(row, text=text, output_digest=digest(text))
+    if gold.place is None:
+        return row
+    others = [x for i, x in enumerate(logprobs) if i != gold.place]
+    return replace(
+        row,
+        references=(gold.choices[gold.place],),
+        gold_logprob=logprobs[gold.place],
+        gold_bytes=len(gold.choices[gold.place].encode()),
+        margin=logprobs[gold.place] - max(others) if others else None,
+    )
+
+
+class _Gold(NamedTuple):
+    """The choices of a document, and which of them is right where there is just one."""
+
+    choices: list[str]
+    place: int | None
+
+
+def _gold(task: Any, document: Any) -> _Gold:
+    choices = [str(c) for c in task.doc_to_choice(document)]
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    if isinstance(gold, str) and gold in choices:
+        gold = choices.index(gold)
+    return _Gold(choices, gold if isinstance(gold, int) and 0 <= gold < len(choices) else None)

@@ -1,0 +1,120 @@
+"""The harness's engine as a model of lm-eval, for lm-eval's own evaluator and command line.
+
+Invariant: a request gets the answer that `harness eval` gives it. Only a prompt that does not fit, an
+error there, loses its beginning here, as in lm-eval's own models.
+
+Source: lm_eval/api/model.py (LM), version 0.4.13.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, get_args
+
+import lm_eval.models  # noqa: F401 (lm-eval registers its own models only while there is no other)
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.evaluation.lm_eval.requests import Unfit, answer, is_sampled
+from harness.models.hardware import probe
+from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hub import resolve
+from harness.records import Message
+from harness.spec import Precision
+
+# lm-eval's command line says cuda:0 where nobody says anything.
+_DEVICES = {"auto": "auto", "cuda:0": "auto", "cuda": "cuda", "cpu": "cpu"}
+
+
+@register_model("harness")
+class HarnessLM(LM):  # type: ignore[misc]
+    """A language model, answered by the harness: `--model harness --model_args pretrained=…,precision=fp32`.
+
+    `pretrained` is a name, a folder, or a candidate that is open already, which keeps its own precision
+    and device. Batches are filled by the engine, so lm-eval's batch sizes change nothing.
+
+    Raises:
+        UserError: no such model, precision or device.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | HFCandidate = "smollm2-135m",
+        precision: str = "auto",
+        device: str = "auto",
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.candidate = _opened(pretrained, precision, device) if isinstance(pretrained, str) else pretrained
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Score each continuation after its context, in nats; True where it is the greedy one."""
+        return self._answered(requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Score each whole text in nats, in windows as long as the context."""
+        return self._answered(requests)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Answer each prompt greedily, up to a stop string or the limit of tokens.
+
+        Raises:
+            UserError: a task asks for sampled answers.
+        """
+        if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
+            found = f"task {sampled.task_name}, whose answers are sampled"
+            raise UserError(Problem("harness", found, "greedy answers: a second run has to give the same"))
+        return self._answered(requests)
+
+    def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Write messages by the tokenizer's template; a last turn that is prefilled stays open."""
+        return str(
+            self.candidate.tokenizer.apply_chat_template(
+                list(chat_history),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name under which lm-eval keeps requests that were made with this template."""
+        return str(self.candidate.tokenizer.name_or_path).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return the tokenizer's template where one is to be used."""
+        return str(self.candidate.tokenizer.get_chat_template()) if chat_template else None
+
+    def _answered(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer task by task, because the items of one begin alike.
+
+        Raises:
+            CandidateFailed: a continuation has no token of its own, or alone fills the context.
+        """
+        out = []
+        for task, of_one in groupby(requests, lambda request: request.task_name):
+            for found in answer(self.candidate, list(of_one), cut=True):
+                if isinstance(found, Unfit):
+                    raise CandidateFailed(f"task {task}: {found.reason}", "leave the task out")
+                out.append(found.response)
+        return out
+
+
+def _opened(name: str, precision: str, device: str) -> HFCandidate:
+    given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
+    problems = [
+        Problem(key, repr(value), ", ".join(known))
+        for key, (value, known) in given.items()
+        if value not in known
+    ]
+    if problems:
+        raise UserError(problems)
+    return ModelHost(resolve(name), probe(_DEVICES[device], precision)).base
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -1,0 +1,147 @@
+"""Which tasks lm-eval knows, which files define them, and where their data lies.
+
+Invariant: lm-eval's own scan of its 14,000 task files, some five seconds, is made once for each
+installed version and kept in the cache; everything else here reads that file.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cache import cache_dir, remember
+from harness.errors import Problem, UserError, did_you_mean
+from harness.progress import quiet_environment
+from harness.records import digest
+
+_INSTALL = "pip install 'harness-evals[lm-eval]'"
+_GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "tag", "metadata", "include"}
+
+
+class Member(NamedTuple):
+    """One task of lm-eval: its name, the file that defines it, its data, and what a group changes."""
+
+    name: str
+    path: str
+    dataset_path: str
+    dataset_name: str | None
+    overrides: dict[str, Any]
+
+
+def version() -> str:
+    """Return the version of lm-eval that is installed.
+
+    Raises:
+        UserError: none is.
+    """
+    try:
+        return metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        problem = Problem("lm-eval's tasks", "no package lm-eval", "the package that defines them", _INSTALL)
+        raise UserError(problem) from None
+
+
+def names() -> dict[str, str]:
+    """Map every name that lm-eval knows to what it is: task, group or tag."""
+    return {name: entry["kind"] for name, entry in _entries().items()}
+
+
+def members(name: str, where: str) -> list[Member]:
+    """List the tasks that a name stands for: itself, or all tasks of a group or tag.
+
+    Raises:
+        UserError: lm-eval knows no such name, or it is a group that defines tasks of its own.
+    """
+    if name not in _entries():
+        found = f"unknown lm-eval task {name!r}"
+        hint = _nearest(name) + "; `harness ls lm-eval` lists them all"
+        raise UserError(Problem(where, found, "the name of a task, group or tag of lm-eval", hint))
+    return list({member.name: member for member in _walk(name, {}, where)}.values())
+
+
+def local_copy(member: Member, datasets_dir: Path | None) -> Path | None:
+    """Return the folder <datasets_dir>/<org>/<name> of a task's data, where there is one."""
+    folder = datasets_dir / member.dataset_path if datasets_dir and member.dataset_path else None
+    return folder.resolve() if folder and folder.is_dir() else None
+
+
+@cache
+def data_state(folder: Path) -> str:
+    """Digest the names, sizes and times of the files of a local copy."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return digest(sorted([str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files))
+
+
+def _nearest(name: str) -> str:
+    hint = did_you_mean(name, _entries())
+    return hint if hint.startswith("did you mean") else "check the spelling"
+
+
+def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Member]:
+    entry = _entries()[name]
+    if entry["kind"] == "task":
+        data = {**entry, **overrides}
+        yield Member(name, entry["path"], data["dataset_path"], data["dataset_name"], dict(overrides))
+        return
+    for child in entry["members"]:
+        own = {} if isinstance(child, str) else {k: v for k, v in child.items() if k not in ("task", "group")}
+        below = child if isinstance(child, str) else child.get("task", child.get("group"))
+        if not isinstance(below, str) or below not in _entries():
+            found = f"{name}, a group that defines {below!r} inside itself"
+            raise UserError(Problem(where, found, "a group of tasks that have names", "name single tasks"))
+        changes = {**entry["overrides"], **overrides, **own}
+        if "/lm_eval/tasks/" in json.dumps(changes):  # how the scan shows a function
+            found = f"{name}, a group that changes functions of its tasks"
+            raise UserError(Problem(where, found, "a group that changes values only", "name single tasks"))
+        yield from _walk(below, changes, where)
+
+
+@cache
+def _entries() -> dict[str, dict[str, Any]]:
+    spec = util.find_spec("lm_eval")
+    root = str(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else ""
+    memory = cache_dir() / "lm_eval" / f"index-{digest([version(), root, sorted(_GROUP_KEYS)])}.json"
+    if not memory.exists():
+        remember(memory, json.dumps(_scan()))
+    entries: dict[str, dict[str, Any]] = json.loads(memory.read_text())
+    return entries
+
+
+def _scan() -> dict[str, dict[str, Any]]:
+    quiet_environment()
+    from lm_eval.tasks import TaskManager
+
+    found = TaskManager().task_index
+    return {name: _entry(entry) for name, entry in found.items()}
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    config = entry.cfg or {}
+    kind = entry.kind.name.lower().replace("py_task", "task")
+    if kind == "task":
+        dataset = {key: config.get(key) for key in ("dataset_path", "dataset_name")}
+        return {"kind": kind, "path": str(entry.yaml_path), **dataset}
+    children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
+    listed = children if isinstance(children, list) else [children]
+    overrides = {} if kind == "tag" else {k: v for k, v in config.items() if k not in _GROUP_KEYS}
+    return {"kind": kind, "members": listed, "overrides": overrides}
+
+
+def datasets_folder(written: str | None) -> Path | None:
+    """Return the folder of local copies: `HARNESS_DATASETS_DIR`, else what harness.yaml says.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    asked = os.environ.get("HARNESS_DATASETS_DIR") or written
+    if not asked:
+        return None
+    folder = Path(asked).expanduser().absolute()
+    if not folder.is_dir():
+        where = "HARNESS_DATASETS_DIR" if os.environ.get("HARNESS_DATASETS_DIR") else "datasets_dir"
+        expected = "a folder with a data set in each <org>/<name>, laid out as on the hub"
+        raise UserError(Problem(where, f"no folder {folder}", expected, "correct the path, or leave it out"))
+    return folder

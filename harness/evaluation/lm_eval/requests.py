@@ -1,0 +1,157 @@
+"""Answer lm-eval's requests with a Candidate, from the token ids on as lm-eval's own model does.
+
+Invariant: a pair of texts becomes the same token ids as in lm-eval: spaces at the end of the context
+move to the continuation, both are tokenised together, and an empty context is the beginning- or
+end-of-sequence token. A prompt that does not fit the context is an error, or cut where that is asked for.
+
+Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from harness.models.hf import Candidate
+from harness.records import Encoded, Likelihood, Limits, Output
+
+_MAX_NEW_TOKENS = 256
+_TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+class Answer(NamedTuple):
+    """What goes into an instance's `resps`, its token ids, and the generated output where there is one."""
+
+    response: Any
+    encoded: Encoded
+    output: Output | None = None
+
+
+class Unfit(NamedTuple):
+    """Why an instance could not be asked."""
+
+    reason: str
+    n_tokens: int
+
+
+def answer(candidate: Candidate, instances: Sequence[Any], *, cut: bool = False) -> list[Answer | Unfit]:
+    """Answer requests of any of lm-eval's types, in order; `cut` drops the beginning of what does not fit."""
+    found: dict[int, Answer | Unfit] = {}
+    for kind, route in _ROUTES.items():
+        chosen = {i: x.args for i, x in enumerate(instances) if x.request_type == kind}
+        found.update(route(candidate, chosen, cut) if chosen else {})
+    return [found[i] for i in range(len(instances))]
+
+
+def encode_pair(candidate: Candidate, context: str, continuation: str) -> Encoded:
+    """Turn a context and what follows it into token ids, as lm-eval does for causal models."""
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    if not kept:
+        ids = candidate.encode((), continuation, chat_template=False)
+        twice = ids.continuation[:1] == ids.context and len(ids.continuation) > 1
+        return Encoded(ids.context, ids.continuation[1:]) if twice else ids
+    before = _ids(candidate, kept)
+    whole = _ids(candidate, kept + continuation)
+    return Encoded(before, whole[len(before) :], whole[: len(before)] != before)
+
+
+def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
+    """Cut a text into windows of at most `length` tokens, each token predicted once.
+
+    The first window follows the prefix token; each later one has as much of the text before it as fits,
+    one token at least.
+    """
+    for start in range(0, len(ids), length):
+        end = min(start + length, len(ids))
+        if start == 0:
+            yield Encoded((prefix,), tuple(ids[:end]))
+        else:
+            yield Encoded(tuple(ids[max(end - length - 1, 0) : start]), tuple(ids[start:end]))
+
+
+def _ids(candidate: Candidate, text: str) -> tuple[int, ...]:
+    return candidate.encode(({"role": "user", "content": text},), chat_template=False).context
+
+
+def _unfit(n_tokens: int, room: int) -> Unfit:
+    return Unfit(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
+
+
+def _scored(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
+    return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
+
+
+def _likelihoods(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
+    room = candidate.max_context
+    pairs = {i: encode_pair(candidate, *args[:2]) for i, args in asked.items()}
+    if cut:
+        pairs = {i: _without_beginning(p, room) for i, p in pairs.items()}
+    sizes = {i: _n_read(p) for i, p in pairs.items()}
+    out: dict[int, Answer | Unfit] = {i: _unfit(n, room) for i, n in sizes.items() if n > room}
+    out |= {
+        i: Unfit("a continuation without a token of its own", sizes[i]) for i, p in pairs.items() if not p[1]
+    }
+    fit = {i: p for i, p in pairs.items() if i not in out}
+    scores = _scored(candidate, list(fit.values()))
+    return out | {i: Answer(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
+
+
+def _n_read(pair: Encoded) -> int:
+    """Count the tokens that the model reads: all but the last, which is only predicted."""
+    return len(pair.context) + len(pair.continuation) - 1
+
+
+def _without_beginning(pair: Encoded, room: int) -> Encoded:
+    """Drop as much of the context as does not fit, but for one token."""
+    excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
+    return pair._replace(context=pair.context[excess:])
+
+
+def _rolling(candidate: Candidate, asked: Mapping[int, Any], _cut: bool) -> dict[int, Answer | Unfit]:
+    """Score whole texts, the windows of all of them at once."""
+    prefix = candidate.encode((), " ", chat_template=False).context[0]
+    cut = {
+        i: list(windows(_ids(candidate, text) if text else (), prefix, candidate.max_context))
+        for i, (text, *_) in asked.items()
+    }
+    scores = iter(_scored(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
+    out: dict[int, Answer | Unfit] = {}
+    for i, all_of_one in cut.items():
+        total = sum(next(scores).logprob for _ in all_of_one)
+        ids = tuple(token for w in all_of_one for token in w.continuation)
+        out[i] = Answer(total, Encoded((prefix,), ids))
+    return out
+
+
+def _generated(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
+    """Generate, those with the same limits together."""
+    prompts = {i: _ids(candidate, args[0]) for i, args in asked.items()}
+    limits = {i: limits_of(args[1]) for i, args in asked.items()}
+    out: dict[int, Answer | Unfit] = {}
+    for i, prompt in prompts.items():
+        room = candidate.max_context - limits[i].max_new_tokens
+        if cut and room > 0:
+            prompts[i] = prompt[-room:]
+        elif len(prompt) > room:
+            out[i] = _unfit(len(prompt), room)
+    for wanted in dict.fromkeys(limits.values()):
+        fit = [i for i, limit in limits.items() if limit == wanted and i not in out]
+        made = candidate.generate([prompts[i] for i in fit], wanted) if fit else []
+        out.update({i: Answer(o.text, Encoded(prompts[i]), o) for i, o in zip(fit, made, strict=True)})
+    return out
+
+
+def limits_of(settings: Mapping[str, Any]) -> Limits:
+    """Read where an answer ends from a task's `generation_kwargs`."""
+    until = settings.get("until") or ()
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    given = (settings[name] for name in _TOKEN_LIMITS if settings.get(name) is not None)
+    return Limits(int(next(given, _MAX_NEW_TOKENS)), tuple(s for s in stop if s))
+
+
+def is_sampled(settings: Mapping[str, Any]) -> bool:
+    """Tell from a task's `generation_kwargs` whether its answers are drawn; `do_sample` decides first."""
+    sampled = settings.get("do_sample")
+    return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
+
+
+_ROUTES = {"loglikelihood": _likelihoods, "loglikelihood_rolling": _rolling, "generate_until": _generated}

@@ -1,0 +1,294 @@
+"""lm-eval's own task objects: loaded from local copies or the hub, asked for the requests of some documents.
+
+Invariant: a document is named by its index in the evaluated split and the hash of its content; its
+few-shot examples are those that lm-eval draws for it in a run over the whole split.
+"""
+
+import inspect
+import json
+import logging
+import os
+import random
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.errors import HarnessError, Problem, UserError
+from harness.evaluation.lm_eval.registry import Member, local_copy
+from harness.evaluation.lm_eval.requests import is_sampled
+from harness.progress import quiet_libraries
+from harness.records import canonical_json
+
+# The seeds of lm-eval's simple_evaluate.
+_PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
+
+
+def refuse_lacking(members: Sequence[Member], datasets_dir: Path | None, where: str) -> None:
+    """Refuse a group of which local copies lack some tasks, all of them named at once.
+
+    Raises:
+        UserError: a folder of local copies is there, but not the configuration of every task.
+    """
+    folders = {folder for m in members if (folder := local_copy(m, datasets_dir))}
+    there = {folder: _config_names(folder) for folder in folders}
+    absent = [
+        m.name
+        for m in members
+        if (folder := local_copy(m, datasets_dir)) and m.dataset_name and m.dataset_name not in there[folder]
+    ]
+    if absent and len(absent) < len(members):
+        found = (
+            f"no data of {len(absent)} of its {len(members)} tasks in {', '.join(map(str, sorted(folders)))}"
+        )
+        found += f": {', '.join(absent)}"
+        here = ",".join(m.name for m in members if m.name not in absent)
+        raise UserError(
+            Problem(where, found, "the data of every task", f"add it, or name those there are: {here}")
+        )
+
+
+def load(
+    member: Member, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
+) -> Any:
+    """Load one task with its data, prepared as lm-eval prepares it before a run.
+
+    `num_fewshot` replaces the task's own number of shots, unless the task sets 0 (lm-eval's rule).
+
+    Raises:
+        UserError: its data, its packages or its files are not there, or it is of a kind that is not run here.
+    """
+    _refuse_without_nltk_data(member, where)
+    quiet_libraries()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.tasks import TaskManager
+
+    folder = local_copy(member, datasets_dir)
+    changes = {**member.overrides, **({"dataset_path": str(folder)} if folder else {}), "task": member.name}
+    with tempfile.TemporaryDirectory() as scratch, _seeded():
+        path = Path(scratch) / "task.yaml"
+        path.write_text(json.dumps({"include": member.path, **changes}))  # JSON is YAML
+        _refuse_remote_code(member, path, trusted, where)
+        try:
+            task = TaskManager(include_defaults=False).load(str(path))["tasks"][member.name]
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, LookupError) as error:
+            raise UserError(_not_loaded(member, folder, datasets_dir, error, where)) from error
+    _refuse_kind(task, member, where)
+    if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
+        task.set_config("num_fewshot", num_fewshot)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config("num_fewshot", 0)
+    return task
+
+
+def hashes(task: Any) -> list[str]:
+    """Return the hash of each document, in the order of the evaluated split (lm-eval's `doc_hash`)."""
+    return [_hash(doc) for doc in task.eval_docs]
+
+
+def texts(doc: Any) -> list[str]:
+    """List the texts of a document that could give it away: those of four words or more."""
+    if isinstance(doc, str):
+        return [doc] if len(doc.split()) >= 4 else []
+    inner = doc.values() if isinstance(doc, dict) else doc if isinstance(doc, list | tuple) else ()
+    return [text for value in inner for text in texts(value)]
+
+
+def definition(task: Any) -> str:
+    """Write down all that a task's prompts and scores depend on but its documents, without machine paths."""
+    config = task.dump_config()
+    for key in ("dataset_path", "metadata", "tag"):
+        config.pop(key, None)
+    shots = [_hash(doc) for doc in task.fewshot_docs() or ()] if task.get_config("num_fewshot") else []
+    return canonical_json(json.loads(json.dumps([config, shots], sort_keys=True, default=_source)))
+
+
+def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> dict[int, list[Any]]:
+    """Build lm-eval's requests for some documents; `expected` holds the hash of every document.
+
+    Raises:
+        HarnessError: the documents are not those that they were.
+    """
+    wanted = sorted(indices)
+    with _seeded(), _shots_of_a_whole_run(task, wanted):
+        task.build_all_requests(samples=wanted)
+    found: dict[int, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        found[wanted[instance.doc_id]].append(instance)  # `samples` renumbers the documents
+    for index, instances in found.items():
+        if _hash(instances[0].doc) != expected[index]:
+            raise HarnessError(
+                f"{task.task_name}: found another document {index} than when the task was read; expected the "
+                "same data during a run; next: run the same command again"
+            )
+        instances.sort(key=lambda i: i.idx)
+    return dict(found)
+
+
+class _Replay:
+    """Stands in for a task's sampler and gives out shots that were drawn before, in order."""
+
+    def __init__(self, drawn: Sequence[Any]) -> None:
+        self._drawn = iter(drawn)
+
+    def sample(self, *_: Any, **__: Any) -> Any:
+        """Return the next document's shots."""
+        return next(self._drawn)
+
+
+@contextmanager
+def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
+    """Give every document the shots that it would get in a run over the whole split."""
+    task.set_fewshot_seed(_SHOTS_SEED)
+    if not task.get_config("num_fewshot"):
+        yield
+        return
+    sampler = task.sampler
+    task.sampler = _Replay(_drawn_shots(task, set(wanted)))
+    try:
+        yield
+    finally:
+        task.sampler = sampler
+
+
+def _drawn_shots(task: Any, wanted: Collection[int]) -> list[Any]:
+    """Draw every document's shots in turn, as each draw moves the generator; keep the wanted ones."""
+    n, config = task.get_config("num_fewshot"), task.config
+    from_evaluated = task.fewshot_cfg.split == config.test_split
+    drawn = []
+    for index, doc in enumerate(task.eval_docs):
+        shots = task.sampler.sample(n=n, eval_doc=doc if from_evaluated else None)
+        if index in wanted:
+            drawn.append(shots)
+    return drawn
+
+
+def _hash(doc: Any) -> str:
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return str(hash_string(text))[:12]
+
+
+def _source(value: Any) -> str:
+    """Write a function as its source, so that no address and no path gets into a digest."""
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed what tasks may draw from, as lm-eval does, and put it back afterwards."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what lm-eval's tasks use)
+    random.seed(_PYTHON_SEED)
+    np.random.seed(_NUMPY_SEED)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
+def _config_names(folder: Path) -> list[str]:
+    quiet_libraries()
+    import datasets
+
+    return list(datasets.get_dataset_config_names(str(folder)))
+
+
+def _refuse_remote_code(member: Member, path: Path, trusted: bool, where: str) -> None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        wants = (load_yaml(path, resolve_func=False).get("dataset_kwargs") or {}).get("trust_remote_code")
+    except (OSError, ValueError, AttributeError):
+        return  # what is wrong with the file is said when it is loaded
+    if wants and not trusted:
+        found = f"{member.name}, whose data set brings code of its own to run"
+        expected = "data without code, or your word that this code may run"
+        raise UserError(Problem(where, found, expected, "write trust_remote_code: true at this task"))
+
+
+def _refuse_kind(task: Any, member: Member, where: str) -> None:
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(Problem(where, f"{member.name}, which shows images or sound", "a task of text alone"))
+    if getattr(task, "UNSAFE_CODE", False):
+        found = f"{member.name}, which runs the code that the model writes"
+        raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
+    settings = task.get_config("generation_kwargs") or {}
+    if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
+        found = f"{member.name}, whose answers are sampled ({_settings(settings)})"
+        raise UserError(
+            Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")
+        )
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
+
+
+def _refuse_without_nltk_data(member: Member, where: str) -> None:
+    """Refuse IFEval offline without the data that nltk would fetch: it would crash when it scores."""
+    if "ifeval" not in Path(member.path).parent.name.lower():
+        return
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        if _is_offline():
+            found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
+            expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
+            next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
+            raise UserError(Problem(where, found, expected, next_step)) from None
+
+
+def _is_offline() -> bool:
+    return any(
+        os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+
+
+def _not_loaded(
+    member: Member, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
+) -> Problem:
+    """Say why a task could not be loaded, from what the libraries raised."""
+    said = " ".join(str(error).split())
+    source = f"{member.dataset_path} ({folder})" if folder else member.dataset_path
+    if isinstance(error, ImportError):
+        return Problem(where, f"{member.name}: {said}", "the packages this task needs", "pip install them")
+    if "Dataset scripts are no longer supported" in said:
+        return Problem(where, f"{member.name}: {source} is a script", "a data set of plain files")
+    if isinstance(error, LookupError) and "punkt" in said:
+        return Problem(
+            where, f"{member.name} without nltk data", "punkt_tab", "python -m nltk.downloader punkt_tab"
+        )
+    if "BuilderConfig" in said:
+        there = re.sub(r".*Available: ", "", said)
+        found = f"{member.name}: {source} without the configuration {member.dataset_name!r}"
+        return Problem(where, found, "the configuration that the task names", f"there are {there[:200]}")
+    if isinstance(error, KeyError):
+        found = f"{member.name}: {source} without the split {error}"
+        return Problem(
+            where, found, "every split that the task names", "add the split's file to its README.md"
+        )
+    if isinstance(error, OSError) and not folder:
+        return _no_data(member, datasets_dir, error, where)
+    return Problem(
+        where, f"{member.name}: {type(error).__name__}: {said[:200]}", "a task that lm-eval can load"
+    )
+
+
+def _no_data(member: Member, datasets_dir: Path | None, error: Exception, where: str) -> Problem:
+    looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
+    found = f"{member.name}: {looked}the hub did not give {member.dataset_path} ({type(error).__name__})"
+    expected = "a data set that can be fetched or is cached, or a local copy"
+    folder = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
+    return Problem(where, found, expected, f"put it in {folder}, as {member.dataset_path}/")

@@ -1,0 +1,140 @@
+"""What all runs of one experiment share: data, machine, store, and one base at a time in memory.
+
+Invariant: at most one base is in memory; what lays tokens out is remembered under the version of its code.
+"""
+
+import gc
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from harness import provenance
+from harness.cache import cache_dir, remember
+from harness.data import SPLITS, Split, TaskItems, task_version
+from harness.evaluation import Job, costs, evaluate_block, hosting, in_order
+from harness.metrics import Metric, load_metrics
+from harness.models import vllm
+from harness.models.hardware import Machine
+from harness.models.hf import Candidate
+from harness.models.hub import ModelSource
+from harness.progress import Progress
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, SampleResult, digest
+from harness.spec import Experiment, Role, Task
+from harness.store import Store
+
+UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
+
+
+class Measured(NamedTuple):
+    """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
+
+    Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
+    items come in the order in which they were drawn.
+    """
+
+    task: Task
+    role: Role
+    suite: str
+    items: TaskItems
+    versions: Mapping[Split, str]
+    metrics: dict[str, Metric]
+    evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
+    weights: Mapping[str, float] | None = None
+
+    def size(self, split: Split) -> int:
+        """Count the items of a split that are asked."""
+        return 0 if self.task.lm_eval and split != "test" else len(getattr(self.items, split))
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that decides."""
+        return self.metrics[self.task.primary_metric]
+
+    def examples(self, split: Split) -> tuple[Example, ...]:
+        """Return a split's items in the order seeded by its version; lm-eval's and drawn ones have theirs."""
+        if self.task.lm_eval or self.weights is not None:
+            return self.items.test if split == "test" else ()
+        return in_order(getattr(self.items, split), self.versions[split])
+
+
+@dataclass
+class EngineSlot:
+    """The place of the one base in memory, which all copies of a bench share: `host`, or None."""
+
+    host: hosting.Host | None = None
+
+
+@dataclass
+class Bench:
+    """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
+
+    `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
+    `controls` maps digests of bases to the control arm that was measured while this bench was open.
+    Copies made by `replace` share the slot, so what one loads another lets go of. A bench for a `dry_run`
+    loads nothing.
+    """
+
+    experiment: Experiment
+    store: Store
+    source: ModelSource
+    machine: Machine
+    target: Measured
+    suites: tuple[Measured, ...]
+    progress: Progress
+    sources: Mapping[str, ModelSource] = field(default_factory=dict)
+    controls: dict[str, str] = field(default_factory=dict)
+    slot: EngineSlot = field(default_factory=EngineSlot)
+    dry_run: bool = False
+
+    def seconds(self, work: costs.Work, source: ModelSource | None = None) -> float:
+        """Estimate how long an amount of work takes here, on the experiment's base or another."""
+        return work.seconds((source or self.source).n_parameters, self.machine.gflops)
+
+    def host(self, source: ModelSource) -> hosting.Host:
+        """Load a base as it is served, unless it is the one in memory; that one then goes first."""
+        assert not self.dry_run, "a dry run loads no model"
+        if self.slot.host is None or self.slot.host.source != source:
+            self.unload()
+            # What is not a base as published has that one's layers, and so its scoring engine.
+            known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
+            with self.progress.stage("loading the base model"):
+                self.slot.host = hosting.load(self.experiment.engine, source, self.machine, known)
+        return self.slot.host
+
+    def unload(self) -> None:
+        """Let go of the base in memory, and of what a training left behind in cycles of references."""
+        self.slot.host = None
+        gc.collect()
+
+    def engine(self, source: ModelSource) -> tuple[str, str]:
+        """Engine and layout digest of a base's models here; remembered, so that none is loaded for it.
+
+        In a dry run, which loads none, they are `UNKNOWN` until another command has.
+        """
+        if self.experiment.engine == "vllm":
+            return vllm.identity(vllm.installed(), self.machine.device)
+        plain = self.sources[source.name]
+        known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
+        key = digest([*known, versions_of("layout")])
+        memory = cache_dir() / "engines" / f"{key}.json"
+        if self.dry_run and not memory.exists():
+            return UNKNOWN
+        if not memory.exists():
+            base = self.host(plain).base
+            remember(memory, json.dumps([base.engine, base.layout_digest]))
+        engine, layout = json.loads(memory.read_text())
+        return engine, layout
+
+    def unknown_bases(self) -> list[str]:
+        """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""
+        if not self.dry_run:
+            return []
+        return [name for name, source in self.sources.items() if self.engine(source) == UNKNOWN]
+
+
+def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
+    """Join a task with its items, their versions and its metrics."""
+    versions = {split: task_version(task, items, split) for split in SPLITS}
+    return Measured(task, role, suite, items, versions, load_metrics(task))

@@ -1,0 +1,311 @@
+"""From finished runs to a report: estimates, paired comparisons, verdicts and the decision.
+
+Invariant: reads rows from the store and computes nothing that needs a model.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from harness import comparison, gating, store
+from harness import decision as decide
+from harness.comparison import Comparison
+from harness.decision import CandidateFacts, LearningCurve
+from harness.errors import IncompatibleRuns
+from harness.evaluation.session import Bench
+from harness.experiment.attribution import steps_of
+from harness.experiment.candidate_result import facts_of
+from harness.experiment.control_rows import controls_of
+from harness.experiment.prepare import arms
+from harness.experiment.run_candidate import measured_arm
+from harness.experiment.stored_rows import Reader, Rows
+from harness.gating import Measurement, TargetFacts, TaskComparison
+from harness.records import Run, SampleResult
+from harness.report import ExperimentReport, Flip, Step, flips_of, origin
+from harness.spec import GatePolicy
+
+
+def report_of(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    *,
+    smoke: bool,
+    header: dict[str, object],
+    notes: Sequence[str],
+    curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
+) -> ExperimentReport:
+    """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
+    reader.prepare(digest for run in runs for digest in run.rows.values())
+    base = bases_of(bench, reader, runs)
+    measured = decide.budgeted((facts_of(bench, reader, run) for run in runs), bench.experiment.decide)
+    facts = _with_comparisons(bench, reader, runs, measured)
+    tasks = _all_comparisons(bench, reader, runs, base)
+    steps = _steps(bench, reader, runs, base, tasks)
+    judged = tuple(
+        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base[run.base_digest]))
+        if run.state == "done"
+        else f
+        for f, run in zip(facts, runs, strict=True)
+    )
+    primary, policy = bench.target.primary, bench.experiment.gate
+    curve = curve_of(judged)
+    closed_labels = any(e.choices for e in bench.target.items.test)
+    has_documents = bool(bench.target.items.documents)
+    decision = decide.decide(
+        judged,
+        bench.experiment.decide,
+        closed_labels=closed_labels,
+        has_documents=has_documents,
+        metric_name=primary.name,
+        curve=curve,
+    )
+    return ExperimentReport(
+        experiment=bench.experiment.name,
+        base_model=bench.experiment.base_model,
+        metric=primary.name,
+        facts=judged,
+        comparisons={f.label: _shown(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained},
+        decision=decision,
+        header=header,
+        smoke=smoke,
+        notes=(*notes, *_unanswered(bench, reader, runs), *_noteworthy(bench, reader, runs)),
+        not_admitted=_not_admitted(tasks.values(), policy),
+        steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
+        seeds=decide.over_seeds(judged),
+        ablations=_ablations(bench, reader, runs, judged),
+        curve=curve,
+        task=bench.target.task.name,
+        macro_margin=policy.macro if isinstance(policy.macro, float) else None,
+        undecided_fails=policy.on_inconclusive == "fail",
+        margins=_margins(tasks.values(), policy),
+        flips=_flips(bench, reader, runs, judged, tasks, base),
+        origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
+        policy=bench.experiment.decide,
+        closed_labels=closed_labels,
+        has_documents=has_documents,
+    )
+
+
+def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
+    """Map digests of the bases that runs are measured against to their rows of each suite's task.
+
+    Raises:
+        IncompatibleRuns: a base's general ability was not measured as it is written now.
+    """
+    done = [run for run in runs if run.state == "done"]
+    out: dict[str, dict[str, Rows]] = {}
+    for source in arms(bench, [bench.experiment.candidates[run.candidate] for run in done]):
+        rows = measured_arm(bench, source)
+        if rows is not None:
+            reader.prepare(rows.values())
+            sizes = {m.task.name: m.size("test") for m in bench.suites}
+            out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
+    if any(run.base_digest not in out for run in done):
+        raise IncompatibleRuns(
+            f"{bench.store.folder}: found no rows of the base's general ability as written now; "
+            "expected them beside the runs; next: harness compare"
+        )
+    return out
+
+
+def _steps(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    base: Mapping[str, Mapping[str, Rows]],
+    tasks: Mapping[str, Sequence[TaskComparison]],
+) -> dict[str, tuple[Step, ...]]:
+    """Split the changes of fine-tunes that went over a quantised base or another run."""
+    done = [run for run in runs if run.run_id in tasks and f"{bench.target.task.name}/test" in run.rows]
+    rows: dict[str, Mapping[str, Rows]] = dict(base)
+    for run in done:
+        measured = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+        rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
+    tuned = (run for run in done if run.method not in ("base", "classifier"))
+    return {run.run_id: steps_of(bench, run, done, rows, tasks[run.run_id]) for run in tuned}
+
+
+def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
+    """Count the test rows that could not be asked or scored, with the first one's reason."""
+    out = []
+    for run in runs:
+        if run.state == "done":
+            errors = [r for r in reader.of(run, bench.target) if r.status == "error"]
+            if errors:
+                n = len(bench.target.items.test)
+                out.append(
+                    f"{run.candidate}: {len(errors)} of {n} test rows are errors and left out, the first one "
+                    f"{errors[0].example_id}: {errors[0].error}"
+                )
+    return out
+
+
+# What a reader should know of single items, and how a row shows it.
+_NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
+    "ties between the right and the best other choice": lambda row: row.margin == 0,
+    "items with a token across the boundary of prompt and choice": lambda row: row.boundary_merged,
+}
+
+
+def _noteworthy(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count such items by candidate and task; say what is alike once."""
+    done = [run for run in runs if run.state == "done"]
+    for what, shows in _NOTEWORTHY.items():
+        alike: dict[str, list[str]] = {}
+        for run in done:
+            asked = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
+            if found := [f"{n} of {task}" for task, n in counts.items() if n]:
+                alike.setdefault(", ".join(found), []).append(run.candidate)
+        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
+
+
+def _with_comparisons(
+    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Add the paired differences to the best untrained candidate and to the plain prompt."""
+    metric = bench.target.primary
+    best = decide.best_untrained(facts)
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    prompts = [r for r in by_name.values() if _is_prompt(r)]
+    prompt_of = {r.base_digest: r for r in reversed(prompts)}
+    first = prompts[0] if prompts else None
+
+    def against(run: Run, other: Run | None) -> Comparison | None:
+        if other is None or run.state == "failed" or run.run_id == other.run_id:
+            return None
+        return comparison.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
+
+    return [
+        replace(
+            f,
+            vs_untrained=against(run, by_name.get(best or "")),
+            vs_prompt=against(run, prompt_of.get(run.base_digest, first)),
+        )
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def _ablations(
+    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[decide.Ablation, ...]:
+    metric, by_id = bench.target.primary, {run.run_id: run for run in runs}
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
+        base, now = (reader.of(by_id[f.run_id], bench.target) for f in (old, new))
+        return comparison.compare_rows(metric, base, now)
+
+    in_file = {name: at for at, name in enumerate(bench.experiment.candidates)}
+    ordered = sorted(facts, key=lambda f: in_file[f.name])
+    return decide.ablations(ordered, pair)
+
+
+def _is_prompt(run: Run) -> bool:
+    return run.method == "base" and run.prompting == "zero_shot" and run.answer == "generate"
+
+
+def _all_comparisons(
+    bench: Bench, reader: Reader, runs: Sequence[Run], base: Mapping[str, Mapping[str, Rows]]
+) -> dict[str, list[TaskComparison]]:
+    """Compare every run with its own base, once for all runs of the same weights."""
+    done = [run for run in runs if run.state == "done"]
+    one_of_each = {run.weights_digest: run for run in done}
+    by_weights = {
+        w: _task_comparisons(bench, reader, run, base[run.base_digest]) for w, run in one_of_each.items()
+    }
+    return {run.run_id: by_weights[run.weights_digest] for run in done}
+
+
+def _task_comparisons(
+    bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]
+) -> list[TaskComparison]:
+    """Compare a run with the base on every metric of every capability task, the primary one first."""
+    measured = measured_of(bench, reader, run, base)
+    identical = run.weights_digest == run.base_digest
+    return gating.compare_measurements(measured, bench.experiment.gate.alpha, identical=identical)
+
+
+def measured_of(bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+    """Put the rows of both arms beside each task that the run answered, with its A/A noise."""
+    noise = store.flip_rates(bench.store, run.base_digest, bench.machine.precision)
+    return [
+        Measurement(
+            m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m), noise.get(m.task.name)
+        )
+        for m in bench.suites
+        if f"{m.task.name}/test" in run.rows
+    ]
+
+
+def _verdict(
+    bench: Bench,
+    reader: Reader,
+    run: Run,
+    facts: CandidateFacts,
+    tasks: Sequence[TaskComparison],
+    base: Mapping[str, Rows],
+) -> gating.Verdict | None:
+    """Judge a run; what has no general ability (a classifier) has no verdict."""
+    if not tasks or facts.target is None:
+        return None
+    return gating.judge_measurements(
+        measured_of(bench, reader, run, base),
+        tasks,
+        gating.policy_for(bench.experiment.gate, trained=facts.trained),
+        target=TargetFacts(facts.target, facts.vs_untrained),
+        identical=run.weights_digest == run.base_digest,
+        controls=controls_of(bench.store, run, reader.controls),
+    )
+
+
+def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
+    return tuple(t.comparison for t in tasks)
+
+
+def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
+    """Say of each task that the gate leaves out why it does."""
+    out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
+    safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}
+    named = set(policy.critical)
+    unjudged = {name for name, suite in safety.items() if not {name, suite} & named}
+    return out | {name: f"{name} is reported; gate.critical would judge it" for name in unjudged}
+
+
+def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
+    """Map the tasks that the gate may veto to the loss that it takes for a regression."""
+    return {t.task.name: gating.margin_of(t, policy) for tasks in runs for t in tasks if gating.in_macro(t)}
+
+
+def _flips(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    tasks: Mapping[str, Sequence[TaskComparison]],
+    base: Mapping[str, Mapping[str, Rows]],
+) -> dict[str, tuple[Flip, ...]]:
+    """Show items that fine-tunes lost and gained: on the suites only once for the same weights."""
+    best = decide.best_untrained(facts) or ""
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    out: dict[str, tuple[Flip, ...]] = {}
+    seen: set[str] = set()
+    for f, run in zip(facts, runs, strict=True):
+        if f.state == "failed" or not decide.fine_tuned(f):
+            continue
+        shown: list[Flip] = []
+        if f.vs_untrained:
+            old, new = (reader.of(r, bench.target) for r in (by_name[best], run))
+            shown += flips_of(f.vs_untrained, old, new, best)
+        if run.weights_digest not in seen:
+            by_task = {m.task.name: m for m in measured_of(bench, reader, run, base[run.base_digest])}
+            shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
+        seen.add(run.weights_digest)
+        out[f.label] = tuple(shown)
+    return out
+
+
+def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:
+    """Show items of a task's primary metric; a change in bits per byte is nothing to be read."""
+    if t.comparison.metric != t.task.primary_metric or gating.is_reported_only(t.task):
+        return []
+    return flips_of(t.comparison, measured.base, measured.new, "base")

@@ -1,0 +1,90 @@
+"""What there is to choose from: plugins, suites and tasks with their purpose, keys with their default.
+
+Invariant: the purpose of a plugin is the first line of its module's docstring, read without
+importing it.
+"""
+
+import ast
+from collections.abc import Iterator
+from inspect import getdoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from harness import plugins
+from harness.errors import Problem, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from harness.spec import Spec
+
+_FOLDER = Path(__file__).parent
+
+
+def listing(what: str, suites: Path = Path("suites")) -> dict[str, str]:
+    """Map names to purposes.
+
+    Raises:
+        UserError: `what` is none of the kinds that can be listed.
+    """
+    if what in plugins.KINDS:
+        return {name: _purpose(_FOLDER / what / f"{name}.py") for name in plugins.names(what)}
+    if what == "keys":
+        from harness.spec import Experiment
+
+        return dict(_keys(Experiment))
+    if what in ("suites", "tasks"):
+        return _suites(suites, what)
+    if what == "lm-eval":
+        from harness.evaluation import lm_eval
+
+        return lm_eval.names()
+    kinds = (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval")
+    raise UserError(
+        Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds))
+    )
+
+
+def _purpose(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every key that may be written, with what holds where it is not; a section with its purpose."""
+    for name, field in model.model_fields.items():
+        key, inner = f"{prefix}{name}", _section(field.annotation)
+        if inner is None:
+            yield key, _default(field)
+        else:
+            yield key, (getdoc(inner) or "").partition("\n")[0]
+            yield from _keys(inner, f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}.")
+
+
+def _section(annotation: Any) -> "type[Spec] | None":
+    """Return what a key holds keys of; a suite has a file of its own."""
+    from harness.spec import Spec, Suite
+
+    held = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+    return next((one for one in held if issubclass(one, Spec) and one is not Suite), None)
+
+
+def _default(field: "FieldInfo") -> str:
+    options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    said = f"{', '.join(map(str, options))}; " if options else ""
+    if field.is_required():
+        return f"{said}has to be written"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value in ("", (), {}):
+        return f"{said}nothing if not written"
+    shown = ", ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)
+    return f"{said}{shown} if not written"
+
+
+def _suites(folder: Path, what: str) -> dict[str, str]:
+    from harness.config import read_suites
+
+    found = read_suites(folder)
+    if what == "suites":
+        return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
+    return {t.name: f"{s.name}: {t.stands_for or 'lm-eval'}" for s in found for t in s.tasks}

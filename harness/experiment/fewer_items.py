@@ -1,0 +1,149 @@
+"""Fewer items: the base's stored rows choose which items of large tasks are asked, in up to three looks.
+
+Invariant: base and candidates answer the same items in the same layout; the first look that settles the
+gate's rules on general ability is the last one, at an alpha that pays for having looked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness import store
+from harness.evaluation import sampling
+from harness.evaluation.sampling import Plan, Pool
+from harness.evaluation.session import Bench, Measured
+from harness.experiment.analysis import report_of
+from harness.experiment.stored_rows import Reader
+from harness.formatting import count
+from harness.gating import Verdict
+from harness.gating.margins import is_relative, share
+from harness.progress import Prefixed
+from harness.records import Run, SampleResult, digest
+from harness.report import ExperimentReport
+from harness.spec import Experiment
+
+_LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
+_SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity")
+
+
+class Look(NamedTuple):
+    """What one look asks: the suites with their drawn items, at which one-sided alpha, and in words.
+
+    `name` is `look 1 of 3`.
+    """
+
+    name: str
+    suites: tuple[Measured, ...]
+    alpha: float
+    said: str
+
+
+def in_looks(
+    bench: Bench, base_rows: Mapping[str, str], make_all: Callable[[], list[Run]]
+) -> tuple[list[str], list[Run]]:
+    """Make all runs on what each look asks, until one has settled the verdicts.
+
+    `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the bench as it
+    stands, which is left as the last look needs it. Returns what a reader should know, and the runs.
+    """
+    looks = looks_of(bench, base_rows)
+    if not looks:
+        return ["fewer items: no task is large enough to draw from, so all items were asked"], make_all()
+    progress = bench.progress
+    for look in looks:
+        narrow(bench, look)
+        bench.progress = Prefixed(progress, f"{look.name}: ")
+        runs = make_all()
+        if is_settled(report_of(bench, Reader(bench), runs, smoke=False, header={}, notes=())):
+            break
+    bench.progress = progress
+    return [look.said], runs
+
+
+def looks_of(bench: Bench, base_rows: Mapping[str, str]) -> list[Look]:
+    """Plan the looks from the base's row sets of each task; none where every task is asked in full."""
+    rows = {
+        m.task.name: store.read_rows(bench.store, base_rows[m.task.name], m.size("test"))
+        for m in bench.suites
+    }
+    pools = {m.task.name: pool for m in bench.suites if (pool := _pool(bench, m, rows[m.task.name]))}
+    if not pools:
+        return []
+    full = [len(rows[m.task.name]) for m in bench.suites if _counts(m) and m.task.name not in pools]
+    plan = sampling.plan(pools, full, _margin(bench, rows, pools), bench.experiment.gate.alpha)
+    orders = {name: _order(bench, name, pool, plan) for name, pool in pools.items()}
+    return [_look(bench, plan, pools, orders, k) for k in range(len(plan.alphas))]
+
+
+def narrow(bench: Bench, look: Look) -> None:
+    """Let a bench ask what a look asks, and judge at its alpha."""
+    experiment: Experiment = bench.experiment
+    gate = experiment.gate.model_copy(update={"alpha": look.alpha})
+    bench.experiment, bench.suites = experiment.model_copy(update={"gate": gate}), look.suites
+
+
+def is_settled(found: ExperimentReport) -> bool:
+    """Tell whether more items of the suites would change no verdict on a fine-tune."""
+    return all(_is_settled(f.verdict) for f in found.facts if f.trained and f.verdict)
+
+
+def _is_settled(verdict: Verdict) -> bool:
+    outcomes = [rule.outcome for rule in verdict.rules if rule.name in _SETTLED_BY_ITEMS]
+    return "fail" in outcomes or "inconclusive" not in outcomes
+
+
+def _counts(m: Measured) -> bool:
+    """Tell whether a task may count in the macro."""
+    return m.role == "capability" and m.primary.higher_is_better and m.task.kind != "bits_per_byte"
+
+
+def _pool(bench: Bench, m: Measured, rows: Sequence[SampleResult]) -> Pool | None:
+    critical = {m.task.name, m.suite} & set(bench.experiment.gate.critical)
+    return sampling.pool_of(rows, m.primary) if _counts(m) and not critical else None
+
+
+def _margin(bench: Bench, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, Pool]) -> float:
+    """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
+    margin = bench.experiment.gate.macro
+    if not is_relative(margin):
+        return share(margin)
+    skills = [_skill(m, rows[m.task.name]) for m in bench.suites if m.task.name in pools]
+    return share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
+
+
+def _skill(m: Measured, rows: Sequence[SampleResult]) -> float:
+    scores = [parts[0] for row in rows if (parts := row.parts[m.primary.name]) is not None]
+    return sum(scores) / len(scores) - m.task.chance
+
+
+def _order(bench: Bench, name: str, pool: Pool, plan: Plan) -> tuple[str, ...]:
+    seed = int(digest([name, bench.source.weights_digest, bench.experiment.seeds[0]]), 16)
+    return sampling.in_order(pool, plan.drawn[name], seed)
+
+
+def _look(
+    bench: Bench, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
+) -> Look:
+    suites = tuple(
+        _drawn(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
+        if m.task.name in pools
+        else m
+        for m in bench.suites
+    )
+    asked = sum(plan.n(name, k) for name in pools)
+    of = f"{count(asked)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
+    name = f"look {k + 1} of {len(plan.alphas)}"
+    judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
+    said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"
+    return Look(name, suites, plan.alphas[k], said)
+
+
+def _drawn(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
+    """Cut a task to the items of a look; its version names the whole order, so looks share their rows."""
+    weights = sampling.weights(pool, drawn, order)
+    by_id = {example.id: example for example in m.items.test}
+    return m._replace(
+        items=replace(m.items, test=tuple(by_id[i] for i in weights)),
+        versions={**m.versions, "test": digest([m.versions["test"], order])},
+        weights=weights,
+    )

@@ -1,0 +1,108 @@
+"""The A/A noise of the suites: one base asked the same items in other layouts and other batch sizes.
+
+Invariant: only how tokens are laid out differs between the arms, so whatever differs in the answers
+is rounding; nothing of it becomes rows that anybody is compared with.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from harness import store
+from harness.errors import Problem, UserError
+from harness.evaluation import Job
+from harness.evaluation.row_sets import RowSet, suite_sets, work_of
+from harness.evaluation.session import Bench
+from harness.experiment.run_candidate import base_weights
+from harness.metrics import flipped
+from harness.models.batching import Size
+from harness.models.hf import Candidate, HFCandidate, ModelHost
+from harness.models.loglikelihood import Executor
+from harness.records import Noise, SampleResult, TaskNoise
+
+LAYOUT, BATCH = "layout", "batch"
+_FEW_ROWS, _FEW_TOKENS = 4, 256
+
+
+class _SmallerBatches(HFCandidate):
+    """The same model asked in small batches; scored by `engine`."""
+
+    def __init__(self, host: ModelHost, engine: str) -> None:
+        super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)
+        self._reading = Size(_FEW_ROWS, _FEW_TOKENS)
+        self._answering = Size(_FEW_ROWS, self._answering.tokens)
+        self._executor = Executor(host.model, _FEW_TOKENS, engine)
+
+
+def measure_noise(bench: Bench) -> Noise:
+    """Ask the base the first block of each task of the suites in every way, and store what differs.
+
+    Raises:
+        UserError: the experiment has no suite, or is answered by another engine than transformers.
+    """
+    if bench.experiment.engine != "transformers":
+        found = f"engine: {bench.experiment.engine}"
+        expected, step = "the engine whose layouts are varied", "engine=transformers"
+        raise UserError(Problem("harness doctor --noise", found, expected, step))
+    sets = suite_sets(bench, base_weights(bench))
+    if not sets:
+        found = "an experiment without suites"
+        raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
+    host = bench.host(bench.source)
+    assert isinstance(host, ModelHost)
+    arms = _arms(host)
+    tasks = tuple(_task(bench, rows, host.base, arms) for rows in sets)
+    now = datetime.now(UTC)
+    noise = Noise(
+        id=f"{now:%Y%m%dT%H%M%S%f}",
+        created=now.isoformat(timespec="seconds"),
+        base_model=bench.source.name,
+        base_digest=bench.source.weights_digest,
+        precision=bench.machine.precision,
+        device=bench.machine.name,
+        engine=host.base.engine,
+        layout_digest=host.base.layout_digest,
+        tasks=tasks,
+    )
+    store.save_noise(bench.store, noise)
+    return noise
+
+
+def _arms(host: ModelHost) -> dict[str, Candidate]:
+    """Return the other ways to ask: one sequence an answer where choices were packed, and small batches."""
+    engine = host.base.engine.partition("/")[2]
+    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
+    if engine != "plain":
+        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
+    return arms
+
+
+def _task(bench: Bench, rows: RowSet, base: Candidate, arms: dict[str, Candidate]) -> TaskNoise:
+    job = rows.job()
+    expected_s = (1 + len(arms)) * bench.seconds(work_of(job)) / job.n_blocks
+    with bench.progress.stage(f"noise: {job.task.name}", expected_s) as advance:
+        usual = rows.measured.evaluate(base, job, 0)
+        answered = {}
+        for at, (name, arm) in enumerate(arms.items(), 1):
+            answered[name] = rows.measured.evaluate(arm, job, 0)
+            advance(at, len(arms))
+    return task_noise(job, usual, answered)
+
+
+def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]) -> TaskNoise:
+    """Count the items whose primary score moved, and find the largest difference in log-likelihood."""
+    metric = job.metrics[job.task.primary_metric]
+    pairs = [pair for rows in answered.values() for pair in zip(usual, rows, strict=True)]
+    gaps = [
+        abs(a.gold_logprob - b.gold_logprob)
+        for a, b in pairs
+        if a.gold_logprob is not None and b.gold_logprob is not None
+    ]
+    return TaskNoise(
+        task=job.task.name,
+        n=len(usual),
+        flips={
+            name: sum(flipped(a, b, metric) for a, b in zip(usual, rows, strict=True))
+            for name, rows in answered.items()
+        },
+        largest_nats=max(gaps, default=None),
+    )

@@ -1,0 +1,251 @@
+"""One recipe and seed, from its spec to rows on disk and a run folder.
+
+Invariant: nothing is computed whose identity already lies on disk; a kill loses at most the
+block in flight, and the next call goes on from there.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from harness import provenance, store
+from harness.errors import in_a_line
+from harness.evaluation import latency_s, rescoring
+from harness.evaluation.candidates import base_of, base_weights, served_base, source_of
+from harness.evaluation.finished import (
+    Asked,
+    Sought,
+    begun_as,
+    failed_id,
+    failure,
+    finished,
+    is_there,
+    run_id_of,
+    sought,
+)
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
+from harness.evaluation.runner import control_beside, fill, opened
+from harness.evaluation.session import Bench
+from harness.evaluation.shared_prompts import shared_tokens
+from harness.experiment.train import ensure_weights, stands_on, stored_weights
+from harness.models.hub import ModelSource
+from harness.records import RowsIdentity, Run
+from harness.spec import Recipe
+from harness.training import Weights
+
+__all__ = [
+    "base_arm",
+    "base_weights",
+    "begin",
+    "ensure_weights",
+    "failed_run",
+    "fill",
+    "make_run",
+    "measured_arm",
+    "opened",
+    "scored_again",
+    "stands_on",
+    "stored_runs",
+    "suite_arm",
+]
+
+
+def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
+    """Train and evaluate one recipe and seed, as far as that is not `done`; forget its failure.
+
+    Raises:
+        HarnessError: the candidate could not be made or evaluated.
+    """
+    if done is None:
+        begin(bench, name, seed)
+    run = done or _made(bench, name, recipe, seed)
+    if (bench.store.folder / (failed := failed_id(bench, name, seed))).exists():
+        store.remove_run(bench.store, failed)
+    store.end(bench.store, begun_as(bench, name, seed))
+    return run
+
+
+def begin(bench: Bench, name: str, seed: int) -> None:
+    """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` has made it.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    store.begin(bench.store, begun_as(bench, name, seed))
+
+
+def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
+    weights = ensure_weights(bench, recipe, seed)
+    sets = _row_sets(bench, recipe, weights, seed)
+    (done,) = finished(bench, [sought(bench, name, seed, weights, sets)])
+    if done is not None:
+        return done
+    run_id = run_id_of(bench, name, seed, weights, sets)
+    lacking = rescoring.missing(bench, sets)
+    if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
+        return _saved_again(bench, recipe, run_id, sets, before)
+    beside = control_beside(bench, recipe, weights) if lacking else ""
+    with opened(bench, weights) as candidate:
+        fill(bench, candidate, lacking, name, control=beside)
+        validation = sets[0].job()
+        times, shared = latency_s(candidate, validation), shared_tokens(candidate, validation)
+    run = _record(
+        bench,
+        name,
+        recipe,
+        seed,
+        run_id=run_id,
+        weights_digest=weights.digest,
+        state="done",
+        rows={s.name: s.identity.digest for s in sets},
+        training=weights.training,
+        latency={
+            "p50_s": statistics.median(times),
+            "n": float(len(times)),
+            "shared_prompt_tokens": float(shared),
+        },
+        provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run | None, list[str]]:
+    """Score a finished run's stored answers with the metrics as they are now, without the model.
+
+    Returns the run as it is scored now, and the names of rows that only asking again would give; where
+    there are such rows, no run is made.
+    """
+    weights = stored_weights(bench, recipe, run.seed)
+    if weights is None:
+        return None, list(run.rows)
+    sets = _row_sets(bench, recipe, weights, run.seed)
+    if lacking := rescoring.missing(bench, sets):
+        return None, [rows.name for rows in lacking]
+    (done,) = finished(bench, [sought(bench, name, run.seed, weights, sets)])
+    run_id = run_id_of(bench, name, run.seed, weights, sets)
+    return done or _saved_again(bench, recipe, run_id, sets, run), []
+
+
+def _before(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
+    """Find the newest run that holds the same answers under another scoring."""
+    wanted = {s.name: s.identity.answers for s in sets}
+    known = {one.digest: one.answers for one in store.identities(bench.store)}
+    for run in reversed(store.list_runs(bench.store, bench.experiment.name)):
+        own = (run.candidate, run.seed, run.weights_digest, run.state)
+        answers = {key: known.get(rows) for key, rows in run.rows.items()}
+        if own == (name, seed, weights.digest, "done") and answers == wanted:
+            return run
+    return None
+
+
+def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSet], before: Run) -> Run:
+    """Save a run with rows that were scored again; what was measured of it stays."""
+    run = replace(
+        before,
+        run_id=run_id,
+        created=provenance.timestamp(),
+        rows={s.name: s.identity.digest for s in sets},
+        recipe=recipe.model_dump(mode="json"),
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def stored_runs(bench: Bench, asked: Sequence[Asked]) -> list[Run | None]:
+    """Find the runs of recipes as they are written now, or their failures; computes nothing."""
+    found = finished(bench, [_sought_in_store(bench, *one) for one in asked])
+    if all(found):
+        return found
+    known = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
+    return [run or failure(bench, known, *one) for run, one in zip(found, asked, strict=True)]
+
+
+def outdated(bench: Bench, name: str, recipe: Recipe, seed: int) -> list[str]:
+    """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
+    own = (bench.experiment.name, name, seed, "done")
+    runs = [r for r in store.list_runs(bench.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
+    weights = stored_weights(bench, recipe, seed)
+    if not runs or weights is None:
+        return []
+    stored = {one.digest: asdict(one) for one in store.identities(bench.store)}
+    now = {rows.name: asdict(rows.identity) for rows in _row_sets(bench, recipe, weights, seed)}
+    then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
+    names = [field.name for field in fields(RowsIdentity)]
+    return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
+
+
+def _sought_in_store(bench: Bench, name: str, recipe: Recipe, seed: int) -> Sought | None:
+    weights = stored_weights(bench, recipe, seed)
+    return weights and sought(bench, name, seed, weights, _row_sets(bench, recipe, weights, seed))
+
+
+def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    return [*target_sets(bench, recipe, weights, seed), *suite_sets(bench, weights)]
+
+
+def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
+    """Measure a base's general ability, as it is served; returns the row set of each task."""
+    return suite_arm(bench, base_weights(bench, source), f"base {source.quantization}".rstrip())
+
+
+def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
+    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
+    sets = suite_sets(bench, weights)
+    if lacking := rescoring.missing(bench, sets):
+        with opened(bench, weights) as candidate:
+            fill(bench, candidate, lacking, name)
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def measured_arm(bench: Bench, source: ModelSource) -> dict[str, str] | None:
+    """Find a base's general ability where it was measured; None where rows are missing."""
+    sets = suite_sets(bench, base_weights(bench, source))
+    if not all(is_there(bench, s) for s in sets):
+        return None
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
+    """Record that a candidate could not be made, with its reason."""
+    run = _record(
+        bench,
+        name,
+        recipe,
+        seed,
+        run_id=failed_id(bench, name, seed),
+        weights_digest="",
+        state="failed",
+        rows={},
+        error=in_a_line(error),
+    )
+    store.save_run(bench.store, run)
+    return run
+
+
+def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
+    """Join what a recipe says of its run with what became of it."""
+    base, served = base_of(bench, recipe), served_base(bench, recipe)
+    return Run(
+        experiment=bench.experiment.name,
+        candidate=name,
+        method=source_of(bench, recipe).method,
+        prompting=_spelled(recipe),
+        answer=recipe.answer,
+        seed=seed,
+        base_model=base.name,
+        base_digest=base.weights_digest,
+        served_digest=served.weights_digest if served != base else "",
+        created=provenance.timestamp(),
+        recipe=recipe.model_dump(mode="json"),
+        **outcome,
+    )
+
+
+def _spelled(recipe: Recipe) -> str:
+    """Spell out the promptings with their parameters."""
+    return " + ".join(
+        f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
+        for name, params in recipe.prompting.items()
+    )

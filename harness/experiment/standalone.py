@@ -1,0 +1,255 @@
+"""Evaluate any model, or one candidate's weights, on tasks of lm-eval alone: no target, no comparison.
+
+Invariant: rows are stored and found as those of an experiment, so a second call computes nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from harness import comparison, report, store
+from harness.comparison import Estimate
+from harness.errors import Problem, UserError, did_you_mean
+from harness.evaluation import lm_eval
+from harness.evaluation.costs import Work
+from harness.evaluation.lm_eval import Found
+from harness.evaluation.row_sets import suite_sets, work_of
+from harness.evaluation.session import Bench
+from harness.experiment.prepare import of_lm_eval
+from harness.experiment.run_candidate import base_weights, begin, ensure_weights, suite_arm
+from harness.formatting import count, counted, seconds
+from harness.metrics import Metric
+from harness.models import vllm
+from harness.models.hardware import probe
+from harness.models.hub import NAMES, expected_s, resolve
+from harness.progress import Progress
+from harness.records import SampleResult
+from harness.report.score_cells import Scored
+from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
+from harness.store import Store
+from harness.training import Weights
+
+_SUITE = "lm-eval"
+
+
+class Evaluation(NamedTuple):
+    """What a model scored: the scores, the rows they come from, their tasks, and what has to be said."""
+
+    model: str
+    device: str
+    precision: str
+    engine: str
+    scores: tuple[Scored, ...]
+    rows: dict[str, list[SampleResult]]
+    found: dict[str, Found]
+    notes: tuple[str, ...]
+
+
+class Prepared(NamedTuple):
+    """Everything that is needed before the first item is asked."""
+
+    bench: Bench
+    name: str
+    weights: Weights
+    found: dict[str, Found]
+
+    @property
+    def first_line(self) -> str:
+        """Say what runs where, and about how long that takes from nothing."""
+        jobs = [s.job() for s in suite_sets(self.bench, self.weights)]
+        expected = self.bench.seconds(sum(map(work_of, jobs), Work()))
+        n = count(sum(len(job.examples) for job in jobs))
+        tasks = f"{counted(len(jobs), 'task')} of lm-eval"
+        machine = self.bench.machine
+        return (
+            f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "
+            f"about {seconds(expected)} from nothing"
+        )
+
+
+def looks_like_a_model(name: str) -> bool:
+    """Tell a model (embedded, a folder, org/name) from what may be a candidate's name."""
+    return name in NAMES or "/" in name or Path(name).expanduser().is_dir()
+
+
+def tasks_of(
+    names: Sequence[str], limit: int | None, num_fewshot: int | None, *, trust_remote_code: bool = False
+) -> list[Task]:
+    """Write down tasks of lm-eval that were named on the command line.
+
+    Raises:
+        UserError: no name is left, or one stands twice.
+    """
+    if not names or len(set(names)) < len(names):
+        found = "no task" if not names else "a task twice"
+        raise UserError(
+            Problem("--tasks", found, "names of lm-eval tasks, each once", "write -t piqa,arc_easy")
+        )
+    given = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
+    given = {key: value for key, value in given.items() if value is not None}
+    return [Task.model_validate({"lm_eval": name, **given}) for name in names]
+
+
+def checked(computing: Mapping[str, str]) -> dict[str, Any]:
+    """Return the engine and the precision that the command line names, as `prepare_model` takes them.
+
+    Raises:
+        UserError: with every one that there is not.
+    """
+    known = {"engine": get_args(Engine), "precision": get_args(Precision)}
+    problems = [
+        Problem(f"--{key}", repr(name), _either(known[key]), did_you_mean(name, known[key]))
+        for key, name in computing.items()
+        if name not in known[key]
+    ]
+    if problems:
+        raise UserError(problems)
+    return dict(computing)
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def prepare_model(
+    model: str,
+    tasks: Sequence[Task],
+    runs: Path,
+    progress: Progress,
+    *,
+    precision: Precision = "auto",
+    engine: Engine = "transformers",
+) -> Prepared:
+    """Get a model and tasks ready, without an experiment.
+
+    Raises:
+        UserError: with the problems of all tasks, or the model or the engine cannot be found.
+    """
+    if engine == "vllm" and vllm.installed() is None:
+        raise UserError(vllm.absent())
+    found = _found(tasks, None)
+    # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
+    experiment = Experiment(
+        name="eval",
+        base_model=model,
+        target=tasks[0],
+        suites=(Suite(name=_SUITE, role="capability", tasks=tuple(tasks)),),
+        candidates={"base": Recipe()},
+        engine=engine,
+    )
+    measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
+    machine = probe("auto", precision)
+    with progress.stage(f"getting {model} ready, once", expected_s(model)):
+        source = resolve(model)
+    bench = Bench(experiment, Store(runs), source, machine, measured[0], measured, progress, {model: source})
+    return Prepared(bench, model, base_weights(bench), found)
+
+
+def prepare_candidate(bench: Bench, name: str, tasks: Sequence[Task]) -> Prepared:
+    """Get the weights of one candidate ready, trained now or before, for other tasks than its suites.
+
+    Raises:
+        UserError: with the problems of all tasks, or the candidate is no language model.
+    """
+    found = _found(tasks, bench.experiment.datasets_dir)
+    recipe = bench.experiment.candidates[name]
+    begin(bench, name, bench.experiment.seeds[0])
+    weights = ensure_weights(bench, recipe, bench.experiment.seeds[0])
+    if weights.kind in ("classifier", "chat"):
+        problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
+        raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
+    measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
+    return Prepared(replace(bench, suites=measured), name, weights, found)
+
+
+def evaluate(prepared: Prepared) -> Evaluation:
+    """Ask what has not been asked yet, and estimate every score."""
+    bench = prepared.bench
+    store.begin(bench.store, at_work := f"eval-{Path(prepared.name).name}")
+    digests = suite_arm(bench, prepared.weights, prepared.name)
+    store.end(bench.store, at_work)
+    how = suite_sets(bench, prepared.weights)[0].identity
+    n_items = {name: len(f.items.test) for name, f in prepared.found.items()}
+    rows = {name: store.read_rows(bench.store, rows, n_items[name]) for name, rows in digests.items()}
+    return Evaluation(
+        prepared.name,
+        bench.machine.name,
+        how.precision,
+        how.engine,
+        tuple(s for name, f in prepared.found.items() for s in _scores(name, f, rows[name])),
+        rows,
+        prepared.found,
+        tuple(note for name, f in prepared.found.items() for note in _notes(name, f, rows[name])),
+    )
+
+
+def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Path]:
+    """Write `results.json`, and with `log_samples` a `samples_<task>.jsonl` a task in lm-eval's layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"results.json": json.dumps(to_json(evaluation), indent=2, ensure_ascii=False) + "\n"}
+    samples: dict[str, dict[tuple[int, str], str]] = {}  # a task that a group holds as well is written once
+    for task, rows in evaluation.rows.items() if log_samples else ():
+        for sample in evaluation.found[task].samples(rows):
+            lines = samples.setdefault(f"samples_{sample['slice'] or task}.jsonl", {})
+            lines[sample["doc_id"], sample["filter"]] = json.dumps(sample, ensure_ascii=False) + "\n"
+    texts |= {name: "".join(lines.values()) for name, lines in samples.items()}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Turn an evaluation into plain types: results by task and metric, under lm-eval's names."""
+    results: dict[str, dict[str, Any]] = {}
+    higher: dict[str, dict[str, bool]] = {}
+    for s in evaluation.scores:
+        results.setdefault(s.part or s.task, {})[s.metric] = report.to_plain(s.estimate)
+        metric = evaluation.found[s.task].metrics[s.metric]
+        higher.setdefault(s.part or s.task, {})[s.metric.partition(",")[0]] = metric.higher_is_better
+    return {
+        "model": evaluation.model,
+        "device": evaluation.device,
+        "precision": evaluation.precision,
+        "engine": evaluation.engine,
+        "results": results,
+        "higher_is_better": higher,
+        "versions": {s.part or s.task: evaluation.found[s.task].version for s in evaluation.scores},
+        "n-shot": {s.part or s.task: s.num_fewshot for s in evaluation.scores},
+        "notes": list(evaluation.notes),
+    }
+
+
+def _found(tasks: Sequence[Task], written: str | None) -> dict[str, Found]:
+    return lm_eval.load(tasks, lm_eval.datasets_folder(written), gated=False)
+
+
+def _scores(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[Scored]:
+    """Score a task; a group also by its tasks, each of which is a slice."""
+    parts = sorted({row.slice for row in rows if row.slice})
+    for part in ("", *parts):
+        chosen = [row for row in rows if row.slice == part] if part else rows
+        for metric in found.metrics.values():
+            yield Scored(name, part, found.num_fewshot, metric.name, _estimate(metric, chosen))
+
+
+def _estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate | None:
+    scored = any(row.parts[metric.name] is not None for row in rows)
+    return comparison.estimate(metric, rows) if scored else None
+
+
+def _notes(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[str]:
+    yield from (f"{name}: {said}" for said in found.left_out)
+    errors = [row for row in rows if row.status == "error"]
+    if errors:
+        first = errors[0]
+        yield (
+            f"{name}: {len(errors)} of {len(rows)} items could not be asked and are left out, the first one "
+            f"{first.example_id}: {first.error}"
+        )
+    cut = sum(row.status == "truncated" for row in rows)
+    if cut:
+        yield f"{name}: {cut} of {len(rows)} answers were cut at {found.task.max_new_tokens} tokens"
+    if merged := sum(row.boundary_merged for row in rows):
+        yield f"{name}: {merged} of {len(rows)} items have a token across the boundary of prompt and choice"

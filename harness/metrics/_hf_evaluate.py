@@ -1,0 +1,144 @@
+"""Any metric of the evaluate library, by its name on the hub or the path of its script.
+
+Invariant: every answer is scored alone and the aggregate is the weighted mean, because a score
+of a whole corpus can be neither paired nor weighted; of several references the nearest counts.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Problem, UserError
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output
+from harness.spec import EVALUATE, Task, is_path, metric_name
+
+# The library says of no metric which direction is better; these count errors.
+_ERRORS = {"cer", "character", "mae", "mape", "mase", "mse", "perplexity", "smape", "ter", "wer"}
+_ASKED = "a b c d"
+
+Compute = Callable[[str, tuple[str, ...]], dict[str, Any]]
+
+
+def metric(task: Task, written: str) -> Metric:
+    """Build the mean of a metric over single answers, in the metric's own unit.
+
+    Raises:
+        UserError: it cannot be had, does not compare texts, or gives several numbers and none is named.
+    """
+    name, _, key = written.removeprefix(EVALUATE).partition(":")
+    where = f"task {task.name}: metric {metric_name(written)}"
+    compute = _compute(name, where)
+    key = _key(compute, key, Path(name).name.removesuffix(".py"), where)
+    is_error = Path(name).name.removesuffix(".py") in _ERRORS
+
+    def score(output: Output, example: Example) -> float:
+        return _number(compute(output.text, example.references)[key], where)
+
+    bounds = (0.0, inf) if is_error else (-inf, inf)
+    built = mean_metric(metric_name(written), score, not is_error, bounds)
+    return _with_worst(built, is_error, key)
+
+
+def _with_worst(built: Metric, is_error: bool, key: str) -> Metric:
+    worst = (1.0 if is_error else 0.0,)
+    signature = f"mean of single answers|key:{key}|evaluate:{version('evaluate')}"
+    return replace(built, worst=lambda _: worst, signature=signature)
+
+
+def _compute(name: str, where: str) -> Compute:
+    """Load a metric; the function takes an answer and its references to the metric's numbers."""
+    scorer = _loaded(name, where)
+    kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
+    texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
+    if not texts:
+        found = "a metric that does not compare an answer with references as texts"
+        raise UserError(
+            Problem(where, found, "predictions and references as texts", "use one of harness ls metrics")
+        )
+    takes_all = any(hasattr(kind["references"], "feature") for kind in texts)
+
+    def compute(text: str, references: tuple[str, ...]) -> dict[str, Any]:
+        given = [list(references)] if takes_all else [references[0]]
+        return dict(scorer.compute(predictions=[text], references=given))
+
+    def nearest(text: str, references: tuple[str, ...]) -> dict[str, Any]:
+        if takes_all or len(references) < 2:
+            return compute(text, references)
+        found = [compute(text, (reference,)) for reference in references]
+        choose = min if Path(name).name.removesuffix(".py") in _ERRORS else max
+        return {
+            key: choose(_number(f[key], where) for f in found)
+            for key in found[0]
+            if _is_number(found[0][key])
+        }
+
+    return nearest
+
+
+def _loaded(name: str, where: str) -> Any:
+    from harness.progress import quiet_libraries
+
+    quiet_libraries()
+    try:
+        import evaluate
+    except ImportError:
+        next_step = "pip install 'harness-evals[evaluate]'"
+        raise UserError(
+            Problem(where, "no package evaluate", "the library it is part of", next_step)
+        ) from None
+    try:
+        return evaluate.load(name, keep_in_memory=True)
+    except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
+        raise UserError(
+            Problem(where, f"it could not be loaded ({reason})", expected, _way_on(name, error))
+        ) from None
+
+
+def _way_on(name: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "install what it needs"
+    if is_path(name):
+        return "correct the path, or mend the script"
+    return "check the name and the network, or give the path of its script: evaluate:./NAME.py"
+
+
+def _key(compute: Compute, key: str, name: str, where: str) -> str:
+    """Choose which of the metric's numbers is the score, by scoring one answer."""
+    try:
+        found = compute(_ASKED, (_ASKED,))
+    except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)
+        reason = f"it could not score an answer ({type(error).__name__}: {str(error).splitlines()[0]})"
+        next_step = "write a metric of your own around it: metrics: [./mine.py]"
+        raise UserError(Problem(where, reason, "a metric that needs nothing but texts", next_step)) from None
+    numbers = [k for k, value in found.items() if _is_number(value)]
+    chosen = key or (name if name in numbers else numbers[0] if len(numbers) == 1 else "")
+    if chosen not in numbers:
+        listed = ", ".join(numbers) or "no number at all"
+        next_step = f"name one of them: {EVALUATE}{name}:{numbers[0]}" if numbers else ""
+        raise UserError(Problem(where, f"a metric that gives {listed}", "one number", next_step))
+    return chosen
+
+
+def _is_text(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature)
+    return getattr(inner, "dtype", None) in ("string", "large_string")
+
+
+def _is_number(value: Any) -> bool:
+    alone = value[0] if isinstance(value, list) and len(value) == 1 else value
+    try:
+        return alone is not None and not isinstance(alone, str | dict | list) and float(alone) == float(alone)
+    except (TypeError, ValueError):
+        return False
+
+
+def _number(value: Any, where: str) -> float:
+    if not _is_number(value):
+        raise UserError(Problem(where, f"{value!r}", "a number for every answer"))
+    return float(value[0] if isinstance(value, list) else value)

@@ -1,0 +1,124 @@
+"""Low-rank adapters: their parameters, their files, and the digests of finished weights.
+
+Invariant: a digest depends on what the weights compute (tensors, and what scales them), never on
+paths, versions or how a file is laid out.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from harness.progress import quiet_libraries
+from harness.records import digest
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What an adapter computes does not depend on where it came from and how it was trained.
+_OF_TRAINING = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+
+
+class LoraParams(Spec):
+    """PEFT's names; `lora_alpha` defaults to twice the rank.
+
+    `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
+    """
+
+    r: int = Field(16, ge=1, le=1024)
+    lora_alpha: int | None = Field(None, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: str | list[str] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+def lora_config(params: LoraParams) -> "LoraConfig":
+    """Return PEFT's configuration of a new adapter."""
+    quiet_libraries()
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=params.r,
+        lora_alpha=params.lora_alpha or 2 * params.r,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        exclude_modules=params.exclude_modules,
+        use_dora=params.use_dora,
+        use_rslora=params.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+class Tensor(NamedTuple):
+    """One tensor of a safetensors file: its type, its shape, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """List the tensors of a safetensors file by name, read from its header alone.
+
+    Raises:
+        ValueError: the file is no safetensors file.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path} has no safetensors header")
+        header: dict[str, Any] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    start = 8 + size
+    return {
+        name: Tensor(t["dtype"], tuple(t["shape"]), *(start + offset for offset in t["data_offsets"]))
+        for name, t in header.items()
+    }
+
+
+def adapter_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
+    config = json.loads((folder / CONFIG).read_text())
+    kept = {k: v for k, v in config.items() if k not in _OF_TRAINING and v is not None}
+    plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
+    return digest([base_digest, _content(folder / WEIGHTS), plain])
+
+
+def model_digest(folder: Path, base_digest: str) -> str:
+    """Return the digest of a whole model that was trained from a base: its tensors."""
+    return digest([base_digest, {path.name: _content(path) for path in sorted(folder.glob("*.safetensors"))}])
+
+
+def _content(path: Path) -> str:
+    """Digest the tensors of a file in the order of their names, whatever the order of the file."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        for name, tensor in sorted(tensors_of(path).items()):
+            content.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            file.seek(tensor.begin)
+            left = tensor.end - tensor.begin
+            while left > 0 and (part := file.read(min(left, 1 << 24))):
+                content.update(part)
+                left -= len(part)
+    return content.hexdigest()

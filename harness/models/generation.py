@@ -1,0 +1,172 @@
+"""Greedy answers of a language model: prompts are read in small batches, answered in large ones.
+
+Invariant: batches are cut by the prompts' lengths alone, never by what is answered, so two
+candidates that are asked the same are computed in the same shapes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.models.attention import attending_in_parts
+from harness.models.batching import Size, plan, shared_length
+from harness.models.loglikelihood import READING_COST
+from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Cache, PreTrainedModel
+
+# Says of each row of new tokens (b, n) whether it stops there (b,).
+Stopped = Callable[["torch.Tensor"], "torch.Tensor"]
+
+# A batch reads all weights once a new token, which takes as long as attending to so many padded tokens.
+ANSWERING_COST = 15_000
+
+
+def answers(
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stopped: Stopped,
+    reading: Size,
+    beginnings: Beginnings,
+) -> list[list[int]]:
+    """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
+
+    A model that does not keep all keys reads each prompt whole, by transformers' own `generate`.
+    """
+    import torch
+
+    with torch.inference_mode():
+        if not keeps_all_keys(model):
+            return _by_generate(model, prompts, max_new_tokens, ends, stopped)
+        with attending_in_parts(model):
+            cache, first, seen = _read(model, prompts, max_new_tokens, reading, beginnings)
+            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
+
+
+def _read(
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    size: Size,
+    beginnings: Beginnings,
+) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
+    """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
+
+    The keys lie as [shared beginning | padding | the prompt's own | room for new tokens]; the
+    places (b, t) are those that hold a token of the row.
+    """
+    import torch
+    from transformers import StaticCache
+
+    shared = shared_length(prompts)
+    beginning = beginnings.read(prompts[0][:shared]) if shared else None
+    own = [prompt[shared:] for prompt in prompts]
+    end = shared + max(map(len, own))
+    seen = torch.zeros((len(prompts), end + max_new_tokens), dtype=torch.bool, device=model.device)
+    seen[:, :shared] = True
+    first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
+    cache = StaticCache(config=model.config, max_cache_len=end + max_new_tokens)
+    for group in plan([len(p) for p in own], size, READING_COST):
+        width = max(len(own[i]) for i in group)
+        ids = torch.zeros((len(group), width), dtype=torch.long)
+        for row, i in enumerate(group):
+            ids[row, width - len(own[i]) :] = torch.tensor(own[i])
+            seen[i, end - len(own[i]) : end] = True
+        rows = torch.tensor(group, device=model.device)
+        mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
+        read = after(model, beginning, len(group))
+        first[rows] = _next(model, ids.to(model.device), mask, mask.cumsum(1)[:, shared:] - 1, read)
+        for layer, full in zip(read.layers, cache.layers, strict=True):
+            _hold(full, layer, rows, len(prompts), shared, end)
+    return cache, first, seen
+
+
+def _go_on(
+    model: "PreTrainedModel",
+    cache: "Cache",
+    first: "torch.Tensor",
+    seen: "torch.Tensor",
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stopped: Stopped,
+) -> list[list[int]]:
+    """Answer all rows, a token at a time, until each has ended or none may go on."""
+    import torch
+
+    at = seen.shape[1] - max_new_tokens
+    ending = torch.tensor(ends, device=first.device)
+    positions = seen.sum(1)
+    blocked = torch.finfo(model.dtype).min
+    mask = torch.where(seen, 0.0, blocked).to(model.dtype)[:, None, None]  # (b, 1, 1, t)
+    new = first[:, None]  # (b, n)
+    over = torch.isin(first, ending) | stopped(new)
+    while new.shape[1] < max_new_tokens and not over.all():
+        mask[..., at + new.shape[1] - 1] = 0
+        token = _next(model, new[:, -1:], mask, (positions + new.shape[1] - 1)[:, None], cache)
+        token = torch.where(over, ending[0], token)
+        new = torch.cat([new, token[:, None]], 1)
+        over = over | torch.isin(token, ending) | stopped(new)
+    filled: list[list[int]] = new.tolist()
+    return filled
+
+
+def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
+    """Copy the keys that some rows have read to their places in the layer of all rows."""
+    if not full.is_initialized:
+        full.lazy_initialization(*(x[:1].expand(n_rows, -1, -1, -1) for x in (read.keys, read.values)))
+        full.cumulative_length.fill_(end)
+    start = end - (read.keys.shape[2] - shared)
+    for place, known in ((full.keys, read.keys), (full.values, read.values)):
+        place[rows, :, :shared] = known[:, :, :shared]
+        place[rows, :, start:end] = known[:, :, shared:]
+
+
+def _next(
+    model: "PreTrainedModel",
+    ids: "torch.Tensor",
+    mask: "torch.Tensor",
+    positions: "torch.Tensor",
+    cache: "Cache",
+) -> "torch.Tensor":
+    """Read some more tokens of each row (b, t); return the likeliest next one (b,)."""
+    call: Any = model
+    logits = call(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    best: torch.Tensor = logits[:, -1].max(-1).indices  # four times as fast as argmax in bf16
+    return best
+
+
+def _by_generate(
+    model: "PreTrainedModel",
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    stopped: Stopped,
+) -> list[list[int]]:
+    """Answer by transformers' own loop, prompts padded on the left."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[ends[0]] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    generate: Any = model.generate
+    made = generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=ends[0],
+        eos_token_id=list(ends),
+        stopping_criteria=[lambda all_ids, _, **__: stopped(all_ids[:, width:])],
+    )
+    new: list[list[int]] = made[:, width:].tolist()
+    return new

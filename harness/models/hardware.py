@@ -1,0 +1,162 @@
+"""What this machine computes best: device and precision, probed once and remembered.
+
+Invariant: the probe's result is cached under a key of everything it depends on, so an
+unchanged second command knows its precision without importing torch.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.cache import cache_dir, remember
+from harness.errors import Problem, UserError
+from harness.records import digest
+
+if TYPE_CHECKING:
+    import torch
+
+# A GPU is done with a smaller product before the next one is launched.
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+_ROUNDS, _ROUND_S = 5, 0.08
+# bf16 units are some four times faster than fp32, emulation four times slower. Between both bf16 is taken,
+# because it needs half the memory.
+_SLOW_BELOW = 0.7
+
+
+class Machine(NamedTuple):
+    """The device, its fastest trustworthy precision and the matrix speed measured for it.
+
+    `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
+    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `bf16_gflops` and
+    `fp32_gflops` are what the choice was made from.
+    """
+
+    device: str
+    name: str
+    precision: str
+    gflops: float
+    bf16_gflops: float | None = None
+    fp32_gflops: float | None = None
+
+
+class Memory(NamedTuple):
+    """What memory is free, and how much there is, in GiB; `of` says whether of the GPU or the machine."""
+
+    free_gib: float
+    total_gib: float
+    of: str
+
+
+def memory(device: str) -> Memory:
+    """Ask how much memory the device has; on a CPU what the system could give without swapping."""
+    if device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        return Memory(free / 2**30, total / 2**30, "GPU")
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    return Memory(_available_bytes(total) / 2**30, total / 2**30, "main memory")
+
+
+def _available_bytes(otherwise: int) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return otherwise
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found) * 1024 if found else otherwise
+
+
+def probe(device: str = "auto", precision: str = "auto") -> Machine:
+    """Choose device and precision, measuring for about a second the first time.
+
+    Raises:
+        UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
+    """
+    key = digest(
+        [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes(), _MATRIX]
+        + [Machine._fields]
+        + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    )
+    memory = cache_dir() / "machines" / f"{key}.json"
+    if memory.exists():
+        return Machine(**json.loads(memory.read_text()))
+    machine = _measure(device, precision)
+    remember(memory, json.dumps(machine._asdict()))
+    return machine
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def _gpu_nodes() -> list[str]:
+    return sorted(str(p) for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _measure(device: str, precision: str) -> Machine:
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError(Problem("device", "cuda", "a GPU that torch can see", "device: auto or cpu"))
+    if device == "cuda" or (device == "auto" and has_gpu):
+        # A GPU older than Ampere runs bf16 in emulation; fp16 is its fast type.
+        best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+        chosen = best if precision == "auto" else precision
+        return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
+    if precision == "fp16":
+        raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
+    return cpu(f"CPU, {torch.get_num_threads()} threads", precision, _cpu_speeds())
+
+
+def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
+    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is markedly slower."""
+    if precision == "auto":
+        precision = "fp32" if gflops["bf16"] < _SLOW_BELOW * gflops["fp32"] else "bf16"
+    return Machine("cpu", name, precision, gflops[precision], gflops["bf16"], gflops["fp32"])
+
+
+def slow_bf16(machine: Machine) -> str:
+    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU."""
+    bf16, fp32 = machine.bf16_gflops, machine.fp32_gflops
+    if bf16 is None or fp32 is None or bf16 >= _SLOW_BELOW * fp32:
+        return ""
+    return f"bf16 is slower here: {bf16:,.0f} GFLOP/s against {fp32:,.0f} in fp32"
+
+
+def _cpu_speeds() -> dict[str, float]:
+    """Measure both types in turns and keep each one's best round: another job must not decide."""
+    rounds = [{p: _gflops("cpu", p) for p in ("bf16", "fp32")} for _ in range(_ROUNDS)]
+    return {p: max(speeds[p] for speeds in rounds) for p in rounds[0]}
+
+
+def _gflops(device: str, precision: str) -> float:
+    import time
+
+    import torch
+
+    n = _MATRIX[device]
+    a = torch.randn(n, n, device=device).to(dtype(precision))
+    (a @ a)[0, 0].item()
+    start, products = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < _ROUND_S:
+        (a @ a)[0, 0].item()
+        products += 1
+    return 2 * n**3 * products / passed / 1e9
+
+
+def dtype(precision: str) -> "torch.dtype":
+    """Return torch's type for a precision's name."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

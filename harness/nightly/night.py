@@ -1,0 +1,289 @@
+"""One night: ask the base and everybody who is watched, compare with the references, keep it.
+
+Invariant: one process at a time; a candidate that fails is recorded and the others go on; the same
+night run again asks only what is missing, and a finished one nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, provenance, store
+from harness.config import Loaded
+from harness.errors import HarnessError, Problem, UserError, in_a_line
+from harness.evaluation.candidates import base_of
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.session import Bench, Measured
+from harness.experiment import Scope, bench_of, run_candidate
+from harness.models.openai_api import PROTOCOLS
+from harness.nightly import watchlist
+from harness.nightly.ask import Part, Rows, ask, by_item, file_of, parts_of
+from harness.nightly.changes import Arms, base_night, has_moved, series_of
+from harness.nightly.judging import HARNESS, NightReport, report_of, with_alarms
+from harness.nightly.rotation import Tonight, pool_of, tonight
+from harness.nightly.state import (
+    BaseNight,
+    Night,
+    Reference,
+    State,
+    Watched,
+    home,
+    read_nights,
+    read_state,
+    since_ack,
+    write_night,
+    write_state,
+)
+from harness.nightly.watchlist import Target
+from harness.progress import Progress, Silent
+from harness.records import digest
+
+SERIES = ("target", "general")
+Publish = Callable[[NightReport], object]
+
+
+def run_night(
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    night: date | None = None,
+    progress: Progress | None = None,
+    publish: Publish | None = None,
+) -> NightReport:
+    """Run one night of an experiment as far as it is not done yet, and say what it shows.
+
+    `night` is its date, today by default. `publish` gets the report before its alarms count as raised:
+    where it fails or is killed, the same night raises them again.
+
+    Raises:
+        UserError: with every problem of the files at once, or nobody is watched.
+        HarnessError: another night or compare is at work in the same runs folder.
+    """
+    loaded = config.load(Path(path), overrides)
+    bench = bench_of(loaded, Scope(), progress or Silent())
+    return run_on(bench, loaded, night or datetime.now().astimezone().date(), publish)
+
+
+def run_on(bench: Bench, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
+    """Run one night on a prepared bench, and publish it as `run_night` does.
+
+    Raises:
+        UserError: nobody is watched, or a later night is there already.
+        HarnessError: another night or compare is at work in the same runs folder.
+    """
+    folder, experiment = home(bench.store, bench.experiment.name), bench.experiment
+    with alone(folder):
+        state, nights = read_state(folder), read_nights(folder)
+        if nights and nights[-1].night > day.isoformat():
+            found = f"{day}, before the last night of {nights[-1].night}"
+            raise UserError(Problem("nightly run", found, "a night after the last one"))
+        if not any(n.night == day.isoformat() for n in nights):
+            with store.working(bench.store):
+                store.begin(bench.store, f"nightly-{experiment.name}")
+                night, references = _Session(bench, loaded, folder, day, state, nights).held()
+            state = replace(state, references=references)
+            write_state(bench.store, folder, state)
+            write_night(bench.store, folder, night)
+            store.end(bench.store, f"nightly-{experiment.name}")
+            nights.append(night)
+        report = report_of(experiment.name, experiment.nightly, nights, state)
+        if publish is not None:
+            publish(report)
+        if report.new:
+            write_state(bench.store, folder, with_alarms(state, report))
+    return report
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep two nights of one experiment apart.
+
+    Raises:
+        HarnessError: another process runs a night.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        found, step = "another nightly run at work there", "wait until it has finished"
+        raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Control(NamedTuple):
+    """What the base of some candidates answered tonight and in the reference."""
+
+    now: Rows
+    then: Rows
+    night: BaseNight
+
+
+class _Session:
+    """One night while it is held: what is asked, and the answers of each base once."""
+
+    def __init__(
+        self, bench: Bench, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
+    ) -> None:
+        self.bench, self.loaded, self.day, self.nights = bench, loaded, day.isoformat(), nights
+        self.folder, self.home, self.state = folder / self.day, folder, state
+        self.environment = store.keep_environment(
+            bench.store, provenance.measuring_environment(bench.machine.name)
+        )
+        self.tasks = _tasks(bench)
+        self.plan = _plan(bench, self.tasks, nights[-1] if nights else None)
+        self.metrics = {
+            m.task.name: m.metrics[m.task.primary_metric] for of in self.tasks.values() for m in of
+        }
+        self.controls: dict[str, _Control] = {}
+        self.references = dict(state.references)
+
+    def held(self) -> tuple[Night, dict[str, Reference]]:
+        """Ask everybody; returns the night and the references, new ones included."""
+        started = provenance.timestamp()
+        chosen = watchlist.targets(self.loaded, self.bench, self.references)
+        with store.Noted(self.bench.progress, self.bench.store, "A night", len(chosen)) as noted:
+            self.bench = replace(self.bench, progress=noted)
+            watched = tuple(self._watched(label, one) for label, one in chosen)
+        night = Night(
+            night=self.day,
+            started=started,
+            finished=provenance.timestamp(),
+            commit=provenance.git_state(self.loaded.folder).sha or "",
+            precision=self.bench.machine.precision,
+            environment=self.environment,
+            bases={name: control.night for name, control in self.controls.items()},
+            candidates=watched,
+            taken={key: one.taken for key, one in self.plan.items()},
+            left={key: one.left for key, one in self.plan.items()},
+        )
+        return night, self.references
+
+    def _watched(self, label: str, target: Target | HarnessError) -> Watched:
+        """Ask one candidate; whatever goes wrong with it is recorded."""
+        try:
+            if isinstance(target, HarnessError):
+                raise target
+            found = self._asked(target)
+        except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
+            found = Watched(label, "", "", (), error=in_a_line(error))
+        self.bench.progress.finished(label, f"{label}: {found.error or 'asked'}")
+        return found
+
+    def _asked(self, target: Target) -> Watched:
+        bench = self.bench
+        reference = watchlist.pinned(bench, target, self.references.get(target.name))
+        weights = run_candidate.ensure_weights(bench, target.recipe, target.seed)
+        sets = self._chosen(watchlist.own_sets(bench, target, weights), reference.rows)
+        control = None if weights.kind == "classifier" else self._control(target, reference)
+        parts = self._parts(sets)
+        now = ask(bench, self.folder, target.name, weights, parts)
+        then = self._then(sets, reference.rows)
+        self.references[target.name] = reference
+        prompting = watchlist.own_sets(bench, target, weights)[0].identity.prompting_digest
+        since = served = ""
+        if weights.kind in PROTOCOLS:
+            since = self._since(target.name, reference.id, parts, now, then)
+            served = watchlist.endpoint_tested(bench, target.recipe, since, self.day)
+        there = {s.measured.task.name for s in sets}
+        return Watched(
+            name=target.name,
+            reference=reference.id,
+            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
+            tests=watchlist.what_is_tested(
+                bench, target.recipe, reference, weights, prompting, self.environment, served
+            ),
+            since=since,
+            fit_keys=tuple(run_candidate.stands_on(weights)),
+            series={
+                key: series_of(
+                    _arms(now, then, control, {m.task.name for m in of}),
+                    self.plan[key].anchors,
+                    self.plan[key].fresh,
+                    self.metrics,
+                )
+                for key, of in self.tasks.items()
+                if there & {m.task.name for m in of}
+            },
+        )
+
+    def _since(self, who: str, reference: str, parts: Sequence[Part], now: Rows, then: Rows) -> str:
+        """Return the night since when an endpoint answers its anchors as now; empty where as the reference.
+
+        Nobody sees its weights, so answers that moved are what shows another model.
+        """
+        fixed = [part for part in parts if part.kind == "anchors"]
+        before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
+        since = next((w.since for w in reversed(before) if not w.error), "")
+        if since:
+            files = (file_of(self.home / since, who, part) for part in fixed)
+            earlier = by_item(row for file in files for row in store.read_measured(file) or ())
+            then = earlier or then  # none are found where the code that asks has changed since
+        anchors = {(part.rows.measured.task.name, i) for part in fixed for i in part.ids}
+        tonight_s = {item: row for item, row in now.items() if item in anchors}
+        return self.day if has_moved(tonight_s, then, self.metrics) else since
+
+    def _control(self, target: Target, reference: Reference) -> _Control:
+        """Ask the base of a candidate, once a night."""
+        source = base_of(self.bench, target.recipe)
+        if source.name not in self.controls:
+            sets = self._chosen(watchlist.base_sets(self.bench, source), reference.base)
+            parts, who = self._parts(sets), f"base {source.name}"
+            now = ask(self.bench, self.folder, who, run_candidate.base_weights(self.bench, source), parts)
+            then = self._then(sets, reference.base)
+            fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+            found = base_night(now, then, fresh, self._before(who, parts), self.metrics)
+            self.controls[source.name] = _Control(now, then, found)
+        return self.controls[source.name]
+
+    def _before(self, who: str, parts: Sequence[Part]) -> Rows | None:
+        """Find the anchors of the first night in this environment since a drift was acknowledged."""
+        nights = since_ack(self.state, HARNESS, "harness-drift", self.nights)
+        first = next((n.night for n in nights if n.environment == self.environment), None)
+        if first is None:
+            return None
+        files = [file_of(self.home / first, who, part) for part in parts if part.kind == "anchors"]
+        return by_item(row for file in files for row in store.read_measured(file) or ())
+
+    def _chosen(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
+        """Keep the tasks that are watched and of which the reference holds rows."""
+        return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
+
+    def _parts(self, sets: Sequence[RowSet]) -> list[Part]:
+        anchors = [cluster for one in self.plan.values() for cluster in one.anchors]
+        fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+        return parts_of(sets, anchors, fresh)
+
+    def _then(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
+        rows = (store.read_rows(self.bench.store, reference[s.name]) for s in sets)
+        return by_item(row for of in rows for row in of)
+
+
+def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> Arms:
+    """Put the base beside a candidate where it answered the same tasks."""
+    stands = control is not None and any(item[0] in tasks for item in control.then)
+    if control is None or not stands:
+        return Arms(now, then, None, None)
+    return Arms(now, then, control.now, control.then)
+
+
+def _tasks(bench: Bench) -> dict[str, list[Measured]]:
+    """List the tasks of each series: bits per byte and safety are for compare."""
+    general = [m for m in bench.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
+    return {"target": [bench.target], **({"general": general} if general else {})}
+
+
+def _plan(bench: Bench, tasks: Mapping[str, Sequence[Measured]], last: Night | None) -> dict[str, Tonight]:
+    policy, out = bench.experiment.nightly, {}
+    for key, of in tasks.items():
+        pool = pool_of({m.task.name: m.examples("test") for m in of}, policy.anchors)
+        out[key] = tonight(pool, last.taken.get(key, 0) if last else 0, policy.items)
+    return out

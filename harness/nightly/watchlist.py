@@ -1,0 +1,181 @@
+"""Who is watched: the champion and the named candidates, each with its pinned reference.
+
+Invariant: a reference is pinned once and stays, so that a slow loss adds up; another champion, or
+`nightly ack --new-reference`, pins anew.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from harness import provenance, store
+from harness.config import Loaded
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
+from harness.evaluation.candidates import base_of, source_of
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
+from harness.evaluation.session import Bench
+from harness.experiment import run_candidate
+from harness.models.hub import ModelSource
+from harness.models.openai_api import Settings
+from harness.nightly.state import Reference
+from harness.records import digest
+from harness.release import candidate_runs, read_champion
+from harness.spec import Recipe
+from harness.store import Store
+from harness.training import Weights
+
+NEXT = "harness compare, which makes what a night is compared with"
+
+
+class Target(NamedTuple):
+    """Somebody to watch: the name it goes by, its recipe now, its seed, and where its rows are from."""
+
+    name: str
+    recipe: Recipe
+    seed: int
+    rows: Mapping[str, str]
+    reference: str
+    weights: str
+
+
+def targets(
+    loaded: Loaded, bench: Bench, references: Mapping[str, Reference]
+) -> list[tuple[str, Target | HarnessError]]:
+    """List who is watched, the champion first; what has nothing to be compared with is its error.
+
+    Of whom a reference is pinned no stored run is needed: the recipe may have changed since.
+
+    Raises:
+        UserError: nobody is watched.
+    """
+    known, named = bench.experiment.candidates, bench.experiment.nightly.candidates
+    champion = read_champion(loaded.folder, bench.experiment.target.name)
+    out: list[tuple[str, Target | HarnessError]] = []
+    if champion is not None:
+        recipe = known.get(champion.candidate) or Recipe.model_validate(champion.recipe)
+        label = f"champion {champion.candidate}"
+        one = Target(label, recipe, champion.seed, champion.rows, champion.run_id, champion.weights_digest)
+        out.append((label, one))
+    out += [(name, _named(loaded, bench, name, references.get(name))) for name in named]
+    if not out:
+        found = "no champion and no nightly.candidates"
+        step = "harness promote RUN, or nightly: {candidates: [lora]}"
+        raise UserError(Problem("nightly", found, "somebody to watch", step))
+    return out
+
+
+def _named(loaded: Loaded, bench: Bench, name: str, known: Reference | None) -> Target | HarnessError:
+    recipe = bench.experiment.candidates[name]
+    if known is not None:
+        return Target(name, recipe, known.seed, known.rows, known.id, known.weights)
+    try:
+        found = candidate_runs(loaded, bench.store, name)[0]
+    except HarnessError as error:
+        return error
+    return Target(name, recipe, found.seed, found.rows, found.run_id, found.weights_digest)
+
+
+def pinned(bench: Bench, target: Target, before: Reference | None) -> Reference:
+    """Return what a candidate is compared with: as pinned before, unless the champion is another one.
+
+    Raises:
+        IncompatibleRuns: rows of the candidate or of its base are missing.
+    """
+    if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
+        _refuse_missing(bench.store, {**before.rows, **before.base})
+        return before
+    source = base_of(bench, target.recipe)
+    base = {f"{s.measured.task.name}/test": s.identity.digest for s in base_sets(bench, source)}
+    there = {key: rows for key, rows in base.items() if bench.store.parquet(rows).exists()}
+    wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
+    _refuse_missing(bench.store, wanted)
+    target_key = f"{bench.target.task.name}/test"
+    if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key}):
+        raise IncompatibleRuns(
+            f"{bench.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them beside "
+            f"{target.reference}; next: {NEXT}"
+        )
+    origins = store.origins(bench.store, wanted[target_key])
+    return Reference(
+        id=target.reference,
+        rows=wanted,
+        base=there,
+        weights=target.weights,
+        prompting=store.read_identity(bench.store, wanted[target_key]).prompting_digest,
+        data=data_digest(bench),
+        environment=next(iter(origins.values())).environment if origins else "",
+        seed=target.seed,
+    )
+
+
+def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
+    if lost := sorted(key for key, one in rows.items() if not at.parquet(one).exists()):
+        raise IncompatibleRuns(
+            f"{at.folder}: found no rows of the reference on {', '.join(lost)}; expected what it was pinned "
+            f"with; next: {NEXT}, then harness nightly ack --new-reference"
+        )
+
+
+def base_sets(bench: Bench, source: ModelSource) -> list[RowSet]:
+    """List what the control arm can be asked: the suites, and the target by the plain prompt."""
+    weights = run_candidate.base_weights(bench, source)
+    return [target_sets(bench, Recipe(), weights, 0)[1], *suite_sets(bench, weights)]
+
+
+def own_sets(bench: Bench, target: Target, weights: Weights) -> list[RowSet]:
+    """List what a candidate is asked: the target, and the suites where the weights are its own."""
+    own = weights.kind != "classifier" and weights.digest != base_of(bench, target.recipe).weights_digest
+    asked = target_sets(bench, target.recipe, weights, target.seed)[1]
+    return [asked, *(suite_sets(bench, weights) if own else [])]
+
+
+def data_digest(bench: Bench) -> str:
+    """Digest the rows that are trained on and retrieved from."""
+    versions = bench.target.versions
+    return digest(
+        [versions["train"], versions["validation"], [list(d) for d in bench.target.items.documents]]
+    )
+
+
+def what_is_tested(
+    bench: Bench,
+    recipe: Recipe,
+    reference: Reference,
+    weights: Weights,
+    prompting: str,
+    environment: str,
+    served: str = "",
+) -> tuple[str, ...]:
+    """Say in words what is another than in the reference; the harness itself always is tested.
+
+    `served` says how an endpoint answers, whose weights nobody sees.
+    """
+    same_data = reference.data == data_digest(bench)
+    said = [served] if served else []
+    if weights.digest != reference.weights:
+        said.append("the recipe made anew" + ("" if same_data else " on new data"))
+    if prompting != reference.prompting:
+        said.append("another prompting" if same_data else _drawn_anew(recipe))
+    if environment != reference.environment and reference.environment:
+        said.append(f"upgraded libraries or another machine ({_changed(bench, reference, environment)})")
+    said.append("the harness" if said else "only the harness: the weights answer as before")
+    return tuple(said)
+
+
+def endpoint_tested(bench: Bench, recipe: Recipe, since: str, night: str) -> str:
+    """Name an endpoint, and since when it has answered its anchors as tonight."""
+    settings = Settings(**source_of(bench, recipe).params)
+    as_when = f"as since {since}" if since else "as in the reference"
+    how = "otherwise than before" if since == night else as_when
+    return f"the endpoint ({settings.name}), which answers its anchors {how}"
+
+
+def _drawn_anew(recipe: Recipe) -> str:
+    """Name what a prompting draws from the data."""
+    drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
+    named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
+    return f"{' and '.join(named)} on new data"
+
+
+def _changed(bench: Bench, reference: Reference, environment: str) -> str:
+    then, now = (store.read_environment(bench.store, key) for key in (reference.environment, environment))
+    return provenance.changes(then, now)

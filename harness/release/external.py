@@ -1,0 +1,67 @@
+"""Results that others computed: lm-eval's samples or inspect's logs of two models, paired by item.
+
+Invariant: items are paired by their id and only where both models were asked the same; nothing is
+computed that needs a model.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import gating
+from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.gating.judged import Judged
+from harness.release.eval_logs import Logged, differences, measurement
+from harness.release.inspect_logs import log_files, read_logs
+from harness.release.lm_eval_logs import read_samples, sample_files
+from harness.spec import GatePolicy
+
+Reader = Callable[[Path], dict[str, Logged]]
+
+
+def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> Judged:
+    """Judge one model's logged samples against another's, over the tasks that both hold.
+
+    Every task is a capability task. Of inspect a single log will do as well as a folder of them.
+
+    Raises:
+        UserError: there is nothing to read, a file is damaged, or both are the same folder.
+        IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
+    """
+    old, new = (_reader(path)(path) for path in (base, candidate))
+    if base.resolve() == candidate.resolve():
+        step = "name the folder of the other model"
+        raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
+    shared = [name for name in old if name in new]
+    if not shared:
+        raise IncompatibleRuns(
+            f"found no task in both ({', '.join(old)} and {', '.join(new)}); expected the same; "
+            "next: evaluate both models on the same tasks with one evaluator"
+        )
+    problems = [problem for name in shared for problem in differences(old[name], new[name])]
+    if problems:
+        raise IncompatibleRuns("\n".join(problems))
+    alone = [name for name in (*old, *new) if name not in shared]
+    notes = (f"only in one of the two, left out: {', '.join(alone)}",) if alone else ()
+    measured = [measurement(old[name], new[name]) for name in shared]
+    compared = gating.compare_measurements(measured, policy.alpha, identical=False)
+    verdict = gating.judge_measurements(measured, compared, policy, target=None, identical=False)
+    return Judged(candidate.name, base.name, tuple(compared), verdict, policy, notes)
+
+
+def _reader(path: Path) -> Reader:
+    """Tell by its files who wrote a folder; a single file is a log of inspect.
+
+    Raises:
+        UserError: nobody did, or both did.
+    """
+    samples = bool(sample_files(path)) if path.is_dir() else False
+    logs = bool(log_files(path))
+    if samples and logs:
+        found = "samples of lm-eval and logs of inspect"
+        raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
+    if not samples and not logs:
+        found = "neither" if path.exists() else "no such file or folder"
+        expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
+        step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
+        raise UserError(Problem(str(path), found, expected, step))
+    return read_samples if samples else read_logs

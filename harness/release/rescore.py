@@ -1,0 +1,53 @@
+"""Score a finished run's stored answers with the metrics as they are now, and those it is gated against.
+
+Invariant: no model is loaded; what only asking again would give is named, and nothing is half done.
+"""
+
+from typing import NamedTuple
+
+from harness.comparison import Estimate
+from harness.errors import IncompatibleRuns
+from harness.evaluation import rescoring
+from harness.evaluation.candidates import base_of, served_base
+from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.session import Bench
+from harness.experiment import run_candidate
+from harness.experiment.stored_rows import Reader
+from harness.records import Run
+from harness.release.champions import read_champion
+from harness.spec import Recipe
+
+
+class Scored(NamedTuple):
+    """A run as it is scored now, and every task's scores on test by metric."""
+
+    run: Run
+    scores: dict[str, dict[str, Estimate]]
+
+
+def score_again(bench: Bench, run_before: Run) -> Scored:
+    """Score a run again, and on the suites its base and the champion.
+
+    Raises:
+        IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
+    """
+    recipe = bench.experiment.candidates.get(run_before.candidate)
+    if recipe is None or Recipe.model_validate(run_before.recipe) != recipe:
+        raise IncompatibleRuns(
+            f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
+            "one that the run was made with; next: harness compare"
+        )
+    again, lacking = run_candidate.scored_again(bench, run_before.candidate, recipe, run_before)
+    if again is None:
+        raise IncompatibleRuns(
+            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "
+            "that only their scoring has changed; next: harness compare asks again"
+        )
+    bases = dict.fromkeys((base_of(bench, recipe), served_base(bench, recipe)))
+    gated_against = [run_candidate.base_weights(bench, source) for source in bases]
+    champion = read_champion(bench.store.folder.parent, bench.experiment.target.name)
+    if champion is not None:
+        gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
+    for weights in gated_against:
+        rescoring.missing(bench, suite_sets(bench, weights))
+    return Scored(again, Reader(bench).scores(again))

@@ -1,0 +1,77 @@
+"""Write a report as CSV: one row a candidate × task × metric × slice.
+
+Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is
+empty; no text can be taken for a formula by a spreadsheet.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from harness.comparison import Comparison, Estimate
+from harness.decision import CandidateFacts, best_untrained
+from harness.report.escape import spreadsheet
+from harness.report.experiment_report import ExperimentReport, best_first
+
+COLUMNS = (
+    "experiment",
+    "candidate",
+    "seed",
+    "task",
+    "metric",
+    "slice",
+    "n",
+    "score",
+    "score_low",
+    "score_high",
+    "compared_with",
+    "base",
+    "base_low",
+    "base_high",
+    "delta",
+    "delta_low",
+    "delta_high",
+    "n_paired",
+    "lost",
+    "gained",
+    "evidence",
+)
+Row = dict[str, Any]
+
+
+def to_csv(report: ExperimentReport, evidence: str) -> str:
+    """Write every score and every paired difference; the target's is to the best untrained candidate."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for f in best_first(report):
+        own = {"experiment": report.experiment, "candidate": f.name, "seed": f.seed, "evidence": evidence}
+        writer.writerows({k: _cell(v) for k, v in (own | row).items()} for row in _rows(report, f))
+    return stream.getvalue()
+
+
+def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
+    if f.target is None:
+        return
+    best = best_untrained(report.facts)
+    named = {"task": report.task, "metric": report.metric}
+    yield named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _scored(f.target)
+    yield from (named | {"slice": name} | _scored(e) for name, e in f.slices.items())
+    for c in report.comparisons.get(f.label, ()):
+        yield {"task": c.task, "metric": c.metric, "slice": c.slice} | _compared(c, "base")
+
+
+def _scored(e: Estimate) -> Row:
+    return {"n": e.n, "score": e.score, "score_low": e.low, "score_high": e.high}
+
+
+def _compared(c: Comparison, with_: str) -> Row:
+    new = _scored(Estimate(c.new, c.new_low, c.new_high, c.n))
+    base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
+    delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
+    return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}
+
+
+def _cell(value: Any) -> Any:
+    return spreadsheet(value) if isinstance(value, str) else value

@@ -1,0 +1,282 @@
+"""What a report is made of, and the words that every form of it shares.
+
+Invariant: terminal, Markdown and JSON say the same of a candidate, because its cells and
+sentences come from here; a smoke report says in each of them that it is no evidence.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from harness import formatting
+from harness.comparison import Comparison
+from harness.decision import (
+    Ablation,
+    CandidateFacts,
+    Decision,
+    LearningCurve,
+    OverSeeds,
+    best_untrained,
+    fine_tuned,
+    target_unit,
+)
+from harness.formatting import Unit
+from harness.gating import MissRate, Verdict
+from harness.report import change_attribution, recipes, verdict_words
+from harness.report.change_attribution import Step
+from harness.report.flips import Flip
+from harness.spec import DecidePolicy
+
+SMOKE = "smoke, not evidence"
+_SHORT = {
+    "exact_match": "EM",
+    "accuracy": "acc",
+    "macro_f1": "macro F1",
+    "token_f1": "F1",
+    "bleu": "BLEU",
+    "bits_per_byte": "bits/byte",
+}
+_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentReport:
+    """The results of one experiment.
+
+    `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
+    comparisons with the base on the tasks of the suites, each task's primary metric first;
+    `not_admitted` says of a task why it does not count in the gate. `steps` splits the change of
+    a run, by `label`, where there was a base or a run in between. `header` holds device, precision
+    and times, with units in the names. `seeds` joins the seeds of each recipe that trains,
+    `ablations` holds one table for each grid, `curve` what more training data would bring.
+    `task` is the target's name; `margins` maps tasks to
+    the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
+    mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
+    verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
+    `label`; `origins` says what each run's numbers depend on. `policy` is what the decision went by,
+    `closed_labels` and `has_documents` which alternatives the target allows.
+    """
+
+    experiment: str
+    base_model: str
+    metric: str
+    facts: tuple[CandidateFacts, ...]
+    comparisons: dict[str, tuple[Comparison, ...]] = field(default_factory=dict)
+    decision: Decision | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+    smoke: bool = False
+    notes: tuple[str, ...] = ()
+    not_admitted: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    seeds: tuple[OverSeeds, ...] = ()
+    ablations: tuple[Ablation, ...] = ()
+    curve: LearningCurve | None = None
+    task: str = ""
+    margins: dict[str, float] = field(default_factory=dict)
+    macro_margin: float | None = None
+    undecided_fails: bool = True
+    flips: dict[str, tuple[Flip, ...]] = field(default_factory=dict)
+    origins: dict[str, dict[str, str]] = field(default_factory=dict)
+    policy: DecidePolicy | None = None
+    closed_labels: bool = False
+    has_documents: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files without suffix; a smoke report never takes a result's place."""
+        return f"{self.experiment}-smoke" if self.smoke else self.experiment
+
+    @property
+    def unit(self) -> Unit:
+        """The unit and direction of the target's metric."""
+        return target_unit(self.facts)
+
+
+class Row(NamedTuple):
+    """One candidate's cells of the result table."""
+
+    candidate: str
+    target: str
+    vs_untrained: str
+    forgetting: str
+    lost_gained: str
+    cost: str
+    p50: str
+    verdict: str
+
+
+def headers(report: ExperimentReport) -> Row:
+    """Name the columns of the result table."""
+    return Row(
+        "candidate",
+        f"target {_SHORT.get(report.metric, report.metric)}",
+        "vs best untrained",
+        "forgetting (macro)",
+        "lost/gained",
+        "$/1k",
+        "p50",
+        "verdict",
+    )
+
+
+def table_rows(report: ExperimentReport, *, tight: bool = False) -> list[Row]:
+    """List the candidates best first, failed ones last; `tight` spares digits and words."""
+    reference = best_untrained(report.facts)
+    return [_row(f, reference, tight) for f in best_first(report)]
+
+
+def best_first(report: ExperimentReport) -> list[CandidateFacts]:
+    """Sort by the target's score on test; candidates without one come last, as listed."""
+
+    def key(f: CandidateFacts) -> tuple[bool, float]:
+        scored = f.state == "done" and f.target is not None
+        return not scored, -f.target.unit.sign * f.target.score if scored and f.target else 0.0
+
+    return sorted(report.facts, key=key)
+
+
+def sentences(report: ExperimentReport) -> list[str]:
+    """List what is said under the table, all but the last line."""
+    return [
+        *(_failed_line(f) for f in report.facts if f.state == "failed"),
+        *(report.decision.reasons if report.decision else ()),
+        *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *filter(None, (change_attribution.sentence(label, of) for label, of in report.steps.items())),
+        *recipes.seed_sentences(report.seeds, report.unit),
+        *(_recall_line(f) for f in report.facts if f.recall is not None),
+        *report.notes,
+    ]
+
+
+def last_line(report: ExperimentReport) -> str:
+    """Return the verdict: one sentence, marked where it rests on a smoke run."""
+    sentence = report.decision.sentence if report.decision else "Nothing was decided."
+    return f"{sentence} ({SMOKE})" if report.smoke else sentence
+
+
+def verdict_word(f: CandidateFacts) -> str:
+    """Say a run's verdict in one word."""
+    if f.state == "failed":
+        return verdict_words.ERROR
+    return verdict_words.WORDS[f.verdict.outcome] if f.verdict else formatting.UNKNOWN
+
+
+def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
+    """Say in one line what a candidate reached, while the others are still running."""
+    if f.state == "failed":
+        return _failed_line(f)
+    target = formatting.score(f.target.unit, *f.target[:3]) if f.target else formatting.UNKNOWN
+    parts = [f"{_SHORT.get(metric, metric)} {target}"]
+    parts += [f"{formatting.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
+    parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
+    parts += [verdict_word(f)] if f.verdict else []
+    parts += [SMOKE] if smoke else []
+    return f"{f.label}: {' · '.join(parts)}"
+
+
+def miss_text(m: MissRate) -> str:
+    """Say one line of the gate's operating characteristic."""
+    return f"{miss_what(m)}: {chance(m.probability)}"
+
+
+def miss_what(m: MissRate) -> str:
+    """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
+    if m.what == "equal":
+        return "would not have passed an equally good model (macro and validity)"
+    task = m.what.removeprefix("each: ")
+    where = " (macro)" if m.what == "macro" else f" on {task} alone (each)"
+    return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
+
+
+def chance(p: float) -> str:
+    """Print a probability in whole percent; never as impossible or certain."""
+    return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
+
+
+def miss_basis(verdict: Verdict) -> str:
+    """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
+    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
+    if not verdict.missed or not isinstance(share, float):
+        return ""
+    return (
+        f"at {_counted(n)} items in {_counted(clusters)} clusters, of which {formatting.percent(share)} % of "
+        "a task changed on average, the gate"
+    )
+
+
+def _counted(n: object) -> str:
+    return formatting.count(n) if isinstance(n, int) else formatting.UNKNOWN
+
+
+def figure_text(name: str, value: Any) -> str:
+    """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
+    if isinstance(value, list | tuple):
+        return " → ".join(figure_text(name, value[i][-1]) for i in (0, -1)) if value else formatting.UNKNOWN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value) if value is not None else formatting.UNKNOWN
+    if name.endswith("_s") and not name.endswith("_per_s"):
+        return formatting.seconds(value)
+    if name.endswith("_usd"):
+        return formatting.usd(value)
+    if name.startswith("n_") or name.endswith(("_per_s", "_bytes")) or isinstance(value, int):
+        return formatting.count(value)
+    return formatting.plain(value)
+
+
+def _failed_line(f: CandidateFacts) -> str:
+    return f"{f.label} failed: {f.error or 'no reason was given'}"
+
+
+def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
+    return Row(
+        f.label,
+        formatting.score(f.target.unit, *f.target[:3], whole=tight) if f.target else formatting.UNKNOWN,
+        _vs_untrained(f, reference, tight),
+        _forgetting(f, tight),
+        _lost_gained(f),
+        formatting.usd(f.cost_per_1k_usd),
+        formatting.seconds(f.latency_p50_s),
+        verdict_word(f),
+    )
+
+
+def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
+    if f.name == reference:
+        return "(this one)"
+    if f.vs_untrained is None:
+        return formatting.UNKNOWN
+    c = f.vs_untrained
+    return formatting.change(c.unit, c.delta, c.low, c.high, whole=tight)
+
+
+def _forgetting(f: CandidateFacts, tight: bool) -> str:
+    if f.state == "failed":
+        return formatting.UNKNOWN
+    if f.method == "classifier":
+        return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no general ability'})"
+    if not fine_tuned(f):
+        return "0 (base weights)"
+    macro = f.verdict.macro if f.verdict else None
+    return formatting.points(*macro[:3]) if macro else formatting.UNKNOWN
+
+
+def _lost_gained(f: CandidateFacts) -> str:
+    if not fine_tuned(f) or f.verdict is None:
+        return formatting.UNKNOWN
+    return f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
+
+
+def _miss_line(label: str, verdict: Verdict) -> str:
+    macro = [m for m in verdict.missed if m.what == "macro"]
+    nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
+    missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    if verdict.outcome == "harness-drift":
+        return f"{label}: the harness drifted, which says nothing of the candidate"
+    if verdict.outcome != "inconclusive":
+        return f"{label}: {missed}"
+    more = f" (+{formatting.count(verdict.items_needed)} items)" if verdict.items_needed else ""
+    return f"undecided: {label}{more}; {missed}"
+
+
+def _recall_line(f: CandidateFacts) -> str:
+    return f"{f.label}: retrieval found {formatting.percent(f.recall)} % of the documents needed (recall@k)"

@@ -1,0 +1,131 @@
+"""Write a report as one HTML file that needs nothing else: tables, pictures, answers, provenance.
+
+Invariant: the page holds no script and its own policy forbids any; every text is cleaned and
+escaped; every number was printed by `numbers`.
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import formatting
+from harness.comparison import Comparison
+from harness.decision import CandidateFacts
+from harness.report import plots
+from harness.report.escape import clean, clean_lines
+from harness.report.experiment_report import SMOKE, ExperimentReport, best_first, last_line
+from harness.report.flips import Flip
+from harness.report.heatmap import heat
+from harness.report.labels import for_picture
+from harness.report.plots import style
+from harness.report.plots.curves import LONGEST
+from harness.report.sections import Section, header_facts, sections
+from harness.report.verdict_words import CLASSES, WORDS
+
+_FOLDER = Path(__file__).parent
+
+
+class Chapter(NamedTuple):
+    """One section with its place in the page.
+
+    `flips` are grouped by task; `same_as` names the run of the same weights whose items are shown.
+    """
+
+    id: str
+    section: Section
+    above: tuple[str, ...] = ()
+    flips: tuple[tuple[str, tuple[Flip, ...]], ...] = ()
+    same_as: str = ""
+
+
+def html(report: ExperimentReport) -> str:
+    """Render the whole report."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+    )
+    environment.filters |= {"lines": lambda text: Markup(_escaped(text)), "drawn": Markup}
+    return environment.get_template("page.html").render(
+        report=report,
+        mark=SMOKE if report.smoke else "",
+        sentence=last_line(report),
+        facts=list(map(clean, header_facts(report))),
+        chapters=_chapters(report),
+        front=plots.front(report),
+        heat=heat(report),
+        verdict_classes=CLASSES,
+        verdict_words=WORDS,
+        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + style.rules()),
+    )
+
+
+def _escaped(text: str) -> str:
+    from markupsafe import escape
+
+    return str(escape(clean_lines(text)))
+
+
+def _chapters(report: ExperimentReport) -> list[Chapter]:
+    facts = {f.label: f for f in best_first(report)}
+    out = []
+    for i, section in enumerate(sections(report)):
+        f = facts.get(section.label)
+        above: list[str] = []
+        flips: list[tuple[str, tuple[Flip, ...]]] = []
+        if section.kind == "forgetting" and f:
+            above, flips = [plots.forest(report, f)], _flips(report, f)
+        elif section.kind == "gate" and f and f.verdict:
+            above = [plots.chances(f.label, f.verdict)]
+        elif section.kind == "training":
+            above = _curves(facts.values())
+        same_as = _same_weights(report, section.label) if flips else ""
+        out.append(Chapter(f"s{i}", section, tuple(filter(None, above)), tuple(flips), same_as))
+    return out
+
+
+def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
+    """Draw each training once, whoever serves its weights."""
+    named: list[tuple[list[str], dict[str, Any]]] = []
+    for f in facts:
+        labels = next((labels for labels, training in named if training == f.training), None)
+        if labels is None:
+            named.append(([f.label], f.training))
+        else:
+            labels.append(f.label)
+    drawn = [(", ".join(labels), training) for labels, training in named]
+    titles = for_picture([label for label, _ in drawn], LONGEST)
+    return [plots.curves(*one, title) for one, title in zip(drawn, titles, strict=True)]
+
+
+def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple[Flip, ...]]]:
+    """Group the items that are shown by task, each with how many there are."""
+    compared = {c.task: c for c in reversed(report.comparisons.get(f.label, ())) if not c.slice}
+    if f.vs_untrained:
+        compared[f.vs_untrained.task] = f.vs_untrained
+    grouped = groupby(report.flips.get(f.label, ()), key=lambda flip: flip.task)
+    return [_titled(compared[task], tuple(flips)) for task, flips in grouped if task in compared]
+
+
+def _same_weights(report: ExperimentReport, label: str) -> str:
+    """Name the run whose general answers stand for this one's too; empty where it shows its own."""
+    if any(flip.against == "base" for flip in report.flips.get(label, ())):
+        return ""
+    weights = {name: of.get("weights") for name, of in report.origins.items() if report.flips.get(name)}
+    same = (n for n, digest in weights.items() if n != label and digest and digest == weights.get(label))
+    return next(same, "")
+
+
+def _titled(c: Comparison, flips: tuple[Flip, ...]) -> tuple[str, tuple[Flip, ...]]:
+    n_lost = sum(flip.lost for flip in flips)
+    lost, gained = formatting.count(len(c.lost)), formatting.count(len(c.gained))
+    n_gained = formatting.count(len(flips) - n_lost)
+    shown = f"{formatting.count(n_lost)} of {lost} lost, {n_gained} of {gained} gained"
+    return f"{c.task}, against {flips[0].against}: {shown}", flips

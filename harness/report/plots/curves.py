@@ -1,0 +1,61 @@
+"""The loss of one training by step: every batch, their mean over a round, and validation.
+
+Invariant: the axis of the loss begins at 0; nothing is drawn that was not logged.
+"""
+
+from typing import Any
+
+from harness import formatting
+from harness.report.loss_curves import known, of_preferences, smoothed
+from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
+
+_WIDTH, _HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+LONGEST = 20  # cells of a title, which the legend follows
+
+
+def curves(label: str, training: dict[str, Any], title: str) -> str:
+    """Draw the loss on training and validation rows; empty where no curve was kept.
+
+    The `title` stands over the picture, for at most `LONGEST` cells.
+    """
+    train, validation = (known(training.get(name)) for name in ("loss", "validation_loss"))
+    if len(train) < 2:
+        return ""
+    both = [*train, *validation]
+    x = Scale(0, max(step for step, _ in both), _LEFT, _RIGHT)
+    y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y, _of(training))]
+    body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
+    body.append(path(((x(step), y(loss)) for step, loss in smoothed(training)), "train"))
+    body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
+    body += [_validated(step, loss, x, y) for step, loss in validation]
+    return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
+
+
+def _of(training: dict[str, Any]) -> str:
+    return "preference loss" if of_preferences(training) else "loss"
+
+
+def _validated(step: float, loss: float, x: Scale, y: Scale) -> str:
+    said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
+    beside = text(x(step) - 9, y(loss) - 9, formatting.plain(loss), "over small", "end")
+    return group(said, mark("diamond", x(step), y(loss), "validated"), beside)
+
+
+def _legend(validated: bool) -> list[str]:
+    out = [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
+    if validated:
+        out += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
+    return out
+
+
+def _axes(x: Scale, y: Scale, of: str) -> list[str]:
+    out = [text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "step", "head", "middle"), text(0, 34, of, "head")]
+    values, step = marks(y.low, y.high, 4)
+    for value in values:
+        out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if value == 0 else "grid"))
+        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step), "tick", "end"))
+    values, step = marks(x.low, x.high, 5)
+    out += [text(x(v), _BOTTOM + 18, formatting.tick(v, step), "tick", "middle") for v in values]
+    return out

@@ -1,0 +1,215 @@
+"""What is gained on the target against what is kept of general ability, with the front.
+
+Invariant: only what has general ability to lose is drawn; a candidate that another one matches
+in both and beats in one is grey.
+Source: Pareto 1906; the front is that of `stats.pareto_front`.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from harness import formatting, stats
+from harness.comparison import Estimate
+from harness.decision import CandidateFacts
+from harness.report.escape import shorten
+from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
+from harness.report.labels import for_picture
+from harness.report.plots import svg
+from harness.report.plots.style import standalone
+from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
+from harness.report.verdict_words import CLASSES, WORDS
+
+_WIDTH, _HEIGHT = 860.0, 460.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
+_LONGEST = 34  # cells of a name
+_SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
+
+
+class Point(NamedTuple):
+    """A candidate: its score on the target, and the change of its general ability, with intervals."""
+
+    label: str
+    target: Estimate
+    kept: Estimate
+    verdict: str
+    on_front: bool
+    recommended: bool
+
+
+class Box(NamedTuple):
+    """The room that a label takes, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def front(report: ExperimentReport) -> str:
+    """Draw the picture; empty where nothing can be compared."""
+    points = points_of(report)
+    if not points:
+        return ""
+    rate = report.unit.scale
+    left_right = (_LEFT, _RIGHT) if report.unit.higher_is_better else (_RIGHT, _LEFT)  # right is better
+    x = Scale(*_x_ends(points, rate), *left_right)
+    y = Scale(*_y_ends(report, points), _BOTTOM, _TOP)
+    at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
+    body = [
+        *_axes(report, x, y),
+        *_margin(report, y),
+        *_front_line(points, at),
+        *(_whiskers(p, x, y, rate) for p in reversed(points)),
+        *(_mark(report, p, *xy) for p, xy in zip(points[::-1], at[::-1], strict=True)),
+        *_labels(points, at),
+        *_legend(report, points),
+    ]
+    return picture(_WIDTH, _HEIGHT, "Score on the target against the change of general ability", body)
+
+
+def front_file(report: ExperimentReport) -> str:
+    """Draw the picture as a file of its own, on white, as a README shows it; empty where there is none."""
+    return standalone(front(report))
+
+
+def points_of(report: ExperimentReport) -> list[Point]:
+    """List what can be drawn, the front first."""
+    facts = [f for f in best_first(report) if _macro(f) and f.target]
+    drawn = [(f, f.target, _macro(f)) for f in facts]
+    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn if target and kept]
+    best = set(stats.pareto_front(goals)) if goals else set()
+    chosen = report.decision.candidate if report.decision else None
+    points = [
+        Point(f.label, target, kept, verdict_word(f), i in best, f.name == chosen)
+        for i, (f, target, kept) in enumerate(drawn)
+        if target and kept
+    ]
+    return sorted(points, key=lambda p: not p.on_front)
+
+
+def _macro(f: CandidateFacts) -> Estimate | None:
+    return f.verdict.macro if f.state == "done" and f.verdict else None
+
+
+def _x_ends(points: Sequence[Point], rate: float) -> tuple[float, float]:
+    low, high = svg.around(rate * x for p in points for x in (p.target.low, p.target.high))
+    return (low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))
+
+
+def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, float]:
+    margin = report.macro_margin or 0.0
+    return svg.around([0.0, -100 * margin, *(100 * y for p in points for y in (p.kept.low, p.kept.high))])
+
+
+def _axes(report: ExperimentReport, x: Scale, y: Scale) -> list[str]:
+    out = [
+        text(0, 18, "general ability: change of the mean of the tasks that count, points ↑", "head"),
+        text(
+            _RIGHT,
+            _BOTTOM + 38,
+            f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →",
+            "head",
+            "end",
+        ),
+    ]
+    values, step = marks(y.low, y.high)
+    for value in values:
+        out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if abs(value) < step / 2 else "grid"))
+        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step, sign=True), "tick", "end"))
+    values, step = marks(x.low, x.high, 10)
+    for value in values:
+        out.append(line(x(value), _BOTTOM, x(value), _BOTTOM + 5, "zero"))
+        out.append(text(x(value), _BOTTOM + 18, formatting.tick(value, step), "tick", "middle"))
+    return out
+
+
+def _margin(report: ExperimentReport, y: Scale) -> list[str]:
+    margin = report.macro_margin
+    if margin is None:
+        return []
+    at = y(-100 * margin)
+    said = f"margin of the gate: {formatting.points(-margin)} points"
+    return [
+        svg.rect(_LEFT, at, _RIGHT - _LEFT, _BOTTOM - at, "beyond"),
+        line(_LEFT, at, _RIGHT, at, "margin"),
+        text(_LEFT + 6, at + 16, said, "small"),
+    ]
+
+
+def _front_line(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
+    """Draw the front as steps: a candidate also stands for everything left of and below it."""
+    corners = sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)
+    steps = corners[:1]
+    for (_, y0), (x1, y1) in pairwise(corners):
+        steps += [(x1, y0), (x1, y1)]
+    return [path(steps, "front")] if len(corners) > 1 else []
+
+
+def _whiskers(p: Point, x: Scale, y: Scale, rate: float) -> str:
+    at_x, at_y, class_ = x(rate * p.target.score), y(100 * p.kept.score), f"whisker {_class(p)}"
+    across = line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_)
+    return across + line(at_x, y(100 * p.kept.low), at_x, y(100 * p.kept.high), class_)
+
+
+def _class(p: Point) -> str:
+    return CLASSES[p.verdict] if p.on_front else "dominated"
+
+
+def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
+    score = formatting.score(report.unit, *p.target[:3])
+    said = f"{p.label}: target {score}, general ability {formatting.points(*p.kept[:3])} points, {p.verdict}"
+    ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
+    return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
+
+
+def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
+    """Write each name where it hides nothing; one that had to move gets a line to its mark."""
+    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    lines, names = [], []
+    short = for_picture([p.label for p in points], _LONGEST)
+    for p, shown, (x, y) in zip(points, short, at, strict=True):
+        name = shown + (" (recommended)" if p.recommended else "")
+        box, moved = _free(svg.width_of(name), x, y, taken)
+        taken.append(box)
+        if moved:
+            start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
+            lines.append(line(x, start, min(max(x, box.left + 6), box.right - 6), end, "leader"))
+        names.append(text(box.left + 2, box.bottom - 4, name, "over strong" if p.on_front else "over quiet"))
+    return [*lines, *names]
+
+
+def _free(width: float, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """Find room above a mark, the nearest first, then below it; say whether a line has to lead there."""
+    tops = [y - 28 - 17 * i for i in range(20)] + [y + 12 + 17 * i for i in range(20)]
+    for top in tops:
+        for left in (x - width / 2, x - 10, x + 10 - width):
+            box = Box(left, top, left + width + 4, top + 16)
+            inside = box.left >= 2 and box.right <= _WIDTH and box.top >= 24 and box.bottom <= _BOTTOM
+            if inside and not any(_overlap(box, other) for other in taken):
+                return box, top not in (tops[0], tops[20])
+    return Box(x + 12, y - 10, x + 16 + width, y + 6), False
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
+
+
+def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
+    """Explain the marks that are there, and name what is not in the picture."""
+    y, x, out = _HEIGHT - 10, 8.0, []
+    for word, class_ in CLASSES.items():
+        if any(p.verdict == word for p in points):
+            said = f"the gate: {class_}" if class_ == "undecided" else f"{class_} the gate"
+            said = "the harness drifted" if word == WORDS["harness-drift"] else said
+            out += [mark(_SHAPES[class_], x, y - 4, class_), text(x + 12, y, said, "small")]
+            x += svg.width_of(said) + 30
+    if any(not p.on_front for p in points):
+        out += [mark("dot", x, y - 4, "dominated"), text(x + 12, y, "dominated", "small")]
+        x += svg.width_of("dominated") + 30
+    out += [line(x - 6, y - 4, x + 12, y - 4, "front"), text(x + 18, y, "front", "small")]
+    shown = {p.label for p in points}
+    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
+        said = shorten(f"without general ability to lose: {', '.join(absent)}", 60)
+        out.append(text(_RIGHT, y, said, "small", "end"))
+    return out

@@ -1,0 +1,109 @@
+"""Read reports back from the JSON that was written of them.
+
+Invariant: what comes back prints the same; a field that an older report lacks gets its default, one
+that a newer report adds is left out, and what was not finite stays unknown.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+
+from harness.errors import Problem, UserError
+from harness.report.experiment_report import ExperimentReport
+
+# Of these an older report, which says no units, knew that they are no rates and that lower is better.
+_OWN_UNITS = frozenset({"bits_per_byte", "latency"})
+_GENERAL = ("verdict", "macro", "search", "confirm", "equal")  # in points, whatever the target's metric
+
+
+def read(path: Path) -> ExperimentReport:
+    """Read one report.
+
+    Raises:
+        UserError: the file is no report.
+    """
+    try:
+        found = restored(ExperimentReport, with_units(json.loads(path.read_text("utf-8"))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
+        raise UserError(problem) from error
+    if not isinstance(found, ExperimentReport):
+        raise UserError(Problem(str(path), "no report", "what harness compare wrote", "harness report"))
+    return found
+
+
+def paths(folder: Path) -> list[Path]:
+    """List the files of a folder that look like reports, the latest first."""
+    files = (path for path in folder.glob("*.json") if _begins_like_one(path))
+    return sorted(files, key=lambda path: (-path.stat().st_mtime, path.name))
+
+
+def _begins_like_one(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"experiment"' in file.read(200)
+
+
+def with_units(value: Any) -> Any:
+    """Add the units to the plain types of an older report: those of rates are the default."""
+    return _with_units(value, "", _OWN_UNITS | _lower_is_better(value))
+
+
+def _lower_is_better(value: Any) -> set[str]:
+    """Name the metrics of which a comparison of an older report says so."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = isinstance(value, dict) and value.get("higher_is_better") is False and "metric" in value
+    return {value["metric"]} if own else set().union(*map(_lower_is_better, inner))
+
+
+def _with_units(value: Any, metric: str, own: Collection[str]) -> Any:
+    if isinstance(value, list):
+        return [_with_units(one, metric, own) for one in value]
+    if not isinstance(value, dict):
+        return value
+    metric = value.get("metric", metric)
+    inner = {key: _with_units(v, "" if key in _GENERAL else metric, own) for key, v in value.items()}
+    if "unit" in value or metric not in own or not {"low", "high"} <= value.keys():
+        return inner
+    return inner | {"unit": {"scale": 1.0, "name": metric.replace("_", " "), "higher_is_better": False}}
+
+
+def restored(kind: Any, value: Any) -> Any:
+    """Turn plain types into what a type hint asks for.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are of another kind.
+    """
+    if value is None or kind is Any:
+        return value
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        known = [one for one in inside if one is not type(None)]
+        return restored(known[0], value) if len(known) == 1 else value
+    if origin is tuple:
+        return tuple(restored(inside[0], item) for item in value)
+    if origin is list:
+        return [restored(inside[0], item) for item in value]
+    if origin is dict:
+        return {key: restored(inside[1], item) for key, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_validate(value)
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
+        return _record(kind, value)
+    return value
+
+
+def _record(kind: Any, value: Mapping[str, Any]) -> Any:
+    hints = _hints(kind)
+    return kind(**{name: restored(hints[name], item) for name, item in value.items() if name in hints})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind._fields)
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in names}

@@ -1,0 +1,95 @@
+"""Print a report on the terminal: one table, the sentences, and the verdict as the last line.
+
+Invariant: the table takes at most 100 columns, and different candidates have different names in it; a
+name wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read
+as markup.
+"""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.decision import Ablation
+from harness.formatting import Unit
+from harness.report import labels, recipes
+from harness.report.escape import clean
+from harness.report.experiment_report import (
+    SMOKE,
+    ExperimentReport,
+    Row,
+    headers,
+    last_line,
+    sentences,
+    table_rows,
+)
+from harness.report.verdict_words import STYLES
+
+WIDTH = 100
+
+
+def terminal(report: ExperimentReport, console: Console) -> None:
+    """Print the table and its sentences; the last line is the verdict, never broken in two."""
+    console.print(terminal_table(report))
+    for ablation in report.ablations:
+        console.print(_ablation(ablation, report.unit))
+        console.print(Text(clean(recipes.ablation_note(ablation))))
+    for sentence in sentences(report):
+        console.print(Text(clean(sentence)))
+    console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
+
+
+def terminal_table(report: ExperimentReport) -> Table:
+    """Lay the candidates out in at most 100 columns, best first."""
+    rows, gap, name_width = _layout(report)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
+    )
+    if report.smoke:
+        table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
+        table.caption = Text(SMOKE)
+    _add_columns(table, rows[0], name_width)
+    shown = labels.for_table([row.candidate for row in rows[1:]], name_width)
+    for name, row in zip(shown, rows[1:], strict=True):
+        verdict = Text(row.verdict, style=STYLES.get(row.verdict, ""))
+        table.add_row(Text(name), *map(Text, row[1:-1]), verdict)
+    return table
+
+
+def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
+    """Add a column of names, which may wrap, and those beside it, which may not."""
+    first, *others = headers
+    table.add_column(Text(first), overflow="fold", max_width=name_width)
+    for header in others:
+        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
+
+
+def _ablation(ablation: Ablation, unit: Unit) -> Table:
+    """Lay one grid out; its members are named by what differs."""
+    rows = recipes.ablation_rows(ablation, unit)
+    columns = [clean(column) for column in recipes.ablation_columns(ablation)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
+    width = max(free, cell_len(columns[0]))
+    _add_columns(table, columns, width)
+    for name, *cells in rows:
+        table.add_row(Text(clean(name)), *map(Text, cells))
+    return table
+
+
+def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
+    """Find the roomiest layout that fits: a narrower gap first, then terser cells, then shorter names."""
+    for tight, gap in ((False, 2), (False, 1), (True, 1)):
+        rows = [headers(report), *table_rows(report, tight=tight)]
+        rows = [row._replace(candidate=clean(row.candidate)) for row in rows]
+        free = WIDTH - _others(rows) - gap * (len(Row._fields) - 1)
+        if free >= max(cell_len(row.candidate) for row in rows):
+            break
+    return rows, gap, max(free, cell_len(rows[0].candidate))
+
+
+def _others(rows: Sequence[Row]) -> int:
+    """Add up the widths of all columns but the first."""
+    return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])

@@ -1,0 +1,214 @@
+"""A rescue as a table, Markdown, plain types and a picture of the front.
+
+Invariant: every form shows the same numbers; forgetting is that of the search half for every trial,
+so that they can be compared.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from glob import escape as escaped
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import formatting, report
+from harness.decision import Decision
+from harness.report import ExperimentReport
+from harness.report.escape import clean, markdown_line, markdown_table
+from harness.report.escape import markdown as escape
+from harness.report.experiment_report import verdict_word
+from harness.report.reading import restored, with_units
+from harness.report.verdict_words import STYLES, WORDS
+from harness.rescue.result import HalfVerdict, Rescue, Tried
+from harness.spec import Recipe
+
+
+class Row(NamedTuple):
+    """One trial's cells."""
+
+    trial: str
+    target: str
+    forgetting: str
+    lost_gained: str
+    on_front: str
+    search: str
+    confirm: str
+
+
+def headers(rescue: Rescue) -> Row:
+    """Name the columns."""
+    target = f"target {rescue.metric}"
+    return Row("trial", target, "forgetting (macro)", "lost/gained", "front", "search half", "other half")
+
+
+def rows(rescue: Rescue) -> list[Row]:
+    """List the run and its trials best first: the rescued one, then the front, by target score."""
+    front = rescue.front
+
+    def key(t: Tried) -> tuple[bool, bool, bool, float]:
+        score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
+        return t.name != rescue.rescued, t.search is None, t.name not in front, -score
+
+    return [_row(rescue, t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
+
+
+def sentences(rescue: Rescue) -> list[str]:
+    """List what is said under the table, the sum of it last."""
+    judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
+    return [
+        f"forgetting is that of the search half ({_items(rescue)}); the other half is looked at once",
+        *(f"{t.name}: {half.sentence}" for t, half in judged),
+        *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
+        *_equal_lines(rescue),
+        *rescue.notes,
+        *(f"not tried: {reason}" for reason in rescue.left_out),
+        *_yaml_lines(rescue),
+        rescue.sentence,
+    ]
+
+
+def terminal(rescue: Rescue, console: Console) -> None:
+    """Print the table and its sentences."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in headers(rescue):
+        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
+    for row in rows(rescue):
+        cells = [Text(clean(cell), style=STYLES.get(cell, "")) for cell in row]
+        table.add_row(*cells)
+    console.print(table)
+    for sentence in sentences(rescue):
+        console.print(Text(clean(sentence)), soft_wrap=True)
+
+
+def markdown(rescue: Rescue) -> str:
+    """Render the table and its sentences, the sum first."""
+    *said, last = sentences(rescue)
+    return "\n".join(
+        [
+            f"# Rescue of {escape(rescue.candidate)} in {escape(rescue.experiment)}",
+            "",
+            f"**{escape(last)}**",
+            "",
+            *markdown_table(headers(rescue), rows(rescue)),
+            "",
+            *(f"- {markdown_line(line)}" for line in said),
+            "",
+        ]
+    )
+
+
+def to_json(rescue: Rescue) -> dict[str, Any]:
+    """Turn a rescue into plain types, with what follows from its fields."""
+    plain: dict[str, Any] = report.to_plain(rescue)
+    summed = {"rescued": rescue.rescued, "front": list(rescue.front), "sentence": rescue.sentence}
+    return {**summed, **plain}
+
+
+def kept(folder: Path, experiment: str) -> list[Path]:
+    """List the files that hold the last rescue of each run of an experiment as plain types."""
+    return sorted(folder.glob(f"{escaped(experiment)}.rescue-*.json"))
+
+
+def read(path: Path) -> Rescue | None:
+    """Read a rescue back from the JSON that was written of it; None where the file holds none."""
+    try:
+        found: Rescue = restored(Rescue, with_units(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found
+
+
+def front_file(rescue: Rescue) -> str:
+    """Draw gain against what is kept, the rescued one with a ring; empty where nothing was judged."""
+    facts = tuple(
+        replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
+    )
+    decision = Decision("fine-tune", rescue.rescued, rescue.sentence, (), {}, ())
+    drawn = ExperimentReport(
+        rescue.experiment,
+        rescue.base_model,
+        rescue.metric,
+        facts,
+        decision=decision,
+        macro_margin=rescue.macro_margin,
+    )
+    return report.front_file(drawn)
+
+
+def write(rescue: Rescue, folder: Path) -> list[Path]:
+    """Write Markdown, JSON and the picture beside the reports; returns what was written."""
+    stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
+    forms = {
+        ".md": markdown(rescue),
+        ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
+        ".front.svg": front_file(rescue),
+    }
+    return report.write_forms(folder, stem, forms)
+
+
+def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> Row:
+    v = t.search.verdict if t.search else None
+    target, kept = t.facts.target, t.kept
+    return Row(
+        t.name,
+        formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
+        formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
+        f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
+        "yes" if t.name in front else "",
+        _word(t.search) if t.facts.state == "done" else verdict_word(t.facts),
+        _word(t.confirm),
+    )
+
+
+def _word(half: HalfVerdict | None) -> str:
+    if half is None:
+        return formatting.UNKNOWN
+    return WORDS[half.verdict.outcome] if half.gains else "NO GAIN"
+
+
+def _items(rescue: Rescue) -> str:
+    seen = rescue.original.search
+    if seen is None:
+        return formatting.UNKNOWN
+    return f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
+
+
+def _equal_lines(rescue: Rescue) -> Iterator[str]:
+    scaled = any(t.step == "scale" and t.search for t in rescue.tried)
+    for t in rescue.tried:
+        if t.step == "scale" or t.search is None or not scaled:
+            continue
+        if t.equal is None:
+            yield f"{t.name}: no scale of {rescue.candidate} reaches its score on the target"
+        else:
+            kept = formatting.points(*t.equal[:3])
+            yield f"{t.name}: at its score on the target, {kept} points to {rescue.candidate} scaled to it"
+
+
+def _yaml_lines(rescue: Rescue) -> Iterator[str]:
+    """Write down the rescued recipes as harness.yaml takes them."""
+    found = next((t for t in rescue.tried if t.name == rescue.rescued), None)
+    if found is None:
+        return
+    yield "to keep it, add to candidates: in the file (nothing is computed again):"
+    named = {name: _as_written(name) for name in found.recipes}
+    for name, recipe in found.recipes.items():
+        kept = _short(recipe)
+        if kept.get("weights_of") in named:
+            kept["weights_of"] = named[kept["weights_of"]]
+        yield f"  {named[name]}: {json.dumps(kept, ensure_ascii=False)}"
+
+
+def _as_written(name: str) -> str:
+    """Return a name for the file: of the candidate, without the signs that only a grid's names have."""
+    return re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
+
+
+def _short(recipe: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
+    return kept

@@ -1,0 +1,159 @@
+"""What a rescue found: every trial with its verdicts on the halves, and what that comes to.
+
+Invariant: what was searched on one half is said of that half; at most one trial was looked at on
+the other.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness import formatting, gating, stats
+from harness.comparison import Estimate
+from harness.decision import CandidateFacts, gain
+from harness.gating import Verdict
+from harness.rescue.split import Half
+from harness.spec import GatePolicy
+
+_NAMES = {"search": "the search half", "confirm": "the other half"}
+_UNDECIDED = ("inconclusive", "harness-drift")
+
+
+@dataclass(frozen=True, slots=True)
+class HalfVerdict:
+    """What the gate says of one half of the suites' items, `n_items` of `n_all`.
+
+    `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
+    in the confirmation.
+    """
+
+    half: Half
+    n_items: int
+    n_all: int
+    verdict: Verdict
+    gains: bool
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gate passes and the gain holds."""
+        return self.verdict.outcome == "pass" and self.gains
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, with the half that it is of."""
+        items = f"{formatting.count(self.n_items)} of {formatting.count(self.n_all)} items"
+        lost = "" if self.gains else "; the gain on the target is gone"
+        return f"on {_NAMES[self.half]} ({items}) {self.verdict.sentence}{lost}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One trial; `equal` is its macro change less that of the scaled adapter at the same target score."""
+
+    name: str
+    step: str
+    says: str
+    recipes: dict[str, dict[str, Any]]
+    facts: CandidateFacts
+    search: HalfVerdict | None = None
+    confirm: HalfVerdict | None = None
+    equal: Estimate | None = None
+
+    @property
+    def kept(self) -> Estimate | None:
+        """The change of general ability on the search half."""
+        return self.search.verdict.macro if self.search else None
+
+    @property
+    def scale(self) -> float | None:
+        """How far it stands from the base, which is 0, to the fine-tune, which is 1; None of other trials."""
+        params = (recipe["params"] for recipe in self.recipes.values() if self.step == "scale")
+        return next((float(of["scale"]) for of in params if "scale" in of), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """A rescue of one run; `original` is the run itself, judged on the same half as the trials.
+
+    `reference` is the candidate that gains are measured against; `left_out` says what was not tried.
+    """
+
+    experiment: str
+    base_model: str
+    candidate: str
+    seed: int
+    metric: str
+    reference: str
+    original: Tried
+    tried: tuple[Tried, ...]
+    left_out: tuple[str, ...]
+    macro_margin: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rescued(self) -> str | None:
+        """Name the trial that passed on both halves."""
+        return next((t.name for t in self.tried if t.confirm and t.confirm.passes), None)
+
+    @property
+    def confirmed(self) -> Tried | None:
+        """The trial that was looked at on the other half, whatever was seen there."""
+        return next((t for t in self.tried if t.confirm), None)
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """Name the runs that no other matches in both target and general ability and beats in one."""
+        known = [(t, f, k) for t in (self.original, *self.tried) if (f := t.facts.target) and (k := t.kept)]
+        points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
+        best = stats.pareto_front(points) if points else []
+        return tuple(known[i][0].name for i in best)
+
+    @property
+    def path(self) -> list[tuple[float, Tried]]:
+        """The scales that were tried, in order, with the run itself as 1."""
+        tried = [(t.scale, t) for t in self.tried if t.scale is not None]
+        return sorted([*tried, (1.0, self.original)], key=lambda one: one[0])
+
+    @property
+    def sentence(self) -> str:
+        """Say in one sentence what came of it."""
+        if self.rescued:
+            return _rescued_sentence(self)
+        if (seen := self.confirmed) and seen.confirm:
+            return (
+                f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
+                "It was looked at there once; more items would tell more."
+            )
+        n = sum(t.search is not None for t in self.tried)
+        if not n:
+            return f"Nothing is rescued: no trial of {self.candidate} could be judged."
+        return (
+            f"Nothing is rescued: none of {n} trials of {self.candidate} passes on the search half; the "
+            "table shows what each gains and keeps."
+        )
+
+
+def _rescued_sentence(rescue: Rescue) -> str:
+    found = next(t for t in rescue.tried if t.name == rescue.rescued)
+    target = (
+        formatting.score(found.facts.target.unit, *found.facts.target[:3])
+        if found.facts.target
+        else formatting.UNKNOWN
+    )
+    g = gain(found.facts.vs_untrained)
+    gained = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
+    kept = found.confirm.verdict.macro if found.confirm else None
+    shown = f", general ability {formatting.points(*kept[:3])} on the other half" if kept else ""
+    scored = f"{rescue.metric} {target}{gained}{shown}"
+    return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
+
+
+def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
+    """Return 0 where a trial passed on both halves, 3 or 4 by what was seen, 1 without a verdict."""
+    if rescue.rescued:
+        return 0
+    seen = rescue.confirmed
+    judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
+    if not judged:
+        return 1
+    undecided = [h.verdict for h in judged if h.gains and h.verdict.outcome in _UNDECIDED]
+    return gating.exit_code(undecided[0], policy) if undecided else 3

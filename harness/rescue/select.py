@@ -1,0 +1,123 @@
+"""Which run is to be rescued: one that gains and forgets too much; everything else is refused.
+
+Invariant: reads what is stored; nothing is computed before it is known that there is something to
+rescue.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from harness import decision, formatting, store
+from harness.decision import CandidateFacts
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.evaluation.session import Bench
+from harness.experiment import stored_so_far
+from harness.gating import Verdict
+from harness.records import Run
+from harness.report import ExperimentReport
+from harness.spec import Recipe
+
+_RETENTION = ("macro", "each", "critical", "regressions", "validity", "drift")
+_AGAIN = "mend that, then harness compare"
+
+
+class Case(NamedTuple):
+    """A run to rescue, and the candidate without training that gains are measured against."""
+
+    facts: CandidateFacts
+    run: Run
+    reference: CandidateFacts
+
+
+def case_of(bench: Bench, selected: Sequence[str], wanted: str) -> Case:
+    """Find the run that a name or an id means, and refuse what cannot or need not be rescued.
+
+    Raises:
+        UserError: nobody has this name, or the run failed, trains nothing, passes, or does not gain.
+        IncompatibleRuns: there is no run of it as written now.
+    """
+    runs = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
+    name = _named(bench, selected, wanted, runs)
+    report = stored_so_far(bench, selected, name)
+    known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
+    if not known:
+        raise IncompatibleRuns(
+            f"{wanted}: found a run of other items or code than now; expected one of {name} as written now; "
+            f"next: harness rescue {name}"
+        )
+    # A recipe passes with all of its seeds: the first that does not is the one to rescue.
+    facts = next((f for f in known if f.verdict is None or f.verdict.outcome != "pass"), known[0])
+    return _case(report, runs, facts)
+
+
+def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None:
+    """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
+    by_id = {run.run_id: run for run in runs}
+    failing = [f for f in report.facts if not list(_reasons(f))]
+    name = decision.strongest(failing)
+    facts = next((f for f in failing if f.name == name), None)
+    return _case(report, by_id, facts) if facts else None
+
+
+def _named(bench: Bench, selected: Sequence[str], wanted: str, runs: dict[str, Run]) -> str:
+    if wanted in selected:
+        return wanted
+    if wanted not in runs:
+        expected = "a candidate of the file, or a run's id"
+        raise UserError(Problem("run", repr(wanted), expected, did_you_mean(wanted, [*selected, *runs])))
+    run = runs[wanted]
+    if run.state == "failed":
+        _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
+    now = bench.experiment.candidates.get(run.candidate)
+    if now is None or Recipe.model_validate(run.recipe) != now:
+        raise IncompatibleRuns(
+            f"{wanted}: found a run of a recipe that the file does not have now; expected {run.candidate} as "
+            "it was; next: write it down as it was, or harness compare"
+        )
+    return run.candidate
+
+
+def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> Case:
+    for found, expected, step in _reasons(facts):
+        _refuse(facts.label, found, expected, step)
+    name = decision.best_untrained(report.facts)
+    reference = next(f for f in report.facts if f.name == name and f.state == "done")
+    return Case(facts, runs[facts.run_id], reference)
+
+
+def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
+    """Say why a run is not to be rescued: found, expected, next step; empty where it is."""
+    if f.state == "failed":
+        return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
+    if not decision.fine_tuned(f):
+        found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
+        return [(found, "a fine-tune", "choose one with weights of its own")]
+    if f.method == "endpoint":
+        found = "an endpoint, whose weights are elsewhere"
+        return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
+    if f.verdict is None:
+        step = "add a suite of the role capability"
+        return [("a run without a verdict", "one that the gate has judged", step)]
+    if f.verdict.outcome == "pass":
+        return [("a run that the gate passes", "one that it does not", f"harness promote {f.name}")]
+    g = decision.gain(f.vs_untrained)
+    if g is None:
+        found = "no candidate without training to measure the gain against"
+        return [(found, "one in the same experiment", "add prompt: {method: base}, then harness compare")]
+    if g.low <= 0:
+        gained = formatting.change(g.unit, g.delta, g.low, g.high)
+        found = f"no gain that is shown ({gained} over the best untrained candidate)"
+        return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
+    if not _for_want_of_retention(f.verdict):
+        said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
+        found = f"a run that has kept what it could; what stops it is {said}"
+        return [(found, "a rule on general ability that does not pass", "rescue cannot mend that")]
+    return []
+
+
+def _for_want_of_retention(verdict: Verdict) -> bool:
+    return any(r.outcome in ("fail", "inconclusive") for r in verdict.rules if r.name in _RETENTION)
+
+
+def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
+    raise UserError(Problem(f"rescue {name}", found, expected, step))

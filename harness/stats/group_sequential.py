@@ -1,0 +1,80 @@
+"""Tests at a few planned looks: the chance of an error is spent, look by look.
+
+Invariant: one-sided; the estimates at the looks have independent increments in information, as means of
+growing samples have; whoever stops for another reason loses power and never errs more often.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+from scipy import special
+
+from harness.stats.intervals import Array, z_quantile
+
+_NODES = 256  # of the quadrature: the bounds of ten looks are right to six digits
+_REACH = 9.0  # standard deviations below which no path is followed
+
+
+def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
+    """Return how much of a one-sided alpha may be spent once this fraction of the information is in.
+
+    2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks whose times were chosen by
+    what was seen.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1], or alpha not in (0, 1).
+
+    Source: Lan & DeMets 1983, the function after O'Brien & Fleming 1979.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"expected a fraction of the information in (0, 1], found {fraction}")
+    return float(2 * special.ndtr(-z_quantile(1 - alpha / 2) / sqrt(fraction)))
+
+
+def look_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
+    """Return the z that the statistic has to exceed at each look, so that all together err alpha often.
+
+    `fractions` are the shares of the last look's information at the looks, rising to 1. The density of
+    paths that have crossed nowhere is carried from look to look by Gauss-Legendre quadrature, and each
+    bound is bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval
+    made at that look holds together with those of all other looks (a repeated confidence interval).
+    Not for looks planned by what earlier ones saw, nor without an end (`betting_process`).
+
+    Raises:
+        ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).
+
+    Source: Armitage, McPherson & Rowe 1969; Jennison & Turnbull 2000, chapters 7, 9 and 19.
+    """
+    steps = np.diff([0.0, *fractions])
+    if not len(fractions) or steps.min() <= 0 or abs(fractions[-1] - 1) > 1e-9 or not 0 < alpha < 0.5:
+        raise ValueError(f"expected fractions that rise to 1 and alpha in (0, 0.5): {fractions}, {alpha}")
+    bounds: list[float] = []
+    before, at, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
+    for fraction, step in zip(fractions, steps, strict=True):
+        allowed = alpha_spent(min(float(fraction), 1.0), alpha)
+        limit = _crossing(at, weight, float(step), allowed - before)
+        bounds.append(limit / sqrt(fraction))
+        at, weight = _carried(at, weight, float(step), limit, float(fraction))
+        before = allowed
+    return tuple(bounds)
+
+
+def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
+    """Bisect for the limit that so many of the paths exceed at the next look."""
+    low, high = -_REACH, _REACH
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        beyond = float(weight @ special.ndtr((at - middle) / sqrt(step)))
+        low, high = (middle, high) if beyond > allowed else (low, middle)
+    return (low + high) / 2
+
+
+def _carried(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
+    """Carry the paths below the limit to nodes (k,), each with the share of paths that it stands for."""
+    nodes, shares = np.polynomial.legendre.leggauss(_NODES)
+    low = min(-_REACH * sqrt(fraction), limit - 1.0)
+    new = low + (limit - low) * (nodes + 1) / 2
+    gaps = (new[:, None] - at) / sqrt(step)  # (k, paths)
+    density = np.exp(-(gaps**2) / 2) @ weight / sqrt(2 * np.pi * step)
+    return new, density * shares * (limit - low) / 2

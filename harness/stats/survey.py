@@ -1,0 +1,161 @@
+"""Estimates from a part of a known pool of items: the difference estimator and its strata.
+
+Invariant: with the whole pool scored nothing is uncertain about the pool; whether the pool
+itself or what it stands for is meant is the caller's to say, once a report.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from harness.stats.intervals import Interval, finite
+from harness.stats.means import Mean, paired_delta
+from harness.stats.paired import tango_interval
+
+
+def difference_estimate(base: ArrayLike, new: ArrayLike, pool: int | None) -> Mean:
+    """Estimate mean(new − base) from n items drawn at random out of a pool that the base scored in full.
+
+    SE² = (1 − n/N) s²/n with s² of the differences; the mean of the new arm over the pool is the
+    base's known mean plus it. `pool` None leaves the correction out: the estimand is then the
+    population that the pool stands for. Not for items chosen otherwise than at random
+    (`stratified_estimate`), nor for clustered items.
+
+    Raises:
+        ValueError: the arms differ in length or hold NaN, or the pool is smaller than the sample.
+
+    Source: Cochran 1977, sections 2.6 and 7.
+    """
+    mean = paired_delta(base, new)
+    if pool is None or mean.se is None:
+        return mean
+    return mean._replace(se=mean.se * sqrt(_remaining(mean.n, pool)))
+
+
+def stratified_estimate(changes: ArrayLike, strata: Sequence[str], pool: Mapping[str, int]) -> Mean:
+    """Estimate the pool's mean change from items (n,) drawn at random within strata.
+
+    Σ W_h x̄_h, SE² = Σ W_h² (1 − n_h/N_h) s_h²/n_h, W_h = N_h/N; df Σ(n_h − 1). The SE is None
+    where a stratum holds one drawn item of several. Not where a stratum of the pool has no item.
+
+    Raises:
+        ValueError: the lengths differ, a change is NaN, or a stratum is empty, unknown or over-drawn.
+
+    Source: Cochran 1977, section 5.4.
+    """
+    x, labels = finite(changes, "changes"), np.asarray(strata)
+    if len(labels) != len(x) or set(labels) != set(pool):
+        raise ValueError(
+            f"items must be as many as their strata, and from every one of {sorted(pool)}: "
+            f"{len(x)} items of {sorted(set(map(str, labels)))}"
+        )
+    total, mean, variance, df = sum(pool.values()), 0.0, 0.0, 0
+    for name, size in pool.items():
+        part = x[labels == name]
+        share, left = size / total, _remaining(len(part), size)
+        mean += share * float(part.mean())
+        df += len(part) - 1
+        if left > 0:
+            spread = float(part.var(ddof=1)) if len(part) > 1 else np.nan
+            variance += share**2 * left * spread / len(part)
+    se = None if np.isnan(variance) else sqrt(variance)
+    return Mean(mean, se, df, len(x), len(x))
+
+
+class Flips(NamedTuple):
+    """Gains and losses among the n items drawn from a stratum of `pool` items; n = pool where all were."""
+
+    gains: float
+    losses: float
+    n: int
+    pool: int
+
+
+def stratified_flips_interval(strata: Sequence[Flips], alpha: float = 0.05) -> Interval:
+    """Return the score interval of a delta of 0/1 scores from items drawn at random within strata.
+
+    For the population that the pool stands for: the squared distances of Tango's ends at the counts
+    that the whole pool would have, plus those of each stratum, W_h² (1 − n_h/N_h) times. So it is
+    Tango's interval of the pool where every item was drawn, and honest where nothing differs. Each end
+    alone is a one-sided 1 − α/2 bound. Not for clustered items.
+
+    Raises:
+        ValueError: a stratum is empty or over-drawn, or its counts are impossible.
+
+    Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance
+    after Cochran 1977, section 12.
+    """
+    total = sum(s.pool for s in strata)
+    gains, losses = (sum(s.pool * x / s.n for s, x in zip(strata, of, strict=True)) for of in _flips(strata))
+    delta = (gains - losses) / total
+    whole = tango_interval(gains, losses, total, alpha)
+    below, above = (delta - whole.low) ** 2, (whole.high - delta) ** 2
+    for s in strata:
+        left = _remaining(s.n, s.pool)
+        own, ends = (s.gains - s.losses) / s.n, tango_interval(s.gains, s.losses, s.n, alpha)
+        below += (s.pool / total) ** 2 * left * (own - ends.low) ** 2
+        above += (s.pool / total) ** 2 * left * (ends.high - own) ** 2
+    return Interval(delta - sqrt(below), delta + sqrt(above))
+
+
+def _flips(strata: Sequence[Flips]) -> tuple[list[float], list[float]]:
+    for s in strata:
+        _remaining(s.n, s.pool)
+    return [s.gains for s in strata], [s.losses for s in strata]
+
+
+def neyman_allocation(
+    pool: Mapping[str, int], spread: Mapping[str, float], n: int, least: int = 2
+) -> dict[str, int]:
+    """Share n items out over strata, in proportion to N_h s_h, at least `least` and at most N_h each.
+
+    Items go where the change varies most; the least keeps strata that were thought quiet honest.
+    Rounded by largest remainder, so that they add up to n. `inclusion_weights` undoes the uneven
+    chances. Not without a guess of s_h that looks at the base alone.
+
+    Raises:
+        ValueError: n is less than the strata need, or more than the pool.
+
+    Source: Neyman 1934; Cochran 1977, section 5.5.
+    """
+    low = {name: min(least, size) for name, size in pool.items()}
+    if not sum(low.values()) <= n <= sum(pool.values()):
+        raise ValueError(f"n = {n} is not between {sum(low.values())} and {sum(pool.values())}")
+    got = dict(low)
+    while (left := n - sum(got.values())) > 0:
+        open_ = {name: pool[name] * max(spread[name], 0.0) for name in pool if got[name] < pool[name]}
+        if not sum(open_.values()):
+            open_ = {name: float(pool[name]) for name in open_}
+        ideal = {name: left * weight / sum(open_.values()) for name, weight in open_.items()}
+        whole = {name: min(int(share), pool[name] - got[name]) for name, share in ideal.items()}
+        if not any(whole.values()):
+            for name in sorted(ideal, key=lambda k: -ideal[k])[:left]:
+                whole[name] = 1
+        for name, more in whole.items():
+            got[name] += more
+    return got
+
+
+def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[float]:
+    """Return each drawn item's weight N_h/n_h, the inverse of its chance to be drawn.
+
+    They add up to the pool where every stratum has an item. Not for items that were chosen, not drawn.
+
+    Raises:
+        ValueError: a stratum is unknown.
+
+    Source: Horvitz & Thompson 1952.
+    """
+    if unknown := set(strata) - set(pool):
+        raise ValueError(f"strata that the pool lacks: {sorted(unknown)}")
+    drawn = {name: strata.count(name) for name in set(strata)}
+    return [pool[name] / drawn[name] for name in strata]
+
+
+def _remaining(n: int, pool: int) -> float:
+    if not 0 < n <= pool:
+        raise ValueError(f"a sample of {n} out of a pool of {pool}")
+    return 1 - n / pool

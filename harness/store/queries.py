@@ -1,0 +1,135 @@
+"""Parts of row sets: a few items with their texts, items that hold a word or differ, counts of statuses.
+
+Invariant: reads Parquet files alone, never the index, so nobody who writes has to wait.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from harness.records import SampleResult, Status, many_rows
+from harness.store.layout import Store, clear_errors, missing_rows
+from harness.store.rows import ANEW, READ_PARQUET, memory, pattern, rows_from
+
+
+class Columns(NamedTuple):
+    """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
+
+    `parts` is None where an item could not be scored.
+    """
+
+    ids: tuple[str, ...]
+    clusters: tuple[str, ...]
+    parts: tuple[Sequence[float] | None, ...]
+    weights: tuple[float, ...]
+
+
+_FILES = READ_PARQUET.replace(")", ", filename = true)")
+_DIGEST = "parse_path(filename)[-2]"
+
+
+def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[str, SampleResult]:
+    """Read some items of a complete row set by their ids, with their texts; absent ones are left out."""
+    path = store.parquet(rows_digest)
+    if not path.exists() or not ids:
+        return {}
+    where = "WHERE example_id IN (SELECT unnest(?::VARCHAR[]))"
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
+        found = rows_from(db, f"{READ_PARQUET} {where}", pattern(path), list(ids))
+    return {row.example_id: row for row in found}
+
+
+def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
+    """Read a complete row set by position with what a comparison by one metric needs, and no more.
+
+    Texts, counts and other metrics are left empty.
+
+    Raises:
+        HarnessError: the set is missing or unreadable.
+    """
+    path = store.parquet(rows_digest)
+    if not path.exists():
+        raise missing_rows(store, [rows_digest])
+    names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
+    query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
+    with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
+        return [_scored(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
+
+
+def _scored(
+    metric: str, task: str, split: str, item: str, position: int, status: Status,
+    parts: list[float] | None, cluster: str, slice_: str, weight: float,
+) -> SampleResult:  # fmt: skip
+    scores = {metric: None if parts is None else tuple(parts)}
+    return SampleResult(
+        task, split, item, position, status, "", "", (), scores, cluster, slice_, weight=weight
+    )
+
+
+def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
+    """Find the ids of items whose id, prompt, answer or reference holds a text, in any letter case."""
+    files = _there(store, rows_digests)
+    if not files:
+        return set()
+    columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
+    where = " OR ".join(f"contains(lower({column}), lower(?))" for column in columns)
+    query = f"SELECT DISTINCT example_id FROM {READ_PARQUET} WHERE {where}"
+    with clear_errors(store, "rows", ANEW), memory() as db:
+        return {item for (item,) in db.execute(query, [files, *[text] * len(columns)]).fetchall()}
+
+
+def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
+    """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
+    query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
+    files = _there(store, [rows_digest])
+    if not files:
+        return {}
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
+        found = db.execute(query, [files]).fetchall()
+    return {item: (slice_, cluster) for item, slice_, cluster in found}
+
+
+def differing_items(store: Store, one: str, other: str) -> list[str]:
+    """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown."""
+    files = [_there(store, [digest]) for digest in (one, other)]
+    if not all(files):
+        return []
+    query = (
+        f"SELECT a.example_id FROM {READ_PARQUET} AS a JOIN {READ_PARQUET} AS b USING (example_id) "
+        "WHERE a.output_digest != b.output_digest OR a.output_digest = '' ORDER BY a.example_id"
+    )
+    with clear_errors(store, "rows", ANEW), memory() as db:
+        return [item for (item,) in db.execute(query, files).fetchall()]
+
+
+def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
+    """Count the items of row sets by digest and status; sets that are not there are left out."""
+    files = _there(store, rows_digests)
+    if not files:
+        return {}
+    query = f"SELECT {_DIGEST} AS digest, status, count(*) FROM {_FILES} GROUP BY ALL"
+    counted: dict[str, dict[str, int]] = {}
+    with clear_errors(store, "rows", ANEW), memory() as db:
+        for digest, status, n in db.execute(query, [files]).fetchall():
+            counted.setdefault(digest, {})[status] = n
+    return counted
+
+
+def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, Columns]:
+    """Read what a ranking needs of many row sets at once.
+
+    A set that is not there, or that was not scored by the metric, is left out.
+    """
+    files = _there(store, rows_digests)
+    if not files:
+        return {}
+    names = ("example_id", "cluster", "parts[?]", "weight")
+    lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
+    query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
+    with clear_errors(store, "rows", ANEW), memory() as db:
+        found = db.execute(query, [metric, files, metric]).fetchall()
+    return {digest: Columns(*map(tuple, columns)) for digest, *columns in found}
+
+
+def _there(store: Store, rows_digests: Collection[str]) -> list[str]:
+    paths = (store.parquet(digest) for digest in dict.fromkeys(rows_digests))
+    return [pattern(path) for path in paths if path.exists()]

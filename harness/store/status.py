@@ -1,0 +1,83 @@
+"""Where a comparison, a night or a rescue is that works in a store right now, for whoever looks on.
+
+Invariant: what is said here is about the process that holds the store: taking the store takes away
+what another left. A note that cannot be written stops nobody.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+from harness.progress import Advance, Progress
+from harness.store.layout import Store
+
+_EVERY_S = 1.0
+
+
+class Noted:
+    """Passes progress on, and notes it in the store once a second at most; left, it takes the note away.
+
+    `what` is at work, as a sentence begins with it.
+    """
+
+    def __init__(self, inner: Progress, store: Store, what: str, n_candidates: int) -> None:
+        self._inner, self._file = inner, store.progress
+        self._noted = 0.0
+        self._state: dict[str, Any] = {"what": what, "candidates": n_candidates, "finished": []}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._file.unlink(missing_ok=True)
+
+    @contextmanager
+    def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
+        """Open a stage and note it, then how far it has come."""
+        self._note({"stage": label, "share": 0.0}, at_once=True)
+        with self._inner.stage(label, expected_s) as advance:
+
+            def both(done: float, total: float, note: str = "") -> None:
+                self._note({"share": done / total if total else 0.0})
+                advance(done, total, note)
+
+            yield both
+
+    def finished(self, candidate: str, line: str) -> None:
+        """Note that a candidate is done or has failed."""
+        known = dict.fromkeys([*self._state["finished"], candidate])  # looks finish a candidate again
+        self._note({"finished": list(known)}, at_once=True)
+        self._inner.finished(candidate, line)
+
+    def _note(self, changes: Mapping[str, Any], *, at_once: bool = False) -> None:
+        self._state |= changes
+        if at_once or time.monotonic() - self._noted > _EVERY_S:
+            self._noted = time.monotonic()
+            part = self._file.with_suffix(".part")
+            with suppress(OSError):
+                part.write_text(json.dumps(self._state, ensure_ascii=False), encoding="utf-8")
+                part.replace(self._file)
+
+
+def at_work(store: Store) -> dict[str, Any] | None:
+    """Return what is at work and last noted: `what`, `stage`, its `share`, `candidates`, `finished`.
+
+    Empty where it has noted nothing yet, None where nobody is at work.
+    """
+    from filelock import FileLock, Timeout
+
+    if not (store.folder / "compare.lock").exists():
+        return None
+    try:
+        FileLock(store.folder / "compare.lock").acquire(timeout=0).lock.release()
+    except Timeout:
+        with suppress(OSError, ValueError):
+            found: dict[str, Any] = json.loads(store.progress.read_text("utf-8"))
+            return found
+        return {}
+    except OSError:  # a folder that may only be read
+        return None
+    return None

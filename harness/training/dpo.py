@@ -1,0 +1,234 @@
+"""Direct preference optimisation: an adapter learns to prefer the chosen answer of each pair.
+
+Invariant: the reference is the policy as training found it (the base, or the adapter that training
+starts from); its log-probabilities are computed once, before the first step.
+
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.models.adapters import adapter_digest
+from harness.models.hf import load_base
+from harness.models.loglikelihood import Executor
+from harness.progress import quiet_libraries
+from harness.provenance import environment_digest
+from harness.provenance.code_versions import versions_of
+from harness.records import digest
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.logprobs import row_by_row, sharing_prompts
+from harness.training.tokenized import Tokens, remembered, tokenized
+from harness.training.trainer import LoopParams, Row
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import DPOTrainer
+
+AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
+
+
+class PreferenceParams(LoopParams):
+    """Parameters of preference training, under TRL's own names.
+
+    `beta` says how dear it is to leave the reference. `warmup_steps` below 1 is a share of all
+    steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
+    counted, never cut.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+def preference(
+    context: FitContext, params: PreferenceParams, peft_config: "PeftConfig", save_to: Path
+) -> dict[str, Any]:
+    """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
+
+    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used.
+
+    Returns:
+        Measured figures: loss, reward margin (in nats times beta) and reward accuracy by step,
+        tokens a second, wall time, peak memory, parameters.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = loop.begun(scratch)
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
+    rows, n_dropped = _rows(context, params, tokenizer)
+    with loop.enough_memory():  # the reference is read while the trainer is made
+        trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
+    longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
+    loop.attend_plainly(base, longest, params.per_device_train_batch_size)
+    earlier_s = loop.run(trainer, start)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    history = trainer.state.log_history
+    margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
+    measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+
+
+def _n_seen(params: PreferenceParams) -> int:
+    return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
+
+
+def _used(context: FitContext, params: PreferenceParams, rows: list[Tokens]) -> list[Tokens]:
+    """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
+    n_seen = _n_seen(params)
+    if params.max_steps < 0 or n_seen >= len(rows):
+        return rows
+    return random.Random(context.seed).sample(rows, n_seen)
+
+
+def _rows(
+    context: FitContext, params: PreferenceParams, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[Row], int]:
+    """Return the tokenised pairs that fit, and how many did not; `length` groups pairs of similar length."""
+    answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
+    made = tokenized(context.pairs, answers, context.chat_template, tokenizer, context.source)
+    rows = [_row(*tokens) for tokens in _used(context, params, made)]
+    return loop.fitting(rows, [row["length"] for row in rows], params.max_length, "pairs to train on")
+
+
+def _row(start: int, wholes: list[list[int]]) -> Row:
+    chosen, rejected = wholes
+    return {
+        "prompt_ids": chosen[:start],
+        "chosen_ids": chosen[start:],
+        "rejected_ids": rejected[start:],
+        "length": max(map(len, wholes)),
+    }
+
+
+def _trainer(
+    context: FitContext,
+    params: PreferenceParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Row],
+    scratch: Path,
+) -> "DPOTrainer":
+    from datasets import Dataset
+    from trl import DPOConfig
+
+    config = DPOConfig(
+        output_dir=str(scratch),
+        precompute_ref_log_probs=True,
+        remove_unused_columns=False,  # `length` is read by the sampler
+        **loop.settings(context),
+        **params.model_dump(include=set(PreferenceParams.model_fields)),
+    )
+    loop.on_one_gpu(config)
+    kind = _remembering(_reference_key(context, params, rows))
+    if context.machine.device == "cpu":
+        honours_masks = Executor(model, 1).engine == "packed"
+        kind = _cpu_trainer(kind, sharing_prompts if honours_masks else row_by_row)
+    return kind(
+        model=_policy(model, context.init) if context.init else model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=None if context.init else peft_config,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[loop.reporting(context.advance)],
+    )
+
+
+def _policy(model: "PreTrainedModel", init: Path) -> Any:
+    """Put the adapter on the base to be trained further; TRL copies the one called `default` as reference."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(init), adapter_name="default", is_trainable=True)
+
+
+def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row]) -> str:
+    """Digest everything that the reference's log-probabilities depend on."""
+    return digest(
+        [
+            rows,
+            context.source.weights_digest,
+            adapter_digest(context.init, context.source.weights_digest) if context.init else "",
+            params.per_device_train_batch_size,
+            context.machine.precision,
+            environment_digest(context.machine.name),
+            versions_of("training", "dpo"),
+        ]
+    )
+
+
+def _remembering(key: str) -> "type[DPOTrainer]":
+    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered.
+
+    Where they are known nothing is read, but the generator is left as reading would leave it.
+    """
+    import torch
+    from datasets import concatenate_datasets
+    from torch.utils.data import DataLoader
+    from trl import DPOTrainer
+
+    class RememberingTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            def read() -> Any:
+                made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
+                return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
+
+            data: Any = [0]
+            iter(DataLoader(data))  # draws what any loader draws, the one that reads too
+            with torch.random.fork_rng():
+                known = remembered(key, read)
+            return concatenate_datasets([dataset, known], axis=1)
+
+    return RememberingTrainer
+
+
+def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+    """Return TRL's trainer with another way to come by the log-probabilities of answers.
+
+    Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
+    converted to fp32 in chunks. The value is the same.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+    from trl.trainer.utils import use_adapter
+
+    class AnswersTrainer(kind):  # type: ignore[misc]
+        def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
+            policy = self.accelerator.unwrap_model(self.model)
+            copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
+            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
+                return answer_logprobs(model, inputs).chunk(2)
+
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            logprobs = answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
+            margins = chosen - rejected
+            seen = self._metrics["train"]
+            seen["rewards/margins"].append(margins.detach().mean().item())
+            seen["rewards/accuracies"].append((margins > 0).float().mean().item())
+            loss = -logsigmoid(margins).mean()
+            return (loss, {}) if return_outputs else loss
+
+    return AnswersTrainer

@@ -1,0 +1,230 @@
+"""What every training loop shares: TRL's settings, the run itself, and what is measured of it.
+
+Invariant: a loss that is no number ends the training at once, and running out of memory says
+which knob to turn.
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed, Diverged
+from harness.models import oom
+from harness.models.hardware import Machine
+from harness.progress import Advance
+from harness.spec import Spec
+from harness.training import checkpoints
+from harness.training.context import FitContext
+
+if TYPE_CHECKING:
+    from transformers import (
+        PreTrainedModel,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+Row = dict[str, Any]
+
+# Attention scores of a head and layer that are kept: at most 1 MB in bf16.
+_PLAIN_SCORES = 1 << 19
+
+
+class LoopParams(Spec):
+    """What every loop takes, under TRL's own names; each loop sets its own defaults of the first three.
+
+    `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
+    out and counted, never cut.
+    """
+
+    learning_rate: float = Field(gt=0, le=1)
+    num_train_epochs: float = Field(gt=0, le=100)
+    weight_decay: float = Field(ge=0)
+    max_steps: int = Field(-1, ge=-1)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=8)
+
+
+def attention(machine: Machine) -> str:
+    """Choose FlashAttention-2 for training where a GPU has it: not in fp32, not on one without bf16."""
+    from transformers.utils import is_flash_attn_2_available
+
+    fits = machine.device == "cuda" and machine.precision == "bf16"
+    return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
+
+
+def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
+    """Let short rows attend by plain products on a CPU, whose fused backward pass takes far longer on them.
+
+    The products of a layer are kept for the backward pass, so long rows stay with the fused one.
+    """
+    if model.device.type == "cpu" and batch_size * longest**2 <= _PLAIN_SCORES:
+        model.set_attn_implementation("eager")
+
+
+def settings(context: FitContext) -> dict[str, Any]:
+    """Return TRL's arguments that no method and no user sets."""
+    from transformers.utils import is_liger_kernel_available
+
+    on_gpu = context.machine.device == "cuda"
+    return {
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else a loss that is no number is shown as a number
+        "include_num_input_tokens_seen": "non_padding",
+        "disable_tqdm": True,
+        "gradient_checkpointing": on_gpu,
+        "use_liger_kernel": on_gpu and is_liger_kernel_available(),
+        "bf16": context.machine.precision == "bf16",
+        "fp16": context.machine.precision == "fp16",
+        "use_cpu": not on_gpu,
+        "report_to": list(context.report_to) or "none",
+        "dataloader_pin_memory": on_gpu,
+        "train_sampling_strategy": "group_by_length",
+        "save_strategy": "epoch",
+        "save_steps": checkpoints.SAVED_EVERY,
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+    }
+
+
+def on_one_gpu(args: "TrainingArguments") -> None:
+    """Train on one GPU where several are visible: one process over many is what TRL refuses."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn running out of memory into a failure of the candidate that names what to turn.
+
+    Raises:
+        CandidateFailed: out of memory.
+    """
+    knobs = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
+    with oom.enough_memory("out of memory while training", knobs):
+        yield
+
+
+def run(trainer: "Trainer", start: float) -> float:
+    """Train, from the last whole checkpoint where an earlier call was stopped.
+
+    `start` is when training began by `time.perf_counter`, less what earlier calls took; returns that.
+
+    Raises:
+        CandidateFailed: out of memory.
+        Diverged: the loss was not a number.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
+    _keep_updates(trainer.model)
+    # Without its bars the trainer would print every log line on stdout, which belongs to the result.
+    trainer.remove_callback(PrinterCallback)
+    folder = Path(str(trainer.args.output_dir))
+    checkpoints.remove_cut(folder)
+    last = checkpoints.last(folder)
+    trainer.add_callback(checkpoints.keeping(start, last))
+    if last:
+        checkpoints.end_where_it_ended(trainer, last)
+    with enough_memory():
+        trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
+    return last.elapsed_s if last else 0.0
+
+
+def begun(folder: Path) -> float:
+    """Return when a training began by `time.perf_counter`, as if earlier calls had ended just now."""
+    last = checkpoints.last(folder)
+    return time.perf_counter() - (last.elapsed_s if last else 0.0)
+
+
+def _keep_updates(model: Any) -> None:
+    """Hold what is trained in fp32: TRL makes a QLoRA's adapter bf16, in which small updates are lost.
+
+    The scaler of an fp16 training takes no bf16 at all.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def fitting(
+    rows: list[Row], lengths: Sequence[int], max_length: int, what: str = "rows to train or validate on"
+) -> tuple[list[Row], int]:
+    """Return the rows of at most `max_length` tokens, and how many are longer.
+
+    Raises:
+        CandidateFailed: there are rows and none fits.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    if rows and not kept:
+        raise CandidateFailed(
+            f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
+        )
+    return kept, len(rows) - len(kept)
+
+
+def reporting(advance: Advance) -> "TrainerCallback":
+    """Return a callback that says where training is, and ends it when the loss is no number."""
+    from transformers import TrainerCallback
+
+    class Reporting(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
+            _refuse_divergence(logs or {})
+            loss = (logs or {}).get("loss")
+            if loss is not None:
+                advance(state.global_step, state.max_steps, f"loss {float(loss):.2f}")
+
+    return Reporting()
+
+
+def _refuse_divergence(logs: Row) -> None:
+    """Stop at the first loss that is no number: no later step would mend it."""
+    if any(not isfinite(float(logs[name])) for name in ("loss", "eval_loss") if name in logs):
+        raise Diverged("the training loss is not a number", "a lower params.learning_rate")
+
+
+def curve(history: Sequence[Row], name: str) -> list[list[float]]:
+    """Return what was logged under a name, as [step, value]."""
+    return [[entry["step"], float(entry[name])] for entry in history if name in entry]
+
+
+def figures(
+    trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
+) -> dict[str, Any]:
+    """Return what was measured: time, tokens, memory, parameters and the loss by step."""
+    import torch
+
+    model: Any = trainer.model
+    history = trainer.state.log_history
+    summary = next(e for e in reversed(history) if "train_runtime" in e)
+    loop_s = float(summary["train_runtime"]) + earlier_s
+    n_tokens = int(trainer.state.num_input_tokens_seen)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
+    return {
+        "wall_s": round(wall_s, 3),
+        "train_loop_s": round(loop_s, 3),
+        "n_tokens": n_tokens,
+        "tokens_per_s": round(n_tokens / loop_s, 1),
+        "n_steps": trainer.state.global_step,
+        "n_dropped_too_long": n_dropped,
+        "n_trainable": int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        "peak_memory_gib": round(peak / 2**30, 3),
+        "loss": curve(history, "loss"),
+    }
+
+
+def _resident_peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
