@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 # Rows of every task and a training of two steps: numbers that differ differ at any size.
 FEW = [
+    f"suites=[{ROOT}/suites/general.yaml]",
     "target.data.limits={train: 8, validation: 4, test: 8}",
     *(f"suites.general.tasks.{t}.limit=8" for t in ("world_facts", "reading", "grammar", "arithmetic")),
     *(
@@ -19,7 +20,6 @@ FEW = [
         for t in ("chat_facts", "instructions", "arithmetic_words", "translation")
     ),
     *(f"suites.general.tasks.{t}.limit=4" for t in ("prose_text", "code_text", "chat_text")),
-    *(f"suites.safety.tasks.{t}.limit=4" for t in ("harmful_refused", "harmless_answered")),
 ]
 
 
