@@ -166,6 +166,13 @@ def test_a_collapsed_model_gives_one_answer():
     assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
 
 
+def test_the_commonest_answer_has_the_largest_share():
+    answers = ["sea", "lake", " sea", "sea\n", "river"]
+    counted = max({a.strip() for a in answers}, key=lambda a: sum(b.strip() == a for b in answers))
+    assert stats.commonest(answers) == (counted, 0.6)
+    assert stats.commonest([]) is None
+
+
 def test_signal_to_noise_is_the_spread_over_repeats():
     assert stats.signal_to_noise([0.3, 0.5, 0.4], [0.40, 0.42]) == pytest.approx(0.2 / 0.0141421, rel=1e-4)
     assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
