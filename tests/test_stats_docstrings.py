@@ -9,7 +9,12 @@ from harness import stats
 
 FUNCTIONS = {name: f for name in stats.__all__ if inspect.isfunction(f := getattr(stats, name))}
 QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
-REFUSES_NOTHING = {"krippendorff_alpha", "random_effects_p", "unique_share"}  # whatever they are given
+REFUSES_NOTHING = {
+    "krippendorff_alpha",
+    "random_effects_p",
+    "unique_share",
+    "commonest",
+}  # whatever they are given
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

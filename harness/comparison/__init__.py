@@ -22,6 +22,7 @@ from harness.comparison.estimators import (
     regression_p,
 )
 from harness.comparison.interval_methods import difference, on_valid, same, within_range
+from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
@@ -29,9 +30,12 @@ from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, SampleResult
 
 __all__ = [
+    "AnswerDiversity",
+    "Answers",
     "Comparison",
     "Estimate",
     "Estimator",
+    "answer_diversity",
     "check_comparable",
     "compare_rows",
     "compare_validity",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness import comparison, gating, store
 from harness import decision as decide
-from harness.comparison import Comparison
+from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Bench
@@ -83,6 +83,7 @@ def report_of(
         policy=bench.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
+        diversity=_diversity(bench, reader, runs, judged, base),
     )
 
 
@@ -302,6 +303,37 @@ def _flips(
         seen.add(run.weights_digest)
         out[f.label] = tuple(shown)
     return out
+
+
+def _diversity(
+    bench: Bench,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    base: Mapping[str, Mapping[str, Rows]],
+) -> dict[str, tuple[AnswerDiversity, ...]]:
+    """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
+    out: dict[str, tuple[AnswerDiversity, ...]] = {}
+    for f, run in zip(facts, runs, strict=True):
+        if f.state == "failed" or not decide.fine_tuned(f):
+            continue
+        plain = _base_on_target(run, runs)
+        old = reader.of(plain, bench.target) if plain else None
+        found = [comparison.answer_diversity(reader.of(run, bench.target), old)]
+        for m in measured_of(bench, reader, run, base[run.base_digest]):
+            if m.role != "regression":
+                # What should be refused is refused in the same words: that is no collapse.
+                of = comparison.answer_diversity(m.new, m.base)
+                found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
+        out[f.label] = tuple(filter(None, found))
+    return {label: found for label, found in out.items() if found}
+
+
+def _base_on_target(run: Run, runs: Sequence[Run]) -> Run | None:
+    """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
+    own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
+    alike = [r for r in own if (r.prompting, r.answer) == (run.prompting, run.answer)]
+    return next(iter([*alike, *filter(_is_prompt, own)]), None)
 
 
 def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison
+from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import (
     Ablation,
     CandidateFacts,
@@ -21,7 +21,7 @@ from harness.decision import (
 )
 from harness.formatting import Unit
 from harness.gating import MissRate, Verdict
-from harness.report import change_attribution, recipes, verdict_words
+from harness.report import change_attribution, diversity_table, recipes, verdict_words
 from harness.report.change_attribution import Step
 from harness.report.flips import Flip
 from harness.spec import DecidePolicy
@@ -52,7 +52,8 @@ class ExperimentReport:
     the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
     mean, None where it is a share of the base's skill; `undecided_fails` says that an inconclusive
     verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
-    `label`; `origins` says what each run's numbers depend on. `policy` is what the decision went by,
+    `label`; `diversity` how varied its generated answers are, the target's first. `origins` says what
+    each run's numbers depend on. `policy` is what the decision went by,
     `closed_labels` and `has_documents` which alternatives the target allows.
     """
 
@@ -79,6 +80,7 @@ class ExperimentReport:
     policy: DecidePolicy | None = None
     closed_labels: bool = False
     has_documents: bool = False
+    diversity: dict[str, tuple[AnswerDiversity, ...]] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -141,6 +143,7 @@ def sentences(report: ExperimentReport) -> list[str]:
         *(report.decision.reasons if report.decision else ()),
         *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
         *filter(None, (change_attribution.sentence(label, of) for label, of in report.steps.items())),
+        *filter(None, (diversity_table.sentence(label, of) for label, of in report.diversity.items())),
         *recipes.seed_sentences(report.seeds, report.unit),
         *(_recall_line(f) for f in report.facts if f.recall is not None),
         *report.notes,

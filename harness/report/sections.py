@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness import formatting
 from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, fine_tuned
-from harness.report import change_attribution, loss_curves, provenance_tables, recipes
+from harness.report import change_attribution, diversity_table, loss_curves, provenance_tables, recipes
 from harness.report.economics_table import arithmetic_rows
 from harness.report.escape import clean
 from harness.report.experiment_report import (
@@ -50,6 +50,7 @@ Kind = Literal[
     "curve",
     "slices",
     "forgetting",
+    "diversity",
     "steps",
     "gate",
     "sweep",
@@ -97,7 +98,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.unit))
     yield from _curve(report)
     yield _slices(report, done)
-    for make in (_forgetting, _steps, _gate, _sweep):
+    for make in (_forgetting, _diversity, _steps, _gate, _sweep):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if f.method != "endpoint")
     yield _training([f for f in made if f.training or f.training_cost_usd])
@@ -174,6 +175,16 @@ def _lost_items(c: Comparison) -> str:
     rest = len(c.lost) - _LOST_SHOWN
     more = f" and {formatting.count(rest)} more" if rest > 0 else ""
     return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
+
+
+def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show how varied the generated answers are, base beside new."""
+    found = report.diversity.get(f.label, ())
+    title = f"How varied the answers of {f.label} are"
+    lead = diversity_table.NOTE if found else ""
+    return Section(
+        "diversity", title, diversity_table.COLUMNS, diversity_table.rows(found), lead, label=f.label
+    )
 
 
 def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:

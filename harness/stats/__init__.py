@@ -27,7 +27,7 @@ from harness.stats.calibration import (
     kl_divergence,
     kl_sampled,
 )
-from harness.stats.diversity import distinct_n, signal_to_noise, unique_share
+from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
 from harness.stats.forgetting import Continual, continual, retention
 from harness.stats.group_sequential import alpha_spent, look_bounds
 from harness.stats.intervals import TIE, Array, Interval, t_quantile, z_quantile
@@ -120,6 +120,7 @@ __all__ = [
     "brier_score",
     "clopper_pearson",
     "clustered_mean",
+    "commonest",
     "continual",
     "cusum",
     "design_effect",

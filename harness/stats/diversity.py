@@ -3,6 +3,7 @@
 Invariant: no answer at all has no diversity, which is not 0 but unknown.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
@@ -26,6 +27,21 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
     words = [text.split() for text in texts]
     grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
+
+
+def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
+    """Return the answer that is given most often and its share in (0, 1]; None of none.
+
+    The share of a collapsed model's is 1; of equally common answers it is the first one's. Blanks around an
+    answer do not make it another. Not for comparing different numbers of answers below some 30: 1/n is
+    the least it can be.
+
+    Source: Berger & Parker 1970, the dominance of the most abundant kind.
+    """
+    if not outputs:
+        return None
+    text, n = Counter(output.strip() for output in outputs).most_common(1)[0]
+    return text, n / len(outputs)
 
 
 def unique_share(outputs: Sequence[str]) -> float | None:

@@ -1,0 +1,111 @@
+"""Mode collapse: the share of the commonest answer and the number of distinct ones, base beside new.
+
+Invariant: only generated answers count, and of two arms only items that both answered; a share is judged
+against the base's and against that of the commonest reference, so that a task with few right answers
+is none.
+Source: Berger & Parker 1970 for the share, Tango 1998 for the paired interval; that "far above" asks for
+twice the share, or for half of what it leaves, is ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import stats
+from harness.records import SampleResult
+from harness.stats import Interval
+
+ALPHA = 0.05
+_GENERATED = ("stop", "length")
+_LONGEST = 200  # characters of a text that is kept
+
+
+class Answers(NamedTuple):
+    """The answers of one arm: the text given most often (cut) and its share, the distinct ones and theirs."""
+
+    commonest: str
+    share: float
+    n_distinct: int
+    distinct_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDiversity:
+    """How varied the generated answers to n items of a task are; shares are of these items.
+
+    `base` is None where the base did not answer, `reference_share` (of the commonest reference) where an
+    item has none. `low` and `high` are the ends of the 95 % interval of the new share less the base's.
+    `collapsed` says that the new share is far above the base's and the references'.
+    """
+
+    task: str
+    n: int
+    new: Answers
+    base: Answers | None = None
+    low: float | None = None
+    high: float | None = None
+    reference_share: float | None = None
+    collapsed: bool = False
+
+
+def answer_diversity(
+    new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
+) -> AnswerDiversity | None:
+    """Describe the generated answers of a task, beside the base's to the same items; None without any."""
+    after, before = _generated(new), None if base is None else _generated(base)
+    ids = [i for i in after if before is None or i in before]
+    if not ids:
+        return None
+    rows = [after[i] for i in ids]
+    task, n, texts = rows[0].task, len(ids), [row.text.strip() for row in rows]
+    found, right = _answers(texts), _references(rows)
+    reference_share = _answers(right).share if right else None
+    if before is None:
+        return AnswerDiversity(task, n, found, reference_share=reference_share)
+    old = [before[i].text.strip() for i in ids]
+    clusters = [row.cluster or row.example_id for row in rows]
+    low, high = _change(old, texts, clusters)
+    others = [old, right] if right else [old]
+    collapsed = all(_is_far_above(texts, other, clusters) for other in others)
+    return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
+
+
+def _answers(texts: Sequence[str]) -> Answers:
+    found, distinct_share = stats.commonest(texts), stats.unique_share(texts)
+    assert found is not None
+    assert distinct_share is not None
+    legible = found[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
+    return Answers(legible, found[1], len(set(texts)), distinct_share)
+
+
+def _references(rows: Sequence[SampleResult]) -> list[str]:
+    """List each item's first reference; empty where an item has none."""
+    return [row.references[0].strip() for row in rows] if all(row.references for row in rows) else []
+
+
+def _is_far_above(texts: Sequence[str], other: Sequence[str], clusters: Sequence[str]) -> bool:
+    """Tell whether the commonest text has twice the share, or leaves half as much, and surely more."""
+    share, before = _answers(texts).share, _answers(other).share
+    is_far = share >= 2 * before or 1 - share <= (1 - before) / 2
+    return is_far and _change(other, texts, clusters).low > 0
+
+
+def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:
+    """Return the paired interval of how much more often the commonest new text stands than the old one."""
+    change = _is_commonest(new) - _is_commonest(old)
+    effect = stats.design_effect(change, np.unique(clusters, return_inverse=True)[1])
+    gains, losses = float((change > 0).sum()), float((change < 0).sum())
+    return stats.tango_interval(gains / effect, losses / effect, len(change) / effect, ALPHA)
+
+
+def _is_commonest(texts: Sequence[str]) -> stats.Array:
+    """Mark the items (n,) that have the commonest text."""
+    found = stats.commonest(texts)
+    return np.array([found is not None and text == found[0] for text in texts], float)
+
+
+def _generated(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
+    """Keep by item what was generated: no ranked choices, no texts read, no errors."""
+    return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

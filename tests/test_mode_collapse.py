@@ -1,0 +1,187 @@
+"""Mode collapse: what is counted of answers, when it is said, and where a report shows it."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import tiny_experiment
+from fake_facts import alternatives, tuned
+from rich.console import Console
+
+from harness import report, store
+from harness.comparison import AnswerDiversity, Answers, answer_diversity
+from harness.records import SampleResult
+from harness.report import ExperimentReport
+from harness.stats import tango_interval
+from harness.store import Store
+
+OPEN = [f"text {n}" for n in range(100)]
+LABELS = ["late", "money"] * 50
+
+
+def rows(texts, references=None, cluster_size=1, **changes):
+    """Make one generated row an item."""
+    return [
+        SampleResult(
+            task="chat",
+            split="test",
+            example_id=f"item-{i:03d}",
+            position=i,
+            status="ok",
+            text=text,
+            prompt="",
+            references=(references[i],) if references else (),
+            parts={},
+            cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
+            finish_reason="stop",
+            **changes,
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def collapsed(new, base, references=None, **changes):
+    found = answer_diversity(rows(new, references, **changes), rows(base, references, **changes))
+    return found.collapsed
+
+
+def test_the_commonest_answer_and_the_distinct_ones_are_counted_beside_the_bases():
+    found = answer_diversity(rows(["yes", " yes", "no", "yes\n"]), rows(["a", "b", "b", "c"]))
+    assert found.new == Answers("yes", 0.75, 2, 0.5)
+    assert found.base == Answers("b", 0.5, 3, 0.75)
+    assert (found.task, found.n, found.reference_share) == ("chat", 4, None)
+
+
+def test_the_change_has_the_paired_interval_of_who_gives_the_commonest_answer():
+    # "yes" stands where the base's "b" stood once, and in two more places; one "b" is lost to "no".
+    found = answer_diversity(rows(["yes", "yes", "no", "yes"]), rows(["a", "b", "b", "c"]))
+    assert (found.low, found.high) == pytest.approx(tango_interval(2, 1, 4))
+
+
+def test_items_that_share_clusters_say_less():
+    many, few = ["same"] * 20 + OPEN[20:], OPEN
+    alone = answer_diversity(rows(many), rows(few))
+    together = answer_diversity(rows(many, cluster_size=10), rows(few, cluster_size=10))
+    assert together.high - together.low > alone.high - alone.low
+
+
+def test_one_answer_to_open_questions_is_a_collapse():
+    assert collapsed(["I do not know."] * 60 + OPEN[60:], OPEN)
+
+
+def test_empty_answers_are_answers_too():
+    assert collapsed([""] * 100, OPEN)
+
+
+def test_labels_in_their_right_shares_are_no_collapse_whatever_the_base_rambled():
+    assert not collapsed(LABELS, OPEN, LABELS)
+
+
+def test_one_label_for_everything_is_a_collapse_although_its_share_cannot_double():
+    lopsided = ["late"] * 60 + ["money"] * 40
+    assert collapsed(["late"] * 100, lopsided, LABELS)
+
+
+def test_a_base_that_gave_one_answer_already_is_no_collapse_of_the_fine_tune():
+    assert not collapsed(["I do not know."] * 100, ["I do not know."] * 100)
+
+
+def test_a_share_that_doubles_by_chance_is_no_collapse():
+    assert not collapsed(["yes", "yes", *OPEN[2:]], OPEN)
+
+
+def test_a_sure_rise_that_is_not_twice_the_share_is_no_collapse():
+    before, after = ["yes"] * 40 + OPEN[40:], ["yes"] * 60 + OPEN[60:]
+    found = answer_diversity(rows(after), rows(before))
+    assert found.low > 0
+    assert not found.collapsed
+
+
+def test_only_what_was_generated_counts():
+    ranked = [replace(row, finish_reason="ranked") for row in rows(OPEN)]
+    failed = [replace(row, status="error") for row in rows(OPEN)]
+    assert answer_diversity(ranked) is None
+    assert answer_diversity(failed, rows(OPEN)) is None
+    assert answer_diversity([*failed[:50], *rows(OPEN)[50:]], rows(OPEN)).n == 50
+
+
+def test_without_the_bases_answers_only_the_new_ones_are_described():
+    found = answer_diversity(rows(["yes"] * 10))
+    assert (found.new.share, found.base, found.collapsed) == (1.0, None, False)
+
+
+def test_half_a_pair_of_surrogates_never_reaches_a_report():
+    answer_diversity(rows(["\ud83d"] * 5)).new.commonest.encode("utf-8")
+
+
+COLLAPSED = AnswerDiversity(
+    "chat",
+    100,
+    Answers("I | do not\nknow.", 0.83, 18, 0.18),
+    Answers("yes", 0.04, 96, 0.96),
+    0.7,
+    0.86,
+    0.02,
+    collapsed=True,
+)
+VARIED = replace(COLLAPSED, task="facts", collapsed=False)
+
+
+def written(*found):
+    return ExperimentReport(
+        "support",
+        "smollm2-135m",
+        "exact_match",
+        (*alternatives(), tuned("lora", 0.8, 0.06)),
+        diversity={"lora": found},
+    )
+
+
+def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
+    stream = io.StringIO()
+    report.terminal(written(COLLAPSED, VARIED), Console(file=stream, width=400))
+    said = (
+        "lora: mode collapse, on chat “I | do not know.” is the answer to 83.0 % of the 100 items, the "
+        "base's commonest to 4.0 %"
+    )
+    assert said in stream.getvalue()
+
+
+def test_varied_answers_are_shown_and_no_sentence_names_them():
+    shown = report.markdown(written(VARIED))
+    assert "How varied the answers of lora are" in shown
+    assert "lora: mode collapse" not in shown
+
+
+def test_markdown_and_html_show_base_beside_new():
+    for shown in (report.markdown(written(COLLAPSED)), report.html(written(COLLAPSED))):
+        assert "How varied the answers of lora are" in shown
+        for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
+            assert cell in shown, cell
+
+
+def test_json_holds_the_numbers_and_gives_the_same_report_again(tmp_path):
+    report.write(written(COLLAPSED), tmp_path)
+    assert report.read(tmp_path / "support.json").diversity == {"lora": (COLLAPSED,)}
+
+
+def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished):
+    found = finished[1].diversity
+    assert set(found) == {"lora", "hybrid"}
+    assert [d.task for d in found["lora"]] == ["letters", "facts"]
+    assert all(d.base is not None and d.n in (6, 12) for of in found.values() for d in of)
+
+
+def test_a_base_asked_in_the_same_way_stands_beside_a_fine_tune(tiny, own_cache, tmp_path):
+    shots = "  fixed: {prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.CANDIDATES + shots)
+    made = tiny_experiment.run(path, candidates=("prompt", "fixed", "lora", "hybrid"))
+    runs = tiny_experiment.runs_of(path)
+
+    def own(name):
+        answered = store.read_rows(Store(tmp_path / "runs"), runs[name].rows["letters/test"])
+        return answer_diversity(answered).new
+
+    assert made.diversity["lora"][0].base == own("prompt")
+    assert made.diversity["hybrid"][0].base == own("fixed")
+    assert own("prompt") != own("fixed")
