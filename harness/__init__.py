@@ -1,7 +1,7 @@
 """Know, with evidence, whether to fine-tune.
 
-Invariant: importing the package costs nothing; `compare` and `gate` load what they need when they
-are first asked for.
+Invariant: importing the package costs nothing; `compare`, `gate` and `frames` load what they need when
+they are first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.experiment import compare
     from harness.release import gate_candidate as gate
+    from harness.store import frames
 
-__all__ = ["__version__", "compare", "gate"]
+__all__ = ["__version__", "compare", "frames", "gate"]
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from harness.release import gate_candidate
 
         return gate_candidate
+    if name == "frames":
+        from harness.store import frames
+
+        return frames
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -102,7 +102,7 @@ def test_every_verb_has_help(harness):
     verbs += [["regressions", name] for name in names(regressions_app)]
     verbs += [["nightly", name] for name in names(nightly_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval dashboard doctor report decide gate promote ls reindex rescue score "
+        "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score sql "
         "list show diff rm add confirm run status ack install".split()
     )
     from typer.testing import CliRunner

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult, many_rows
-from harness.store import checksums, index, rebuild, rows
+from harness.store import checksums, index, ingest, rows
 from harness.store.layout import Store, clear_errors, rename_when_whole
 
 ROOT = Path(__file__).parents[1]
@@ -110,10 +110,17 @@ def save_two_runs(store):
 def contents(store):
     """Return every table of the index, in a fixed order."""
     with duckdb.connect(str(store.index), read_only=True) as db:
-        tables = [
-            name for (name,) in db.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()
-        ]
-        return {name: sorted(map(repr, db.execute(f"FROM {name}").fetchall())) for name in tables}
+        query = "SELECT schema_name, table_name FROM duckdb_tables() ORDER BY 2"
+        return {
+            name: sorted(map(repr, db.execute(f"FROM {schema}.{name}").fetchall()))
+            for schema, name in db.execute(query).fetchall()
+        }
+
+
+def indexed_runs(store):
+    """List the runs that the index has heard of."""
+    with duckdb.connect(str(store.index), read_only=True) as db:
+        return [run_id for (run_id,) in db.execute("SELECT run_id FROM runs ORDER BY ALL").fetchall()]
 
 
 def count(store, table):
@@ -264,7 +271,7 @@ def test_completing_without_a_block_names_it_and_leaves_the_others(store):
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from harness.store.folders import Store, rename_when_whole
+from harness.store.layout import Store, rename_when_whole
 def write(part):
     part.write_text('half a li')
     os.kill(os.getpid(), signal.SIGKILL)
@@ -510,7 +517,7 @@ def test_a_run_saved_again_replaces_itself(store):
     stores.save_run(store, make_run("a", [IDENTITY.digest], state="failed", error="killed"))
     stores.save_run(store, make_run("a", [OTHER.digest]))
     assert [(run.state, run.error) for run in stores.list_runs(store)] == [("done", "")]
-    assert count(store, "rows") == 4
+    assert count(store, "scores") == 4
 
 
 def test_a_run_whose_rows_are_not_complete_is_not_saved(store):
@@ -540,17 +547,16 @@ def test_rows_and_scores_are_in_the_index(store):
     complete(store, IDENTITY, sample)
     stores.save_run(store, make_run("a", [IDENTITY.digest]))
     digest = IDENTITY.digest
-    assert contents(store)["scores"] == sorted(
-        map(repr, [(digest, "item-00000", "f1", [0.5, 1.0]), (digest, "item-00000", "bleu", None)])
-    )
     with duckdb.connect(str(store.index), read_only=True) as db:
+        parts = db.execute("SELECT example_id, metric, parts FROM scores ORDER BY metric").fetchall()
+        assert parts == [("item-00000", "bleu", None), ("item-00000", "f1", [0.5, 1.0])]
         query = 'SELECT rowset, position, text, "references" FROM samples ORDER BY position'
         assert db.execute(query).fetchall() == [(digest, r.position, r.text, ["answer"]) for r in sample]
 
 
 def test_rows_that_two_runs_share_are_ingested_once(store):
     save_two_runs(store)
-    assert (count(store, "rowsets"), count(store, "rows"), count(store, "scores")) == (2, 75, 75)
+    assert (count(store, "rowsets"), count(store, "scores")) == (2, 75)
 
 
 def test_rows_that_have_grown_are_ingested_anew(store):
@@ -558,7 +564,7 @@ def test_rows_that_have_grown_are_ingested_anew(store):
     stores.save_run(store, make_run("a", [IDENTITY.digest]))
     complete(store, IDENTITY, make_rows(100))
     stores.save_run(store, make_run("b", [IDENTITY.digest]))
-    assert (count(store, "rowsets"), count(store, "rows")) == (1, 100)
+    assert (count(store, "rowsets"), count(store, "scores")) == (1, 100)
 
 
 def test_reindex_equals_the_index_it_replaces(store):
@@ -570,18 +576,19 @@ def test_reindex_equals_the_index_it_replaces(store):
     assert leftovers(store) == []
 
 
-def test_an_index_that_is_missing_is_built_when_runs_are_listed(store):
+def test_an_index_that_is_missing_is_built_when_it_is_queried(store):
     save_two_runs(store)
     store.index.unlink()
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+    assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
+    assert indexed_runs(store) == ["a", "b"]
 
 
 def test_a_run_saved_where_the_index_is_missing_stands_in_it_beside_all_others(store):
     save_two_runs(store)
     store.index.unlink()
     stores.save_run(store, make_run("c", []))
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
-    assert count(store, "rows") == 75
+    assert indexed_runs(store) == ["a", "b", "c"]
+    assert count(store, "scores") == 75
 
 
 def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
@@ -593,10 +600,10 @@ def test_an_index_whose_building_is_ended_is_missing_and_not_partial(store):
     assert [run.run_id for run in stores.list_runs(Store(copy))] == ["a", "b", "c"]
 
 
-def test_who_waited_for_another_to_build_the_index_does_not_build_it_again(store):
+def test_an_index_that_is_up_to_date_is_not_built_again(store):
     save_two_runs(store)
     built = store.index.stat().st_ino
-    rebuild.build_missing(store)
+    assert index.update(store)
     assert store.index.stat().st_ino == built
 
 
@@ -606,20 +613,21 @@ def test_reindex_skips_what_it_cannot_read_and_says_what(store):
     (store.folder / "c").mkdir()
     (store.folder / "c" / "run.json").write_text("{")
     counts = stores.reindex(store)
-    assert (counts.runs, counts.row_sets, counts.rows) == (1, 1, 70)
-    assert [Path(line.partition(":")[0]).parent.name for line in counts.skipped] == ["c", "b"]
+    assert (counts.runs, counts.row_sets, counts.rows) == (2, 1, 70)
+    assert [Path(line.partition(":")[0]).parent.name for line in counts.skipped] == ["c", OTHER.digest]
 
 
 @pytest.mark.parametrize("size", [0, 5, 5000])
 def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
     save_two_runs(store)
     store.index.write_bytes(store.index.read_bytes()[:size])
+    assert len(stores.list_runs(store)) == 2
     with pytest.raises(HarnessError, match="next: harness reindex"):
-        stores.list_runs(store)
+        stores.query(store, "FROM runs")
     with pytest.raises(HarnessError, match="next: harness reindex"):
         stores.save_run(store, make_run("c", []))
     stores.reindex(store)
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
+    assert indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_an_index_that_a_writer_changes_while_it_is_read_is_read_again(store):
@@ -627,27 +635,28 @@ def test_an_index_that_a_writer_changes_while_it_is_read_is_read_again(store):
     whole = store.index.read_bytes()
     store.index.write_bytes(whole[: len(whole) // 2])
     threading.Timer(0.1, store.index.write_bytes, [whole]).start()
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+    assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
 
 
 def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
-    newer = len(index.MIGRATIONS) + 1
+    newer = ingest.VERSION + 1
     stores.save_run(store, make_run("a", []))
     with duckdb.connect(str(store.index)) as db:
-        db.execute("INSERT INTO meta VALUES (?)", [newer])
+        db.execute("UPDATE meta SET version = ?", [newer])
     before = store.index.read_bytes()
     with pytest.raises(HarnessError, match=rf"version {newer} .* newer harness.*upgrade harness"):
-        stores.list_runs(store)
+        stores.query(store, "FROM runs")
     with pytest.raises(HarnessError, match="newer harness"):
         stores.save_run(store, make_run("a", []))
     assert store.index.read_bytes() == before
 
 
-def test_a_file_without_tables_is_migrated_by_its_first_reader(store):
-    store.folder.mkdir()
+def test_a_file_without_tables_is_built_by_its_first_reader(store):
+    stores.save_run(store, make_run("a", []))
+    store.index.unlink()
     duckdb.connect(str(store.index)).close()
-    assert stores.list_runs(store) == []
-    assert contents(store)["meta"] == [repr((version + 1,)) for version in range(len(index.MIGRATIONS))]
+    assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
+    assert indexed_runs(store) == ["a"]
 
 
 KILLED_WHILE_BUILDING = """
@@ -655,11 +664,11 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from harness import store as stores
-from harness.store import rebuild
+from harness.store import index
 at = stores.Store(Path(sys.argv[1]))
 run = replace(stores.read_run(at.run_file("a")), run_id="c")
 def killed(frame, event, argument):
-    if event == "return" and frame.f_code is rebuild._build.__code__:
+    if event == "return" and frame.f_code is index._build.__code__:
         os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(killed)
 stores.save_run(at, run)
@@ -669,7 +678,7 @@ KILLED_AFTER_COMMIT = """
 import os, signal, sys
 import duckdb
 db = duckdb.connect(sys.argv[1])
-db.execute("UPDATE runs SET experiment = 'renamed'")
+db.execute("INSERT INTO stored.rowsets VALUES ('left over', 1, 1)")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -679,10 +688,10 @@ def test_what_a_killed_writer_had_committed_is_read_and_does_not_outlive_a_reind
     assert python(KILLED_AFTER_COMMIT, store.index).wait() == -9
     log = store.index.with_name("harness.duckdb.wal")
     assert log.exists()
-    assert len(stores.list_runs(store, "renamed")) == 1
+    assert count(store, "rowsets") == 1
     stores.reindex(store)
     assert not log.exists()
-    assert len(stores.list_runs(store, "desk")) == 1
+    assert count(store, "rowsets") == 0
 
 
 def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_told(store):
@@ -691,9 +700,11 @@ def test_a_run_whose_writer_was_ended_before_the_index_heard_of_it_is_found_and_
     shutil.move(store.folder / "b", store.folder.parent / "b")
     stores.reindex(store)
     shutil.move(store.folder.parent / "b", store.folder / "b")
+    assert indexed_runs(store) == ["a"]
     assert stores.written_runs(store, ["a", "b"]) == {"a": stores.get_run(store, "a"), "b": kept}
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
-    assert count(store, "rows") == 75
+    assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
+    assert indexed_runs(store) == ["a", "b"]
+    assert count(store, "scores") == 75
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": "a"}'])
@@ -714,64 +725,92 @@ with duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'read'):
 """
 
 
+@contextmanager
+def held(store, mode):
+    """Keep the index open in another process, as a notebook does."""
+    holder = python(HOLD, store.index, mode, 60)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
 @pytest.mark.parametrize("mode", ["read", "write"])
-def test_a_writer_waits_for_another_process_and_succeeds(store, mode):
-    stores.save_run(store, make_run("a", []))
-    holder = python(HOLD, store.index, mode, 0.7)
-    assert holder.stdout.readline() == "held\n"
-    stores.save_run(store, make_run("b", []))
-    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
-    assert holder.wait() == 0
+def test_a_run_is_saved_without_waiting_for_who_keeps_the_index_open_and_is_indexed_afterwards(store, mode):
+    save_two_runs(store)
+    with held(store, mode):
+        started = time.perf_counter()
+        stores.save_run(store, make_run("c", [OTHER.digest]))
+        assert time.perf_counter() - started < 1  # store.wait_s is 20
+        assert [run.run_id for run in stores.list_runs(store)] == ["a", "b", "c"]
+    assert indexed_runs(store) == ["a", "b"]
+    stores.save_run(store, make_run("d", []))
+    assert indexed_runs(store) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_a_query_sees_what_an_index_missed_that_somebody_keeps_open(store, mode):
+    save_two_runs(store)
+    with held(store, mode):
+        stores.save_run(store, make_run("c", [OTHER.digest]))
+        query = "SELECT run_id, count(*) FROM scores GROUP BY ALL ORDER BY ALL"
+        assert stores.query(store, query).rows == [("a", 70), ("b", 75), ("c", 5)]
+    assert indexed_runs(store) == ["a", "b"]
+    stores.query(store, "FROM runs")
+    assert indexed_runs(store) == ["a", "b", "c"]
+
+
+def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
+    save_two_runs(store)
+    with held(store, "write"):
+        stores.save_run(store, make_run("c", []))
+        assert stores.reindex(store).runs == 3
+        assert indexed_runs(store) == ["a", "b", "c"]
 
 
 def test_a_reader_does_not_wait_for_another_reader(store):
     stores.save_run(store, make_run("a", []))
-    holder = python(HOLD, store.index, "read", 60)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        assert len(stores.list_runs(replace(store, wait_s=0))) == 1
-    finally:
-        holder.kill()
-        holder.wait()
-
-
-def test_a_writer_gives_up_with_a_next_step_when_the_index_stays_held(store):
-    stores.save_run(store, make_run("a", []))
-    holder = python(HOLD, store.index, "write", 60)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(HarnessError, match=r"held it for 0\.2 s.*next: end that process"):
-            stores.save_run(replace(store, wait_s=0.2), make_run("b", []))
-    finally:
-        holder.kill()
-        holder.wait()
+    with held(store, "read"):
+        assert stores.query(replace(store, wait_s=0), "SELECT run_id FROM runs").rows == [("a",)]
 
 
 def test_a_run_that_the_index_could_not_take_lies_in_its_folder(store):
-    with index.writer_lock(store), pytest.raises(HarnessError, match="held it"):
-        stores.save_run(replace(store, wait_s=0.1), make_run("a", []))
-    stores.reindex(store)
-    assert [run.run_id for run in stores.list_runs(store)] == ["a"]
+    with index.writer_lock(store, 1):
+        stores.save_run(store, make_run("a", []))
+        assert not store.index.exists()
+    assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
 
 
-def test_a_run_that_the_index_could_not_forget_keeps_its_folder(store):
-    save_two_runs(store)
-    with index.writer_lock(store), pytest.raises(HarnessError, match="held it"):
-        stores.remove_run(replace(store, wait_s=0.1), "b")
-    assert [stores.read_run(store.run_file(run.run_id)) for run in stores.list_runs(store)] == (
-        stores.list_runs(store)
-    )
-
-
-def test_a_connection_of_this_process_in_the_other_mode_is_waited_for(store):
+def test_reindex_says_that_another_process_is_writing(store):
     stores.save_run(store, make_run("a", []))
-    with (
-        duckdb.connect(str(store.index), read_only=True),
-        pytest.raises(HarnessError, match="next: end that process"),
-    ):
-        stores.save_run(replace(store, wait_s=0.2), make_run("b", []))
-    stores.save_run(store, make_run("b", []))
-    assert len(stores.list_runs(store)) == 2
+    with index.writer_lock(store, 1), pytest.raises(HarnessError, match=r"for 0\.1 s.*next: wait"):
+        stores.reindex(replace(store, wait_s=0.1))
+
+
+def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(store):
+    save_two_runs(store)
+    with held(store, "read"):
+        stores.remove_run(store, "b")
+        assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
+    assert index.update(store)
+    assert indexed_runs(store) == ["a"]
+
+
+def test_a_connection_of_this_process_in_the_other_mode_holds_nothing_up(store):
+    stores.save_run(store, make_run("a", []))
+    with duckdb.connect(str(store.index), read_only=True):
+        stores.save_run(store, make_run("b", []))
+    stores.save_run(store, make_run("c", []))
+    assert indexed_runs(store) == ["a", "b", "c"]
+
+
+def test_a_store_that_was_moved_is_queried_where_it_is(store):
+    save_two_runs(store)
+    moved = Store(store.folder.parent / "elsewhere")
+    store.folder.rename(moved.folder)
+    assert stores.query(moved, "SELECT count(*) FROM samples WHERE run_id = 'b'").rows == [(75,)]
 
 
 SAVE = """
@@ -866,10 +905,10 @@ def test_removing_an_unknown_run_is_the_users_error(store):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mount a file system of 2 MB, where the machine lets us."""
+    """Mount a file system of 8 MB, where the machine lets us."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting needs root")
     yield folder
@@ -894,7 +933,7 @@ def test_an_index_that_may_not_be_read_is_the_users_to_mend_and_not_rebuilt():
         store.folder.chmod(0o755)
         store.index.chmod(0)
         with somebody_else(), pytest.raises(UserError, match=r"Permission denied.*next: give this user"):
-            stores.list_runs(store)
+            stores.query(store, "FROM runs")
 
 
 def fill(folder):
@@ -936,7 +975,8 @@ def test_a_full_disk_is_said_when_a_run_is_ingested_and_the_index_stays_whole(sm
     with pytest.raises(HarnessError, match=r"harness\.duckdb: found no room to write"):
         stores.save_run(store, make_run("b", [IDENTITY.digest]))
     (small_disk / "filler").unlink()
-    assert [r.run_id for r in stores.list_runs(store)] == ["a"]
+    assert [r.run_id for r in stores.list_runs(store)] == ["a", "b"]
+    assert stores.query(store, "SELECT run_id, count(*) FROM scores GROUP BY ALL").rows == [("b", BLOCK)]
     assert stores.reindex(store).runs == 2
 
 

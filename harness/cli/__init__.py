@@ -16,13 +16,26 @@ from harness.cli import (  # in the order in which help lists the verbs
     rescue,
     runs,
     score,
+    sql,
 )
 from harness.cli.app import app
 from harness.cli.output import write_utf8
 from harness.errors import HarnessError, Problem
 from harness.progress import quiet_environment
 
-__all__ = ["app", "compare", "dashboard", "doctor", "gate", "main", "nightly", "rescue", "runs", "score"]
+__all__ = [
+    "app",
+    "compare",
+    "dashboard",
+    "doctor",
+    "gate",
+    "main",
+    "nightly",
+    "rescue",
+    "runs",
+    "score",
+    "sql",
+]
 
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
 _KINDS = {  # what a path was found to be, and what was expected there

@@ -13,6 +13,8 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/<run_id>/run.json                     a run, which names its row sets
     runs/ratings/<rating id>.json              what a person preferred
     runs/noise/<id>.json                       a measurement of A/A noise
+    runs/verdicts/<run_id>/<digest>.json       what the gate said of a run
+    runs/decisions/<experiment>.json           the last decision of an experiment
     runs/harness.duckdb                        the index
     runs/.unfinished/                          files that are being written
     runs/.begun/<name>                         what has begun and not finished
@@ -23,6 +25,7 @@ from harness.store.aa_noise import flip_rates, noise_rates, noises, save_noise
 from harness.store.disk_use import DiskUse, disk_use
 from harness.store.garbage import Leftover, Referred, joined, referred, remove, unfinished, unused
 from harness.store.in_progress import begin, begun, end
+from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_whole
 from harness.store.measurements import (
     controls,
@@ -45,7 +48,7 @@ from harness.store.queries import (
     read_scored,
 )
 from harness.store.ratings import list_ratings, save_rating
-from harness.store.rebuild import Counts, reindex, runs_on_disk
+from harness.store.read_only import Answer, query
 from harness.store.rows import (
     append_block,
     complete_rows,
@@ -64,19 +67,28 @@ from harness.store.run_folders import (
     list_runs,
     read_run,
     remove_run,
+    runs_on_disk,
     save_run,
     written_runs,
 )
 from harness.store.status import Noted, at_work
+from harness.store.tables import TABLES, Column, Table
+from harness.store.verdicts import DecisionRecord, VerdictRecord, save_decision, save_verdict
 
 __all__ = [
+    "TABLES",
+    "Answer",
+    "Column",
     "Columns",
     "Counts",
+    "DecisionRecord",
     "DiskUse",
     "Leftover",
     "Noted",
     "Referred",
     "Store",
+    "Table",
+    "VerdictRecord",
     "all_runs",
     "append_block",
     "at_work",
@@ -102,6 +114,7 @@ __all__ = [
     "noise_rates",
     "noises",
     "origins",
+    "query",
     "read_blocks",
     "read_columns",
     "read_environment",
@@ -120,9 +133,11 @@ __all__ = [
     "remove_run",
     "runs_on_disk",
     "save_control",
+    "save_decision",
     "save_noise",
     "save_rating",
     "save_run",
+    "save_verdict",
     "unfinished",
     "unused",
     "working",

@@ -1,91 +1,253 @@
-"""Row sets into the index: many at a time, each text once.
+"""The folders in the index: JSON files as they are, and the scores of complete row sets.
 
-Invariant: `texts` holds just the texts that `rows` refers to, each under the lower half of its MD5;
-the view `samples` gives rows with their texts.
+Invariant: what the index holds is compared with the folders by time of modification, so `sync` makes any
+index equal to them, whatever it missed. Texts stay in the Parquet files: there a view reads them as fast.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.store.rows import READ_PARQUET, pattern
+from harness import __version__
+from harness.records import Rating, Run
+from harness.store.layout import Store, first_line, is_no_room
+from harness.store.rows import COLUMNS, READ_PARQUET, pattern, read_identity
+from harness.store.tables import TABLES
+from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_AT_ONCE = 500_000  # rows
-_TEXTS = {"text_key": "text", "prompt_key": "prompt", "references_key": 'to_json("references")::VARCHAR'}
-KEYS = ", ".join(f"md5_number_lower({text}) AS {key}" for key, text in _TEXTS.items())
-_ROW_TABLES = ("rowsets", "rows", "scores")
+VERSION = 4  # of the schema; 1 to 3 held copies of all rows
+_SCHEMA = """
+    CREATE SCHEMA stored;
+    CREATE TABLE stored.files (kind VARCHAR, path VARCHAR, modified_ns BIGINT, record JSON);
+    CREATE TABLE stored.run_rows (
+        run_id VARCHAR, task VARCHAR, split VARCHAR, rowset VARCHAR, base_rowset VARCHAR);
+    CREATE TABLE stored.rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
+    CREATE TABLE stored.scores (
+        rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[], status VARCHAR, cluster VARCHAR,
+        slice VARCHAR, weight DOUBLE);
+    CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
+"""
+_KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables are made from
+    "run": ("*/run.json", Run),
+    "rating": ("ratings/*.json", Rating),
+    "verdict": ("verdicts/*/*.json", VerdictRecord),
+    "decision": ("decisions/*.json", DecisionRecord),
+}
+_FILES = READ_PARQUET.replace(")", ", filename = true)")
+_DIGEST = "parse_path(filename)[-2]"
 
 
-def add_rows(db: "DuckDBPyConnection", sets: Mapping[str, Path]) -> None:
-    """Insert the rows of complete sets, by digest, that the index does not hold as they are."""
-    modified_ns = {digest: path.stat().st_mtime_ns for digest, path in sets.items()}
-    query = "SELECT rowset, modified_ns FROM rowsets WHERE rowset IN (SELECT unnest(?::VARCHAR[]))"
-    held = dict(db.execute(query, [list(sets)]).fetchall())
-    new = {d: path for d, path in sets.items() if held.get(d) != modified_ns[d]}
-    if outdated := list(new.keys() & held.keys()):  # a set that has grown is read again
-        _delete(db, outdated)
-    for group in groups(db, new):
-        _add_group(db, group, {digest: modified_ns[digest] for digest in group})
+class Changes(NamedTuple):
+    """What differs between the folders and an index: what is gone or outdated in it, and what is new."""
+
+    gone_files: list[tuple[str, str]]
+    new_files: dict[tuple[str, str], int]
+    gone_rows: list[str]
+    new_rows: dict[str, int]
 
 
-def drop_orphans(db: "DuckDBPyConnection") -> None:
-    """Delete the rows that no run refers to, and the texts that are then nobody's."""
-    query = "SELECT rowset FROM rowsets WHERE rowset NOT IN (SELECT rowset FROM run_rows)"
-    if orphans := [rowset for (rowset,) in db.execute(query).fetchall()]:
-        _delete(db, orphans)
+def create(db: "DuckDBPyConnection", store: Store) -> None:
+    """Create the tables in an empty database."""
+    db.execute(_SCHEMA)
+    db.execute("INSERT INTO meta VALUES (?, ?, ?)", [VERSION, __version__, str(store.folder.resolve())])
 
 
-def add_texts(db: "DuckDBPyConnection", source: str) -> None:
-    """Insert the texts of a table of rows with their keys, as far as they are not there."""
-    pairs = " UNION ALL ".join(
-        f"SELECT {key} AS key, {text} AS text FROM {source}" for key, text in _TEXTS.items()
+def is_current(db: "DuckDBPyConnection", store: Store) -> bool:
+    """Tell whether an index has this schema, of this folder, by this version of harness."""
+    written = [VERSION, __version__, str(store.folder.resolve())]
+    return version_of(db) == VERSION and list(db.execute("FROM meta").fetchone() or ()) == written
+
+
+def version_of(db: "DuckDBPyConnection") -> int:
+    """Return the schema's version, 0 for an empty file."""
+    if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchone():
+        return 0
+    ((version,),) = db.execute("SELECT max(version) FROM meta").fetchall()
+    return int(version)
+
+
+def is_behind(db: "DuckDBPyConnection", store: Store) -> bool:
+    """Tell whether the folders hold what a current index has not heard of."""
+    return any(_changed_files(db, store)) or any(_changed_rows(db, store))
+
+
+def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
+    """Bring an index to what the folders hold; names what cannot be read, with its reason.
+
+    Files come in one transaction and the row sets in another: an index whose writer is ended in between
+    is behind, and the next one goes on.
+    """
+    with transaction(db):
+        skipped = _sync_files(db, store)
+    skipped += _sync_rows(db, store)
+    with transaction(db):
+        _define(db, store)
+    return skipped
+
+
+@contextmanager
+def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
+    """Commit what is done inside, or nothing of it."""
+    db.begin()
+    try:
+        yield
+    except BaseException:
+        db.rollback()
+        raise
+    db.commit()
+
+
+def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
+    """Count runs, row sets and rows."""
+    query = (
+        "SELECT (SELECT count(*) FROM stored.files WHERE kind = 'run'), count(*), coalesce(sum(n_rows), 0) "
+        "FROM stored.rowsets"
     )
-    fresh = (
-        f"SELECT key, any_value(text) FROM ({pairs}) WHERE key NOT IN (SELECT key FROM texts) GROUP BY key"
-    )
-    db.execute(f"INSERT INTO texts {fresh}")
+    ((n_runs, n_row_sets, n_rows),) = db.execute(query).fetchall()
+    return n_runs, n_row_sets, int(n_rows)
 
 
-def _add_group(db: "DuckDBPyConnection", group: Mapping[str, Path], modified_ns: Mapping[str, int]) -> None:
-    source = READ_PARQUET.replace(")", ", filename = true)")
-    staged = f"SELECT parse_path(filename)[-2] AS rowset, * EXCLUDE (filename), {KEYS} FROM {source}"
-    db.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {staged}", [list(map(pattern, group.values()))])
-    times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
-    counted = "SELECT rowset, count(*) AS n_rows FROM staged GROUP BY rowset"
-    db.execute(
-        f"INSERT INTO rowsets BY NAME FROM ({counted}) RIGHT JOIN ({times}) USING (rowset) "
-        "SELECT rowset, coalesce(n_rows, 0) AS n_rows, modified_ns",
-        [list(modified_ns), list(modified_ns.values())],
-    )
-    columns = 'SELECT * EXCLUDE (parts, text, prompt, "references") FROM staged'
-    db.execute(f"INSERT INTO rows BY NAME {columns}")
-    entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
-    db.execute(f"INSERT INTO scores SELECT rowset, example_id, {entries} FROM staged")
-    add_texts(db, "staged")
-    db.execute("DROP TABLE staged")
+def _changed_files(
+    db: "DuckDBPyConnection", store: Store
+) -> tuple[list[tuple[str, str]], dict[tuple[str, str], int]]:
+    there: dict[tuple[str, str], int] = {}
+    for kind, (glob, _) in _KINDS.items():
+        for path in store.folder.glob(glob):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                there[kind, str(path.relative_to(store.folder))] = path.stat().st_mtime_ns
+    rows = db.execute("SELECT kind, path, modified_ns FROM stored.files").fetchall()
+    known = {(kind, path): modified for kind, path, modified in rows}
+    gone = [key for key, modified in known.items() if there.get(key) != modified]
+    return gone, {key: modified for key, modified in there.items() if known.get(key) != modified}
 
 
-def _delete(db: "DuckDBPyConnection", rowsets: Sequence[str]) -> None:
-    for table in _ROW_TABLES:
-        db.execute(f"DELETE FROM {table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [rowsets])
-    used = " UNION ALL ".join(f"SELECT {key} FROM rows" for key in _TEXTS)
-    db.execute(f"DELETE FROM texts WHERE key NOT IN ({used})")
+def _changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
+    wanted = db.execute(
+        "SELECT rowset FROM stored.run_rows UNION SELECT base_rowset FROM stored.run_rows"
+    ).fetchall()
+    there: dict[str, int] = {}
+    for (digest,) in wanted:
+        with suppress(FileNotFoundError):
+            there[digest] = store.parquet(digest).stat().st_mtime_ns
+    known = dict(db.execute("SELECT rowset, modified_ns FROM stored.rowsets").fetchall())
+    gone = [digest for digest, modified in known.items() if there.get(digest) != modified]
+    return gone, {digest: modified for digest, modified in there.items() if known.get(digest) != modified}
 
 
-def groups(db: "DuckDBPyConnection", sets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    """Cut sets into groups that fit into memory."""
-    query = "SELECT parse_path(file_name)[-2], num_rows FROM parquet_file_metadata(?)"
-    sizes = dict(db.execute(query, [list(map(pattern, sets.values()))]).fetchall()) if sets else {}
-    group: dict[str, Path] = {}
-    n_rows = 0
-    for digest, path in sets.items():
-        group[digest] = path
-        n_rows += sizes[digest]
-        if n_rows >= _AT_ONCE:
-            yield group
-            group, n_rows = {}, 0
-    if group:
-        yield group
+def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
+    gone, new = _changed_files(db, store)
+    for kind, path in gone:
+        db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
+        if kind == "run":
+            db.execute("DELETE FROM stored.run_rows WHERE run_id = ?", [Path(path).parent.name])
+    skipped: list[str] = []
+    records: list[tuple[Any, ...]] = []
+    rows: list[tuple[str, ...]] = []
+    for (kind, name), modified in sorted(new.items()):
+        try:
+            text = (store.folder / name).read_text("utf-8")
+            record = _KINDS[kind][1](**json.loads(text))
+        except (OSError, ValueError, TypeError) as error:
+            skipped.append(f"{store.folder / name}: {first_line(error)}")
+            continue
+        records.append((kind, name, modified, text))
+        if isinstance(record, Run):
+            rows += _rows_of(store, record)
+    _insert(db, "files", records)
+    _insert(db, "run_rows", rows)
+    return skipped
+
+
+def _rows_of(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
+    """Yield the row sets of a run, each with that of its base, which differs in weights alone."""
+    for key, digest in run.rows.items():
+        task, _, split = key.rpartition("/")
+        try:
+            base = replace(read_identity(store, digest), weights_digest=run.base_digest).digest
+        except Exception:  # noqa: BLE001 (a row set without its identity is compared with nothing)
+            base = ""
+        yield run.run_id, task, split, digest, base if base != digest else ""
+
+
+def _insert(db: "DuckDBPyConnection", table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert rows; one list a column is much faster than one statement a row."""
+    if columns := list(zip(*rows, strict=True)):
+        kinds = [f"unnest(?::{'BIGINT' if isinstance(c[0], int) else 'VARCHAR'}[])" for c in columns]
+        db.execute(f"INSERT INTO stored.{table} SELECT {', '.join(kinds)}", list(map(list, columns)))
+
+
+def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
+    import duckdb
+
+    gone, new = _changed_rows(db, store)
+    with transaction(db):
+        for table in ("rowsets", "scores") if gone else ():
+            db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
+    if not new:
+        return []
+    try:
+        _add_rows(db, store, new)
+    except (OSError, duckdb.Error) as error:
+        if is_no_room(error):
+            raise
+        return _add_one_by_one(db, store, new)
+    return []
+
+
+def _add_one_by_one(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> list[str]:
+    """Add the row sets of which some are damaged; names those."""
+    import duckdb
+
+    skipped = []
+    for digest, modified in new.items():
+        try:
+            _add_rows(db, store, {digest: modified})
+        except (OSError, duckdb.Error) as error:
+            if is_no_room(error):
+                raise
+            skipped.append(f"{store.parquet(digest)}: {first_line(error)}")
+    return skipped
+
+
+def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> None:
+    files = [pattern(store.parquet(digest)) for digest in new]
+    with transaction(db):
+        times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
+        counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
+        db.execute(
+            f"INSERT INTO stored.rowsets SELECT rowset, num_rows, modified_ns FROM ({counted}) "
+            f"JOIN ({times}) USING (rowset)",
+            [files, list(new), list(new.values())],
+        )
+        entries = "unnest(map_keys(parts)), unnest(map_values(parts))"
+        db.execute(
+            f"INSERT INTO stored.scores SELECT {_DIGEST}, example_id, {entries}, status, cluster, slice, "
+            f"weight FROM {_FILES}",
+            [files],
+        )
+
+
+def _define(db: "DuckDBPyConnection", store: Store) -> None:
+    """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
+    rows = f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"
+    source = _FILES.replace("?", "'" + rows.replace("'", "''") + "'")
+    if not any(store.folder.glob("rows/*/rows.parquet")):
+        nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in COLUMNS.items())
+        source = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
+    wanted = {table.name: table.query.format(rows=source) for table in TABLES}
+    if _made_from(db) != (made := [str(list(wanted.values()))]):
+        for name, query in wanted.items():
+            db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+        db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
+
+
+def _made_from(db: "DuckDBPyConnection") -> list[str]:
+    if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'views'").fetchone():
+        return []
+    return [queries for (queries,) in db.execute("SELECT queries FROM stored.views").fetchall()]

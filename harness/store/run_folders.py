@@ -1,52 +1,58 @@
 """Runs: saved, listed, found and removed.
 
-Invariant: `run.json` is written before the index hears of the run, and the index forgets a
-run before its folder goes; so whatever is interrupted, `reindex` tells the truth.
+Invariant: `run.json` is the run, whole or not there. Runs are listed from the folders, which takes no longer
+than an index would; that hears of a run afterwards, as soon as nobody holds it.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Run
 from harness.store import index
 from harness.store.disk_use import needed_keys, own_fit_key
-from harness.store.ingest import drop_orphans
-from harness.store.layout import Store, failure, is_bare_name, missing_rows, remove_folder, write_whole
-from harness.store.rebuild import build_missing, parsed, record_of, runs_on_disk, writing
+from harness.store.layout import (
+    Store,
+    failure,
+    first_line,
+    is_bare_name,
+    missing_rows,
+    remove_folder,
+    write_whole,
+)
 
-_TAKEN = ("rows", "weights", "ratings", "control", "environments", "nightly", "noise")
+_TAKEN = (
+    *("rows", "weights", "ratings", "control", "environments", "nightly", "noise"),
+    *("verdicts", "decisions"),
+)
 
 
 def save_run(store: Store, run: Run) -> None:
-    """Write `run.json`, then bring the run and its complete row sets into the index.
+    """Write `run.json`, then let the index hear of it, unless somebody holds that open: it catches up later.
 
-    A run saved again replaces itself. Row sets that the index holds unchanged are not read; ratings that
-    it has not heard of are brought along.
+    A run saved again replaces itself.
 
     Raises:
         ValueError: the run holds NaN, or its id cannot name a folder.
-        HarnessError: a row set is not complete, the disk is full, or the index stays locked.
+        HarnessError: a row set is not complete, the disk is full, or the index is damaged.
     """
     if run.run_id in _TAKEN or not is_bare_name(run.run_id):
         raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
         raise missing_rows(store, missing)
-    write_whole(store, store.run_file(run.run_id), record_of(run))
-    with writing(store) as db:
-        index.add_run(db, store, run, record_of(run))
-        index.add_ratings(db, store)
-        drop_orphans(db)
+    record = json.dumps(asdict(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(store, store.run_file(run.run_id), record)
+    index.update(store)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
-    """List the runs, oldest first; those of one experiment where it is given."""
-    if not store.index.exists() and any(store.folder.glob("*/run.json")):
-        build_missing(store)
-    if not store.index.exists():
-        return []
-    return [parsed(record) for record in index.records(store, experiment)]
+    """List the runs, oldest first; those of one experiment where it is given. Damaged ones are left out."""
+    runs, _ = runs_on_disk(store)
+    of_experiment = (run for run in runs if experiment in (None, run.experiment))
+    return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
 
 
 def get_run(store: Store, run_id: str) -> Run:
@@ -65,23 +71,28 @@ def get_run(store: Store, run_id: str) -> Run:
 def read_run(file: Path) -> Run | None:
     """Read a `run.json`; None where there is none, or it is damaged."""
     try:
-        return parsed(file.read_text("utf-8"))
+        return _parsed(file)
     except (OSError, ValueError, TypeError):
         return None
 
 
 def written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
-    """Read runs by their ids from their folders; one that is not there, or damaged, is left out.
-
-    An index that has not heard of a run, because its writer was ended in between, hears of it now.
-    """
+    """Read runs by their ids from their folders; one that is not there, or damaged, is left out."""
     found = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
-    runs = {run_id: run for run_id, run in found.items() if run}
-    indexed = list_runs(store) if runs else []
-    for run in runs.values():
-        if run not in indexed:
-            save_run(store, run)
-    return runs
+    return {run_id: run for run_id, run in found.items() if run}
+
+
+def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
+    """Read every `run.json`; what cannot be read is named with its reason."""
+    runs, unreadable = [], []
+    for path in sorted(store.folder.glob("*/run.json")):
+        try:
+            runs.append(_parsed(path))
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except (ValueError, TypeError) as error:
+            unreadable.append(f"{path}: {first_line(error)}")
+    return runs, unreadable
 
 
 def all_runs(store: Store) -> list[Run]:
@@ -108,13 +119,16 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
-    with writing(store) as db:
-        index.drop_run(db, run_id)
-        drop_orphans(db)
     remove_folder(store.folder / run_id)
+    remove_folder(store.folder / "verdicts" / run_id)
     for digest in set(run.rows.values()).difference(keep, *(other.rows.values() for other in others)):
         remove_folder(store.rows(digest))
     every = [run, *others]
     fit_key = own_fit_key(run, needed_keys(every), Counter(one.weights_digest for one in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         remove_folder(store.weights(fit_key))
+    index.update(store)
+
+
+def _parsed(file: Path) -> Run:
+    return Run(**json.loads(file.read_text("utf-8")))

@@ -18,7 +18,7 @@ from harness import formatting, report
 from harness.nightly import judging
 from harness.nightly import state as files
 from harness.spec import NightlyPolicy
-from harness.store import Store, rebuild
+from harness.store import Store
 
 pytestmark = pytest.mark.browser
 
@@ -86,7 +86,7 @@ def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, l
     runs = Store(large / "runs")
     note = {"stage": "lora: chat", "share": 0.25, "candidates": 3, "finished": ["prompt"]}
     (runs.folder / ".progress.json").write_text(json.dumps(note))
-    with FileLock(runs.folder / "compare.lock"), rebuild.writing(runs):
+    with FileLock(runs.folder / "compare.lock"), duckdb.connect(str(runs.index)):
         page = visit[0](large_address, path_of(name))
         page.get_by_text("lora: chat: 25.0 %").wait_for()
         assert failures(page) == 0

@@ -1,0 +1,86 @@
+"""The verb that queries what is stored: sql.
+
+Invariant: stdout holds the rows and nothing else; nothing that is stored changes.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.app import Json, RunsFolder, app
+from harness.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from harness.store import Answer
+
+_WIDEST = 60  # characters of a cell
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in DuckDB's SQL.")] = "",
+    tables: Annotated[
+        bool, typer.Option("--tables", help="List the tables with their columns, units and meanings.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, whole cells.")] = False,
+    runs: RunsFolder = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Query what is stored: runs, scores, samples, deltas, verdicts and more; --tables lists them."""
+    from harness import store
+    from harness.errors import Problem, UserError
+
+    if tables == bool(query) or (as_csv and as_json):
+        found = "both --csv and --json" if as_csv and as_json else "both" if tables else "neither"
+        step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
+        raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
+    answer = _documented() if tables else store.query(store.Store(runs), query)
+    if as_json:
+        print_json([dict(zip(answer.columns, map(_plain, row), strict=True)) for row in answer.rows])
+    elif as_csv:
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerow(answer.columns)
+        out.writerows(answer.rows)
+    else:
+        _print_table(answer)
+        say(f"{len(answer.rows):,} rows")
+
+
+def _documented() -> "Answer":
+    """List every column of every table as rows of one more table."""
+    from harness.store import TABLES, Answer
+
+    rows: list[tuple[Any, ...]] = [(table.name, *column) for table in TABLES for column in table.columns]
+    return Answer(("table", "column", "type", "unit", "meaning"), rows)
+
+
+def _print_table(answer: "Answer") -> None:
+    """Print aligned columns; what a model wrote is cut to one line without control characters."""
+    cells = [[_cell(value) for value in row] for row in answer.rows]
+    widths = [max(map(len, column)) for column in zip(answer.columns, *cells, strict=True)]
+    for line in [answer.columns, ["─" * width for width in widths], *cells]:
+        print(_aligned(line, widths))
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _cell(value: object) -> str:
+    from harness.report.escape import clean
+
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know, such as times and decimals, into text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

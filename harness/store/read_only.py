@@ -1,0 +1,90 @@
+"""SQL over the documented tables, read-only.
+
+Invariant: one SELECT at a time, so nothing that is stored changes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.errors import Problem, UserError, did_you_mean
+from harness.store.index import reading
+from harness.store.layout import Store, first_line
+from harness.store.rows import ANEW
+from harness.store.tables import TABLES
+
+if TYPE_CHECKING:
+    from duckdb import Error
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+_LISTED = "harness sql --tables lists tables and columns"
+
+
+class Answer(NamedTuple):
+    """The columns of a query's result, and its rows."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def query(store: Store, sql: str) -> Answer:
+    """Ask the index, which first catches up with the folders.
+
+    Raises:
+        UserError: no run is stored there, or the query is no single SELECT that DuckDB can answer.
+        HarnessError: the index is damaged or of a newer harness.
+    """
+    import duckdb
+
+    _refuse_empty(store)
+    with reading(store) as db:
+        try:
+            _refuse_other(db.extract_statements(sql))
+            cursor = db.execute(sql)
+            return Answer(tuple(name for name, *_ in cursor.description or ()), cursor.fetchall())
+        except duckdb.Error as error:
+            raise UserError(_problem(error)) from error
+
+
+def frame(folder: str | Path, table: str) -> "DataFrame":
+    """Read one of the tables as a pandas frame.
+
+    Raises:
+        UserError: no run is stored there.
+        HarnessError: the index is damaged or of a newer harness.
+    """
+    store = Store(Path(folder))
+    _refuse_empty(store)
+    with reading(store) as db:
+        return db.execute(f"FROM {table}").df()
+
+
+def _refuse_empty(store: Store) -> None:
+    if not any(store.folder.glob("*/run.json")):
+        found = "no stored run" if store.folder.is_dir() else "no such folder"
+        step = "make one: harness compare, or name another folder with --runs"
+        raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
+
+
+def _refuse_other(statements: list[Any]) -> None:
+    kinds = [statement.type.name for statement in statements]
+    if kinds != ["SELECT"]:
+        found = ", ".join(kinds) or "no statement"
+        step = 'harness sql "SELECT run_id, outcome FROM verdicts"'
+        raise UserError(Problem("query", found, "one SELECT: what is stored is only read", step))
+
+
+def _problem(error: "Error") -> Problem:
+    """Phrase what DuckDB says, with the name that it means or ours that are nearest."""
+    import duckdb
+
+    if isinstance(error, duckdb.IOException) or "parquet" in str(error):
+        return Problem("rows", first_line(error), "whole Parquet files", ANEW)
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    meant = next((line for line in said if "did you mean" in line.lower() or "Candidate" in line), "")
+    missing = first_line(error).partition("Table with name ")[2].partition(" ")[0]
+    if missing:
+        meant = did_you_mean(missing, [table.name for table in TABLES])
+    found = first_line(error).removesuffix("!")
+    return Problem(
+        "query", found, "SQL over the documented tables", "; ".join(filter(None, (meant, _LISTED)))
+    )

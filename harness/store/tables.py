@@ -1,0 +1,366 @@
+"""The tables that people query: each view of the index with its columns, their units and meanings.
+
+Invariant: what is described here is what the views have; `harness sql --tables` and the docs are
+written from it. What is unknown is NULL.
+"""
+
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """A column: its name, DuckDB type, unit (empty where it has none) and meaning."""
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+
+
+class Table(NamedTuple):
+    """A view: its name, what one row of it is, its columns, and the query that makes it."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+    query: str
+
+
+_RUN_ID = Column("run_id", "VARCHAR", "", "the run, a folder of the store")
+_TASK = Column("task", "VARCHAR", "", "the task")
+_SPLIT = Column("split", "VARCHAR", "", "train, validation or test")
+_ROWSET = Column("rowset", "VARCHAR", "", "digest of the row set, the folder runs/rows/<digest>")
+_ITEM = Column("example_id", "VARCHAR", "", "the item")
+_METRIC = Column("metric", "VARCHAR", "", "the metric")
+_STATUS = Column("status", "VARCHAR", "", "ok, unparsable, truncated, refused or error")
+_CLUSTER = Column("cluster", "VARCHAR", "", "the family of items that it belongs to; empty: its own")
+_SLICE = Column("slice", "VARCHAR", "", "the part of the task that it belongs to; empty: none")
+_WEIGHT = Column("weight", "DOUBLE", "items", "how many items of the task it stands for; 1 unless sampled")
+_CREATED = Column("created", "VARCHAR", "ISO 8601", "when it was written")
+_EXPERIMENT = Column("experiment", "VARCHAR", "", "the experiment's name")
+_CANDIDATE = Column("candidate", "VARCHAR", "", "the candidate's name in harness.yaml")
+_SEED = Column("seed", "BIGINT", "", "the seed that it was trained with")
+
+_RUNS = Table(
+    "runs",
+    "one candidate and one seed, trained and evaluated",
+    (
+        _RUN_ID,
+        _EXPERIMENT,
+        _CANDIDATE,
+        Column("method", "VARCHAR", "", "how its weights were made: base, lora, dpo …"),
+        Column("prompting", "VARCHAR", "", "zero_shot, few_shot, rag …"),
+        Column("answer", "VARCHAR", "", "generate or rank"),
+        _SEED,
+        Column("state", "VARCHAR", "", "done or failed"),
+        Column("error", "VARCHAR", "", "why it failed; empty where it did not"),
+        _CREATED,
+        Column("base_model", "VARCHAR", "", "the base model's name"),
+        Column("trained", "BOOLEAN", "", "whether its weights are other than the base's"),
+        Column("latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone"),
+        Column("device", "VARCHAR", "", "the machine that it was measured on"),
+        Column("harness", "VARCHAR", "", "the version of harness that made it"),
+        Column("git_sha", "VARCHAR", "", "the commit that was checked out"),
+        Column("record", "JSON", "", "all of runs/<run_id>/run.json: recipe, training, provenance"),
+    ),
+    """
+    SELECT record->>'run_id' AS run_id, record->>'experiment' AS experiment,
+        record->>'candidate' AS candidate,
+        record->>'method' AS method, record->>'prompting' AS prompting, record->>'answer' AS answer,
+        (record->>'seed')::BIGINT AS seed, record->>'state' AS state, record->>'error' AS error,
+        record->>'created' AS created, record->>'base_model' AS base_model,
+        (record->>'weights_digest') <> (record->>'base_digest') AS trained,
+        (record->>'$.latency.p50_s')::DOUBLE AS latency_p50_s, record->>'$.provenance.device' AS device,
+        record->>'$.provenance.harness' AS harness, record->>'$.provenance.git_sha' AS git_sha, record
+    FROM stored.files WHERE kind = 'run'
+    """,
+)
+_SCORES = Table(
+    "scores",
+    "one item of one run, scored by one metric",
+    (
+        _RUN_ID,
+        _TASK,
+        _SPLIT,
+        _ROWSET,
+        _ITEM,
+        _METRIC,
+        Column(
+            "score",
+            "DOUBLE",
+            "the metric's",
+            "the item's score; NULL: not scored, or a metric of several parts",
+        ),
+        Column("parts", "DOUBLE[]", "the metric's", "what the metric aggregates over items"),
+        _STATUS,
+        _CLUSTER,
+        _SLICE,
+        _WEIGHT,
+    ),
+    """
+    SELECT run_id, task, split, rowset, example_id, metric,
+        CASE WHEN len(parts) = 1 THEN parts[1] END AS score,
+        parts, status, cluster, slice, weight
+    FROM stored.run_rows JOIN stored.scores USING (rowset)
+    """,
+)
+_SAMPLES = Table(
+    "samples",
+    "one item of one run, with its prompt and answer",
+    (
+        _RUN_ID,
+        _TASK,
+        _SPLIT,
+        _ROWSET,
+        _ITEM,
+        Column("position", "BIGINT", "", "the item's place in the task, from 0"),
+        _STATUS,
+        Column("text", "VARCHAR", "", "the answer"),
+        Column("prompt", "VARCHAR", "", "the prompt as it was sent"),
+        Column("references", "VARCHAR[]", "", "the accepted answers"),
+        Column("parts", "MAP(VARCHAR, DOUBLE[])", "the metrics'", "each metric's parts"),
+        _CLUSTER,
+        _SLICE,
+        Column("gold_logprob", "DOUBLE", "nats", "log-probability of the reference"),
+        Column("gold_bytes", "BIGINT", "bytes", "length of the reference"),
+        Column("margin", "DOUBLE", "nats", "log p of the right choice − log p of the best other one"),
+        Column("n_prompt_tokens", "BIGINT", "tokens", "length of the prompt"),
+        Column("n_output_tokens", "BIGINT", "tokens", "length of the answer"),
+        Column("compute_s", "DOUBLE", "s", "the item's share of its batch's time"),
+        Column("prompt_digest", "VARCHAR", "", "digest of the prompt's tokens"),
+        Column("output_digest", "VARCHAR", "", "digest of the answer"),
+        Column("boundary_merged", "BOOLEAN", "", "whether a token spans the end of prompt and the choice"),
+        Column("finish_reason", "VARCHAR", "", "stop, length, ranked or error"),
+        Column("passages", "VARCHAR[]", "", "documents that retrieval put into the prompt"),
+        Column("recall", "DOUBLE", "share", "share of the needed documents among the passages"),
+        Column("attempt", "BIGINT", "", "which attempt succeeded, from 1"),
+        _WEIGHT,
+        Column("error", "VARCHAR", "", "why there is no answer; empty where there is one"),
+    ),
+    """
+    SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, position, status, text, prompt,
+        "references", parts, cluster, slice, gold_logprob, gold_bytes, margin, n_prompt_tokens,
+        n_output_tokens, compute_s, prompt_digest, output_digest, boundary_merged, finish_reason, passages,
+        recall, attempt, weight, error
+    FROM stored.run_rows AS run_rows
+    JOIN (SELECT parse_path(filename)[-2] AS rowset, * FROM {rows}) AS files USING (rowset)
+    """,
+)
+_DELTAS = Table(
+    "deltas",
+    "one item of one run beside its own base's answer to the same item, by one metric",
+    (
+        _RUN_ID,
+        _TASK,
+        _SPLIT,
+        _ITEM,
+        _METRIC,
+        Column(
+            "base_score", "DOUBLE", "the metric's", "the base's score: equal to this run but for the weights"
+        ),
+        Column("score", "DOUBLE", "the metric's", "the run's score"),
+        Column("delta", "DOUBLE", "the metric's", "score − base_score"),
+        _CLUSTER,
+        _SLICE,
+        _WEIGHT,
+    ),
+    """
+    SELECT run_id, task, split, new.example_id, new.metric, base.parts[1] AS base_score,
+        new.parts[1] AS score,
+        new.parts[1] - base.parts[1] AS delta, new.cluster, new.slice, new.weight
+    FROM stored.run_rows
+    JOIN stored.scores AS new USING (rowset)
+    JOIN stored.scores AS base ON base.rowset = base_rowset AND base.example_id = new.example_id
+        AND base.metric = new.metric
+    WHERE len(new.parts) = 1 AND len(base.parts) = 1
+    """,
+)
+_VERDICTS = Table(
+    "verdicts",
+    "what the gate said of one run against one baseline under one policy",
+    (
+        _RUN_ID,
+        _EXPERIMENT,
+        _CANDIDATE,
+        _SEED,
+        Column("baseline", "VARCHAR", "", "the base, or the champion by its run"),
+        Column("outcome", "VARCHAR", "", "pass, fail, inconclusive or harness-drift"),
+        Column("sentence", "VARCHAR", "", "the reason in words"),
+        Column("delta", "DOUBLE", "share", "mean change over the admitted capability tasks, in [−1, 1]"),
+        Column("low", "DOUBLE", "share", "lower end of its 95 % interval"),
+        Column("high", "DOUBLE", "share", "upper end of its 95 % interval"),
+        Column("n", "BIGINT", "items", "how many items it rests on"),
+        Column("lost", "BIGINT", "items", "items that got worse"),
+        Column("gained", "BIGINT", "items", "items that got better"),
+        Column(
+            "items_needed", "BIGINT", "items", "how many more would probably settle an inconclusive verdict"
+        ),
+        Column("policy_digest", "VARCHAR", "", "digest of the gate's settings"),
+        Column("harness", "VARCHAR", "", "the version of harness that judged"),
+        _CREATED,
+        Column(
+            "stale",
+            "BOOLEAN",
+            "",
+            "whether the run is gone or has other rows now, a later verdict of the experiment has another "
+            "policy, or another version of harness judged",
+        ),
+        Column("record", "JSON", "", "all of its file: every rule with its numbers, and the policy"),
+    ),
+    """
+    WITH judged AS (
+        SELECT record->>'run_id' AS run_id, record->>'policy_digest' AS policy_digest, record,
+            max_by(record->>'policy_digest', record->>'created')
+                OVER (PARTITION BY record->>'experiment') AS newest_policy
+        FROM stored.files WHERE kind = 'verdict')
+    SELECT run_id, judged.record->>'experiment' AS experiment,
+        judged.record->>'candidate' AS candidate, (judged.record->>'seed')::BIGINT AS seed,
+        judged.record->>'baseline' AS baseline,
+        judged.record->>'outcome' AS outcome,
+        judged.record->>'sentence' AS sentence, (judged.record->>'$.macro.score')::DOUBLE AS delta,
+        (judged.record->>'$.macro.low')::DOUBLE AS low, (judged.record->>'$.macro.high')::DOUBLE AS high,
+        (judged.record->>'$.macro.n')::BIGINT AS n, (judged.record->>'lost')::BIGINT AS lost,
+        (judged.record->>'gained')::BIGINT AS gained,
+        (judged.record->>'items_needed')::BIGINT AS items_needed,
+        policy_digest, judged.record->>'harness' AS harness, judged.record->>'created' AS created,
+        coalesce((run.record->'rows') <> (judged.record->'rows'), true) OR policy_digest <> newest_policy
+            OR (judged.record->>'harness') <> (SELECT written_by FROM meta) AS stale,
+        judged.record
+    FROM judged
+    LEFT JOIN (SELECT record->>'run_id' AS run_id, record FROM stored.files WHERE kind = 'run') AS run
+        USING (run_id)
+    """,
+)
+_TRAINING = Table(
+    "training",
+    "what the training of one run took",
+    (
+        _RUN_ID,
+        Column("wall_s", "DOUBLE", "s", "time of the training, a sweep's trials included"),
+        Column("init_wall_s", "DOUBLE", "s", "time of the training that it went on from"),
+        Column("n_steps", "BIGINT", "", "optimiser steps"),
+        Column("n_tokens", "BIGINT", "tokens", "tokens that were trained on, padding left out"),
+        Column("tokens_per_s", "DOUBLE", "tokens/s", "speed of the training loop"),
+        Column("n_trainable", "BIGINT", "", "parameters that were trained"),
+        Column("peak_memory_gib", "DOUBLE", "GiB", "the largest memory that it held"),
+        Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
+    ),
+    """
+    SELECT record->>'run_id' AS run_id, (record->>'$.training.wall_s')::DOUBLE AS wall_s,
+        (record->>'$.training.init_wall_s')::DOUBLE AS init_wall_s,
+        (record->>'$.training.n_steps')::BIGINT AS n_steps,
+        (record->>'$.training.n_tokens')::BIGINT AS n_tokens,
+        (record->>'$.training.tokens_per_s')::DOUBLE AS tokens_per_s,
+        (record->>'$.training.n_trainable')::BIGINT AS n_trainable,
+        (record->>'$.training.peak_memory_gib')::DOUBLE AS peak_memory_gib,
+        record->>'$.training.fit_key' AS fit_key
+    FROM stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL
+    """,
+)
+_DECISION_INPUTS = Table(
+    "decision_inputs",
+    "what the last decision of an experiment knew of one run",
+    (
+        _EXPERIMENT,
+        _RUN_ID,
+        _CANDIDATE,
+        _SEED,
+        _METRIC,
+        Column("target", "DOUBLE", "the metric's", "the target's primary metric on test"),
+        Column("target_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
+        Column("target_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
+        Column("validation", "DOUBLE", "the metric's", "its value on validation, by which runs are chosen"),
+        Column("gain", "DOUBLE", "the metric's", "test score − that of the best untrained candidate, paired"),
+        Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
+        Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
+        Column("cost_per_1k_usd", "DOUBLE", "USD", "price of 1,000 requests"),
+        Column("training_cost_usd", "DOUBLE", "USD", "price of the training"),
+        Column("latency_p50_s", "DOUBLE", "s", "median time of a request that is sent alone"),
+        Column("requests_per_s", "DOUBLE", "1/s", "throughput when answered in batches"),
+        Column("n_train", "BIGINT", "rows", "examples that were trained on; 0: unknown"),
+        Column("over_budget", "VARCHAR", "", "which budget it breaks; empty: none"),
+        Column("action", "VARCHAR", "", "what the decision recommends for the whole experiment"),
+        _CREATED,
+    ),
+    """
+    WITH facts AS (
+        SELECT record, unnest(from_json(record->'facts', '["JSON"]')) AS fact
+        FROM stored.files WHERE kind = 'decision')
+    SELECT record->>'experiment' AS experiment, fact->>'run_id' AS run_id, fact->>'name' AS candidate,
+        (fact->>'seed')::BIGINT AS seed, record->>'metric' AS metric,
+        (fact->>'$.target.score')::DOUBLE AS target, (fact->>'$.target.low')::DOUBLE AS target_low,
+        (fact->>'$.target.high')::DOUBLE AS target_high, (fact->>'validation')::DOUBLE AS validation,
+        (fact->>'$.vs_untrained.delta')::DOUBLE AS gain, (fact->>'$.vs_untrained.low')::DOUBLE AS gain_low,
+        (fact->>'$.vs_untrained.high')::DOUBLE AS gain_high,
+        (fact->>'cost_per_1k_usd')::DOUBLE AS cost_per_1k_usd,
+        (fact->>'training_cost_usd')::DOUBLE AS training_cost_usd,
+        (fact->>'latency_p50_s')::DOUBLE AS latency_p50_s,
+        (fact->>'requests_per_s')::DOUBLE AS requests_per_s,
+        (fact->>'n_train')::BIGINT AS n_train, fact->>'over_budget' AS over_budget,
+        record->>'action' AS action, record->>'created' AS created
+    FROM facts
+    """,
+)
+_LINEAGE = Table(
+    "lineage",
+    "one set of weights that one run rests on",
+    (
+        _RUN_ID,
+        Column(
+            "role",
+            "VARCHAR",
+            "",
+            "own, base, served (quantised base) or behind (went on from, or trial)",
+        ),
+        Column("weights_digest", "VARCHAR", "", "digest of the weights"),
+        Column("fit_key", "VARCHAR", "", "their folder runs/weights/<fit_key>; NULL: not made here"),
+    ),
+    """
+    WITH run AS (SELECT record->>'run_id' AS run_id, record FROM stored.files WHERE kind = 'run')
+    SELECT run_id, 'own' AS role, record->>'weights_digest' AS weights_digest,
+        record->>'$.training.fit_key' AS fit_key FROM run
+    UNION ALL SELECT run_id, 'base', record->>'base_digest', NULL FROM run
+    UNION ALL SELECT run_id, 'served', record->>'served_digest', NULL FROM run
+        WHERE (record->>'served_digest') <> ''
+    UNION ALL SELECT run_id, 'behind', record->'$.training.stands_on'->>key, key FROM (
+        SELECT run_id, record, unnest(json_keys(record, '$.training.stands_on')) AS key FROM run)
+    """,
+)
+_RATINGS = Table(
+    "ratings",
+    "which of two answers to one item a person preferred",
+    (
+        Column("rating_id", "VARCHAR", "", "the rating, a file runs/ratings/<rating_id>.json"),
+        Column("rater", "VARCHAR", "", "the person"),
+        _CREATED,
+        _TASK,
+        _SPLIT,
+        _ITEM,
+        Column("run_a", "VARCHAR", "", "one run"),
+        Column("run_b", "VARCHAR", "", "the other run"),
+        Column("rows_a", "VARCHAR", "", "digest of the row set that holds the one answer"),
+        Column("rows_b", "VARCHAR", "", "digest of the row set that holds the other answer"),
+        Column("left_side", "VARCHAR", "", "whose answer stood on the left: a or b"),
+        Column("choice", "VARCHAR", "", "a, b, tie or skip"),
+        Column("seconds", "DOUBLE", "s", "how long the item was looked at"),
+    ),
+    """
+    SELECT record->>'rating_id' AS rating_id, record->>'rater' AS rater, record->>'created' AS created,
+        record->>'task' AS task, record->>'split' AS split, record->>'example_id' AS example_id,
+        record->>'run_a' AS run_a, record->>'run_b' AS run_b, record->>'rows_a' AS rows_a,
+        record->>'rows_b' AS rows_b, record->>'left' AS left_side, record->>'choice' AS choice,
+        (record->>'seconds')::DOUBLE AS seconds
+    FROM stored.files WHERE kind = 'rating'
+    """,
+)
+
+TABLES: tuple[Table, ...] = (
+    _RUNS,
+    _SCORES,
+    _SAMPLES,
+    _DELTAS,
+    _VERDICTS,
+    _TRAINING,
+    _DECISION_INPUTS,
+    _LINEAGE,
+    _RATINGS,
+)

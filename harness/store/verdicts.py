@@ -1,0 +1,78 @@
+"""Verdicts of the gate and inputs of decisions, each a file that the index reads.
+
+Invariant: a verdict's file is named by what it rests on, so the same verdict said again writes nothing;
+of an experiment the last decision is kept.
+
+    runs/verdicts/<run_id>/<digest>.json    one verdict on one run
+    runs/decisions/<experiment>.json        the last decision of an experiment
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.records import digest
+from harness.store.layout import Store, is_bare_name, write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """A verdict with its numbers, and what it rests on: row sets, baseline, policy, version of harness.
+
+    `macro` is the change of the admitted capability tasks as score, low, high and n; `policy` holds the
+    gate's settings as written, and `policy_digest` is theirs.
+    """
+
+    run_id: str
+    experiment: str
+    candidate: str
+    seed: int
+    baseline: str
+    baseline_digest: str
+    outcome: str
+    sentence: str
+    macro: dict[str, Any] | None
+    lost: int
+    gained: int
+    items_needed: int | None
+    rules: list[dict[str, Any]]
+    policy: dict[str, Any]
+    policy_digest: str
+    rows: dict[str, str]
+    harness: str
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """What a decision knew of each run of an experiment, and what it recommends."""
+
+    experiment: str
+    metric: str
+    action: str
+    sentence: str
+    facts: list[dict[str, Any]]
+    harness: str
+    created: str
+
+
+def save_verdict(store: Store, verdict: VerdictRecord) -> None:
+    """Write a verdict, unless it was said before; where the folder may not be written, nothing is kept."""
+    said = {name: value for name, value in asdict(verdict).items() if name != "created"}
+    path = store.folder / "verdicts" / verdict.run_id / f"{digest(said)}.json"
+    if is_bare_name(verdict.run_id) and not path.exists():
+        with suppress(PermissionError):
+            write_whole(store, path, _text(verdict))
+
+
+def save_decision(store: Store, decision: DecisionRecord) -> None:
+    """Write an experiment's decision in place of its last; none where the folder may not be written."""
+    path = store.folder / "decisions" / f"{decision.experiment}.json"
+    if is_bare_name(decision.experiment):
+        with suppress(PermissionError):
+            write_whole(store, path, _text(decision))
+
+
+def _text(record: VerdictRecord | DecisionRecord) -> str:
+    return json.dumps(asdict(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
