@@ -6,16 +6,18 @@ import json
 import re
 from dataclasses import replace
 
+import fake_project
 import pytest
 from fake_facts import candidate, comparison, tuned, verdict
 
 from harness import comparison as compared
-from harness import gating, report
+from harness import gating, report, store
 from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
 from harness.metrics import Metric, flipped, mean_metric, weighted_mean
 from harness.nightly.changes import base_night
-from harness.records import Run
+from harness.records import RowsIdentity, Run
+from harness.release.run_diff import differences
 from harness.report import ExperimentReport
 from harness.report.csv import to_csv
 from harness.report.experiment_report import best_first, live_line, table_rows
@@ -169,3 +171,28 @@ def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, b
 def test_one_table_says_how_many_items_flip_where_nothing_is_wrong():
     assert gating.aa_rate("fp32") == 0.5 / 120
     assert gating.aa_rate("of another kind") == gating.aa_rate("bf16") == 0.022
+
+
+def slow_run(at, name, latency_s):
+    """Store a run of eight answers, each of which took so long."""
+    identity = RowsIdentity(
+        name, *("t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
+    )
+    sample = [
+        replace(fake_project.row_of("support", i, 1.0, "x"), parts={"latency": (latency_s + i,)})
+        for i in range(8)
+    ]
+    store.append_block(at, identity, 0, sample)
+    store.complete_rows(at, identity, len(sample))
+    rows_of = {"support/test": identity.digest}
+    run = Run(name, "e", name, "base", "zero_shot", "generate", 0, "m", name, name, "done", "", rows_of, {})
+    store.save_run(at, run)
+
+
+def test_two_stored_runs_are_compared_in_the_metrics_own_unit_and_direction(tmp_path):
+    at = store.Store(tmp_path)
+    slow_run(at, "slow", 12.0)
+    slow_run(at, "fast", 2.0)
+    found = differences(at, "slow", "fast").scores["support/test"]["latency"]
+    assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "latency", False))
+    assert len(found.difference.gained) == 8

@@ -16,14 +16,14 @@ import streamlit as st
 from harness import config, report, rescue, store
 from harness.config import Loaded
 from harness.errors import HarnessError
-from harness.metrics import Metric, load_metrics, mean_metric
+from harness.metrics import Metric, load_metrics, metric_of_rows
 from harness.records import Run, SampleResult
 from harness.release import Champion
 from harness.release.champions import champions
 from harness.report import ExperimentReport
 from harness.report.escape import clean
 from harness.rescue import Rescue
-from harness.spec import Task, TaskData
+from harness.spec import Task
 from harness.store import Store
 
 
@@ -164,13 +164,10 @@ def task(name: str) -> Task | None:
 def metric(task_name: str, name: str) -> Metric:
     """Build a metric of a task; where neither the task nor the metric is known, a mean in [0, 1]."""
     written = task(task_name)
-    for one in (written, Task(name="unknown", data=TaskData(), metrics=(name,))):
-        try:
-            if one is not None and not one.lm_eval and name in (made := load_metrics(one)):
-                return made[name]
-        except HarnessError:
-            continue
-    return mean_metric(name, lambda output, example: None)
+    with suppress(HarnessError):
+        if written is not None and not written.lm_eval and name in (made := load_metrics(written)):
+            return made[name]
+    return metric_of_rows(name)
 
 
 def modified(*digests: str) -> tuple[int, ...]:

@@ -161,7 +161,8 @@ def _brief(run: "Run") -> str:
 
 def _side_by_side(found: "Differences") -> dict[str, Any]:
     """Write each difference as `a → b`, a score with its paired difference or why there is none."""
-    from harness.formatting import UNKNOWN, percent, points
+    from harness.formatting import UNKNOWN, change
+    from harness.formatting import score as printed
 
     def shown(value: object) -> str:
         return UNKNOWN if value in (None, "") else str(value)
@@ -173,8 +174,9 @@ def _side_by_side(found: "Differences") -> dict[str, Any]:
         if s.a is None and s.b is None:
             return str(s.why_not)
         c = s.difference
-        tail = f"{points(c.delta, c.low, c.high)} pp" if c else s.why_not
-        return f"{percent(s.a)} → {percent(s.b)} %, {tail}"
+        percent, pp = (" %", " pp") if s.unit.is_rate else ("", f" {s.unit.name}")
+        tail = f"{change(c.unit, c.delta, c.low, c.high)}{pp}" if c else s.why_not
+        return f"{printed(s.unit, s.a)} → {printed(s.unit, s.b)}{percent}, {tail}"
 
     parts: dict[str, Any] = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
     parts |= {f"rows {key}": pairs(of) for key, of in found.rows.items()}

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from harness import comparison, store
 from harness.comparison import Comparison
 from harness.errors import HarnessError, IncompatibleRuns
-from harness.metrics import Metric, mean_metric
+from harness.metrics import Metric, metric_of_rows
+from harness.numbers import RATE, Unit
 from harness.records import Run, SampleResult
 from harness.store import Store
 
@@ -39,6 +40,7 @@ class Scores(NamedTuple):
     b: float | None
     difference: Comparison | None
     why_not: str = ""
+    unit: Unit = RATE
 
 
 class Differences(NamedTuple):
@@ -120,7 +122,7 @@ def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
 def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
     a, b = (_rows(at, run, key) for run in (one, other))
     names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
-    return {name: _compared(at, one, other, key, mean_metric(name, _never), a, b) for name in names}
+    return {name: _compared(at, one, other, key, metric_of_rows(name), a, b) for name in names}
 
 
 def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
@@ -128,10 +130,6 @@ def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
         return store.read_rows(at, run.rows[key]) if key in run.rows else []
     except HarnessError:
         return []
-
-
-def _never(output: object, example: object) -> None:
-    """Score nothing: the parts are stored."""
 
 
 def _compared(
@@ -143,9 +141,10 @@ def _compared(
     a: Sequence[SampleResult],
     b: Sequence[SampleResult],
 ) -> Scores:
-    """Compare one metric, as far as its score is the mean of one number in [0, 1] an item."""
+    """Compare one metric, as far as its score is the mean of one number an item."""
     parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
-    if any(len(p) != 1 or not 0 <= p[0] <= 1 for p in parts):
+    low, high = metric.bounds
+    if any(len(p) != 1 or not low <= p[0] <= high for p in parts):
         return Scores(None, None, None, "no mean of items: harness report adds it up")
     drawn = next((run for run in (one, other) if run.may_be_drawn(key.partition("/")[0])), None)
     if drawn is not None:
@@ -153,13 +152,13 @@ def _compared(
         return Scores(None, None, None, said)
     means = _mean(metric.name, a), _mean(metric.name, b)
     if None in means:
-        return Scores(*means, None, "only one run has it")
+        return Scores(*means, None, "only one run has it", metric.unit)
     try:
         identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
         comparison.check_comparable(*identities)
-        return Scores(*means, comparison.compare_rows(metric, a, b))
+        return Scores(*means, comparison.compare_rows(metric, a, b), unit=metric.unit)
     except IncompatibleRuns as error:
-        return Scores(*means, None, str(error).partition(". Next")[0])
+        return Scores(*means, None, str(error).partition(". Next")[0], metric.unit)
 
 
 def _mean(name: str, rows: Sequence[SampleResult]) -> float | None:
