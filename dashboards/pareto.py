@@ -37,7 +37,7 @@ def page() -> None:
     tried = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
     lines = [*_families(report, found), *rescued.values()]
-    charts.draw(charts.front(found, report, lines), "pareto")
+    charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
     _say_front(report, found)
     if rescued:
         texts.say(

@@ -760,7 +760,7 @@ def rescued_scales(made) -> Rescue:
     scales = [("lora+scale=0.75", 0.75, 0.7, -0.4), ("lora+scale=0.5", 0.5, 0.6, -0.2)]
     trials = [tried(name, "scale", {"scale": scale}, *at) for name, scale, *at in scales]
     return Rescue(
-        "desk", "tiny", "lora", 0, made.metric, True, "knn", original,
+        "desk", "tiny", "lora", 0, made.metric, "knn", original,
         (*trials, tried("lora+r=4", "rank", {"r": 4}, 0.75, -0.1)), (), 0.02,
     )  # fmt: skip
 
@@ -858,7 +858,7 @@ def test_decide_says_what_the_command_says_until_something_is_changed(opened, tm
     made = fake_project.write(tmp_path)
     page = opened("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
-    expected = dict(arithmetic_rows(made.decision, made.metric))
+    expected = dict(arithmetic_rows(made.decision, made.unit))
     assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
     page.select_slider(key="decide_requests a month").set_value(1_000.0).run()
     assert dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"] == "6,000"
@@ -892,7 +892,7 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, s
         metric_name="exact_match",
     )
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, "exact_match"))
+    assert shown == dict(arithmetic_rows(expected, numbers.RATE))
     assert shown != before
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
@@ -942,7 +942,7 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tm
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
     expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, "exact_match"))
+    assert shown == dict(arithmetic_rows(expected, numbers.RATE))
     assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)
@@ -966,7 +966,7 @@ def test_decide_reprices_training_and_requests_together(opened, tmp_path):
     before = made.decision.arithmetic
     assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
     unmoved = "break-even, requests"
-    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.metric))[unmoved]
+    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
 
 
 def change_state(folder, change):

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from harness.formatting import Unit
-from harness.report import ExperimentReport
 from harness.report.escape import clean, shorten
 from harness.report.heatmap import Cell, Heat
 from harness.report.plots.pareto_front import Point
@@ -166,9 +165,9 @@ def _change(of: Cell) -> str:
     return f'<span style="color:{ink}">' + (f"<b>{of.change}</b>" if of.shown else of.change) + "</span>"
 
 
-def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go.Figure:
+def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
     """Draw the target against general ability with intervals, the front and interpolated scales."""
-    figure, unit, margin = go.Figure(), report.unit, report.macro_margin
+    figure, unit = go.Figure(), points[0].target.unit
     rate = unit.scale
     for i, family in enumerate(lines):
         figure.add_scatter(
@@ -203,7 +202,7 @@ def front(points: Sequence[Point], report: ExperimentReport, lines: Lines) -> go
             xanchor="right", font={"size": 12},
         )  # fmt: skip
     figure.update_xaxes(
-        title=f"target: {plain(report.metric.replace('_', ' '))}{unit.axis} →", zeroline=False,
+        title=f"target: {plain(metric.replace('_', ' '))}{unit.axis} →", zeroline=False,
         autorange=True if unit.higher_is_better else "reversed",
     )  # fmt: skip
     figure.update_yaxes(title="change of general ability, points ↑", zeroline=True, zerolinecolor=QUIET)
