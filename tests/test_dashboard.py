@@ -892,7 +892,7 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(opened, tmp_path, s
         metric_name="exact_match",
     )
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, numbers.RATE))
+    assert shown == dict(arithmetic_rows(expected, formatting.RATE))
     assert shown != before
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
@@ -942,7 +942,7 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(opened, tm
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
     expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
     shown = dict(page.dataframe[0].value.itertuples(index=False))
-    assert shown == dict(arithmetic_rows(expected, numbers.RATE))
+    assert shown == dict(arithmetic_rows(expected, formatting.RATE))
     assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)

@@ -12,12 +12,12 @@ from fake_facts import candidate, comparison, tuned, verdict
 
 from harness import comparison as compared
 from harness import gating, report, store
+from harness.comparison.run_diff import differences
 from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
 from harness.metrics import Metric, flipped, mean_metric, weighted_mean
 from harness.nightly.changes import base_night
 from harness.records import RowsIdentity, Run
-from harness.release.run_diff import differences
 from harness.report import ExperimentReport
 from harness.report.csv import to_csv
 from harness.report.experiment_report import best_first, live_line, table_rows

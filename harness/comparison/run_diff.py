@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from harness import comparison, store
 from harness.comparison import Comparison
 from harness.errors import HarnessError, IncompatibleRuns
+from harness.formatting import RATE, Unit
 from harness.metrics import Metric, metric_of_rows
-from harness.numbers import RATE, Unit
 from harness.records import Run, SampleResult
 from harness.store import Store
 
