@@ -25,6 +25,7 @@ from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned
 from harness.experiment.run_candidate import base_arm, outdated, stored_runs
 from harness.experiment.run_notes import remarks
 from harness.experiment.stored_rows import Reader
+from harness.experiment.verdict_records import record_report
 from harness.formatting import count, seconds
 from harness.models.hardware import slow_bf16
 from harness.models.hub import ModelSource
@@ -138,7 +139,9 @@ def run_all(
         store.end(bench.store, bench.experiment.name)
     header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
     curve_of, notes = partial(stored_curve, bench, reader, runs), [*said, *_notes(bench, runs)]
-    return report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+    report = report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+    record_report(bench.store, report, runs, bench.experiment.gate)
+    return report
 
 
 def _refuse_without_key(

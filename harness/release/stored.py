@@ -17,6 +17,7 @@ from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidates import SEEDLESS
 from harness.experiment.control_rows import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
+from harness.experiment.verdict_records import record_verdict
 from harness.gating import Measurement, TargetFacts
 from harness.gating.judged import Judged
 from harness.metrics import Metric, load_metrics
@@ -144,6 +145,8 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         controls=controls_of(at, run),
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
+    digest = champion.weights_digest if champion else run.base_digest
+    record_verdict(at, run, verdict, experiment.gate, against, digest)
     return Judged(run.label, against, tuple(compared), verdict, policy, tuple(notes))
 
 

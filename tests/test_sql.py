@@ -1,0 +1,240 @@
+"""SQL over what is stored: documented tables, queries of the docs, and errors with a next step."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_store import IDENTITY, complete, make_run, row
+from typer.testing import CliRunner
+
+from harness import store as stores
+from harness.cli import app
+from harness.errors import UserError
+from harness.experiment.verdict_records import record_verdict
+from harness.spec import GatePolicy
+from harness.store import TABLES, DecisionRecord, Store
+from tests.fake_facts import verdict
+
+DOCS = Path(__file__).parents[1] / "docs" / "sql.md"
+QUERIES = re.findall(r"```sql\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+BASE = replace(IDENTITY, weights_digest="b")
+LORA = replace(IDENTITY, weights_digest="weights of lora")
+DPO = replace(IDENTITY, weights_digest="weights of dpo")
+POLICY = GatePolicy()
+
+
+def answers(right):
+    return [row(i, parts={"exact_match": (float(i in right),)}) for i in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Store a base that has items 0 to 3 right, and two fine-tunes that both lost item 1."""
+    store = Store(tmp_path / "runs")
+    for identity, right in ((BASE, {0, 1, 2, 3}), (LORA, {0, 2, 3, 4}), (DPO, {0, 2, 5})):
+        complete(store, identity, answers(right))
+    key = "support/test"
+    stores.save_run(store, make_run("prompt", [], method="base", weights_digest="b", rows={key: BASE.digest}))
+    stores.save_run(store, make_run("lora", [], rows={key: LORA.digest}))
+    stores.save_run(store, make_run("dpo", [], rows={key: DPO.digest}))
+    return store
+
+
+def column(store, query):
+    return [value for (value,) in stores.query(store, query).rows]
+
+
+def sql(*words):
+    return CliRunner().invoke(app, ["sql", *map(str, words)])
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_table_has_the_columns_that_are_documented(store, table):
+    found = stores.query(store, f"SELECT column_name, column_type FROM (DESCRIBE {table.name})").rows
+    assert found == [(one.name, one.type) for one in table.columns]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_the_docs_show_every_column_as_the_code_documents_it(table):
+    section = DOCS.read_text("utf-8").partition(f"### `{table.name}`\n")[2].partition("\n###")[0]
+    rows = [
+        tuple(map(str.strip, line.split("|")[1:-1])) for line in section.splitlines() if line[:3] == "| `"
+    ]
+    assert rows == [(f"`{one.name}`", one.type, one.unit, one.meaning) for one in table.columns]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_of_the_docs_is_answered(store, query):
+    assert stores.query(store, query).columns
+
+
+def test_the_items_that_every_fine_tune_lost_are_those_that_both_lost(store):
+    assert stores.query(store, QUERIES[0]).rows == [("support", "item-00001", "exact_match", 2)]
+
+
+def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
+    deltas = column(store, "SELECT delta FROM deltas WHERE run_id = 'lora' ORDER BY example_id")
+    assert deltas == [0, -1, 0, 0, 1, 0]
+
+
+def test_a_run_of_the_base_has_no_deltas(store):
+    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
+
+
+def test_the_base_of_a_run_is_known_when_it_is_measured_after_it(tmp_path):
+    store = Store(tmp_path / "runs")
+    complete(store, LORA, answers({0}))
+    stores.save_run(store, make_run("lora", [], rows={"support/test": LORA.digest}))
+    assert column(store, "SELECT count(*) FROM deltas") == [0]
+    complete(store, BASE, answers({1}))
+    assert column(store, "SELECT sum(abs(delta)) FROM deltas") == [2]
+
+
+def test_the_weights_behind_a_run_are_its_lineage(store):
+    behind = {"fit_key": "fit-lora", "stands_on": {"fit-sft": "weights of sft"}}
+    run = make_run("dpo-2", [], training=behind, served_digest="nf4")
+    stores.save_run(store, run)
+    query = "SELECT role, weights_digest, fit_key FROM lineage WHERE run_id = 'dpo-2' ORDER BY role"
+    assert stores.query(store, query).rows == [
+        ("base", "b", None),
+        ("behind", "weights of sft", "fit-sft"),
+        ("own", "weights of dpo-2", "fit-lora"),
+        ("served", "nf4", None),
+    ]
+
+
+def test_what_a_training_took_stands_in_its_table(store):
+    stores.save_run(store, make_run("long", [], training={"wall_s": 90.5, "n_steps": 12}))
+    assert stores.query(store, "SELECT run_id, wall_s, n_steps FROM training").rows == [("long", 90.5, 12)]
+
+
+def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
+    for target in (0.5, 0.75):
+        facts = [{"run_id": "lora", "name": "lora", "seed": 0, "target": {"score": target}}]
+        decision = DecisionRecord("desk", "f1", "prompt", "Ship the prompt.", facts, "0.1.0", "2025-01-01")
+        stores.save_decision(store, decision)
+    query = "SELECT experiment, run_id, candidate, metric, target, gain, action FROM decision_inputs"
+    assert stores.query(store, query).rows == [("desk", "lora", "lora", "f1", 0.75, None, "prompt")]
+
+
+# Verdicts
+
+
+def judged(store, run_id, policy=POLICY):
+    run = stores.get_run(store, run_id)
+    record_verdict(store, run, verdict("fail"), policy, "the base", run.base_digest)
+
+
+def stale(store):
+    return dict(stores.query(store, "SELECT run_id, bool_and(stale) FROM verdicts GROUP BY ALL").rows)
+
+
+def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
+    judged(store, "lora")
+    said = verdict("fail")
+    query = "SELECT run_id, outcome, sentence, delta, low, high, n, lost, gained, stale FROM verdicts"
+    assert stores.query(store, query).rows == [
+        ("lora", "fail", said.sentence, *said.macro[:4], said.lost, said.gained, False)
+    ]
+
+
+def test_the_same_verdict_said_again_is_stored_once(store):
+    judged(store, "lora")
+    judged(store, "lora")
+    assert column(store, "SELECT count(*) FROM verdicts") == [1]
+
+
+def test_a_verdict_is_stale_where_its_run_has_other_rows_since(store):
+    judged(store, "lora")
+    stores.save_run(store, replace(stores.get_run(store, "lora"), rows={"support/test": DPO.digest}))
+    assert stale(store) == {"lora": True}
+
+
+def test_a_verdict_is_stale_where_a_later_one_was_given_under_another_policy(store):
+    judged(store, "lora")
+    path = next((store.folder / "verdicts" / "lora").glob("*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"created": "2000-01-01"}), "utf-8")
+    judged(store, "dpo", GatePolicy(each=0.1))
+    assert stale(store) == {"lora": True, "dpo": False}
+
+
+def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
+    judged(store, "lora")
+    path = next((store.folder / "verdicts" / "lora").glob("*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"harness": "0.0.1"}), "utf-8")
+    assert stale(store) == {"lora": True}
+
+
+def test_the_verdicts_of_a_run_go_with_it(store):
+    judged(store, "lora")
+    stores.remove_run(store, "lora")
+    assert column(store, "SELECT count(*) FROM verdicts") == [0]
+
+
+# The verb
+
+
+def test_a_query_is_printed_as_a_table_json_and_csv(store):
+    query = "SELECT run_id, trained FROM runs ORDER BY run_id"
+    table = sql(query, "--runs", store.folder).stdout.splitlines()
+    assert [line.split() for line in (table[0], *table[2:])] == [
+        ["run_id", "trained"],
+        ["dpo", "True"],
+        ["lora", "True"],
+        ["prompt", "False"],
+    ]
+    plain = json.loads(sql(query, "--runs", store.folder, "--json").stdout)
+    assert plain[0] == {"run_id": "dpo", "trained": True}
+    lines = sql(query, "--runs", store.folder, "--csv").stdout.splitlines()
+    assert list(csv.reader(lines))[:2] == [["run_id", "trained"], ["dpo", "True"]]
+
+
+def test_a_models_text_stays_on_its_line_of_the_table(store):
+    shown = sql("SELECT 'a' || chr(10) || chr(27) || '[31mb' AS text", "--runs", store.folder).stdout
+    assert shown.splitlines()[2] == "a b"
+
+
+def test_the_tables_are_listed_with_every_column_without_a_store(tmp_path):
+    listed = json.loads(sql("--tables", "--json", "--runs", tmp_path).stdout)
+    assert len(listed) == sum(len(table.columns) for table in TABLES)
+    assert listed[0].keys() == {"table", "column", "type", "unit", "meaning"}
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT * FROM score", "did you mean 'scores'"),
+        ("SELECT skore FROM scores", "score"),
+        ("SELEC 1", "syntax error"),
+        ("", "no statement"),
+        ("DELETE FROM stored.files", "expected one SELECT"),
+        ("SELECT 1; SELECT 2", "expected one SELECT"),
+        ("COPY runs TO 'runs.csv'", "expected one SELECT"),
+    ],
+)
+def test_a_query_that_cannot_be_answered_is_refused_with_a_next_step(store, query, said):
+    with pytest.raises(UserError, match=r"found .*; expected .*; next: ") as refused:
+        stores.query(store, query)
+    assert said in str(refused.value)
+
+
+def test_rows_that_are_damaged_are_named(store):
+    store.parquet(LORA.digest).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
+        stores.query(store, "SELECT count(text) FROM samples")
+
+
+@pytest.mark.parametrize("words", [[], ["SELECT 1", "--tables"], ["SELECT 1", "--json", "--csv"]])
+def test_options_that_contradict_each_other_are_refused(store, words):
+    assert isinstance(sql(*words, "--runs", store.folder).exception, UserError)
+
+
+def test_a_folder_without_runs_is_refused_and_stays_as_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"found no such folder.*next: make one: harness compare"):
+        stores.query(Store(tmp_path / "nowhere"), "FROM runs")
+    with pytest.raises(UserError, match="found no stored run"):
+        stores.query(Store(tmp_path), "FROM runs")
+    assert list(tmp_path.iterdir()) == []
