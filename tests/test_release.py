@@ -15,8 +15,7 @@ from conftest import shared_data
 
 from harness import config, gate, release, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.gating import Verdict
-from harness.gating.judged import Judged, worst
+from harness.gating import GateResult, Verdict, worst_result
 from harness.release.regressions import add_regressions
 from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy
@@ -77,7 +76,7 @@ def test_a_run_may_be_named_by_its_id(copy):
 def test_base_weights_pass_by_identity(copy):
     (judged,) = release.gate(copy, "prompt")
     assert judged.verdict.outcome == "pass"
-    assert release.exit_code([judged]) == 0
+    assert release.combined_exit_code([judged]) == 0
 
 
 def test_a_level_of_the_target_is_judged_on_stored_rows(copy):
@@ -201,12 +200,14 @@ def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(co
 
 def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells():
     def judged(outcome):
-        return Judged(outcome, "the base", (), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy())
+        return GateResult(
+            outcome, "the base", (), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy()
+        )
 
     several = list(map(judged, ("pass", "inconclusive", "fail", "pass")))
-    assert release.exit_code(several) == 3
-    assert worst(several).candidate == "fail"
-    assert worst(several[:2]).candidate == "inconclusive"
+    assert release.combined_exit_code(several) == 3
+    assert worst_result(several).candidate == "fail"
+    assert worst_result(several[:2]).candidate == "inconclusive"
 
 
 def test_a_seed_that_was_not_run_is_refused_with_those_that_were(copy):

@@ -83,7 +83,7 @@ def gate(
     if base is not None and written is not None and written.name == "COMMANDLINE":
         raise UserError(release.not_with_base("-c"))
     judged = release.gate(config, candidate, overrides or [], baseline=baseline, base=base)
-    code = release.exit_code(judged)
+    code = release.combined_exit_code(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
     if as_json:
         print_json([release.to_json(j) for j in judged])

@@ -15,13 +15,16 @@ from harness.comparison.estimators import (
     Comparison,
     Estimate,
     Estimator,
+    difference,
     difference_p,
     mean_change,
+    on_valid,
     oriented,
     quantile,
     regression_p,
+    same,
+    within_range,
 )
-from harness.comparison.interval_methods import difference, on_valid, same, within_range
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.errors import IncompatibleRuns

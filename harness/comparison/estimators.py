@@ -1,16 +1,24 @@
-"""The paired difference of two runs on one task: its numbers, its sign, its p-values.
+"""The paired difference of two runs on one task: its estimator, its intervals and its p-values.
 
-Invariant: delta = new − base in the metric's unit; a p-value belongs to the interval beside it.
+Invariant: delta = new − base in the metric's unit; swapping the arms flips the sign and nothing
+else; where few items changed, no interval is shorter than Tango's for that many; a p-value belongs
+to the interval beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from math import isfinite
+from typing import Literal, NamedTuple, cast
 
+import numpy as np
 from scipy import special
 
 from harness import stats
+from harness.comparison.alignment import Arms, is_binary, is_drawn_in_strata, is_mean
+from harness.errors import Problem, UserError
 from harness.formatting import RATE, Unit
+from harness.metrics import Metric, item_scores
+from harness.stats import Array, Interval
 
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical"]
 
@@ -129,3 +137,183 @@ def difference_p(comparison: Comparison) -> float:
     z = -abs(c.delta) / c.se
     is_t = c.estimator == "cluster-t" and c.n_clusters > 1
     return float(2 * (special.stdtr(c.n_clusters - 1, z) if is_t else special.ndtr(z)))
+
+
+Ends = Callable[[float], Interval]  # two-sided alpha → interval
+
+_FEW = 10  # clusters with a differing item, below which no resampling or CLT is trusted alone
+
+
+class Difference(NamedTuple):
+    """The delta with its interval at any level, and both arms' scores."""
+
+    delta: float
+    ends: Ends
+    estimator: Estimator
+    base: Estimate
+    new: Estimate
+
+
+def same(metric: Metric, arms: Arms, seed: int) -> Difference:
+    """Describe an arm compared with itself."""
+    if is_mean(metric, arms):
+        score = _mean_estimate(metric, arms.base[:, 0], arms)
+    else:
+        boot = _bootstrap(metric, arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
+        score = _bca_estimate(metric, boot, arms.base, arms)
+    return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
+
+
+def difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    """Estimate what changed, by the estimator that suits the metric and its scores."""
+    if is_mean(metric, arms):
+        return _mean_difference(metric, arms)
+    found = _bca_difference(metric, arms, seed)
+    return _stratified(found, metric, arms) if is_drawn_in_strata(metric, arms) else found
+
+
+def _stratified(found: Difference, metric: Metric, arms: Arms) -> Difference:
+    """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
+    changes = (arms.new - arms.base)[:, 0]
+    parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
+    strata = [
+        stats.Flips(float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x))))
+        for weight, x in parts
+    ]
+
+    def ends(alpha: float) -> Interval:
+        return stats.stratified_flips_interval(strata, alpha)
+
+    return found._replace(ends=ends, estimator="stratified")
+
+
+def on_valid(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
+    """Estimate the delta on the items valid in both arms; None where there are none."""
+    n_valid = int(arms.valid.sum())
+    if n_valid == 0:
+        return None
+    if n_valid < len(arms.ids):
+        kept = arms.only(arms.valid)
+        found = (same if found.estimator == "identical" else difference)(metric, kept, seed)
+    return Estimate(found.delta, *within_range(metric, found.ends(alpha)), n_valid, metric.unit)
+
+
+def within_range(metric: Metric, ends: Interval) -> Interval:
+    """Cut an interval of a delta to what the metric's bounds allow; a t on few clusters reaches beyond."""
+    most = metric.bounds[1] - metric.bounds[0]
+    return Interval(max(ends.low, -most), min(ends.high, most))
+
+
+def _mean_difference(metric: Metric, arms: Arms) -> Difference:
+    old, now = arms.base[:, 0], arms.new[:, 0]
+    mean = stats.paired_delta(old, now, arms.clusters)
+    binary = is_binary(arms)
+    if binary and mean.n_clusters == mean.n:
+        ends, estimator = _score_ends(metric, now - old, arms), "tango"
+    else:
+        ends, estimator = _guarded(_t_ends(mean), mean.mean, metric, now - old, arms, binary), "cluster-t"
+    scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
+    return Difference(mean.mean, ends, cast("Estimator", estimator), *scores)
+
+
+def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    def both_and_delta(weights: Array) -> Array:
+        old, now = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
+        return np.stack([old, now, now - old])
+
+    old, now, changed = _bootstrap(metric, arms, both_and_delta, seed)
+    changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
+    ends = _guarded(_bca_ends(changed), changed.estimate, metric, changes, arms, False)
+    scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
+    return Difference(changed.estimate, ends, "bca", *scores)
+
+
+def _bootstrap(metric: Metric, arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
+    """Bootstrap over clusters with the inclusion weights; without draws where there is one cluster only."""
+    even = bool((arms.weights == 1).all())  # as they are where all items were asked
+
+    def weighted(draws: Array) -> Array:
+        return np.atleast_2d(statistic(draws if even else draws * arms.weights))
+
+    if arms.clusters.max() > 0:
+        return stats.bootstrap(weighted, arms.clusters, seed=seed)
+    none: Array = np.array([])
+    return [stats.Bootstrap(float(row[0]), none, none) for row in weighted(np.ones((1, len(arms.ids))))]
+
+
+def _t_ends(mean: stats.Mean) -> Ends | None:
+    return None if mean.se is None else lambda alpha: stats.t_interval(mean, alpha)
+
+
+def _bca_ends(boot: stats.Bootstrap) -> Ends | None:
+    return (lambda alpha: stats.bca_interval(boot, alpha)) if boot.draws.size else None
+
+
+def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
+    """Return Tango's interval of the items' changes (n,), as shares of the range, by effective counts."""
+    scale = metric.bounds[1] - metric.bounds[0]
+    effect = stats.design_effect(changes, arms.clusters)
+    shares = changes / scale / effect
+    gains, losses = float(shares[shares > 0].sum()), float(-shares[shares < 0].sum())
+
+    def ends(alpha: float) -> Interval:
+        low, high = stats.tango_interval(gains, losses, len(changes) / effect, alpha)
+        return Interval(low * scale, high * scale)
+
+    return ends
+
+
+def _guarded(
+    plain: Ends | None, delta: float, metric: Metric, changes: Array, arms: Arms, binary: bool
+) -> Ends:
+    """Widen an interval to Tango's distances where few changes could make it too short."""
+    if not isfinite(metric.bounds[1] - metric.bounds[0]):
+        return plain or _refuse_single_cluster(metric)
+    if plain and not binary and stats.differing_clusters(changes, arms.clusters) >= _FEW:
+        return plain
+    guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
+
+    def ends(alpha: float) -> Interval:
+        low, high = (end + shift for end in guard(alpha))
+        own = plain(alpha) if plain else Interval(low, high)
+        return Interval(min(own.low, low), max(own.high, high))
+
+    return ends
+
+
+def _mean_estimate(metric: Metric, scores: Array, arms: Arms) -> Estimate:
+    mean = stats.clustered_mean(scores, arms.clusters)
+    single = is_binary(arms) and mean.n_clusters == mean.n
+    plain = None if single else _t_ends(mean)
+    return _score_estimate(metric, mean.mean, plain, scores, arms)
+
+
+def _bca_estimate(metric: Metric, boot: stats.Bootstrap, parts: Array, arms: Arms) -> Estimate:
+    return _score_estimate(metric, boot.estimate, _bca_ends(boot), item_scores(metric, parts), arms)
+
+
+def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Array, arms: Arms) -> Estimate:
+    """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
+    low, high = metric.bounds
+    if not isfinite(high - low):
+        own = (plain or _refuse_single_cluster(metric))(0.05)
+        return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
+    few = stats.differing_clusters(items, arms.clusters) < _FEW
+    ends = [plain(0.05)] if plain else []
+    if not plain or few or is_binary(arms):
+        n = len(items) / stats.design_effect(items, arms.clusters)
+        share = min(max((score - low) / (high - low), 0.0), 1.0)
+        ends += [Interval(*(low + end * (high - low) for end in stats.wilson(share * n, n)))]
+    lows, highs = zip(*ends, strict=True)
+    return Estimate(score, max(min(lows), low), min(max(highs), high), len(items), metric.unit)
+
+
+def _refuse_single_cluster(metric: Metric) -> Ends:
+    raise UserError(
+        Problem(
+            f"metric {metric.name}",
+            "items of a single cluster",
+            "at least two clusters, since the metric has no upper bound",
+            "raise the limit of items, or give the items clusters of their own",
+        )
+    )

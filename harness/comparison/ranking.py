@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.comparison.alignment import Arms, named
-from harness.comparison.estimators import Estimate
-from harness.comparison.interval_methods import difference, same
+from harness.comparison.estimators import Estimate, difference, same
 from harness.metrics import Metric
 
 if TYPE_CHECKING:

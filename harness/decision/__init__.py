@@ -12,15 +12,14 @@ from typing import NamedTuple
 from harness import formatting
 from harness.decision import economics, next_step
 from harness.decision.ablation import Ablation, Factor, ablations
-from harness.decision.budgets import budgeted
-from harness.decision.case import Case, gain_text, score_text
-from harness.decision.data_sufficiency import MORE_THAN_FEW, Wanted, too_few, worth_collecting
-from harness.decision.economics import hour_usd, repriced
+from harness.decision.economics import budgeted, hour_usd, repriced
 from harness.decision.explain import reasons, too_dear
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
+from harness.decision.next_step import MORE_THAN_FEW, Wanted, too_few, worth_collecting
 from harness.decision.results import (
     Action,
     CandidateFacts,
+    Case,
     action_of,
     alternative,
     best,
@@ -30,8 +29,10 @@ from harness.decision.results import (
     fine_tuned,
     gain,
     gain_shown,
+    gain_text,
     missing,
     passing,
+    score_text,
     strongest,
     strongest_run,
     target_unit,

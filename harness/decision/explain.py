@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from math import inf
 
 from harness import formatting, stats
-from harness.decision import budgets, economics, next_step
-from harness.decision.case import FEW, Case, gain_text
-from harness.decision.results import CandidateFacts, action_of, best, fine_tuned, gain
+from harness.decision import economics, next_step
+from harness.decision.results import FEW, CandidateFacts, Case, action_of, best, fine_tuned, gain, gain_text
 from harness.decision.seeds import n_seeds, whose_gain
 from harness.spec import DecidePolicy
 
@@ -76,7 +75,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences.append(_per_usd(case, case.judged))
         sentences.append(_break_even(case, case.judged, case.alternative))
         sentences += next_step.sentences(case)
-    sentences += budgets.sentences(case.facts, case.policy)
+    sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
     sentences += _failures(case)
     if case.judged:

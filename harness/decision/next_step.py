@@ -1,17 +1,19 @@
-"""What to spend on next: more test items, more training rows, or nothing before the choice is made.
+"""Value of information: more test items, more training rows, or the choice now.
 
 Invariant: every option is valued alike, by the points of the target metric that it brings on average
 beyond choosing now, less what it costs; what was not measured has no worth, and that is said.
+More rows are advised only where their gain would be shown and would pay for labels and training.
 Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
 """
 
+from math import sqrt
 from typing import Literal, NamedTuple
 
-from harness import formatting
+from harness import formatting, stats
+from harness.comparison import Comparison, Estimate
 from harness.decision import economics
-from harness.decision.case import Case
-from harness.decision.data_sufficiency import worth_collecting
-from harness.decision.results import CandidateFacts, gain, gain_shown
+from harness.decision.results import FEW, CandidateFacts, Case, gain, gain_shown
+from harness.decision.seeds import n_seeds
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
 Kind = Literal["test items", "training rows"]
@@ -213,3 +215,52 @@ def _gate_first(run: CandidateFacts) -> list[str]:
     n = run.verdict.items_needed
     settle = f"some {formatting.count(n)} more items of the suites" if n else "more items of the suites"
     return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]
+
+
+MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
+
+
+def too_few(case: Case, run: CandidateFacts) -> str:
+    """Say why a gain from so few examples does not count yet; empty where it does.
+
+    With three seeds and more what is measured counts: the gain is then that over the seeds.
+    """
+    n = n_seeds(case.facts, run)
+    if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS:
+        return ""
+    seeds = formatting.counted(n, "seed")
+    return f"{run.n_train} training examples and {seeds} are too few to rely on that"
+
+
+class Wanted(NamedTuple):
+    """An amount of training rows that would pay: the gain it would bring, its worth and its cost in USD."""
+
+    n_train: int
+    gain: Estimate
+    worth: float
+    cost: float
+
+
+def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> Wanted | None:
+    """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
+    curve, point = case.curve, economics.point_worth_usd(case.policy, case.unit)
+    if curve is None or curve.candidate != run.name or point is None:
+        return None
+    scale = now.unit.scale
+    n_now = curve.points[-1].n_train
+    for ahead in curve.ahead:
+        gain = _together(now, ahead.gain)
+        training = run.training_cost_usd * ahead.n_train / n_now
+        cost = case.policy.label_cost_usd * (ahead.n_train - n_now) + training
+        worth = scale * gain.score * point
+        if gain.low > 0 and ahead.gain.low > 0 and worth > cost:
+            return Wanted(ahead.n_train, gain, worth, cost)
+    return None
+
+
+def _together(now: Comparison, ahead: Estimate) -> Estimate:
+    """Add what is gained now and what more data would add; both ends as of independent estimates."""
+    total = now.delta + ahead.score
+    low = total - sqrt((now.delta - now.low) ** 2 + (ahead.score - ahead.low) ** 2)
+    high = total + sqrt((now.high - now.delta) ** 2 + (ahead.high - ahead.score) ** 2)
+    return Estimate(total, low, high, now.n, now.unit)

@@ -1,17 +1,20 @@
-"""What a decision knows of each candidate, and what is chosen among them on validation.
+"""Candidates' results, and the choices among them on validation.
 
 Invariant: nothing here looks at test: the best untrained candidate and the best fine-tune
 are chosen by their validation scores, ties going to the one listed first.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from harness import formatting
 from harness.comparison import Comparison, Estimate, oriented
+from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
+from harness.spec import DecidePolicy
 
 Action = Literal[
     "prompt",
@@ -199,3 +202,47 @@ def _kinds(run: CandidateFacts) -> set[str]:
     if "few_shot" in run.prompting:
         return kinds | {"knn" if "knn" in run.prompting else "fixed"}
     return kinds or {"prompt"}
+
+
+FEW = 100  # training examples: below, a fine-tune varies too much with their draw to be trusted on one seed
+
+
+class Case(NamedTuple):
+    """The facts of one decision, with what was chosen on validation.
+
+    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both
+    within the budgets; so is `alternative` (untrained), unless none is: then it is the best of all.
+    """
+
+    facts: Sequence[CandidateFacts]
+    policy: DecidePolicy
+    metric: str
+    alternative: CandidateFacts | None
+    winner: CandidateFacts | None
+    strongest: CandidateFacts | None
+    missing: tuple[str, ...]
+    curve: LearningCurve | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """The unit and direction of the target's metric."""
+        return target_unit(self.facts)
+
+    @property
+    def judged(self) -> CandidateFacts | None:
+        """The fine-tune that the arithmetic is about."""
+        return self.winner or self.strongest
+
+
+def score_text(case: Case, run: CandidateFacts) -> str:
+    """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
+    if run.target is None:
+        return f"unknown {case.metric} on test"
+    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}"
+
+
+def gain_text(case: Case, g: Comparison | None) -> str:
+    """Say a gain with its unit: `+7.0 [+2, +12] points`."""
+    if g is None:
+        return "an unknown amount"
+    return f"{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"

@@ -16,7 +16,7 @@ from harness.experiment.analysis import report_of
 from harness.experiment.stored_rows import Reader
 from harness.formatting import count
 from harness.gating import Verdict
-from harness.gating.margins import is_relative, share
+from harness.gating.verdict import is_relative, share
 from harness.progress import Prefixed
 from harness.records import Run, SampleResult, digest
 from harness.report import ExperimentReport

@@ -7,13 +7,13 @@ Admission looks at the base only.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from harness import comparison
 from harness.comparison import Comparison
 from harness.gating import rules as rule
 from harness.gating.admission import Measurement, admit, compare_measurements, policy_for, validity_of
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, control_rule, has_drifted
-from harness.gating.margins import margin_of
 from harness.gating.operating_characteristic import macro_of, missed, warn_before
 from harness.gating.verdict import (
     MissRate,
@@ -24,13 +24,15 @@ from harness.gating.verdict import (
     Verdict,
     in_macro,
     is_reported_only,
-    worst,
+    margin_of,
+    worst_outcome,
 )
 from harness.spec import GatePolicy
 
 __all__ = [
     "AA_FLIPS",
     "ControlFacts",
+    "GateResult",
     "Measurement",
     "MissRate",
     "Rule",
@@ -39,6 +41,7 @@ __all__ = [
     "Verdict",
     "aa_rate",
     "admit",
+    "combined_exit_code",
     "compare_measurements",
     "exit_code",
     "has_drifted",
@@ -49,6 +52,7 @@ __all__ = [
     "margin_of",
     "policy_for",
     "warn_before",
+    "worst_result",
 ]
 
 
@@ -86,7 +90,7 @@ def judge(
         rule.drift_rule(tasks, policy, identical),
         control_rule(controls),
     )
-    outcome = worst([r.outcome for r in rules])
+    outcome = worst_outcome([r.outcome for r in rules])
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
     return Verdict(
         outcome=outcome,
@@ -152,3 +156,33 @@ def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:
         raise ValueError(
             f"comparisons made at alpha {sorted(others)}, the policy's is {alpha}: pass it to compare_rows"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """A candidate's verdict against a baseline, with the comparisons that it rests on.
+
+    `tasks` holds every metric of every task; `notes` say what was left out and why.
+    """
+
+    candidate: str
+    baseline: str
+    tasks: tuple[TaskComparison, ...]
+    verdict: Verdict
+    policy: GatePolicy
+    notes: tuple[str, ...] = ()
+
+
+_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive
+
+
+def combined_exit_code(judged: Sequence[GateResult]) -> int:
+    """Return the code of the worst verdict; 0 of none."""
+    codes = (exit_code(j.verdict, j.policy) for j in judged)
+    return max(codes, key=_FROM_BEST_TO_WORST.index, default=0)
+
+
+def worst_result(judged: Sequence[GateResult]) -> GateResult:
+    """Return the first of those whose verdict alone gives the exit code of them all."""
+    code = combined_exit_code(judged)
+    return next(j for j in judged if combined_exit_code([j]) == code)

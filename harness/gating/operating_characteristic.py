@@ -11,8 +11,17 @@ from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
-from harness.gating.margins import is_relative, macro_scales, margin_of, own_margin, share, shown
-from harness.gating.verdict import MissRate, TaskComparison, is_reported_only
+from harness.gating.verdict import (
+    MissRate,
+    TaskComparison,
+    is_relative,
+    is_reported_only,
+    macro_scales,
+    margin_of,
+    own_margin,
+    share,
+    shown,
+)
 from harness.spec import GatePolicy, Suite, Task
 from harness.stats import Interval
 

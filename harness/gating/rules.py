@@ -11,7 +11,6 @@ from statistics import fmean
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison, Estimate
-from harness.gating.margins import is_relative, margin_of, share, shown
 from harness.gating.operating_characteristic import (
     MOST_ITEMS,
     Macro,
@@ -29,8 +28,12 @@ from harness.gating.verdict import (
     TargetFacts,
     TaskComparison,
     in_macro,
+    is_relative,
     is_reported_only,
-    worst,
+    margin_of,
+    share,
+    shown,
+    worst_outcome,
 )
 from harness.spec import GatePolicy
 from harness.stats import Interval
@@ -152,7 +155,7 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     more = [n for rule in judged if isinstance(n := rule.numbers.get("items_needed"), int)]
     facts |= {"margin": policy.critical_margin, **({"items_needed": max(more)} if more else {})}
     said = "critical: " + "; ".join(rule.sentence for rule in judged)
-    return Rule("critical", worst([rule.outcome for rule in judged]), said, facts)
+    return Rule("critical", worst_outcome([rule.outcome for rule in judged]), said, facts)
 
 
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
@@ -300,7 +303,7 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         facts["gain"] = wanted.gain
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
     said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
-    return Rule("target", worst([outcome for outcome, _ in judged]), said, facts)
+    return Rule("target", worst_outcome([outcome for outcome, _ in judged]), said, facts)
 
 
 def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:

@@ -1,15 +1,17 @@
-"""The nouns of the gate: what it is given of each task, and what it says.
+"""Verdict, rules and margins of the gate.
 
 Invariant: an outcome is `pass`, `fail`, `inconclusive` or `harness-drift` (a rule may also be
-`skipped`), and a set of outcomes is as good as its worst.
+`skipped`), and a set of outcomes is as good as its worst. A relative margin becomes a loss only once
+the base was measured; until then what it amounts to is unknown.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from harness import formatting
 from harness.comparison import Comparison, Estimate
-from harness.spec import Task
+from harness.spec import GatePolicy, Margin, Task
 
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
@@ -71,7 +73,7 @@ class Verdict:
     sentence: str
 
 
-def worst(outcomes: Sequence[RuleOutcome]) -> Outcome:
+def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
     """Join outcomes: where the harness drifted nothing else counts; then one fail fails, and so on."""
     if "harness-drift" in outcomes:
         return "harness-drift"
@@ -86,3 +88,40 @@ def in_macro(t: TaskComparison) -> bool:
 def is_reported_only(task: Task) -> bool:
     """Tell whether a task is measured in bits per byte, which no rule judges."""
     return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
+
+
+def share(margin: Margin) -> float:
+    """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
+    return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
+
+
+def is_relative(margin: Margin) -> bool:
+    """Tell whether a margin is a share of the base's skill, written `10%`."""
+    return isinstance(margin, str)
+
+
+def own_margin(task: Task, policy: GatePolicy) -> Margin:
+    """Return the margin of a task: its own, else the policy's for each task."""
+    return task.margin or policy.each
+
+
+def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
+    """Return the loss in [0, 1] that counts as a regression on this task."""
+    margin = own_margin(t.task, policy)
+    return share(margin) * (skill(t) if is_relative(margin) else 1.0)
+
+
+def skill(t: TaskComparison) -> float:
+    """Return how far the base is above chance; an admitted task's is above 0."""
+    return t.comparison.base - t.task.chance
+
+
+def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tuple[float, ...]:
+    """Return what each task's delta is multiplied by in the macro: 1, or 1/skill for a relative margin."""
+    return tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
+
+
+def shown(margin: Margin) -> str:
+    """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
+    unit = "% of the base's skill" if is_relative(margin) else "pp"
+    return f"{formatting.percent(share(margin))} {unit}"

@@ -12,8 +12,7 @@ from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
-from harness.gating import Verdict
-from harness.gating.judged import Judged, exit_code, worst
+from harness.gating import GateResult, Verdict, combined_exit_code, worst_result
 from harness.records import Run
 from harness.release.champions import Champion, chosen_run, promote, read_champion
 from harness.release.cleanup import Unused, remove_run, remove_unused, unused
@@ -29,11 +28,11 @@ from harness.store import Store
 __all__ = [
     "Champion",
     "Differences",
-    "Judged",
+    "GateResult",
     "Unused",
     "candidate_runs",
+    "combined_exit_code",
     "differences",
-    "exit_code",
     "gate",
     "gate_candidate",
     "gate_folders",
@@ -60,7 +59,7 @@ def gate(
     baseline: str | None = None,
     base: Path | None = None,
     seed: int | None = None,
-) -> list[Judged]:
+) -> list[GateResult]:
     """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
 
     Every seed of a candidate is judged, or the one `seed`.
@@ -99,7 +98,7 @@ def gate_candidate(
         UserError: with every problem of the files at once, or there is no such candidate.
         IncompatibleRuns: a run or the baseline is missing, or the arms must not be compared.
     """
-    return worst(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
+    return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
 
 
 def not_with_base(option: str) -> Problem:
@@ -156,12 +155,12 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     return file, added, any(suite.name == SUITE for suite in loaded.experiment.suites)
 
 
-def to_json(judged: Judged) -> dict[str, object]:
+def to_json(judged: GateResult) -> dict[str, object]:
     """Turn a verdict into plain types, with the exit code that it alone would give."""
-    return gate_report.to_json(judged, exit_code([judged]))
+    return gate_report.to_json(judged, combined_exit_code([judged]))
 
 
-def write(judged: Sequence[Judged], junit: Path | None, summary: str | None) -> None:
+def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:
     """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness import gating
 from harness.errors import IncompatibleRuns, Problem, UserError
-from harness.gating.judged import Judged
+from harness.gating import GateResult
 from harness.release.eval_logs import Logged, differences, measurement
 from harness.release.inspect_logs import log_files, read_logs
 from harness.release.lm_eval_logs import read_samples, sample_files
@@ -18,7 +18,7 @@ from harness.spec import GatePolicy
 Reader = Callable[[Path], dict[str, Logged]]
 
 
-def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> Judged:
+def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     """Judge one model's logged samples against another's, over the tasks that both hold.
 
     Every task is a capability task. Of inspect a single log will do as well as a folder of them.
@@ -45,7 +45,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> Judged:
     measured = [measurement(old[name], new[name]) for name in shared]
     compared = gating.compare_measurements(measured, policy.alpha, identical=False)
     verdict = gating.judge_measurements(measured, compared, policy, target=None, identical=False)
-    return Judged(candidate.name, base.name, tuple(compared), verdict, policy, notes)
+    return GateResult(candidate.name, base.name, tuple(compared), verdict, policy, notes)
 
 
 def _reader(path: Path) -> Reader:

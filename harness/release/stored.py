@@ -18,8 +18,7 @@ from harness.evaluation.candidates import SEEDLESS
 from harness.experiment.control_rows import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.verdict_records import record_verdict
-from harness.gating import Measurement, TargetFacts
-from harness.gating.judged import Judged
+from harness.gating import GateResult, Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, Run, SampleResult
@@ -38,7 +37,7 @@ def gate_stored(
     overrides: Sequence[str] = (),
     baseline: Baseline | None = None,
     seed: int | None = None,
-) -> list[Judged]:
+) -> list[GateResult]:
     """Judge a candidate's stored runs against the champion where there is one, else against the base.
 
     `candidate` is the name of one in the file, or the id of a run. Every seed is judged, or the one `seed`.
@@ -113,7 +112,7 @@ def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterab
         )
 
 
-def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> Judged:
+def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base.
 
     Raises:
@@ -147,7 +146,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
     record_verdict(at, run, verdict, experiment.gate, against, digest)
-    return Judged(run.label, against, tuple(compared), verdict, policy, tuple(notes))
+    return GateResult(run.label, against, tuple(compared), verdict, policy, tuple(notes))
 
 
 def _measurements(

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness import formatting, gating, report
-from harness.gating import TaskComparison, Verdict
-from harness.gating.judged import Judged
+from harness.gating import GateResult, TaskComparison, Verdict
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.experiment_report import miss_basis, miss_text
@@ -19,7 +18,7 @@ from harness.report.verdict_words import WORDS
 _LOST_SHOWN = 20
 
 
-def terminal(judged: Judged) -> list[str]:
+def terminal(judged: GateResult) -> list[str]:
     """List the lines of a verdict, the verdict itself last."""
     v = judged.verdict
     tasks = [f"  {clean(_task_line(t))}" for t in _primary(judged)]
@@ -35,12 +34,12 @@ def terminal(judged: Judged) -> list[str]:
     ]
 
 
-def markdown(judged: Sequence[Judged]) -> str:
+def markdown(judged: Sequence[GateResult]) -> str:
     """Render verdicts for a summary page: the sentence, the rules, the tasks and the lost items."""
     return "\n".join(line for j in judged for line in _markdown(j)) + "\n"
 
 
-def _markdown(judged: Judged) -> list[str]:
+def _markdown(judged: GateResult) -> list[str]:
     v = judged.verdict
     rules = [[r.name, WORDS[r.outcome], r.sentence] for r in v.rules]
     tasks = [_task_cells(t) for t in _primary(judged)]
@@ -60,16 +59,16 @@ def _markdown(judged: Judged) -> list[str]:
     ]
 
 
-def junit(judged: Sequence[Judged], name: str) -> str:
+def junit(judged: Sequence[GateResult], name: str) -> str:
     """Write one test case a rule; what is inconclusive fails where the policy says so."""
     return report.junit(_stopped(judged), name)
 
 
-def _stopped(judged: Iterable[Judged]) -> list[tuple[str, Verdict, bool]]:
+def _stopped(judged: Iterable[GateResult]) -> list[tuple[str, Verdict, bool]]:
     return [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
 
 
-def to_json(judged: Judged, exit_code: int) -> dict[str, Any]:
+def to_json(judged: GateResult, exit_code: int) -> dict[str, Any]:
     """Turn a verdict into plain types; `comparisons` holds every metric of every task."""
     plain: dict[str, Any] = report.to_plain(asdict(judged.verdict))
     return {
@@ -83,7 +82,7 @@ def to_json(judged: Judged, exit_code: int) -> dict[str, Any]:
     }
 
 
-def _primary(judged: Judged) -> list[TaskComparison]:
+def _primary(judged: GateResult) -> list[TaskComparison]:
     return [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
 
 

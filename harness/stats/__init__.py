@@ -30,7 +30,18 @@ from harness.stats.calibration import (
 from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
 from harness.stats.forgetting import Continual, continual, retention
 from harness.stats.group_sequential import alpha_spent, look_bounds
-from harness.stats.intervals import TIE, Array, Interval, t_quantile, z_quantile
+from harness.stats.intervals import (
+    TIE,
+    Array,
+    Interval,
+    beta_interval,
+    binomial_p,
+    binomial_se,
+    clopper_pearson,
+    t_quantile,
+    wilson,
+    z_quantile,
+)
 from harness.stats.means import (
     Mean,
     clustered_mean,
@@ -75,7 +86,6 @@ from harness.stats.random_effects import (
     random_effects_interval,
     random_effects_p,
 )
-from harness.stats.rates import beta_interval, binomial_p, binomial_se, clopper_pearson, wilson
 from harness.stats.scaling_law import MIN_SIZES, PowerLaw, fit_power_law
 from harness.stats.survey import (
     Flips,

@@ -1,8 +1,10 @@
-"""Both ends of an interval, and the quantiles that every other file here needs.
+"""Quantiles, and intervals of one rate.
 
-Invariant: `alpha` is two-sided for intervals and one-sided for bounds and tests of a margin.
+Invariant: `alpha` is two-sided for intervals and one-sided for bounds and tests of a margin; an
+interval of a rate is never a point, whatever the count.
 """
 
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -61,3 +63,100 @@ def finite(values: ArrayLike, what: str = "values", least: int = 1) -> Array:
 def _check_probability(p: float) -> None:
     if not 0 < p < 1:
         raise ValueError(f"expected a probability between 0 and 1, found {p}")
+
+
+def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
+    """Return Wilson's score interval of a rate; counts may be effective (divided by a design effect).
+
+    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n). Not where coverage must be guaranteed
+    (`clopper_pearson`), nor for differences of rates.
+
+    Raises:
+        ValueError: not 0 ≤ successes ≤ n, or n is 0.
+
+    Source: Wilson 1927.
+    """
+    _check_count(successes, n)
+    z, p = z_quantile(1 - alpha / 2), successes / n
+    half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
+    # Exactly 0 and 1 where nothing and everything succeeded: rounding would put an end beside them.
+    low = 0.0 if successes == 0 else max((centre - half) / scale, 0.0)
+    high = 1.0 if successes == n else min((centre + half) / scale, 1.0)
+    return Interval(low, high)
+
+
+def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval:
+    """Return the exact interval of a rate; each end alone is a one-sided 1 − α/2 bound.
+
+    Quantiles of Beta(x, n − x + 1) and Beta(x + 1, n − x), which also take effective counts
+    (Korn & Graubard 1998). Not for estimates shown in tables: it is wider than it needs to be.
+
+    Raises:
+        ValueError: not 0 ≤ successes ≤ n, or n is 0.
+
+    Source: Clopper & Pearson 1934.
+    """
+    _check_count(successes, n)
+    rest = n - successes
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, rest + 1, alpha / 2))
+    high = 1.0 if rest == 0 else float(special.betaincinv(successes + 1, rest, 1 - alpha / 2))
+    return Interval(low, high)
+
+
+def beta_interval(
+    successes: float, n: float, alpha: float = 0.05, prior: tuple[float, float] = (1.0, 1.0)
+) -> Interval:
+    """Return the equal-tailed credible interval of a rate under a Beta prior; (½, ½) is Jeffreys'.
+
+    Quantiles α/2 and 1 − α/2 of Beta(a + x, b + n − x). Below some 300 items it and `wilson`
+    stand where a CLT interval would be too short. Not where coverage must be guaranteed
+    whatever the rate (`clopper_pearson`).
+
+    Raises:
+        ValueError: not 0 ≤ successes ≤ n, n is 0, or a prior count is not positive.
+
+    Source: Bowyer, Aitchison & Ivanova 2025, arXiv:2503.01747.
+    """
+    _check_count(successes, n)
+    a, b = prior
+    if min(prior) <= 0:
+        raise ValueError(f"prior counts must be positive, found {prior}")
+    ends = special.betaincinv(a + successes, b + n - successes, [alpha / 2, 1 - alpha / 2])
+    return Interval(float(ends[0]), float(ends[1]))
+
+
+def binomial_p(successes: int, n: int, rate: float) -> float:
+    """Return the chance of so many successes or more among n independent items of one rate.
+
+    I_p(k, n − k + 1), the regularised incomplete beta function. Not for clustered items.
+
+    Raises:
+        ValueError: the rate is not in (0, 1), or not 0 ≤ successes ≤ n.
+
+    Source: the exact binomial test, one-sided; Abramowitz & Stegun 26.5.24.
+    """
+    _check_count(successes, n)
+    if not 0 < rate < 1:
+        raise ValueError(f"expected a rate in (0, 1), found {rate}")
+    return 1.0 if successes == 0 else float(special.betainc(successes, n - successes + 1, rate))
+
+
+def binomial_se(rate: float, n: float) -> float:
+    """Return √(p(1 − p)/n), the standard error of a rate over independent items.
+
+    Not for intervals at few items (`wilson`), nor for clustered items (`clustered_mean`).
+
+    Raises:
+        ValueError: the rate is not in [0, 1], or n is not positive.
+
+    Source: Miller 2024, arXiv:2411.00640.
+    """
+    if not 0 <= rate <= 1 or n <= 0:
+        raise ValueError(f"expected a rate in [0, 1] and n > 0, found {rate} and {n}")
+    return sqrt(rate * (1 - rate) / n)
+
+
+def _check_count(successes: float, n: float) -> None:
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"expected 0 <= successes <= n and n > 0, found {successes} of {n}")

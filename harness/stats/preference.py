@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from harness.stats.intervals import Array
+from harness.stats.intervals import Array, wilson
 from harness.stats.paired import mcnemar
-from harness.stats.rates import wilson
 
 _ELO = 400 / np.log(10)
 _STEPS, _ENOUGH = 50, 1e-10
