@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.experiment import Scope, bench_of
-from harness.experiment.preflight import examine
-from harness.experiment.preflight_costs import costs
+from harness.experiment.preflight import costs, examine
 from harness.models import vllm
 from harness.models.hardware import Memory, memory
 from harness.progress import Silent

@@ -6,7 +6,7 @@ import pytest
 import tiny_model
 
 from harness.evaluation import Job, addressed, evaluate_block, in_order, latency_s
-from harness.evaluation.shared_prompts import shared_tokens
+from harness.evaluation.runner import shared_tokens
 from harness.metrics import load_metrics
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted

@@ -13,8 +13,7 @@ from harness.cli import app
 from harness.evaluation import Job
 from harness.experiment import Scope, bench_of
 from harness.experiment.analysis import Reader, measured_of
-from harness.experiment.layout_noise import task_noise
-from harness.experiment.preflight import measure_noise
+from harness.experiment.preflight import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import Silent
 from harness.records import Noise, RowsIdentity, TaskNoise

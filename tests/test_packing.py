@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_methods
 
-from harness.experiment.run_notes import remarks
+from harness.experiment.analysis import remarks
 from harness.methods import full, lora
 from harness.models.attention import attending_in_parts
 from harness.training import packing

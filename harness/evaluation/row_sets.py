@@ -1,22 +1,25 @@
-"""The sets of rows that a run refers to: which items, asked how, under which identity.
+"""Row sets: the items a run refers to, the identity that names their folder, and the id of the run they make.
 
 Invariant: prompts are built only where rows are missing, because building them may mean building a
-retriever first.
+retriever first. What only judges answers is in `scoring_digest` alone, so a changed metric leaves the
+rest of an identity as it was and stored answers can be scored again. The id of a finished run names its
+weights and its rows, so a run that is stored is the one that would be made.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Literal, NamedTuple
 
-from harness.data import SPLITS, Split
+from harness import metrics, plugins, store
+from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, addressed, costs
 from harness.evaluation.candidates import prompting_digest, step_of
-from harness.evaluation.identity import identity
 from harness.evaluation.session import Bench, Measured
 from harness.models import openai_api
 from harness.prompting import PromptingContext, compose
-from harness.records import BLOCK, Example, RowsIdentity
-from harness.spec import Recipe
+from harness.provenance.code_versions import versions_of
+from harness.records import BLOCK, Example, RowsIdentity, Run, digest
+from harness.spec import Recipe, Task, metric_name
 from harness.training import Weights
 
 
@@ -119,3 +122,119 @@ def _work_of_lm_eval(job: Job) -> costs.Work:
     once = costs.reading(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
     generated = once.generated if job.task.kind == "generate" else 0
     return costs.Work(read=once.read * (1 + job.task.num_fewshot), generated=generated)
+
+
+def identity(
+    bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
+) -> RowsIdentity:
+    """Name everything that the rows of a task's split depend on, for weights that are asked so."""
+    how = _computed(bench, weights)
+    return RowsIdentity(
+        weights.digest,
+        how.template_digest,
+        m.task.name,
+        rows_version(m.task, m.versions[split]),
+        split,
+        prompting,
+        answer,
+        how.precision,
+        how.engine,
+        how.layout_digest,
+        how.device_class,
+        _scoring_digest(m),
+    )
+
+
+class _Computed(NamedTuple):
+    """How answers are computed, apart from the weights; each as in `RowsIdentity`."""
+
+    template_digest: str
+    precision: str
+    engine: str
+    layout_digest: str
+    device_class: str
+
+
+def _computed(bench: Bench, weights: Weights) -> _Computed:
+    """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
+    base, machine = weights.source or bench.source, bench.machine
+    if weights.kind in openai_api.PROTOCOLS:
+        template = base.template_digest if weights.kind == "completions" else ""
+        engine, layout = openai_api.identity(weights.kind)
+        return _Computed(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
+    return _Computed(base.template_digest, machine.precision, engine, layout, machine.device)
+
+
+def rows_version(task: Task, version: str) -> str:
+    """Return the version of what rows answer: definition and items by theirs, and the code that evaluates."""
+    return digest([version, _evaluation_versions(task)])
+
+
+def _evaluation_versions(task: Task) -> dict[str, int | str]:
+    """Return the versions of the code that evaluates; that of lm-eval's tasks scores as well."""
+    if task.lm_eval:
+        return {**versions_of("tokenization", "lm_eval")}
+    shots = {"few_shot": plugins.version("prompting", "few_shot")} if task.num_fewshot else {}
+    return {**versions_of("tokenization", "evaluation"), **shots}
+
+
+def _scoring_digest(m: Measured) -> str:
+    """Digest what turns answers into scores: what the task says of it, and the code; no paths."""
+    if m.task.lm_eval:
+        return ""
+    said = m.task.model_dump(include=set(SCORING), exclude_defaults=True)
+    said |= {"metrics": list(map(metric_name, m.task.metrics)), "primary": metric_name(m.task.primary)}
+    code = [versions_of("scoring"), *map(metrics.version, m.task.metrics)]
+    return digest([said, m.role == "safety", code])
+
+
+Asked = tuple[str, Recipe, int]  # a candidate's name, its recipe, a seed
+
+
+class Sought(NamedTuple):
+    """The id of a run, and the row set of each of its tasks and splits."""
+
+    run_id: str
+    rows: dict[str, str]
+
+
+def sought(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Sought | None:
+    """Say which run to look for; None where rows are missing, so that there is none."""
+    if not all(is_there(bench, s) for s in sets):
+        return None
+    return Sought(run_id_of(bench, name, seed, weights, sets), {s.name: s.identity.digest for s in sets})
+
+
+def finished(bench: Bench, wanted: Sequence[Sought | None]) -> list[Run | None]:
+    """Find the runs that lie in the store; None for each that does not."""
+    written = store.written_runs(bench.store, [one.run_id for one in wanted if one])
+    found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]
+    return [run if one and run and run.rows == one.rows else None for one, run in found]
+
+
+def failure(bench: Bench, known: Mapping[str, Run], name: str, recipe: Recipe, seed: int) -> Run | None:
+    """Find the failure of a recipe as it is written now among the runs that are known."""
+    run = known.get(failed_id(bench, name, seed))
+    return run if run and Recipe.model_validate(run.recipe) == recipe else None
+
+
+def is_there(bench: Bench, rows: RowSet) -> bool:
+    """Tell whether a row set is complete."""
+    return store.has_rows(bench.store, rows.identity, rows.ids)
+
+
+def run_id_of(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
+    """Name a finished run by its weights and its rows."""
+    rows = {s.name: s.identity.digest for s in sets}
+    return f"{begun_as(bench, name, seed)}-{digest([rows, weights.digest])[:8]}"
+
+
+def failed_id(bench: Bench, name: str, seed: int) -> str:
+    """Name the run that says why a recipe could not be made."""
+    return f"{begun_as(bench, name, seed)}-failed"
+
+
+def begun_as(bench: Bench, name: str, seed: int) -> str:
+    """Name a run that has begun; nothing is known of what it will be."""
+    return f"{bench.experiment.name}-{name}-s{seed}"

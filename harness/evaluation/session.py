@@ -1,27 +1,31 @@
-"""What all runs of one experiment share: data, machine, store, and one base at a time in memory.
+"""The session of an experiment: data, machine, store, and the engine that holds one base at a time in memory.
 
-Invariant: at most one base is in memory; what lays tokens out is remembered under the version of its code.
+Invariant: at most one base is in memory, and one engine answers for every arm; what lays tokens out is
+remembered under the version of its code.
 """
 
 import gc
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from harness import provenance
 from harness.cache import cache_dir, remember
 from harness.data import SPLITS, Split, TaskItems, task_version
-from harness.evaluation import Job, costs, evaluate_block, hosting, in_order
+from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.metrics import Metric, load_metrics
 from harness.models import vllm
 from harness.models.hardware import Machine
-from harness.models.hf import Candidate
+from harness.models.hf import Candidate, ModelHost
 from harness.models.hub import ModelSource
+from harness.models.vllm import VllmHost
 from harness.progress import Progress
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest
-from harness.spec import Experiment, Role, Task
+from harness.spec import Engine, Experiment, Role, Task
 from harness.store import Store
 
 UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
@@ -59,11 +63,36 @@ class Measured(NamedTuple):
         return in_order(getattr(self.items, split), self.versions[split])
 
 
+class Host(Protocol):
+    """One base in memory, as it is or with an adapter."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The base."""
+
+    @property
+    def base(self) -> Candidate:
+        """What the base answers."""
+
+    def adapted(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
+        """Open the base with the adapter of a folder; the base is itself again afterwards."""
+
+
+def load(engine: Engine, source: ModelSource, machine: Machine, known: str) -> Host:
+    """Load a base; `known` is how transformers lays out its scoring, where that was found out before.
+
+    Raises:
+        UserError: the engine is not installed, or not made for the device.
+        CandidateFailed: it cannot load this model here.
+    """
+    return VllmHost(source, machine) if engine == "vllm" else ModelHost(source, machine, known or None)
+
+
 @dataclass
 class EngineSlot:
     """The place of the one base in memory, which all copies of a bench share: `host`, or None."""
 
-    host: hosting.Host | None = None
+    host: Host | None = None
 
 
 @dataclass
@@ -92,7 +121,7 @@ class Bench:
         """Estimate how long an amount of work takes here, on the experiment's base or another."""
         return work.seconds((source or self.source).n_parameters, self.machine.gflops)
 
-    def host(self, source: ModelSource) -> hosting.Host:
+    def host(self, source: ModelSource) -> Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
@@ -100,7 +129,7 @@ class Bench:
             # What is not a base as published has that one's layers, and so its scoring engine.
             known = "" if source == self.sources[source.name] else self.engine(source)[0].partition("/")[2]
             with self.progress.stage("loading the base model"):
-                self.slot.host = hosting.load(self.experiment.engine, source, self.machine, known)
+                self.slot.host = load(self.experiment.engine, source, self.machine, known)
         return self.slot.host
 
     def unload(self) -> None:

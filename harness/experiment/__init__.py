@@ -14,16 +14,22 @@ from harness import config, gating, store
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import base_of, served_base, source_of, trains
-from harness.evaluation.finished import Asked
+from harness.evaluation.row_sets import Asked
 from harness.evaluation.session import Bench
 from harness.experiment import fewer_items as fewer
-from harness.experiment.analysis import report_of
+from harness.experiment.analysis import remarks, report_of
 from harness.experiment.candidate_result import attempt
 from harness.experiment.data_scaling import make_curve, planned_curve, refuse_curve, stored_curve
-from harness.experiment.engine_compatibility import key_problems
-from harness.experiment.prepare import Scope, arm_label, arms, bench_of, planned, seconds_planned
+from harness.experiment.prepare import (
+    Scope,
+    arm_label,
+    arms,
+    bench_of,
+    key_problems,
+    planned,
+    seconds_planned,
+)
 from harness.experiment.run_candidate import base_arm, outdated, stored_runs
-from harness.experiment.run_notes import remarks
 from harness.experiment.stored_rows import Reader
 from harness.experiment.verdict_records import record_report
 from harness.formatting import count, seconds

@@ -1,4 +1,4 @@
-"""From finished runs to a report: estimates, paired comparisons, verdicts and the decision.
+"""Analysis of finished runs into a report: estimates, paired comparisons, verdicts, the decision, and notes.
 
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
@@ -11,17 +11,18 @@ from harness import decision as decide
 from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
-from harness.evaluation.session import Bench
-from harness.experiment.attribution import steps_of
+from harness.evaluation.candidates import source_of
+from harness.evaluation.session import Bench, Measured
 from harness.experiment.candidate_result import facts_of
-from harness.experiment.control_rows import controls_of
 from harness.experiment.prepare import arms
 from harness.experiment.run_candidate import measured_arm
-from harness.experiment.stored_rows import Reader, Rows
+from harness.experiment.stored_rows import Reader, Rows, controls_of
 from harness.gating import Measurement, TargetFacts, TaskComparison
+from harness.gating.verdict import in_macro
+from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
-from harness.spec import GatePolicy
+from harness.spec import GatePolicy, Recipe
 
 
 def report_of(
@@ -341,3 +342,148 @@ def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:
     if t.comparison.metric != t.task.primary_metric or gating.is_reported_only(t.task):
         return []
     return flips_of(t.comparison, measured.base, measured.new, "base")
+
+
+RowsByTask = Mapping[str, Sequence[SampleResult]]
+
+
+def steps_of(
+    bench: Bench,
+    run: Run,
+    runs: Iterable[Run],
+    rows: Mapping[str, RowsByTask],
+    tasks: Sequence[TaskComparison],
+) -> tuple[Step, ...]:
+    """List the steps from the base to a run: over its quantised base, and from the run it starts from.
+
+    `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
+    comparisons with the base, which say what counts.
+    """
+    counting = {t.task.name for t in tasks if in_macro(t)}
+    out = []
+    if run.served_digest in rows and run.base_digest in rows:
+        base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
+        out += [
+            _step(bench, "quantisation", "NF4 base", "base", served, base, counting),
+            _step(bench, "training", run.candidate, "NF4 base", own, served, counting),
+        ]
+    parent = parent_of(bench, run, runs)
+    if parent is not None:
+        own, old = rows[run.run_id], rows[parent.run_id]
+        what = "training on pairs" if "n_pairs" in run.training else "scaling"
+        out.append(_step(bench, what, run.candidate, parent.candidate, own, old, counting))
+    return tuple(out)
+
+
+def parent_of(bench: Bench, run: Run, runs: Iterable[Run]) -> Run | None:
+    """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
+    init = source_of(bench, bench.experiment.candidates[run.candidate]).init_from
+    made = [r for r in runs if r.candidate == init and r.state == "done"]
+    return next((r for r in made if r.seed == run.seed), made[0] if made else None)
+
+
+def _step(
+    bench: Bench, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, counting: set[str]
+) -> Step:
+    compared = {m.task.name: _compared(bench, m, old, own) for m in bench.suites}
+    counted = [c for name, c in compared.items() if name in counting]
+    target = bench.target.task.name
+    return Step(
+        what,
+        new,
+        base,
+        comparison.mean_change(counted) if counted else None,
+        tuple(compared.values()),
+        _compared(bench, bench.target, old, own) if target in own and target in old else None,
+    )
+
+
+def _compared(bench: Bench, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
+    name = m.task.name
+    metric = m.primary
+    return comparison.compare_rows(metric, old[name], new[name], alpha=bench.experiment.gate.alpha)
+
+
+def remarks(bench: Bench, runs: Sequence[Run]) -> list[str]:
+    """List the sentences about finished runs."""
+    done = [run for run in runs if run.state == "done"]
+    of_runs = dict.fromkeys(
+        [*_dropped(done), *_unpacked(done), *_chosen(done), *_theirs(done)]
+    )  # seeds say the same again
+    return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done), *_served(bench, done)]
+
+
+def _dropped(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if n := run.training.get("n_dropped_too_long"):
+            what = "pairs" if "n_pairs" in run.training else "training rows"
+            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+
+
+def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if reason := run.training.get("not_packed"):
+            yield f"{run.candidate}: trained without packing, which {reason}"
+
+
+def _chosen(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        trials = run.training.get("sweep", [])
+        for trial in (t for t in trials if t["chosen"]):
+            point = ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items()
+            )
+            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _unswept(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
+    tried: dict[tuple[str, str], set[object]] = {}
+    named: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        recipe = bench.experiment.candidates[run.candidate]
+        if recipe.weights_of is None and "loss" in run.training:
+            key = (run.base_digest, run.method)
+            tried.setdefault(key, set()).update(_rates(source_of(bench, recipe)))
+            named.setdefault(key, []).append(run.candidate)
+    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
+    if once:
+        yield f"learning rate not swept: {', '.join(once)}; another one may do better"
+
+
+def _rates(source: Recipe) -> list[object]:
+    return source.sweep.get("learning_rate") or [source.params.get("learning_rate")]
+
+
+def _other_bases(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+    others = {run.candidate: run.base_model for run in runs if run.base_digest != bench.source.weights_digest}
+    for candidate, base in others.items():
+        yield f"{candidate}: made from {base}, and measured against that"
+
+
+def _served(bench: Bench, runs: Sequence[Run]) -> Iterator[str]:
+    """Say of each endpoint what was measured of it and what was not."""
+    priced = bench.experiment.decide.usd_per_million_tokens is not None
+    for run in (run for run in runs if run.method == "endpoint"):
+        settings = Settings(**source_of(bench, bench.experiment.candidates[run.candidate]).params)
+        cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
+        asked = f"{settings.name}, asked by {settings.protocol}"
+        yield f"{run.candidate}: {asked}; times include the way there{cost}"
+        if left := [m.task.name for m in bench.suites if f"{m.task.name}/test" not in run.rows]:
+            said = "which need token ids or their log-probabilities, and chat has neither"
+            yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
+    if priced and len({run.method == "endpoint" for run in runs}) > 1:
+        yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
+
+
+def _theirs(runs: Iterable[Run]) -> Iterator[str]:
+    """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
+    for run in runs:
+        named = run.training.get("named_base")
+        if named and _last(str(named)) != _last(run.base_model):
+            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+
+
+def _last(name: str) -> str:
+    """Return a model's own name, without its owner or folder."""
+    return name.rstrip("/").rpartition("/")[2]

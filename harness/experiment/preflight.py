@@ -1,26 +1,50 @@
-"""What this machine, its packages and this experiment are ready for, and what each candidate will take.
+"""Preflight check of machine, packages and experiment: memory, time and price of each candidate, A/A noise.
 
-Invariant: nothing is trained, and but for the noise nothing is answered; a model that is not in the
+Invariant: nothing is trained, and but for the noise nothing is evaluated; a model that is not in the
 cache yet is fetched, because its size is what everything else depends on. Every problem is listed, none
-stops the others.
+stops the others. An estimate is of a candidate made alone, from nothing; a measured figure is of the
+newest stored run of the recipe as written now. Only how tokens are laid out differs between the arms of
+the noise, so whatever differs in the answers is rounding.
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from harness import config, provenance
+from harness import config, provenance, store
 from harness.errors import Problem, UserError
+from harness.evaluation import Job, costs
+from harness.evaluation.candidates import (
+    base_of,
+    fit_work,
+    served_base,
+    source_of,
+    step_of,
+    trained_base,
+    trials,
+)
+from harness.evaluation.costs import Work
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets, work_of
 from harness.evaluation.session import Bench
 from harness.experiment import Scope, bench_of
-from harness.experiment.engine_compatibility import key_problems
-from harness.experiment.layout_noise import measure_noise
-from harness.experiment.preflight_costs import Cost, estimate_costs
+from harness.experiment.prepare import key_problems
+from harness.experiment.run_candidate import base_weights
 from harness.formatting import count
-from harness.models import vllm
-from harness.models.hardware import Machine, Memory, memory, probe
+from harness.metrics import flipped
+from harness.models import hardware, hub, memory, vllm
+from harness.models.batching import Size
+from harness.models.hardware import Machine, Memory, probe
+from harness.models.hf import ANSWERING, Candidate, HFCandidate, ModelHost
+from harness.models.loglikelihood import Executor
+from harness.models.memory import Shape
+from harness.plugins import load as load_plugin
 from harness.progress import Progress
+from harness.records import BLOCK, Example, Noise, Run, SampleResult, TaskNoise
+from harness.spec import Recipe
 
 __all__ = ["Checkup", "Cost", "estimate_costs", "examine", "measure_noise"]
 
@@ -34,6 +58,27 @@ _EXTRAS = {
     "vllm": "vllm",
 }
 _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small model
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a candidate takes: estimated, and as measured where a run is stored (None elsewhere).
+
+    Time is device time in seconds, of training and of answering; what an endpoint takes and costs is not
+    known. `fits` is None where the model's configuration does not say enough; `knob` says what to turn
+    where it does not fit.
+    """
+
+    candidate: str
+    memory_gib: float | None
+    memory_measured_gib: float | None
+    time_s: float | None
+    time_measured_s: float | None
+    flops: float
+    cost_usd: float | None
+    cost_measured_usd: float | None
+    fits: bool | None
+    knob: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +113,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     served_by = _vllm(
         machine.device, problems, wanted=bench is not None and bench.experiment.engine == "vllm"
     )
-    room = memory(machine.device)
+    room = hardware.memory(machine.device)
     return Checkup(
         machine=machine,
         memory=room,
@@ -134,3 +179,273 @@ def _experiment(bench: Bench) -> tuple[str, ...]:
 
 def _counted(things: tuple[object, ...], what: str) -> str:
     return f"{count(len(things))} {what}" if things else ""
+
+
+_GIB = 2**30 / 1e9  # GB
+
+
+class Asked(NamedTuple):
+    """What answering takes: tokens in all, and the most whose keys lie in memory together."""
+
+    work: Work
+    cached: int
+
+
+def estimate_costs(bench: Bench, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
+    """Estimate every selected candidate, and look up what was measured."""
+    runs = store.list_runs(bench.store, bench.experiment.name)
+    suites = _asked(bench, suite_sets(bench, base_weights(bench)))
+    return tuple(_cost(bench, name, suites, runs, room) for name in selected)
+
+
+def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
+    recipe = bench.experiment.candidates[name]
+    source = source_of(bench, recipe)
+    if source.method == "endpoint":
+        return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
+    measured = _measured(bench, recipe, name, runs)
+    hour, device = bench.experiment.decide.device_hour_usd, bench.machine.device
+    time_s, memory_s = measured or (None, None)
+    spent = None if time_s is None else costs.price_usd(time_s, device, hour)
+    if source.method == "classifier":
+        return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
+    training = _training(bench, recipe)
+    own = _asked(bench, target_sets(bench, recipe, base_weights(bench), 0))
+    answering = own.work + (suites.work if source.method != "base" else Work())
+    shape = hub.shape(base_of(bench, recipe))
+    seconds = bench.seconds(training + answering, base_of(bench, recipe))
+    cached = max(own.cached, suites.cached)
+    peak_gb = None if shape is None else _peak_gb(bench, recipe, shape, cached)
+    fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
+    return Cost(
+        candidate=name,
+        memory_gib=None if peak_gb is None else peak_gb / _GIB,
+        memory_measured_gib=memory_s,
+        time_s=seconds,
+        time_measured_s=time_s,
+        flops=_flops(bench, recipe, shape, training, answering),
+        cost_usd=costs.price_usd(seconds, device, hour),
+        cost_measured_usd=spent,
+        fits=fits,
+        knob=_knob(bench, recipe, shape, cached, room) if shape and fits is False else "",
+    )
+
+
+def _asked(bench: Bench, sets: Iterable[RowSet]) -> Asked:
+    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+    jobs, most = [rows.job() for rows in sets], ANSWERING[bench.machine.device].tokens
+    longest = max((_longest_item(job) or most for job in jobs), default=1)
+    return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest))
+
+
+def _longest_item(job: Job) -> int:
+    """Return the tokens of a job's longest prompt with its answer; 0 where lm-eval writes the prompts."""
+    if job.task.lm_eval:
+        return 0
+    works = (work_of(replace(job, examples=(e,))) for e in job.examples)
+    return max((work.read + work.generated for work in works), default=1)
+
+
+def _training(bench: Bench, recipe: Recipe) -> Work:
+    """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
+    if recipe.weights_of:
+        return Work()
+    seed = bench.experiment.seeds[0]
+    return sum((fit_work(bench, trial, seed) for _, trial in trials(recipe)), Work())
+
+
+def _params(source: Recipe) -> Any:
+    """Return a method's parameters, the first of a sweep; the others take as much."""
+    return load_plugin("methods", source.method).Params(**trials(source)[0][1].params)
+
+
+def _trains(recipe: Recipe) -> bool:
+    """Tell whether a candidate trains a language model of its own."""
+    return not recipe.weights_of and hasattr(_params(recipe), "num_train_epochs")
+
+
+def _n_adapter(source: Recipe, shape: Shape) -> int:
+    """Count the parameters of a recipe's own adapter; 0 where it makes none."""
+    params = _params(source)
+    if not hasattr(params, "r"):
+        return 0
+    modules = params.target_modules
+    return memory.lora_parameters(shape, params.r, tuple(modules) if isinstance(modules, list) else modules)
+
+
+def _peak_gb(
+    bench: Bench, recipe: Recipe, shape: Shape, cached: int, batch: int | None = None, nf4: bool = False
+) -> float:
+    """Estimate the larger of the peaks of training and of answering."""
+    on_gpu = bench.machine.device == "cuda"
+    served = nf4 or (on_gpu and bool(served_base(bench, recipe).quantization))
+    answering = memory.inference_gb(shape, cached, bench.machine.precision, nf4=served)
+    if not _trains(recipe):
+        return answering
+    source = source_of(bench, recipe)
+    n_adapter = _n_adapter(source, shape)
+    # A CPU keeps quantised weights unpacked, and has no checkpointing.
+    trained = nf4 or (on_gpu and bool(trained_base(bench, source).quantization))
+    tokens = (batch or _params(source).per_device_train_batch_size) * _longest(bench, source)
+    training = memory.training_gb(
+        shape,
+        n_adapter or shape.n_parameters,
+        tokens,
+        bench.machine.precision,
+        nf4=trained,
+        checkpointing=on_gpu,
+    )
+    return max(training, answering)
+
+
+def _longest(bench: Bench, source: Recipe) -> int:
+    """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
+    step, items = step_of(bench, source, bench.experiment.seeds[0]), bench.target.items
+    in_pairs = "pairs" in getattr(load_plugin("methods", source.method), "NEEDS", ())
+    longest = max((_tokens(step(e), in_pairs) for e in (items.pairs if in_pairs else items.train)), default=1)
+    return min(longest, int(_params(source).max_length) * (2 if in_pairs else 1))
+
+
+def _tokens(example: Example, in_pairs: bool) -> int:
+    return (costs.preference if in_pairs else costs.training)([example], 1).trained
+
+
+def _flops(bench: Bench, recipe: Recipe, shape: Shape | None, training: Work, answering: Work) -> float:
+    n, read = base_of(bench, recipe).n_parameters, training.read + answering.read + answering.generated
+    items = bench.target.items
+    context = answering.read / max(1, len(items.validation) + len(items.test))
+    attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
+    once = memory.inference_flops(n, read, attention=attention)
+    if not training.trained:
+        return once
+    n_adapter = _n_adapter(source_of(bench, recipe), shape) if shape else 0
+    on_gpu = bench.machine.device == "cuda"
+    return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
+
+
+def _knob(bench: Bench, recipe: Recipe, shape: Shape, cached: int, room: Memory) -> str:
+    """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
+
+    def fits(batch: int | None, nf4: bool) -> bool:
+        return _peak_gb(bench, recipe, shape, cached, batch, nf4) / _GIB <= room.free_gib
+
+    if _trains(recipe):
+        written = _params(source_of(bench, recipe)).per_device_train_batch_size
+        smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
+        for size in smaller:
+            if fits(size, nf4=False):
+                steps = written // size
+                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
+        if recipe.method == "lora" and bench.machine.device == "cuda" and fits(1, nf4=True):
+            return "method: qlora, with params.per_device_train_batch_size: 1"
+        if recipe.method == "full":
+            return "method: lora, whose optimiser is a hundredth of that"
+    return "a smaller base_model"
+
+
+def _measured(
+    bench: Bench, recipe: Recipe, name: str, runs: Sequence[Run]
+) -> tuple[float, float | None] | None:
+    """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""
+    of = [r for r in runs if r.candidate == name and r.state == "done" and _same(r.recipe, recipe)]
+    if not of:
+        return None
+    run = of[-1]
+    own = {} if recipe.weights_of else run.training
+    task, tuned = bench.target.task.name, run.weights_digest != run.base_digest
+    keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
+    answered = sum(r.compute_s for key in keys for r in store.read_rows(bench.store, run.rows[key]))
+    return float(own.get("wall_s", 0.0)) + answered, own.get("peak_memory_gib")
+
+
+def _same(written: Mapping[str, Any], recipe: Recipe) -> bool:
+    return Recipe.model_validate(dict(written)) == recipe
+
+
+LAYOUT, BATCH = "layout", "batch"
+_FEW_ROWS, _FEW_TOKENS = 4, 256
+
+
+class _SmallerBatches(HFCandidate):
+    """The same model asked in small batches; scored by `engine`."""
+
+    def __init__(self, host: ModelHost, engine: str) -> None:
+        super().__init__(host.model, host.tokenizer, host.base.weights_digest, engine)
+        self._reading = Size(_FEW_ROWS, _FEW_TOKENS)
+        self._answering = Size(_FEW_ROWS, self._answering.tokens)
+        self._executor = Executor(host.model, _FEW_TOKENS, engine)
+
+
+def measure_noise(bench: Bench) -> Noise:
+    """Ask the base the first block of each task of the suites in every way, and store what differs.
+
+    Raises:
+        UserError: the experiment has no suite, or is answered by another engine than transformers.
+    """
+    if bench.experiment.engine != "transformers":
+        found = f"engine: {bench.experiment.engine}"
+        expected, step = "the engine whose layouts are varied", "engine=transformers"
+        raise UserError(Problem("harness doctor --noise", found, expected, step))
+    sets = suite_sets(bench, base_weights(bench))
+    if not sets:
+        found = "an experiment without suites"
+        raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
+    host = bench.host(bench.source)
+    assert isinstance(host, ModelHost)
+    arms = _arms(host)
+    tasks = tuple(_task(bench, rows, host.base, arms) for rows in sets)
+    now = datetime.now(UTC)
+    noise = Noise(
+        id=f"{now:%Y%m%dT%H%M%S%f}",
+        created=now.isoformat(timespec="seconds"),
+        base_model=bench.source.name,
+        base_digest=bench.source.weights_digest,
+        precision=bench.machine.precision,
+        device=bench.machine.name,
+        engine=host.base.engine,
+        layout_digest=host.base.layout_digest,
+        tasks=tasks,
+    )
+    store.save_noise(bench.store, noise)
+    return noise
+
+
+def _arms(host: ModelHost) -> dict[str, Candidate]:
+    """Return the other ways to ask: one sequence an answer where choices were packed, and small batches."""
+    engine = host.base.engine.partition("/")[2]
+    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
+    if engine != "plain":
+        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
+    return arms
+
+
+def _task(bench: Bench, rows: RowSet, base: Candidate, arms: dict[str, Candidate]) -> TaskNoise:
+    job = rows.job()
+    expected_s = (1 + len(arms)) * bench.seconds(work_of(job)) / job.n_blocks
+    with bench.progress.stage(f"noise: {job.task.name}", expected_s) as advance:
+        usual = rows.measured.evaluate(base, job, 0)
+        answered = {}
+        for at, (name, arm) in enumerate(arms.items(), 1):
+            answered[name] = rows.measured.evaluate(arm, job, 0)
+            advance(at, len(arms))
+    return task_noise(job, usual, answered)
+
+
+def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]) -> TaskNoise:
+    """Count the items whose primary score moved, and find the largest difference in log-likelihood."""
+    metric = job.metrics[job.task.primary_metric]
+    pairs = [pair for rows in answered.values() for pair in zip(usual, rows, strict=True)]
+    gaps = [
+        abs(a.gold_logprob - b.gold_logprob)
+        for a, b in pairs
+        if a.gold_logprob is not None and b.gold_logprob is not None
+    ]
+    return TaskNoise(
+        task=job.task.name,
+        n=len(usual),
+        flips={
+            name: sum(flipped(a, b, metric) for a, b in zip(usual, rows, strict=True))
+            for name, rows in answered.items()
+        },
+        largest_nats=max(gaps, default=None),
+    )

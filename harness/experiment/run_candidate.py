@@ -11,10 +11,11 @@ from typing import Any
 
 from harness import provenance, store
 from harness.errors import in_a_line
-from harness.evaluation import latency_s, rescoring
+from harness.evaluation import latency_s, runner
 from harness.evaluation.candidates import base_of, base_weights, served_base, source_of
-from harness.evaluation.finished import (
+from harness.evaluation.row_sets import (
     Asked,
+    RowSet,
     Sought,
     begun_as,
     failed_id,
@@ -23,11 +24,11 @@ from harness.evaluation.finished import (
     is_there,
     run_id_of,
     sought,
+    suite_sets,
+    target_sets,
 )
-from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
-from harness.evaluation.runner import control_beside, fill, opened
+from harness.evaluation.runner import control_beside, fill, opened, shared_tokens
 from harness.evaluation.session import Bench
-from harness.evaluation.shared_prompts import shared_tokens
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hub import ModelSource
 from harness.records import RowsIdentity, Run
@@ -82,7 +83,7 @@ def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
     if done is not None:
         return done
     run_id = run_id_of(bench, name, seed, weights, sets)
-    lacking = rescoring.missing(bench, sets)
+    lacking = runner.missing(bench, sets)
     if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
         return _saved_again(bench, recipe, run_id, sets, before)
     beside = control_beside(bench, recipe, weights) if lacking else ""
@@ -121,7 +122,7 @@ def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run
     if weights is None:
         return None, list(run.rows)
     sets = _row_sets(bench, recipe, weights, run.seed)
-    if lacking := rescoring.missing(bench, sets):
+    if lacking := runner.missing(bench, sets):
         return None, [rows.name for rows in lacking]
     (done,) = finished(bench, [sought(bench, name, run.seed, weights, sets)])
     run_id = run_id_of(bench, name, run.seed, weights, sets)
@@ -193,7 +194,7 @@ def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
 def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
     """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
     sets = suite_sets(bench, weights)
-    if lacking := rescoring.missing(bench, sets):
+    if lacking := runner.missing(bench, sets):
         with opened(bench, weights) as candidate:
             fill(bench, candidate, lacking, name)
     return {s.measured.task.name: s.identity.digest for s in sets}

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import store
 from harness.errors import CandidateFailed, Diverged
-from harness.evaluation import replay, rescoring
+from harness.evaluation import replay, runner
 from harness.evaluation.candidates import (
     base_of,
     base_weights,
@@ -21,8 +21,7 @@ from harness.evaluation.candidates import (
     source_of,
     trials,
 )
-from harness.evaluation.finished import is_there
-from harness.evaluation.row_sets import suite_set, target_sets
+from harness.evaluation.row_sets import is_there, suite_set, target_sets
 from harness.evaluation.runner import control_beside, fill, opened
 from harness.evaluation.session import Bench, measured
 from harness.records import Example
@@ -95,7 +94,7 @@ def _replayed(bench: Bench, source: Recipe, seed: int) -> Sequence[Example]:
     task, items = replay.as_task(bench, prompts)
     weights = base_weights(bench, base_of(bench, source))
     wanted = suite_set(bench, weights, measured(task, "capability", "replay", items))
-    if lacking := rescoring.missing(bench, [wanted]):
+    if lacking := runner.missing(bench, [wanted]):
         with opened(bench, weights) as base:
             fill(bench, base, lacking, "base")
     rows = store.read_rows(bench.store, wanted.identity.digest, len(wanted.ids))
@@ -158,7 +157,7 @@ def _validation(bench: Bench, trial: Recipe, weights: Weights, *, make: bool) ->
     if not is_there(bench, rows):
         if not make:
             return None
-        if lacking := rescoring.missing(bench, [rows]):
+        if lacking := runner.missing(bench, [rows]):
             beside = control_beside(bench, trial, weights)
             with opened(bench, weights) as candidate:
                 fill(bench, candidate, lacking, "sweep", control=beside)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
-from harness.evaluation import rescoring
+from harness.evaluation import runner
 from harness.evaluation.candidates import base_of, served_base
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Bench
@@ -49,5 +49,5 @@ def score_again(bench: Bench, run_before: Run) -> Scored:
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
-        rescoring.missing(bench, suite_sets(bench, weights))
+        runner.missing(bench, suite_sets(bench, weights))
     return Scored(again, Reader(bench).scores(again))

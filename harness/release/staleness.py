@@ -10,7 +10,7 @@ from harness import store
 from harness.data.version_cache import version_of_test
 from harness.errors import IncompatibleRuns
 from harness.evaluation import lm_eval
-from harness.evaluation.identity import rows_version
+from harness.evaluation.row_sets import rows_version
 from harness.records import FEWER, Run
 from harness.spec import Experiment, Task
 from harness.store import Store

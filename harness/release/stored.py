@@ -15,8 +15,8 @@ from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidates import SEEDLESS
-from harness.experiment.control_rows import controls_of
 from harness.experiment.prepare import metrics_of, with_lm_eval
+from harness.experiment.stored_rows import controls_of
 from harness.experiment.verdict_records import record_verdict
 from harness.gating import GateResult, Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics

@@ -14,8 +14,7 @@ from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Bench
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.candidate_result import attempt, facts_of
-from harness.experiment.control_rows import controls_of
-from harness.experiment.stored_rows import Reader
+from harness.experiment.stored_rows import Reader, controls_of
 from harness.gating import Measurement, TargetFacts
 from harness.records import Run, SampleResult
 from harness.report import live_line
