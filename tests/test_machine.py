@@ -34,9 +34,7 @@ def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
 
 def test_reading_the_probe_needs_no_torch(empty_cache):
     probe("cpu", "fp32")
-    code = (
-        "import sys; from harness.machine import probe; probe('cpu', 'fp32'); print('torch' in sys.modules)"
-    )
+    code = "import sys; from harness.models.hardware import probe; probe('cpu', 'fp32'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
