@@ -166,7 +166,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from harness.data import TaskItems
 from harness.evaluation.session import measured
-from harness.evaluation.identity import identity
+from harness.evaluation.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
