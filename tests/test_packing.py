@@ -9,12 +9,12 @@ import tiny_methods
 from harness.experiment.analysis import remarks
 from harness.methods import full, lora
 from harness.models.attention import attending_in_parts
-from harness.training import packing
+from harness.training import sft
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 # All twelve rows in one batch, packed or not.
-STEPS = {"max_steps": packing.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
+STEPS = {"max_steps": sft.FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
 ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 
@@ -68,7 +68,7 @@ def test_a_packed_row_is_read_as_if_it_were_alone(model, rows, attention):
 
 
 def test_a_model_that_reads_packed_rows_apart_is_known_by_its_answers(model):
-    assert packing.keeps_rows_apart(model)
+    assert sft.keeps_rows_apart(model)
 
 
 def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(model):
@@ -76,7 +76,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(mo
         return model(input_ids, use_cache=use_cache)  # one row of all, as without positions
 
     blind.device = model.device
-    assert not packing.keeps_rows_apart(blind)
+    assert not sft.keeps_rows_apart(blind)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_known_by_its_answers(mo
     ],
 )
 def test_the_steps_that_packing_leaves_are_counted_by_tokens(params, steps):
-    assert packing.steps_left(lora.Params(**params), [40] * 60) == steps
+    assert sft.steps_left(lora.Params(**params), [40] * 60) == steps
 
 
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):

@@ -15,7 +15,7 @@ from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training import dpo as preferences
 from harness.training import trainer as loop
-from harness.training.logprobs import row_by_row, sharing_prompts
+from harness.training.dpo import row_by_row, sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

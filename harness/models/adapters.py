@@ -1,4 +1,4 @@
-"""Low-rank adapters: their parameters, their files, and the digests of finished weights.
+"""Files of low-rank adapters, and the digests of finished weights.
 
 Invariant: a digest depends on what the weights compute (tensors, and what scales them), never on
 paths, versions or how a file is laid out.
@@ -7,16 +7,9 @@ paths, versions or how a file is laid out.
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field
-
-from harness.progress import quiet_libraries
 from harness.records import digest
-from harness.spec import Spec
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter computes does not depend on where it came from and how it was trained.
@@ -35,38 +28,6 @@ _OF_TRAINING = (
     "runtime_config",
     "task_type",
 )
-
-
-class LoraParams(Spec):
-    """PEFT's names; `lora_alpha` defaults to twice the rank.
-
-    `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
-    """
-
-    r: int = Field(16, ge=1, le=1024)
-    lora_alpha: int | None = Field(None, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-    exclude_modules: str | list[str] | None = None
-    use_dora: bool = False
-    use_rslora: bool = False
-
-
-def lora_config(params: LoraParams) -> "LoraConfig":
-    """Return PEFT's configuration of a new adapter."""
-    quiet_libraries()
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=params.r,
-        lora_alpha=params.lora_alpha or 2 * params.r,
-        lora_dropout=params.lora_dropout,
-        target_modules=params.target_modules,
-        exclude_modules=params.exclude_modules,
-        use_dora=params.use_dora,
-        use_rslora=params.use_rslora,
-        task_type="CAUSAL_LM",
-    )
 
 
 class Tensor(NamedTuple):

@@ -4,10 +4,10 @@ Invariant: training loads its own fresh base and leaves finished weights behind,
 what is evaluated later is what was saved.
 """
 
-from harness.models.adapters import LoraParams, adapter_digest, lora_config, model_digest
+from harness.models.adapters import adapter_digest, model_digest
 from harness.training.context import CHECKPOINTS, FitContext, Weights
 from harness.training.dpo import PreferenceParams, preference
-from harness.training.lora import LowRankParams, low_rank
+from harness.training.lora import LoraParams, LowRankParams, lora_config, low_rank
 from harness.training.sft import SupervisedParams, supervised
 
 __all__ = [

@@ -3,9 +3,50 @@
 Invariant: only the adapter is trained; its digest is that of the adapter on the base it was trained on.
 """
 
-from harness.models.adapters import LoraParams, adapter_digest, lora_config
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from harness.models.adapters import adapter_digest
+from harness.progress import quiet_libraries
+from harness.spec import Spec
 from harness.training.context import FitContext, Weights
 from harness.training.sft import SupervisedParams, supervised
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+class LoraParams(Spec):
+    """PEFT's names; `lora_alpha` defaults to twice the rank.
+
+    `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
+    """
+
+    r: int = Field(16, ge=1, le=1024)
+    lora_alpha: int | None = Field(None, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    exclude_modules: str | list[str] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+def lora_config(params: LoraParams) -> "LoraConfig":
+    """Return PEFT's configuration of a new adapter."""
+    quiet_libraries()
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=params.r,
+        lora_alpha=params.lora_alpha or 2 * params.r,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        exclude_modules=params.exclude_modules,
+        use_dora=params.use_dora,
+        use_rslora=params.use_rslora,
+        task_type="CAUSAL_LM",
+    )
 
 
 class LowRankParams(SupervisedParams, LoraParams):

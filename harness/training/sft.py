@@ -1,10 +1,12 @@
 """Supervised fine-tuning on completions, of an adapter or of the whole model.
 
-Invariant: the checkpoint with the best validation loss is what is saved.
+Invariant: the checkpoint with the best validation loss is what is saved. Rows are packed only where no row
+sees another and enough optimiser steps are left; else they are not, and why is said.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,6 @@ from harness.models.hardware import dtype
 from harness.models.hf import load_base
 from harness.progress import quiet_libraries
 from harness.records import Example
-from harness.training import packing
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.tokenized import tokenized
@@ -32,7 +33,7 @@ class SupervisedParams(LoopParams):
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
     evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
     tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
-    only where it leaves enough steps (see `packing`).
+    only where it leaves enough steps (see `why_not_packed`).
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -72,9 +73,7 @@ def supervised(
     prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
     validation, _ = _rows(context.validation, context, tokenizer, params.max_length)
-    against = (
-        packing.why_not(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
-    )
+    against = why_not_packed(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     params = params.model_copy(update={"packing": params.packing and not against})
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
@@ -145,7 +144,7 @@ def _trainer(
         callbacks=[EarlyStoppingCallback(params.early_stopping_patience), loop.reporting(context.advance)],
     )
     if params.packing and not on_gpu:
-        packing.batch_packs(trainer.data_collator)
+        batch_packs(trainer.data_collator)
     return trainer
 
 
@@ -165,7 +164,7 @@ def _cpu_trainer() -> "type[SFTTrainer]":
         ) -> Any:
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
-            outputs = model(**packing.known(inputs), logits_to_keep=wanted, use_cache=False)
+            outputs = model(**model_inputs(inputs), logits_to_keep=wanted, use_cache=False)
             targets = labels[:, wanted].flatten()
             total = torch.nn.functional.cross_entropy(
                 outputs.logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum"
@@ -175,3 +174,60 @@ def _cpu_trainer() -> "type[SFTTrainer]":
             return (loss, outputs) if return_outputs else loss
 
     return WholeLossTrainer
+
+
+FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
+
+
+def why_not_packed(params: "SupervisedParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
+    """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
+    if (steps := steps_left(params, lengths)) < FEWEST_STEPS:
+        return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
+    if not keeps_rows_apart(model):
+        return "would let a row see others: this model does not keep packed rows apart"
+    return ""
+
+
+def steps_left(params: "SupervisedParams", lengths: Sequence[int]) -> int:
+    """Count the optimiser steps of a training whose packs are filled to the last token."""
+    if params.max_steps > 0:
+        return params.max_steps
+    n_packs = ceil(sum(lengths) / params.max_length)
+    batches = ceil(n_packs / params.per_device_train_batch_size)
+    return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
+
+
+def keeps_rows_apart(model: "PreTrainedModel") -> bool:
+    """Tell whether a row that follows another in one sequence is read alike, whatever the other says."""
+    import torch
+
+    first = torch.arange(1, 5), torch.arange(5, 9)
+    second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    with torch.no_grad():
+        one, other = (
+            model(
+                input_ids=torch.cat([row, second])[None].to(model.device),
+                position_ids=positions.to(model.device),
+                use_cache=False,
+            ).logits[0, -3:]
+            for row in first
+        )
+    return torch.allclose(one, other, rtol=0.01, atol=0.01)
+
+
+def batch_packs(collator: Any) -> None:
+    """Keep the packs of a batch in rows of their own, where attention would else be of all with all.
+
+    FlashAttention wants them in one row, which is how TRL joins them.
+    """
+    collator.padding_free, collator.return_position_ids = False, True
+
+
+def model_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model reads of a batch.
+
+    transformers tells packed rows apart by their positions, and only where there is no mask; padding is
+    then a row of one token each.
+    """
+    seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"
+    return {name: inputs[name] for name in ("input_ids", seen_by)}

@@ -24,12 +24,13 @@ from peaks import forget, peak_gb
 
 from harness.evaluation import Job, evaluate_block
 from harness.metrics import load_metrics
-from harness.models.adapters import LoraParams, adapter_digest, lora_config
+from harness.models.adapters import adapter_digest
 from harness.models.hardware import Machine, probe
 from harness.models.hf import ModelHost, load_base
 from harness.models.hub import ModelSource, resolve
 from harness.records import Example, RowsIdentity
 from harness.spec import Task, TaskData
+from harness.training.lora import LoraParams, lora_config
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
 ROWS = Path(__file__).parents[2] / "suites" / "general" / "world_facts.jsonl"
