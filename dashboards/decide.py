@@ -15,7 +15,7 @@ from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
 from harness.formatting import needed
 from harness.report import ExperimentReport
-from harness.report.economics_table import arithmetic_rows
+from harness.report.decision_tables import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, pairs, project, texts
 from parts.policy import sliders

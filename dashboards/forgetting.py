@@ -13,7 +13,7 @@ from harness.comparison import oriented
 from harness.formatting import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.heatmap import heat
+from harness.report.html import heat
 from parts import charts, controls, items, pairs, project, texts, validity
 from parts.pairs import Pair
 

@@ -12,8 +12,8 @@ import streamlit as st
 from harness import stats
 from harness.formatting import percent, points, score
 from harness.report import ExperimentReport
+from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import Point, points_of
-from harness.report.verdict_words import WORDS
 from harness.rescue import Rescue
 from parts import charts, controls, project, texts
 

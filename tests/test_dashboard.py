@@ -21,9 +21,9 @@ from harness.comparison import Estimate, human
 from harness.metrics import mean_metric
 from harness.nightly import judging
 from harness.nightly import state as files
-from harness.report.economics_table import arithmetic_rows
+from harness.report.decision_tables import arithmetic_rows
 from harness.report.experiment_report import table_rows
-from harness.report.heatmap import Cell, Heat
+from harness.report.html import Cell, Heat
 from harness.report.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
 from harness.rescue import HalfVerdict, Rescue, Tried

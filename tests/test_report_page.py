@@ -33,14 +33,14 @@ from harness.report import (
     to_json,
     write,
 )
-from harness.report.economics_table import arithmetic_rows
+from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
-from harness.report.heatmap import heat
+from harness.report.html import heat
 from harness.report.labels import for_picture
 from harness.report.loss_curves import PREFERENCES, gap, smoothed
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.svg import Scale, marks
-from harness.report.provenance_tables import tables
+from harness.report.sections import provenance_tables
 from harness.spec import DecidePolicy
 
 EVIL = (
@@ -564,7 +564,7 @@ def test_what_runs_share_is_said_once_and_what_differs_names_the_runs():
         "a": {"run": "a-0", "torch": "2.13", "git_sha": "abc"},
         "b": {"run": "b-0", "torch": "2.13", "git_sha": "def"},
     }
-    shared, own = tables(origins)
+    shared, own = provenance_tables(origins)
     assert shared[2] == [("torch", "2.13"), ("git sha", "abc (a); def (b)")]
     assert [row[:2] for row in own[2]] == [("a", "a-0"), ("b", "b-0")]
 

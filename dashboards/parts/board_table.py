@@ -13,7 +13,7 @@ from harness.decision import fine_tuned
 from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
 from harness.report.escape import clean
 from harness.report.experiment_report import verdict_word
-from harness.report.verdict_words import CLASSES, ERROR
+from harness.report.labels import CLASSES, ERROR
 from parts.board import Line
 from parts.scores import AT_ONCE
 

@@ -14,9 +14,9 @@ import streamlit as st
 
 from harness.formatting import Unit
 from harness.report.escape import clean, shorten
-from harness.report.heatmap import Cell, Heat
+from harness.report.html import Cell, Heat
+from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import Point
-from harness.report.verdict_words import WORDS
 from parts.colours import BAD, DOUBT, GAINED, GOOD, LOST, QUIET, SERIES, UNCHANGED, of_change, readable_on
 
 _MARKS = {

@@ -26,7 +26,7 @@ from harness.models.hardware import probe
 from harness.models.hub import NAMES, expected_s, resolve
 from harness.progress import Progress
 from harness.records import SampleResult
-from harness.report.score_cells import Scored
+from harness.report.terminal import Scored
 from harness.spec import Engine, Experiment, Precision, Recipe, Suite, Task
 from harness.store import Store
 from harness.training import Weights

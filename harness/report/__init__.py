@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.gating import Verdict
-from harness.report.change_attribution import Step
 from harness.report.csv import to_csv
-from harness.report.experiment_report import SMOKE, ExperimentReport, live_line
-from harness.report.flips import Flip, flips_of
+from harness.report.experiment_report import SMOKE, ExperimentReport, Flip, Step, flips_of, live_line
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.markdown import markdown
 from harness.report.plots import front_file
-from harness.report.provenance_tables import origin
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read
-from harness.report.score_cells import score_table
-from harness.report.sections import arithmetic_lines
-from harness.report.terminal import terminal, terminal_table
+from harness.report.sections import arithmetic_lines, origin
+from harness.report.terminal import score_table, terminal, terminal_table
 
 __all__ = [
     "SMOKE",

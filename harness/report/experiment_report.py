@@ -1,14 +1,15 @@
-"""What a report is made of, and the words that every form of it shares.
+"""The report of an experiment: its values, and the words that every format shares.
 
 Invariant: terminal, Markdown and JSON say the same of a candidate, because its cells and
 sentences come from here; a smoke report says in each of them that it is no evidence.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness import formatting
-from harness.comparison import AnswerDiversity, Comparison
+from harness.comparison import AnswerDiversity, Comparison, Estimate
 from harness.decision import (
     Ablation,
     CandidateFacts,
@@ -21,9 +22,8 @@ from harness.decision import (
 )
 from harness.formatting import Unit
 from harness.gating import MissRate, Verdict
-from harness.report import change_attribution, diversity_table, recipes, verdict_words
-from harness.report.change_attribution import Step
-from harness.report.flips import Flip
+from harness.records import SampleResult
+from harness.report import labels
 from harness.spec import DecidePolicy
 
 SMOKE = "smoke, not evidence"
@@ -35,7 +35,42 @@ _SHORT = {
     "bleu": "BLEU",
     "bits_per_byte": "bits/byte",
 }
-_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: `new` − `base`.
+
+    `what` says what was done. `macro` is the mean change over the admitted capability tasks,
+    `tasks` the change of each task's primary metric, `target` that of the target where both
+    answered it.
+    """
+
+    what: str
+    new: str
+    base: str
+    macro: Estimate | None
+    tasks: tuple[Comparison, ...]
+    target: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One item that the base (or `against`) and a candidate did not answer equally well.
+
+    `base` and `new` are the two answers, `base_status` and `new_status` what became of them.
+    """
+
+    task: str
+    item: str
+    lost: bool
+    prompt: str
+    references: tuple[str, ...]
+    base: str
+    new: str
+    base_status: str
+    new_status: str
+    against: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +171,6 @@ def best_first(report: ExperimentReport) -> list[CandidateFacts]:
     return sorted(report.facts, key=key)
 
 
-def sentences(report: ExperimentReport) -> list[str]:
-    """List what is said under the table, all but the last line."""
-    return [
-        *(_failed_line(f) for f in report.facts if f.state == "failed"),
-        *(report.decision.reasons if report.decision else ()),
-        *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
-        *filter(None, (change_attribution.sentence(label, of) for label, of in report.steps.items())),
-        *filter(None, (diversity_table.sentence(label, of) for label, of in report.diversity.items())),
-        *recipes.seed_sentences(report.seeds, report.unit),
-        *(_recall_line(f) for f in report.facts if f.recall is not None),
-        *report.notes,
-    ]
-
-
 def last_line(report: ExperimentReport) -> str:
     """Return the verdict: one sentence, marked where it rests on a smoke run."""
     sentence = report.decision.sentence if report.decision else "Nothing was decided."
@@ -159,14 +180,14 @@ def last_line(report: ExperimentReport) -> str:
 def verdict_word(f: CandidateFacts) -> str:
     """Say a run's verdict in one word."""
     if f.state == "failed":
-        return verdict_words.ERROR
-    return verdict_words.WORDS[f.verdict.outcome] if f.verdict else formatting.UNKNOWN
+        return labels.ERROR
+    return labels.WORDS[f.verdict.outcome] if f.verdict else formatting.UNKNOWN
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     """Say in one line what a candidate reached, while the others are still running."""
     if f.state == "failed":
-        return _failed_line(f)
+        return failure_line(f)
     target = formatting.score(f.target.unit, *f.target[:3]) if f.target else formatting.UNKNOWN
     parts = [f"{_SHORT.get(metric, metric)} {target}"]
     parts += [f"{formatting.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
@@ -226,7 +247,8 @@ def figure_text(name: str, value: Any) -> str:
     return formatting.plain(value)
 
 
-def _failed_line(f: CandidateFacts) -> str:
+def failure_line(f: CandidateFacts) -> str:
+    """Say why a candidate failed."""
     return f"{f.label} failed: {f.error or 'no reason was given'}"
 
 
@@ -269,17 +291,49 @@ def _lost_gained(f: CandidateFacts) -> str:
     return f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
 
 
-def _miss_line(label: str, verdict: Verdict) -> str:
-    macro = [m for m in verdict.missed if m.what == "macro"]
-    nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
-    missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
-    if verdict.outcome == "harness-drift":
-        return f"{label}: the harness drifted, which says nothing of the candidate"
-    if verdict.outcome != "inconclusive":
-        return f"{label}: {missed}"
-    more = f" (+{formatting.count(verdict.items_needed)} items)" if verdict.items_needed else ""
-    return f"undecided: {label}{more}; {missed}"
+LOST_SHOWN, GAINED_SHOWN = 5, 3  # of each task
+_REFERENCES_SHOWN = 3
+_LONGEST = 1_500  # characters of one text
 
 
-def _recall_line(f: CandidateFacts) -> str:
-    return f"{f.label}: retrieval found {formatting.percent(f.recall)} % of the documents needed (recall@k)"
+def flips_of(
+    c: Comparison, base: Sequence[SampleResult], new: Sequence[SampleResult], against: str
+) -> list[Flip]:
+    """Show some of the items of a comparison, lost ones first, spread evenly over their ids."""
+    before, after = ({row.example_id: row for row in rows} for rows in (base, new))
+    lost = [_flip(i, before, after, against, lost=True) for i in spread(c.lost, LOST_SHOWN)]
+    return lost + [_flip(i, before, after, against, lost=False) for i in spread(c.gained, GAINED_SHOWN)]
+
+
+def spread(ids: Sequence[str], n: int) -> list[str]:
+    """Draw at most n ids at even distances: neighbours often ask the same thing."""
+    return [ids[i * len(ids) // n] for i in range(n)] if len(ids) > n else list(ids)
+
+
+def _flip(
+    item: str,
+    before: Mapping[str, SampleResult],
+    after: Mapping[str, SampleResult],
+    against: str,
+    *,
+    lost: bool,
+) -> Flip:
+    old, new = before[item], after[item]
+    return Flip(
+        new.task,
+        item,
+        lost,
+        excerpt(new.prompt),
+        tuple(map(excerpt, new.references[:_REFERENCES_SHOWN])),
+        excerpt(old.text),
+        excerpt(new.text),
+        old.status,
+        new.status,
+        against,
+    )
+
+
+def excerpt(text: str) -> str:
+    """Cut a text that nobody would read to its end; what is no Unicode becomes a question mark."""
+    whole = text[:_LONGEST].encode("utf-8", "replace").decode("utf-8")
+    return whole if len(text) <= _LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"

@@ -13,7 +13,7 @@ from harness.gating import GateResult, TaskComparison, Verdict
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.experiment_report import miss_basis, miss_text
-from harness.report.verdict_words import WORDS
+from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
 

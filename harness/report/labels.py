@@ -1,7 +1,7 @@
-"""Shorten names for a table or a picture so that different ones stay different.
+"""Words and names as tables, pages and pictures print them: verdicts in one word, long names cut.
 
-Invariant: the names are kept where all of them fit; of a grid's members the keys go first, and the
-values last.
+Invariant: a verdict has one word and one class in the terminal, on pages, in pictures and on the dashboard;
+different names stay different when they are shortened, a grid's keys first and its values last.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
+from harness.formatting import UNKNOWN
 from harness.report.escape import shorten
 
 _KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
@@ -61,3 +62,25 @@ def _fit(names: Sequence[str], width: int) -> bool:
 def _apart(shown: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether different names are still different."""
     return len(set(shown)) == len(set(names))
+
+
+# By the outcome of a verdict or of a rule.
+WORDS = {
+    "pass": "PASS",
+    "fail": "FAIL",
+    "inconclusive": "UNDECIDED",
+    "harness-drift": "DRIFT",
+    "skipped": UNKNOWN,
+}
+ERROR = "ERROR"  # of a run that failed, which has no verdict
+
+# What a word tells: the class of its colour on pages and in pictures.
+CLASSES = {
+    "PASS": "passes",
+    "FAIL": "fails",
+    "UNDECIDED": "undecided",
+    "DRIFT": "undecided",
+    ERROR: "fails",
+}
+_COLOURS = {"passes": "green", "fails": "red", "undecided": "yellow"}
+STYLES = {word: _COLOURS[class_] for word, class_ in CLASSES.items()}  # on the terminal

@@ -8,23 +8,31 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness import formatting
-from harness.comparison import Comparison
-from harness.decision import CandidateFacts, Decision, fine_tuned
-from harness.report import change_attribution, diversity_table, loss_curves, provenance_tables, recipes
-from harness.report.economics_table import arithmetic_rows
+from harness.comparison import AnswerDiversity, Answers, Comparison
+from harness.decision import (
+    CandidateFacts,
+    Decision,
+    fine_tuned,
+)
+from harness.formatting import UNKNOWN
+from harness.gating import Verdict
+from harness.records import Run
+from harness.report import decision_tables, loss_curves
+from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean
 from harness.report.experiment_report import (
     ExperimentReport,
+    Step,
     best_first,
+    failure_line,
     figure_text,
     headers,
     miss_basis,
     miss_text,
-    sentences,
     table_rows,
 )
 
-_LOST_SHOWN = 10
+_LOST_LISTED = 10
 # Words for what a training measured, where the name of the figure does not say it.
 _MEASURED = {
     "wall_s": "time",
@@ -95,7 +103,9 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     tuned = [f for f in done if fine_tuned(f)]
     yield Section("candidates", "Candidates", headers(report), table_rows(report), notes=sentences(report))
     yield from _ablations(report)
-    yield Section("seeds", "Seeds", recipes.SEED_COLUMNS, recipes.seed_rows(report.seeds, report.unit))
+    yield Section(
+        "seeds", "Seeds", decision_tables.SEED_COLUMNS, decision_tables.seed_rows(report.seeds, report.unit)
+    )
     yield from _curve(report)
     yield _slices(report, done)
     for make in (_forgetting, _diversity, _steps, _gate, _sweep):
@@ -104,20 +114,24 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield _training([f for f in made if f.training or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
-    yield from (Section("provenance", *table) for table in provenance_tables.tables(report.origins))
+    yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
 
 
 def _ablations(report: ExperimentReport) -> Iterator[Section]:
     for a in report.ablations:
-        columns, rows = recipes.ablation_columns(a), recipes.ablation_rows(a, report.unit)
-        yield Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[recipes.ablation_note(a)])
+        columns, rows = decision_tables.ablation_columns(a), decision_tables.ablation_rows(a, report.unit)
+        yield Section(
+            "ablation", f"Ablation: {a.grid}", columns, rows, notes=[decision_tables.ablation_note(a)]
+        )
 
 
 def _curve(report: ExperimentReport) -> Iterator[Section]:
     """Show the score by the amount of training data, and what more would bring."""
     if report.curve is not None:
-        rows = recipes.curve_rows(report.curve)
-        yield Section("curve", f"Learning curve: {report.curve.candidate}", recipes.CURVE_COLUMNS, rows)
+        rows = decision_tables.curve_rows(report.curve)
+        yield Section(
+            "curve", f"Learning curve: {report.curve.candidate}", decision_tables.CURVE_COLUMNS, rows
+        )
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
@@ -172,24 +186,22 @@ def _on_valid(c: Comparison) -> str:
 
 
 def _lost_items(c: Comparison) -> str:
-    rest = len(c.lost) - _LOST_SHOWN
+    rest = len(c.lost) - _LOST_LISTED
     more = f" and {formatting.count(rest)} more" if rest > 0 else ""
-    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:_LOST_SHOWN])}{more}"
+    return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:_LOST_LISTED])}{more}"
 
 
 def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show how varied the generated answers are, base beside new."""
     found = report.diversity.get(f.label, ())
     title = f"How varied the answers of {f.label} are"
-    lead = diversity_table.NOTE if found else ""
-    return Section(
-        "diversity", title, diversity_table.COLUMNS, diversity_table.rows(found), lead, label=f.label
-    )
+    lead = DIVERSITY_NOTE if found else ""
+    return Section("diversity", title, DIVERSITY_COLUMNS, diversity_rows(found), lead, label=f.label)
 
 
 def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show the change of each task from one step to the next."""
-    columns, rows = change_attribution.rows(report.steps.get(f.label, ()))
+    columns, rows = attribution_table(report.steps.get(f.label, ()))
     return Section("steps", f"Where the change of {f.label} comes from", columns, rows, label=f.label)
 
 
@@ -272,3 +284,179 @@ def _titled(name: str) -> str:
 def _words(name: str) -> str:
     """Turn a field's name into words; the unit stays: `cost_usd` → `cost usd`."""
     return clean(name.replace("_", " "))
+
+
+_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
+
+
+def sentences(report: ExperimentReport) -> list[str]:
+    """List what is said under the table, all but the last line."""
+    return [
+        *(failure_line(f) for f in report.facts if f.state == "failed"),
+        *(report.decision.reasons if report.decision else ()),
+        *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
+        *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
+        *decision_tables.seed_sentences(report.seeds, report.unit),
+        *(_recall_line(f) for f in report.facts if f.recall is not None),
+        *report.notes,
+    ]
+
+
+def _miss_line(label: str, verdict: Verdict) -> str:
+    macro = [m for m in verdict.missed if m.what == "macro"]
+    nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
+    missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    if verdict.outcome == "harness-drift":
+        return f"{label}: the harness drifted, which says nothing of the candidate"
+    if verdict.outcome != "inconclusive":
+        return f"{label}: {missed}"
+    more = f" (+{formatting.count(verdict.items_needed)} items)" if verdict.items_needed else ""
+    return f"undecided: {label}{more}; {missed}"
+
+
+def _recall_line(f: CandidateFacts) -> str:
+    return f"{f.label}: retrieval found {formatting.percent(f.recall)} % of the documents needed (recall@k)"
+
+
+def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
+    """Say where a candidate's change comes from; empty where there is nothing to split."""
+    parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
+    said = [f"general ability {' and '.join(parts)}, in points"] if len(parts) > 1 else []
+    for s in (s for s in steps if s.target is not None):
+        assert s.target is not None
+        c = s.target
+        change = formatting.change(c.unit, c.delta, c.low, c.high)
+        general = f", general ability {formatting.points(*s.macro[:3])} points" if s.macro else ""
+        said.append(f"against {s.base}, which it starts from, {c.metric} {change}{general}")
+    return f"{label}: {'; '.join(said)}" if said else ""
+
+
+def attribution_table(steps: Sequence[Step]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of a table: a row a task, a column a step."""
+    columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
+    tasks = list(dict.fromkeys(c.task for s in steps for c in s.tasks))
+    table = [
+        [task, *(_step_change(next((c for c in s.tasks if c.task == task), None)) for s in steps)]
+        for task in tasks
+    ]
+    if any(s.target for s in steps):
+        table.insert(0, ["target", *(_step_change(s.target) for s in steps)])
+    if any(s.macro for s in steps):
+        shown = [formatting.points(*s.macro[:3]) if s.macro else formatting.UNKNOWN for s in steps]
+        table.append(["mean of the tasks that count", *shown])
+    return columns, table
+
+
+def _step_change(c: Comparison | None) -> str:
+    return formatting.change(c.unit, c.delta, c.low, c.high) if c else formatting.UNKNOWN
+
+
+DIVERSITY_COLUMNS = (
+    "task",
+    "n",
+    "commonest answer, base",
+    "new",
+    "change",
+    "commonest reference",
+    "distinct answers, base",
+    "new",
+    "the commonest new answer",
+)
+DIVERSITY_NOTE = (
+    "Of generated answers: the share in % of the one given most often, and how many are distinct. "
+    "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
+    "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
+)
+_LONGEST_ANSWER = 60  # characters of an answer that is quoted
+
+
+def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
+    """List one row a task."""
+    return [
+        [
+            d.task,
+            formatting.count(d.n),
+            formatting.percent(d.base.share) if d.base else formatting.UNKNOWN,
+            formatting.percent(d.new.share),
+            formatting.points(d.new.share - d.base.share, d.low, d.high) if d.base else formatting.UNKNOWN,
+            formatting.percent(d.reference_share),
+            _distinct(d.base) if d.base else formatting.UNKNOWN,
+            _distinct(d.new),
+            _quoted(d.new.commonest),
+        ]
+        for d in found
+    ]
+
+
+def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
+    """Name the tasks on which the answers have collapsed; empty where there is none."""
+    said = [
+        f"on {d.task} {_quoted(d.new.commonest)} is the answer to {formatting.percent(d.new.share)} % of the "
+        f"{formatting.count(d.n)} items, the base's commonest to {formatting.percent(d.base.share)} %"
+        for d in found
+        if d.collapsed and d.base
+    ]
+    return f"{label}: mode collapse, {'; '.join(said)}" if said else ""
+
+
+def _distinct(answers: Answers) -> str:
+    return f"{formatting.count(answers.n_distinct)} ({formatting.percent(answers.distinct_share)} %)"
+
+
+def _quoted(text: str) -> str:
+    """Quote an answer on one line, cut where it is long; an empty one is called so."""
+    line = " ".join(text.split())
+    if not line:
+        return "(empty)"
+    return f"“{line[:_LONGEST_ANSWER]}…”" if len(line) > _LONGEST_ANSWER else f"“{line}”"
+
+
+Origins = Mapping[str, Mapping[str, str]]
+_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
+_HIDDEN_ORIGINS = ("packages", "platform")
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
+
+def origin(run: Run) -> dict[str, str]:
+    """Say of one run what its numbers depend on, each as text."""
+    recipe = {k: v for k, v in run.recipe.items() if v}
+    own = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
+    named = {**dict(zip(_OWN_ORIGINS, own, strict=True)), **_flat(run.provenance)}
+    return {name: _origin_text(value) for name, value in named.items()}
+
+
+def provenance_tables(origins: Origins) -> Iterator[Table]:
+    """Make two tables: what the runs share, and what is each one's own."""
+    shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
+    rows = [(name.replace("_", " "), _shared_value(origins, name)) for name in shared]
+    yield "Provenance", ("what", "value"), rows
+    own = [(label, *(of.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, of in origins.items()]
+    yield "Runs", ("candidate", *_OWN_ORIGINS), own
+
+
+def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Lift the packages out, each under its own name; the kernel's build is nothing that a reader needs."""
+    packages = {name: v for name, v in (provenance.get("packages") or {}).items() if v is not None}
+    return {**{name: v for name, v in provenance.items() if name not in _HIDDEN_ORIGINS}, **packages}
+
+
+def _shared_value(origins: Origins, name: str) -> str:
+    by_value: dict[str, list[str]] = {}
+    for label, of in origins.items():
+        by_value.setdefault(of.get(name, UNKNOWN), []).append(label)
+    if len(by_value) == 1:
+        return next(iter(by_value))
+    return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
+
+
+def _origin_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_nested_text(v)}" if v != {} else str(k) for k, v in value.items())
+    return UNKNOWN if value is None else str(value)
+
+
+def _nested_text(value: Any) -> str:
+    return f"({_origin_text(value)})" if isinstance(value, Mapping) else _origin_text(value)

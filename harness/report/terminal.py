@@ -5,27 +5,22 @@ name wraps only where none that fits would tell it apart. Nothing that a model o
 as markup.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.comparison import Estimate
 from harness.decision import Ablation
-from harness.formatting import Unit
-from harness.report import labels, recipes
+from harness.formatting import UNKNOWN, Unit, count, score
+from harness.report import decision_tables, labels
 from harness.report.escape import clean
-from harness.report.experiment_report import (
-    SMOKE,
-    ExperimentReport,
-    Row,
-    headers,
-    last_line,
-    sentences,
-    table_rows,
-)
-from harness.report.verdict_words import STYLES
+from harness.report.experiment_report import SMOKE, ExperimentReport, Row, headers, last_line, table_rows
+from harness.report.labels import STYLES
+from harness.report.sections import sentences
 
 WIDTH = 100
 
@@ -35,7 +30,7 @@ def terminal(report: ExperimentReport, console: Console) -> None:
     console.print(terminal_table(report))
     for ablation in report.ablations:
         console.print(_ablation(ablation, report.unit))
-        console.print(Text(clean(recipes.ablation_note(ablation))))
+        console.print(Text(clean(decision_tables.ablation_note(ablation))))
     for sentence in sentences(report):
         console.print(Text(clean(sentence)))
     console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
@@ -68,8 +63,8 @@ def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
 
 def _ablation(ablation: Ablation, unit: Unit) -> Table:
     """Lay one grid out; its members are named by what differs."""
-    rows = recipes.ablation_rows(ablation, unit)
-    columns = [clean(column) for column in recipes.ablation_columns(ablation)]
+    rows = decision_tables.ablation_rows(ablation, unit)
+    columns = [clean(column) for column in decision_tables.ablation_columns(ablation)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
     width = max(free, cell_len(columns[0]))
@@ -93,3 +88,38 @@ def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:
 def _others(rows: Sequence[Row]) -> int:
     """Add up the widths of all columns but the first."""
     return sum(max(map(cell_len, column)) for column in list(zip(*rows, strict=True))[1:])
+
+
+_SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
+
+
+class Scored(NamedTuple):
+    """One score of a task, or of one task of a group (`part`); None where nothing was scored."""
+
+    task: str
+    part: str
+    num_fewshot: int
+    metric: str
+    estimate: Estimate | None
+
+
+def score_table(scores: Iterable[Scored]) -> Table:
+    """Lay scores out, rates in percent, others in their own unit; a group's tasks are indented."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in _SCORE_COLUMNS:
+        right = header in ("n-shot", "n")
+        table.add_column(Text(header), no_wrap=True, overflow="fold", justify="right" if right else "left")
+    previous = None
+    for s in scores:
+        named = f"  {s.part}" if s.part else s.task
+        shown = "" if named == previous else named
+        previous = named
+        table.add_row(*map(Text, (clean(shown), str(s.num_fewshot), clean(s.metric), *_score_cells(s))))
+    return table
+
+
+def _score_cells(s: Scored) -> tuple[str, str]:
+    e = s.estimate
+    if e is None:
+        return UNKNOWN, "0"
+    return score(e.unit, *e[:3]), count(e.n)

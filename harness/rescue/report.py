@@ -22,8 +22,8 @@ from harness.report import ExperimentReport
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 from harness.report.experiment_report import verdict_word
+from harness.report.labels import STYLES, WORDS
 from harness.report.reading import restored, with_units
-from harness.report.verdict_words import STYLES, WORDS
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 

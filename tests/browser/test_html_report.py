@@ -10,7 +10,7 @@ import pytest
 from harness import formatting
 from harness.records import SampleResult
 from harness.report import flips_of, write
-from harness.report.verdict_words import WORDS
+from harness.report.labels import WORDS
 
 pytestmark = pytest.mark.browser
 

@@ -14,11 +14,10 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts
 from harness.report.escape import shorten
 from harness.report.experiment_report import ExperimentReport, best_first, verdict_word
-from harness.report.labels import for_picture
+from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import svg
 from harness.report.plots.style import standalone
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
-from harness.report.verdict_words import CLASSES, WORDS
 
 _WIDTH, _HEIGHT = 860.0, 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
