@@ -16,7 +16,7 @@ if str(HERE) not in sys.path:
 from harness.errors import HarnessError  # noqa: E402
 from harness.formatting import count, percent  # noqa: E402
 from harness.report.escape import clean  # noqa: E402
-from parts import project, texts  # noqa: E402 (pages find the parts by the folder above)
+from parts import project, safe_text  # noqa: E402 (pages find the parts by the folder above)
 
 _PAGES = {
     "Results": (
@@ -41,7 +41,7 @@ def status() -> None:
     before = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
     if at is None:
-        st.caption(f"{count(now)} runs in {texts.label(project.project().file.parent.name)}")
+        st.caption(f"{count(now)} runs in {safe_text.label(project.project().file.parent.name)}")
     else:
         done, of = len(at.get("finished", ())), at.get("candidates")
         st.markdown(f"**{project.worker(at)} is at work**")
@@ -70,7 +70,7 @@ def main() -> None:
         page.run()
     except HarnessError as error:
         st.error("This cannot be shown:")
-        texts.say(str(error))
+        safe_text.say(str(error))
 
 
 main()

@@ -13,8 +13,8 @@ from harness.decision import best_untrained
 from harness.formatting import count, score
 from harness.report import ExperimentReport
 from harness.report.experiment_report import best_first
-from parts import charts, controls, items, pairs, project, texts
-from parts.pairs import Pair
+from parts import charts, controls, paired_runs, project, safe_text, sample_viewer
+from parts.paired_runs import Pair
 
 _MOST = 4  # candidates beside the first one
 
@@ -39,9 +39,9 @@ def page() -> None:
         st.info("Choose two candidates or more.")
         return
     if unseen := chosen[_MOST + 1 :]:
-        texts.say(f"Not shown, because {count(_MOST + 1)} at once can be read: {', '.join(unseen)}")
+        safe_text.say(f"Not shown, because {count(_MOST + 1)} at once can be read: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    found = {name: pairs.on_every_task(base, run, report) for name, run in others.items()}
+    found = {name: paired_runs.on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
     _flips(chosen[0], found)
 
@@ -72,7 +72,7 @@ def _differences(
                 o = oriented(c)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
                 margin = margins.get(task)
-                bar = charts.Bar(task, *ends, pairs.said(c), 100 * margin if margin else None)
+                bar = charts.Bar(task, *ends, paired_runs.said(c), 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
     if series:
         charts.draw(
@@ -85,7 +85,7 @@ def _differences(
         height = min(560, 38 + 35 * len(rows))
         st.dataframe(rows, column_config=wide, hide_index=True, height=height)
         controls.offer_csv(rows, "compare")
-    texts.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
+    safe_text.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
 
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _row(name: str, c: Comparison) -> dict[str, Any]:
         "metric": c.metric,
         "reference": score(c.unit, c.base, c.base_low, c.base_high),
         "new": score(c.unit, c.new, c.new_low, c.new_high),
-        "change": pairs.said(c),
+        "change": paired_runs.said(c),
         "lost": len(c.lost),
         "gained": len(c.gained),
         "n": c.n,
@@ -118,7 +118,7 @@ def _flips(base: str, found: Mapping[str, Mapping[str, tuple[Pair, Comparison | 
     task = left.selectbox("Task", list(tasks), index=index, key="flips_task")
     controls.remember("task", [task])
     pair, c = tasks[task]
-    items.browse(pair, (base, name), {"lost": c.lost, "gained": c.gained}, f"flip_{task}")
+    sample_viewer.browse(pair, (base, name), {"lost": c.lost, "gained": c.gained}, f"flip_{task}")
 
 
 page()

@@ -17,8 +17,8 @@ from harness.formatting import needed
 from harness.report import ExperimentReport
 from harness.report.decision_tables import arithmetic_rows
 from harness.spec import DecidePolicy
-from parts import charts, controls, pairs, project, texts
-from parts.policy import sliders
+from parts import charts, controls, paired_runs, project, safe_text
+from parts.decision_sliders import sliders
 
 
 def page() -> None:
@@ -39,12 +39,12 @@ def page() -> None:
         metric_name=report.metric,
         curve=report.curve,
     )
-    texts.say(found.sentence, "lead")
+    safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):
         st.caption("Other than the report, because of what was changed here.")
     _break_even(found)
     st.subheader("Reasons", anchor=False)
-    texts.say_all(found.reasons)
+    safe_text.say_all(found.reasons)
     st.subheader("Arithmetic", anchor=False)
     rows = [{"input": name, "value": value} for name, value in arithmetic_rows(found, report.unit)]
     st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
@@ -60,9 +60,9 @@ def _gains(
         return facts
     key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())
     rows = {label: run.rows[key] for label, run in runs.items() if key in run.rows}
-    pair = partial(pairs.Pair, report.task, report.metric, rows.get(best, ""))
-    found = {label: pairs.compare(pair(digest)) for label, digest in rows.items() if label != best}
-    texts.say(
+    pair = partial(paired_runs.Pair, report.task, report.metric, rows.get(best, ""))
+    found = {label: paired_runs.compare(pair(digest)) for label, digest in rows.items() if label != best}
+    safe_text.say(
         f"Within these budgets {best} is the best that trains nothing: gains are measured against it anew, "
         "the gate's verdicts are the report's."
     )

@@ -14,8 +14,8 @@ from harness.formatting import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.html import heat
-from parts import charts, controls, items, pairs, project, texts, validity
-from parts.pairs import Pair
+from parts import charts, controls, paired_runs, project, safe_text, sample_viewer, status_counts
+from parts.paired_runs import Pair
 
 
 def page() -> None:
@@ -40,7 +40,7 @@ def page() -> None:
     stored = controls.runs_of(report, project.runs())
     runs = {name: stored[name] for name in drawn.labels if name in stored}
     if runs:
-        validity.show(runs)
+        status_counts.show(runs)
         _before_and_after(runs, report)
 
 
@@ -63,7 +63,7 @@ def _no_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
     for label in labels:
         for c in report.comparisons[label]:
             if not c.slice and c.task not in rates:
-                said = f"{pairs.said(c)} ({score(c.unit, c.new)} now)"
+                said = f"{paired_runs.said(c)} ({score(c.unit, c.new)} now)"
                 bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
     for unit, series in by_unit.items():
@@ -82,15 +82,17 @@ def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
     listed = [c for c in report.comparisons.get(name, ()) if not c.slice and c.unit.is_rate]
     by_task = {c.task: c for c in reversed(listed) if project.base_rows(run, f"{c.task}/test")}
     if not by_task:
-        texts.say("The base's own answers are not stored beside this run.")
+        safe_text.say("The base's own answers are not stored beside this run.")
         return
     tasks = sorted(by_task, key=lambda task: ("chat" not in task, oriented(by_task[task]).delta))
     task = right.selectbox("Task", tasks, key="after_task")
     c, key = by_task[task], f"{task}/test"
     pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])
     flipped = {*c.lost, *c.gained}
-    same = [item for item in pairs.kinds(pair) if item not in flipped]
-    items.browse(pair, ("base", name), {"lost": c.lost, "gained": c.gained, "as good": same}, f"after_{task}")
+    same = [item for item in paired_runs.kinds(pair) if item not in flipped]
+    sample_viewer.browse(
+        pair, ("base", name), {"lost": c.lost, "gained": c.gained, "as good": same}, f"after_{task}"
+    )
 
 
 page()

@@ -11,8 +11,8 @@ from harness.formatting import count, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.experiment_report import last_line
-from parts import board, board_table, charts, controls, filters, project, scores, texts
-from parts.board import Board, Line
+from parts import charts, controls, leaderboard_rows, leaderboard_table, project, safe_text, score_cache
+from parts.leaderboard_rows import Board, Line
 
 
 def page() -> None:
@@ -23,14 +23,14 @@ def page() -> None:
         controls.nothing("No runs yet.")
         return
     if report is not None:
-        texts.say(last_line(report), "lead")
+        safe_text.say(last_line(report), "lead")
     controls.say_absent(report, stored)
-    runs = filters.chosen(board.with_reported(stored, report), report)
+    runs = leaderboard_table.chosen(leaderboard_rows.with_reported(stored, report), report)
     if not runs:
         st.info("No run fits these filters.")
         return
     metrics = _more_metrics(report) if stored else []
-    found = board.of(runs, report, metrics)
+    found = leaderboard_rows.of(runs, report, metrics)
     _table(found.lines, metrics, report, stored)
     _unread(found)
     _picture(found.lines)
@@ -38,7 +38,7 @@ def page() -> None:
 
 def _more_metrics(report: ExperimentReport | None) -> list[str]:
     """Let other metrics of the target be shown beside the one that decides."""
-    name, primary = board.target(report)
+    name, primary = leaderboard_rows.target(report)
     written = project.task(name)
     others = [metric for metric in written.metrics if metric != primary] if written else []
     if not others:
@@ -52,9 +52,9 @@ def _more_metrics(report: ExperimentReport | None) -> list[str]:
 def _table(
     lines: Sequence[Line], metrics: Sequence[str], report: ExperimentReport | None, stored: Sequence[Run]
 ) -> None:
-    columns = board_table.columns(metrics)
+    columns = leaderboard_table.columns(metrics)
     picked = st.dataframe(
-        board_table.styled(lines, metrics),
+        leaderboard_table.styled(lines, metrics),
         column_config=columns,
         column_order=list(columns),
         hide_index=True,
@@ -66,7 +66,7 @@ def _table(
     )
     left, right = st.columns([1, 5])
     with left:
-        controls.offer_csv([board_table.as_row(line) for line in lines], "leaderboard")
+        controls.offer_csv([leaderboard_table.as_row(line) for line in lines], "leaderboard")
     chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
     if len(chosen) < 2:
         able = sum(bool(line.run.rows) for line in lines) > 1
@@ -80,12 +80,14 @@ def _table(
 def _unread(found: Board) -> None:
     """Say how many scores are not known yet, and estimate them when asked."""
     if found.n_unanswered:
-        texts.say(
+        safe_text.say(
             f"Runs without a score, because they did not answer the target: {count(found.n_unanswered)}"
         )
     if found.n_unread == 0:
         return
-    st.caption(f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {scores.AT_ONCE}.")
+    st.caption(
+        f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {score_cache.AT_ONCE}."
+    )
     if st.button("Estimate all", key="estimate"):
         bar = st.progress(0.0)
         for share in found.read():
@@ -94,7 +96,7 @@ def _unread(found: Board) -> None:
 
 
 def _picture(lines: Sequence[Line]) -> None:
-    known = [(line, line.score) for line in lines if line.score is not None][: scores.AT_ONCE]
+    known = [(line, line.score) for line in lines if line.score is not None][: score_cache.AT_ONCE]
     if not known:
         return
     task, metric = known[0][0].task, known[0][0].metric

@@ -9,7 +9,7 @@ import streamlit as st
 from harness.formatting import UNKNOWN, count, percent
 from harness.nightly.judging import missed
 from harness.nightly.state import Alarm, Night, home, read_nights, read_state
-from parts import charts, controls, nights, project, texts
+from parts import charts, controls, nightly_charts, project, safe_text
 
 
 def page() -> None:
@@ -20,7 +20,7 @@ def page() -> None:
     loaded = project.experiment()
     if problems := project.what_is_wrong():
         st.error("The experiment's file cannot be used, so its nights cannot be told:")
-        texts.say_all(problems)
+        safe_text.say_all(problems)
         return
     folder = home(project.project().store, loaded.experiment.name) if loaded else None
     stored = read_nights(folder) if folder else []
@@ -30,19 +30,22 @@ def page() -> None:
         )
         return
     state = read_state(folder)
-    told = nights.tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
-    last, marks = told[-1], (nights.changes(stored), nights.alarms(state, told), missed(stored))
-    st.html(texts.badge(last.verdict))
-    texts.say(last.sentence, "lead")
+    told = nightly_charts.tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
+    last, marks = (
+        told[-1],
+        (nightly_charts.changes(stored), nightly_charts.alarms(state, told), missed(stored)),
+    )
+    st.html(safe_text.badge(last.verdict))
+    safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
-        st.subheader(texts.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
-        charts.draw(charts.nights(nights.trends(told, key), *marks), key)
+        st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
+        charts.draw(charts.nights(nightly_charts.trends(told, key), *marks), key)
     st.caption("Band: 95 % for all nights at once. Dotted: other code or libraries. Grey: a missed night.")
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
-    texts.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
+    safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     _alarms(state.alarms)
     _control(stored)
-    controls.offer_csv(nights.rows_of(told), "nightly")
+    controls.offer_csv(nightly_charts.rows_of(told), "nightly")
 
 
 def _alarms(alarms: tuple[Alarm, ...]) -> None:
@@ -55,7 +58,7 @@ def _alarms(alarms: tuple[Alarm, ...]) -> None:
     ]
     if rows:
         st.dataframe(rows, hide_index=True)
-        texts.say_all(f"{a.night}: {a.sentence}" for a in reversed(alarms))
+        safe_text.say_all(f"{a.night}: {a.sentence}" for a in reversed(alarms))
         st.caption("`harness nightly ack` closes them; evidence then begins anew.")
     else:
         st.text("None so far.")
@@ -69,7 +72,7 @@ def _control(stored: list[Night]) -> None:
         | {"scores that moved, %": _share(sum(found.flips.values()), len(found.flips))}
         | {"prompts of other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
-        for night in reversed(stored[-nights.SHOWN :])
+        for night in reversed(stored[-nightly_charts.SHOWN :])
         for base, found in night.bases.items()
     ]
     st.dataframe(rows, hide_index=True, height=min(320, 38 + 35 * len(rows)))

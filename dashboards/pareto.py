@@ -15,7 +15,7 @@ from harness.report import ExperimentReport
 from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import Point, points_of
 from harness.rescue import Rescue
-from parts import charts, controls, project, texts
+from parts import charts, controls, project, safe_text
 
 _SCALING = ("scaled", "interpolated")
 _SCALE = 0.5  # what both take where nothing is written
@@ -40,7 +40,7 @@ def page() -> None:
     charts.draw(charts.front(found, report.metric, report.macro_margin, lines), "pareto")
     _say_front(report, found)
     if rescued:
-        texts.say(
+        safe_text.say(
             f"Dotted: the scales that the last rescue of {', '.join(rescued)} tried; of general ability "
             "a rescue measures one half of the items."
         )
@@ -51,20 +51,20 @@ def page() -> None:
 
 def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     on_front = [p.label for p in found if p.on_front]
-    texts.say(f"On the front: {', '.join(on_front)}.")
+    safe_text.say(f"On the front: {', '.join(on_front)}.")
     if report.unit.is_rate:
         worst = 0.0 if report.unit.higher_is_better else -1.0
         goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in found]
         passing = [goal for goal, p in zip(goals, found, strict=True) if p.verdict == WORDS["pass"]]
         area = stats.hypervolume(goals, _REFERENCE)
         kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
-        texts.say(
+        safe_text.say(
             f"Area under the front: {percent(area)} % of a candidate that answers everything and forgets "
             f"nothing; of those that pass the gate {percent(kept)} %."
         )
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:
-        texts.say(f"Without general ability to lose, so not drawn: {', '.join(absent)}.")
+        safe_text.say(f"Without general ability to lose, so not drawn: {', '.join(absent)}.")
 
 
 def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:

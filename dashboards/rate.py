@@ -13,8 +13,8 @@ from harness.comparison import human
 from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import choices, controls, pairs, preferred, project, texts
-from parts.pairs import Pair
+from parts import controls, paired_runs, project, rating_form, rating_results, safe_text
+from parts.paired_runs import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
 _TITLES = {"left": "Left is better", "tie": "Equally good", "right": "Right is better", "skip": "Skip"}
@@ -45,7 +45,7 @@ def page() -> None:
     pair = Pair(target, "", one.rows[key], other.rows[key])
     done = store.list_ratings(project.project().store, target)
     _turn(pair, (one, other), rater, done)
-    preferred.show(pair, (one.label, other.label), done)
+    rating_results.show(pair, (one.label, other.label), done)
 
 
 def _target(runs: dict[str, Run]) -> str:
@@ -65,28 +65,28 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     n_done = len(
         {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
     )
-    choices.say_unindexed()
+    rating_form.say_unindexed()
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
-    rows = pairs.two_texts(pair, turn.example_id) if turn else None
+    rows = paired_runs.two_texts(pair, turn.example_id) if turn else None
     if turn is None or rows is None:
         st.success("You have seen every item of this pair.")
         return
-    choices.begin(turn)
+    rating_form.begin(turn)
     # The shorter prompt: the longer one may hold passages or shots, which would tell whose answer is whose.
-    texts.block("question", min((row.prompt for row in rows), key=len))
+    safe_text.block("question", min((row.prompt for row in rows), key=len))
     ordered = rows if turn.left == "a" else rows[::-1]
     for column, side, row in zip(st.columns(2), ("left", "right"), ordered, strict=True):
         with column:
-            texts.block(side, row.text)
+            safe_text.block(side, row.text)
     for column, (side, title) in zip(st.columns(4), _TITLES.items(), strict=True):
         column.button(
             title, key=f"choose_{side}", shortcut=_SHORTCUTS[side], width="stretch",
             type="primary" if side in ("left", "right") else "secondary",
-            on_click=choices.save, args=(pair, runs, rater, turn, side),
+            on_click=rating_form.save, args=(pair, runs, rater, turn, side),
         )  # fmt: skip
     if rows[0].references:
         with st.expander("Reference"):
-            texts.block("reference", " | ".join(rows[0].references[:5]))
+            safe_text.block("reference", " | ".join(rows[0].references[:5]))
 
 
 @st.cache_data(show_spinner=False, max_entries=32)

@@ -14,7 +14,7 @@ from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
 from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
-from parts import charts, controls, project, texts
+from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
 
@@ -109,7 +109,7 @@ def _more(name: str, run: Run) -> None:
     others = {key: value for key, value in run.training.items() if key.startswith("reward_") and known(value)}
     sweep = run.training.get("sweep", [])
     if others or sweep:
-        with st.expander(texts.label(name)):
+        with st.expander(safe_text.label(name)):
             for key, value in others.items():
                 st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
             if sweep:

@@ -178,12 +178,12 @@ def in_bits(made):
 
 
 def test_a_row_to_take_away_is_unrounded_with_every_interval(opened, tmp_path):
-    from parts import board, board_table, project
+    from parts import leaderboard_rows, leaderboard_table, project
 
     made = fake_project.write(tmp_path)
     opened("leaderboard")
-    lines = board.of(project.runs(), made).lines
-    (row,) = (board_table.as_row(line) for line in lines if line.run.candidate == "lora")
+    lines = leaderboard_rows.of(project.runs(), made).lines
+    (row,) = (leaderboard_table.as_row(line) for line in lines if line.run.candidate == "lora")
     f = made.facts[2]
     for name, ends in (
         ("score", f.target[:3]),
@@ -655,21 +655,21 @@ def test_the_base_answers_before_and_the_fine_tune_after(opened, tmp_path):
 
 
 def test_every_number_of_the_heat_map_can_be_read_on_its_colour(found):
-    from parts import charts, colours
+    from parts import charts
 
     strengths = [i / 100 for i in range(-100, 101)]
     cells = tuple(Cell("+1.0", "", "", strength, shown=True) for strength in strengths)
     (drawn,) = charts.heat(Heat(("lora",), tuple(("chat", (cell,)) for cell in cells))).data
     for strength, (text,) in zip(strengths, drawn.text, strict=True):
         ink = re.search(r"color:(#\w{6})", text)[1]
-        assert colours.contrast(ink, colours.of_change(strength)) >= 4.5
+        assert charts.contrast(ink, charts.of_change(strength)) >= 4.5
 
 
 def test_contrast_is_that_of_wcag(found):
-    from parts import colours
+    from parts import charts
 
-    assert colours.contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert colours.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+    assert charts.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert charts.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 def point(name, score, kept, half, *, recommended=False) -> Point:
@@ -1320,7 +1320,7 @@ def test_pages_open_with_torch_blocked(tmp_path):
 
 
 def test_the_words_of_a_difference_are_marked_and_stand_apart(found):
-    from parts.texts import diff_html
+    from parts.safe_text import diff_html
 
     shown = diff_html("the red <b> cat", "the blue <b> cat")
     assert shown == "the <del>red</del> <ins>blue</ins> &lt;b&gt; cat"

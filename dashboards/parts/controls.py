@@ -15,12 +15,12 @@ from harness.formatting import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport
 from harness.report.escape import clean, spreadsheet
-from parts import project, texts
+from parts import project, safe_text
 
 
 def heading(title: str, purpose: str) -> None:
     """Open a page."""
-    texts.style()
+    safe_text.style()
     st.title(title, anchor=False)
     st.caption(purpose)
 
@@ -50,7 +50,7 @@ def choose_report() -> ExperimentReport | None:
         name = names[0]
     if found[name].smoke:
         st.info(f"{SMOKE[0].upper()}{SMOKE[1:]}: few items, to see that everything works.")
-    texts.say_all(note for note in found[name].notes if note.startswith("fewer items"))
+    safe_text.say_all(note for note in found[name].notes if note.startswith("fewer items"))
     return found[name]
 
 
@@ -66,7 +66,7 @@ def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
     if report is None or not absent:
         return
     n_absent, n = count(len(absent)), count(len(report.facts))
-    texts.say(
+    safe_text.say(
         f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. What was "
         "reported is shown; their answers cannot be ranked or paired. Next: harness compare makes them here."
     )
@@ -122,7 +122,7 @@ def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *
     """Let candidates be chosen; the address names them, and follows what is chosen."""
     wanted = [name for name in asked(key) if name in labels]
     if missing := [name for name in asked(key) if name not in labels]:
-        texts.say(f"Not among these runs: {', '.join(missing)}")
+        safe_text.say(f"Not among these runs: {', '.join(missing)}")
     chosen = st.multiselect(
         title, labels, default=wanted or list(default), format_func=clean, key=f"{key}_chosen"
     )

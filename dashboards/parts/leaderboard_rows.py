@@ -13,8 +13,8 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts, best_untrained
 from harness.records import Run
 from harness.report import ExperimentReport
-from parts import project, scores
-from parts.scores import AT_ONCE
+from parts import project, score_cache
+from parts.score_cache import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Board(NamedTuple):
         """Estimate what is not known yet; yields the share that is done."""
         done = 0
         for metric, digests in self.unread.items():
-            for n in scores.read(digests, self.task, metric):
+            for n in score_cache.read(digests, self.task, metric):
                 done += n
                 yield done / self.n_unread
 
@@ -134,7 +134,7 @@ def _estimates(
 ) -> dict[str, Estimate | None]:
     """Estimate the scores of row sets that answered the task, and note those that were not read."""
     digests = [line.rows for line in lines if line.task == task and line.rows]
-    found = scores.estimates(digests, task, metric)
+    found = score_cache.estimates(digests, task, metric)
     if left := [digest for digest in dict.fromkeys(digests) if digest not in found]:
         unread[metric] = left
     return found
@@ -145,5 +145,5 @@ def _ranked(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
     alike = [one for one in lines if (one.task, one.metric) == (task, metric) and one.score and one.rows]
     if not alike:
         return list(lines)
-    ranks = scores.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
+    ranks = score_cache.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
     return [replace(line, rank=ranks.get(line.run.run_id)) for line in lines]

@@ -13,8 +13,8 @@ from harness.formatting import count, interval, p_value, plain, points
 from harness.records import Rating
 from harness.report.escape import clean
 from harness.stats import Strength
-from parts import controls, project, texts
-from parts.pairs import Pair
+from parts import controls, project, safe_text
+from parts.paired_runs import Pair
 
 
 def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
@@ -27,13 +27,13 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
             return
         r, s = found.rate, found.strength
         share = interval(r.rate, r.low, r.high)
-        texts.say(
+        safe_text.say(
             f"{names[1]} is preferred to {names[0]} on {share} % of {count(found.n_items)} items", "lead"
         )
         alpha = f"{plain(found.agreement)} (Krippendorff's alpha; 0 is chance, 1 is all)"
         counted = {"raters": len(found.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
         counted["skipped"] = found.n_skipped
-        texts.say_all(
+        safe_text.say_all(
             [
                 ", ".join(f"{word} {count(n)}" for word, n in counted.items()),
                 f"sign test: p = {p_value(r.p)}",
@@ -52,7 +52,7 @@ def _all(found: dict[str, Strength]) -> None:
     labels = {run.run_id: run.label for run in project.runs()}
     ordered = sorted(found.items(), key=lambda one: -(one[1].elo or 0.0))
     rows = [{"candidate": clean(labels.get(run_id, run_id)), "Elo points": elo(s)} for run_id, s in ordered]
-    texts.say(f"All that were rated on this task, over {clean(labels.get(min(found), min(found)))}:")
+    safe_text.say(f"All that were rated on this task, over {clean(labels.get(min(found), min(found)))}:")
     st.dataframe(rows, hide_index=True)
 
 

@@ -14,8 +14,8 @@ from harness import store
 from harness.comparison.human import Turn
 from harness.errors import HarnessError
 from harness.records import Rating, Run
-from parts import project, texts
-from parts.pairs import Pair
+from parts import project, safe_text
+from parts.paired_runs import Pair
 
 
 def begin(turn: Turn) -> None:
@@ -27,7 +27,7 @@ def begin(turn: Turn) -> None:
 def say_unindexed() -> None:
     """Say that the last choice was kept without the index, if so."""
     if note := st.session_state.pop("rating_note", ""):
-        texts.say(f"The rating is kept, and comes into the index with the next one. {note}")
+        safe_text.say(f"The rating is kept, and comes into the index with the next one. {note}")
 
 
 def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:

@@ -9,8 +9,8 @@ import streamlit as st
 
 from harness.formatting import count
 from harness.report.escape import clean
-from parts import pairs, texts
-from parts.pairs import Pair
+from parts import paired_runs, safe_text
+from parts.paired_runs import Pair
 
 
 def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str]], key: str) -> None:
@@ -25,7 +25,7 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
         "Items", list(filled), default=next(iter(filled)), format_func=titles.__getitem__, key=f"{key}_group"
     )
     ids = list(filled[group or next(iter(filled))])
-    known = pairs.kinds(pair)
+    known = paired_runs.kinds(pair)
     kinds = {i: known.get(i, ("", "")) for i in ids}
     for column, title, place in ((columns[1], "slice", 0), (columns[2], "cluster", 1)):
         options = sorted({kind[place] for kind in kinds.values() if kind[place]})
@@ -34,7 +34,7 @@ def browse(pair: Pair, names: tuple[str, str], groups: Mapping[str, Sequence[str
     sought = columns[3].text_input(
         "Search", placeholder="in prompts, answers, references", key=f"{key}_search"
     )
-    found = pairs.holding(pair, sought)
+    found = paired_runs.holding(pair, sought)
     ids = ids if found is None else [i for i in ids if i in found]
     if not ids:
         st.info("No item fits these filters.")
@@ -52,23 +52,23 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
             title, disabled=not 0 <= to < len(ids), key=f"{key}_{name}", width="stretch",
             on_click=_go, args=(f"{key}_at", what, to),
         )  # fmt: skip
-    rows = pairs.two_texts(pair, ids[at])
+    rows = paired_runs.two_texts(pair, ids[at])
     with where:
-        texts.say(f"{count(at + 1)} of {count(len(ids))}: {ids[at]}")
+        safe_text.say(f"{count(at + 1)} of {count(len(ids))}: {ids[at]}")
     if rows is None:
         st.info("The texts of this item are not stored.")
         return
     old, new = rows
-    texts.block("prompt", new.prompt)
+    safe_text.block("prompt", new.prompt)
     if new.references:
-        texts.block("reference", " | ".join(new.references[:5]))
+        safe_text.block("reference", " | ".join(new.references[:5]))
     left, right = st.columns(2)
     for column, name, row, side in ((left, names[0], old, "old"), (right, names[1], new, "new")):
         with column:
-            texts.block(name if row.status == "ok" else f"{name} · {row.status}", row.text)
-            texts.whole(name, row.text, f"{key}_{side}")
+            safe_text.block(name if row.status == "ok" else f"{name} · {row.status}", row.text)
+            safe_text.whole(name, row.text, f"{key}_{side}")
     if old.text != new.text:
-        texts.difference(f"words that {names[1]} changed", old.text, new.text)
+        safe_text.difference(f"words that {names[1]} changed", old.text, new.text)
 
 
 def _go(key: str, what: tuple[Pair, tuple[str, ...]], to: int) -> None:

@@ -1,9 +1,10 @@
-"""The table of the leaderboard: one column for each thing that was measured, printed with its interval.
+"""The table of the leaderboard and its filters: a column for each measured thing, printed with its interval.
 
-Invariant: cells are printed as reports print them and stay numbers, so that a click on a head sorts by value.
+Invariant: cells are printed as reports print them and stay numbers, so that a click on a head sorts by value;
+filters stand in the page's address.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -11,18 +12,48 @@ import streamlit as st
 from harness.comparison import Estimate
 from harness.decision import fine_tuned
 from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
+from harness.records import Run
+from harness.report import ExperimentReport
 from harness.report.escape import clean
 from harness.report.experiment_report import verdict_word
 from harness.report.labels import CLASSES, ERROR
-from parts.board import Line
-from parts.scores import AT_ONCE
+from parts import controls
+from parts.leaderboard_rows import Line
+from parts.score_cache import AT_ONCE
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
 
+_FACETS: dict[str, Callable[[Run], str]] = {
+    "experiment": lambda run: run.experiment,
+    "model": lambda run: run.base_model,
+    "method": lambda run: run.method,
+    "seed": lambda run: str(run.seed),
+}
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
 _VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
 _WITH_INTERVAL = 160  # pixels, for the longest: −0.123 [−0.145, −0.101]
+
+
+def chosen(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
+    """Let runs be filtered; without a filter the report's are shown."""
+    reported = {f.run_id for f in report.facts} if report is not None else set()
+    shown = controls.runs_of(report, runs)
+    with st.expander("Filters"):
+        everything = st.toggle(
+            "All stored runs, not only the report's", value=not shown, key="all_runs", bind="query-params"
+        )
+        pool = [run for run in runs if everything or report is None or run.run_id in reported]
+        columns = st.columns(5)
+        for column, (title, pick) in zip(columns, _FACETS.items(), strict=False):
+            options = sorted({pick(run) for run in pool})
+            key = f"filter_{title}"
+            picked = column.multiselect(title, options, key=key, format_func=clean, bind="query-params")
+            pool = [run for run in pool if not picked or pick(run) in picked]
+        since = columns[-1].text_input(
+            "created since", placeholder="2026-01-31", key="filter_since", bind="query-params"
+        )
+        return [run for run in pool if run.created >= since]
 
 
 class Printed(float):
