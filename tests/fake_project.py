@@ -16,7 +16,7 @@ from harness import decision as decide
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts
 from harness.metrics import mean_metric
-from harness.nightly import judging
+from harness.nightly import alarm
 from harness.nightly import state as files
 from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult
 from harness.report import ExperimentReport
@@ -194,7 +194,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
         )
         files.write_night(at, home, night)
         kept.append(night)
-        state = judging.with_alarms(state, judging.report_of(name, NightlyPolicy(), kept, state))
+        state = alarm.with_alarms(state, alarm.report_of(name, NightlyPolicy(), kept, state))
     files.write_state(at, home, state)
 
 

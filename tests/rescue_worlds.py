@@ -20,7 +20,7 @@ from harness.experiment import Scope, bench_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
-from harness.rescue.split import split
+from harness.rescue.result import split
 
 BASE = Truth(
     {"zero_shot": {"behaviour": 20}, "few_shot": {"behaviour": 40}, "rag": {"behaviour": 20}, "tuned": {}}

@@ -27,8 +27,8 @@ from harness.experiment import Scope, bench_of, run_candidate
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
+from harness.nightly.alarm import report_of
 from harness.nightly.changes import Arms, series_of
-from harness.nightly.judging import report_of
 from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
     Alarm,

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from harness.errors import UserError
 from harness.nightly import scheduler as install
-from harness.nightly.judging import EXIT
+from harness.nightly.alarm import EXIT
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.gating import Measurement
 from harness.records import SampleResult
-from harness.rescue.split import cluster_of, split
+from harness.rescue.result import cluster_of, split
 from harness.rescue.trials import ladder
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 

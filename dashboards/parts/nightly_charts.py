@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness import provenance, store
 from harness.formatting import plain, points
-from harness.nightly.judging import NightReport, report_of
+from harness.nightly.alarm import NightReport, report_of
 from harness.nightly.state import Night, State
 from harness.spec import NightlyPolicy
 from parts import charts, project

@@ -7,7 +7,7 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 import errno
 import sys
 
-from harness.cli import (  # in the order in which help lists the verbs
+from harness.cli import (  # in the order in which help lists the commands
     compare,
     dashboard,
     doctor,
@@ -15,11 +15,9 @@ from harness.cli import (  # in the order in which help lists the verbs
     nightly,
     rescue,
     runs,
-    score,
     sql,
 )
-from harness.cli.app import app
-from harness.cli.output import write_utf8
+from harness.cli.app import app, write_utf8
 from harness.errors import HarnessError, Problem
 from harness.progress import quiet_environment
 
@@ -33,7 +31,6 @@ __all__ = [
     "nightly",
     "rescue",
     "runs",
-    "score",
     "sql",
 ]
 

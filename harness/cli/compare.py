@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Candidates, Config, Json, Overrides, Precision, RunsFolder, app, with_precision
-from harness.cli.output import open_bench, print_json, print_report, print_scores, print_value, say
+from harness.cli.app import (
+    Candidates,
+    Config,
+    Json,
+    Overrides,
+    Precision,
+    RunsFolder,
+    app,
+    open_bench,
+    print_json,
+    print_report,
+    print_scores,
+    print_value,
+    say,
+    with_precision,
+)
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

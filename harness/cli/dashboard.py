@@ -14,8 +14,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, app
-from harness.cli.output import say
+from harness.cli.app import Config, app, say
 from harness.errors import Problem, UserError
 
 _PACKAGE = Path(__file__).parents[1]

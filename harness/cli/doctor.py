@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, Precision, app, with_precision
-from harness.cli.output import open_bench, print_json, say
+from harness.cli.app import (
+    Config,
+    Json,
+    Overrides,
+    Precision,
+    app,
+    open_bench,
+    print_json,
+    say,
+    with_precision,
+)
 
 if TYPE_CHECKING:
     from harness.experiment.preflight import Checkup, Cost

@@ -9,8 +9,19 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, regressions_app
-from harness.cli.output import open_bench, print_json, print_report, print_value, say, scored
+from harness.cli.app import (
+    Config,
+    Json,
+    Overrides,
+    app,
+    open_bench,
+    print_json,
+    print_report,
+    print_value,
+    regressions_app,
+    say,
+    scored,
+)
 from harness.errors import HarnessError, UserError
 
 
@@ -142,7 +153,7 @@ def regressions_confirm(
     config: Config = Path("harness.yaml"),
 ) -> None:
     """Score a run's pinned items again in fp32, so that the gate knows what rounding moved."""
-    from harness.release.exact import rescore_pinned
+    from harness.release.rescore import rescore_pinned
     from harness.release.stored import candidate_runs
 
     bench, loaded = open_bench(config)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import print_json, print_value, say
+from harness.cli.app import Config, Json, Overrides, app, print_json, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app
-from harness.cli.output import open_bench, print_json, say
+from harness.cli.app import Config, Json, Overrides, app, open_bench, print_json, say
 
 if TYPE_CHECKING:
     from harness.rescue import Prepared, Rescue

@@ -1,15 +1,22 @@
-"""The verbs that list and keep what is there: runs, ls, reindex.
-
-Invariant: nothing here loads a model.
-"""
+"""Commands on stored runs: list, show, diff, remove, and score again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Json, RunsFolder, app, runs_app
-from harness.cli.output import print_value, say
+from harness.cli.app import (
+    Config,
+    Json,
+    Overrides,
+    RunsFolder,
+    app,
+    open_bench,
+    print_scores,
+    print_value,
+    runs_app,
+    say,
+)
 
 if TYPE_CHECKING:
     from harness.records import Run
@@ -182,3 +189,23 @@ def _side_by_side(found: "Differences") -> dict[str, Any]:
     parts |= {f"rows {key}": pairs(of) for key, of in found.rows.items()}
     parts |= {f"scores {key}": {m: score(s) for m, s in of.items()} for key, of in found.scores.items()}
     return {name: lines for name, lines in parts.items() if lines}
+
+
+@app.command()
+def score(
+    run: Annotated[str, typer.Argument(help="A run's id, or a candidate: each of its seeds.")],
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Score a run's stored answers again with the metrics as they are now, without the model."""
+    from harness import release
+
+    bench, loaded = open_bench(config, overrides)
+    out = {}
+    for before in release.candidate_runs(loaded, bench.store, run):
+        found = release.score_again(bench, before)
+        unchanged = found.run.run_id == before.run_id
+        say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
+        out[found.run.run_id] = found.scores
+    print_scores(out, as_json)

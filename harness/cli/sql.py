@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Json, RunsFolder, app
-from harness.cli.output import print_json, say
+from harness.cli.app import Json, RunsFolder, app, print_json, say
 
 if TYPE_CHECKING:
     from harness.store import Answer

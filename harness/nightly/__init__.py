@@ -11,7 +11,7 @@ from harness import config
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.judging import NightReport, missed, report_of
+from harness.nightly.alarm import NightReport, missed, report_of
 from harness.nightly.night import alone, run_night, run_on
 from harness.nightly.notify import markdown, refuse_webhook, tell, terminal, to_json, write
 from harness.nightly.state import (

@@ -20,9 +20,9 @@ from harness.evaluation.session import Bench, Measured
 from harness.experiment import Scope, bench_of, run_candidate
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
+from harness.nightly.alarm import HARNESS, NightReport, report_of, with_alarms
 from harness.nightly.ask import Part, Rows, ask, by_item, file_of, parts_of
 from harness.nightly.changes import Arms, base_night, has_moved, series_of
-from harness.nightly.judging import HARNESS, NightReport, report_of, with_alarms
 from harness.nightly.rotation import Tonight, pool_of, tonight
 from harness.nightly.state import (
     BaseNight,

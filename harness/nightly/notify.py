@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from harness import formatting, report
 from harness.errors import Problem, UserError
-from harness.nightly.judging import Line, NightReport
+from harness.nightly.alarm import Line, NightReport
 from harness.nightly.state import Alarm, State, open_alarms
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape

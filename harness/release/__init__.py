@@ -19,8 +19,7 @@ from harness.release.cleanup import Unused, remove_run, remove_unused, unused
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import score_again
-from harness.release.staleness import refuse_drawn
-from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
+from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run, refuse_drawn
 from harness.report import gate_report
 from harness.report.gate_report import terminal
 from harness.store import Store

@@ -1,22 +1,24 @@
 """Logs of inspect (`inspect_ai`): one evaluation of one task a file, as JSON or as a zipped `.eval`.
 
 Invariant: nothing is read but JSON; of several finished logs of a task the newest counts, and one
-that ended early or was declared invalid never does.
-Source: the format that inspect_ai 0.3 documents as its log file format, version 2.
+that ended early or was declared invalid never does. A member of a zip has the checksum that it names.
+Source: the format that inspect_ai 0.3 documents as its log file format, version 2; PKWARE's application
+note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
 """
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
 from harness.records import Status, canonical_json, digest
 from harness.release.eval_logs import Item, Logged, cluster_of, is_rate
-from harness.release.zip_reader import member_names, read_members
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {
@@ -285,4 +287,73 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     out["scorers"] = (
         canonical_json([[s.get("name"), s.get("options") or {}] for s in scorers]) if scorers else None
     )
+    return out
+
+
+_ZSTANDARD = 93
+_MOST_BYTES = 2**31  # of one member: more is a damaged size
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
+
+
+def member_names(path: Path) -> list[str]:
+    """List the members of an archive.
+
+    Raises:
+        zipfile.BadZipFile: the archive is damaged.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as raw:
+        return _opened(raw).namelist()
+
+
+def read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
+    """Return the members whose name is wanted, in the archive's order.
+
+    Raises:
+        zipfile.BadZipFile: the archive is damaged, or compressed in another way.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as raw:
+        archive = _opened(raw)
+        return [_member(archive, raw, info) for info in archive.infolist() if wanted(info.filename)]
+
+
+def _opened(raw: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(raw)
+    except NotImplementedError as error:  # a version of the format from the future, or a damaged byte
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    if info.compress_type != _ZSTANDARD:
+        try:
+            return archive.read(info)
+        except (NotImplementedError, RuntimeError, zlib.error) as error:
+            raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+    if info.file_size > _MOST_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
+    data = _zstandard(_compressed(raw, info), info)
+    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+        raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
+    return data
+
+
+def _compressed(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    raw.seek(info.header_offset)
+    header = raw.read(_LOCAL_HEADER.size)
+    if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"{info.filename}: no local header")
+    _, n_name, n_extra = _LOCAL_HEADER.unpack(header)
+    raw.seek(n_name + n_extra, 1)
+    return raw.read(info.compress_size)
+
+
+def _zstandard(data: bytes, info: zipfile.ZipInfo) -> bytes:
+    import pyarrow
+
+    try:
+        out: bytes = pyarrow.decompress(data, info.file_size, codec="zstd", asbytes=True)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
     return out

@@ -1,8 +1,10 @@
-"""Score a finished run's stored answers with the metrics as they are now, and those it is gated against.
+"""Re-scoring of stored answers: by the metrics as they are now, and of pinned items in fp32.
 
-Invariant: no model is loaded; what only asking again would give is named, and nothing is half done.
+Invariant: the weights are the run's own. Re-scoring by metric loads no model and leaves nothing half done;
+in fp32 only the precision of computing differs, which tells a lost item from one that rounding moved.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from harness.comparison import Estimate
@@ -10,8 +12,9 @@ from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
 from harness.evaluation.candidates import base_of, served_base
 from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Bench, EngineSlot
 from harness.experiment import run_candidate
+from harness.experiment.run_candidate import ensure_weights, suite_arm
 from harness.experiment.stored_rows import Reader
 from harness.records import Run
 from harness.release.champions import read_champion
@@ -51,3 +54,21 @@ def score_again(bench: Bench, run_before: Run) -> Scored:
     for weights in gated_against:
         runner.missing(bench, suite_sets(bench, weights))
     return Scored(again, Reader(bench).scores(again))
+
+
+def rescore_pinned(bench: Bench, run: Run) -> list[str]:
+    """Answer the regression suites in fp32 with a run's weights; returns the tasks now stored so.
+
+    Raises:
+        HarnessError: the weights cannot be opened.
+    """
+    recipe = bench.experiment.candidates[run.candidate]
+    weights = ensure_weights(bench, recipe, run.seed)
+    exact = replace(
+        bench,
+        machine=bench.machine._replace(precision="fp32"),
+        suites=tuple(m for m in bench.suites if m.role == "regression"),
+        slot=EngineSlot(),  # a base in fp32 must not answer for one in the run's precision
+    )
+    bench.unload()
+    return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

@@ -1,8 +1,9 @@
-"""Stored runs against the base or the champion, without the model, its machine or its data.
+"""Gate of stored runs against the base or the champion, without the model, its machine or its data.
 
 Invariant: both arms' rows have identities that differ in their weights alone, so what is
-compared are the same items, prompts, versions, precision and layout, or nothing. How an endpoint
-computes belongs to it; its base's rows are computed as in the newest run here on that base.
+compared are the same items, prompts, versions, precision and layout, or nothing; items that were added,
+mended or dropped since are refused by the digest that differs. How an endpoint computes belongs to it;
+its base's rows are computed as in the newest run here on that base.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,18 +14,20 @@ from typing import Literal
 from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
+from harness.data.version_cache import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.evaluation import lm_eval
 from harness.evaluation.candidates import SEEDLESS
+from harness.evaluation.row_sets import rows_version
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
 from harness.experiment.verdict_records import record_verdict
 from harness.gating import GateResult, Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
-from harness.records import RowsIdentity, Run, SampleResult
+from harness.records import FEWER, RowsIdentity, Run, SampleResult
 from harness.release.champions import Champion, on_validation, read_champion
-from harness.release.staleness import refuse_changed
-from harness.spec import GatePolicy, Recipe, Role, Task
+from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
 Baseline = Literal["base", "champion"]
@@ -315,3 +318,52 @@ def _in_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
     """Find the rows of the same weights, items and prompts that were computed in fp32."""
     known = _computed_otherwise(at, own)
     return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)
+
+
+def refuse_changed(
+    experiment: Experiment, catalogue: Mapping[str, lm_eval.Found], at: Store, run: Run
+) -> None:
+    """Compare the versions of a run's rows with those that its files make now.
+
+    A run of another experiment (a limited one, named by its id) answered other items on purpose.
+
+    Raises:
+        UserError: a file of a task cannot be read.
+        IncompatibleRuns: a task's definition, its items or the code that asks them have changed, or the
+            items of the run were drawn.
+    """
+    refuse_drawn(experiment, run)
+    if run.experiment != experiment.name:
+        return
+    changed = []
+    for task in experiment.tasks:
+        if (key := f"{task.name}/test") in run.rows:
+            then = store.read_identity(at, run.rows[key]).task_version
+            now = _version(task, catalogue, experiment.seeds[0])
+            if then != now:
+                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
+    if changed:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found other items, definitions or asking code than it answered: "
+            f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
+            "what changed"
+        )
+
+
+def refuse_drawn(experiment: Experiment, run: Run) -> None:
+    """Refuse a run that was asked a drawn part of the items: its plain means are not those of the tasks.
+
+    Raises:
+        IncompatibleRuns: the items of the run were drawn.
+    """
+    if run.experiment == f"{experiment.name}{FEWER}":
+        raise IncompatibleRuns(
+            f"{run.run_id}: found a run of --fewer-items, whose items count by weights of its report; "
+            f"expected whole tasks; next: harness compare --exact --candidates {run.candidate}"
+        )
+
+
+def _version(task: Task, catalogue: Mapping[str, lm_eval.Found], seed: int) -> str:
+    if task.lm_eval:
+        return rows_version(catalogue[task.name].task, catalogue[task.name].version)
+    return rows_version(task, version_of_test(task, seed))

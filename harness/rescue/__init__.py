@@ -15,8 +15,7 @@ from harness.rescue.report import front_file, kept, markdown, read, terminal, to
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.search import search, with_trials
 from harness.rescue.select import Case, case_of, worth_rescuing
-from harness.rescue.trial_costs import Planned, at_most, ladder_of, lines, planned
-from harness.rescue.trials import Ladder
+from harness.rescue.trials import Ladder, Planned, at_most, ladder_of, lines, planned
 from harness.store import list_runs
 
 __all__ = [

@@ -1,15 +1,17 @@
-"""Run the trials one after the other: judged on the search half, the first that passes confirmed once.
+"""Search over the trials: each judged on the search half, the first that passes confirmed once.
 
 Invariant: a trial is a run like any other, made as far as it is not done, so a second call finds
-what the first one made; the other half is looked at for one trial at most.
+what the first one made; the confirmation half is evaluated for one trial at most. At a matched target score,
+score and capability are interpolated linearly between two scales, and no scale is extrapolated.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from harness import comparison, gating, store
-from harness.comparison import Comparison
+from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
 from harness.evaluation.session import Bench
 from harness.experiment.analysis import bases_of, measured_of
@@ -18,15 +20,27 @@ from harness.experiment.stored_rows import Reader, controls_of
 from harness.gating import Measurement, TargetFacts
 from harness.records import Run, SampleResult
 from harness.report import live_line
-from harness.rescue.matched_target import Scaled, at_equal_target
-from harness.rescue.result import HalfVerdict, Rescue, Tried
+from harness.rescue.result import HALVES, Half, HalfVerdict, Rescue, Split, Tried, split
 from harness.rescue.select import Case
-from harness.rescue.split import HALVES, Half, Split, split
 from harness.rescue.trials import Ladder, Trial
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]
 _ASKED = ("prompting", "answer", "system", "template")  # how the target is asked
+
+
+class Scaled(NamedTuple):
+    """One scale of the adapter: 0 is the base, 1 the fine-tune; its score on the target, its rows by task."""
+
+    scale: float
+    target: float
+    rows: Mapping[str, Sequence[SampleResult]]
+
+
+class _Between(NamedTuple):
+    low: Scaled
+    high: Scaled
+    weight: float  # of the high one, so that the mixed target score is the wanted one
 
 
 class _Ground(NamedTuple):
@@ -205,3 +219,53 @@ def _base_point(ground: _Ground, run: Run) -> list[Scaled]:
 
 def _new_rows(ground: _Ground, run: Run) -> dict[str, Sequence[SampleResult]]:
     return {m.task.name: m.new for m in ground.split.part(ground.measured(run), "search")}
+
+
+def at_equal_target(
+    path: Sequence[Scaled], trial: Sequence[Measurement], target: float, counting: set[str], alpha: float
+) -> Estimate | None:
+    """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target.
+
+    `trial` holds the trial's rows as `new`; `counting` names the tasks of the macro. Where several
+    pairs of scales enclose the score, the pair that keeps most is taken. The interval holds the items
+    of the tasks; the scores on the target are taken as they were found. None where no pair encloses
+    the score.
+    """
+    found = []
+    for between in _enclosing(sorted(path, key=lambda at: at.scale), target):
+        mixed = [_against(m, between, alpha) for m in trial if m.task.name in counting]
+        if mixed:
+            found.append(comparison.mean_change(mixed))
+    return min(found, key=lambda e: e.score, default=None)
+
+
+def _enclosing(path: Sequence[Scaled], target: float) -> Iterator[_Between]:
+    for low, high in pairwise(path):
+        if min(low.target, high.target) <= target <= max(low.target, high.target):
+            span = high.target - low.target
+            yield _Between(low, high, (target - low.target) / span if span else 0.5)
+
+
+def _against(m: Measurement, between: _Between, alpha: float) -> Comparison:
+    name = m.task.name
+    mixed = _mixed(between.low.rows[name], between.high.rows[name], between.weight)
+    return comparison.compare_rows(m.metrics[m.task.primary_metric], mixed, m.new, alpha=alpha)
+
+
+def _mixed(low: Sequence[SampleResult], high: Sequence[SampleResult], weight: float) -> list[SampleResult]:
+    """Take each item's parts between those of two arms, which hold the same items."""
+    other = {row.example_id: row for row in high}
+    return [replace(row, parts=_parts(row, other[row.example_id], weight)) for row in low]
+
+
+def _parts(a: SampleResult, b: SampleResult, weight: float) -> dict[str, tuple[float, ...] | None]:
+    out: dict[str, tuple[float, ...] | None] = {}
+    for name, old in a.parts.items():
+        new = b.parts.get(name)
+        known = old is not None and new is not None
+        out[name] = (
+            tuple((1 - weight) * x + weight * y for x, y in zip(old or (), new or (), strict=True))
+            if known
+            else None
+        )
+    return out

@@ -1,6 +1,7 @@
-"""Which recipes may keep what a fine-tune forgot, cheapest first.
+"""Trial recipes that may keep what a fine-tune forgot, cheapest first, with what each costs.
 
-Invariant: pure; every rung changes one thing of the recipe, so what helped can be told.
+Invariant: every trial changes one thing of the recipe, so what helped can be told; a cost is that of a
+trial made alone from the fine-tune that is there, and what is stored costs nothing more.
 
 Source: interpolation Wortsman et al. 2022 (arXiv:2109.01903); small learning rates Lin et al. 2025
 (arXiv:2509.20758); replay Ibrahim et al. 2024 (arXiv:2403.08763); lower rank Biderman et al. 2024
@@ -10,8 +11,17 @@ Source: interpolation Wortsman et al. 2022 (arXiv:2109.01903); small learning ra
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from harness import plugins
+from harness import formatting, plugins
 from harness.config.weight_sources import replays
+from harness.evaluation import costs
+from harness.evaluation.candidates import base_of, fit_work, source_of, trials
+from harness.evaluation.costs import Work
+from harness.evaluation.row_sets import suite_sets, target_sets, total_work
+from harness.evaluation.session import Bench
+from harness.experiment.data_scaling import settled
+from harness.experiment.run_candidate import base_weights, stored_runs
+from harness.models import hub
+from harness.records import Run
 from harness.spec import Recipe, Replay, RescuePolicy, Step
 
 _BETWEEN = {"adapter": "scaled", "model": "interpolated"}  # what a method makes → the method between
@@ -153,3 +163,85 @@ def _halved(source: Recipe, params: Any, n_layers: int | None) -> Sequence[_Rung
 def first_layers(n: int) -> str:
     """Return the expression of the modules in the first n layers: a path's first number is the layer."""
     return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
+
+
+class Planned(NamedTuple):
+    """One trial: what it takes in tokens, seconds and USD, and whether it is stored already."""
+
+    name: str
+    step: str
+    says: str
+    work: Work
+    time_s: float
+    cost_usd: float
+    stored: bool
+
+
+def ladder_of(bench: Bench, run: Run) -> Ladder:
+    """List what to try for a run, its sweep settled as it was chosen."""
+    recipe = bench.experiment.candidates[run.candidate]
+    source = settled(source_of(bench, recipe), run)
+    return ladder(run.candidate, recipe, source, bench.experiment.rescue, _n_layers(bench, recipe))
+
+
+def planned(bench: Bench, found: Ladder, seed: int) -> list[Planned]:
+    """Estimate every trial, on a bench that knows their recipes."""
+    return [_planned(bench, trial, seed) for trial in found.trials]
+
+
+def lines(plan: list[Planned], left_out: tuple[str, ...]) -> list[str]:
+    """Lay a plan out, the sum at its end."""
+    head = f"{'':40} {'trained':>9} {'read':>9} {'generated':>9}  {'about':<13} USD"
+    out = [head]
+    for one in plan:
+        w, took = one.work, "stored" if one.stored else formatting.seconds(one.time_s)
+        cells = " ".join(f"{formatting.count(n):>9}" for n in (w.trained, w.read, w.generated))
+        out.append(f"{one.name:40} {cells}  {took:<13} {formatting.usd(0 if one.stored else one.cost_usd)}")
+    open_ = [one for one in plan if not one.stored]
+    total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
+    most = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
+    said = f"{most}; the first that passes ends it"
+    return [*out, *(f"not tried: {reason}" for reason in left_out), said]
+
+
+def at_most(bench: Bench, selected: Sequence[str]) -> Work:
+    """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
+    works = [sum((_work(bench, t, 0) for t in _unsettled(bench, name)), Work()) for name in selected]
+    return max(works, key=bench.seconds, default=Work())
+
+
+def _unsettled(bench: Bench, name: str) -> tuple[Trial, ...]:
+    """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
+    recipe = bench.experiment.candidates[name]
+    source = source_of(bench, recipe)
+    if source.method in ("base", "classifier", "endpoint"):
+        return ()
+    first = trials(source)[0][1]
+    return ladder(name, recipe, first, bench.experiment.rescue, _n_layers(bench, recipe)).trials
+
+
+def _planned(bench: Bench, trial: Trial, seed: int) -> Planned:
+    work = _work(bench, trial, seed)
+    time_s = bench.seconds(work, base_of(bench, trial.recipe))
+    hour = bench.experiment.decide.device_hour_usd
+    (there,) = stored_runs(bench, [(trial.name, trial.recipe, seed)])
+    return Planned(
+        trial.name,
+        trial.step,
+        trial.says,
+        work,
+        time_s,
+        costs.price_usd(time_s, bench.machine.device, hour),
+        there is not None and there.state == "done",
+    )
+
+
+def _work(bench: Bench, trial: Trial, seed: int) -> Work:
+    sets = suite_sets(bench, base_weights(bench))
+    sets += target_sets(bench, trial.recipe, base_weights(bench), 0)
+    return total_work(sets) + fit_work(bench, trial.source, seed)
+
+
+def _n_layers(bench: Bench, recipe: Recipe) -> int | None:
+    shape = hub.shape(base_of(bench, recipe))
+    return shape.n_layers if shape else None

@@ -15,7 +15,7 @@ from reading import PAGES, complaints, failures, grid, path_of, pick
 from serving import drawn, opened, serving
 
 from harness import formatting, report
-from harness.nightly import judging
+from harness.nightly import alarm
 from harness.nightly import state as files
 from harness.spec import NightlyPolicy
 from harness.store import Store
@@ -200,7 +200,7 @@ def test_the_nights_are_shown_as_they_were_told(visit, large, large_address):
     home = files.home(Store(large / "runs"), "desk")
     nights, state = files.read_nights(home), files.read_state(home)
     page = visit[0](large_address, "/nightly")
-    sentence = judging.report_of("desk", NightlyPolicy(), nights, state).sentence
+    sentence = alarm.report_of("desk", NightlyPolicy(), nights, state).sentence
     assert page.locator(".lead").inner_text() == sentence
     assert page.locator(".js-plotly-plot .annotation-text", has_text="lora: regression").count() == 1
 

@@ -10,7 +10,7 @@ from harness.experiment import Scope, bench_of
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.stored_rows import Reader
 from harness.progress import Silent
-from harness.rescue.split import cluster_of, split
+from harness.rescue.result import cluster_of, split
 
 pytestmark = pytest.mark.weekly
 
