@@ -12,11 +12,10 @@ from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import load_task, suite_leaks, task_version
+from harness.data import load_task, suite_leaks, task_version, version_of_test
 from harness.data.contamination import check_leaks, key
 from harness.data.examples import Sourced
 from harness.data.splits import draw, set_aside
-from harness.data.version_cache import version_of_test
 from harness.errors import UserError
 from harness.records import Document, Example
 from harness.spec import Task

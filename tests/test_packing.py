@@ -8,7 +8,7 @@ import tiny_methods
 
 from harness.experiment.analysis import remarks
 from harness.methods import full, lora
-from harness.models.attention import attending_in_parts
+from harness.models.cpu_kernels import chunked_attention
 from harness.training import sft
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -47,7 +47,7 @@ def rows():
 @contextmanager
 def attending(model, attention):
     if attention == "in parts":
-        with attending_in_parts(model):
+        with chunked_attention(model):
             yield
         return
     before = model.config._attn_implementation

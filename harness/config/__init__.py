@@ -1,7 +1,8 @@
-"""Read harness.yaml into an Experiment: overrides, suites, short recipes, grids, checks.
+"""harness.yaml as an Experiment: overrides, suites, short recipes, grids, checks; and its JSON schema.
 
 Invariant: either every problem of the files is raised at once, each with its file and line,
-or the experiment that comes back is complete, with absolute paths and no grid left in it.
+or the experiment that comes back is complete, with absolute paths and no grid left in it. The schema
+describes what may be written, short forms included.
 """
 
 import re
@@ -11,9 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.config import checks, files, grids
 from harness.config import overrides as overriding
-from harness.config import problems as wording
-from harness.config.schema import json_schema
-from harness.config.yaml_tree import Tree
+from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import Experiment, GatePolicy, Spec, Suite
 
@@ -49,7 +48,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     overriding.apply(tree, [s for s in settings if not overriding.replaces_a_reference(s)])
     files.finish(tree)
     members = grids.expand(tree)
-    tree.problems += wording.problems_of(Experiment, tree.data, tree)
+    tree.problems += problems_of(Experiment, tree.data, tree)
     checks.check(tree, members)
     selected = _select(tree, members, candidates)
     if tree.problems:
@@ -74,7 +73,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
     """
     tree = Tree({"gate": {}}, {(): "the command line"}, Path())
     overriding.apply(tree, overriding.parse(overrides, tree))
-    tree.problems += wording.problems_of(_GateAlone, tree.data, tree)
+    tree.problems += problems_of(_GateAlone, tree.data, tree)
     if tree.problems:
         raise UserError(tree.problems)
     return _GateAlone.model_validate(tree.data).gate
@@ -87,7 +86,7 @@ def read_suites(folder: Path) -> list[Suite]:
         UserError: with every problem of every file.
     """
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
-    problems = [problem for tree in trees for problem in wording.problems_of(Suite, tree.data, tree)]
+    problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
     if problems:
         raise UserError(problems)
     return [Suite.model_validate(tree.data) for tree in trees]
@@ -111,3 +110,26 @@ def _place(problem: Problem) -> tuple[str, int]:
 def _unknown_candidate(name: str, known: set[str]) -> Problem:
     found = f"unknown candidate {name!r}" if name else "an empty name"
     return Problem("candidates", found, "names of candidates", did_you_mean(name, known))
+
+
+_PATH = {"type": "string", "description": "a file, relative to harness.yaml"}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the schema of what harness.yaml may hold."""
+    schema = Experiment.model_json_schema()
+    definitions, properties = schema["$defs"], schema["properties"]
+    definitions["Suite"] = definitions.get("Suite") or Suite.model_json_schema()
+    properties["target"] = {"anyOf": [_PATH, _ref("Task"), _ref("Suite")]}
+    properties["suites"]["items"] = {"anyOf": [_PATH, _ref("Suite")]}
+    recipe = {"type": "string", "description": "the name of a recipe in baselines/"}
+    properties["candidates"]["additionalProperties"] = {"anyOf": [recipe, _ref("Recipe"), {"type": "null"}]}
+    params = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+    prompting = definitions["Recipe"]["properties"]["prompting"]
+    prompting["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
+    prompting.pop("type"), prompting.pop("additionalProperties")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{name}"}

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.config import problems
-from harness.config import yaml_tree as trees
-from harness.config.yaml_tree import Keys, Tree, mapping
+from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path
 
@@ -42,7 +40,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         UserError: it is not UTF-8, not YAML, or no mapping.
     """
     shown = _shown(path, folder)
-    data, marks = trees.parse(_text(path, shown), shown)
+    data, marks = parse(_text(path, shown), shown)
     if not isinstance(data, dict):
         raise UserError(_no_mapping(shown, data, expected))
     _spell_out_tasks(data)
@@ -112,7 +110,7 @@ def _inline_target(tree: Tree) -> None:
     if not suite.keys() & {"tasks", "role"}:
         return
     around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-    tree.problems += problems.problems_of(Suite, around, tree, ("target",))
+    tree.problems += problems_of(Suite, around, tree, ("target",))
     tasks = suite.get("tasks")
     if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
         tree.failed.add(("target",))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import plugins
-from harness.config.yaml_tree import Keys, Tree, mapping
+from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from harness.config.yaml_tree import Keys, Tree, plain
+from harness.config.problems import Keys, Tree, plain
 from harness.errors import Problem, UserError, did_you_mean
 
 _FORM = "KEY.KEY=VALUE, as in candidates.lora.params.r=8"

@@ -1,21 +1,27 @@
-"""Rows to examples: read, check, remove leaks, set validation aside, draw.
+"""Tasks as data: rows read, checked, without contamination, split and sampled; and their version.
 
-Invariant: a task, its files and a seed give the same items in the same order; no training
-row and no preference pair asks what an evaluated split asks.
+Invariant: a task, its files and a seed give the same items in the same order; no training row and no
+preference pair has the prompt of an evaluated split. A remembered version is what reading the files again
+would give: their content, the task's definition, the seed and the version of the code are its key.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
+from harness.cache import cache_dir, remember
 from harness.data import contamination, readers, splits
 from harness.data import examples as items
 from harness.data.contamination import Leak, check_leaks, folded, suite_leaks
 from harness.data.examples import Kept, Notes, Sourced
 from harness.errors import Problem, UserError
+from harness.provenance.code_versions import versions_of
 from harness.records import Document, Example, digest, without_defaults
-from harness.spec import Task
+from harness.spec import DATA_FILES, Task
 
 __all__ = [
     "SCORING",
@@ -238,3 +244,23 @@ def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[
 def _keep(training: list[Sourced], leaked: list[Leak]) -> list[Sourced]:
     gone = {leak.training.where for leak in leaked}
     return [sourced for sourced in training if sourced.where not in gone]
+
+
+def version_of_test(task: Task, seed: int) -> str:
+    """Return the version of a task's test items as its files are now; data sets of the hub are read.
+
+    Raises:
+        UserError: a file cannot be read or used.
+    """
+    files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
+    if not all(file.is_file() for file in files):
+        return task_version(task, load_task(task, seed), "test")
+    content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    key = digest([task.model_dump(mode="json", exclude_defaults=True), content, seed, versions_of("data")])
+    memory = cache_dir() / "versions" / key
+    if memory.exists():
+        return memory.read_text("utf-8")
+    version = task_version(task, load_task(task, seed), "test")
+    with suppress(OSError):  # a folder that may only be read costs time, and no more
+        remember(memory, version)
+    return version

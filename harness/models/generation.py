@@ -7,8 +7,8 @@ candidates that are asked the same are computed in the same shapes.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.models.attention import attending_in_parts
 from harness.models.batching import Size, plan, shared_length
+from harness.models.cpu_kernels import chunked_attention
 from harness.models.loglikelihood import READING_COST
 from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
 
@@ -41,7 +41,7 @@ def answers(
     with torch.inference_mode():
         if not keeps_all_keys(model):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped)
-        with attending_in_parts(model):
+        with chunked_attention(model):
             cache, first, seen = _read(model, prompts, max_new_tokens, reading, beginnings)
             return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
 from harness.models import oom
-from harness.models.attention import attending_in_parts
 from harness.models.batching import Pack, Pair, Size, Tree, grow, pack, plan, shared_length
+from harness.models.cpu_kernels import chunked_attention
 from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
@@ -58,7 +58,7 @@ class Executor:
         if self.engine == "plain":
             scored = [self._alone(pair) for pair in pairs]
         else:
-            with attending_in_parts(self.model):
+            with chunked_attention(self.model):
                 scored = self._packed(pairs)
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in scored]
 
@@ -169,7 +169,7 @@ class Executor:
         pairs = [(ids[:4], branch) for branch in branches] + [(ids[:1], ids[1:7]), (ids[3:4], ids[4:7])]
         self.engine = "packed"
         try:
-            with attending_in_parts(self.model):
+            with chunked_attention(self.model):
                 together = self._score(grow(pairs, 2 * len(ids)), pairs)
         except (ValueError, RuntimeError, TypeError) as error:
             if oom.ran_out(error):

@@ -14,7 +14,7 @@ from typing import Literal
 from harness import comparison, config, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
-from harness.data.version_cache import version_of_test
+from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import SEEDLESS

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from harness import formatting, plugins
-from harness.config.weight_sources import replays
+from harness.config.checks import replays
 from harness.evaluation import costs
 from harness.evaluation.candidates import base_of, fit_work, source_of, trials
 from harness.evaluation.costs import Work
