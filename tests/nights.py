@@ -1,4 +1,4 @@
-"""Simulated nights: a world whose fine-tune is asked every night on a prepared bench.
+"""Simulated nights: a world whose fine-tune is asked every night on a prepared session.
 
 Invariant: what is answered depends on the night, the item and the rates alone.
 """
@@ -88,17 +88,17 @@ def world(folder: Path, *, test: int = 200, general: int = 60) -> Path:
 
 
 class Calendar:
-    """One bench on which night after night is run."""
+    """One session on which night after night is run."""
 
     def __init__(self, path: Path, overrides=(), salt: int = 0) -> None:
         self.path, self.salt = path, salt
-        self.bench, self.loaded = worlds.opened(path, TRUTH, [*WATCHED, *overrides])
+        self.session, self.loaded = worlds.opened(path, TRUTH, [*WATCHED, *overrides])
         self.asked: list[tuple[int, ...]] = []
 
     def night(self, n: int, rates: Rates = Rates(), asked=None, publish=None) -> nightly.NightReport:
         """Run night n, from 1 on; `asked` hears of every prompt before it is answered."""
         day = FIRST + timedelta(days=n - 1)
         hears = asked or self.asked.append
-        host = NightlyHost(TRUTH, self.bench.source, (self.salt, day), rates, hears)
-        self.bench.slot.host = host
-        return nightly.run_on(self.bench, self.loaded, day, publish)
+        host = NightlyHost(TRUTH, self.session.source, (self.salt, day), rates, hears)
+        self.session.slot.host = host
+        return nightly.run_on(self.session, self.loaded, day, publish)

@@ -16,7 +16,7 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, ri
 
 from harness import config, experiment, rescue
 from harness.evaluation.candidates import folder_of, source_of
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
@@ -78,29 +78,29 @@ class KnownHost(OracleHost):
         yield Known(self._versions[mark], weights_digest, self._half_of)
 
 
-def lay_down(bench, recipe, mark: str, seed: int = 0) -> None:
+def lay_down(session, recipe, mark: str, seed: int = 0) -> None:
     """Leave what a finished training of an adapter leaves."""
-    folder = folder_of(bench, recipe, seed, None)
+    folder = folder_of(session, recipe, seed, None)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
-    fake_adapter.lay_down(folder, bench.source.weights_digest, settings, training)
+    fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
 
 
 class World(NamedTuple):
     """A finished experiment and what it takes to rescue a candidate of it."""
 
     path: Path
-    bench: object
+    session: object
     loaded: object
     report: object
     host: KnownHost
 
     def prepared(self, name: str = "lora"):
         """Prepare a rescue, with every training that it might do laid down."""
-        found = rescue.prepare(self.bench, self.loaded.selected, name)
+        found = rescue.prepare(self.session, self.loaded.selected, name)
         for trial in found.ladder.trials:
             if trial.trained:
-                lay_down(found.bench, trial.source, trial.name.partition("+")[2])
+                lay_down(found.session, trial.source, trial.name.partition("+")[2])
         return found
 
     def rescued(self, name: str = "lora"):
@@ -129,14 +129,14 @@ def world(
 def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
     """Open a written world, run what of its experiment is not done, and return it."""
     loaded = config.load(path, overrides)
-    bench = bench_of(loaded, Scope(), Silent())
-    half_of = split({m.task.name: items_as_rows(m) for m in bench.suites}, 0).half_of
-    bench.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, bench.source, half_of)
+    session = prepare_session(loaded, Scope(), Silent())
+    half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
+    session.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
     for name in loaded.selected:
-        recipe = source_of(bench, bench.experiment.candidates[name])
+        recipe = source_of(session, session.experiment.candidates[name])
         if recipe.method == "lora":
-            lay_down(bench, recipe, AS_IT_IS)
-    return World(path, bench, loaded, experiment.run_all(bench, loaded, quick=False), host)
+            lay_down(session, recipe, AS_IT_IS)
+    return World(path, session, loaded, experiment.run_all(session, loaded, quick=False), host)
 
 
 def items_as_rows(measured) -> list[SampleResult]:

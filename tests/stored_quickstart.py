@@ -13,8 +13,8 @@ import fake_adapter
 
 from harness import config, experiment
 from harness.evaluation.candidates import folder_of, trained_base
-from harness.evaluation.session import Bench
-from harness.experiment import Scope, bench_of
+from harness.evaluation.session import Session
+from harness.experiment import Scope, prepare_session
 from harness.experiment.run_candidate import ensure_weights
 from harness.models.hub import ModelSource
 from harness.progress import Silent
@@ -35,18 +35,18 @@ def write(folder: Path) -> ExperimentReport:
     path = folder / "harness.yaml"
     path.write_text((ROOT / "harness.yaml").read_text())
     loaded = config.load(path)
-    bench = bench_of(loaded, Scope(), Silent())
-    for source in bench.sources.values():
-        bench.engine(source)
-    bench.unload()
-    answered = Answered(**vars(bench))
+    session = prepare_session(loaded, Scope(), Silent())
+    for source in session.sources.values():
+        session.engine(source)
+    session.unload()
+    answered = Answered(**vars(session))
     for name in TRAINED:
         _lay_down(answered, name)
     return experiment.run_all(answered, loaded, quick=False)
 
 
-class Answered(Bench):
-    """A bench on which every base and every adapter answers by chance."""
+class Answered(Session):
+    """A session on which every base and every adapter answers by chance."""
 
     def host(self, source: ModelSource) -> "Host":
         measured = (self.target, *self.suites)
@@ -103,15 +103,17 @@ def _share(text: bytes) -> float:
     return int.from_bytes(sha256(text).digest()[:6]) / 2**48
 
 
-def _lay_down(bench: Bench, name: str) -> None:
+def _lay_down(session: Session, name: str) -> None:
     """Leave what a finished training leaves, but for the tensors."""
-    recipe = bench.experiment.candidates[name]
+    recipe = session.experiment.candidates[name]
     init = (
-        ensure_weights(bench, bench.experiment.candidates[recipe.init_from], 0) if recipe.init_from else None
+        ensure_weights(session, session.experiment.candidates[recipe.init_from], 0)
+        if recipe.init_from
+        else None
     )
-    folder = folder_of(bench, recipe, 0, init)
+    folder = folder_of(session, recipe, 0, init)
     steps = [[i, 2.0 / i] for i in range(1, 81)]
     training = {"wall_s": 50.0, "loss": steps, "validation_loss": [[80, 0.5]], "tokens_per_s": 500.0}
-    training |= {"fit_key": folder.name, **({"n_pairs": len(bench.target.items.pairs)} if init else {})}
-    served = trained_base(bench, recipe).weights_digest
+    training |= {"fit_key": folder.name, **({"n_pairs": len(session.target.items.pairs)} if init else {})}
+    served = trained_base(session, recipe).weights_digest
     fake_adapter.lay_down(folder, served, {"name": name}, training)

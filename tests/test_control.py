@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from harness import config, experiment, release, stats, store
 from harness.cli.compare import exit_code
 from harness.evaluation import control_arm
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.experiment.stored_rows import Reader, controls_of
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.drift import control_rule
@@ -45,10 +45,10 @@ def path(begun, tmp_path):
 def further(path, change=lambda host: None, overrides=(), candidates=()):
     """Ask what is left of the candidates, with a model in memory that `change` may alter."""
     loaded = config.load(path, overrides, candidates)
-    bench = bench_of(loaded, Scope(), Silent())
-    bench.slot.host = ModelHost(bench.source, bench.machine)
-    change(bench.slot.host)
-    return experiment.run_all(bench, loaded, quick=False)
+    session = prepare_session(loaded, Scope(), Silent())
+    session.slot.host = ModelHost(session.source, session.machine)
+    change(session.slot.host)
+    return experiment.run_all(session, loaded, quick=False)
 
 
 def doubled_bos(host):
@@ -104,7 +104,7 @@ def test_where_everything_is_reused_nothing_is_measured(path):
 
 
 def test_a_control_arm_that_comes_later_is_seen_by_who_looked_before(path):
-    reader = Reader(bench_of(config.load(path), Scope(), Silent()))
+    reader = Reader(prepare_session(config.load(path), Scope(), Silent()))
     before = set(reader.controls())
     further(path)
     (come,) = set(reader.controls()) - before
@@ -119,9 +119,9 @@ def test_the_control_arm_can_be_turned_off(path):
 
 
 def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
-    bench = bench_of(config.load(path), Scope(), Silent())
+    session = prepare_session(config.load(path), Scope(), Silent())
     for _ in range(2):
-        control_arm.measure(bench, bench.source, 2)
+        control_arm.measure(session, session.source, 2)
     asked = [{b.task for b in one.blocks} for one in store.controls(at(path))]
     assert all("facts" in tasks for tasks in asked)
     assert set().union(*asked) == {"facts", "sums", "prose"}
@@ -129,8 +129,8 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
 
 def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
     loaded = config.load(path)
-    bench = bench_of(loaded, Scope(limit=3), Silent())
-    assert control_arm.measure(bench, bench.source, 3) == ""
+    session = prepare_session(loaded, Scope(limit=3), Silent())
+    assert control_arm.measure(session, session.source, 3) == ""
 
 
 # Something has moved
@@ -260,8 +260,8 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     (run,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
     (first,) = controls_of(at(path), run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
-    bench = bench_of(config.load(path), Scope(), Silent())
-    later = control_arm.measure(bench, bench.source, 2)
+    session = prepare_session(config.load(path), Scope(), Silent())
+    later = control_arm.measure(session, session.source, 2)
     for digest in run.rows.values():
         store.keep_origin(at(path), digest, 0, Origin("", later))
     (second,) = controls_of(at(path), run)

@@ -7,22 +7,22 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.experiment import Scope, bench_of
-from harness.experiment.preflight import costs, examine
+from harness.experiment import Scope, prepare_session
+from harness.experiment.preflight import estimate_costs, examine
 from harness.models import vllm
 from harness.models.hardware import Memory, memory
 from harness.progress import Silent
 
 
-def bench(path, *overrides):
+def session(path, *overrides):
     from harness import config
 
     loaded = config.load(path, overrides)
-    return bench_of(loaded, Scope(), Silent()), loaded.selected
+    return prepare_session(loaded, Scope(), Silent()), loaded.selected
 
 
 def by_name(path, room, *overrides):
-    return {cost.candidate: cost for cost in costs(*bench(path, *overrides), room)}
+    return {cost.candidate: cost for cost in estimate_costs(*session(path, *overrides), room)}
 
 
 ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")

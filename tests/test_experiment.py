@@ -14,7 +14,7 @@ from tiny_experiment import runs_of
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
-from harness.experiment import Scope, analysis, bench_of, stored
+from harness.experiment import Scope, analysis, prepare_session, stored
 from harness.progress import Silent
 from harness.store import Store
 
@@ -291,7 +291,7 @@ def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
 
 def reported(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
-    return stored(bench_of(loaded, Scope(), Silent()), loaded.selected)
+    return stored(prepare_session(loaded, Scope(), Silent()), loaded.selected)
 
 
 def test_the_stored_report_is_that_of_compare(finished, copy):
@@ -437,10 +437,10 @@ def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_pat
 def noted(*rows):
     """Return what is said of candidates a, b, …, one row each of one task."""
     task = SimpleNamespace(task=SimpleNamespace(name="facts"))
-    bench = SimpleNamespace(target=task, suites=())
+    session = SimpleNamespace(target=task, suites=())
     runs = [SimpleNamespace(candidate=name, state="done", rows={"facts/test": ""}) for name in "abc"]
     reader = SimpleNamespace(of=lambda run, _: [rows["abc".index(run.candidate)]])
-    return list(analysis._noteworthy(bench, reader, runs))
+    return list(analysis._noteworthy(session, reader, runs))
 
 
 def test_ties_that_are_alike_are_said_once():

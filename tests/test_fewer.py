@@ -12,7 +12,7 @@ from harness import config, release, store
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
-from harness.experiment import Scope, bench_of, fewer_items
+from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.run_candidate import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import Silent
@@ -151,8 +151,8 @@ def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp
 def looks_with(asked, override):
     """Plan the looks of the finished experiment with another gate."""
     loaded = config.load(asked[0] / "harness.yaml", [override])
-    bench = bench_of(loaded, Scope(fewer=True), Silent())
-    return fewer_items.looks_of(bench, base_arm(bench, bench.source))
+    session = prepare_session(loaded, Scope(fewer=True), Silent())
+    return fewer_items.looks_of(session, base_arm(session, session.source))
 
 
 def test_a_critical_task_is_asked_in_full(asked, own_cache):

@@ -1,4 +1,4 @@
-"""Nights on benches whose model answers by rule: alarms, drift, kills, two at once, and what is told of them.
+"""Nights on sessions whose model answers by rule: alarms, drift, kills, two at once, and what is told of them.
 
 The command itself is run in test_nightly_command.py.
 """
@@ -23,7 +23,7 @@ from nights import Calendar, Rates
 
 from harness import config, nightly, store
 from harness.errors import HarnessError, UserError
-from harness.experiment import Scope, bench_of, run_candidate
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
@@ -143,7 +143,7 @@ def test_answers_against_another_reference_are_no_evidence(path):
     calendar, folder = Calendar(path), folder_of(path)
     calendar.night(1, Rates(general_lost=0.4, gained=0.0))
     reference = replace(read_state(folder).references["lora"], id="another run")
-    write_state(calendar.bench.store, folder, State({"lora": reference}))
+    write_state(calendar.session.store, folder, State({"lora": reference}))
     found = calendar.night(2, STILL)
     assert found.verdict == "ok"
     assert line(found).series["general"].n_nights == 1
@@ -229,12 +229,12 @@ def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
     )
     tiny_experiment.run(path)
     loaded = config.load(path)
-    bench = bench_of(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), Silent())
 
     def night(day, template=tiny_model.STARTED):
-        bench.slot.host = ModelHost(bench.source, bench.machine)
-        bench.slot.host.tokenizer.chat_template = template
-        return nightly.run_on(bench, loaded, date(2026, 3, day))
+        session.slot.host = ModelHost(session.source, session.machine)
+        session.slot.host.tokenizer.chat_template = template
+        return nightly.run_on(session, loaded, date(2026, 3, day))
 
     assert night(1).verdict == "ok"
     doubled = night(2, "{{ bos_token }}" + tiny_model.STARTED)
@@ -352,7 +352,7 @@ def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
 def test_a_night_is_shown_as_a_night_to_whoever_looks_on(path):
     seen = []
     calendar = Calendar(path)
-    calendar.night(1, asked=lambda prompt: seen.append(store.at_work(calendar.bench.store)))
+    calendar.night(1, asked=lambda prompt: seen.append(store.at_work(calendar.session.store)))
     assert {one["what"] for one in seen} == {"A night"}
     assert seen[-1]["stage"].startswith("lora: ")
 
@@ -501,7 +501,7 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     still = Rates(lost=0, gained=0, general_lost=0)
     Calendar(path).night(1, still)
     changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
-    nights.worlds.trained(changed.bench, changed.bench.experiment.candidates["lora"])
+    nights.worlds.trained(changed.session, changed.session.experiment.candidates["lora"])
     found = changed.night(2, still)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"
@@ -521,20 +521,20 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
 def test_what_a_night_tests_is_named(path, prompting, was, expected):
     calendar = Calendar(path)
     calendar.night(1)
-    bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
-    recipe = bench.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-    weights = run_candidate.ensure_weights(bench, bench.experiment.candidates["lora"], 0)
+    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
+    recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
+    weights = run_candidate.ensure_weights(session, session.experiment.candidates["lora"], 0)
     now = (weights, reference.prompting, reference.environment)
-    said = watchlist.what_is_tested(bench, recipe, replace(reference, **was), *now)
+    said = watchlist.what_is_tested(session, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
 
 
 def test_upgraded_libraries_are_named_with_their_versions(path):
     calendar = Calendar(path)
     calendar.night(1)
-    bench, reference = calendar.bench, read_state(folder_of(path)).references["lora"]
-    then, newer = (store.keep_environment(bench.store, {"numpy": version}) for version in ("1.0", "2.0"))
-    recipe, before = bench.experiment.candidates["lora"], replace(reference, environment=then)
-    weights = run_candidate.ensure_weights(bench, recipe, 0)
-    said = watchlist.what_is_tested(bench, recipe, before, weights, reference.prompting, newer)
+    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
+    then, newer = (store.keep_environment(session.store, {"numpy": version}) for version in ("1.0", "2.0"))
+    recipe, before = session.experiment.candidates["lora"], replace(reference, environment=then)
+    weights = run_candidate.ensure_weights(session, recipe, 0)
+    said = watchlist.what_is_tested(session, recipe, before, weights, reference.prompting, newer)
     assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

@@ -8,7 +8,7 @@ from nights import FIRST, NightlyHost, Rates
 from openai_server import Fault, Rule, serving
 
 from harness import config, experiment, nightly
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.nightly.state import home, read_nights
 from harness.progress import Silent
 from harness.store import Store
@@ -33,9 +33,9 @@ def served(tmp_path):
         one = f"{{method: endpoint, params: {{base_url: {server.url}, model: {openai_server.NAME}, protocol: chat, max_retries: 0}}}}"
         text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
         path.write_text(text)
-        bench, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
-        worlds.trained(bench, bench.experiment.candidates["lora"])
-        experiment.run_all(bench, loaded, quick=False)
+        session, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
+        worlds.trained(session, session.experiment.candidates["lora"])
+        experiment.run_all(session, loaded, quick=False)
         yield server, path
 
 
@@ -43,9 +43,9 @@ def night(path, n):
     """Run night n, in which nothing that is made here changes."""
     day = FIRST.replace(day=n)
     loaded = config.load(path)
-    bench = bench_of(loaded, Scope(), Silent())
-    bench.slot.host = NightlyHost(nights.TRUTH, bench.source, (0, day), STILL, lambda prompt: None)
-    return nightly.run_on(bench, loaded, day)
+    session = prepare_session(loaded, Scope(), Silent())
+    session.slot.host = NightlyHost(nights.TRUTH, session.source, (0, day), STILL, lambda prompt: None)
+    return nightly.run_on(session, loaded, day)
 
 
 def line(found, name="served"):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from harness import config, store
 from harness.cli import app
 from harness.evaluation import Job
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import Reader, measured_of
 from harness.experiment.preflight import measure_noise, task_noise
 from harness.gating import admit
@@ -73,24 +73,24 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
 
 
 def test_a_comparison_judges_with_the_noise_of_its_base(copy):
-    bench = bench_of(config.load(copy), Scope(), Silent())
+    session = prepare_session(config.load(copy), Scope(), Silent())
     run = tiny_experiment.runs_of(copy)["lora"]
     of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
-    store.save_noise(bench.store, measured)
-    reader = Reader(bench)
-    rows_of = {m.task.name: reader.of(run, m) for m in bench.suites}
-    found = measured_of(bench, reader, run, rows_of)
+    store.save_noise(session.store, measured)
+    reader = Reader(session)
+    rows_of = {m.task.name: reader.of(run, m) for m in session.suites}
+    found = measured_of(session, reader, run, rows_of)
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
-    bench = bench_of(config.load(copy), Scope(), Silent())
-    found = measure_noise(bench)
+    session = prepare_session(config.load(copy), Scope(), Silent())
+    found = measure_noise(session)
     assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
     assert (found.flips, found.n) == (0, 32)
     assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
-    assert store.noises(bench.store) == [found]
+    assert store.noises(session.store) == [found]
 
 
 def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
@@ -100,10 +100,10 @@ def test_one_of_the_ways_reads_few_tokens_at_a_time(copy):
         for n in range(9)
     ]
     tiny_experiment.rows(copy.parent / "suites" / "general" / "sums.jsonl", sums)
-    bench, read = bench_of(config.load(copy), Scope(), Silent()), []
-    embeddings = bench.host(bench.source).model.get_input_embeddings()
+    session, read = prepare_session(config.load(copy), Scope(), Silent()), []
+    embeddings = session.host(session.source).model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
-    measure_noise(bench)
+    measure_noise(session)
     assert sum(n_tokens > 256 for n_tokens in read) == 1  # the sums, in the usual way alone
 
 

@@ -18,7 +18,7 @@ from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, bench_of, compare, planned, seconds_planned
+from harness.experiment import Scope, compare, planned, prepare_session, seconds_planned
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.metrics import load_metrics
@@ -548,19 +548,19 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(compare
 def test_an_endpoint_is_not_rescued(compared, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(compared[0], ["seeds=[0,1]"])
-    bench = bench_of(loaded, Scope(), Silent())
+    session = prepare_session(loaded, Scope(), Silent())
     with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
-        case_of(bench, loaded.selected, "served")
+        case_of(session, loaded.selected, "served")
 
 
 def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(compared[0])
-    bench = bench_of(loaded, Scope(), Silent())
-    work = planned(bench, loaded.selected)
+    session = prepare_session(loaded, Scope(), Silent())
+    work = planned(session, loaded.selected)
     assert work["served"].read > 0
-    assert "served" not in seconds_planned(bench, work)
-    assert "prompt" in seconds_planned(bench, work)
+    assert "served" not in seconds_planned(session, work)
+    assert "prompt" in seconds_planned(session, work)
 
 
 def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(answering, tiny, tmp_path, monkeypatch):

@@ -104,11 +104,11 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
     run = SimpleNamespace(
         state="done", candidate="lora", method="lora", base_digest="b", training={"not_packed": "would x"}
     )
-    bench = SimpleNamespace(
+    session = SimpleNamespace(
         experiment=SimpleNamespace(
             decide=SimpleNamespace(usd_per_million_tokens=None),
             candidates={"lora": SimpleNamespace(weights_of="")},
         ),
         source=SimpleNamespace(weights_digest="b"),
     )
-    assert remarks(bench, [run]) == ["lora: trained without packing, which would x"]
+    assert remarks(session, [run]) == ["lora: trained without packing, which would x"]

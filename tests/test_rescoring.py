@@ -11,7 +11,7 @@ import tiny_model
 from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
-from harness.experiment import Scope, bench_of, run_candidate
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.hf import scripted
 from harness.progress import Silent
 from harness.records import BLOCK
@@ -34,8 +34,8 @@ def path(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, PROMPT)
 
 
-def bench(path, *overrides):
-    return bench_of(config.load(path, overrides), Scope(), Silent())
+def session(path, *overrides):
+    return prepare_session(config.load(path, overrides), Scope(), Silent())
 
 
 def base_sets(made):
@@ -83,17 +83,17 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
     ],
 )
 def test_what_only_judges_answers_asks_nobody_again(path, override):
-    answer_all(bench(path))
-    assert lacking(bench(path, override)) == set()
+    answer_all(session(path))
+    assert lacking(session(path, override)) == set()
 
 
 def test_rows_scored_again_are_those_of_asking_again(path, tmp_path):
-    answer_all(bench(path))
+    answer_all(session(path))
     settings = ("target.metrics=[contains,chrf]", "target.truncated_scores=true")
-    again = bench(path, *settings)
+    again = session(path, *settings)
     assert lacking(again) == set()
     fresh = tiny_experiment.write(tmp_path / "fresh", again.source.path, PROMPT)
-    anew = bench(fresh, *settings)
+    anew = session(fresh, *settings)
     answer_all(anew)
     for name in TARGET:
         assert [timeless(r) for r in rows(again, name)] == [timeless(r) for r in rows(anew, name)]
@@ -105,7 +105,7 @@ def timeless(row):
 
 def test_the_order_of_items_does_not_depend_on_the_metrics(path):
     before, after = (
-        s.ids for s in (base_sets(bench(path))[1], base_sets(bench(path, "target.metrics=[bleu]"))[1])
+        s.ids for s in (base_sets(session(path))[1], base_sets(session(path, "target.metrics=[bleu]"))[1])
     )
     assert before == after
 
@@ -113,7 +113,7 @@ def test_the_order_of_items_does_not_depend_on_the_metrics(path):
 def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
     asked = [{"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n)} for n in range(BLOCK + 36)]
     tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", asked)
-    first = bench(path, "target.labels=[]", "target.metrics=[exact_match]")
+    first = session(path, "target.labels=[]", "target.metrics=[exact_match]")
     only = next(s for s in base_sets(first) if s.name == "letters/test")
 
     def dies(text, seen=[]):  # noqa: B006
@@ -124,7 +124,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
 
     with pytest.raises(KeyboardInterrupt):
         run_candidate.fill(first, scripted(dies), [only], "base")
-    again = bench(path, "target.labels=[]", "target.metrics=[contains]")
+    again = session(path, "target.labels=[]", "target.metrics=[contains]")
     assert "letters/test" in lacking(again)
     answered = answer_all(again)
     assert len([text for text in answered if text.startswith("What follows") and "number" not in text]) == 36
@@ -138,7 +138,7 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     (tmp_path / "starts.py").write_text(STARTS.replace("float(", "1.0 - float("))
 
     loaded = config.load(path, ("target.primary=starts.py", *settings))
-    made = bench_of(loaded, Scope(), Silent())
+    made = prepare_session(loaded, Scope(), Silent())
     after = experiment.run_all(made, loaded, quick=False)
     assert made.slot.host is None
     assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s
@@ -166,7 +166,7 @@ def test_score_gives_a_run_of_the_new_scores_and_leaves_the_old_one(copy, monkey
 
 def test_a_run_of_other_items_cannot_be_scored_again(copy):
     before = store.list_runs(store.Store(copy.parent / "runs"))
-    changed = bench(copy, "target.system=Be brief.")
+    changed = session(copy, "target.system=Be brief.")
     (prompt,) = [one for one in before if one.candidate == "prompt"]
     with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
         release.score_again(changed, prompt)
@@ -174,7 +174,7 @@ def test_a_run_of_other_items_cannot_be_scored_again(copy):
 
 
 def test_a_run_that_is_scored_so_already_stays_as_it_is(copy):
-    made = bench(copy)
+    made = session(copy)
     before = store.list_runs(made.store)
     for one in before:
         assert release.score_again(made, one).run == one
@@ -202,9 +202,9 @@ def edited(path, name, change):
     ],
 )
 def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
-    answer_all(bench(path))
+    answer_all(session(path))
     edited(path, name, change)
-    assert lacking(bench(path)) == tasks
+    assert lacking(session(path)) == tasks
 
 
 @pytest.mark.parametrize(
@@ -217,32 +217,32 @@ def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
     ],
 )
 def test_rows_of_another_question_or_precision_are_not_reused(path, override, tasks):
-    answer_all(bench(path))
-    assert lacking(bench(path, override)) == tasks
+    answer_all(session(path))
+    assert lacking(session(path, override)) == tasks
 
 
 def test_rows_of_another_tokenizer_are_not_reused(path, tmp_path):
-    answer_all(bench(path))
+    answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", adds_bos=True)
-    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_rows_of_another_template_are_not_reused(path, tmp_path):
-    answer_all(bench(path))
+    answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", template=tiny_model.STARTED)
-    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_rows_of_other_weights_are_not_reused(path, tmp_path):
-    answer_all(bench(path))
+    answer_all(session(path))
     other = tiny_model.build(tmp_path / "other", seed=1)
-    assert lacking(bench(path, f"base_model={other}")) == TARGET | SUITES
+    assert lacking(session(path, f"base_model={other}")) == TARGET | SUITES
 
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
     named = [n for n in plugins.names("metrics") if n not in ("bits_per_byte", "follows", "accuracy")]
-    answer_all(bench(path))
-    again = bench(path, f"target.metrics=[{','.join(named)}]")
+    answer_all(session(path))
+    again = session(path, f"target.metrics=[{','.join(named)}]")
     assert lacking(again) == set()
     assert (
         rows(again, "letters/test")[0].parts.keys()

@@ -30,7 +30,7 @@ def names(found):
 
 def refused(made, name, kind=UserError):
     with pytest.raises(kind) as error:
-        rescue.prepare(made.bench, made.loaded.selected, name)
+        rescue.prepare(made.session, made.loaded.selected, name)
     return str(error.value)
 
 
@@ -81,10 +81,10 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
 def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
     class LooksOn(Silent):
         def finished(self, candidate, line):
-            seen.append(store.at_work(made.bench.store))
+            seen.append(store.at_work(made.session.store))
 
     made, seen = mended[0], []
-    made._replace(bench=replace(made.bench, progress=LooksOn())).rescued()
+    made._replace(session=replace(made.session, progress=LooksOn())).rescued()
     assert {(one["what"], one["finished"][0]) for one in seen} == {("A rescue", "lora+scale=0.75")}
 
 
@@ -116,7 +116,7 @@ def test_a_second_call_finds_everything_and_answers_nothing(mended):
 def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(mended):
     made, found = mended
     run_id = found.tried[1].facts.run_id
-    assert store.get_run(made.bench.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
+    assert store.get_run(made.session.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
     (judged,) = gate_stored(made.path, run_id)
     assert judged.verdict.outcome == "pass"
 
@@ -129,7 +129,7 @@ def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file
     again = rescue_worlds.opened(path, {"scale=0.5": Version(80)})
     facts = {f.name: f for f in again.report.facts}
     assert facts["lora-rescued"].verdict.outcome == "pass"
-    digests = {r.candidate: r.weights_digest for r in store.list_runs(again.bench.store)}
+    digests = {r.candidate: r.weights_digest for r in store.list_runs(again.session.store)}
     assert digests["lora-rescued"] == digests["lora+scale=0.5"]
 
 
@@ -235,7 +235,7 @@ def test_a_run_that_passes_has_nothing_to_rescue(tmp_path):
     said = refused(made, "lora")
     assert "found a run that the gate passes" in said
     assert "harness promote lora" in said
-    assert rescue.of_finished(made.bench, made.report) is None
+    assert rescue.of_finished(made.session, made.report) is None
 
 
 def test_a_run_without_gain_is_refused(tmp_path):
@@ -273,11 +273,11 @@ def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
         extra="  two: {method: lora, params: {r: 8}}\n",
     )
     del made.host._versions[rescue_worlds.AS_IT_IS]
-    for run in store.list_runs(made.bench.store):
+    for run in store.list_runs(made.session.store):
         if run.candidate == "two":
-            store.remove_run(made.bench.store, run.run_id)
-    rescue_worlds.lay_down(made.bench, made.bench.experiment.candidates["two"], rescue_worlds.AS_IT_IS)
-    again = rescue_worlds.experiment.run_all(made.bench, made.loaded, quick=False)
+            store.remove_run(made.session.store, run.run_id)
+    rescue_worlds.lay_down(made.session, made.session.experiment.candidates["two"], rescue_worlds.AS_IT_IS)
+    again = rescue_worlds.experiment.run_all(made.session, made.loaded, quick=False)
     assert next(f for f in again.facts if f.name == "two").state == "failed"
     assert "found a run that failed: RuntimeError" in refused(made, "two")
     assert "found a run that failed: RuntimeError" in refused(made, "world-two-s0-failed")
@@ -285,7 +285,7 @@ def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
 
 def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(mended):
     made, _ = mended
-    (run,) = [r for r in store.list_runs(made.bench.store) if r.candidate == "lora"]
+    (run,) = [r for r in store.list_runs(made.session.store) if r.candidate == "lora"]
     path = made.path.with_name("changed.yaml")
     path.write_text(
         made.path.read_text().replace("lora: {method: lora}", "lora: {method: lora, params: {r: 2}}")

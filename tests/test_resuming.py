@@ -14,7 +14,7 @@ import tiny_methods
 from harness import config
 from harness.errors import CandidateFailed, Diverged, UserError
 from harness.evaluation.candidates import fit
-from harness.experiment import Scope, bench_of, run_candidate
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
 from harness.training import CHECKPOINTS, checkpoints
@@ -170,9 +170,9 @@ def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
 
 
 @pytest.fixture
-def bench(tiny, tmp_path, own_cache):
+def session(tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny)
-    return bench_of(config.load(path), Scope(), Silent())
+    return prepare_session(config.load(path), Scope(), Silent())
 
 
 class Failing(Silent):
@@ -194,13 +194,13 @@ class Failing(Silent):
 LORA = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "max_length": 200, "r": 2}
 
 
-def ended(bench, step, error, expected):
+def ended(session, step, error, expected):
     """End the training of a LoRA by an error at a step; returns the folder it is made in."""
-    bench.progress = Failing(step, error)
-    recipe = bench.experiment.candidates["lora"].model_copy(update={"params": LORA})
+    session.progress = Failing(step, error)
+    recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     with pytest.raises(expected):
-        run_candidate.ensure_weights(bench, recipe, 0)
-    (part,) = (bench.store.folder / "weights").iterdir()
+        run_candidate.ensure_weights(session, recipe, 0)
+    (part,) = (session.store.folder / "weights").iterdir()
     return part, recipe
 
 
@@ -221,51 +221,51 @@ def no_memory():
     ],
     ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
 )
-def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(bench, error, expected):
-    _, recipe = ended(bench, 14, error(), expected)
-    bench.progress = Failing(None, None)
-    made = run_candidate.ensure_weights(bench, recipe, 0)
-    assert bench.progress.seen[0] > 1
+def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
+    _, recipe = ended(session, 14, error(), expected)
+    session.progress = Failing(None, None)
+    made = run_candidate.ensure_weights(session, recipe, 0)
+    assert session.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
     assert not (made.folder / CHECKPOINTS).exists()
 
 
-def test_a_training_that_diverged_keeps_no_checkpoint(bench):
-    part, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+def test_a_training_that_diverged_keeps_no_checkpoint(session):
+    part, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in part.iterdir()] == ["diverged.json"]
 
 
-def test_a_divergence_that_a_kill_kept_from_being_noted_is_noted_the_next_time(bench):
-    part, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+def test_a_divergence_that_a_kill_kept_from_being_noted_is_noted_the_next_time(session):
+    part, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
     (part / "diverged.json").unlink()
-    again, _ = ended(bench, 14, Diverged("the training loss is not a number"), Diverged)
+    again, _ = ended(session, 14, Diverged("the training loss is not a number"), Diverged)
     assert [p.name for p in again.iterdir()] == ["diverged.json"]
 
 
-def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(bench):
+def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(session):
     with pytest.raises(ValueError, match="not enough values"):  # there is no folder
-        ended(bench, 1, RuntimeError("no checkpoint yet"), RuntimeError)
-    assert list((bench.store.folder / "weights").iterdir()) == []
+        ended(session, 1, RuntimeError("no checkpoint yet"), RuntimeError)
+    assert list((session.store.folder / "weights").iterdir()) == []
 
 
-def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(bench):
-    part, recipe = ended(bench, 14, Stopped(), Stopped)
+def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
+    part, recipe = ended(session, 14, Stopped(), Stopped)
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
-    bench.progress = Silent()
-    made = run_candidate.ensure_weights(bench, recipe, 0)
+    session.progress = Silent()
+    made = run_candidate.ensure_weights(session, recipe, 0)
     assert not (made.folder / "adapter" / "left").exists()
 
 
-def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(bench):
-    recipe = bench.experiment.candidates["lora"]
-    made = run_candidate.ensure_weights(bench, recipe, 0)
+def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session):
+    recipe = session.experiment.candidates["lora"]
+    made = run_candidate.ensure_weights(session, recipe, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
-    bench.progress = Failing(None, None)
-    again = run_candidate.ensure_weights(bench, recipe, 0)
+    session.progress = Failing(None, None)
+    again = run_candidate.ensure_weights(session, recipe, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
-    assert bench.progress.seen == []
+    assert session.progress.seen == []
     assert not part.exists()
 
 
@@ -280,14 +280,14 @@ def flip(file):
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "one bit", "gone"])
 @pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
-def test_damaged_weights_answer_nothing_and_start_nothing(bench, method, params, damage):
-    recipe = bench.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
-    made = run_candidate.ensure_weights(bench, recipe, 0)
-    with run_candidate.opened(bench, made):
+def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params, damage):
+    recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
+    made = run_candidate.ensure_weights(session, recipe, 0)
+    with run_candidate.opened(session, made):
         pass
     damage(next(made.folder.glob("*/*.safetensors")))
     told = f"{made.folder.name} are damaged; try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told), run_candidate.opened(bench, made):
+    with pytest.raises(CandidateFailed, match=told), run_candidate.opened(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
-        fit(bench, recipe, 0, made.folder.with_name("next"), made)
+        fit(session, recipe, 0, made.folder.with_name("next"), made)

@@ -14,7 +14,7 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import HarnessError, in_a_line
 from harness.evaluation.candidates import prompting_digest
-from harness.experiment import Scope, bench_of, run_candidate
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.hf import scripted
 from harness.progress import Silent
 from harness.records import BLOCK, Document
@@ -23,8 +23,8 @@ from harness.store import Store
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def bench(path, *overrides, scope=Scope(), progress=None):  # noqa: B008
-    return bench_of(config.load(path, overrides), scope, progress or Silent())
+def session(path, *overrides, scope=Scope(), progress=None):  # noqa: B008
+    return prepare_session(config.load(path, overrides), scope, progress or Silent())
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def many(path):
         for n in range(2 * BLOCK + 22)
     ]
     tiny_experiment.rows(path.parent / "suites" / "general" / "facts.jsonl", asked)
-    return bench(path)
+    return session(path)
 
 
 def rows_of(made, task):
@@ -120,7 +120,7 @@ def identities(made, name="prompt"):
 
 def changed(path, *overrides, name="prompt"):
     """Return the tasks whose rows another setting would make anew."""
-    before, after = identities(bench(path), name), identities(bench(path, *overrides), name)
+    before, after = identities(session(path), name), identities(session(path, *overrides), name)
     return {task for task in before if before[task] != after.get(task)}
 
 
@@ -149,7 +149,7 @@ def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks
 
 
 def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
-    made = bench(path)
+    made = session(path)
     recipe = made.experiment.candidates["bag"]
     weights = run_candidate.ensure_weights(made, recipe, 0)
     elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
@@ -170,9 +170,9 @@ from harness.evaluation.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
-bench, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None, {})
+session, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None, {})
 asked = measured(Task(name="a", data={}, num_fewshot=1), "capability", "s", TaskItems((), (), (), (), (), ()))
-print(json.dumps(asdict(identity(bench, weights, asked, "test", "p", "generate"))))
+print(json.dumps(asdict(identity(session, weights, asked, "test", "p", "generate"))))
 """
 
 
@@ -215,7 +215,7 @@ def test_shots_depend_on_the_training_rows_and_a_plain_prompt_does_not(path):
 
 
 def test_passages_depend_on_the_documents_and_shots_on_the_seed(path):
-    made = bench(path)
+    made = session(path)
     shots, plain = (made.experiment.candidates[name] for name in ("shots", "prompt"))
     found = shots.model_copy(update={"prompting": {"rag": {}}})
     documents = (Document("d", "Lamps", "A lamp is a lamp."),)
@@ -228,15 +228,15 @@ def test_passages_depend_on_the_documents_and_shots_on_the_seed(path):
 
 def test_another_system_message_of_a_task_is_another_task(path):
     text = tiny_experiment.GENERAL.replace("max_new_tokens: 4}", "max_new_tokens: 4, system: Be brief.}")
-    before = identities(bench(path))
+    before = identities(session(path))
     (path.parent / "suites" / "general.yaml").write_text(text)
-    after = identities(bench(path))
+    after = identities(session(path))
     assert {task for task in before if before[task] != after[task]} == {"facts/test"}
 
 
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def first(*overrides):
-        made = bench(path, "target.system=Be brief.", *overrides)
+        made = session(path, "target.system=Be brief.", *overrides)
         sets = run_candidate.target_sets(
             made, made.experiment.candidates["prompt"], run_candidate.base_weights(made), 0
         )
@@ -255,26 +255,26 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
         "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2",
     )
     (path.parent / "suites" / "general.yaml").write_text(text)
-    asked = rows_of(bench(path), "facts").job().examples[0].messages
+    asked = rows_of(session(path), "facts").job().examples[0].messages
     assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
     assert asked[0]["content"].startswith("Shot")
     assert asked[-1]["content"].startswith("What follows")
 
 
 def test_weights_are_found_again_by_what_they_depend_on(path):
-    made = bench(path)
+    made = session(path)
     recipe = made.experiment.candidates["bag"]
     first = run_candidate.ensure_weights(made, recipe, 0)
     (first.folder / "fit.json").touch()
-    assert run_candidate.ensure_weights(bench(path), recipe, 0) == first
+    assert run_candidate.ensure_weights(session(path), recipe, 0) == first
     assert (
-        run_candidate.ensure_weights(bench(path, "target.data.limits.train=20"), recipe, 0).digest
+        run_candidate.ensure_weights(session(path, "target.data.limits.train=20"), recipe, 0).digest
         != first.digest
     )
 
 
 def test_weights_that_were_left_half_made_are_made_anew(path):
-    made = bench(path)
+    made = session(path)
     recipe = made.experiment.candidates["bag"]
     first = run_candidate.ensure_weights(made, recipe, 0)
     (first.folder / "fit.json").unlink()
@@ -285,7 +285,7 @@ def test_weights_that_were_left_half_made_are_made_anew(path):
 
 
 def test_a_classifier_has_no_general_ability_to_measure(path):
-    made = bench(path)
+    made = session(path)
     weights = run_candidate.ensure_weights(made, made.experiment.candidates["bag"], 0)
     assert run_candidate.suite_sets(made, weights) == []
 
@@ -304,29 +304,29 @@ def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error,
 
 
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
-    made = bench(path)
+    made = session(path)
     error = ValueError("no such thing\nand a long story")
     kept = run_candidate.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
     assert kept.error == "ValueError: no such thing"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 
 
-def test_a_copy_of_a_bench_asks_the_base_that_the_original_has_in_memory(path):
-    made = bench(path)
+def test_a_copy_of_a_session_asks_the_base_that_the_original_has_in_memory(path):
+    made = session(path)
     host = made.host(made.source)
     assert replace(made, progress=Silent()).host(made.source) is host
 
 
-def test_unloading_a_copy_of_a_bench_frees_the_base_that_the_original_loaded(path):
-    made = bench(path)
+def test_unloading_a_copy_of_a_session_frees_the_base_that_the_original_loaded(path):
+    made = session(path)
     loaded = weakref.ref(made.host(made.source).model)
     copied = replace(made, progress=Silent())
     copied.unload()
     assert loaded() is None
 
 
-def test_unloading_a_bench_frees_the_base_that_its_copy_loaded(path):
-    made = bench(path)
+def test_unloading_a_session_frees_the_base_that_its_copy_loaded(path):
+    made = session(path)
     copied = replace(made, progress=Silent())
     loaded = weakref.ref(copied.host(copied.source).model)
     made.unload()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 from test_disk import promoted
-from test_run import bench
+from test_run import session
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
 
 from harness import release
@@ -215,7 +215,7 @@ class TestAnExperiment:
         assert stores.begun(Store(tmp_path / "runs")) == []
 
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
-        made = bench(tiny_experiment.write(tmp_path, tiny))
+        made = session(tiny_experiment.write(tmp_path, tiny))
         recipe = made.experiment.candidates["prompt"]
         with pytest.raises(AttributeError):
             run_candidate.make_run(made, "prompt", None, 0)

@@ -11,7 +11,7 @@ from harness.comparison import check_comparable
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import folder_of
 from harness.evaluation.row_sets import suite_sets
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import measure_noise
 from harness.experiment.run_candidate import base_weights
 from harness.models import vllm
@@ -67,7 +67,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def opened(path, *overrides, candidates=("prompt",)):
-    return bench_of(config.load(path, overrides, candidates), Scope(), Silent())
+    return prepare_session(config.load(path, overrides, candidates), Scope(), Silent())
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(written
 
 
 def test_rows_of_two_engines_are_never_compared(written, installed):
-    benches = opened(written), opened(written, "engine=vllm")
-    ours, theirs = (suite_sets(bench, base_weights(bench))[0].identity for bench in benches)
+    sessions = opened(written), opened(written, "engine=vllm")
+    ours, theirs = (suite_sets(session, base_weights(session))[0].identity for session in sessions)
     assert theirs.engine == installed
     assert ours.digest != theirs.digest
     with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm/9\.9\.9'"):

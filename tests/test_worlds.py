@@ -114,10 +114,10 @@ def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
     report = worlds.report(tmp_path, truth, few)
     assert (report.decision.action, report.decision.candidate) == ("few-shot", "fixed")
     assert "60 training examples and 1 seed are too few to rely on that" in report.decision.sentence
-    bench, loaded = worlds.opened(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
+    session, loaded = worlds.opened(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
     for seed in (1, 2):
-        worlds.trained(bench, bench.experiment.candidates["lora"], seed)
-    report = experiment.run_all(bench, loaded, quick=False)
+        worlds.trained(session, session.experiment.candidates["lora"], seed)
+    report = experiment.run_all(session, loaded, quick=False)
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
 
 
@@ -188,6 +188,6 @@ def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anythi
     truth = Truth(FORMAT)
     with pytest.raises(UserError, match="40 training rows; expected at least 64"):
         worlds.report(tmp_path / "few", truth, Sizes(train=40), learning_curve=True)
-    bench, _ = worlds.opened(worlds.write(tmp_path / "none", truth, Sizes()), truth)
+    session, _ = worlds.opened(worlds.write(tmp_path / "none", truth, Sizes()), truth)
     with pytest.raises(UserError, match="no fine-tune among the candidates"):
-        refuse_curve(bench, ["prompt", "rag"])
+        refuse_curve(session, ["prompt", "rag"])

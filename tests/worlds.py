@@ -16,7 +16,7 @@ from harness import config, experiment
 from harness.data import part_of
 from harness.evaluation.candidates import folder_of
 from harness.evaluation.session import measured
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.experiment.data_scaling import SHARES
 from harness.models.hub import ModelSource
 from harness.progress import Silent
@@ -169,20 +169,20 @@ class OracleHost:
         yield Oracle(self._truth, weights_digest, tuned=True, n_train=settings["n_train"])
 
 
-def trained(bench, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
+def trained(session, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
-    folder = folder_of(bench, recipe, seed, None)
-    settings = {"n_train": len(bench.target.items.train)}  # the oracle knows by it how much was learned
+    folder = folder_of(session, recipe, seed, None)
+    settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
-    fake_adapter.lay_down(folder, bench.source.weights_digest, settings, training)
+    fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
 
 
 def opened(path: Path, truth: Truth, overrides: Sequence[str] = (), candidates: Sequence[str] = ()):
-    """Open a written world: the bench with its rule in place of a model, and the loaded file."""
+    """Open a written world: the session with its rule in place of a model, and the loaded file."""
     loaded = config.load(path, overrides, candidates)
-    bench = bench_of(loaded, Scope(), Silent())
-    bench.slot.host = OracleHost(truth, bench.source)
-    return bench, loaded
+    session = prepare_session(loaded, Scope(), Silent())
+    session.slot.host = OracleHost(truth, session.source)
+    return session, loaded
 
 
 def report(
@@ -195,21 +195,21 @@ def report(
     candidates: Sequence[str] = (),
 ) -> ExperimentReport:
     """Write a world and run the whole experiment on it; only the answers are made up."""
-    bench, loaded = opened(write(folder, truth, sizes), truth, overrides, candidates)
+    session, loaded = opened(write(folder, truth, sizes), truth, overrides, candidates)
     for share in (*SHARES, 1.0):
-        items = part_of(bench.target.items, share, 0)
-        part = replace(bench, target=measured(bench.target.task, "target", "desk", items))
-        trained(part, bench.experiment.candidates["lora"])
-    return experiment.run_all(bench, loaded, quick=False, learning_curve=learning_curve)
+        items = part_of(session.target.items, share, 0)
+        part = replace(session, target=measured(session.target.task, "target", "desk", items))
+        trained(part, session.experiment.candidates["lora"])
+    return experiment.run_all(session, loaded, quick=False, learning_curve=learning_curve)
 
 
 def further(folder: Path, truth: Truth) -> ExperimentReport:
     """Go on with a world in which more candidates are asked, and something else may be true by now."""
-    bench, loaded = opened(folder / "harness.yaml", truth)
-    return experiment.run_all(bench, loaded, quick=False)
+    session, loaded = opened(folder / "harness.yaml", truth)
+    return experiment.run_all(session, loaded, quick=False)
 
 
 def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
     """Report a world from what is stored of it."""
-    bench, loaded = opened(folder / "harness.yaml", truth, overrides)
-    return experiment.stored(bench, loaded.selected)
+    session, loaded = opened(folder / "harness.yaml", truth, overrides)
+    return experiment.stored(session, loaded.selected)

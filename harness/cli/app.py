@@ -14,7 +14,7 @@ from harness import __version__
 if TYPE_CHECKING:
     from harness.comparison import Estimate
     from harness.config import Loaded
-    from harness.evaluation.session import Bench
+    from harness.evaluation.session import Session
     from harness.formatting import Unit
     from harness.report import ExperimentReport
 
@@ -75,20 +75,20 @@ def with_precision(overrides: list[str] | None, precision: str | None) -> list[s
     return [*(overrides or []), *([f"precision={precision}"] if precision else [])]
 
 
-def open_bench(
+def open_session(
     config: Path,
     overrides: list[str] | None = None,
     candidate: str | None = None,
     *,
     dry_run: bool = False,
-) -> "tuple[Bench, Loaded]":
+) -> "tuple[Session, Loaded]":
     """Open the experiment of a file with its data and model; return it and the file as it was read."""
     from harness import config as configuration
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import Scope, bench_of
+    from harness.experiment import Scope, prepare_session
 
     loaded = configuration.load(config, overrides or [], [] if candidate is None else [candidate])
-    return bench_of(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
+    return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
 
 
 def write_utf8() -> None:

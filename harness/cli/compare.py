@@ -18,7 +18,7 @@ from harness.cli.app import (
     Precision,
     RunsFolder,
     app,
-    open_bench,
+    open_session,
     print_json,
     print_report,
     print_scores,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.evaluation.costs import Work
-    from harness.evaluation.session import Bench
+    from harness.evaluation.session import Session
     from harness.experiment.standalone import Prepared
     from harness.report import ExperimentReport
     from harness.spec import GatePolicy, Task
@@ -170,35 +170,35 @@ def compare(
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
-    bench = experiment.bench_of(loaded, Scope(limit, quick, fewer_items, dry_run), progress)
-    stored = experiment.look_up(bench, loaded.selected)
+    session = experiment.prepare_session(loaded, Scope(limit, quick, fewer_items, dry_run), progress)
+    stored = experiment.look_up(session, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
-    work = _planned(bench, loaded.selected, learning_curve, rescue) if computes else {}
-    plan = experiment.seconds_planned(bench, work)
-    warnings = experiment.warnings_before(bench)
+    work = _planned(session, loaded.selected, learning_curve, rescue) if computes else {}
+    plan = experiment.seconds_planned(session, work)
+    warnings = experiment.warnings_before(session)
     if strict:
         _refuse_margins(warnings)
     if fewer_items and computes:
         say("fewer items: the candidates take at most what is planned; the base answers what is drawn again")
     if dry_run:
-        _print_plan(bench, loaded.selected, work, plan, as_json)
-        say(experiment.said_of_stored(bench, stored))
+        _print_plan(session, loaded.selected, work, plan, as_json)
+        say(experiment.said_of_stored(session, stored))
         return
-    say(experiment.first_line(bench, len(loaded.selected), sum(plan.values()) if computes else None))
-    for line in [*warnings, *bench.target.items.notes]:
+    say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
+    for line in [*warnings, *session.target.items.notes]:
         say(line)
     with progress.following(plan):
         found = experiment.run_all(
-            bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items, found=stored
+            session, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items, found=stored
         )
     report.write(found, loaded.folder / "reports")
     if rescue and quick:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if rescue and not quick:
-        _print_with_rescue(bench, found, loaded.folder / "reports", as_json)
+        _print_with_rescue(session, found, loaded.folder / "reports", as_json)
     else:
         print_report(found, as_json)
-    raise typer.Exit(exit_code(found, bench.experiment.gate, by_verdict=gate))
+    raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
 def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
@@ -209,18 +209,18 @@ def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
 
 
 def _planned(
-    bench: "Bench", selected: "Sequence[str]", learning_curve: bool, rescue: bool
+    session: "Session", selected: "Sequence[str]", learning_curve: bool, rescue: bool
 ) -> "dict[str, Work]":
     """Estimate what the candidates take, and what is wanted beside them."""
     from harness import experiment
     from harness.rescue import at_most
 
-    work = experiment.planned(bench, selected)
+    work = experiment.planned(session, selected)
     if learning_curve:
-        experiment.refuse_curve(bench, selected)
-        work["learning curve"] = experiment.planned_curve(bench, selected)
+        experiment.refuse_curve(session, selected)
+        work["learning curve"] = experiment.planned_curve(session, selected)
     if rescue:
-        work["rescue, at most"] = at_most(bench, selected)
+        work["rescue, at most"] = at_most(session, selected)
     return work
 
 
@@ -231,13 +231,13 @@ def _refuse_margins(warnings: "Sequence[str]") -> None:
         raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
 
 
-def _print_with_rescue(bench: "Bench", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
+def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
     """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness import rescue as rescuing
     from harness.cli.rescue import print_rescue, rescued
 
-    prepared = rescuing.of_finished(bench, found)
+    prepared = rescuing.of_finished(session, found)
     if not as_json:
         print_report(found, False)
     rescued_one = rescued(prepared, folder) if prepared else None
@@ -262,11 +262,11 @@ def train(
     """Make the weights of one candidate, or find them already made."""
     from harness.experiment.run_candidate import begin, ensure_weights
 
-    bench, loaded = open_bench(config, with_precision(overrides, precision), candidate)
-    recipes, seed = bench.experiment.candidates, bench.experiment.seeds[0]
+    session, loaded = open_session(config, with_precision(overrides, precision), candidate)
+    recipes, seed = session.experiment.candidates, session.experiment.seeds[0]
     for name in loaded.selected:
-        begin(bench, name, seed)
-    made = {name: ensure_weights(bench, recipes[name], seed) for name in loaded.selected}
+        begin(session, name, seed)
+    made = {name: ensure_weights(session, recipes[name], seed) for name in loaded.selected}
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
@@ -342,13 +342,13 @@ def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_j
     from harness.experiment.stored_rows import Reader
 
     try:
-        bench, loaded = open_bench(config, overrides, candidate)
+        session, loaded = open_session(config, overrides, candidate)
     except UserError as error:
         raise UserError(_name_tasks(error.problems, config)) from error
     out = {}
     for name in loaded.selected:
-        run = make_run(bench, name, bench.experiment.candidates[name], bench.experiment.seeds[0])
-        out[name] = Reader(bench).scores(run)
+        run = make_run(session, name, session.experiment.candidates[name], session.experiment.seeds[0])
+        out[name] = Reader(session).scores(run)
     print_scores(out, as_json)
 
 
@@ -374,14 +374,14 @@ def _prepared(
     """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness import config as configuration
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import Scope, bench_of, standalone
+    from harness.experiment import Scope, prepare_session, standalone
 
     progress = TerminalProgress()
     if config.is_file() and not standalone.looks_like_a_model(name):
         settings = [f"{key}={value}" for key, value in computing.items()]
         loaded = configuration.load(config, [*overrides, *settings])
         if name in loaded.experiment.candidates:
-            return standalone.prepare_candidate(bench_of(loaded, Scope(), progress), name, tasks)
+            return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
     if overrides:
         found = f"{overrides[0]}, and a model that is no candidate of {config}"
         expected = "overrides for a candidate's experiment only"
@@ -416,7 +416,7 @@ def _refuse_without_tasks(given: dict[str, Any]) -> None:
 
 
 def _print_plan(
-    bench: "Bench", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
+    session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
 ) -> None:
     """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
     from harness.cli.doctor import table
@@ -427,7 +427,7 @@ def _print_plan(
     from harness.report import to_plain
 
     total = sum(work.values(), Work())
-    found = estimate_costs(bench, names, memory(bench.machine.device))
+    found = estimate_costs(session, names, memory(session.machine.device))
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in found}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}

@@ -16,7 +16,7 @@ from harness.cli.app import (
     Overrides,
     Precision,
     app,
-    open_bench,
+    open_session,
     print_json,
     say,
     with_precision,
@@ -69,14 +69,14 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
 
     from harness.experiment.preflight import measure_noise
 
-    bench, _ = open_bench(config, overrides)
-    found = measure_noise(bench)
+    session, _ = open_session(config, overrides)
+    found = measure_noise(session)
     if as_json:
         print_json({**asdict(found), "flips": found.flips, "n": found.n})
         return
     for line in noise_lines(found):
         print(line)
-    say(f"stored in {bench.store.folder / 'noise'}")
+    say(f"stored in {session.store.folder / 'noise'}")
 
 
 def noise_lines(found: "Noise") -> list[str]:

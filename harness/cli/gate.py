@@ -14,7 +14,7 @@ from harness.cli.app import (
     Json,
     Overrides,
     app,
-    open_bench,
+    open_session,
     print_json,
     print_report,
     print_value,
@@ -30,8 +30,8 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     """Write and print the report again from stored runs; computes nothing."""
     from harness import experiment, report
 
-    bench, loaded = open_bench(config, overrides)
-    found = experiment.stored(bench, loaded.selected)
+    session, loaded = open_session(config, overrides)
+    found = experiment.stored(session, loaded.selected)
     report.write(found, config.parent / "reports")
     print_report(found, as_json)
 
@@ -42,8 +42,8 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     from harness import experiment
     from harness.report import arithmetic_lines, to_plain
 
-    bench, loaded = open_bench(config, overrides)
-    stored = experiment.stored(bench, loaded.selected)
+    session, loaded = open_session(config, overrides)
+    stored = experiment.stored(session, loaded.selected)
     found = stored.decision
     if found is None:
         raise HarnessError("no decision: found no finished candidate; next: harness compare")
@@ -156,9 +156,9 @@ def regressions_confirm(
     from harness.release.rescore import rescore_pinned
     from harness.release.stored import candidate_runs
 
-    bench, loaded = open_bench(config)
-    for found in candidate_runs(loaded, bench.store, run):
-        if tasks := rescore_pinned(bench, found):
+    session, loaded = open_session(config)
+    for found in candidate_runs(loaded, session.store, run):
+        if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")
         else:
             say(f"{found.run_id}: no suite pins items; next: harness regressions add {run} TASK/ITEM")

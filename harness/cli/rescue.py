@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, open_bench, print_json, say
+from harness.cli.app import Config, Json, Overrides, app, open_session, print_json, say
 
 if TYPE_CHECKING:
     from harness.rescue import Prepared, Rescue
@@ -27,8 +27,8 @@ def rescue(
     """Try versions of a fine-tune that keep more, cheapest first; exit by what came of it."""
     from harness import rescue as rescuing
 
-    bench, loaded = open_bench(config, overrides, dry_run=dry_run)
-    prepared = rescuing.prepare(bench, loaded.selected, run)
+    session, loaded = open_session(config, overrides, dry_run=dry_run)
+    prepared = rescuing.prepare(session, loaded.selected, run)
     if dry_run:
         _print_plan(prepared, as_json)
         return
@@ -37,7 +37,7 @@ def rescue(
         print_json(rescuing.to_json(found))
     else:
         print_rescue(found)
-    raise typer.Exit(rescuing.exit_code(found, bench.experiment.gate))
+    raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
 
 
 def rescued(prepared: "Prepared", folder: Path) -> "Rescue":

@@ -11,7 +11,7 @@ from harness.cli.app import (
     Overrides,
     RunsFolder,
     app,
-    open_bench,
+    open_session,
     print_scores,
     print_value,
     runs_app,
@@ -201,10 +201,10 @@ def score(
     """Score a run's stored answers again with the metrics as they are now, without the model."""
     from harness import release
 
-    bench, loaded = open_bench(config, overrides)
+    session, loaded = open_session(config, overrides)
     out = {}
-    for before in release.candidate_runs(loaded, bench.store, run):
-        found = release.score_again(bench, before)
+    for before in release.candidate_runs(loaded, session.store, run):
+        found = release.score_again(session, before)
         unchanged = found.run.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
         out[found.run.run_id] = found.scores

@@ -14,7 +14,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, Diverged
 from harness.evaluation import addressed, costs
 from harness.evaluation.replay import answering_work, replay_digest
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.models.hub import ModelSource, content_digest, quantized
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
@@ -27,56 +27,56 @@ SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weight
 _DIVERGED, _FIT = "diverged.json", "fit.json"
 
 
-def source_of(bench: Bench, recipe: Recipe) -> Recipe:
+def source_of(session: Session, recipe: Recipe) -> Recipe:
     """Return the recipe whose weights are used: the named one's, or its own."""
-    return bench.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
+    return session.experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
 
 
-def trains(bench: Bench, recipe: Recipe) -> bool:
+def trains(session: Session, recipe: Recipe) -> bool:
     """Tell whether another seed would make other weights."""
-    return source_of(bench, recipe).method not in SEEDLESS
+    return source_of(session, recipe).method not in SEEDLESS
 
 
-def is_served(bench: Bench, recipe: Recipe) -> bool:
+def is_served(session: Session, recipe: Recipe) -> bool:
     """Tell whether a recipe's weights lie elsewhere and are asked over HTTP."""
-    return source_of(bench, recipe).method == "endpoint"
+    return source_of(session, recipe).method == "endpoint"
 
 
-def base_of(bench: Bench, recipe: Recipe) -> ModelSource:
+def base_of(session: Session, recipe: Recipe) -> ModelSource:
     """Return the base, as it was published, that a recipe's weights are made from."""
-    source = source_of(bench, recipe)
+    source = source_of(session, recipe)
     while source.init_from:
-        source = bench.experiment.candidates[source.init_from]
-    return bench.sources[source.base_model or bench.experiment.base_model]
+        source = session.experiment.candidates[source.init_from]
+    return session.sources[source.base_model or session.experiment.base_model]
 
 
-def served_base(bench: Bench, recipe: Recipe) -> ModelSource:
+def served_base(session: Session, recipe: Recipe) -> ModelSource:
     """Return the base as a recipe serves it: quantised where its weights were trained so, or as it says."""
-    return quantized(base_of(bench, recipe), _served(bench, recipe))
+    return quantized(base_of(session, recipe), _served(session, recipe))
 
 
-def trained_base(bench: Bench, source: Recipe) -> ModelSource:
+def trained_base(session: Session, source: Recipe) -> ModelSource:
     """Return the base as weights are trained on it."""
-    return quantized(base_of(bench, source), _trained_on(bench, source))
+    return quantized(base_of(session, source), _trained_on(session, source))
 
 
-def _served(bench: Bench, recipe: Recipe) -> str:
-    source = source_of(bench, recipe)
+def _served(session: Session, recipe: Recipe) -> str:
+    source = source_of(session, recipe)
     if wanted := recipe.serve_on or source.serve_on:
         return "" if wanted == "bf16" else wanted
-    return _trained_on(bench, source)
+    return _trained_on(session, source)
 
 
-def _trained_on(bench: Bench, source: Recipe) -> str:
+def _trained_on(session: Session, source: Recipe) -> str:
     """Name the quantisation of the base that weights are trained on."""
     if source.init_from:
-        return _served(bench, bench.experiment.candidates[source.init_from])
+        return _served(session, session.experiment.candidates[source.init_from])
     return str(getattr(plugins.load("methods", source.method), "QUANTIZATION", ""))
 
 
-def base_weights(bench: Bench, source: ModelSource | None = None) -> Weights:
+def base_weights(session: Session, source: ModelSource | None = None) -> Weights:
     """Return the own weights of a base, the experiment's where none is named."""
-    source = source or bench.source
+    source = source or session.source
     return Weights("base", source.weights_digest, None, {}, source)
 
 
@@ -89,10 +89,10 @@ def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
     ]
 
 
-def folder_of(bench: Bench, source: Recipe, seed: int, init: Weights | None) -> Path:
+def folder_of(session: Session, source: Recipe, seed: int, init: Weights | None) -> Path:
     """Name the folder of weights by everything that they depend on, and nothing else."""
     method = plugins.load("methods", source.method)
-    base = trained_base(bench, source)
+    base = trained_base(session, source)
     identity = {
         "method": source.method,
         "code": [plugins.version("methods", source.method), versions_of(*getattr(method, "LOOPS", ()))],
@@ -100,26 +100,26 @@ def folder_of(bench: Bench, source: Recipe, seed: int, init: Weights | None) -> 
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
-        "training": _training_digest(bench, method, source, seed),
-        "replay": replay_digest(bench, source, seed),
+        "training": _training_digest(session, method, source, seed),
+        "replay": replay_digest(session, source, seed),
     }
-    return bench.store.weights(digest({name: value for name, value in identity.items() if value}))
+    return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
 
-def _training_digest(bench: Bench, method: Any, source: Recipe, seed: int) -> str:
+def _training_digest(session: Session, method: Any, source: Recipe, seed: int) -> str:
     """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
     needs = getattr(method, "NEEDS", ())
     if not needs:
         return ""
-    target = bench.target
+    target = session.target
     pairs = [without_defaults(pair) for pair in target.items.pairs] if "pairs" in needs else []
     rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
     drawn = [] if source.method in SEEDLESS else [seed]
-    computed = [bench.machine.precision, bench.machine.device]
-    return digest([pairs, rows, prompting_digest(bench, source, seed), drawn, computed])
+    computed = [session.machine.precision, session.machine.device]
+    return digest([pairs, rows, prompting_digest(session, source, seed), drawn, computed])
 
 
-def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
+def read_weights(session: Session, recipe: Recipe, folder: Path) -> Weights | None:
     """Read finished weights, to be served as the recipe says.
 
     Raises:
@@ -130,7 +130,7 @@ def read_weights(bench: Bench, recipe: Recipe, folder: Path) -> Weights | None:
     if not (folder / _FIT).exists():
         return None
     made = json.loads((folder / _FIT).read_text())
-    served = served_base(bench, recipe)
+    served = served_base(session, recipe)
     own = made["digest"]
     if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
         own = adapter_digest(folder / "adapter", served.weights_digest)
@@ -157,7 +157,7 @@ def refuse_damaged(weights: Weights) -> None:
 
 
 def fit(
-    bench: Bench,
+    session: Session,
     source: Recipe,
     seed: int,
     folder: Path,
@@ -178,13 +178,13 @@ def fit(
     try:
         if not (part / _FIT).exists():  # it is written when all else is there
             _remove_all_but_checkpoints(part)
-            with clear_errors(bench.store, str(part), AGAIN):
-                record = _fitted(bench, source, seed, part, init, replayed)
+            with clear_errors(session.store, str(part), AGAIN):
+                record = _fitted(session, source, seed, part, init, replayed)
             record["training"] |= {"fit_key": folder.name}
-            write_whole(bench.store, part / _FIT, json.dumps(record))
+            write_whole(session.store, part / _FIT, json.dumps(record))
     except Diverged as error:
         remove_folder(part)
-        write_whole(bench.store, folder / _DIVERGED, json.dumps([error.reason, error.knob]))
+        write_whole(session.store, folder / _DIVERGED, json.dumps([error.reason, error.knob]))
         raise
     except Exception:
         _remove_all_but_checkpoints(part)
@@ -196,7 +196,7 @@ def fit(
 
 
 def _fitted(
-    bench: Bench,
+    session: Session,
     source: Recipe,
     seed: int,
     part: Path,
@@ -205,19 +205,19 @@ def _fitted(
 ) -> dict[str, Any]:
     """Run the method of a recipe; return what there is to know of the weights it made."""
     method = plugins.load("methods", source.method)
-    base = trained_base(bench, source)
-    step, items = step_of(bench, source, seed), bench.target.items
-    expected_s = bench.seconds(fit_work(bench, source, seed), base)
-    with bench.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
+    base = trained_base(session, source)
+    step, items = step_of(session, source, seed), session.target.items
+    expected_s = session.seconds(fit_work(session, source, seed), base)
+    with session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
         context = FitContext(
             base,
-            bench.machine,
+            session.machine,
             part,
             (*map(step, items.train), *replayed),
             tuple(map(step, items.validation)),
-            bench.target.task.chat_template,
+            session.target.task.chat_template,
             seed,
-            bench.experiment.report_to,
+            session.experiment.report_to,
             advance,
             tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
             init.folder / init.kind if init and init.folder else None,
@@ -243,35 +243,35 @@ def _remove_all_but_checkpoints(part: Path) -> None:
             shutil.rmtree(path)
 
 
-def fit_work(bench: Bench, source: Recipe, seed: int) -> costs.Work:
+def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     """Estimate the tokens one fit trains on; methods without epochs train no language model."""
     method = plugins.load("methods", source.method)
     epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
     if not epochs:
         return costs.Work()
-    items, step = bench.target.items, step_of(bench, source, seed)
+    items, step = session.target.items, step_of(session, source, seed)
     if "pairs" in getattr(method, "NEEDS", ()):
         return costs.preference(list(map(step, items.pairs)), epochs)
     once = costs.training(list(map(step, items.train)), epochs)
     if source.replay is None:
         return once
     mixed = costs.Work(trained=round(source.replay.share * once.trained))
-    return once + mixed + (costs.Work() if source.replay.data else answering_work(bench, source.replay))
+    return once + mixed + (costs.Work() if source.replay.data else answering_work(session, source.replay))
 
 
-def step_of(bench: Bench, recipe: Recipe, seed: int) -> Step:
+def step_of(session: Session, recipe: Recipe, seed: int) -> Step:
     """Return what turns an example of the target into what this recipe asks."""
-    task, items = bench.target.task, bench.target.items
-    context = PromptingContext(task, items.train, items.documents, seed, bench.dry_run)
+    task, items = session.target.task, session.target.items
+    context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
     prompted = compose(recipe.prompting, context)
     system = recipe.system if recipe.system is not None else task.system
     return lambda example: addressed(prompted(example), system, recipe.template)
 
 
-def prompting_digest(bench: Bench, recipe: Recipe, seed: int) -> str:
+def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     """Digest what is put around a question; and what shots and passages are drawn from."""
     promptings = [(name, *_prompting(name, params)) for name, params in recipe.prompting.items()]
-    drawn_from = [seed, bench.target.versions["train"], bench.target.items.documents]
+    drawn_from = [seed, session.target.versions["train"], session.target.items.documents]
     return digest(
         [
             promptings,

@@ -17,7 +17,7 @@ from harness import provenance, store
 from harness.evaluation import Job
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RowSet, suite_sets, work_of
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.metrics import flipped
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
@@ -35,63 +35,63 @@ class _Block(NamedTuple):
     stored: Rows
 
 
-def origin(bench: Bench, control: str = "") -> Origin:
+def origin(session: Session, control: str = "") -> Origin:
     """Say where rows that are computed now come from."""
-    environment = provenance.measuring_environment(bench.machine.name)
-    return Origin(store.keep_environment(bench.store, environment), control)
+    environment = provenance.measuring_environment(session.machine.name)
+    return Origin(store.keep_environment(session.store, environment), control)
 
 
-def beside(bench: Bench, source: ModelSource) -> str:
+def beside(session: Session, source: ModelSource) -> str:
     """Measure the control arm of a base, unless this call has; returns the measurement's id.
 
     Empty where the policy asks for no block, or nothing of the base is stored.
     """
-    known = bench.controls
+    known = session.controls
     if source.weights_digest not in known:
-        known[source.weights_digest] = measure(bench, source, bench.experiment.gate.control_blocks)
+        known[source.weights_digest] = measure(session, source, session.experiment.gate.control_blocks)
     return known[source.weights_digest]
 
 
-def measure(bench: Bench, source: ModelSource, n_blocks: int) -> str:
+def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
-    earlier = sum(one.base_digest == source.weights_digest for one in store.controls(bench.store))
-    chosen = list(_chosen(bench, source, n_blocks, earlier))
+    earlier = sum(one.base_digest == source.weights_digest for one in store.controls(session.store))
+    chosen = list(_chosen(session, source, n_blocks, earlier))
     if not chosen:
         return ""
     jobs = {block.rows.name: block.rows.job() for block in chosen}
     label, found = "control arm: the base again", []
-    expected = sum(bench.seconds(work_of(jobs[b.rows.name])) / jobs[b.rows.name].n_blocks for b in chosen)
-    candidate = bench.host(source).base
-    with bench.progress.stage(label, expected) as advance:
+    expected = sum(session.seconds(work_of(jobs[b.rows.name])) / jobs[b.rows.name].n_blocks for b in chosen)
+    candidate = session.host(source).base
+    with session.progress.stage(label, expected) as advance:
         for at, block in enumerate(chosen):
             job = jobs[block.rows.name]
             anew = block.rows.measured.evaluate(candidate, job, block.place)
-            found.append((_compared(bench, job, block, anew), anew))
+            found.append((_compared(session, job, block, anew), anew))
             advance(at + 1, len(chosen))
     now = datetime.now(UTC)
     control = Control(
         id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
         created=now.isoformat(),
         base_digest=source.weights_digest,
-        precision=bench.machine.precision,
-        environment=origin(bench).environment,
+        precision=session.machine.precision,
+        environment=origin(session).environment,
         blocks=tuple(block for block, _ in found),
     )
-    store.save_control(bench.store, control, found)
+    store.save_control(session.store, control, found)
     return control.id
 
 
-def _chosen(bench: Bench, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
+def _chosen(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
-    sets = suite_sets(bench, base_weights(bench, source))
-    there = [s for s in sets if n and store.has_rows(bench.store, s.identity, s.ids)]
+    sets = suite_sets(session, base_weights(session, source))
+    there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
     order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
     for rows in (there[i] for i in order):
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
     of_kind = [_from(_in_turn(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
-    return islice(_stored(bench, _in_turn(of_kind)), n)
+    return islice(_stored(session, _in_turn(of_kind)), n)
 
 
 def _in_turn(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
@@ -103,16 +103,16 @@ def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int
     return [*turns[at:], *turns[:at]]
 
 
-def _stored(bench: Bench, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
+def _stored(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
     """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
     for rows, index in turns:
-        held = store.read_rows(bench.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
+        held = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
         if len(held) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
             yield _Block(rows, index, held)
 
 
-def _compared(bench: Bench, job: Job, block: _Block, anew: Rows) -> ControlBlock:
-    came_from = store.origins(bench.store, block.rows.identity.digest).get(block.place, Origin())
+def _compared(session: Session, job: Job, block: _Block, anew: Rows) -> ControlBlock:
+    came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, anew, strict=True))
     return ControlBlock(
         task=job.task.name,

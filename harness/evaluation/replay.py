@@ -13,7 +13,7 @@ from harness.data import TaskItems, folded, load_task, suite_leaks
 from harness.data.general_prompts import general_prompts
 from harness.errors import Problem, UserError
 from harness.evaluation import costs
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest, without_defaults
 from harness.spec import Recipe, Replay, Task, TaskData
@@ -24,21 +24,21 @@ _SPARE = 1.1  # some answers are left out: empty, refused, or without the end of
 _ENDS = (".", "!", "?")
 
 
-def n_replayed(bench: Bench, replay: Replay) -> int:
+def n_replayed(session: Session, replay: Replay) -> int:
     """Count the rows that are mixed in: at least one."""
-    return max(1, round(replay.share * len(bench.target.items.train)))
+    return max(1, round(replay.share * len(session.target.items.train)))
 
 
-def replay_digest(bench: Bench, source: Recipe, seed: int) -> str:
+def replay_digest(session: Session, source: Recipe, seed: int) -> str:
     """Digest what replayed rows depend on beside the base; empty for a recipe without replay."""
     if source.replay is None:
         return ""
-    drawn = given(bench, source.replay, seed) if source.replay.data else asked(bench, source.replay)
+    drawn = given(session, source.replay, seed) if source.replay.data else asked(session, source.replay)
     rows = [without_defaults(e) for e in drawn]
-    return digest([versions_of("replay"), n_replayed(bench, source.replay), _LONGEST, rows])
+    return digest([versions_of("replay"), n_replayed(session, source.replay), _LONGEST, rows])
 
 
-def given(bench: Bench, replay: Replay, seed: int) -> tuple[Example, ...]:
+def given(session: Session, replay: Replay, seed: int) -> tuple[Example, ...]:
     """Draw rows of the user's file.
 
     Raises:
@@ -46,43 +46,43 @@ def given(bench: Bench, replay: Replay, seed: int) -> tuple[Example, ...]:
     """
     items = load_task(Task(name=_NAME, data=TaskData(train=replay.data)), seed)
     rows = sorted((*items.train, *items.validation), key=lambda e: e.id)
-    if leaks := suite_leaks(rows, _evaluated(bench)):
+    if leaks := suite_leaks(rows, _evaluated(session)):
         raise UserError(leaks)
-    n = min(n_replayed(bench, replay), len(rows))
+    n = min(n_replayed(session, replay), len(rows))
     return tuple(random.Random(f"{seed}/{_NAME}").sample(rows, n))
 
 
-def replay_problems(bench: Bench, recipe: Recipe) -> Sequence[Problem]:
+def replay_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
     """List what is wrong with the user's rows that a recipe replays."""
     if recipe.replay is None or recipe.replay.data is None:
         return ()
     try:
-        given(bench, recipe.replay, bench.experiment.seeds[0])
+        given(session, recipe.replay, session.experiment.seeds[0])
     except UserError as error:
         return error.problems
     return ()
 
 
-def asked(bench: Bench, replay: Replay) -> tuple[Example, ...]:
+def asked(session: Session, replay: Replay) -> tuple[Example, ...]:
     """Return the general prompts that the base is asked, some more than are needed."""
     prompts = [
         Example(f"{_NAME}-{number}", ({"role": "user", "content": text},), cluster=f"{_NAME}-{number}")
         for number, text in enumerate(general_prompts())
     ]
-    evaluated = [e for examples in _evaluated(bench).values() for e in examples]
+    evaluated = [e for examples in _evaluated(session).values() for e in examples]
     taken = {folded(e.prompt) for e in evaluated}
     free = [e for e in prompts if folded(e.prompt) not in taken]
-    return tuple(free[: round(_SPARE * n_replayed(bench, replay)) + 1])
+    return tuple(free[: round(_SPARE * n_replayed(session, replay)) + 1])
 
 
-def answering_work(bench: Bench, replay: Replay) -> costs.Work:
+def answering_work(session: Session, replay: Replay) -> costs.Work:
     """Estimate what the base's answers take."""
-    return costs.reading(asked(bench, replay), ranked=False, max_new_tokens=_LONGEST)
+    return costs.reading(asked(session, replay), ranked=False, max_new_tokens=_LONGEST)
 
 
-def as_task(bench: Bench, prompts: Sequence[Example]) -> tuple[Task, TaskItems]:
+def as_task(session: Session, prompts: Sequence[Example]) -> tuple[Task, TaskItems]:
     """Write the prompts down as a task, so that the answers are stored like any others."""
-    chat = bench.target.task.chat_template
+    chat = session.target.task.chat_template
     task = Task(
         name=_NAME,
         data=TaskData(),
@@ -107,7 +107,7 @@ def _whole(row: SampleResult) -> str:
     return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]
 
 
-def _evaluated(bench: Bench) -> dict[str, Sequence[Example]]:
-    own = bench.target.items
-    known: dict[str, Sequence[Example]] = {bench.target.task.name: (*own.test, *own.validation)}
-    return known | {m.task.name: m.items.test for m in bench.suites}
+def _evaluated(session: Session) -> dict[str, Sequence[Example]]:
+    own = session.target.items
+    known: dict[str, Sequence[Example]] = {session.target.task.name: (*own.test, *own.validation)}
+    return known | {m.task.name: m.items.test for m in session.suites}

@@ -14,7 +14,7 @@ from harness import metrics, plugins, store
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, addressed, costs
 from harness.evaluation.candidates import prompting_digest, step_of
-from harness.evaluation.session import Bench, Measured
+from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, compose
 from harness.provenance.code_versions import versions_of
@@ -57,12 +57,12 @@ class RowSet(NamedTuple):
         return Job(m.task, m.role, self.split, self.ask(), m.metrics, self.answer, self.identity)
 
 
-def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, as this recipe asks them."""
-    prompting = prompting_digest(bench, recipe, seed)
-    target, answer = bench.target, recipe.answer
+    prompting = prompting_digest(session, recipe, seed)
+    target, answer = session.target, recipe.answer
 
-    step = cache(partial(step_of, bench, recipe, seed))
+    step = cache(partial(step_of, session, recipe, seed))
 
     def asked(split: Split) -> tuple[Example, ...]:
         return tuple(map(step(), target.examples(split)))
@@ -72,24 +72,24 @@ def target_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> li
             target,
             split,
             answer,
-            identity(bench, weights, target, split, prompting, answer),
+            identity(session, weights, target, split, prompting, answer),
             partial(asked, split),
         )
         for split in SPLITS[1:]
     ]
 
 
-def suite_sets(bench: Bench, weights: Weights) -> list[RowSet]:
+def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
     """List the capability tasks that can be asked: of a classifier none, of chat what is answered in text."""
     if weights.kind == "classifier":
         return []
-    asked = (m for m in bench.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
-    return [suite_set(bench, weights, m) for m in asked]
+    asked = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
+    return [suite_set(session, weights, m) for m in asked]
 
 
-def suite_set(bench: Bench, weights: Weights, m: Measured) -> RowSet:
+def suite_set(session: Session, weights: Weights, m: Measured) -> RowSet:
     """Return the test items of one task that is asked as it is written, whoever answers."""
-    named = identity(bench, weights, m, "test", "task", "generate")
+    named = identity(session, weights, m, "test", "task", "generate")
     return RowSet(m, "test", "generate", named, partial(_asked, m))
 
 
@@ -125,10 +125,10 @@ def _work_of_lm_eval(job: Job) -> costs.Work:
 
 
 def identity(
-    bench: Bench, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
+    session: Session, weights: Weights, m: Measured, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Name everything that the rows of a task's split depend on, for weights that are asked so."""
-    how = _computed(bench, weights)
+    how = _computed(session, weights)
     return RowsIdentity(
         weights.digest,
         how.template_digest,
@@ -155,14 +155,14 @@ class _Computed(NamedTuple):
     device_class: str
 
 
-def _computed(bench: Bench, weights: Weights) -> _Computed:
+def _computed(session: Session, weights: Weights) -> _Computed:
     """Say how weights are asked here; of an endpoint no more is known than who writes its prompts."""
-    base, machine = weights.source or bench.source, bench.machine
+    base, machine = weights.source or session.source, session.machine
     if weights.kind in openai_api.PROTOCOLS:
         template = base.template_digest if weights.kind == "completions" else ""
         engine, layout = openai_api.identity(weights.kind)
         return _Computed(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
-    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else bench.engine(base)
+    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else session.engine(base)
     return _Computed(base.template_digest, machine.precision, engine, layout, machine.device)
 
 
@@ -199,42 +199,42 @@ class Sought(NamedTuple):
     rows: dict[str, str]
 
 
-def sought(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Sought | None:
+def sought(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Sought | None:
     """Say which run to look for; None where rows are missing, so that there is none."""
-    if not all(is_there(bench, s) for s in sets):
+    if not all(is_there(session, s) for s in sets):
         return None
-    return Sought(run_id_of(bench, name, seed, weights, sets), {s.name: s.identity.digest for s in sets})
+    return Sought(run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets})
 
 
-def finished(bench: Bench, wanted: Sequence[Sought | None]) -> list[Run | None]:
+def finished(session: Session, wanted: Sequence[Sought | None]) -> list[Run | None]:
     """Find the runs that lie in the store; None for each that does not."""
-    written = store.written_runs(bench.store, [one.run_id for one in wanted if one])
+    written = store.written_runs(session.store, [one.run_id for one in wanted if one])
     found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]
     return [run if one and run and run.rows == one.rows else None for one, run in found]
 
 
-def failure(bench: Bench, known: Mapping[str, Run], name: str, recipe: Recipe, seed: int) -> Run | None:
+def failure(session: Session, known: Mapping[str, Run], name: str, recipe: Recipe, seed: int) -> Run | None:
     """Find the failure of a recipe as it is written now among the runs that are known."""
-    run = known.get(failed_id(bench, name, seed))
+    run = known.get(failed_id(session, name, seed))
     return run if run and Recipe.model_validate(run.recipe) == recipe else None
 
 
-def is_there(bench: Bench, rows: RowSet) -> bool:
+def is_there(session: Session, rows: RowSet) -> bool:
     """Tell whether a row set is complete."""
-    return store.has_rows(bench.store, rows.identity, rows.ids)
+    return store.has_rows(session.store, rows.identity, rows.ids)
 
 
-def run_id_of(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
+def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
     """Name a finished run by its weights and its rows."""
     rows = {s.name: s.identity.digest for s in sets}
-    return f"{begun_as(bench, name, seed)}-{digest([rows, weights.digest])[:8]}"
+    return f"{begun_as(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
 
 
-def failed_id(bench: Bench, name: str, seed: int) -> str:
+def failed_id(session: Session, name: str, seed: int) -> str:
     """Name the run that says why a recipe could not be made."""
-    return f"{begun_as(bench, name, seed)}-failed"
+    return f"{begun_as(session, name, seed)}-failed"
 
 
-def begun_as(bench: Bench, name: str, seed: int) -> str:
+def begun_as(session: Session, name: str, seed: int) -> str:
     """Name a run that has begun; nothing is known of what it will be."""
-    return f"{bench.experiment.name}-{name}-s{seed}"
+    return f"{session.experiment.name}-{name}-s{seed}"

@@ -15,7 +15,7 @@ from harness.evaluation import Job, scored
 from harness.evaluation.candidates import base_of, refuse_damaged
 from harness.evaluation.control_arm import beside, origin
 from harness.evaluation.row_sets import RowSet, is_there, work_of
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.batching import common_length
 from harness.models.hf import Candidate, classifier
@@ -24,42 +24,44 @@ from harness.spec import Recipe
 from harness.training import Weights
 
 
-def fill(bench: Bench, candidate: Candidate, sets: Sequence[RowSet], name: str, *, control: str = "") -> None:
+def fill(
+    session: Session, candidate: Candidate, sets: Sequence[RowSet], name: str, *, control: str = ""
+) -> None:
     """Compute the blocks that are not there yet, beside a measurement of the control arm.
 
     `name` is who answers, for the progress.
     """
     for rows in sets:
-        if is_there(bench, rows):
+        if is_there(session, rows):
             continue
-        job, came_from = rows.job(), origin(bench, control)
-        done = store.finished_blocks(bench.store, job.identity, rows.ids)
-        with bench.progress.stage(f"{name}: {rows.name}", bench.seconds(work_of(job))) as advance:
+        job, came_from = rows.job(), origin(session, control)
+        done = store.finished_blocks(session.store, job.identity, rows.ids)
+        with session.progress.stage(f"{name}: {rows.name}", session.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
                     block = rows.measured.evaluate(candidate, job, index)
-                    store.keep_origin(bench.store, job.identity.digest, index, came_from)
-                    store.append_block(bench.store, job.identity, index, block)
+                    store.keep_origin(session.store, job.identity.digest, index, came_from)
+                    store.append_block(session.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
-        store.complete_rows(bench.store, job.identity, len(rows.ids))
+        store.complete_rows(session.store, job.identity, len(rows.ids))
 
 
-def control_beside(bench: Bench, recipe: Recipe, weights: Weights) -> str:
+def control_beside(session: Session, recipe: Recipe, weights: Weights) -> str:
     """Measure the control arm of what answers; a classifier has no base that could have moved."""
-    return "" if weights.kind == "classifier" else beside(bench, base_of(bench, recipe))
+    return "" if weights.kind == "classifier" else beside(session, base_of(session, recipe))
 
 
 @contextmanager
-def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
+def opened(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open weights as something that generates and scores.
 
     Raises:
         CandidateFailed: their files are no longer those that were made.
     """
-    source = weights.source or bench.source
+    source = weights.source or session.source
     refuse_damaged(weights)
     if weights.kind == "base":
-        yield bench.host(source).base
+        yield session.host(source).base
         return
     assert weights.folder is not None
     if weights.kind == "classifier":
@@ -69,38 +71,38 @@ def opened(bench: Bench, weights: Weights) -> Iterator[Candidate]:
             yield candidate
     elif weights.kind == "model":
         whole = source._replace(path=weights.folder / "model", weights_digest=weights.digest)
-        yield bench.host(whole).base
+        yield session.host(whole).base
     else:
-        with bench.host(source).adapted(weights.folder / "adapter", weights.digest) as candidate:
+        with session.host(source).adapted(weights.folder / "adapter", weights.digest) as candidate:
             yield candidate
 
 
-def missing(bench: Bench, sets: Iterable[RowSet]) -> list[RowSet]:
+def missing(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Score again what was answered before under other metrics; returns the sets that need a model."""
-    absent = [rows for rows in sets if not store.has_rows(bench.store, rows.identity, rows.ids)]
+    absent = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
     if not absent:
         return []
-    known = store.identities(bench.store)
-    return [rows for rows in absent if not _scored_again(bench, rows, known)]
+    known = store.identities(session.store)
+    return [rows for rows in absent if not _scored_again(session, rows, known)]
 
 
-def _scored_again(bench: Bench, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
+def _scored_again(session: Session, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
-    done = store.finished_blocks(bench.store, wanted, rows.ids)
+    done = store.finished_blocks(session.store, wanted, rows.ids)
     job = rows.job() if same and wanted.scoring_digest else None
     for other in same if job else ():
-        came_from = store.origins(bench.store, other.digest)
-        for index, block in store.read_blocks(bench.store, other, rows.ids).items():
+        came_from = store.origins(session.store, other.digest)
+        for index, block in store.read_blocks(session.store, other, rows.ids).items():
             if job and index not in done:
                 if index in came_from:
-                    store.keep_origin(bench.store, wanted.digest, index, came_from[index])
-                store.append_block(bench.store, wanted, index, _scored(job, index, block))
+                    store.keep_origin(session.store, wanted.digest, index, came_from[index])
+                store.append_block(session.store, wanted, index, _scored(job, index, block))
                 done.add(index)
     if len(done) < rows.n_blocks:
         return False
-    store.complete_rows(bench.store, wanted, len(rows.ids))
+    store.complete_rows(session.store, wanted, len(rows.ids))
     return True
 
 

@@ -90,18 +90,18 @@ def load(engine: Engine, source: ModelSource, machine: Machine, known: str) -> H
 
 @dataclass
 class EngineSlot:
-    """The place of the one base in memory, which all copies of a bench share: `host`, or None."""
+    """The place of the one base in memory, which all copies of a session share: `host`, or None."""
 
     host: Host | None = None
 
 
 @dataclass
-class Bench:
+class Session:
     """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
-    `controls` maps digests of bases to the control arm that was measured while this bench was open.
-    Copies made by `replace` share the slot, so what one loads another lets go of. A bench for a `dry_run`
+    `controls` maps digests of bases to the control arm that was measured while this session was open.
+    Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
     """
 

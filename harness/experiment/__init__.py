@@ -15,7 +15,7 @@ from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import base_of, served_base, source_of, trains
 from harness.evaluation.row_sets import Asked
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import remarks, report_of
 from harness.experiment.candidate_result import attempt
@@ -24,9 +24,9 @@ from harness.experiment.prepare import (
     Scope,
     arm_label,
     arms,
-    bench_of,
     key_problems,
     planned,
+    prepare_session,
     seconds_planned,
 )
 from harness.experiment.run_candidate import base_arm, outdated, stored_runs
@@ -45,12 +45,12 @@ MANY = 64  # candidates
 __all__ = [
     "Scope",
     "all_done",
-    "bench_of",
     "compare",
     "first_line",
     "look_up",
     "planned",
     "planned_curve",
+    "prepare_session",
     "refuse_curve",
     "refuse_many",
     "run_all",
@@ -87,8 +87,8 @@ def compare(
     """
     loaded = config.load(Path(path), overrides, candidates)
     refuse_many(loaded, yes=yes)
-    bench = bench_of(loaded, Scope(limit, quick, fewer_items), progress or Silent())
-    return run_all(bench, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items)
+    session = prepare_session(loaded, Scope(limit, quick, fewer_items), progress or Silent())
+    return run_all(session, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items)
 
 
 def refuse_many(loaded: Loaded, *, yes: bool) -> None:
@@ -105,7 +105,7 @@ def refuse_many(loaded: Loaded, *, yes: bool) -> None:
 
 
 def run_all(
-    bench: Bench,
+    session: Session,
     loaded: Loaded,
     *,
     quick: bool,
@@ -113,7 +113,7 @@ def run_all(
     fewer_items: bool = False,
     found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
-    """Make every selected run on a prepared bench, and report them; `found` is what `look_up` has found.
+    """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
     With `fewer_items` large tasks of the suites are asked in looks, until the verdicts are settled.
 
@@ -123,46 +123,46 @@ def run_all(
         HarnessError: another process is working in the same runs folder.
     """
     if learning_curve:
-        refuse_curve(bench, loaded.selected)
-    start, ordered = time.monotonic(), _in_order(bench, loaded.selected)
-    found = stored_runs(bench, ordered) if found is None else found
-    _refuse_without_key(bench, loaded, ordered, found)
-    noted = store.Noted(bench.progress, bench.store, "A comparison", len(ordered))
-    bench = replace(bench, progress=noted)
-    make_all = partial(_make_all, bench, ordered, smoke=quick)
-    with store.working(bench.store), noted:
-        store.begin(bench.store, bench.experiment.name)
-        store.remove_merged_blocks(bench.store)
+        refuse_curve(session, loaded.selected)
+    start, ordered = time.monotonic(), _in_order(session, loaded.selected)
+    found = stored_runs(session, ordered) if found is None else found
+    _refuse_without_key(session, loaded, ordered, found)
+    noted = store.Noted(session.progress, session.store, "A comparison", len(ordered))
+    session = replace(session, progress=noted)
+    make_all = partial(_make_all, session, ordered, smoke=quick)
+    with store.working(session.store), noted:
+        store.begin(session.store, session.experiment.name)
+        store.remove_merged_blocks(session.store)
         if fewer_items:
-            said, runs = fewer.in_looks(bench, _measure_base(bench, bench.source), make_all)
-            reader = Reader(bench)
+            said, runs = fewer.in_looks(session, _measure_base(session, session.source), make_all)
+            reader = Reader(session)
         else:
-            said, reader = [], Reader(bench)
+            said, reader = [], Reader(session)
             runs = make_all(reader, found)
         if learning_curve:
-            so_far = report_of(bench, reader, runs, smoke=quick, header={}, notes=())
-            make_curve(bench, runs, so_far.facts)
-        store.end(bench.store, bench.experiment.name)
-    header = {**_header(bench), "wall_s": round(time.monotonic() - start, 1)}
-    curve_of, notes = partial(stored_curve, bench, reader, runs), [*said, *_notes(bench, runs)]
-    report = report_of(bench, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
-    record_report(bench.store, report, runs, bench.experiment.gate)
+            so_far = report_of(session, reader, runs, smoke=quick, header={}, notes=())
+            make_curve(session, runs, so_far.facts)
+        store.end(session.store, session.experiment.name)
+    header = {**_header(session), "wall_s": round(time.monotonic() - start, 1)}
+    curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
+    report = report_of(session, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+    record_report(session.store, report, runs, session.experiment.gate)
     return report
 
 
 def _refuse_without_key(
-    bench: Bench, loaded: Loaded, ordered: Sequence[Asked], found: Sequence[Run | None]
+    session: Session, loaded: Loaded, ordered: Sequence[Asked], found: Sequence[Run | None]
 ) -> None:
     """Refuse to begin where an endpoint will be asked and its key or the client is missing."""
     pairs = zip(ordered, found, strict=True)
     asked = {name for (name, _, _), run in pairs if run is None or run.state != "done"}
     places = {name: loaded.places[name] for name in loaded.selected if name in asked}
-    if problems := list(key_problems(bench, places)):
+    if problems := list(key_problems(session, places)):
         raise UserError(problems)
 
 
 def _make_all(
-    bench: Bench,
+    session: Session,
     ordered: Sequence[Asked],
     reader: Reader | None = None,
     found: Sequence[Run | None] = (),
@@ -170,92 +170,92 @@ def _make_all(
     smoke: bool,
 ) -> list[Run]:
     """Measure the bases and make every run, as far as that is not done yet or `found`."""
-    reader = reader or Reader(bench)
+    reader = reader or Reader(session)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
     reader.prepare(digest for run in done if run for digest in run.rows.values())
-    published = list(dict.fromkeys(base_of(bench, recipe) for _, recipe, _ in ordered))
+    published = list(dict.fromkeys(base_of(session, recipe) for _, recipe, _ in ordered))
     for source in published:
-        _measure_base(bench, source)
-    runs = [_attempt(bench, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
+        _measure_base(session, source)
+    runs = [_attempt(session, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
     answered = {run.candidate for run in runs if run.state == "done"}
-    for source in arms(bench, (recipe for name, recipe, _ in ordered if name in answered)):
+    for source in arms(session, (recipe for name, recipe, _ in ordered if name in answered)):
         if source not in published:
-            _measure_base(bench, source)
+            _measure_base(session, source)
     return runs
 
 
-def _measure_base(bench: Bench, source: ModelSource) -> dict[str, str]:
+def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     """Measure a base's general ability as far as that is not done yet; returns each task's row set."""
-    label, rows = arm_label(bench, source), base_arm(bench, source)
-    bench.progress.finished(label, f"{label}: measured on {len(rows)} tasks")
+    label, rows = arm_label(session, source), base_arm(session, source)
+    session.progress.finished(label, f"{label}: measured on {len(rows)} tasks")
     return rows
 
 
-def stored(bench: Bench, selected: Iterable[str]) -> ExperimentReport:
+def stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
     """Report the stored runs of the selected candidates as they are written now; computes nothing.
 
     Raises:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
-    wanted = _in_order(bench, selected)
-    return _reported(bench, wanted, stored_runs(bench, wanted))
+    wanted = _in_order(session, selected)
+    return _reported(session, wanted, stored_runs(session, wanted))
 
 
-def _reported(bench: Bench, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
+def _reported(session: Session, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
         names = ", ".join(name for name, _, _ in absent)
-        if unknown := bench.unknown_bases():
+        if unknown := session.unknown_bases():
             raise IncompatibleRuns(
-                f"{bench.store.folder}: unknown whether {names} is stored as written now: "
+                f"{session.store.folder}: unknown whether {names} is stored as written now: "
                 f"{_never_loaded(unknown)}; expected a finished run; "
                 "next: harness report, which loads it once"
             )
-        differing = outdated(bench, *absent[0])
+        differing = outdated(session, *absent[0])
         stored_as = f" (that of {absent[0][0]} has another {', '.join(differing)})" if differing else ""
         raise IncompatibleRuns(
-            f"{bench.store.folder}: found no run of {names} as written now{stored_as}; "
+            f"{session.store.folder}: found no run of {names} as written now{stored_as}; "
             "expected one of each candidate; next: harness compare"
         )
     runs = [run for run in found if run is not None]
-    reader, header, notes = Reader(bench), _header(bench), _notes(bench, runs)
-    curve_of = partial(stored_curve, bench, reader, runs)
-    return report_of(bench, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
+    reader, header, notes = Reader(session), _header(session), _notes(session, runs)
+    curve_of = partial(stored_curve, session, reader, runs)
+    return report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
 
 
-def stored_so_far(bench: Bench, selected: Sequence[str], needed: str) -> ExperimentReport:
+def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:
     """Report the stored runs of those selected candidates that have one; `needed` has to be among them.
 
     Raises:
         IncompatibleRuns: there is no run of `needed` as it is written now.
     """
-    wanted = _in_order(bench, selected)
-    found = list(zip(wanted, stored_runs(bench, wanted), strict=True))
+    wanted = _in_order(session, selected)
+    found = list(zip(wanted, stored_runs(session, wanted), strict=True))
     there = {needed, *(name for (name, _, _), run in found if run)}
     kept = [one for one in found if one[0][0] in there]
-    return _reported(bench, [asked for asked, _ in kept], [run for _, run in kept])
+    return _reported(session, [asked for asked, _ in kept], [run for _, run in kept])
 
 
-def _header(bench: Bench) -> dict[str, object]:
+def _header(session: Session) -> dict[str, object]:
     return {
-        "device": bench.machine.name,
-        "precision": bench.machine.precision,
-        "engine": bench.engine(bench.source)[0],
+        "device": session.machine.name,
+        "precision": session.machine.precision,
+        "engine": session.engine(session.source)[0],
     }
 
 
-def _notes(bench: Bench, runs: Sequence[Run]) -> list[str]:
-    return [*bench.target.items.notes, *remarks(bench, runs)]
+def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
+    return [*session.target.items.notes, *remarks(session, runs)]
 
 
-def look_up(bench: Bench, selected: Iterable[str]) -> list[Run | None]:
+def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
-    return stored_runs(bench, _in_order(bench, selected))
+    return stored_runs(session, _in_order(session, selected))
 
 
-def said_of_stored(bench: Bench, found: Sequence[Run | None]) -> str:
+def said_of_stored(session: Session, found: Sequence[Run | None]) -> str:
     """Say how much of what a dry run plans is stored, or why that is unknown."""
-    if unknown := bench.unknown_bases():
+    if unknown := session.unknown_bases():
         return f"unknown whether any of it is stored: {_never_loaded(unknown)}"
     n_done = sum(run is not None and run.state == "done" for run in found)
     return f"{count(n_done)} of {count(len(found))} runs are stored already"
@@ -270,51 +270,51 @@ def all_done(found: Iterable[Run | None]) -> bool:
     return all(run and run.state == "done" for run in found)
 
 
-def first_line(bench: Bench, n_candidates: int, expected_s: float | None) -> str:
+def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
     """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    slow = f" ({said})" if (said := slow_bf16(bench.machine)) else ""
+    slow = f" ({said})" if (said := slow_bf16(session.machine)) else ""
     return (
-        f"{bench.experiment.name}: {n_candidates} candidates on {bench.experiment.base_model}, "
-        f"{bench.machine.name}, {bench.machine.precision}{slow}, {bench.machine.gflops:,.0f} GFLOP/s; "
+        f"{session.experiment.name}: {n_candidates} candidates on {session.experiment.base_model}, "
+        f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "
         + ("all of it stored" if expected_s is None else f"about {seconds(expected_s)} from nothing")
     )
 
 
-def warnings_before(bench: Bench) -> tuple[str, ...]:
+def warnings_before(session: Session) -> tuple[str, ...]:
     """Say which margins the items at hand probably cannot show."""
-    n = {m.task.name: len(m.items.test) for m in bench.suites}
-    return gating.warn_before(bench.experiment.suites, n, bench.experiment.gate)
+    n = {m.task.name: len(m.items.test) for m in session.suites}
+    return gating.warn_before(session.experiment.suites, n, session.experiment.gate)
 
 
-def _in_order(bench: Bench, selected: Iterable[str]) -> list[Asked]:
+def _in_order(session: Session, selected: Iterable[str]) -> list[Asked]:
     """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
 
     What starts from another candidate comes after it, and what is served on one base together,
     because one base at a time is in memory. Only what trains has more than one seed: everything
     else would answer the same again.
     """
-    recipes = {name: bench.experiment.candidates[name] for name in selected}
+    recipes = {name: session.experiment.candidates[name] for name in selected}
     places: dict[str, int] = {}
 
     def generation(recipe: Recipe) -> int:
-        init = source_of(bench, recipe).init_from
-        return 1 + generation(bench.experiment.candidates[init]) if init else 0
+        init = source_of(session, recipe).init_from
+        return 1 + generation(session.experiment.candidates[init]) if init else 0
 
     def key(item: tuple[str, Recipe]) -> tuple[bool, bool, int, int]:
         recipe = item[1]
-        place = places.setdefault(served_base(bench, recipe).weights_digest, len(places))
-        return trains(bench, recipe), recipe.weights_of is not None, generation(recipe), place
+        place = places.setdefault(served_base(session, recipe).weights_digest, len(places))
+        return trains(session, recipe), recipe.weights_of is not None, generation(recipe), place
 
     return [
         (name, recipe, seed)
         for name, recipe in sorted(recipes.items(), key=key)
-        for seed in (bench.experiment.seeds if trains(bench, recipe) else bench.experiment.seeds[:1])
+        for seed in (session.experiment.seeds if trains(session, recipe) else session.experiment.seeds[:1])
     ]
 
 
-def _attempt(bench: Bench, reader: Reader, asked: Asked, done: Run | None, *, smoke: bool) -> Run:
+def _attempt(session: Session, reader: Reader, asked: Asked, done: Run | None, *, smoke: bool) -> Run:
     """Make a run that is not done, and show its line."""
     name, recipe, seed = asked
-    run, facts = attempt(bench, reader, name, recipe, seed, done)
-    bench.progress.finished(name, live_line(facts, bench.target.task.primary_metric, smoke=smoke))
+    run, facts = attempt(session, reader, name, recipe, seed, done)
+    session.progress.finished(name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
     return run

@@ -12,7 +12,7 @@ from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
 from harness.evaluation.candidates import source_of
-from harness.evaluation.session import Bench, Measured
+from harness.evaluation.session import Measured, Session
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import arms
 from harness.experiment.run_candidate import measured_arm
@@ -26,7 +26,7 @@ from harness.spec import GatePolicy, Recipe
 
 
 def report_of(
-    bench: Bench,
+    session: Session,
     reader: Reader,
     runs: Sequence[Run],
     *,
@@ -37,58 +37,58 @@ def report_of(
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
-    base = bases_of(bench, reader, runs)
-    measured = decide.budgeted((facts_of(bench, reader, run) for run in runs), bench.experiment.decide)
-    facts = _with_comparisons(bench, reader, runs, measured)
-    tasks = _all_comparisons(bench, reader, runs, base)
-    steps = _steps(bench, reader, runs, base, tasks)
+    base = bases_of(session, reader, runs)
+    measured = decide.budgeted((facts_of(session, reader, run) for run in runs), session.experiment.decide)
+    facts = _with_comparisons(session, reader, runs, measured)
+    tasks = _all_comparisons(session, reader, runs, base)
+    steps = _steps(session, reader, runs, base, tasks)
     judged = tuple(
-        replace(f, verdict=_verdict(bench, reader, run, f, tasks[run.run_id], base[run.base_digest]))
+        replace(f, verdict=_verdict(session, reader, run, f, tasks[run.run_id], base[run.base_digest]))
         if run.state == "done"
         else f
         for f, run in zip(facts, runs, strict=True)
     )
-    primary, policy = bench.target.primary, bench.experiment.gate
+    primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
-    closed_labels = any(e.choices for e in bench.target.items.test)
-    has_documents = bool(bench.target.items.documents)
+    closed_labels = any(e.choices for e in session.target.items.test)
+    has_documents = bool(session.target.items.documents)
     decision = decide.decide(
         judged,
-        bench.experiment.decide,
+        session.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
         metric_name=primary.name,
         curve=curve,
     )
     return ExperimentReport(
-        experiment=bench.experiment.name,
-        base_model=bench.experiment.base_model,
+        experiment=session.experiment.name,
+        base_model=session.experiment.base_model,
         metric=primary.name,
         facts=judged,
         comparisons={f.label: _shown(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained},
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_unanswered(bench, reader, runs), *_noteworthy(bench, reader, runs)),
+        notes=(*notes, *_unanswered(session, reader, runs), *_noteworthy(session, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.over_seeds(judged),
-        ablations=_ablations(bench, reader, runs, judged),
+        ablations=_ablations(session, reader, runs, judged),
         curve=curve,
-        task=bench.target.task.name,
+        task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
         margins=_margins(tasks.values(), policy),
-        flips=_flips(bench, reader, runs, judged, tasks, base),
+        flips=_flips(session, reader, runs, judged, tasks, base),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
-        policy=bench.experiment.decide,
+        policy=session.experiment.decide,
         closed_labels=closed_labels,
         has_documents=has_documents,
-        diversity=_diversity(bench, reader, runs, judged, base),
+        diversity=_diversity(session, reader, runs, judged, base),
     )
 
 
-def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
+def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
     """Map digests of the bases that runs are measured against to their rows of each suite's task.
 
     Raises:
@@ -96,45 +96,45 @@ def bases_of(bench: Bench, reader: Reader, runs: Iterable[Run]) -> dict[str, dic
     """
     done = [run for run in runs if run.state == "done"]
     out: dict[str, dict[str, Rows]] = {}
-    for source in arms(bench, [bench.experiment.candidates[run.candidate] for run in done]):
-        rows = measured_arm(bench, source)
+    for source in arms(session, [session.experiment.candidates[run.candidate] for run in done]):
+        rows = measured_arm(session, source)
         if rows is not None:
             reader.prepare(rows.values())
-            sizes = {m.task.name: m.size("test") for m in bench.suites}
+            sizes = {m.task.name: m.size("test") for m in session.suites}
             out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
     if any(run.base_digest not in out for run in done):
         raise IncompatibleRuns(
-            f"{bench.store.folder}: found no rows of the base's general ability as written now; "
+            f"{session.store.folder}: found no rows of the base's general ability as written now; "
             "expected them beside the runs; next: harness compare"
         )
     return out
 
 
 def _steps(
-    bench: Bench,
+    session: Session,
     reader: Reader,
     runs: Sequence[Run],
     base: Mapping[str, Mapping[str, Rows]],
     tasks: Mapping[str, Sequence[TaskComparison]],
 ) -> dict[str, tuple[Step, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
-    done = [run for run in runs if run.run_id in tasks and f"{bench.target.task.name}/test" in run.rows]
+    done = [run for run in runs if run.run_id in tasks and f"{session.target.task.name}/test" in run.rows]
     rows: dict[str, Mapping[str, Rows]] = dict(base)
     for run in done:
-        measured = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+        measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
     tuned = (run for run in done if run.method not in ("base", "classifier"))
-    return {run.run_id: steps_of(bench, run, done, rows, tasks[run.run_id]) for run in tuned}
+    return {run.run_id: steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
-def _unanswered(bench: Bench, reader: Reader, runs: Iterable[Run]) -> list[str]:
+def _unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
     """Count the test rows that could not be asked or scored, with the first one's reason."""
     out = []
     for run in runs:
         if run.state == "done":
-            errors = [r for r in reader.of(run, bench.target) if r.status == "error"]
+            errors = [r for r in reader.of(run, session.target) if r.status == "error"]
             if errors:
-                n = len(bench.target.items.test)
+                n = len(session.target.items.test)
                 out.append(
                     f"{run.candidate}: {len(errors)} of {n} test rows are errors and left out, the first one "
                     f"{errors[0].example_id}: {errors[0].error}"
@@ -149,13 +149,13 @@ _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
 }
 
 
-def _noteworthy(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Count such items by candidate and task; say what is alike once."""
     done = [run for run in runs if run.state == "done"]
     for what, shows in _NOTEWORTHY.items():
         alike: dict[str, list[str]] = {}
         for run in done:
-            asked = (m for m in (bench.target, *bench.suites) if f"{m.task.name}/test" in run.rows)
+            asked = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
             counts = {m.task.name: sum(map(shows, reader.of(run, m))) for m in asked}
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
@@ -163,10 +163,10 @@ def _noteworthy(bench: Bench, reader: Reader, runs: Iterable[Run]) -> Iterator[s
 
 
 def _with_comparisons(
-    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> list[CandidateFacts]:
     """Add the paired differences to the best untrained candidate and to the plain prompt."""
-    metric = bench.target.primary
+    metric = session.target.primary
     best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [r for r in by_name.values() if _is_prompt(r)]
@@ -176,7 +176,9 @@ def _with_comparisons(
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        return comparison.compare_rows(metric, reader.of(other, bench.target), reader.of(run, bench.target))
+        return comparison.compare_rows(
+            metric, reader.of(other, session.target), reader.of(run, session.target)
+        )
 
     return [
         replace(
@@ -189,15 +191,15 @@ def _with_comparisons(
 
 
 def _ablations(
-    bench: Bench, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> tuple[decide.Ablation, ...]:
-    metric, by_id = bench.target.primary, {run.run_id: run for run in runs}
+    metric, by_id = session.target.primary, {run.run_id: run for run in runs}
 
     def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
-        base, now = (reader.of(by_id[f.run_id], bench.target) for f in (old, new))
+        base, now = (reader.of(by_id[f.run_id], session.target) for f in (old, new))
         return comparison.compare_rows(metric, base, now)
 
-    in_file = {name: at for at, name in enumerate(bench.experiment.candidates)}
+    in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
     ordered = sorted(facts, key=lambda f: in_file[f.name])
     return decide.ablations(ordered, pair)
 
@@ -207,40 +209,40 @@ def _is_prompt(run: Run) -> bool:
 
 
 def _all_comparisons(
-    bench: Bench, reader: Reader, runs: Sequence[Run], base: Mapping[str, Mapping[str, Rows]]
+    session: Session, reader: Reader, runs: Sequence[Run], base: Mapping[str, Mapping[str, Rows]]
 ) -> dict[str, list[TaskComparison]]:
     """Compare every run with its own base, once for all runs of the same weights."""
     done = [run for run in runs if run.state == "done"]
     one_of_each = {run.weights_digest: run for run in done}
     by_weights = {
-        w: _task_comparisons(bench, reader, run, base[run.base_digest]) for w, run in one_of_each.items()
+        w: _task_comparisons(session, reader, run, base[run.base_digest]) for w, run in one_of_each.items()
     }
     return {run.run_id: by_weights[run.weights_digest] for run in done}
 
 
 def _task_comparisons(
-    bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]
+    session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]
 ) -> list[TaskComparison]:
     """Compare a run with the base on every metric of every capability task, the primary one first."""
-    measured = measured_of(bench, reader, run, base)
+    measured = measured_of(session, reader, run, base)
     identical = run.weights_digest == run.base_digest
-    return gating.compare_measurements(measured, bench.experiment.gate.alpha, identical=identical)
+    return gating.compare_measurements(measured, session.experiment.gate.alpha, identical=identical)
 
 
-def measured_of(bench: Bench, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
+def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
     """Put the rows of both arms beside each task that the run answered, with its A/A noise."""
-    noise = store.flip_rates(bench.store, run.base_digest, bench.machine.precision)
+    noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
     return [
         Measurement(
             m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m), noise.get(m.task.name)
         )
-        for m in bench.suites
+        for m in session.suites
         if f"{m.task.name}/test" in run.rows
     ]
 
 
 def _verdict(
-    bench: Bench,
+    session: Session,
     reader: Reader,
     run: Run,
     facts: CandidateFacts,
@@ -251,12 +253,12 @@ def _verdict(
     if not tasks or facts.target is None:
         return None
     return gating.judge_measurements(
-        measured_of(bench, reader, run, base),
+        measured_of(session, reader, run, base),
         tasks,
-        gating.policy_for(bench.experiment.gate, trained=facts.trained),
+        gating.policy_for(session.experiment.gate, trained=facts.trained),
         target=TargetFacts(facts.target, facts.vs_untrained),
         identical=run.weights_digest == run.base_digest,
-        controls=controls_of(bench.store, run, reader.controls),
+        controls=controls_of(session.store, run, reader.controls),
     )
 
 
@@ -279,7 +281,7 @@ def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> di
 
 
 def _flips(
-    bench: Bench,
+    session: Session,
     reader: Reader,
     runs: Sequence[Run],
     facts: Sequence[CandidateFacts],
@@ -296,10 +298,10 @@ def _flips(
             continue
         shown: list[Flip] = []
         if f.vs_untrained:
-            old, new = (reader.of(r, bench.target) for r in (by_name[best], run))
+            old, new = (reader.of(r, session.target) for r in (by_name[best], run))
             shown += flips_of(f.vs_untrained, old, new, best)
         if run.weights_digest not in seen:
-            by_task = {m.task.name: m for m in measured_of(bench, reader, run, base[run.base_digest])}
+            by_task = {m.task.name: m for m in measured_of(session, reader, run, base[run.base_digest])}
             shown += (flip for t in tasks[run.run_id] for flip in _flips_of_task(t, by_task[t.task.name]))
         seen.add(run.weights_digest)
         out[f.label] = tuple(shown)
@@ -307,7 +309,7 @@ def _flips(
 
 
 def _diversity(
-    bench: Bench,
+    session: Session,
     reader: Reader,
     runs: Sequence[Run],
     facts: Sequence[CandidateFacts],
@@ -319,9 +321,9 @@ def _diversity(
         if f.state == "failed" or not decide.fine_tuned(f):
             continue
         plain = _base_on_target(run, runs)
-        old = reader.of(plain, bench.target) if plain else None
-        found = [comparison.answer_diversity(reader.of(run, bench.target), old)]
-        for m in measured_of(bench, reader, run, base[run.base_digest]):
+        old = reader.of(plain, session.target) if plain else None
+        found = [comparison.answer_diversity(reader.of(run, session.target), old)]
+        for m in measured_of(session, reader, run, base[run.base_digest]):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is no collapse.
                 of = comparison.answer_diversity(m.new, m.base)
@@ -348,7 +350,7 @@ RowsByTask = Mapping[str, Sequence[SampleResult]]
 
 
 def steps_of(
-    bench: Bench,
+    session: Session,
     run: Run,
     runs: Iterable[Run],
     rows: Mapping[str, RowsByTask],
@@ -364,53 +366,53 @@ def steps_of(
     if run.served_digest in rows and run.base_digest in rows:
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
         out += [
-            _step(bench, "quantisation", "NF4 base", "base", served, base, counting),
-            _step(bench, "training", run.candidate, "NF4 base", own, served, counting),
+            _step(session, "quantisation", "NF4 base", "base", served, base, counting),
+            _step(session, "training", run.candidate, "NF4 base", own, served, counting),
         ]
-    parent = parent_of(bench, run, runs)
+    parent = parent_of(session, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
         what = "training on pairs" if "n_pairs" in run.training else "scaling"
-        out.append(_step(bench, what, run.candidate, parent.candidate, own, old, counting))
+        out.append(_step(session, what, run.candidate, parent.candidate, own, old, counting))
     return tuple(out)
 
 
-def parent_of(bench: Bench, run: Run, runs: Iterable[Run]) -> Run | None:
+def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
     """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
-    init = source_of(bench, bench.experiment.candidates[run.candidate]).init_from
+    init = source_of(session, session.experiment.candidates[run.candidate]).init_from
     made = [r for r in runs if r.candidate == init and r.state == "done"]
     return next((r for r in made if r.seed == run.seed), made[0] if made else None)
 
 
 def _step(
-    bench: Bench, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, counting: set[str]
+    session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, counting: set[str]
 ) -> Step:
-    compared = {m.task.name: _compared(bench, m, old, own) for m in bench.suites}
+    compared = {m.task.name: _compared(session, m, old, own) for m in session.suites}
     counted = [c for name, c in compared.items() if name in counting]
-    target = bench.target.task.name
+    target = session.target.task.name
     return Step(
         what,
         new,
         base,
         comparison.mean_change(counted) if counted else None,
         tuple(compared.values()),
-        _compared(bench, bench.target, old, own) if target in own and target in old else None,
+        _compared(session, session.target, old, own) if target in own and target in old else None,
     )
 
 
-def _compared(bench: Bench, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
+def _compared(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
     name = m.task.name
     metric = m.primary
-    return comparison.compare_rows(metric, old[name], new[name], alpha=bench.experiment.gate.alpha)
+    return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)
 
 
-def remarks(bench: Bench, runs: Sequence[Run]) -> list[str]:
+def remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_runs = dict.fromkeys(
         [*_dropped(done), *_unpacked(done), *_chosen(done), *_theirs(done)]
     )  # seeds say the same again
-    return [*of_runs, *_unswept(bench, done), *_other_bases(bench, done), *_served(bench, done)]
+    return [*of_runs, *_unswept(session, done), *_other_bases(session, done), *_served(session, done)]
 
 
 def _dropped(runs: Iterable[Run]) -> Iterator[str]:
@@ -436,15 +438,15 @@ def _chosen(runs: Iterable[Run]) -> Iterator[str]:
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 
 
-def _unswept(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
+def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     """Name what was trained at one learning rate: the best one differs tenfold between methods."""
     tried: dict[tuple[str, str], set[object]] = {}
     named: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        recipe = bench.experiment.candidates[run.candidate]
+        recipe = session.experiment.candidates[run.candidate]
         if recipe.weights_of is None and "loss" in run.training:
             key = (run.base_digest, run.method)
-            tried.setdefault(key, set()).update(_rates(source_of(bench, recipe)))
+            tried.setdefault(key, set()).update(_rates(source_of(session, recipe)))
             named.setdefault(key, []).append(run.candidate)
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
@@ -455,21 +457,23 @@ def _rates(source: Recipe) -> list[object]:
     return source.sweep.get("learning_rate") or [source.params.get("learning_rate")]
 
 
-def _other_bases(bench: Bench, runs: Iterable[Run]) -> Iterator[str]:
-    others = {run.candidate: run.base_model for run in runs if run.base_digest != bench.source.weights_digest}
+def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    others = {
+        run.candidate: run.base_model for run in runs if run.base_digest != session.source.weights_digest
+    }
     for candidate, base in others.items():
         yield f"{candidate}: made from {base}, and measured against that"
 
 
-def _served(bench: Bench, runs: Sequence[Run]) -> Iterator[str]:
+def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
-    priced = bench.experiment.decide.usd_per_million_tokens is not None
+    priced = session.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if run.method == "endpoint"):
-        settings = Settings(**source_of(bench, bench.experiment.candidates[run.candidate]).params)
+        settings = Settings(**source_of(session, session.experiment.candidates[run.candidate]).params)
         cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
         asked = f"{settings.name}, asked by {settings.protocol}"
         yield f"{run.candidate}: {asked}; times include the way there{cost}"
-        if left := [m.task.name for m in bench.suites if f"{m.task.name}/test" not in run.rows]:
+        if left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
     if priced and len({run.method == "endpoint" for run in runs}) > 1:

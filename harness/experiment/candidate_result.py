@@ -10,7 +10,7 @@ from harness import comparison
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
 from harness.records import Run
@@ -18,7 +18,7 @@ from harness.spec import Recipe
 
 
 def attempt(
-    bench: Bench, reader: Reader, name: str, recipe: Recipe, seed: int, done: Run | None = None
+    session: Session, reader: Reader, name: str, recipe: Recipe, seed: int, done: Run | None = None
 ) -> tuple[Run, CandidateFacts]:
     """Make a run as far as it is not `done`; what goes wrong with it is recorded.
 
@@ -26,17 +26,17 @@ def attempt(
         UserError: things are such that no run could be made, for example without room on the disk.
     """
     try:
-        run = make_run(bench, name, recipe, seed, done)
+        run = make_run(session, name, recipe, seed, done)
         # A run without any row that could be scored has no facts: it failed as well.
-        return run, facts_of(bench, reader, run)
+        return run, facts_of(session, reader, run)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
-        run = failed_run(bench, name, recipe, seed, error)
-        return run, facts_of(bench, reader, run)
+        run = failed_run(session, name, recipe, seed, error)
+        return run, facts_of(session, reader, run)
 
 
-def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
+def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     """Say what one run measured by itself, before it is compared with another.
 
     Raises:
@@ -55,22 +55,22 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
     )
     if run.state == "failed":
         return facts
-    metric, test = bench.target.primary, reader.of(run, bench.target)
+    metric, test = session.target.primary, reader.of(run, session.target)
     if all(row.status == "error" for row in test):
         raise CandidateFailed(
             f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
         )
-    hour, tokens = bench.experiment.decide.device_hour_usd, _tokens(run, test)
+    hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
         target=comparison.estimate(metric, test),
-        validation=comparison.estimate(metric, reader.of(run, bench.target, "validation")).score,
+        validation=comparison.estimate(metric, reader.of(run, session.target, "validation")).score,
         slices={
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
         },
-        cost_per_1k_usd=_cost_per_1k_usd(bench, run, test, tokens),
+        cost_per_1k_usd=_cost_per_1k_usd(session, run, test, tokens),
         tokens=tokens,
         latency_p50_s=run.latency["p50_s"],
         requests_per_s=1 / busy_s if (busy_s := fmean(r.compute_s for r in test)) > 0 else None,
@@ -78,9 +78,11 @@ def facts_of(bench: Bench, reader: Reader, run: Run) -> CandidateFacts:
         if run.method == "endpoint"
         else run.provenance.get("device") or "",
         training_cost_usd=costs.price_usd(
-            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")), bench.machine.device, hour
+            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")),
+            session.machine.device,
+            hour,
         ),
-        n_train=_n_train(bench, run),
+        n_train=_n_train(session, run),
         recall=fmean(recalls) if recalls else None,
         training=run.training,
     )
@@ -98,29 +100,29 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
     return costs.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))
 
 
-def _cost_per_1k_usd(bench: Bench, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
+def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
     """Price 1,000 requests by their tokens where the policy sets prices, else by device time.
 
     None of an endpoint without prices: its device is not this one.
     """
-    policy = bench.experiment.decide
+    policy = session.experiment.decide
     if tokens is not None and policy.usd_per_million_tokens is not None:
         return 1000 * costs.request_usd(tokens, policy.usd_per_million_tokens)
     if run.method == "endpoint":
         return None
     return costs.price_usd(
-        1000 * fmean(r.compute_s for r in test), bench.machine.device, policy.device_hour_usd
+        1000 * fmean(r.compute_s for r in test), session.machine.device, policy.device_hour_usd
     )
 
 
-def _n_train(bench: Bench, run: Run) -> int:
+def _n_train(session: Session, run: Run) -> int:
     """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows.
 
     0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
     """
     if run.method in ("adapter", "endpoint"):
         return 0
-    rows = len(bench.target.items.train)
+    rows = len(session.target.items.train)
     if "n_pairs" not in run.training:
         return rows
     return int(run.training["n_pairs"]) + (rows if "init_wall_s" in run.training else 0)

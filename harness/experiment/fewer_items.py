@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness import store
 from harness.evaluation import sampling
 from harness.evaluation.sampling import Plan, Pool
-from harness.evaluation.session import Bench, Measured
+from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import report_of
 from harness.experiment.stored_rows import Reader
 from harness.formatting import count
@@ -39,47 +39,47 @@ class Look(NamedTuple):
 
 
 def in_looks(
-    bench: Bench, base_rows: Mapping[str, str], make_all: Callable[[], list[Run]]
+    session: Session, base_rows: Mapping[str, str], make_all: Callable[[], list[Run]]
 ) -> tuple[list[str], list[Run]]:
     """Make all runs on what each look asks, until one has settled the verdicts.
 
-    `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the bench as it
+    `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
     stands, which is left as the last look needs it. Returns what a reader should know, and the runs.
     """
-    looks = looks_of(bench, base_rows)
+    looks = looks_of(session, base_rows)
     if not looks:
         return ["fewer items: no task is large enough to draw from, so all items were asked"], make_all()
-    progress = bench.progress
+    progress = session.progress
     for look in looks:
-        narrow(bench, look)
-        bench.progress = Prefixed(progress, f"{look.name}: ")
+        narrow(session, look)
+        session.progress = Prefixed(progress, f"{look.name}: ")
         runs = make_all()
-        if is_settled(report_of(bench, Reader(bench), runs, smoke=False, header={}, notes=())):
+        if is_settled(report_of(session, Reader(session), runs, smoke=False, header={}, notes=())):
             break
-    bench.progress = progress
+    session.progress = progress
     return [look.said], runs
 
 
-def looks_of(bench: Bench, base_rows: Mapping[str, str]) -> list[Look]:
+def looks_of(session: Session, base_rows: Mapping[str, str]) -> list[Look]:
     """Plan the looks from the base's row sets of each task; none where every task is asked in full."""
     rows = {
-        m.task.name: store.read_rows(bench.store, base_rows[m.task.name], m.size("test"))
-        for m in bench.suites
+        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
+        for m in session.suites
     }
-    pools = {m.task.name: pool for m in bench.suites if (pool := _pool(bench, m, rows[m.task.name]))}
+    pools = {m.task.name: pool for m in session.suites if (pool := _pool(session, m, rows[m.task.name]))}
     if not pools:
         return []
-    full = [len(rows[m.task.name]) for m in bench.suites if _counts(m) and m.task.name not in pools]
-    plan = sampling.plan(pools, full, _margin(bench, rows, pools), bench.experiment.gate.alpha)
-    orders = {name: _order(bench, name, pool, plan) for name, pool in pools.items()}
-    return [_look(bench, plan, pools, orders, k) for k in range(len(plan.alphas))]
+    full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
+    plan = sampling.plan(pools, full, _margin(session, rows, pools), session.experiment.gate.alpha)
+    orders = {name: _order(session, name, pool, plan) for name, pool in pools.items()}
+    return [_look(session, plan, pools, orders, k) for k in range(len(plan.alphas))]
 
 
-def narrow(bench: Bench, look: Look) -> None:
-    """Let a bench ask what a look asks, and judge at its alpha."""
-    experiment: Experiment = bench.experiment
+def narrow(session: Session, look: Look) -> None:
+    """Let a session ask what a look asks, and judge at its alpha."""
+    experiment: Experiment = session.experiment
     gate = experiment.gate.model_copy(update={"alpha": look.alpha})
-    bench.experiment, bench.suites = experiment.model_copy(update={"gate": gate}), look.suites
+    session.experiment, session.suites = experiment.model_copy(update={"gate": gate}), look.suites
 
 
 def is_settled(found: ExperimentReport) -> bool:
@@ -97,17 +97,17 @@ def _counts(m: Measured) -> bool:
     return m.role == "capability" and m.primary.higher_is_better and m.task.kind != "bits_per_byte"
 
 
-def _pool(bench: Bench, m: Measured, rows: Sequence[SampleResult]) -> Pool | None:
-    critical = {m.task.name, m.suite} & set(bench.experiment.gate.critical)
+def _pool(session: Session, m: Measured, rows: Sequence[SampleResult]) -> Pool | None:
+    critical = {m.task.name, m.suite} & set(session.experiment.gate.critical)
     return sampling.pool_of(rows, m.primary) if _counts(m) and not critical else None
 
 
-def _margin(bench: Bench, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, Pool]) -> float:
+def _margin(session: Session, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, Pool]) -> float:
     """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
-    margin = bench.experiment.gate.macro
+    margin = session.experiment.gate.macro
     if not is_relative(margin):
         return share(margin)
-    skills = [_skill(m, rows[m.task.name]) for m in bench.suites if m.task.name in pools]
+    skills = [_skill(m, rows[m.task.name]) for m in session.suites if m.task.name in pools]
     return share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
 
 
@@ -116,19 +116,19 @@ def _skill(m: Measured, rows: Sequence[SampleResult]) -> float:
     return sum(scores) / len(scores) - m.task.chance
 
 
-def _order(bench: Bench, name: str, pool: Pool, plan: Plan) -> tuple[str, ...]:
-    seed = int(digest([name, bench.source.weights_digest, bench.experiment.seeds[0]]), 16)
+def _order(session: Session, name: str, pool: Pool, plan: Plan) -> tuple[str, ...]:
+    seed = int(digest([name, session.source.weights_digest, session.experiment.seeds[0]]), 16)
     return sampling.in_order(pool, plan.drawn[name], seed)
 
 
 def _look(
-    bench: Bench, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
+    session: Session, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
 ) -> Look:
     suites = tuple(
         _drawn(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
         if m.task.name in pools
         else m
-        for m in bench.suites
+        for m in session.suites
     )
     asked = sum(plan.n(name, k) for name in pools)
     of = f"{count(asked)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"

@@ -29,8 +29,8 @@ from harness.evaluation.candidates import (
 )
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets, work_of
-from harness.evaluation.session import Bench
-from harness.experiment import Scope, bench_of
+from harness.evaluation.session import Session
+from harness.experiment import Scope, prepare_session
 from harness.experiment.prepare import key_problems
 from harness.experiment.run_candidate import base_weights
 from harness.formatting import count
@@ -104,14 +104,14 @@ class Checkup:
 def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     """Look at everything that a comparison needs."""
     problems: list[Problem] = []
-    bench, selected = _opened(path, overrides, progress, problems)
-    machine = bench.machine if bench else probe()
+    session, selected = _opened(path, overrides, progress, problems)
+    machine = session.machine if session else probe()
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     if free_gb < _LEAST_DISK_GB:
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
     served_by = _vllm(
-        machine.device, problems, wanted=bench is not None and bench.experiment.engine == "vllm"
+        machine.device, problems, wanted=session is not None and session.experiment.engine == "vllm"
     )
     room = hardware.memory(machine.device)
     return Checkup(
@@ -121,21 +121,21 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
         packages=provenance.package_versions(),
         vllm=served_by,
         absent={name: f"pip install 'harness-evals[{e}]'" for name, e in _EXTRAS.items() if not _has(name)},
-        experiment=_experiment(bench) if bench else (),
-        costs=estimate_costs(bench, selected, room) if bench else (),
+        experiment=_experiment(session) if session else (),
+        costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
     )
 
 
 def _opened(
     path: Path, overrides: list[str], progress: Progress, problems: list[Problem]
-) -> tuple[Bench | None, tuple[str, ...]]:
+) -> tuple[Session | None, tuple[str, ...]]:
     """Open the experiment with its data and models; what forbids that goes to the problems."""
     try:
         loaded = config.load(path, overrides)
-        bench = bench_of(loaded, Scope(), progress)
-        problems.extend(key_problems(bench, {name: loaded.places[name] for name in loaded.selected}))
-        return bench, loaded.selected
+        session = prepare_session(loaded, Scope(), progress)
+        problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
+        return session, loaded.selected
     except UserError as error:
         problems.extend(error.problems)
         return None, ()
@@ -163,17 +163,17 @@ def _has(package: str) -> bool:
         return False
 
 
-def _experiment(bench: Bench) -> tuple[str, ...]:
+def _experiment(session: Session) -> tuple[str, ...]:
     """Say which models and data were found."""
     models = [
-        f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in bench.sources.values()
+        f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
     ]
-    items = bench.target.items
+    items = session.target.items
     rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
-    target = f"target {bench.target.task.name}: {rows}{count(len(items.test))} test rows"
+    target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
     others = [_counted(items.pairs, "pairs"), _counted(items.documents, "documents")]
-    n_items = sum(len(m.items.test) for m in bench.suites)
-    suites = f"suites: {count(len(bench.suites))} tasks, {count(n_items)} items"
+    n_items = sum(len(m.items.test) for m in session.suites)
+    suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
     return (*models, ", ".join([target, *filter(None, others)]), suites)
 
 
@@ -191,31 +191,31 @@ class Asked(NamedTuple):
     cached: int
 
 
-def estimate_costs(bench: Bench, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
+def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
     """Estimate every selected candidate, and look up what was measured."""
-    runs = store.list_runs(bench.store, bench.experiment.name)
-    suites = _asked(bench, suite_sets(bench, base_weights(bench)))
-    return tuple(_cost(bench, name, suites, runs, room) for name in selected)
+    runs = store.list_runs(session.store, session.experiment.name)
+    suites = _asked(session, suite_sets(session, base_weights(session)))
+    return tuple(_cost(session, name, suites, runs, room) for name in selected)
 
 
-def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
-    recipe = bench.experiment.candidates[name]
-    source = source_of(bench, recipe)
+def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
+    recipe = session.experiment.candidates[name]
+    source = source_of(session, recipe)
     if source.method == "endpoint":
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-    measured = _measured(bench, recipe, name, runs)
-    hour, device = bench.experiment.decide.device_hour_usd, bench.machine.device
+    measured = _measured(session, recipe, name, runs)
+    hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
     if source.method == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
-    training = _training(bench, recipe)
-    own = _asked(bench, target_sets(bench, recipe, base_weights(bench), 0))
+    training = _training(session, recipe)
+    own = _asked(session, target_sets(session, recipe, base_weights(session), 0))
     answering = own.work + (suites.work if source.method != "base" else Work())
-    shape = hub.shape(base_of(bench, recipe))
-    seconds = bench.seconds(training + answering, base_of(bench, recipe))
+    shape = hub.shape(base_of(session, recipe))
+    seconds = session.seconds(training + answering, base_of(session, recipe))
     cached = max(own.cached, suites.cached)
-    peak_gb = None if shape is None else _peak_gb(bench, recipe, shape, cached)
+    peak_gb = None if shape is None else _peak_gb(session, recipe, shape, cached)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
     return Cost(
         candidate=name,
@@ -223,17 +223,17 @@ def _cost(bench: Bench, name: str, suites: Asked, runs: Sequence[Run], room: Mem
         memory_measured_gib=memory_s,
         time_s=seconds,
         time_measured_s=time_s,
-        flops=_flops(bench, recipe, shape, training, answering),
+        flops=_flops(session, recipe, shape, training, answering),
         cost_usd=costs.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(bench, recipe, shape, cached, room) if shape and fits is False else "",
+        knob=_knob(session, recipe, shape, cached, room) if shape and fits is False else "",
     )
 
 
-def _asked(bench: Bench, sets: Iterable[RowSet]) -> Asked:
+def _asked(session: Session, sets: Iterable[RowSet]) -> Asked:
     """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
-    jobs, most = [rows.job() for rows in sets], ANSWERING[bench.machine.device].tokens
+    jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
     longest = max((_longest_item(job) or most for job in jobs), default=1)
     return Asked(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest))
 
@@ -246,12 +246,12 @@ def _longest_item(job: Job) -> int:
     return max((work.read + work.generated for work in works), default=1)
 
 
-def _training(bench: Bench, recipe: Recipe) -> Work:
+def _training(session: Session, recipe: Recipe) -> Work:
     """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
     if recipe.weights_of:
         return Work()
-    seed = bench.experiment.seeds[0]
-    return sum((fit_work(bench, trial, seed) for _, trial in trials(recipe)), Work())
+    seed = session.experiment.seeds[0]
+    return sum((fit_work(session, trial, seed) for _, trial in trials(recipe)), Work())
 
 
 def _params(source: Recipe) -> Any:
@@ -274,33 +274,33 @@ def _n_adapter(source: Recipe, shape: Shape) -> int:
 
 
 def _peak_gb(
-    bench: Bench, recipe: Recipe, shape: Shape, cached: int, batch: int | None = None, nf4: bool = False
+    session: Session, recipe: Recipe, shape: Shape, cached: int, batch: int | None = None, nf4: bool = False
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
-    on_gpu = bench.machine.device == "cuda"
-    served = nf4 or (on_gpu and bool(served_base(bench, recipe).quantization))
-    answering = memory.inference_gb(shape, cached, bench.machine.precision, nf4=served)
+    on_gpu = session.machine.device == "cuda"
+    served = nf4 or (on_gpu and bool(served_base(session, recipe).quantization))
+    answering = memory.inference_gb(shape, cached, session.machine.precision, nf4=served)
     if not _trains(recipe):
         return answering
-    source = source_of(bench, recipe)
+    source = source_of(session, recipe)
     n_adapter = _n_adapter(source, shape)
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
-    trained = nf4 or (on_gpu and bool(trained_base(bench, source).quantization))
-    tokens = (batch or _params(source).per_device_train_batch_size) * _longest(bench, source)
+    trained = nf4 or (on_gpu and bool(trained_base(session, source).quantization))
+    tokens = (batch or _params(source).per_device_train_batch_size) * _longest(session, source)
     training = memory.training_gb(
         shape,
         n_adapter or shape.n_parameters,
         tokens,
-        bench.machine.precision,
+        session.machine.precision,
         nf4=trained,
         checkpointing=on_gpu,
     )
     return max(training, answering)
 
 
-def _longest(bench: Bench, source: Recipe) -> int:
+def _longest(session: Session, source: Recipe) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-    step, items = step_of(bench, source, bench.experiment.seeds[0]), bench.target.items
+    step, items = step_of(session, source, session.experiment.seeds[0]), session.target.items
     in_pairs = "pairs" in getattr(load_plugin("methods", source.method), "NEEDS", ())
     longest = max((_tokens(step(e), in_pairs) for e in (items.pairs if in_pairs else items.train)), default=1)
     return min(longest, int(_params(source).max_length) * (2 if in_pairs else 1))
@@ -310,33 +310,33 @@ def _tokens(example: Example, in_pairs: bool) -> int:
     return (costs.preference if in_pairs else costs.training)([example], 1).trained
 
 
-def _flops(bench: Bench, recipe: Recipe, shape: Shape | None, training: Work, answering: Work) -> float:
-    n, read = base_of(bench, recipe).n_parameters, training.read + answering.read + answering.generated
-    items = bench.target.items
+def _flops(session: Session, recipe: Recipe, shape: Shape | None, training: Work, answering: Work) -> float:
+    n, read = base_of(session, recipe).n_parameters, training.read + answering.read + answering.generated
+    items = session.target.items
     context = answering.read / max(1, len(items.validation) + len(items.test))
     attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
     once = memory.inference_flops(n, read, attention=attention)
     if not training.trained:
         return once
-    n_adapter = _n_adapter(source_of(bench, recipe), shape) if shape else 0
-    on_gpu = bench.machine.device == "cuda"
+    n_adapter = _n_adapter(source_of(session, recipe), shape) if shape else 0
+    on_gpu = session.machine.device == "cuda"
     return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
 
 
-def _knob(bench: Bench, recipe: Recipe, shape: Shape, cached: int, room: Memory) -> str:
+def _knob(session: Session, recipe: Recipe, shape: Shape, cached: int, room: Memory) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, nf4: bool) -> bool:
-        return _peak_gb(bench, recipe, shape, cached, batch, nf4) / _GIB <= room.free_gib
+        return _peak_gb(session, recipe, shape, cached, batch, nf4) / _GIB <= room.free_gib
 
     if _trains(recipe):
-        written = _params(source_of(bench, recipe)).per_device_train_batch_size
+        written = _params(source_of(session, recipe)).per_device_train_batch_size
         smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
         for size in smaller:
             if fits(size, nf4=False):
                 steps = written // size
                 return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-        if recipe.method == "lora" and bench.machine.device == "cuda" and fits(1, nf4=True):
+        if recipe.method == "lora" and session.machine.device == "cuda" and fits(1, nf4=True):
             return "method: qlora, with params.per_device_train_batch_size: 1"
         if recipe.method == "full":
             return "method: lora, whose optimiser is a hundredth of that"
@@ -344,7 +344,7 @@ def _knob(bench: Bench, recipe: Recipe, shape: Shape, cached: int, room: Memory)
 
 
 def _measured(
-    bench: Bench, recipe: Recipe, name: str, runs: Sequence[Run]
+    session: Session, recipe: Recipe, name: str, runs: Sequence[Run]
 ) -> tuple[float, float | None] | None:
     """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""
     of = [r for r in runs if r.candidate == name and r.state == "done" and _same(r.recipe, recipe)]
@@ -352,9 +352,9 @@ def _measured(
         return None
     run = of[-1]
     own = {} if recipe.weights_of else run.training
-    task, tuned = bench.target.task.name, run.weights_digest != run.base_digest
+    task, tuned = session.target.task.name, run.weights_digest != run.base_digest
     keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
-    answered = sum(r.compute_s for key in keys for r in store.read_rows(bench.store, run.rows[key]))
+    answered = sum(r.compute_s for key in keys for r in store.read_rows(session.store, run.rows[key]))
     return float(own.get("wall_s", 0.0)) + answered, own.get("peak_memory_gib")
 
 
@@ -376,37 +376,37 @@ class _SmallerBatches(HFCandidate):
         self._executor = Executor(host.model, _FEW_TOKENS, engine)
 
 
-def measure_noise(bench: Bench) -> Noise:
+def measure_noise(session: Session) -> Noise:
     """Ask the base the first block of each task of the suites in every way, and store what differs.
 
     Raises:
         UserError: the experiment has no suite, or is answered by another engine than transformers.
     """
-    if bench.experiment.engine != "transformers":
-        found = f"engine: {bench.experiment.engine}"
+    if session.experiment.engine != "transformers":
+        found = f"engine: {session.experiment.engine}"
         expected, step = "the engine whose layouts are varied", "engine=transformers"
         raise UserError(Problem("harness doctor --noise", found, expected, step))
-    sets = suite_sets(bench, base_weights(bench))
+    sets = suite_sets(session, base_weights(session))
     if not sets:
         found = "an experiment without suites"
         raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
-    host = bench.host(bench.source)
+    host = session.host(session.source)
     assert isinstance(host, ModelHost)
     arms = _arms(host)
-    tasks = tuple(_task(bench, rows, host.base, arms) for rows in sets)
+    tasks = tuple(_task(session, rows, host.base, arms) for rows in sets)
     now = datetime.now(UTC)
     noise = Noise(
         id=f"{now:%Y%m%dT%H%M%S%f}",
         created=now.isoformat(timespec="seconds"),
-        base_model=bench.source.name,
-        base_digest=bench.source.weights_digest,
-        precision=bench.machine.precision,
-        device=bench.machine.name,
+        base_model=session.source.name,
+        base_digest=session.source.weights_digest,
+        precision=session.machine.precision,
+        device=session.machine.name,
         engine=host.base.engine,
         layout_digest=host.base.layout_digest,
         tasks=tasks,
     )
-    store.save_noise(bench.store, noise)
+    store.save_noise(session.store, noise)
     return noise
 
 
@@ -419,10 +419,10 @@ def _arms(host: ModelHost) -> dict[str, Candidate]:
     return arms
 
 
-def _task(bench: Bench, rows: RowSet, base: Candidate, arms: dict[str, Candidate]) -> TaskNoise:
+def _task(session: Session, rows: RowSet, base: Candidate, arms: dict[str, Candidate]) -> TaskNoise:
     job = rows.job()
-    expected_s = (1 + len(arms)) * bench.seconds(work_of(job)) / job.n_blocks
-    with bench.progress.stage(f"noise: {job.task.name}", expected_s) as advance:
+    expected_s = (1 + len(arms)) * session.seconds(work_of(job)) / job.n_blocks
+    with session.progress.stage(f"noise: {job.task.name}", expected_s) as advance:
         usual = rows.measured.evaluate(base, job, 0)
         answered = {}
         for at, (name, arm) in enumerate(arms.items(), 1):

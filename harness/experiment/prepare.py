@@ -28,7 +28,7 @@ from harness.evaluation.candidates import (
 from harness.evaluation.costs import Work
 from harness.evaluation.replay import replay_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
-from harness.evaluation.session import Bench, Measured, measured
+from harness.evaluation.session import Measured, Session, measured
 from harness.experiment.run_candidate import base_weights
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
@@ -83,7 +83,7 @@ def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
     return experiment
 
 
-def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
+def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session:
     """Read all data, probe the machine, find the base model.
 
     Raises:
@@ -112,7 +112,7 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
     _refuse_without_template(experiment, sources.values())
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
-    bench = Bench(
+    session = Session(
         experiment,
         Store(folder),
         source,
@@ -123,8 +123,8 @@ def bench_of(loaded: Loaded, scope: Scope, progress: Progress) -> Bench:
         sources,
         dry_run=scope.dry_run,
     )
-    _refuse_weights(bench, loaded)
-    return bench
+    _refuse_weights(session, loaded)
+    return session
 
 
 def _refuse_two_ways(scope: Scope) -> None:
@@ -152,25 +152,25 @@ def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> d
     return out
 
 
-def _refuse_weights(bench: Bench, loaded: Loaded) -> None:
+def _refuse_weights(session: Session, loaded: Loaded) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems: list[Problem] = []
-    written, selected = bench.experiment.candidates, loaded.selected
-    named = [(name, *_lineage(bench, written[name].weights_of or name)) for name in selected]
+    written, selected = session.experiment.candidates, loaded.selected
+    named = [(name, *_lineage(session, written[name].weights_of or name)) for name in selected]
     recipes = {name: written[name] for names in named for name in names}
     for name, recipe in recipes.items():
         method = load_plugin("methods", recipe.method)
         where = f"candidate {name}"
         if hasattr(method, "problems"):
-            problems += method.problems(recipe, base_of(bench, recipe), where)
-        bases = (served_base(bench, recipe), trained_base(bench, source_of(bench, recipe)))
+            problems += method.problems(recipe, base_of(session, recipe), where)
+        bases = (served_base(session, recipe), trained_base(session, source_of(session, recipe)))
         if any(base.quantization for base in bases) and not _has_bitsandbytes():
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
-        problems += replay_problems(bench, recipe)
-    problems += engine_problems(bench, selected, recipes)
-    problems += endpoint_problems(bench, {name: loaded.places[name] for name in selected})
+        problems += replay_problems(session, recipe)
+    problems += engine_problems(session, selected, recipes)
+    problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
 
@@ -179,79 +179,79 @@ def _has_bitsandbytes() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def planned(bench: Bench, selected: Collection[str]) -> dict[str, Work]:
+def planned(session: Session, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
-    recipes = bench.experiment.candidates
+    recipes = session.experiment.candidates
     chosen = {name: recipes[name] for name in selected}
-    suites = total_work(suite_sets(bench, base_weights(bench)))
-    out = {arm_label(bench, source): suites for source in arms(bench, chosen.values())}
+    suites = total_work(suite_sets(session, base_weights(session)))
+    out = {arm_label(session, source): suites for source in arms(session, chosen.values())}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for name, recipe in chosen.items():
-        makes = [at for at in _lineage(bench, recipe.weights_of or name) if at not in made]
+        makes = [at for at in _lineage(session, recipe.weights_of or name) if at not in made]
         made.update(makes)
-        making = sum((_making_work(bench, recipes[at]) for at in makes), Work())
-        tuned = _is_tuned(bench, recipe)
-        n_seeds = len(bench.experiment.seeds) if trains(bench, recipe) else 1
-        asked = _asking_work(bench, recipe)
-        weights = (recipe.weights_of or name, served_base(bench, recipe).weights_digest)
+        making = sum((_making_work(session, recipes[at]) for at in makes), Work())
+        tuned = _is_tuned(session, recipe)
+        n_seeds = len(session.experiment.seeds) if trains(session, recipe) else 1
+        asked = _asking_work(session, recipe)
+        weights = (recipe.weights_of or name, served_base(session, recipe).weights_digest)
         once = asked + making + (suites if tuned and weights not in judged else Work())
         judged.add(weights)
         out[name] = sum([once] * n_seeds, Work())
     return out
 
 
-def seconds_planned(bench: Bench, work: Mapping[str, Work]) -> dict[str, float]:
+def seconds_planned(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
     """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
 
     An endpoint takes no time here.
     """
-    recipes = bench.experiment.candidates
-    served = {name for name, recipe in recipes.items() if is_served(bench, recipe)}
-    bases = {name: base_of(bench, recipe) for name, recipe in recipes.items()}
-    bases |= {arm_label(bench, source): source for source in arms(bench, recipes.values())}
-    return {name: bench.seconds(one, bases.get(name)) for name, one in work.items() if name not in served}
+    recipes = session.experiment.candidates
+    served = {name for name, recipe in recipes.items() if is_served(session, recipe)}
+    bases = {name: base_of(session, recipe) for name, recipe in recipes.items()}
+    bases |= {arm_label(session, source): source for source in arms(session, recipes.values())}
+    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in served}
 
 
-def arms(bench: Bench, recipes: Iterable[Recipe]) -> list[ModelSource]:
+def arms(session: Session, recipes: Iterable[Recipe]) -> list[ModelSource]:
     """List the bases that candidates are measured against: as published, then as served otherwise."""
     recipes = list(recipes)
-    published = [base_of(bench, r) for r in recipes]
-    served = [served_base(bench, r) for r in recipes]
+    published = [base_of(session, r) for r in recipes]
+    served = [served_base(session, r) for r in recipes]
     return list(dict.fromkeys([*published, *served]))
 
 
-def arm_label(bench: Bench, source: ModelSource) -> str:
+def arm_label(session: Session, source: ModelSource) -> str:
     """Name the measurement of a base's general ability."""
-    other = "" if source.name == bench.experiment.base_model else f" {source.name}"
+    other = "" if source.name == session.experiment.base_model else f" {source.name}"
     return f"{BASE_ARM}{other}{' in NF4' if source.quantization else ''}"
 
 
-def _lineage(bench: Bench, name: str) -> list[str]:
+def _lineage(session: Session, name: str) -> list[str]:
     """Name a candidate and those its adapter starts from."""
-    init = bench.experiment.candidates[name].init_from
-    return [name, *(_lineage(bench, init) if init else [])]
+    init = session.experiment.candidates[name].init_from
+    return [name, *(_lineage(session, init) if init else [])]
 
 
-def _is_tuned(bench: Bench, recipe: Recipe) -> bool:
+def _is_tuned(session: Session, recipe: Recipe) -> bool:
     """Tell whether the weights are a language model's other than the base's."""
-    return source_of(bench, recipe).method not in ("base", "classifier")
+    return source_of(session, recipe).method not in ("base", "classifier")
 
 
-def _making_work(bench: Bench, source: Recipe) -> Work:
+def _making_work(session: Session, source: Recipe) -> Work:
     """Estimate all trials of a sweep, each with its answers to the validation rows; or the one fit."""
     tried = [recipe for _, recipe in trials(source)]
-    fits = [fit_work(bench, recipe, bench.experiment.seeds[0]) for recipe in tried]
+    fits = [fit_work(session, recipe, session.experiment.seeds[0]) for recipe in tried]
     if source.sweep:
-        validation = target_sets(bench, source, base_weights(bench), 0)[0]
+        validation = target_sets(session, source, base_weights(session), 0)[0]
         fits += [work_of(validation.job())] * (len(tried) - 1)
     return sum(fits, Work())
 
 
-def _asking_work(bench: Bench, recipe: Recipe) -> Work:
+def _asking_work(session: Session, recipe: Recipe) -> Work:
     if recipe.method == "classifier":
         return Work()
-    return total_work(target_sets(bench, recipe, base_weights(bench), 0))
+    return total_work(target_sets(session, recipe, base_weights(session), 0))
 
 
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
@@ -339,14 +339,16 @@ def _short(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
 
 
-def engine_problems(bench: Bench, selected: Iterable[str], made: Mapping[str, Recipe]) -> Iterator[Problem]:
+def engine_problems(
+    session: Session, selected: Iterable[str], made: Mapping[str, Recipe]
+) -> Iterator[Problem]:
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
-    if bench.experiment.engine == "transformers":
+    if session.experiment.engine == "transformers":
         return
     if vllm.installed() is None:
         yield vllm.absent()
     for name in selected:
-        if served_base(bench, bench.experiment.candidates[name]).quantization:
+        if served_base(session, session.experiment.candidates[name]).quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", "a base in NF4, and engine: vllm", "a base as it was", step)
     for name, recipe in made.items():
@@ -360,28 +362,28 @@ def engine_problems(bench: Bench, selected: Iterable[str], made: Mapping[str, Re
             yield Problem(f"candidate {name}", found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
-def key_problems(bench: Bench, places: Mapping[str, str]) -> Iterator[Problem]:
+def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is missing to ask candidates over HTTP now; `places` says where each is written."""
     for name, where in places.items():
-        if is_served(bench, bench.experiment.candidates[name]):
-            yield from openai_api.problems(_settings(bench, name), where)
+        if is_served(session, session.experiment.candidates[name]):
+            yield from openai_api.problems(_settings(session, name), where)
 
 
-def endpoint_problems(bench: Bench, places: Mapping[str, str]) -> Iterator[Problem]:
+def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what no server could answer of candidates; `places` says where each is written."""
-    recipes, task = bench.experiment.candidates, bench.experiment.target
+    recipes, task = session.experiment.candidates, session.experiment.target
     for name, where in places.items():
-        if not is_served(bench, recipes[name]):
+        if not is_served(session, recipes[name]):
             continue
-        settings = _settings(bench, name)
+        settings = _settings(session, name)
         if settings.protocol == "chat" and (recipes[name].answer == "rank" or not openai_api.can_chat(task)):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
-def _settings(bench: Bench, name: str) -> openai_api.Settings:
-    return openai_api.Settings(**source_of(bench, bench.experiment.candidates[name]).params)
+def _settings(session: Session, name: str) -> openai_api.Settings:
+    return openai_api.Settings(**source_of(session, session.experiment.candidates[name]).params)
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:

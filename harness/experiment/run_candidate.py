@@ -28,7 +28,7 @@ from harness.evaluation.row_sets import (
     target_sets,
 )
 from harness.evaluation.runner import control_beside, fill, opened, shared_tokens
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hub import ModelSource
 from harness.records import RowsIdentity, Run
@@ -52,47 +52,47 @@ __all__ = [
 ]
 
 
-def make_run(bench: Bench, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
+def make_run(session: Session, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
     """Train and evaluate one recipe and seed, as far as that is not `done`; forget its failure.
 
     Raises:
         HarnessError: the candidate could not be made or evaluated.
     """
     if done is None:
-        begin(bench, name, seed)
-    run = done or _made(bench, name, recipe, seed)
-    if (bench.store.folder / (failed := failed_id(bench, name, seed))).exists():
-        store.remove_run(bench.store, failed)
-    store.end(bench.store, begun_as(bench, name, seed))
+        begin(session, name, seed)
+    run = done or _made(session, name, recipe, seed)
+    if (session.store.folder / (failed := failed_id(session, name, seed))).exists():
+        store.remove_run(session.store, failed)
+    store.end(session.store, begun_as(session, name, seed))
     return run
 
 
-def begin(bench: Bench, name: str, seed: int) -> None:
+def begin(session: Session, name: str, seed: int) -> None:
     """Note that a run has begun, so that nobody clears away what it has so far, until `make_run` has made it.
 
     Raises:
         HarnessError: the disk is full.
     """
-    store.begin(bench.store, begun_as(bench, name, seed))
+    store.begin(session.store, begun_as(session, name, seed))
 
 
-def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
-    weights = ensure_weights(bench, recipe, seed)
-    sets = _row_sets(bench, recipe, weights, seed)
-    (done,) = finished(bench, [sought(bench, name, seed, weights, sets)])
+def _made(session: Session, name: str, recipe: Recipe, seed: int) -> Run:
+    weights = ensure_weights(session, recipe, seed)
+    sets = _row_sets(session, recipe, weights, seed)
+    (done,) = finished(session, [sought(session, name, seed, weights, sets)])
     if done is not None:
         return done
-    run_id = run_id_of(bench, name, seed, weights, sets)
-    lacking = runner.missing(bench, sets)
-    if not lacking and (before := _before(bench, name, seed, weights, sets)) is not None:
-        return _saved_again(bench, recipe, run_id, sets, before)
-    beside = control_beside(bench, recipe, weights) if lacking else ""
-    with opened(bench, weights) as candidate:
-        fill(bench, candidate, lacking, name, control=beside)
+    run_id = run_id_of(session, name, seed, weights, sets)
+    lacking = runner.missing(session, sets)
+    if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
+        return _saved_again(session, recipe, run_id, sets, before)
+    beside = control_beside(session, recipe, weights) if lacking else ""
+    with opened(session, weights) as candidate:
+        fill(session, candidate, lacking, name, control=beside)
         validation = sets[0].job()
         times, shared = latency_s(candidate, validation), shared_tokens(candidate, validation)
     run = _record(
-        bench,
+        session,
         name,
         recipe,
         seed,
@@ -106,34 +106,34 @@ def _made(bench: Bench, name: str, recipe: Recipe, seed: int) -> Run:
             "n": float(len(times)),
             "shared_prompt_tokens": float(shared),
         },
-        provenance=provenance.collect(bench.machine.name) | {"precision": bench.machine.precision},
+        provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
     )
-    store.save_run(bench.store, run)
+    store.save_run(session.store, run)
     return run
 
 
-def scored_again(bench: Bench, name: str, recipe: Recipe, run: Run) -> tuple[Run | None, list[str]]:
+def scored_again(session: Session, name: str, recipe: Recipe, run: Run) -> tuple[Run | None, list[str]]:
     """Score a finished run's stored answers with the metrics as they are now, without the model.
 
     Returns the run as it is scored now, and the names of rows that only asking again would give; where
     there are such rows, no run is made.
     """
-    weights = stored_weights(bench, recipe, run.seed)
+    weights = stored_weights(session, recipe, run.seed)
     if weights is None:
         return None, list(run.rows)
-    sets = _row_sets(bench, recipe, weights, run.seed)
-    if lacking := runner.missing(bench, sets):
+    sets = _row_sets(session, recipe, weights, run.seed)
+    if lacking := runner.missing(session, sets):
         return None, [rows.name for rows in lacking]
-    (done,) = finished(bench, [sought(bench, name, run.seed, weights, sets)])
-    run_id = run_id_of(bench, name, run.seed, weights, sets)
-    return done or _saved_again(bench, recipe, run_id, sets, run), []
+    (done,) = finished(session, [sought(session, name, run.seed, weights, sets)])
+    run_id = run_id_of(session, name, run.seed, weights, sets)
+    return done or _saved_again(session, recipe, run_id, sets, run), []
 
 
-def _before(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
+def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
     """Find the newest run that holds the same answers under another scoring."""
     wanted = {s.name: s.identity.answers for s in sets}
-    known = {one.digest: one.answers for one in store.identities(bench.store)}
-    for run in reversed(store.list_runs(bench.store, bench.experiment.name)):
+    known = {one.digest: one.answers for one in store.identities(session.store)}
+    for run in reversed(store.list_runs(session.store, session.experiment.name)):
         own = (run.candidate, run.seed, run.weights_digest, run.state)
         answers = {key: known.get(rows) for key, rows in run.rows.items()}
         if own == (name, seed, weights.digest, "done") and answers == wanted:
@@ -141,7 +141,7 @@ def _before(bench: Bench, name: str, seed: int, weights: Weights, sets: Sequence
     return None
 
 
-def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSet], before: Run) -> Run:
+def _saved_again(session: Session, recipe: Recipe, run_id: str, sets: Sequence[RowSet], before: Run) -> Run:
     """Save a run with rows that were scored again; what was measured of it stays."""
     run = replace(
         before,
@@ -150,88 +150,88 @@ def _saved_again(bench: Bench, recipe: Recipe, run_id: str, sets: Sequence[RowSe
         rows={s.name: s.identity.digest for s in sets},
         recipe=recipe.model_dump(mode="json"),
     )
-    store.save_run(bench.store, run)
+    store.save_run(session.store, run)
     return run
 
 
-def stored_runs(bench: Bench, asked: Sequence[Asked]) -> list[Run | None]:
+def stored_runs(session: Session, asked: Sequence[Asked]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing."""
-    found = finished(bench, [_sought_in_store(bench, *one) for one in asked])
+    found = finished(session, [_sought_in_store(session, *one) for one in asked])
     if all(found):
         return found
-    known = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
-    return [run or failure(bench, known, *one) for run, one in zip(found, asked, strict=True)]
+    known = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
+    return [run or failure(session, known, *one) for run, one in zip(found, asked, strict=True)]
 
 
-def outdated(bench: Bench, name: str, recipe: Recipe, seed: int) -> list[str]:
+def outdated(session: Session, name: str, recipe: Recipe, seed: int) -> list[str]:
     """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
-    own = (bench.experiment.name, name, seed, "done")
-    runs = [r for r in store.list_runs(bench.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
-    weights = stored_weights(bench, recipe, seed)
+    own = (session.experiment.name, name, seed, "done")
+    runs = [r for r in store.list_runs(session.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
+    weights = stored_weights(session, recipe, seed)
     if not runs or weights is None:
         return []
-    stored = {one.digest: asdict(one) for one in store.identities(bench.store)}
-    now = {rows.name: asdict(rows.identity) for rows in _row_sets(bench, recipe, weights, seed)}
+    stored = {one.digest: asdict(one) for one in store.identities(session.store)}
+    now = {rows.name: asdict(rows.identity) for rows in _row_sets(session, recipe, weights, seed)}
     then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
     names = [field.name for field in fields(RowsIdentity)]
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-def _sought_in_store(bench: Bench, name: str, recipe: Recipe, seed: int) -> Sought | None:
-    weights = stored_weights(bench, recipe, seed)
-    return weights and sought(bench, name, seed, weights, _row_sets(bench, recipe, weights, seed))
+def _sought_in_store(session: Session, name: str, recipe: Recipe, seed: int) -> Sought | None:
+    weights = stored_weights(session, recipe, seed)
+    return weights and sought(session, name, seed, weights, _row_sets(session, recipe, weights, seed))
 
 
-def _row_sets(bench: Bench, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    return [*target_sets(bench, recipe, weights, seed), *suite_sets(bench, weights)]
+def _row_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    return [*target_sets(session, recipe, weights, seed), *suite_sets(session, weights)]
 
 
-def base_arm(bench: Bench, source: ModelSource) -> dict[str, str]:
+def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
     """Measure a base's general ability, as it is served; returns the row set of each task."""
-    return suite_arm(bench, base_weights(bench, source), f"base {source.quantization}".rstrip())
+    return suite_arm(session, base_weights(session, source), f"base {source.quantization}".rstrip())
 
 
-def suite_arm(bench: Bench, weights: Weights, name: str) -> dict[str, str]:
+def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
     """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
-    sets = suite_sets(bench, weights)
-    if lacking := runner.missing(bench, sets):
-        with opened(bench, weights) as candidate:
-            fill(bench, candidate, lacking, name)
+    sets = suite_sets(session, weights)
+    if lacking := runner.missing(session, sets):
+        with opened(session, weights) as candidate:
+            fill(session, candidate, lacking, name)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
-def measured_arm(bench: Bench, source: ModelSource) -> dict[str, str] | None:
+def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
     """Find a base's general ability where it was measured; None where rows are missing."""
-    sets = suite_sets(bench, base_weights(bench, source))
-    if not all(is_there(bench, s) for s in sets):
+    sets = suite_sets(session, base_weights(session, source))
+    if not all(is_there(session, s) for s in sets):
         return None
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
-def failed_run(bench: Bench, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
+def failed_run(session: Session, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
     run = _record(
-        bench,
+        session,
         name,
         recipe,
         seed,
-        run_id=failed_id(bench, name, seed),
+        run_id=failed_id(session, name, seed),
         weights_digest="",
         state="failed",
         rows={},
         error=in_a_line(error),
     )
-    store.save_run(bench.store, run)
+    store.save_run(session.store, run)
     return run
 
 
-def _record(bench: Bench, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
+def _record(session: Session, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
     """Join what a recipe says of its run with what became of it."""
-    base, served = base_of(bench, recipe), served_base(bench, recipe)
+    base, served = base_of(session, recipe), served_base(session, recipe)
     return Run(
-        experiment=bench.experiment.name,
+        experiment=session.experiment.name,
         candidate=name,
-        method=source_of(bench, recipe).method,
+        method=source_of(session, recipe).method,
         prompting=_spelled(recipe),
         answer=recipe.answer,
         seed=seed,

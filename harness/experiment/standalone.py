@@ -16,7 +16,7 @@ from harness.evaluation import lm_eval
 from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import Found
 from harness.evaluation.row_sets import suite_sets, work_of
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment.prepare import of_lm_eval
 from harness.experiment.run_candidate import base_weights, begin, ensure_weights, suite_arm
 from harness.formatting import count, counted, seconds
@@ -50,7 +50,7 @@ class Evaluation(NamedTuple):
 class Prepared(NamedTuple):
     """Everything that is needed before the first item is asked."""
 
-    bench: Bench
+    session: Session
     name: str
     weights: Weights
     found: dict[str, Found]
@@ -58,11 +58,11 @@ class Prepared(NamedTuple):
     @property
     def first_line(self) -> str:
         """Say what runs where, and about how long that takes from nothing."""
-        jobs = [s.job() for s in suite_sets(self.bench, self.weights)]
-        expected = self.bench.seconds(sum(map(work_of, jobs), Work()))
+        jobs = [s.job() for s in suite_sets(self.session, self.weights)]
+        expected = self.session.seconds(sum(map(work_of, jobs), Work()))
         n = count(sum(len(job.examples) for job in jobs))
         tasks = f"{counted(len(jobs), 'task')} of lm-eval"
-        machine = self.bench.machine
+        machine = self.session.machine
         return (
             f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "
             f"about {seconds(expected)} from nothing"
@@ -143,39 +143,41 @@ def prepare_model(
     machine = probe("auto", precision)
     with progress.stage(f"getting {model} ready, once", expected_s(model)):
         source = resolve(model)
-    bench = Bench(experiment, Store(runs), source, machine, measured[0], measured, progress, {model: source})
-    return Prepared(bench, model, base_weights(bench), found)
+    session = Session(
+        experiment, Store(runs), source, machine, measured[0], measured, progress, {model: source}
+    )
+    return Prepared(session, model, base_weights(session), found)
 
 
-def prepare_candidate(bench: Bench, name: str, tasks: Sequence[Task]) -> Prepared:
+def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Prepared:
     """Get the weights of one candidate ready, trained now or before, for other tasks than its suites.
 
     Raises:
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
-    found = _found(tasks, bench.experiment.datasets_dir)
-    recipe = bench.experiment.candidates[name]
-    begin(bench, name, bench.experiment.seeds[0])
-    weights = ensure_weights(bench, recipe, bench.experiment.seeds[0])
+    found = _found(tasks, session.experiment.datasets_dir)
+    recipe = session.experiment.candidates[name]
+    begin(session, name, session.experiment.seeds[0])
+    weights = ensure_weights(session, recipe, session.experiment.seeds[0])
     if weights.kind in ("classifier", "chat"):
         problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
     measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
-    return Prepared(replace(bench, suites=measured), name, weights, found)
+    return Prepared(replace(session, suites=measured), name, weights, found)
 
 
 def evaluate(prepared: Prepared) -> Evaluation:
     """Ask what has not been asked yet, and estimate every score."""
-    bench = prepared.bench
-    store.begin(bench.store, at_work := f"eval-{Path(prepared.name).name}")
-    digests = suite_arm(bench, prepared.weights, prepared.name)
-    store.end(bench.store, at_work)
-    how = suite_sets(bench, prepared.weights)[0].identity
+    session = prepared.session
+    store.begin(session.store, at_work := f"eval-{Path(prepared.name).name}")
+    digests = suite_arm(session, prepared.weights, prepared.name)
+    store.end(session.store, at_work)
+    how = suite_sets(session, prepared.weights)[0].identity
     n_items = {name: len(f.items.test) for name, f in prepared.found.items()}
-    rows = {name: store.read_rows(bench.store, rows, n_items[name]) for name, rows in digests.items()}
+    rows = {name: store.read_rows(session.store, rows, n_items[name]) for name, rows in digests.items()}
     return Evaluation(
         prepared.name,
-        bench.machine.name,
+        session.machine.name,
         how.precision,
         how.engine,
         tuple(s for name, f in prepared.found.items() for s in _scores(name, f, rows[name])),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness import store
 from harness.evaluation.row_sets import RowSet
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment import run_candidate
 from harness.models.hf import Candidate
 from harness.nightly.rotation import Cluster, items_of
@@ -40,7 +40,7 @@ def parts_of(sets: Sequence[RowSet], anchors: Sequence[Cluster], fresh: Sequence
     ]
 
 
-def ask(bench: Bench, folder: Path, who: str, weights: Weights, parts: Sequence[Part]) -> Rows:
+def ask(session: Session, folder: Path, who: str, weights: Weights, parts: Sequence[Part]) -> Rows:
     """Return who's answers to the parts, asked now or earlier in the same night.
 
     Raises:
@@ -51,12 +51,12 @@ def ask(bench: Bench, folder: Path, who: str, weights: Weights, parts: Sequence[
     missing = [at for at, part in enumerate(parts) if not _whole(known[at], part)]
     if missing:
         with (
-            run_candidate.opened(bench, weights) as candidate,
-            bench.progress.stage(f"{who}: {len(missing)} tasks") as advance,
+            run_candidate.opened(session, weights) as candidate,
+            session.progress.stage(f"{who}: {len(missing)} tasks") as advance,
         ):
             for done, at in enumerate(missing):
                 rows = _answers(candidate, parts[at])
-                store.write_measured(bench.store, files[at], rows)
+                store.write_measured(session.store, files[at], rows)
                 known[at] = rows
                 advance(done + 1, len(missing))
     return by_item(row for rows in known for row in rows or ())

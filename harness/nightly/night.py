@@ -16,8 +16,8 @@ from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError, in_a_line
 from harness.evaluation.candidates import base_of
 from harness.evaluation.row_sets import RowSet
-from harness.evaluation.session import Bench, Measured
-from harness.experiment import Scope, bench_of, run_candidate
+from harness.evaluation.session import Measured, Session
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
 from harness.nightly.alarm import HARNESS, NightReport, report_of, with_alarms
@@ -63,37 +63,37 @@ def run_night(
         HarnessError: another night or compare is at work in the same runs folder.
     """
     loaded = config.load(Path(path), overrides)
-    bench = bench_of(loaded, Scope(), progress or Silent())
-    return run_on(bench, loaded, night or datetime.now().astimezone().date(), publish)
+    session = prepare_session(loaded, Scope(), progress or Silent())
+    return run_on(session, loaded, night or datetime.now().astimezone().date(), publish)
 
 
-def run_on(bench: Bench, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
-    """Run one night on a prepared bench, and publish it as `run_night` does.
+def run_on(session: Session, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
+    """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
         UserError: nobody is watched, or a later night is there already.
         HarnessError: another night or compare is at work in the same runs folder.
     """
-    folder, experiment = home(bench.store, bench.experiment.name), bench.experiment
+    folder, experiment = home(session.store, session.experiment.name), session.experiment
     with alone(folder):
         state, nights = read_state(folder), read_nights(folder)
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
             raise UserError(Problem("nightly run", found, "a night after the last one"))
         if not any(n.night == day.isoformat() for n in nights):
-            with store.working(bench.store):
-                store.begin(bench.store, f"nightly-{experiment.name}")
-                night, references = _Session(bench, loaded, folder, day, state, nights).held()
+            with store.working(session.store):
+                store.begin(session.store, f"nightly-{experiment.name}")
+                night, references = _Session(session, loaded, folder, day, state, nights).held()
             state = replace(state, references=references)
-            write_state(bench.store, folder, state)
-            write_night(bench.store, folder, night)
-            store.end(bench.store, f"nightly-{experiment.name}")
+            write_state(session.store, folder, state)
+            write_night(session.store, folder, night)
+            store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
         report = report_of(experiment.name, experiment.nightly, nights, state)
         if publish is not None:
             publish(report)
         if report.new:
-            write_state(bench.store, folder, with_alarms(state, report))
+            write_state(session.store, folder, with_alarms(state, report))
     return report
 
 
@@ -131,15 +131,15 @@ class _Session:
     """One night while it is held: what is asked, and the answers of each base once."""
 
     def __init__(
-        self, bench: Bench, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
+        self, session: Session, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
     ) -> None:
-        self.bench, self.loaded, self.day, self.nights = bench, loaded, day.isoformat(), nights
+        self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
         self.environment = store.keep_environment(
-            bench.store, provenance.measuring_environment(bench.machine.name)
+            session.store, provenance.measuring_environment(session.machine.name)
         )
-        self.tasks = _tasks(bench)
-        self.plan = _plan(bench, self.tasks, nights[-1] if nights else None)
+        self.tasks = _tasks(session)
+        self.plan = _plan(session, self.tasks, nights[-1] if nights else None)
         self.metrics = {
             m.task.name: m.metrics[m.task.primary_metric] for of in self.tasks.values() for m in of
         }
@@ -149,16 +149,16 @@ class _Session:
     def held(self) -> tuple[Night, dict[str, Reference]]:
         """Ask everybody; returns the night and the references, new ones included."""
         started = provenance.timestamp()
-        chosen = watchlist.targets(self.loaded, self.bench, self.references)
-        with store.Noted(self.bench.progress, self.bench.store, "A night", len(chosen)) as noted:
-            self.bench = replace(self.bench, progress=noted)
+        chosen = watchlist.targets(self.loaded, self.session, self.references)
+        with store.Noted(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
+            self.session = replace(self.session, progress=noted)
             watched = tuple(self._watched(label, one) for label, one in chosen)
         night = Night(
             night=self.day,
             started=started,
             finished=provenance.timestamp(),
             commit=provenance.git_state(self.loaded.folder).sha or "",
-            precision=self.bench.machine.precision,
+            precision=self.session.machine.precision,
             environment=self.environment,
             bases={name: control.night for name, control in self.controls.items()},
             candidates=watched,
@@ -175,31 +175,31 @@ class _Session:
             found = self._asked(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
             found = Watched(label, "", "", (), error=in_a_line(error))
-        self.bench.progress.finished(label, f"{label}: {found.error or 'asked'}")
+        self.session.progress.finished(label, f"{label}: {found.error or 'asked'}")
         return found
 
     def _asked(self, target: Target) -> Watched:
-        bench = self.bench
-        reference = watchlist.pinned(bench, target, self.references.get(target.name))
-        weights = run_candidate.ensure_weights(bench, target.recipe, target.seed)
-        sets = self._chosen(watchlist.own_sets(bench, target, weights), reference.rows)
+        session = self.session
+        reference = watchlist.pinned(session, target, self.references.get(target.name))
+        weights = run_candidate.ensure_weights(session, target.recipe, target.seed)
+        sets = self._chosen(watchlist.own_sets(session, target, weights), reference.rows)
         control = None if weights.kind == "classifier" else self._control(target, reference)
         parts = self._parts(sets)
-        now = ask(bench, self.folder, target.name, weights, parts)
+        now = ask(session, self.folder, target.name, weights, parts)
         then = self._then(sets, reference.rows)
         self.references[target.name] = reference
-        prompting = watchlist.own_sets(bench, target, weights)[0].identity.prompting_digest
+        prompting = watchlist.own_sets(session, target, weights)[0].identity.prompting_digest
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._since(target.name, reference.id, parts, now, then)
-            served = watchlist.endpoint_tested(bench, target.recipe, since, self.day)
+            served = watchlist.endpoint_tested(session, target.recipe, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
             tests=watchlist.what_is_tested(
-                bench, target.recipe, reference, weights, prompting, self.environment, served
+                session, target.recipe, reference, weights, prompting, self.environment, served
             ),
             since=since,
             fit_keys=tuple(run_candidate.stands_on(weights)),
@@ -233,11 +233,11 @@ class _Session:
 
     def _control(self, target: Target, reference: Reference) -> _Control:
         """Ask the base of a candidate, once a night."""
-        source = base_of(self.bench, target.recipe)
+        source = base_of(self.session, target.recipe)
         if source.name not in self.controls:
-            sets = self._chosen(watchlist.base_sets(self.bench, source), reference.base)
+            sets = self._chosen(watchlist.base_sets(self.session, source), reference.base)
             parts, who = self._parts(sets), f"base {source.name}"
-            now = ask(self.bench, self.folder, who, run_candidate.base_weights(self.bench, source), parts)
+            now = ask(self.session, self.folder, who, run_candidate.base_weights(self.session, source), parts)
             then = self._then(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
             found = base_night(now, then, fresh, self._before(who, parts), self.metrics)
@@ -263,7 +263,7 @@ class _Session:
         return parts_of(sets, anchors, fresh)
 
     def _then(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
-        rows = (store.read_rows(self.bench.store, reference[s.name]) for s in sets)
+        rows = (store.read_rows(self.session.store, reference[s.name]) for s in sets)
         return by_item(row for of in rows for row in of)
 
 
@@ -275,14 +275,16 @@ def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> A
     return Arms(now, then, control.now, control.then)
 
 
-def _tasks(bench: Bench) -> dict[str, list[Measured]]:
+def _tasks(session: Session) -> dict[str, list[Measured]]:
     """List the tasks of each series: bits per byte and safety are for compare."""
-    general = [m for m in bench.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
-    return {"target": [bench.target], **({"general": general} if general else {})}
+    general = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
+    return {"target": [session.target], **({"general": general} if general else {})}
 
 
-def _plan(bench: Bench, tasks: Mapping[str, Sequence[Measured]], last: Night | None) -> dict[str, Tonight]:
-    policy, out = bench.experiment.nightly, {}
+def _plan(
+    session: Session, tasks: Mapping[str, Sequence[Measured]], last: Night | None
+) -> dict[str, Tonight]:
+    policy, out = session.experiment.nightly, {}
     for key, of in tasks.items():
         pool = pool_of({m.task.name: m.examples("test") for m in of}, policy.anchors)
         out[key] = tonight(pool, last.taken.get(key, 0) if last else 0, policy.items)

@@ -12,7 +12,7 @@ from harness.config import Loaded
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import base_of, source_of
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment import run_candidate
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 def targets(
-    loaded: Loaded, bench: Bench, references: Mapping[str, Reference]
+    loaded: Loaded, session: Session, references: Mapping[str, Reference]
 ) -> list[tuple[str, Target | HarnessError]]:
     """List who is watched, the champion first; what has nothing to be compared with is its error.
 
@@ -47,15 +47,15 @@ def targets(
     Raises:
         UserError: nobody is watched.
     """
-    known, named = bench.experiment.candidates, bench.experiment.nightly.candidates
-    champion = read_champion(loaded.folder, bench.experiment.target.name)
+    known, named = session.experiment.candidates, session.experiment.nightly.candidates
+    champion = read_champion(loaded.folder, session.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
     if champion is not None:
         recipe = known.get(champion.candidate) or Recipe.model_validate(champion.recipe)
         label = f"champion {champion.candidate}"
         one = Target(label, recipe, champion.seed, champion.rows, champion.run_id, champion.weights_digest)
         out.append((label, one))
-    out += [(name, _named(loaded, bench, name, references.get(name))) for name in named]
+    out += [(name, _named(loaded, session, name, references.get(name))) for name in named]
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
@@ -63,45 +63,45 @@ def targets(
     return out
 
 
-def _named(loaded: Loaded, bench: Bench, name: str, known: Reference | None) -> Target | HarnessError:
-    recipe = bench.experiment.candidates[name]
+def _named(loaded: Loaded, session: Session, name: str, known: Reference | None) -> Target | HarnessError:
+    recipe = session.experiment.candidates[name]
     if known is not None:
         return Target(name, recipe, known.seed, known.rows, known.id, known.weights)
     try:
-        found = candidate_runs(loaded, bench.store, name)[0]
+        found = candidate_runs(loaded, session.store, name)[0]
     except HarnessError as error:
         return error
     return Target(name, recipe, found.seed, found.rows, found.run_id, found.weights_digest)
 
 
-def pinned(bench: Bench, target: Target, before: Reference | None) -> Reference:
+def pinned(session: Session, target: Target, before: Reference | None) -> Reference:
     """Return what a candidate is compared with: as pinned before, unless the champion is another one.
 
     Raises:
         IncompatibleRuns: rows of the candidate or of its base are missing.
     """
     if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
-        _refuse_missing(bench.store, {**before.rows, **before.base})
+        _refuse_missing(session.store, {**before.rows, **before.base})
         return before
-    source = base_of(bench, target.recipe)
-    base = {f"{s.measured.task.name}/test": s.identity.digest for s in base_sets(bench, source)}
-    there = {key: rows for key, rows in base.items() if bench.store.parquet(rows).exists()}
+    source = base_of(session, target.recipe)
+    base = {f"{s.measured.task.name}/test": s.identity.digest for s in base_sets(session, source)}
+    there = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
     wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
-    _refuse_missing(bench.store, wanted)
-    target_key = f"{bench.target.task.name}/test"
+    _refuse_missing(session.store, wanted)
+    target_key = f"{session.target.task.name}/test"
     if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key}):
         raise IncompatibleRuns(
-            f"{bench.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them beside "
-            f"{target.reference}; next: {NEXT}"
+            f"{session.store.folder}: found no rows of the base on {', '.join(lacking)}; expected them "
+            f"beside {target.reference}; next: {NEXT}"
         )
-    origins = store.origins(bench.store, wanted[target_key])
+    origins = store.origins(session.store, wanted[target_key])
     return Reference(
         id=target.reference,
         rows=wanted,
         base=there,
         weights=target.weights,
-        prompting=store.read_identity(bench.store, wanted[target_key]).prompting_digest,
-        data=data_digest(bench),
+        prompting=store.read_identity(session.store, wanted[target_key]).prompting_digest,
+        data=data_digest(session),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
     )
@@ -115,29 +115,29 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
         )
 
 
-def base_sets(bench: Bench, source: ModelSource) -> list[RowSet]:
+def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
     """List what the control arm can be asked: the suites, and the target by the plain prompt."""
-    weights = run_candidate.base_weights(bench, source)
-    return [target_sets(bench, Recipe(), weights, 0)[1], *suite_sets(bench, weights)]
+    weights = run_candidate.base_weights(session, source)
+    return [target_sets(session, Recipe(), weights, 0)[1], *suite_sets(session, weights)]
 
 
-def own_sets(bench: Bench, target: Target, weights: Weights) -> list[RowSet]:
+def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
     """List what a candidate is asked: the target, and the suites where the weights are its own."""
-    own = weights.kind != "classifier" and weights.digest != base_of(bench, target.recipe).weights_digest
-    asked = target_sets(bench, target.recipe, weights, target.seed)[1]
-    return [asked, *(suite_sets(bench, weights) if own else [])]
+    own = weights.kind != "classifier" and weights.digest != base_of(session, target.recipe).weights_digest
+    asked = target_sets(session, target.recipe, weights, target.seed)[1]
+    return [asked, *(suite_sets(session, weights) if own else [])]
 
 
-def data_digest(bench: Bench) -> str:
+def data_digest(session: Session) -> str:
     """Digest the rows that are trained on and retrieved from."""
-    versions = bench.target.versions
+    versions = session.target.versions
     return digest(
-        [versions["train"], versions["validation"], [list(d) for d in bench.target.items.documents]]
+        [versions["train"], versions["validation"], [list(d) for d in session.target.items.documents]]
     )
 
 
 def what_is_tested(
-    bench: Bench,
+    session: Session,
     recipe: Recipe,
     reference: Reference,
     weights: Weights,
@@ -149,21 +149,21 @@ def what_is_tested(
 
     `served` says how an endpoint answers, whose weights nobody sees.
     """
-    same_data = reference.data == data_digest(bench)
+    same_data = reference.data == data_digest(session)
     said = [served] if served else []
     if weights.digest != reference.weights:
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
         said.append("another prompting" if same_data else _drawn_anew(recipe))
     if environment != reference.environment and reference.environment:
-        said.append(f"upgraded libraries or another machine ({_changed(bench, reference, environment)})")
+        said.append(f"upgraded libraries or another machine ({_changed(session, reference, environment)})")
     said.append("the harness" if said else "only the harness: the weights answer as before")
     return tuple(said)
 
 
-def endpoint_tested(bench: Bench, recipe: Recipe, since: str, night: str) -> str:
+def endpoint_tested(session: Session, recipe: Recipe, since: str, night: str) -> str:
     """Name an endpoint, and since when it has answered its anchors as tonight."""
-    settings = Settings(**source_of(bench, recipe).params)
+    settings = Settings(**source_of(session, recipe).params)
     as_when = f"as since {since}" if since else "as in the reference"
     how = "otherwise than before" if since == night else as_when
     return f"the endpoint ({settings.name}), which answers its anchors {how}"
@@ -176,6 +176,6 @@ def _drawn_anew(recipe: Recipe) -> str:
     return f"{' and '.join(named)} on new data"
 
 
-def _changed(bench: Bench, reference: Reference, environment: str) -> str:
-    then, now = (store.read_environment(bench.store, key) for key in (reference.environment, environment))
+def _changed(session: Session, reference: Reference, environment: str) -> str:
+    then, now = (store.read_environment(session.store, key) for key in (reference.environment, environment))
     return provenance.changes(then, now)

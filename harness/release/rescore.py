@@ -12,7 +12,7 @@ from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
 from harness.evaluation.candidates import base_of, served_base
 from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import Bench, EngineSlot
+from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import run_candidate
 from harness.experiment.run_candidate import ensure_weights, suite_arm
 from harness.experiment.stored_rows import Reader
@@ -28,47 +28,47 @@ class Scored(NamedTuple):
     scores: dict[str, dict[str, Estimate]]
 
 
-def score_again(bench: Bench, run_before: Run) -> Scored:
+def score_again(session: Session, run_before: Run) -> Scored:
     """Score a run again, and on the suites its base and the champion.
 
     Raises:
         IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
     """
-    recipe = bench.experiment.candidates.get(run_before.candidate)
+    recipe = session.experiment.candidates.get(run_before.candidate)
     if recipe is None or Recipe.model_validate(run_before.recipe) != recipe:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
             "one that the run was made with; next: harness compare"
         )
-    again, lacking = run_candidate.scored_again(bench, run_before.candidate, recipe, run_before)
+    again, lacking = run_candidate.scored_again(session, run_before.candidate, recipe, run_before)
     if again is None:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "
             "that only their scoring has changed; next: harness compare asks again"
         )
-    bases = dict.fromkeys((base_of(bench, recipe), served_base(bench, recipe)))
-    gated_against = [run_candidate.base_weights(bench, source) for source in bases]
-    champion = read_champion(bench.store.folder.parent, bench.experiment.target.name)
+    bases = dict.fromkeys((base_of(session, recipe), served_base(session, recipe)))
+    gated_against = [run_candidate.base_weights(session, source) for source in bases]
+    champion = read_champion(session.store.folder.parent, session.experiment.target.name)
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
-        runner.missing(bench, suite_sets(bench, weights))
-    return Scored(again, Reader(bench).scores(again))
+        runner.missing(session, suite_sets(session, weights))
+    return Scored(again, Reader(session).scores(again))
 
 
-def rescore_pinned(bench: Bench, run: Run) -> list[str]:
+def rescore_pinned(session: Session, run: Run) -> list[str]:
     """Answer the regression suites in fp32 with a run's weights; returns the tasks now stored so.
 
     Raises:
         HarnessError: the weights cannot be opened.
     """
-    recipe = bench.experiment.candidates[run.candidate]
-    weights = ensure_weights(bench, recipe, run.seed)
+    recipe = session.experiment.candidates[run.candidate]
+    weights = ensure_weights(session, recipe, run.seed)
     exact = replace(
-        bench,
-        machine=bench.machine._replace(precision="fp32"),
-        suites=tuple(m for m in bench.suites if m.role == "regression"),
+        session,
+        machine=session.machine._replace(precision="fp32"),
+        suites=tuple(m for m in session.suites if m.role == "regression"),
         slot=EngineSlot(),  # a base in fp32 must not answer for one in the run's precision
     )
-    bench.unload()
+    session.unload()
     return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from harness.errors import UserError
 from harness.evaluation.replay import replay_problems
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.report import ExperimentReport
 from harness.rescue.report import front_file, kept, markdown, read, terminal, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
@@ -41,32 +41,32 @@ __all__ = [
 
 
 class Prepared(NamedTuple):
-    """A run to rescue, what will be tried, and a bench that knows the recipes."""
+    """A run to rescue, what will be tried, and a session that knows the recipes."""
 
-    bench: Bench
+    session: Session
     case: Case
     ladder: Ladder
 
     @property
     def plan(self) -> list[Planned]:
         """What each trial takes."""
-        return planned(self.bench, self.ladder, self.case.run.seed)
+        return planned(self.session, self.ladder, self.case.run.seed)
 
 
-def prepare(bench: Bench, selected: Sequence[str], wanted: str) -> Prepared:
+def prepare(session: Session, selected: Sequence[str], wanted: str) -> Prepared:
     """Find the run that a candidate's name or a run's id means, and list what to try; computes nothing.
 
     Raises:
         UserError: nobody has this name, or there is nothing to rescue; says which.
         IncompatibleRuns: there is no run of it as written now.
     """
-    return _prepared(bench, case_of(bench, selected, wanted))
+    return _prepared(session, case_of(session, selected, wanted))
 
 
-def of_finished(bench: Bench, found: ExperimentReport) -> Prepared | None:
+def of_finished(session: Session, found: ExperimentReport) -> Prepared | None:
     """Choose what to rescue of a finished experiment; None where there is nothing."""
-    case = worth_rescuing(found, list_runs(bench.store, bench.experiment.name))
-    return _prepared(bench, case) if case else None
+    case = worth_rescuing(found, list_runs(session.store, session.experiment.name))
+    return _prepared(session, case) if case else None
 
 
 def run(prepared: Prepared) -> Rescue:
@@ -75,11 +75,11 @@ def run(prepared: Prepared) -> Rescue:
     Raises:
         HarnessError: another process is working in the same runs folder.
     """
-    return search(prepared.bench, prepared.case, prepared.ladder)
+    return search(prepared.session, prepared.case, prepared.ladder)
 
 
-def _prepared(bench: Bench, case: Case) -> Prepared:
-    found = ladder_of(bench, case.run)
-    if problems := [p for trial in found.trials for p in replay_problems(bench, trial.source)]:
+def _prepared(session: Session, case: Case) -> Prepared:
+    found = ladder_of(session, case.run)
+    if problems := [p for trial in found.trials for p in replay_problems(session, trial.source)]:
         raise UserError(dict.fromkeys(problems))
-    return Prepared(with_trials(bench, found.trials), case, found)
+    return Prepared(with_trials(session, found.trials), case, found)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness import comparison, gating, store
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, gain
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.candidate_result import attempt, facts_of
 from harness.experiment.stored_rows import Reader, controls_of
@@ -46,7 +46,7 @@ class _Between(NamedTuple):
 class _Ground(NamedTuple):
     """What every trial is judged on: the base's rows, the halves, and the reference's run."""
 
-    bench: Bench
+    session: Session
     reader: Reader
     base: Mapping[str, Rows]
     split: Split
@@ -54,20 +54,20 @@ class _Ground(NamedTuple):
     reference_validation: float
 
     def measured(self, run: Run) -> list[Measurement]:
-        return measured_of(self.bench, self.reader, run, self.base)
+        return measured_of(self.session, self.reader, run, self.base)
 
 
-def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
-    """Try the rungs of a ladder for one run, on a bench that knows their recipes.
+def search(session: Session, case: Case, found: Ladder) -> Rescue:
+    """Try the rungs of a ladder for one run, on a session that knows their recipes.
 
     Raises:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
         HarnessError: another process is working in the same runs folder.
     """
-    noted = store.Noted(bench.progress, bench.store, "A rescue", len(found.trials))
-    bench = replace(bench, progress=noted)
-    with store.working(bench.store), noted:
-        ground = _ground(bench, case)
+    noted = store.Noted(session.progress, session.store, "A rescue", len(found.trials))
+    session = replace(session, progress=noted)
+    with store.working(session.store), noted:
+        ground = _ground(session, case)
         original = _as_it_is(ground, case)
         tried: list[tuple[Tried, Run]] = []
         for trial in found.trials:
@@ -77,11 +77,11 @@ def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
             if passes:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
-    policy = bench.experiment.gate
-    metric = bench.target.primary
+    policy = session.experiment.gate
+    metric = session.target.primary
     return Rescue(
-        experiment=bench.experiment.name,
-        base_model=bench.experiment.base_model,
+        experiment=session.experiment.name,
+        base_model=session.experiment.base_model,
         candidate=case.facts.name,
         seed=case.run.seed,
         metric=metric.name,
@@ -94,20 +94,20 @@ def search(bench: Bench, case: Case, found: Ladder) -> Rescue:
     )
 
 
-def with_trials(bench: Bench, trials: Sequence[Trial]) -> Bench:
-    """Return the bench with the recipes of trials among its candidates."""
+def with_trials(session: Session, trials: Sequence[Trial]) -> Session:
+    """Return the session with the recipes of trials among its candidates."""
     recipes = {name: recipe for trial in trials for name, recipe in trial.recipes.items()}
-    known = {**bench.experiment.candidates, **recipes}
-    return replace(bench, experiment=bench.experiment.model_copy(update={"candidates": known}))
+    known = {**session.experiment.candidates, **recipes}
+    return replace(session, experiment=session.experiment.model_copy(update={"candidates": known}))
 
 
-def _ground(bench: Bench, case: Case) -> _Ground:
-    reader = Reader(bench)
-    base = bases_of(bench, reader, [case.run])[case.run.base_digest]
-    halved = split(base, bench.experiment.seeds[0])
-    reference = store.get_run(bench.store, case.reference.run_id)
+def _ground(session: Session, case: Case) -> _Ground:
+    reader = Reader(session)
+    base = bases_of(session, reader, [case.run])[case.run.base_digest]
+    halved = split(base, session.experiment.seeds[0])
+    reference = store.get_run(session.store, case.reference.run_id)
     known = case.reference.validation
-    return _Ground(bench, reader, base, halved, reference, 0.0 if known is None else known)
+    return _Ground(session, reader, base, halved, reference, 0.0 if known is None else known)
 
 
 def _notes(ground: _Ground, run: Run) -> Iterator[str]:
@@ -120,26 +120,26 @@ def _notes(ground: _Ground, run: Run) -> Iterator[str]:
 
 
 def _as_it_is(ground: _Ground, case: Case) -> Tried:
-    recipe = ground.bench.experiment.candidates[case.facts.name].model_dump(mode="json")
+    recipe = ground.session.experiment.candidates[case.facts.name].model_dump(mode="json")
     seen = _on_search(ground, case.run, case.facts)
     return Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
 
 
 def _try(ground: _Ground, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
-    bench, recipes = ground.bench, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
-    run, facts = attempt(bench, ground.reader, trial.name, trial.recipe, seed)
-    bench.progress.finished(trial.name, live_line(facts, bench.target.task.primary_metric))
+    session, recipes = ground.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
+    run, facts = attempt(session, ground.reader, trial.name, trial.recipe, seed)
+    session.progress.finished(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
     facts = replace(facts, vs_untrained=_vs_reference(ground, run))
     seen = _on_search(ground, run, facts)
-    bench.progress.finished(trial.name, f"{trial.name}: {seen.sentence}")
+    session.progress.finished(trial.name, f"{trial.name}: {seen.sentence}")
     return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
 
 
 def _vs_reference(ground: _Ground, run: Run) -> Comparison:
-    target = ground.bench.target
+    target = ground.session.target
     old, new = ground.reader.of(ground.reference, target), ground.reader.of(run, target)
     return comparison.compare_rows(target.primary, old, new)
 
@@ -147,7 +147,7 @@ def _vs_reference(ground: _Ground, run: Run) -> Comparison:
 def _on_search(ground: _Ground, run: Run, facts: CandidateFacts) -> HalfVerdict:
     """Judge general ability on the search half, and the gain on validation: test rows choose nothing."""
     change = (facts.validation or 0.0) - ground.reference_validation
-    return _judged(ground, run, "search", None, gains=ground.bench.target.primary.unit.sign * change > 0)
+    return _judged(ground, run, "search", None, gains=ground.session.target.primary.unit.sign * change > 0)
 
 
 def _confirmed(ground: _Ground, tried: Tried, run: Run) -> Tried:
@@ -156,18 +156,18 @@ def _confirmed(ground: _Ground, tried: Tried, run: Run) -> Tried:
     assert facts.target is not None
     target = TargetFacts(facts.target, facts.vs_untrained)
     seen = _judged(ground, run, "confirm", target, gains=g is not None and g.low > 0)
-    ground.bench.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
+    ground.session.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 
 
 def _judged(ground: _Ground, run: Run, half: Half, target: TargetFacts | None, *, gains: bool) -> HalfVerdict:
     everything = ground.measured(run)
     part = ground.split.part(everything, half)
-    policy = ground.bench.experiment.gate
+    policy = ground.session.experiment.gate
     if target is None:
         policy = policy.model_copy(update={"target": TargetPolicy()})
     compared = gating.compare_measurements(part, policy.alpha, identical=False)
-    controls = controls_of(ground.bench.store, run, ground.reader.controls)
+    controls = controls_of(ground.session.store, run, ground.reader.controls)
     verdict = gating.judge_measurements(
         part, compared, policy, target=target, identical=False, controls=controls
     )
@@ -180,7 +180,7 @@ def _with_equal(
 ) -> tuple[Tried, ...]:
     """Compare what was trained anew with the scaled adapter at the same target score."""
     path = _path(ground, case, original, tried)
-    alpha = ground.bench.experiment.gate.alpha
+    alpha = ground.session.experiment.gate.alpha
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
@@ -204,13 +204,13 @@ def _path(ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tr
 
 def _base_point(ground: _Ground, run: Run) -> list[Scaled]:
     """Find the base, asked the target as the fine-tune is; none where no such candidate was run."""
-    bench = ground.bench
-    asked = [getattr(bench.experiment.candidates[run.candidate], name) for name in _ASKED]
-    for other in store.list_runs(bench.store, bench.experiment.name):
-        recipe = bench.experiment.candidates.get(other.candidate)
+    session = ground.session
+    asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _ASKED]
+    for other in store.list_runs(session.store, session.experiment.name):
+        recipe = session.experiment.candidates.get(other.candidate)
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
         if plain and recipe and [getattr(recipe, name) for name in _ASKED] == asked:
-            target = facts_of(bench, ground.reader, other).target
+            target = facts_of(session, ground.reader, other).target
             part = ground.split.part(ground.measured(run), "search")
             rows = {m.task.name: m.base for m in part}
             return [Scaled(0.0, target.score, rows)] if target else []

@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 from harness import decision, formatting, store
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment import stored_so_far
 from harness.gating import Verdict
 from harness.records import Run
@@ -29,16 +29,16 @@ class Case(NamedTuple):
     reference: CandidateFacts
 
 
-def case_of(bench: Bench, selected: Sequence[str], wanted: str) -> Case:
+def case_of(session: Session, selected: Sequence[str], wanted: str) -> Case:
     """Find the run that a name or an id means, and refuse what cannot or need not be rescued.
 
     Raises:
         UserError: nobody has this name, or the run failed, trains nothing, passes, or does not gain.
         IncompatibleRuns: there is no run of it as written now.
     """
-    runs = {run.run_id: run for run in store.list_runs(bench.store, bench.experiment.name)}
-    name = _named(bench, selected, wanted, runs)
-    report = stored_so_far(bench, selected, name)
+    runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
+    name = _named(session, selected, wanted, runs)
+    report = stored_so_far(session, selected, name)
     known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
     if not known:
         raise IncompatibleRuns(
@@ -59,7 +59,7 @@ def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None
     return _case(report, by_id, facts) if facts else None
 
 
-def _named(bench: Bench, selected: Sequence[str], wanted: str, runs: dict[str, Run]) -> str:
+def _named(session: Session, selected: Sequence[str], wanted: str, runs: dict[str, Run]) -> str:
     if wanted in selected:
         return wanted
     if wanted not in runs:
@@ -68,7 +68,7 @@ def _named(bench: Bench, selected: Sequence[str], wanted: str, runs: dict[str, R
     run = runs[wanted]
     if run.state == "failed":
         _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
-    now = bench.experiment.candidates.get(run.candidate)
+    now = session.experiment.candidates.get(run.candidate)
     if now is None or Recipe.model_validate(run.recipe) != now:
         raise IncompatibleRuns(
             f"{wanted}: found a run of a recipe that the file does not have now; expected {run.candidate} as "

@@ -17,7 +17,7 @@ from harness.evaluation import costs
 from harness.evaluation.candidates import base_of, fit_work, source_of, trials
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work
-from harness.evaluation.session import Bench
+from harness.evaluation.session import Session
 from harness.experiment.data_scaling import settled
 from harness.experiment.run_candidate import base_weights, stored_runs
 from harness.models import hub
@@ -177,16 +177,16 @@ class Planned(NamedTuple):
     stored: bool
 
 
-def ladder_of(bench: Bench, run: Run) -> Ladder:
+def ladder_of(session: Session, run: Run) -> Ladder:
     """List what to try for a run, its sweep settled as it was chosen."""
-    recipe = bench.experiment.candidates[run.candidate]
-    source = settled(source_of(bench, recipe), run)
-    return ladder(run.candidate, recipe, source, bench.experiment.rescue, _n_layers(bench, recipe))
+    recipe = session.experiment.candidates[run.candidate]
+    source = settled(source_of(session, recipe), run)
+    return ladder(run.candidate, recipe, source, session.experiment.rescue, _n_layers(session, recipe))
 
 
-def planned(bench: Bench, found: Ladder, seed: int) -> list[Planned]:
-    """Estimate every trial, on a bench that knows their recipes."""
-    return [_planned(bench, trial, seed) for trial in found.trials]
+def planned(session: Session, found: Ladder, seed: int) -> list[Planned]:
+    """Estimate every trial, on a session that knows their recipes."""
+    return [_planned(session, trial, seed) for trial in found.trials]
 
 
 def lines(plan: list[Planned], left_out: tuple[str, ...]) -> list[str]:
@@ -204,44 +204,44 @@ def lines(plan: list[Planned], left_out: tuple[str, ...]) -> list[str]:
     return [*out, *(f"not tried: {reason}" for reason in left_out), said]
 
 
-def at_most(bench: Bench, selected: Sequence[str]) -> Work:
+def at_most(session: Session, selected: Sequence[str]) -> Work:
     """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works = [sum((_work(bench, t, 0) for t in _unsettled(bench, name)), Work()) for name in selected]
-    return max(works, key=bench.seconds, default=Work())
+    works = [sum((_work(session, t, 0) for t in _unsettled(session, name)), Work()) for name in selected]
+    return max(works, key=session.seconds, default=Work())
 
 
-def _unsettled(bench: Bench, name: str) -> tuple[Trial, ...]:
+def _unsettled(session: Session, name: str) -> tuple[Trial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
-    recipe = bench.experiment.candidates[name]
-    source = source_of(bench, recipe)
+    recipe = session.experiment.candidates[name]
+    source = source_of(session, recipe)
     if source.method in ("base", "classifier", "endpoint"):
         return ()
     first = trials(source)[0][1]
-    return ladder(name, recipe, first, bench.experiment.rescue, _n_layers(bench, recipe)).trials
+    return ladder(name, recipe, first, session.experiment.rescue, _n_layers(session, recipe)).trials
 
 
-def _planned(bench: Bench, trial: Trial, seed: int) -> Planned:
-    work = _work(bench, trial, seed)
-    time_s = bench.seconds(work, base_of(bench, trial.recipe))
-    hour = bench.experiment.decide.device_hour_usd
-    (there,) = stored_runs(bench, [(trial.name, trial.recipe, seed)])
+def _planned(session: Session, trial: Trial, seed: int) -> Planned:
+    work = _work(session, trial, seed)
+    time_s = session.seconds(work, base_of(session, trial.recipe))
+    hour = session.experiment.decide.device_hour_usd
+    (there,) = stored_runs(session, [(trial.name, trial.recipe, seed)])
     return Planned(
         trial.name,
         trial.step,
         trial.says,
         work,
         time_s,
-        costs.price_usd(time_s, bench.machine.device, hour),
+        costs.price_usd(time_s, session.machine.device, hour),
         there is not None and there.state == "done",
     )
 
 
-def _work(bench: Bench, trial: Trial, seed: int) -> Work:
-    sets = suite_sets(bench, base_weights(bench))
-    sets += target_sets(bench, trial.recipe, base_weights(bench), 0)
-    return total_work(sets) + fit_work(bench, trial.source, seed)
+def _work(session: Session, trial: Trial, seed: int) -> Work:
+    sets = suite_sets(session, base_weights(session))
+    sets += target_sets(session, trial.recipe, base_weights(session), 0)
+    return total_work(sets) + fit_work(session, trial.source, seed)
 
 
-def _n_layers(bench: Bench, recipe: Recipe) -> int | None:
-    shape = hub.shape(base_of(bench, recipe))
+def _n_layers(session: Session, recipe: Recipe) -> int | None:
+    shape = hub.shape(base_of(session, recipe))
     return shape.n_layers if shape else None

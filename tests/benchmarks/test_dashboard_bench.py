@@ -57,7 +57,7 @@ BOUND = {
     "nightly": "telling each of the last 40 nights from all before it",
 }
 EXPERIMENT = """\
-name: bench
+name: session
 target:
   name: task-0
   data: {train: rows.jsonl, test: rows.jsonl}

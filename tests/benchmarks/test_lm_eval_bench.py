@@ -90,17 +90,17 @@ class Ours(NamedTuple):
 
 def ask_ours(prepared) -> Ours:
     """Ask every block of every task, without storing anything."""
-    bench = prepared.bench
-    candidate = Counting(bench.host(bench.source).base)
-    forget(bench.machine.device)
+    session = prepared.session
+    candidate = Counting(session.host(session.source).base)
+    forget(session.machine.device)
     rows = {}
-    for one in suite_sets(bench, prepared.weights):
+    for one in suite_sets(session, prepared.weights):
         job = one.job()
         rows[job.task.name] = [
             row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
         ]
     seconds = sum(row.compute_s for of in rows.values() for row in of)
-    return Ours(rows, seconds, candidate, peak_gb(bench.machine.device))
+    return Ours(rows, seconds, candidate, peak_gb(session.machine.device))
 
 
 def ask_lm_eval(section: Section, source, machine: Machine):
@@ -191,10 +191,10 @@ def measure(section: Section, folder, monkeypatch) -> Measured:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
     asked = standalone.tasks_of(list(section.tasks), None, section.shots)
     prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", Silent())
-    machine, source = prepared.bench.machine, prepared.bench.source
+    machine, source = prepared.session.machine, prepared.session.source
     ours = ask_ours(prepared)
     shares = peak_rows(section, ours.counted, prepared)
-    prepared.bench.unload()  # so that each side has the memory to itself
+    prepared.session.unload()  # so that each side has the memory to itself
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
     samples, theirs_s, theirs_gb = ask_lm_eval(section, source, machine)
     times = (
@@ -221,11 +221,11 @@ def peak_rows(section: Section, counted: Counting, prepared) -> list[Row]:
     """Say which share of the fastest matrix product was reached, where anything was scored."""
     if not counted.n_tokens:
         return []
-    source, machine = prepared.bench.source, prepared.bench.machine
-    base = prepared.bench.host(source).base
+    source, machine = prepared.session.source, prepared.session.machine
+    base = prepared.session.host(source).base
     shape = shape_of(base.model.config.to_dict(), source.n_parameters)
     new = HFCandidate(base.model, base.tokenizer, "profiled", "packed")  # has read no shots yet
-    sets = suite_sets(prepared.bench, prepared.weights)
+    sets = suite_sets(prepared.session, prepared.weights)
     profiled = where_time_goes(lambda: [one.measured.evaluate(new, one.job(), 0) for one in sets])
     return [share_row(section.name, counted, shape, peak_gflops(machine), profiled)]
 

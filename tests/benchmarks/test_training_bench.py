@@ -14,7 +14,7 @@ from beside_trl import by_harness, by_trl
 
 from harness import config
 from harness.evaluation.candidates import step_of
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.models.hardware import probe
 from harness.progress import Silent
 from harness.training import FitContext, LowRankParams
@@ -27,14 +27,16 @@ GOAL = 1.3
 
 def the_context(folder: Path) -> FitContext:
     """Take the quickstart's training rows, asked as its LoRA candidate asks them."""
-    bench = bench_of(config.load(ROOT / "harness.yaml"), Scope(), Silent())
-    step = step_of(bench, bench.experiment.candidates["lora"], 0)
+    session = prepare_session(config.load(ROOT / "harness.yaml"), Scope(), Silent())
+    step = step_of(session, session.experiment.candidates["lora"], 0)
     train, validation = (
         tuple(map(step, rows))
-        for rows in (bench.target.items.train[:N_ROWS], bench.target.items.validation[:2])
+        for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
     )
-    chat = bench.target.task.chat_template
-    return FitContext(bench.source, bench.machine, folder, train, validation, chat, 0, (), lambda *_: None)
+    chat = session.target.task.chat_template
+    return FitContext(
+        session.source, session.machine, folder, train, validation, chat, 0, (), lambda *_: None
+    )
 
 
 @pytest.mark.bench

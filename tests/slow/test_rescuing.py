@@ -6,7 +6,7 @@ import collapsing
 import pytest
 
 from harness import config, gating, rescue, store
-from harness.experiment import Scope, bench_of
+from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.stored_rows import Reader
 from harness.progress import Silent
@@ -31,29 +31,29 @@ def collapsed(tmp_path_factory):
 
 def opened(collapsed):
     loaded = config.load(collapsed, [*collapsing.HALF, *CHANCE])
-    return bench_of(loaded, Scope(), Silent()), loaded
+    return prepare_session(loaded, Scope(), Silent()), loaded
 
 
 @pytest.fixture(scope="module")
 def found(collapsed):
-    bench, loaded = opened(collapsed)
-    return rescue.run(rescue.prepare(bench, loaded.selected, "lora"))
+    session, loaded = opened(collapsed)
+    return rescue.run(rescue.prepare(session, loaded.selected, "lora"))
 
 
 @pytest.fixture(scope="module")
 def outcome_on(collapsed, found):
     """Return what the gate says of a trial on one half, computed again from the stored rows."""
-    bench, loaded = opened(collapsed)
-    prepared = rescue.prepare(bench, loaded.selected, "lora")
-    bench, reader = prepared.bench, Reader(prepared.bench)
-    base = bases_of(bench, reader, [prepared.case.run])[prepared.case.run.base_digest]
+    session, loaded = opened(collapsed)
+    prepared = rescue.prepare(session, loaded.selected, "lora")
+    session, reader = prepared.session, Reader(prepared.session)
+    base = bases_of(session, reader, [prepared.case.run])[prepared.case.run.base_digest]
     halved = split(base, 0)
 
     def outcome(tried, half):
-        run = store.get_run(bench.store, tried.facts.run_id)
-        part = halved.part(measured_of(bench, reader, run, base), half)
+        run = store.get_run(session.store, tried.facts.run_id)
+        part = halved.part(measured_of(session, reader, run, base), half)
         compared = gating.compare_measurements(part, 0.05, identical=False)
-        policy = bench.experiment.gate
+        policy = session.experiment.gate
         return gating.judge_measurements(part, compared, policy, target=None, identical=False).outcome
 
     return outcome
@@ -79,9 +79,9 @@ def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_doe
 
 
 def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
-    bench, loaded = opened(collapsed)
-    prepared = rescue.prepare(bench, loaded.selected, "lora")
-    base = bases_of(bench, Reader(bench), [prepared.case.run])[prepared.case.run.base_digest]
+    session, loaded = opened(collapsed)
+    prepared = rescue.prepare(session, loaded.selected, "lora")
+    base = bases_of(session, Reader(session), [prepared.case.run])[prepared.case.run.base_digest]
     halved = split(base, 0)
     halves = [
         {cluster_of(r) for rows in base.values() for r in halved.rows(rows, h)} for h in ("search", "confirm")
@@ -111,8 +111,8 @@ def test_a_replayed_training_was_given_the_bases_own_answers(found):
 
 
 def test_a_second_rescue_computes_nothing(collapsed, found):
-    bench, loaded = opened(collapsed)
+    session, loaded = opened(collapsed)
     start = time.monotonic()
-    assert rescue.run(rescue.prepare(bench, loaded.selected, "lora")) == found
-    assert bench.slot.host is None
+    assert rescue.run(rescue.prepare(session, loaded.selected, "lora")) == found
+    assert session.slot.host is None
     assert time.monotonic() - start < 30
