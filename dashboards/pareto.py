@@ -9,15 +9,15 @@ from typing import Any
 
 import streamlit as st
 
-from harness import stats
+from harness import plugins, stats
 from harness.formatting import percent, points, score
 from harness.report import ExperimentReport
 from harness.report.labels import WORDS
 from harness.report.plots.pareto_front import Point, points_of
 from harness.rescue import Rescue
+from harness.spec import BASE
 from parts import charts, controls, project, safe_text
 
-_SCALING = ("scaled", "interpolated")
 _SCALE = 0.5  # what both take where nothing is written
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of general ability lost
 
@@ -85,7 +85,8 @@ def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Poi
     families: dict[str, list[tuple[float, Point]]] = {}
     for label, recipe in runs.items():
         of = recipe.get("init_from")
-        if recipe.get("method") in _SCALING and of in by_label and label in by_label:
+        scaled = plugins.stored_method(recipe.get("method", BASE)).interpolates
+        if scaled and of in by_label and label in by_label:
             scale = float(recipe.get("params", {}).get("scale", _SCALE))
             families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))
     return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]

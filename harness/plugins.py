@@ -5,18 +5,66 @@ imported, so listing them costs no import.
 """
 
 import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
 from harness.records import checksum
+from harness.spec import Recipe, Spec
 
 KINDS = ("methods", "prompting", "metrics")
 
 _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to make weights, as its file declares it; all that the rest of the house knows of it.
+
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier, or a model
+    at an endpoint. `trains` says that a language model is trained here, by parameters that extend
+    `LoopParams`. `draws_from` names the file of the data that it reads. `seeded` says that another seed makes
+    other weights, `quantization` what the base is trained and served in, `init_from` what it can start from,
+    `made_elsewhere` that it takes the folder of finished weights. `interpolates` marks weights between the
+    base and the candidate that `init_from` names, at the share `scale`. `loops` are the concerns of
+    `code_versions.toml` whose code it runs beside its own file.
+
+    `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
+    before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
+    `shape_params` are settled by `init_from`.
+    """
+
+    params: type[Any]
+    fit: Callable[[Any, Any], Any]
+    makes: Literal["base", "adapter", "model", "classifier", "endpoint"]
+    trains: bool = False
+    draws_from: Literal["", "train", "pairs"] = ""
+    seeded: bool = False
+    quantization: Literal["", "nf4"] = ""
+    init_from: Literal["", "adapter", "model"] = ""
+    made_elsewhere: bool = False
+    interpolates: bool = False
+    loops: tuple[str, ...] = ()
+    shape_params: tuple[str, ...] = ()
+    problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
+    adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the weights are a language model's, and may be other than the base's."""
+        return self.makes not in ("base", "classifier")
+
+    @property
+    def trains_on_rows(self) -> bool:
+        """Whether a language model is trained on rows, into which others can be mixed."""
+        return self.trains and self.draws_from == "train"
 
 
 def names(kind: str) -> list[str]:
@@ -38,6 +86,33 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
     if name not in names(kind):
         raise UserError(unknown(kind, name, where))
     return import_module(f"harness.{kind}.{name}")
+
+
+@cache
+def method(name: str) -> Method:
+    """Return what a method declares.
+
+    Raises:
+        UserError: no method has this name.
+    """
+    declared: Method = load("methods", name).METHOD
+    return declared
+
+
+def stored_method(name: str) -> Method:
+    """Return what the method of a stored run declares; where its file is gone, a fine-tune is assumed."""
+    if name in names("methods"):
+        return method(name)
+    return Method(params=Spec, fit=load, makes="model", trains=True, seeded=True)
+
+
+def methods(**traits: Any) -> list[str]:
+    """List the methods whose records have these values, sorted by name."""
+    return [
+        name
+        for name in names("methods")
+        if all(getattr(method(name), trait) == value for trait, value in traits.items())
+    ]
 
 
 def version(kind: str, name: str) -> int | str:

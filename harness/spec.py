@@ -15,6 +15,7 @@ Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Engine = Literal["transformers", "vllm"]
 EVALUATE = "evaluate:"
+BASE = "base"  # the method of a recipe that names none
 HUB = "hub:"  # begins the name of a data set on the hub
 
 
@@ -216,7 +217,7 @@ class Recipe(Spec):
     training; a bare number is its share. `template` wraps the user message, `{prompt}`.
     """
 
-    method: str = "base"
+    method: str = BASE
     params: dict[str, Any] = {}
     weights_of: str | None = None
     init_from: str | None = None
@@ -249,7 +250,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> "Recipe":
         own = (self.params, self.init_from, self.path, self.base_model, self.sweep, self.replay)
-        if self.weights_of and (self.method != "base" or any(own)):
+        if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, path, "
                 "base_model, sweep and replay"

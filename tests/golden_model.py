@@ -54,7 +54,7 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     from harness.models.hub import quantized, resolve
 
     module = plugins.load("methods", method)
-    source = quantized(resolve(str(model)), getattr(module, "QUANTIZATION", ""))
+    source = quantized(resolve(str(model)), module.METHOD.quantization)
     made = module.fit(tiny_methods.context(model, folder, source=source), module.Params(**FITS[method]))
     (file,) = (folder / made.kind).glob("*.safetensors")
     norms = {name: tensor.float().norm().item() for name, tensor in sorted(load_file(file).items())}

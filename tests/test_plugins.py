@@ -7,6 +7,9 @@ import pytest
 import harness
 from harness import plugins
 from harness.errors import UserError
+from harness.provenance.code_versions import code_versions
+from harness.spec import TaskData
+from harness.training.trainer import LoopParams
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
@@ -21,12 +24,44 @@ def test_every_recipe_plugin_exports_its_parameters(kind):
     assert all(hasattr(plugins.load(kind, name), "Params") for name in plugins.names(kind))
 
 
-@pytest.mark.parametrize("kind", ["methods", "prompting"])
-def test_the_needs_of_a_plugin_are_files_of_the_data(kind):
-    from harness.spec import TaskData
-
-    needs = {need for name in plugins.names(kind) for need in getattr(plugins.load(kind, name), "NEEDS", ())}
+def test_the_needs_of_a_prompting_are_files_of_the_data():
+    promptings = [plugins.load("prompting", name) for name in plugins.names("prompting")]
+    needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}
     assert needs <= set(TaskData.model_fields)
+
+
+@pytest.mark.parametrize("name", plugins.names("methods"))
+class TestAMethod:
+    def test_declares_the_parameters_and_the_fit_of_its_file(self, name):
+        module, method = plugins.load("methods", name), plugins.method(name)
+        assert (method.params, method.fit) == (module.Params, module.fit)
+
+    def test_draws_from_a_file_of_the_data(self, name):
+        assert plugins.method(name).draws_from in {"", *TaskData.model_fields}
+
+    def test_trains_where_it_has_the_parameters_of_the_training_loop(self, name):
+        method = plugins.method(name)
+        assert method.trains == issubclass(method.params, LoopParams)
+
+    def test_runs_code_whose_versions_are_listed(self, name):
+        assert set(plugins.method(name).loops) <= set(code_versions())
+
+
+@pytest.mark.parametrize("name", plugins.methods(interpolates=True))
+def test_a_method_that_interpolates_starts_from_weights_of_its_kind_and_takes_a_share(name):
+    method = plugins.method(name)
+    assert method.init_from == method.makes
+    assert "scale" in method.params.model_fields
+
+
+def test_methods_are_listed_by_what_they_declare():
+    assert plugins.methods(interpolates=True) == ["interpolated", "scaled"]
+    assert plugins.methods(trains_on_rows=True, makes="model") == ["full"]
+
+
+def test_a_stored_run_whose_method_is_gone_is_read_as_a_fine_tune():
+    gone = plugins.stored_method("of_another_version")
+    assert (gone.tunes, gone.trains) == (True, True)
 
 
 def test_a_loaded_plugin_is_the_module_of_its_file():

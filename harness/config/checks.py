@@ -14,7 +14,9 @@ from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, mapping, problems_of, salvage
 from harness.errors import Problem, UserError, did_you_mean
+from harness.plugins import Method
 from harness.spec import (
+    BASE,
     DATA_FILES,
     EVALUATE,
     HUB,
@@ -27,7 +29,6 @@ from harness.spec import (
 )
 
 _NAME_SIGNS = frozenset("_.-")
-_FOR = {"adapter": "lora", "model": "full"}  # what has to be made → the usual method that makes it
 
 
 def check(tree: Tree, members: Mapping[str, Member]) -> None:
@@ -156,12 +157,19 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
             yield from error.problems
         else:
             yield from problems_of(plugin.Params, params, tree, at)
-            yield from _needs(plugin, name, target, where)
+            yield from _needs(_files_read(kind, plugin), name, target, where)
 
 
-def _needs(plugin: ModuleType, name: str, target: Task | None, where: str) -> Iterator[Problem]:
-    """Compare what the plugin's NEEDS name (files of the data) with what the target has."""
-    for need in getattr(plugin, "NEEDS", ()) if target else ():
+def _files_read(kind: str, plugin: ModuleType) -> tuple[str, ...]:
+    """Name the files of the data that a plugin reads."""
+    if kind == "methods":
+        return (plugin.METHOD.draws_from,) if plugin.METHOD.draws_from else ()
+    return getattr(plugin, "NEEDS", ())
+
+
+def _needs(needs: tuple[str, ...], name: str, target: Task | None, where: str) -> Iterator[Problem]:
+    """Compare the files that a plugin reads with what the target has."""
+    for need in needs if target else ():
         if target is not None and target.data.source(need) is None:
             found = f"{name} without {need} rows"
             expected = f"`{need}:` in the data of the target"
@@ -189,10 +197,10 @@ def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tre
     yield from _borrowed(name, recipe, members, tree, keys)
     if recipe.method not in plugins.names("methods"):
         return
-    method = plugins.load("methods", recipe.method)
+    method = plugins.method(recipe.method)
     yield from _started(name, recipe, method, members, tree, keys)
     yield from _made_elsewhere(recipe, method, tree, keys)
-    yield from _served(recipe, members, tree, keys)
+    yield from _served(recipe, method, members, tree, keys)
     yield from _swept(recipe, method, tree, keys)
     yield from _replayed(recipe, method, tree, keys)
 
@@ -215,13 +223,13 @@ def _borrowed(
 
 
 def _started(
-    name: str, recipe: Recipe, method: ModuleType, members: Mapping[str, Member], tree: Tree, keys: Keys
+    name: str, recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     source, where = recipe.init_from, tree.where((*keys, "init_from"))
     if source is None:
         return
-    if not (wanted := getattr(method, "INIT_FROM", "")):
-        able = [n for n in plugins.names("methods") if hasattr(plugins.load("methods", n), "INIT_FROM")]
+    if not (wanted := method.init_from):
+        able = [able for able in plugins.names("methods") if plugins.method(able).init_from]
         found = f"init_from with the method {recipe.method}, which starts at the base"
         yield Problem(where, found, f"one of the methods {', '.join(able)}", "remove init_from")
     elif source not in members:
@@ -230,9 +238,10 @@ def _started(
         yield Problem(where, f"{name} starting from itself", "a candidate that is made before it")
     elif (made := _makes(source, members)) != wanted:
         found = f"{source}, which makes {_article(made)}"
-        step = f"name a {_FOR[wanted]} candidate"
+        makers = plugins.methods(trains_on_rows=True, makes=wanted)
+        step = f"name a candidate with the method {' or '.join(makers)}"
         yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
-    elif shape := sorted(recipe.params.keys() & set(getattr(method, "SHAPE", ()))):
+    elif shape := sorted(recipe.params.keys() & set(method.shape_params)):
         found = f"{', '.join(shape)} of an adapter that {source} has made already"
         yield Problem(
             tree.where((*keys, "params")), found, "its shape as it is", f"remove {', '.join(shape)}"
@@ -251,53 +260,51 @@ def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
 
 def _makes(name: str, members: Mapping[str, Member]) -> str:
     recipe = mapping(members[name].recipe)
-    method = recipe.get("method", "base")
+    method = recipe.get("method", BASE)
     if recipe.get("weights_of") or method not in plugins.names("methods"):
         return ""
-    return str(getattr(plugins.load("methods", method), "MAKES", ""))
+    return plugins.method(method).makes
 
 
 def _article(made: str) -> str:
-    return {"": "no weights of its own", "adapter": "an adapter"}.get(made, f"a whole {made}")
+    return {"adapter": "an adapter", "model": "a whole model"}.get(made, "no weights of its own")
 
 
-def _made_elsewhere(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    takes_path = bool(getattr(method, "PATH", False))
-    if recipe.path is None and takes_path:
+def _made_elsewhere(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    if recipe.path is None and method.made_elsewhere:
         where = tree.where((*keys, "method"))
         found = f"{recipe.method} without path"
         yield Problem(where, found, "the folder of the weights", "add path: ./the-folder")
     elif recipe.path is not None:
         where = tree.where((*keys, "path"))
-        if not takes_path:
+        if not method.made_elsewhere:
             found = f"path with the method {recipe.method}, which makes its own weights"
-            yield Problem(where, found, "path with the method adapter", "add method: adapter")
+            able = " or ".join(plugins.methods(made_elsewhere=True))
+            yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
         elif not Path(recipe.path).is_dir():
             yield missing_file(Path(recipe.path), where, "the folder of an adapter")
 
 
-def _served(recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _served(
+    recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+) -> Iterator[Problem]:
     if recipe.serve_on is None:
         return
     borrowed = recipe.weights_of in members
-    made = _makes(recipe.weights_of, members) if borrowed and recipe.weights_of else _own(recipe)
+    made = _makes(recipe.weights_of, members) if borrowed and recipe.weights_of else method.makes
     if made != "adapter":
         found = f"serve_on for {_article(made)}"
         where = tree.where((*keys, "serve_on"))
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")
 
 
-def _own(recipe: Recipe) -> str:
-    return str(getattr(plugins.load("methods", recipe.method), "MAKES", ""))
-
-
-def _swept(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _swept(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse a sweep of what is no parameter, of one value, or of a method that trains nothing."""
-    fields = method.Params.model_fields
+    fields = method.params.model_fields
     for name, values in recipe.sweep.items():
         at = (*keys, "sweep", name)
         where = tree.where(at)
-        if "learning_rate" not in fields:
+        if not method.trains:
             found = f"a sweep with the method {recipe.method}, which trains no language model"
             yield Problem(where, found, "a method that trains", "remove sweep")
         elif name not in fields:
@@ -309,24 +316,20 @@ def _swept(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterat
             yield Problem(where, f"a sweep of {name} with {len(values)} values", "two values at least")
         for value in values if name in fields else ():
             tried = {**recipe.params, name: value}
-            refused = problems_of(method.Params, tried, tree, at)
+            refused = problems_of(method.params, tried, tree, at)
             yield from (p for p in refused if p.found.startswith(f"{name}:"))
 
 
-def _replayed(recipe: Recipe, method: ModuleType, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _replayed(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse replay where nothing is trained on rows, and a file of it that is not there."""
     if recipe.replay is None:
         return
     where = tree.where((*keys, "replay"))
-    if not replays(method):
+    if not method.trains_on_rows:
         found = f"replay with the method {recipe.method}, which trains no language model on rows"
-        yield Problem(where, found, "one of lora, qlora and full", "remove replay")
+        able = ", ".join(plugins.methods(trains_on_rows=True))
+        yield Problem(where, found, f"one of the methods {able}", "remove replay")
     yield from _replay_file(recipe.replay.data, where)
-
-
-def replays(method: ModuleType) -> bool:
-    """Tell whether a method trains a language model on rows, into which others can be mixed."""
-    return "train" in getattr(method, "NEEDS", ()) and "num_train_epochs" in method.Params.model_fields
 
 
 def _replay_file(path: str | None, where: str) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from harness import plugins
 from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
+from harness.spec import BASE
 
 
 class Member(NamedTuple):
@@ -43,7 +44,7 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
     """Yield the keys below the recipe and the values of each grid in it."""
     if not isinstance(recipe, dict):
         return
-    yield from _grids_of("methods", recipe.get("method", "base"), recipe.get("params"), ("params",))
+    yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
     for name, params in mapping(recipe.get("prompting")).items():
         yield from _grids_of("prompting", name, params, ("prompting", name))
 

@@ -6,13 +6,12 @@ Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
 from collections.abc import Sequence
 from math import inf
 
-from harness import formatting, stats
+from harness import formatting, plugins, stats
 from harness.decision import economics, next_step
 from harness.decision.results import FEW, CandidateFacts, Case, action_of, best, fine_tuned, gain, gain_text
 from harness.decision.seeds import n_seeds, whose_gain
 from harness.spec import DecidePolicy
 
-_MADE_BEFORE = ("adapter", "endpoint", "scaled", "interpolated")  # methods that take weights and train none
 _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
     (
@@ -82,7 +81,7 @@ def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
-        if case.judged.method not in _MADE_BEFORE:
+        if plugins.stored_method(case.judged.method).trains:
             sentences.append(_seeds(n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
         sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
@@ -274,7 +273,8 @@ def _amount(case: Case, run: CandidateFacts) -> str:
 
 def _few_for_full(case: Case) -> list[str]:
     """Name the recipes that trained all weights on fewer examples than that usually takes."""
-    few = {f.name: f.n_train for f in case.facts if f.method == "full" and 0 < f.n_train < _ENOUGH_FOR_FULL}
+    whole = (f for f in case.facts if _trains_all_weights(f))
+    few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
     if not few:
         return []
     named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
@@ -283,6 +283,11 @@ def _few_for_full(case: Case) -> list[str]:
         f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare it with a parameter-efficient method (lora)."
     )
     return [said]
+
+
+def _trains_all_weights(run: CandidateFacts) -> bool:
+    method = plugins.stored_method(run.method)
+    return method.trains and method.makes == "model"
 
 
 def _to_enough(case: Case, n: int) -> str:

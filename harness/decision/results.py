@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from harness import formatting
+from harness import formatting, plugins
 from harness.comparison import Comparison, Estimate, oriented
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
@@ -104,7 +104,11 @@ def fine_tuned(run: CandidateFacts) -> bool:
 
     An endpoint's model counts as trained, because nobody sees its weights.
     """
-    return run.trained and run.method != "classifier"
+    return run.trained and not _is_classifier(run)
+
+
+def _is_classifier(run: CandidateFacts) -> bool:
+    return plugins.stored_method(run.method).makes == "classifier"
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
@@ -171,7 +175,7 @@ def action_of(run: CandidateFacts) -> Action:
     """Name what shipping this candidate would be."""
     if fine_tuned(run):
         return "hybrid" if "rag" in run.prompting else "fine-tune"
-    if run.method == "classifier":
+    if _is_classifier(run):
         return "classifier"
     if "rag" in run.prompting:
         return "rag"
@@ -194,7 +198,7 @@ def missing(facts: Iterable[CandidateFacts], closed_labels: bool, has_documents:
 
 def _kinds(run: CandidateFacts) -> set[str]:
     """Name which of the fair alternatives a candidate is; knn shots with ranked labels are two."""
-    if run.method == "classifier":
+    if _is_classifier(run):
         return {"classifier"}
     kinds = {"rank"} if run.answer == "rank" else set()
     if "rag" in run.prompting:

@@ -8,7 +8,7 @@ Source: random effects over seeds, `stats.random_effects`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness import stats
+from harness import plugins, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision.results import CandidateFacts, fine_tuned, gain
 from harness.formatting import Unit
@@ -37,7 +37,8 @@ def over_seeds(facts: Iterable[CandidateFacts]) -> tuple[OverSeeds, ...]:
     """Join the seeds of every recipe that trains a language model, as listed; an endpoint has none."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
-        if fine_tuned(f) and f.method != "endpoint" and f.state == "done" and f.target is not None:
+        seeded = plugins.stored_method(f.method).makes != "endpoint"
+        if fine_tuned(f) and seeded and f.state == "done" and f.target is not None:
             by_name.setdefault(f.name, []).append(f)
     return tuple(_joined(name, sorted(of, key=lambda f: f.seed)) for name, of in by_name.items())
 

@@ -16,6 +16,7 @@ from harness.evaluation import addressed, costs
 from harness.evaluation.replay import answering_work, replay_digest
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource, content_digest, quantized
+from harness.plugins import Method
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, digest, without_defaults
@@ -23,7 +24,6 @@ from harness.spec import Recipe
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest, model_digest
 
-SEEDLESS = ("base", "classifier", "adapter", "endpoint")  # methods whose weights no seed changes
 _DIVERGED, _FIT = "diverged.json", "fit.json"
 
 
@@ -34,12 +34,12 @@ def source_of(session: Session, recipe: Recipe) -> Recipe:
 
 def trains(session: Session, recipe: Recipe) -> bool:
     """Tell whether another seed would make other weights."""
-    return source_of(session, recipe).method not in SEEDLESS
+    return plugins.method(source_of(session, recipe).method).seeded
 
 
 def is_served(session: Session, recipe: Recipe) -> bool:
     """Tell whether a recipe's weights lie elsewhere and are asked over HTTP."""
-    return source_of(session, recipe).method == "endpoint"
+    return plugins.method(source_of(session, recipe).method).makes == "endpoint"
 
 
 def base_of(session: Session, recipe: Recipe) -> ModelSource:
@@ -71,7 +71,7 @@ def _trained_on(session: Session, source: Recipe) -> str:
     """Name the quantisation of the base that weights are trained on."""
     if source.init_from:
         return _served(session, session.experiment.candidates[source.init_from])
-    return str(getattr(plugins.load("methods", source.method), "QUANTIZATION", ""))
+    return plugins.method(source.method).quantization
 
 
 def base_weights(session: Session, source: ModelSource | None = None) -> Weights:
@@ -91,12 +91,12 @@ def trials(source: Recipe) -> list[tuple[dict[str, Any], Recipe]]:
 
 def folder_of(session: Session, source: Recipe, seed: int, init: Weights | None) -> Path:
     """Name the folder of weights by everything that they depend on, and nothing else."""
-    method = plugins.load("methods", source.method)
+    method = plugins.method(source.method)
     base = trained_base(session, source)
     identity = {
         "method": source.method,
-        "code": [plugins.version("methods", source.method), versions_of(*getattr(method, "LOOPS", ()))],
-        "params": method.Params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+        "params": method.params(**source.params).model_dump(mode="json", exclude_defaults=True),
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
@@ -106,15 +106,14 @@ def folder_of(session: Session, source: Recipe, seed: int, init: Weights | None)
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
 
-def _training_digest(session: Session, method: Any, source: Recipe, seed: int) -> str:
+def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
     """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
-    needs = getattr(method, "NEEDS", ())
-    if not needs:
+    if not method.draws_from:
         return ""
     target = session.target
-    pairs = [without_defaults(pair) for pair in target.items.pairs] if "pairs" in needs else []
+    pairs = [without_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
     rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
-    drawn = [] if source.method in SEEDLESS else [seed]
+    drawn = [seed] if method.seeded else []
     computed = [session.machine.precision, session.machine.device]
     return digest([pairs, rows, prompting_digest(session, source, seed), drawn, computed])
 
@@ -204,7 +203,7 @@ def _fitted(
     replayed: Sequence[Example],
 ) -> dict[str, Any]:
     """Run the method of a recipe; return what there is to know of the weights it made."""
-    method = plugins.load("methods", source.method)
+    method = plugins.method(source.method)
     base = trained_base(session, source)
     step, items = step_of(session, source, seed), session.target.items
     expected_s = session.seconds(fit_work(session, source, seed), base)
@@ -219,11 +218,11 @@ def _fitted(
             seed,
             session.experiment.report_to,
             advance,
-            tuple(map(step, items.pairs)) if "pairs" in getattr(method, "NEEDS", ()) else (),
+            tuple(map(step, items.pairs)) if method.draws_from == "pairs" else (),
             init.folder / init.kind if init and init.folder else None,
             Path(source.path) if source.path else None,
         )
-        made = method.fit(context, method.Params(**source.params))
+        made = method.fit(context, method.params(**source.params))
     training = made.training | ({"n_replayed": len(replayed)} if replayed else {})
     return {
         "kind": made.kind,
@@ -245,12 +244,12 @@ def _remove_all_but_checkpoints(part: Path) -> None:
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     """Estimate the tokens one fit trains on; methods without epochs train no language model."""
-    method = plugins.load("methods", source.method)
-    epochs = getattr(method.Params(**source.params), "num_train_epochs", None)
-    if not epochs:
+    method = plugins.method(source.method)
+    if not method.trains:
         return costs.Work()
+    epochs = method.params(**source.params).num_train_epochs
     items, step = session.target.items, step_of(session, source, seed)
-    if "pairs" in getattr(method, "NEEDS", ()):
+    if method.draws_from == "pairs":
         return costs.preference(list(map(step, items.pairs)), epochs)
     once = costs.training(list(map(step, items.train)), epochs)
     if source.replay is None:

@@ -6,7 +6,7 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness import comparison, gating, store
+from harness import comparison, gating, plugins, store
 from harness import decision as decide
 from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
@@ -123,7 +123,7 @@ def _steps(
     for run in done:
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
         rows[run.run_id] = {m.task.name: reader.of(run, m) for m in measured}
-    tuned = (run for run in done if run.method not in ("base", "classifier"))
+    tuned = (run for run in done if plugins.method(run.method).tunes)
     return {run.run_id: steps_of(session, run, done, rows, tasks[run.run_id]) for run in tuned}
 
 
@@ -205,7 +205,8 @@ def _ablations(
 
 
 def _is_prompt(run: Run) -> bool:
-    return run.method == "base" and run.prompting == "zero_shot" and run.answer == "generate"
+    plain = run.prompting == "zero_shot" and run.answer == "generate"
+    return plain and plugins.method(run.method).makes == "base"
 
 
 def _all_comparisons(
@@ -468,7 +469,7 @@ def _other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
 def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = session.experiment.decide.usd_per_million_tokens is not None
-    for run in (run for run in runs if run.method == "endpoint"):
+    for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
         settings = Settings(**source_of(session, session.experiment.candidates[run.candidate]).params)
         cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
         asked = f"{settings.name}, asked by {settings.protocol}"
@@ -476,7 +477,7 @@ def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
         if left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
-    if priced and len({run.method == "endpoint" for run in runs}) > 1:
+    if priced and len({plugins.method(run.method).makes == "endpoint" for run in runs}) > 1:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 

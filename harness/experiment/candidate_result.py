@@ -6,7 +6,7 @@ Invariant: whatever is wrong with one run is recorded as its failure, and stops 
 from dataclasses import replace
 from statistics import fmean
 
-from harness import comparison
+from harness import comparison, plugins
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
@@ -75,7 +75,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         latency_p50_s=run.latency["p50_s"],
         requests_per_s=1 / busy_s if (busy_s := fmean(r.compute_s for r in test)) > 0 else None,
         measured_on="its server, over HTTP"
-        if run.method == "endpoint"
+        if plugins.method(run.method).makes == "endpoint"
         else run.provenance.get("device") or "",
         training_cost_usd=costs.price_usd(
             sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")),
@@ -94,7 +94,7 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
     None of a classifier, which no provider sells by the token, and of a server that counts none.
     """
     prompt = fmean(r.n_prompt_tokens for r in test)
-    if run.method == "classifier" or not prompt:
+    if plugins.method(run.method).makes == "classifier" or not prompt:
         return None
     shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
     return costs.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))
@@ -108,7 +108,7 @@ def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Token
     policy = session.experiment.decide
     if tokens is not None and policy.usd_per_million_tokens is not None:
         return 1000 * costs.request_usd(tokens, policy.usd_per_million_tokens)
-    if run.method == "endpoint":
+    if plugins.method(run.method).makes == "endpoint":
         return None
     return costs.price_usd(
         1000 * fmean(r.compute_s for r in test), session.machine.device, policy.device_hour_usd
@@ -120,7 +120,8 @@ def _n_train(session: Session, run: Run) -> int:
 
     0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
     """
-    if run.method in ("adapter", "endpoint"):
+    method = plugins.method(run.method)
+    if method.made_elsewhere or method.makes == "endpoint":
         return 0
     rows = len(session.target.items.train)
     if "n_pairs" not in run.training:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from harness import decision
+from harness import decision, plugins
 from harness.data import part_of
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
@@ -19,7 +19,6 @@ from harness.evaluation.session import Session, measured
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.run_candidate import base_weights, make_run, stored_runs
 from harness.experiment.stored_rows import Reader
-from harness.plugins import load as load_plugin
 from harness.records import Run
 from harness.spec import Recipe
 
@@ -129,5 +128,5 @@ def _judged(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
 def _trained_here(session: Session, selected: Iterable[str]) -> Iterator[str]:
     for name in selected:
         source = source_of(session, session.experiment.candidates[name])
-        if "num_train_epochs" in load_plugin("methods", source.method).Params.model_fields:
+        if plugins.method(source.method).trains:
             yield name

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import config, provenance, store
+from harness import config, plugins, provenance, store
 from harness.errors import Problem, UserError
 from harness.evaluation import Job, costs
 from harness.evaluation.candidates import (
@@ -41,7 +41,6 @@ from harness.models.hardware import Machine, Memory, probe
 from harness.models.hf import ANSWERING, Candidate, HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.models.memory import Shape
-from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.records import BLOCK, Example, Noise, Run, SampleResult, TaskNoise
 from harness.spec import Recipe
@@ -201,17 +200,18 @@ def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> t
 def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
     recipe = session.experiment.candidates[name]
     source = source_of(session, recipe)
-    if source.method == "endpoint":
+    makes = plugins.method(source.method).makes
+    if makes == "endpoint":
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
     measured = _measured(session, recipe, name, runs)
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
-    if source.method == "classifier":
+    if makes == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
     training = _training(session, recipe)
     own = _asked(session, target_sets(session, recipe, base_weights(session), 0))
-    answering = own.work + (suites.work if source.method != "base" else Work())
+    answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(base_of(session, recipe))
     seconds = session.seconds(training + answering, base_of(session, recipe))
     cached = max(own.cached, suites.cached)
@@ -256,21 +256,17 @@ def _training(session: Session, recipe: Recipe) -> Work:
 
 def _params(source: Recipe) -> Any:
     """Return a method's parameters, the first of a sweep; the others take as much."""
-    return load_plugin("methods", source.method).Params(**trials(source)[0][1].params)
+    return plugins.method(source.method).params(**trials(source)[0][1].params)
 
 
 def _trains(recipe: Recipe) -> bool:
     """Tell whether a candidate trains a language model of its own."""
-    return not recipe.weights_of and hasattr(_params(recipe), "num_train_epochs")
+    return not recipe.weights_of and plugins.method(recipe.method).trains
 
 
 def _n_adapter(source: Recipe, shape: Shape) -> int:
     """Count the parameters of a recipe's own adapter; 0 where it makes none."""
-    params = _params(source)
-    if not hasattr(params, "r"):
-        return 0
-    modules = params.target_modules
-    return memory.lora_parameters(shape, params.r, tuple(modules) if isinstance(modules, list) else modules)
+    return plugins.method(source.method).adapter_parameters(shape, _params(source))
 
 
 def _peak_gb(
@@ -301,7 +297,7 @@ def _peak_gb(
 def _longest(session: Session, source: Recipe) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
     step, items = step_of(session, source, session.experiment.seeds[0]), session.target.items
-    in_pairs = "pairs" in getattr(load_plugin("methods", source.method), "NEEDS", ())
+    in_pairs = plugins.method(source.method).draws_from == "pairs"
     longest = max((_tokens(step(e), in_pairs) for e in (items.pairs if in_pairs else items.train)), default=1)
     return min(longest, int(_params(source).max_length) * (2 if in_pairs else 1))
 
@@ -336,10 +332,14 @@ def _knob(session: Session, recipe: Recipe, shape: Shape, cached: int, room: Mem
             if fits(size, nf4=False):
                 steps = written // size
                 return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-        if recipe.method == "lora" and session.machine.device == "cuda" and fits(1, nf4=True):
-            return "method: qlora, with params.per_device_train_batch_size: 1"
-        if recipe.method == "full":
-            return "method: lora, whose optimiser is a hundredth of that"
+        method = plugins.method(recipe.method)
+        like_it = {"trains": True, "draws_from": method.draws_from}
+        on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
+        if on_nf4 and not method.quantization and session.machine.device == "cuda" and fits(1, nf4=True):
+            return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
+        adapters = plugins.methods(makes="adapter", quantization="", **like_it)
+        if adapters and method.makes == "model":
+            return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
     return "a smaller base_model"
 
 

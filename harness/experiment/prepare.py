@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import plugins
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task, suite_leaks
 from harness.errors import Problem, UserError
@@ -35,7 +36,6 @@ from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
 from harness.models.hardware import probe
 from harness.models.hub import ModelSource, expected_s, has_chat_template, is_packed, resolve
-from harness.plugins import load as load_plugin
 from harness.progress import Progress
 from harness.records import FEWER
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
@@ -159,10 +159,9 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
     named = [(name, *_lineage(session, written[name].weights_of or name)) for name in selected]
     recipes = {name: written[name] for names in named for name in names}
     for name, recipe in recipes.items():
-        method = load_plugin("methods", recipe.method)
+        method = plugins.method(recipe.method)
         where = f"candidate {name}"
-        if hasattr(method, "problems"):
-            problems += method.problems(recipe, base_of(session, recipe), where)
+        problems += method.problems(recipe, base_of(session, recipe), where)
         bases = (served_base(session, recipe), trained_base(session, source_of(session, recipe)))
         if any(base.quantization for base in bases) and not _has_bitsandbytes():
             found = "a base in NF4, and no package bitsandbytes"
@@ -235,7 +234,7 @@ def _lineage(session: Session, name: str) -> list[str]:
 
 def _is_tuned(session: Session, recipe: Recipe) -> bool:
     """Tell whether the weights are a language model's other than the base's."""
-    return source_of(session, recipe).method not in ("base", "classifier")
+    return plugins.method(source_of(session, recipe).method).tunes
 
 
 def _making_work(session: Session, source: Recipe) -> Work:
@@ -249,7 +248,7 @@ def _making_work(session: Session, source: Recipe) -> Work:
 
 
 def _asking_work(session: Session, recipe: Recipe) -> Work:
-    if recipe.method == "classifier":
+    if plugins.method(recipe.method).makes == "classifier":
         return Work()
     return total_work(target_sets(session, recipe, base_weights(session), 0))
 
@@ -333,8 +332,7 @@ def _capped(suite: Suite, n: int) -> Suite:
 
 def _short(recipe: Recipe) -> Recipe:
     """Train for one epoch where a method has epochs."""
-    fields = load_plugin("methods", recipe.method).Params.model_fields
-    if "num_train_epochs" not in fields:
+    if not plugins.method(recipe.method).trains:
         return recipe
     return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
 
@@ -389,7 +387,7 @@ def _settings(session: Session, name: str) -> openai_api.Settings:
 def _adapter(recipe: Recipe) -> dict[str, Any]:
     """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file."""
     if not recipe.path:
-        params: dict[str, Any] = load_plugin("methods", recipe.method).Params(**recipe.params).model_dump()
+        params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params
     try:
         config = json.loads((Path(recipe.path) / CONFIG).read_text("utf-8"))

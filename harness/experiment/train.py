@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import store
+from harness import plugins, store
 from harness.errors import CandidateFailed, Diverged
 from harness.evaluation import replay, runner
 from harness.evaluation.candidates import (
@@ -47,7 +47,7 @@ def stored_weights(session: Session, recipe: Recipe, seed: int) -> Weights | Non
 def _found_or_made(session: Session, recipe: Recipe, seed: int, *, make: bool) -> Weights | None:
     """Find weights; without `make`, None where they or what they start from are missing."""
     source = source_of(session, recipe)
-    if source.method == "base":
+    if plugins.method(source.method).makes == "base":
         return base_weights(session, base_of(session, recipe))
     if source.sweep:
         return _swept(session, recipe, source, seed, make=make)

@@ -1,5 +1,6 @@
 """Ways to make weights, one a file.
 
-Invariant: a method exports `Params` and `fit(context, params) -> Weights`; it writes only into
-`context.folder`, and the same context and parameters give the same weights.
+Invariant: a method declares itself as `METHOD` (see `plugins.Method`), and no other package knows its name;
+`fit(context, params) -> Weights` writes only into `context.folder`, and the same context and parameters give
+the same weights.
 """

@@ -13,11 +13,9 @@ from pathlib import Path
 from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
 from harness.models.hub import ModelSource
+from harness.plugins import Method
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
-
-MAKES = "adapter"
-PATH = True
 
 _PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -124,3 +122,6 @@ def _convert(pickled: Path, to: Path) -> None:
     except (pickle.UnpicklingError, AttributeError, ValueError) as error:
         reason = f"{pickled} holds something other than tensors"
         raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
+
+
+METHOD = Method(params=Params, fit=fit, makes="adapter", made_elsewhere=True, problems=problems)

@@ -3,6 +3,7 @@
 Invariant: nothing is trained or written, and the weights' digest is the base's own.
 """
 
+from harness.plugins import Method
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
@@ -14,3 +15,6 @@ class Params(Spec):
 def fit(context: FitContext, params: Params) -> Weights:
     """Return the base's weights."""
     return Weights("base", context.source.weights_digest, None, {})
+
+
+METHOD = Method(params=Params, fit=fit, makes="base")

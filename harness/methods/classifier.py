@@ -10,11 +10,10 @@ import time
 from pydantic import Field
 
 from harness.errors import CandidateFailed
+from harness.plugins import Method
 from harness.records import digest
 from harness.spec import Spec
 from harness.training import FitContext, Weights
-
-NEEDS = ("train",)
 
 
 class Params(Spec):
@@ -50,3 +49,6 @@ def fit(context: FitContext, params: Params) -> Weights:
         context.folder,
         {"wall_s": round(time.perf_counter() - start, 3), "n_examples": len(closed)},
     )
+
+
+METHOD = Method(params=Params, fit=fit, makes="classifier", draws_from="train")

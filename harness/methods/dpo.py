@@ -6,21 +6,17 @@ the adapter of another candidate is trained further, and that candidate is the r
 Source: Rafailov et al. 2023 (arXiv:2305.18290).
 """
 
+from harness.plugins import Method
 from harness.training import (
     FitContext,
     LoraParams,
     PreferenceParams,
     Weights,
     adapter_digest,
+    adapter_parameters,
     lora_config,
     preference,
 )
-
-NEEDS = ("pairs",)
-LOOPS = ("training", "tokens", "dpo")
-MAKES = "adapter"
-INIT_FROM = "adapter"
-SHAPE = tuple(LoraParams.model_fields)  # of a new adapter; with init_from it is settled
 
 
 class Params(PreferenceParams, LoraParams):
@@ -32,3 +28,17 @@ def fit(context: FitContext, params: Params) -> Weights:
     folder = context.folder / "adapter"
     training = preference(context, params, lora_config(params), folder)
     return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="pairs",
+    seeded=True,
+    init_from="adapter",
+    loops=("training", "tokens", "dpo"),
+    shape_params=tuple(LoraParams.model_fields),
+    adapter_parameters=adapter_parameters,
+)

@@ -5,6 +5,7 @@ never the key; nothing is trained or fetched.
 """
 
 from harness.models.openai_api import FILE, Settings
+from harness.plugins import Method
 from harness.training import FitContext, Weights
 
 
@@ -16,3 +17,6 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Keep where the model is asked."""
     (context.folder / FILE).write_text(params.model_dump_json(), "utf-8")
     return Weights(params.protocol, params.weights_digest, context.folder, {})
+
+
+METHOD = Method(params=Params, fit=fit, makes="endpoint")

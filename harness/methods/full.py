@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed
+from harness.plugins import Method
 from harness.spec import Spec
 from harness.training import FitContext, SupervisedParams, Weights, model_digest, supervised
 
 if TYPE_CHECKING:
     from torch import nn
-
-NEEDS = ("train",)
-LOOPS = ("training", "tokens", "sft")
-MAKES = "model"
 
 
 class Freeze(Spec):
@@ -76,3 +73,14 @@ def _decoder_layers(model: Any) -> "nn.ModuleList":
     from torch import nn
 
     return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="model",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    loops=("training", "tokens", "sft"),
+)

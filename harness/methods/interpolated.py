@@ -16,14 +16,12 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.hub import ModelSource
+from harness.plugins import Method
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, model_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAKES = "model"
-INIT_FROM = "model"
 
 
 class Params(Spec):
@@ -71,3 +69,14 @@ def _interpolate(file: Path, base: "dict[str, Tensor]", scale: float) -> None:
         known = base.get(name)
         mixed[name] = tuned if known is None else known.float().lerp(tuned.float(), scale).to(tuned.dtype)
     save_file(mixed, file, {"format": "pt"})
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="model",
+    seeded=True,
+    init_from="model",
+    interpolates=True,
+    problems=problems,
+)

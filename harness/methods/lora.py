@@ -6,11 +6,8 @@ Source: Hu et al. 2021 (arXiv:2106.09685); defaults (all linear layers, a learni
 ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from harness.training import FitContext, LowRankParams, Weights, low_rank
-
-NEEDS = ("train",)
-LOOPS = ("training", "tokens", "sft")
-MAKES = "adapter"
+from harness.plugins import Method
+from harness.training import FitContext, LowRankParams, Weights, adapter_parameters, low_rank
 
 
 class Params(LowRankParams):
@@ -20,3 +17,15 @@ class Params(LowRankParams):
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter and save it under `adapter/`."""
     return low_rank(context, params)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    loops=("training", "tokens", "sft"),
+    adapter_parameters=adapter_parameters,
+)

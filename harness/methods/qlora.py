@@ -6,12 +6,8 @@ puts the same adapter on the base as it was, and is another candidate.
 Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
-from harness.training import FitContext, LowRankParams, Weights, low_rank
-
-NEEDS = ("train",)
-LOOPS = ("training", "tokens", "sft")
-MAKES = "adapter"
-QUANTIZATION = "nf4"
+from harness.plugins import Method
+from harness.training import FitContext, LowRankParams, Weights, adapter_parameters, low_rank
 
 
 class Params(LowRankParams):
@@ -21,3 +17,16 @@ class Params(LowRankParams):
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter and save it under `adapter/`."""
     return low_rank(context, params)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    quantization="nf4",
+    loops=("training", "tokens", "sft"),
+    adapter_parameters=adapter_parameters,
+)

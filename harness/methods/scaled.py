@@ -18,11 +18,9 @@ from pydantic import Field
 from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
+from harness.plugins import Method
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
-
-MAKES = "adapter"
-INIT_FROM = "adapter"
 
 
 class Params(Spec):
@@ -69,3 +67,14 @@ def _times(scale: float, alpha: float) -> float:
     """Multiply; a whole number stays one, as PEFT writes it."""
     product = scale * alpha
     return int(product) if product == int(product) else product
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    seeded=True,
+    init_from="adapter",
+    interpolates=True,
+    problems=problems,
+)

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from harness import comparison, config, gating, store
+from harness import comparison, config, gating, plugins, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
-from harness.evaluation.candidates import SEEDLESS
 from harness.evaluation.row_sets import rows_version
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
@@ -105,7 +104,7 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
 
 def _refuse_missing_seeds(candidate: str, runs: Mapping[int, Run], seeds: Iterable[int]) -> None:
     """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
-    trained = any(r.method not in SEEDLESS for r in runs.values())
+    trained = any(plugins.stored_method(r.method).seeded for r in runs.values())
     missing = sorted(set(seeds) - set(runs)) if trained else []
     if missing:
         found = f"no finished run of seed {', '.join(map(str, missing))}"
@@ -294,7 +293,11 @@ def _untrained(runs: Iterable[Run], candidates: Iterable[str]) -> list[Run]:
     """Keep the newest finished run of each candidate that trains no language model."""
     done = [r for r in runs if r.state == "done" and r.candidate in set(candidates)]
     newest = {r.candidate: r for r in done}
-    return [r for r in newest.values() if r.weights_digest == r.base_digest or r.method == "classifier"]
+    return [
+        r
+        for r in newest.values()
+        if r.weights_digest == r.base_digest or not plugins.stored_method(r.method).tunes
+    ]
 
 
 def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from harness import formatting
+from harness import formatting, plugins
 from harness.comparison import AnswerDiversity, Comparison, Estimate
 from harness.decision import (
     Ablation,
@@ -277,7 +277,7 @@ def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
 def _forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return formatting.UNKNOWN
-    if f.method == "classifier":
+    if plugins.stored_method(f.method).makes == "classifier":
         return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no general ability'})"
     if not fine_tuned(f):
         return "0 (base weights)"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness import formatting
+from harness import formatting, plugins
 from harness.comparison import AnswerDiversity, Answers, Comparison
 from harness.decision import (
     CandidateFacts,
@@ -110,7 +110,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     yield _slices(report, done)
     for make in (_forgetting, _diversity, _steps, _gate, _sweep):
         yield from (make(report, f) for f in tuned)
-    made = (f for f in done if f.method != "endpoint")
+    made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
     yield _training([f for f in made if f.training or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)

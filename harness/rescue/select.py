@@ -7,7 +7,7 @@ rescue.
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from harness import decision, formatting, store
+from harness import decision, formatting, plugins, store
 from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import Session
@@ -92,7 +92,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not decision.fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
-    if f.method == "endpoint":
+    if plugins.stored_method(f.method).makes == "endpoint":
         found = "an endpoint, whose weights are elsewhere"
         return [(found, "weights that can be scaled or trained", "rescue them where they lie")]
     if f.verdict is None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from harness import formatting, plugins
-from harness.config.checks import replays
 from harness.evaluation import costs
-from harness.evaluation.candidates import base_of, fit_work, source_of, trials
+from harness.evaluation.candidates import base_of, fit_work, is_served, source_of, trials
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
@@ -24,7 +23,6 @@ from harness.models import hub
 from harness.records import Run
 from harness.spec import Recipe, Replay, RescuePolicy, Step
 
-_BETWEEN = {"adapter": "scaled", "model": "interpolated"}  # what a method makes → the method between
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 
 
@@ -101,18 +99,20 @@ def _rungs(
     step: Step, name: str, source: Recipe, policy: RescuePolicy, n_layers: int | None
 ) -> Sequence[_Rung] | str:
     """List the trials of a step, or say why there are none."""
-    method = plugins.load("methods", source.method)
+    method = plugins.method(source.method)
     if step == "scale":
-        by = _BETWEEN.get(getattr(method, "MAKES", ""))
-        return list(_scaled(name, source, policy, by)) if by else "there is nothing between it and the base"
-    if "num_train_epochs" not in method.Params.model_fields:
+        between = plugins.methods(interpolates=True, makes=method.makes)
+        if not between:
+            return "there is nothing between it and the base"
+        return list(_scaled(name, source, policy, between[0]))
+    if not method.trains:
         return "the weights were not trained here"
-    params = method.Params(**source.params)
+    params = method.params(**source.params)
     if step == "learning_rate":
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
         return [_changed(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
     if step == "replay":
-        return list(_replayed(source, policy)) if replays(method) else "it is not trained on rows"
+        return list(_replayed(source, policy)) if method.trains_on_rows else "it is not trained on rows"
     if step == "rank":
         return _ranked(source, params)
     return _halved(source, params, n_layers)
@@ -214,7 +214,7 @@ def _unsettled(session: Session, name: str) -> tuple[Trial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
     recipe = session.experiment.candidates[name]
     source = source_of(session, recipe)
-    if source.method in ("base", "classifier", "endpoint"):
+    if not plugins.method(source.method).tunes or is_served(session, recipe):
         return ()
     first = trials(source)[0][1]
     return ladder(name, recipe, first, session.experiment.rescue, _n_layers(session, recipe)).trials

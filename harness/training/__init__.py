@@ -7,7 +7,7 @@ what is evaluated later is what was saved.
 from harness.models.adapters import adapter_digest, model_digest
 from harness.training.context import CHECKPOINTS, FitContext, Weights
 from harness.training.dpo import PreferenceParams, preference
-from harness.training.lora import LoraParams, LowRankParams, lora_config, low_rank
+from harness.training.lora import LoraParams, LowRankParams, adapter_parameters, lora_config, low_rank
 from harness.training.sft import SupervisedParams, supervised
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SupervisedParams",
     "Weights",
     "adapter_digest",
+    "adapter_parameters",
     "lora_config",
     "low_rank",
     "model_digest",

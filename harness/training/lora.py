@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from harness.models.adapters import adapter_digest
+from harness.models.memory import Shape, lora_parameters
 from harness.progress import quiet_libraries
 from harness.spec import Spec
 from harness.training.context import FitContext, Weights
@@ -62,3 +63,9 @@ def low_rank(context: FitContext, params: LowRankParams) -> Weights:
     folder = context.folder / "adapter"
     training = supervised(context, params, lora_config(params), folder)
     return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+def adapter_parameters(shape: Shape, params: LoraParams) -> int:
+    """Count the parameters of a new adapter on a model of this shape."""
+    modules = params.target_modules
+    return lora_parameters(shape, params.r, tuple(modules) if isinstance(modules, list) else modules)

@@ -134,7 +134,7 @@ def test_a_base_in_nf4_says_what_it_says_on_the_cpu(machine, source):
 
 @pytest.mark.parametrize("method", [lora, qlora])
 def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny, source, tmp_path):
-    base = quantized(source, getattr(method, "QUANTIZATION", ""))
+    base = quantized(source, method.METHOD.quantization)
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
     made = method.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
