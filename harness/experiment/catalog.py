@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from harness.spec import Spec
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 
 
 def listing(what: str, suites: Path = Path("suites")) -> dict[str, str]:
