@@ -9,7 +9,7 @@ from harness import release
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.store import Referred, Store
-from harness.store.disk_use import size
+from harness.store.garbage import size
 
 
 @pytest.fixture

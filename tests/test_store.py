@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Run, SampleResult, many_rows
-from harness.store import checksums, index, ingest, rows
+from harness.store import index, ingest, rows
 from harness.store.layout import Store, clear_errors, rename_when_whole
+from harness.store.rows import note_checksum
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = RowsIdentity(
@@ -435,7 +436,7 @@ def test_rows_whose_replacing_is_ended_before_the_new_file_has_its_name_are_had(
     complete(store, IDENTITY, sample)
     path = store.parquet(IDENTITY.digest)
     (path.parent / "new").write_text("what would have replaced it")
-    checksums.note_checksum(store, path, path.parent / "new")
+    note_checksum(store, path, path.parent / "new")
     assert stores.has_rows(store, IDENTITY, [one.example_id for one in sample])
 
 

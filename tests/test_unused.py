@@ -16,7 +16,7 @@ from harness.experiment import run_candidate
 from harness.nightly import state
 from harness.progress import Silent
 from harness.store import Referred, Store
-from harness.store.disk_use import size
+from harness.store.garbage import size
 
 SWEPT = """\
   prompt: {method: base}

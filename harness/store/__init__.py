@@ -21,20 +21,36 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
-from harness.store.aa_noise import flip_rates, noise_rates, noises, save_noise
-from harness.store.disk_use import DiskUse, disk_use
-from harness.store.garbage import Leftover, Referred, joined, referred, remove, unfinished, unused
-from harness.store.in_progress import begin, begun, end
+from harness.store.garbage import (
+    DiskUse,
+    Leftover,
+    Referred,
+    begin,
+    begun,
+    disk_use,
+    end,
+    joined,
+    referred,
+    remove,
+    unfinished,
+    unused,
+)
 from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_whole
 from harness.store.measurements import (
     controls,
+    flip_rates,
     keep_environment,
     keep_origin,
+    list_ratings,
+    noise_rates,
+    noises,
     origins,
     read_environment,
     read_measured,
     save_control,
+    save_noise,
+    save_rating,
     write_measured,
 )
 from harness.store.queries import (
@@ -47,7 +63,6 @@ from harness.store.queries import (
     read_samples,
     read_scored,
 )
-from harness.store.ratings import list_ratings, save_rating
 from harness.store.read_only import Answer, query
 from harness.store.rows import (
     append_block,

@@ -1,19 +1,22 @@
-"""What lies in a store and is referred to by nobody: rows and weights of changed recipes, lost trials.
+"""Disk use of a store and garbage collection: what nothing refers to, and what work in progress still wants.
 
-Invariant: what a run, a champion or a night refers to is never among it, nor is what a stored run is
+Invariant: what a run, a champion or a night refers to is never garbage, nor is what a stored run is
 compared with, confirmed by or found by way of: a base's rows on the same items, the same weights in
-another precision, the trials of a sweep.
+another precision, the trials of a sweep. Whatever ends a process, the name of what it was at stays until
+that has been finished.
+
+    runs/.begun/<name>      an empty file
 """
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.records import RowsIdentity, Run
-from harness.store.disk_use import size, weights_behind
-from harness.store.layout import Store, remove_folder
+from harness.store.layout import Store, is_bare_name, remove_folder, write_whole
 from harness.store.rows import identities
 
 
@@ -109,3 +112,106 @@ def _folders(store: Store, kind: str) -> list[Path]:
 
 def _sized(paths: Iterable[Path]) -> list[Leftover]:
     return [Leftover(path, size(path)) for path in paths if path.exists()]
+
+
+class DiskUse(NamedTuple):
+    """Bytes on the disk; `freed` says by run what removing it would free, but for its few kB of JSON.
+
+    `unfinished` are blocks of rows and checkpoints of trainings that are not complete yet, `control`
+    and `nightly` what the control arm and nights answered, `others` everything else: the files of
+    runs, ratings, measurements of noise, smoke runs.
+    """
+
+    rows: int
+    weights: int
+    unfinished: int
+    index_file: int
+    control: int
+    nightly: int
+    others: int
+    freed: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self[:-1])
+
+
+def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
+    """Measure the files of a store, and which of them each of its runs alone refers to."""
+    rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
+    whole = {name for name in rows if store.parquet(name).exists()}
+    weights = {path.name: size(path) for path in (store.folder / "weights").glob("*")}
+    parts = sum(n for name, n in weights.items() if name.endswith(".part"))
+    blocks = sum(n for name, n in rows.items() if name not in whole)
+    named = {
+        "rows": sum(rows.values()) - blocks,
+        "weights": sum(weights.values()) - parts,
+        "unfinished": parts + blocks + size(store.folder / ".unfinished"),
+        "index_file": size(store.index),
+        "control": size(store.folder / "control"),
+        "nightly": size(store.folder / "nightly"),
+    }
+    others = size(store.folder) - sum(named.values())
+    return DiskUse(**named, others=others, freed=_freed(runs, rows, weights))
+
+
+def size(path: Path) -> int:
+    """Sum the bytes of a file, or of the files in a folder; 0 where there is none."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(found.stat().st_size for found in files if found.is_file())
+
+
+def weights_behind(run: Run) -> dict[str, str]:
+    """Map the keys of the weights that a run is found by way of to their digests, its own among them.
+
+    Others are those that its training began with, and the trials of its sweep.
+    """
+    behind = dict(run.training.get("stands_on", {}))
+    fit_key = run.training.get("fit_key")
+    return behind | ({fit_key: run.weights_digest} if isinstance(fit_key, str) else {})
+
+
+def own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
+    """Return the key of a run's weights where no other run needs them; the counts are those of all runs."""
+    fit_key = run.training.get("fit_key")
+    if not isinstance(fit_key, str) or not is_bare_name(fit_key):
+        return None
+    return fit_key if fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
+
+
+def needed_keys(runs: Iterable[Run]) -> Counter[str]:
+    """Count by how many runs each key of weights is needed."""
+    return Counter(key for run in runs for key in weights_behind(run))
+
+
+def _freed(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
+    users = Counter(digest for run in runs for digest in set(run.rows.values()))
+    fit_keys, of_weights = needed_keys(runs), Counter(run.weights_digest for run in runs)
+    return {
+        run.run_id: sum(rows.get(digest, 0) for digest in set(run.rows.values()) if users[digest] == 1)
+        + weights.get(own_fit_key(run, fit_keys, of_weights) or "", 0)
+        for run in runs
+    }
+
+
+def begin(store: Store, name: str) -> None:
+    """Note that something has begun.
+
+    Raises:
+        ValueError: the name cannot name a file.
+        HarnessError: the disk is full.
+    """
+    if not is_bare_name(name):
+        raise ValueError(f"{name!r} cannot name what has begun")
+    write_whole(store, store.folder / ".begun" / name, "")
+
+
+def end(store: Store, name: str) -> None:
+    """Note that something is finished, or given up."""
+    (store.folder / ".begun" / name).unlink(missing_ok=True)
+
+
+def begun(store: Store) -> list[str]:
+    """List what has begun and not finished."""
+    return sorted(path.name for path in (store.folder / ".begun").glob("*"))

@@ -1,22 +1,37 @@
-"""Where blocks of rows come from, and the measurements of the control arm, beside the rows that they are of.
+"""Small records beside the rows: origins, environments, the control arm, A/A noise and human ratings.
 
-Invariant: nothing here changes or replaces a stored row.
+Invariant: nothing here changes or replaces a stored row; a record is written once, whole, before the index
+hears of it. The newest measurement of a precision counts, and of one rater, pair and item the latest rating.
 
     runs/rows/<digest>/origins.json            each block's environment and control arm
     runs/control/<id>/control.json             one measurement of the control arm
-    runs/control/<id>/<digest>.00000.jsonl     the rows of a block that it asked again
+    runs/control/<id>/<digest>.00000.jsonl     the rows of a block that it evaluated again
     runs/environments/<digest>.json            what an environment's digest stands for
+    runs/noise/<id>.json                       one measurement of A/A noise
+    runs/ratings/<rating id>.json              one rating
 """
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.records import Control, ControlBlock, Origin, SampleResult, canonical_json, digest
-from harness.store.layout import Store, write_whole
+from harness.records import (
+    Control,
+    ControlBlock,
+    Noise,
+    Origin,
+    Rating,
+    SampleResult,
+    TaskNoise,
+    canonical_json,
+    digest,
+)
+from harness.store import index
+from harness.store.layout import Store, is_bare_name, write_whole
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -115,3 +130,75 @@ def _origins_file(store: Store, rows_digest: str) -> Path:
 
 def _environment_file(store: Store, key: str) -> Path:
     return store.folder / "environments" / f"{key}.json"
+
+
+_LEAST = 0.5  # flips: none among n items shows a small rate, and not a rate of 0
+
+
+def save_noise(store: Store, noise: Noise) -> None:
+    """Write a measurement.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    text = json.dumps(asdict(noise), indent=2, allow_nan=False) + "\n"
+    write_whole(store, store.folder / "noise" / f"{noise.id}.json", text)
+
+
+def noises(store: Store) -> list[Noise]:
+    """List the measurements, oldest first; files that cannot be read are left out."""
+    found = []
+    for path in sorted((store.folder / "noise").glob("*.json")):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            raw = json.loads(path.read_text("utf-8"))
+            found.append(Noise(**{**raw, "tasks": tuple(TaskNoise(**task) for task in raw["tasks"])}))
+    return found
+
+
+def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
+    """Map each precision to the flips, and the items they are of, of its newest measurement.
+
+    No flip at all counts as half a one.
+    """
+    return {one.precision: (max(float(one.flips), _LEAST), float(one.n)) for one in noises(store) if one.n}
+
+
+def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, float]:
+    """Map each task to the share of its items that flipped, as last measured of a base in a precision."""
+    same = [one for one in noises(store) if (one.base_digest, one.precision) == (base_digest, precision)]
+    return {task.task: task.rate for one in same for task in one.tasks}
+
+
+_SAVING = threading.Lock()  # the raters of one dashboard queue here, before the lock of all processes
+
+
+def save_rating(store: Store, rating: Rating) -> None:
+    """Write a rating and let the index hear of it, unless somebody holds that open.
+
+    Where there is no index none is made: whoever asks for it next builds it of all that is stored.
+
+    Raises:
+        ValueError: its id cannot name a file.
+        HarnessError: the disk is full.
+    """
+    if not is_bare_name(rating.rating_id):
+        raise ValueError(f"{rating.rating_id!r} cannot name the file of a rating")
+    with _SAVING:
+        text = json.dumps(asdict(rating), ensure_ascii=False, allow_nan=False) + "\n"
+        write_whole(store, _folder(store) / f"{rating.rating_id}.json", text)
+        if store.index.exists():
+            index.update(store)
+
+
+def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
+    """List the ratings, oldest first; those of one task where it is given. Waits for nobody who writes."""
+    found = []
+    for path in sorted(_folder(store).glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            found.append(Rating(**json.loads(path.read_text("utf-8"))))
+    of_task = (rating for rating in found if task in (None, rating.task))
+    return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))
+
+
+def _folder(store: Store) -> Path:
+    return store.folder / "ratings"

@@ -1,11 +1,15 @@
 """Row sets: finished blocks while they are computed, one Parquet file when they are complete.
 
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set that was computed
-under a limit grows by whole blocks and never has to be computed again.
+under a limit grows by whole blocks and never has to be computed again. A checksum is noted before its
+file gets its name, and none is forgotten, so a file that is whole is not taken for a damaged one.
+
+    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet that was written
 """
 
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -14,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, many_rows
-from harness.store.checksums import is_as_written, note_checksum
 from harness.store.layout import (
     AGAIN,
     Store,
@@ -27,6 +30,7 @@ from harness.store.layout import (
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
 
 COLUMNS = {
     "task": "VARCHAR",
@@ -372,3 +376,46 @@ def silent(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
     """Keep the bar that DuckDB draws during long queries off stdout, which belongs to the result."""
     db.execute("SET enable_progress_bar = false")
     return db
+
+
+_PIECE = 1 << 20  # bytes
+
+
+def note_checksum(store: Store, path: Path, written: Path) -> None:
+    """Note what is about to become a file, while it still has another name.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    known = {*(_noted(path) or ()), _checksum(written)}
+    write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
+
+
+def is_as_written(path: Path) -> bool | None:
+    """Tell whether a file holds what was written to it; None where that was not noted.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found = _checksum(path)  # before what is noted is read: another process may replace the file in between
+    known = _noted(path)
+    return None if known is None else found in known
+
+
+def _noted(path: Path) -> list[str] | None:
+    with suppress(OSError, ValueError):
+        found: list[str] = json.loads(_file(path).read_text("utf-8"))
+        return found
+    return None
+
+
+def _file(path: Path) -> Path:
+    return path.with_name("checksums.json")
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            value = zlib.crc32(piece, value)
+    return f"{value:08x}"

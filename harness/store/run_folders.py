@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Run
 from harness.store import index
-from harness.store.disk_use import needed_keys, own_fit_key
+from harness.store.garbage import needed_keys, own_fit_key
 from harness.store.layout import (
     Store,
     failure,
