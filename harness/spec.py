@@ -271,7 +271,7 @@ class TargetPolicy(Spec):
 
 
 class GatePolicy(Spec):
-    """Margins of the gate in (0, 1); see the README's glossary for what each rule asks.
+    """Margins of the gate in (0, 1); docs/statistics.md has the rules.
 
     `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical
     task passes below twice `critical_margin`, which is therefore below one half. `drift` is

@@ -1,0 +1,316 @@
+"""The reference pages of the site, generated from the code, and the repository's files that pages link to.
+
+Invariant: nothing is written into docs/. mkdocs calls `on_files`, which adds the pages, and
+`on_page_markdown`, which turns a link to a file of the repository into one to its copy in the site.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from harness import cli, plugins, spec
+from harness.cli.app import EXIT_CODES
+from harness.experiment.catalog import listing
+
+ROOT = Path(__file__).parents[1]
+COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
+          "dashboards/screenshots/*.png", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
+OVERVIEW = "overview.md"
+# Public names of Python, by who needs them: a heading, a module and its names.
+PYTHON = (
+    ("Run and judge", "harness", ("compare", "gate")),
+    ("Data frames", "harness.frames", ("runs", "scores", "samples", "verdicts")),
+    ("The report", "harness.report", ("ExperimentReport", "read", "write", "to_json")),
+    ("Parts of a report", "harness.decision", ("Decision",)),
+    ("Parts of a report", "harness.comparison", ("Comparison",)),
+    ("Parts of a report", "harness.gating", ("Verdict",)),
+    ("For a metric", "harness.metrics", ("Metric", "mean_metric", "normalize")),
+    ("For a metric", "harness.records", ("Example", "Output", "SampleResult")),
+    ("For a prompting", "harness.prompting", ("PromptingContext", "with_context", "question")),
+    ("For a method", "harness.training", ("FitContext", "Weights", "SupervisedParams", "supervised")),
+)
+NAMES = {
+    NoneType: "nothing",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Any: "any value",
+}
+VALUES = {"str": "TEXT", "int": "N", "list": "A,B"}  # of an option, by its type
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages and the copies."""
+    for name, page in {"keys": keys, "verbs": verbs, "plugins": plugin_parameters, "python": python}.items():
+        files.append(File.generated(config, f"reference/{name}.md", content="\n\n".join(page())))
+    for path in sorted(path for pattern in COPIES for path in ROOT.glob(pattern)):
+        source = str(path.relative_to(ROOT))
+        name = OVERVIEW if source == "README.md" else source
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Shorten links that leave docs/ by the step that leaves it; README is the page `overview.md`."""
+    if page.file.src_uri == OVERVIEW:
+        return markdown.replace("](docs/", "](")
+    ups = "../" * (page.file.src_uri.count("/") + 1)
+    inside = ups.removeprefix("../")
+    return markdown.replace(f"]({ups}", f"]({inside}").replace(
+        f"]({inside}README.md", f"]({inside}{OVERVIEW}"
+    )
+
+
+def keys() -> Iterator[str]:
+    """Yield the page of every key that `harness.yaml` takes."""
+    yield "# Keys of harness.yaml"
+    yield (
+        "Every key, what it takes and what holds where it is not written. Unknown keys are errors. "
+        "On the command line `a.b=value` overrides a key. `harness ls keys` prints the same."
+    )
+    for key, model in _sections(spec.Experiment, "harness.yaml", {}).items():
+        yield f"## {_code(key)} {{ #{_anchor(model)} }}"
+        yield _docstring(model)
+        yield _table(("key", "takes", "default"), map(_key_row, model.model_fields.items()))
+
+
+def _sections(
+    model: type[spec.Spec], key: str, found: dict[str, type[spec.Spec]]
+) -> dict[str, type[spec.Spec]]:
+    """Map the key that first leads to a section to its model, in the order of the file."""
+    if model not in found.values():
+        found[key] = model
+        for name, field in model.model_fields.items():
+            for inner in _models(field.annotation):
+                _sections(inner, name if key == "harness.yaml" else f"{key}.{name}", found)
+    return found
+
+
+def _models(annotation: Any) -> Iterator[type[spec.Spec]]:
+    if isinstance(annotation, type) and issubclass(annotation, spec.Spec):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _key_row(item: tuple[str, FieldInfo]) -> tuple[str, ...]:
+    name, field = item
+    takes = f"{_takes(field.annotation)}{_limits(field.metadata)}"
+    return f"`{name}`", f"{field.description}: {takes}" if field.description else takes, _default(field)
+
+
+def _takes(annotation: Any) -> str:
+    """Say what a key takes, in words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, spec.Spec):
+        return f"[section](#{_anchor(annotation)})"
+    if origin is Literal:
+        return ", ".join(f"`{_yaml(part)}`" for part in parts)
+    if hasattr(annotation, "__metadata__"):
+        inner = [one for part in annotation.__metadata__ for one in getattr(part, "metadata", ())]
+        return f"{_takes(parts[0])}{_limits(inner)}"
+    if origin in (tuple, list):
+        return f"list: {_takes(parts[0])}"
+    if origin is dict:
+        return f"mapping: {_takes(parts[1])}"
+    return NAMES.get(annotation) or " or ".join(_takes(part) for part in parts if part is not NoneType)
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    said = [
+        f"{sign} {_yaml(getattr(one, name))}"
+        for one in metadata
+        for name, sign in LIMITS.items()
+        if hasattr(one, name)
+    ]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, spec.Spec):
+        return "its defaults"
+    return "" if value is None or value in ("", (), {}) else f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(held)}' for key, held in value.items())}}}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def verbs() -> Iterator[str]:
+    """Yield the page of verbs with their options, and of exit codes."""
+    yield "# Verbs and exit codes"
+    yield (
+        "Results go to stdout, progress to stderr. Where a verb takes `a.b=value`, it overrides a key of the "
+        "file. Every verb takes `--help`; `harness --version` prints the release."
+    )
+    for name, command in _commands(get_command(cli.app), "harness"):
+        yield f"## `{name}`"
+        yield command.help
+        rows = (_option_row(param) for param in command.params if param.name != "help")
+        yield _table(("argument or option", "meaning", "default", "environment"), rows)
+    yield "## Exit codes { #exit-codes }"
+    yield _table(("exit code", "meaning"), ((str(code), text) for code, text in EXIT_CODES.items()))
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    below = getattr(command, "commands", {})
+    if not below:
+        yield name, command
+    for child, inner in below.items():
+        yield from _commands(inner, f"{name} {child}")
+
+
+def _option_row(param: Any) -> tuple[str, ...]:
+    option = param.param_type_name == "option"
+    names = [*param.opts, *param.secondary_opts] if option else [param.metavar or (param.name or "").upper()]
+    kind = getattr(param.type_descriptor.annotation, "__name__", "")
+    takes = "" if not option or param.is_flag else f" {param.metavar or VALUES.get(kind, kind.upper())}"
+    default = "" if param.default in (None, "", False) or callable(param.default) else f"`{param.default}`"
+    envvar = f"`{param.envvar}`" if param.envvar else ""
+    return (
+        ", ".join(f"`{name}{takes}`" for name in names),
+        param.help or "",
+        "required" if param.required else default,
+        envvar,
+    )
+
+
+def plugin_parameters() -> Iterator[str]:
+    """Yield the page of methods, promptings, metrics and suites, with the parameters they take."""
+    yield "# Methods, promptings, metrics and suites"
+    yield "What a name in `harness.yaml` may stand for. `harness ls methods` prints the same of this machine."
+    for kind in ("methods", "prompting"):
+        yield f"## {kind.capitalize()}"
+        for name, purpose in listing(kind).items():
+            yield f"### `{name}` {{ #{kind}-{name} }}"
+            yield purpose
+            params = plugins.load(kind, name, "docs").Params
+            for key, model in _sections(params, "", {}).items() if params.model_fields else ():
+                yield f"`{key[1:]}`: {_docstring(model)}\n{{: #{_anchor(model)} }}" if key else _docstring(model)
+                yield _table(("parameter", "takes", "default"), map(_key_row, model.model_fields.items()))
+    yield "## Metrics"
+    yield _table(
+        ("metric", "meaning"), ((f"`{name}`", purpose) for name, purpose in listing("metrics").items())
+    )
+    yield "## Suites"
+    yield _table(
+        ("suite", "role: tasks"),
+        ((f"`{n}`", tasks) for n, tasks in listing("suites", ROOT / "suites").items()),
+    )
+    yield "## Tasks of these suites"
+    yield _table(
+        ("task", "meaning"), ((f"`{name}`", text) for name, text in listing("tasks", ROOT / "suites").items())
+    )
+
+
+def python() -> Iterator[str]:
+    """Yield the page of the Python API."""
+    yield "# Python API"
+    yield "What notebooks and plugins import. Other names may move while the version is 0.1."
+    last = ""
+    for heading, module, names in PYTHON:
+        if heading != last:
+            yield f"## {heading}"
+        last = heading
+        for name in names:
+            yield from _object(f"{module}.{name}", _find(f"{module}.{name}"))
+
+
+def _find(name: str) -> Any:
+    module, *names = name.split(".")
+    return reduce(_attribute, names, import_module(module))
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None) or import_module(f"{owner.__name__}.{name}")
+
+
+def _object(name: str, found: Any) -> Iterator[str]:
+    yield f"### `{name}`"
+    if inspect.isclass(found) and (fields := _fields(found)):
+        yield _docstring(found)
+        yield _table(("field", "type"), ((f"`{field}`", f"`{_short(kind)}`") for field, kind in fields.items()))
+    else:
+        yield f"```python\n{_signature(name.rpartition('.')[2], found)}\n```"
+        yield _docstring(found)
+
+
+def _fields(kind: type) -> dict[str, str]:
+    """Return the names and types of what a value holds, inherited ones first."""
+    held = {
+        name: one for base in reversed(kind.__mro__) for name, one in inspect.get_annotations(base).items()
+    }
+    return {
+        name: inspect.formatannotation(one)
+        for name, one in held.items()
+        if not name.startswith(("_", "model_"))
+    }
+
+
+def _signature(name: str, function: Any) -> str:
+    signature = inspect.signature(function)
+    parameters = list(map(str, signature.parameters.values()))
+    star = next(
+        (i for i, one in enumerate(signature.parameters.values()) if one.kind is one.KEYWORD_ONLY), None
+    )
+    if star is not None:
+        parameters.insert(star, "*")
+    result = str(signature.replace(parameters=[])).removeprefix("()")
+    lines = "".join(f"    {parameter},\n" for parameter in parameters)
+    return _short(f"{name}(\n{lines}){result}".replace("'", '"'))
+
+
+def _short(annotation: str) -> str:
+    """Return types without the modules that define them."""
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z]\w*)", "", annotation)
+
+
+def _docstring(found: Any) -> str:
+    """Return a docstring as Markdown; what it returns and raises as a list."""
+    text = inspect.getdoc(found) or ""
+    text = re.sub(r"^(Raises|Returns|Args):\n", r"\n**\1**\n\n", text, flags=re.MULTILINE)
+    return re.sub(
+        r"^    (?=\S)(?:(\w+): )?",
+        lambda match: f"- {f'`{match[1]}`: ' if match[1] else ''}",
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def _code(key: str) -> str:
+    return f"`{key}`"
+
+
+def _anchor(model: type) -> str:
+    return model.__name__.lower()
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *(tuple(map(_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
