@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test slow weekly pins bench gpu dashboard lint
+.PHONY: compare test slow weekly pins bench gpu dashboard docs lint
 
 compare: $(STAMP)
 	.venv/bin/harness compare $(ARGS)
@@ -31,6 +31,10 @@ gpu: $(STAMP)
 
 dashboard: $(STAMP)
 	.venv/bin/harness dashboard $(ARGS)
+
+# Strictly: a broken link, anchor or name of the reference is an error. The site is site/index.html.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet $(ARGS)
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

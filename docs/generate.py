@@ -54,7 +54,7 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the copies."""
-    for name, page in {"keys": keys, "verbs": verbs, "plugins": plugin_parameters, "python": python}.items():
+    for name, page in REFERENCE.items():
         files.append(File.generated(config, f"reference/{name}.md", content="\n\n".join(page())))
     for path in sorted(path for pattern in COPIES for path in ROOT.glob(pattern)):
         source = str(path.relative_to(ROOT))
@@ -208,7 +208,11 @@ def plugin_parameters() -> Iterator[str]:
             yield purpose
             params = plugins.load(kind, name, "docs").Params
             for key, model in _sections(params, "", {}).items() if params.model_fields else ():
-                yield f"`{key[1:]}`: {_docstring(model)}\n{{: #{_anchor(model)} }}" if key else _docstring(model)
+                yield (
+                    f"`{key[1:]}`: {_docstring(model)}\n{{: #{_anchor(model)} }}"
+                    if key
+                    else _docstring(model)
+                )
                 yield _table(("parameter", "takes", "default"), map(_key_row, model.model_fields.items()))
     yield "## Metrics"
     yield _table(
@@ -251,7 +255,9 @@ def _object(name: str, found: Any) -> Iterator[str]:
     yield f"### `{name}`"
     if inspect.isclass(found) and (fields := _fields(found)):
         yield _docstring(found)
-        yield _table(("field", "type"), ((f"`{field}`", f"`{_short(kind)}`") for field, kind in fields.items()))
+        yield _table(
+            ("field", "type"), ((f"`{field}`", f"`{_short(kind)}`") for field, kind in fields.items())
+        )
     else:
         yield f"```python\n{_signature(name.rpartition('.')[2], found)}\n```"
         yield _docstring(found)
@@ -314,3 +320,6 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+REFERENCE = {"keys": keys, "verbs": verbs, "plugins": plugin_parameters, "python": python}

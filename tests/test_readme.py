@@ -1,6 +1,6 @@
-"""README is held to the truth: its tree, its commands, its examples and its result table are the real ones.
+"""README and docs/ are held to the truth: tree, commands, keys, links, examples and the result table are the real ones.
 
-The tree is the block fenced with ```text that starts with `harness/`: one name a line, two spaces a
+README's tree is the block fenced with ```text that starts with `harness/`: one name a line, two spaces a
 level, folders end with a slash, a comment follows after two or more spaces. A folder whose
 children are shown shows all of them. Commands are the lines of ```sh blocks, and `harness …` or
 `make …` in backticks. An example that is a file begins with a comment that names it.
@@ -17,14 +17,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from ruamel.yaml import YAML
 from test_architecture import ORDER
 from typer.main import get_command
 
-from harness import cli, config, data, errors, records, report, spec
+from harness import cli, config, data, errors, plugins, records, report, spec
+from harness.experiment.catalog import listing
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
@@ -37,20 +41,34 @@ from harness.training import FitContext
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-NOT_SHOWN = {"__init__.py", "__pycache__", "__main__.py", "py.typed", "dist", "build", "shared"}
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
+DOCS = "\n".join(PAGES.values())
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+NOT_SHOWN = {"__init__.py", "__pycache__", "__main__.py", "py.typed", "dist", "build", "shared", "site"}
 OPTIONS_OF_ALL = {"--help", "--version"}
 
 
-def blocks(language: str) -> list[list[str]]:
-    return [
-        block.splitlines()
-        for block in re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    ]
+def blocks(language: str, text: str = DOCS) -> list[list[str]]:
+    return [textwrap.dedent(block).splitlines() for _, of, block in FENCE.findall(text) if of == language]
+
+
+def generator():
+    """Import the script that writes the reference pages."""
+    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@cache
+def reference(page: str) -> str:
+    return "\n\n".join(getattr(generator(), page)())
 
 
 def tree() -> list[Path]:
     """Return the paths of README's tree, folders before what is in them."""
-    lines = next(block for block in blocks("text") if block[0].startswith("harness/"))
+    lines = next(block for block in blocks("text", README) if block[0].startswith("harness/"))
     paths: list[Path] = []
     parents: list[Path] = []
     for line in filter(str.strip, lines):
@@ -86,10 +104,10 @@ def test_a_folder_that_shows_children_shows_all_of_them():
     assert {f: {p for p in shown if p.parent == f} for f in opened} == {f: children(f) for f in opened}
 
 
-def commands(program: str) -> list[list[str]]:
-    """Return the words after `program` wherever README calls it."""
-    lines = [line.strip().removeprefix("$ ") for block in blocks("sh") for line in block]
-    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+def commands(program: str, text: str = DOCS) -> list[list[str]]:
+    """Return the words after `program` wherever README or the docs call it."""
+    lines = [line.strip().removeprefix("$ ") for block in blocks("sh", text) for line in block]
+    prose = FENCE.sub("", text)
     lines += re.findall(r"`([^`\n]+)`", prose)
     # A word on its own (`harness`) names the package, not a command.
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
@@ -101,7 +119,7 @@ def verb(words: list[str]):
     for word in words:
         if not getattr(command, "commands", None):
             break
-        assert word in command.commands, f"README calls `harness {' '.join(words)}`"
+        assert word in command.commands, f"the docs call `harness {' '.join(words)}`"
         command = command.commands[word]
     return command
 
@@ -111,20 +129,20 @@ def options(command) -> set[str]:
 
 
 def test_readme_shows_harness_and_make():
-    assert commands("harness")
-    assert ["compare"] in commands("make")
-    assert ["test"] in commands("make")
+    assert commands("harness", README)
+    assert ["compare"] in commands("make", README)
+    assert ["test"] in commands("make", README)
 
 
 @pytest.mark.parametrize("words", commands("harness"), ids=" ".join)
-def test_a_harness_command_in_readme_is_one_of_the_cli(words):
+def test_a_harness_command_in_the_docs_is_one_of_the_cli(words):
     verbs = [word for word in words if not word.startswith("-")]
     flags = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert flags <= options(verb(verbs))
 
 
 @pytest.mark.parametrize("words", commands("make"), ids=" ".join)
-def test_a_make_target_in_readme_is_one_of_the_makefile(words):
+def test_a_make_target_in_the_docs_is_one_of_the_makefile(words):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {word for word in words if "=" not in word} <= targets
 
@@ -145,21 +163,89 @@ def test_every_verb_and_every_option_has_help(command):
 
 
 def test_every_verb_stands_in_readme():
-    called = {words[0] for words in commands("harness") if words}
+    called = {words[0] for words in commands("harness", README) if words}
     assert set(get_command(cli.app).commands) <= called
 
 
-def table(first: str) -> list[list[str]]:
+def test_every_verb_and_every_option_stands_in_the_reference():
+    sections = dict(
+        re.findall(r"^## `(harness [^`]+)`\n(.*?)(?=^## )", reference("verbs"), re.MULTILINE | re.DOTALL)
+    )
+    verbs_of_the_cli = {name: command for name, command in EVERY if not getattr(command, "commands", None)}
+    assert sections.keys() == verbs_of_the_cli.keys()
+    for name, command in verbs_of_the_cli.items():
+        flags = {option for option in options(command) - OPTIONS_OF_ALL if option.startswith("-")}
+        assert {flag for flag in flags if f"`{flag}" not in sections[name]} == set(), name
+
+
+def test_every_key_of_the_experiment_stands_in_the_reference():
+    sections = dict(
+        re.findall(r"^## `[^`]+` \{ #(\w+) \}(.*?)(?=^## |\Z)", reference("keys"), re.MULTILINE | re.DOTALL)
+    )
+    models = {name.lower(): getattr(spec, name) for name in public(spec) - {"Spec"}}
+    assert sections.keys() == models.keys()
+    for name, model in models.items():
+        assert re.findall(r"^\| `(\w+)` \|", sections[name], re.MULTILINE) == list(model.model_fields)
+
+
+@pytest.mark.parametrize("kind", ["methods", "prompting", "metrics"])
+def test_every_plugin_stands_in_the_reference(kind):
+    assert {
+        name for name in plugins.names(kind) if f"`{name}`" not in reference("plugin_parameters")
+    } == set()
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "reference" / "keys" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", PAGES[page]))
+    files = {(ROOT / page).parent / link for link in links}
+    generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in generator().REFERENCE}
+    assert {
+        str(file) for file in map(Path.resolve, files) if not file.exists() and file not in generated
+    } == set()
+
+
+def test_readme_has_at_most_250_lines():
+    assert len(README.splitlines()) <= 250
+
+
+def test_every_key_that_the_docs_name_is_one_of_the_experiment():
+    sections = "gate|decide|nightly|rescue|target"
+    named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)
+    known = listing("keys").keys()
+    endings = ("yaml", "yml", "xml", "md", "json")
+    assert {key for key in named if key not in known and key.rpartition(".")[2] not in endings} == set()
+
+
+def table(first: str, text: str = DOCS) -> list[list[str]]:
     """Return the rows of the table whose first column has this header."""
-    lines = README.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    lines = text.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def test_every_exit_code_of_an_error_stands_in_readme():
+def test_every_exit_code_stands_in_the_reference_and_in_readme():
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if hasattr(kind, "exit_code")]
-    assert {str(kind.exit_code) for kind in kinds} | {"0", "3", "4", "130"} == {
-        row[0] for row in table("exit code")
-    }
+    codes = {str(kind.exit_code) for kind in kinds} | {"0", "3", "4", "130"}
+    assert codes == {row[0] for row in table("exit code", reference("verbs"))}
+    sentence = re.search(r"^Exit codes: (.+)$", README, re.MULTILINE)[1]
+    assert codes == set(re.findall(r"\d+", sentence))
 
 
 def test_every_column_of_the_result_table_is_explained():
@@ -175,9 +261,13 @@ def public(module) -> set[str]:
     }
 
 
-def test_every_noun_of_records_and_spec_is_in_the_glossary():
-    terms = set(re.findall(r"\*\*(\w+)\*\*", README.split("## Glossary")[1]))
-    assert public(records) | public(spec) - {"Spec"} <= terms
+def test_the_glossary_is_in_order_and_holds_only_terms_that_the_docs_use():
+    glossary = PAGES["docs/glossary.md"]
+    terms = [row[0].strip("*") for row in table("term", glossary)]
+    others = " ".join(DOCS.replace(glossary, "").split()).lower()
+    assert terms == sorted(terms, key=str.lower)
+    assert [term for term in terms if term.lower() not in others] == []
+    assert set(terms).isdisjoint(public(records) | public(spec))
 
 
 def example_file(path: str) -> str:
@@ -212,6 +302,29 @@ def test_the_experiment_of_readme_loads_from_any_folder(own):
         "lora[learning_rate=0.0002]",
         "lora[learning_rate=0.001]",
     ]
+
+
+PARTS = [
+    block
+    for block in blocks("yaml")
+    if block[0].partition(":")[0] in {*spec.Experiment.model_fields} - {"name"}
+]
+
+
+@pytest.mark.parametrize("block", PARTS, ids="\n".join)
+def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
+    (own / "from-axolotl").mkdir()
+    (own / "from-axolotl" / "adapter_config.json").write_text("{}")
+    for name in ("general", "pairs"):
+        row = {"prompt": "Greet", "reference": "Ahoy", "chosen": "Ahoy", "rejected": "Hm"}
+        (own / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    experiment = YAML(typ="safe").load(own / "harness.yaml")
+    experiment["target"]["data"]["pairs"] = "pairs.jsonl"
+    experiment["candidates"]["lora"] = {"method": "lora"}
+    for key, section in YAML(typ="safe").load("\n".join(block)).items():
+        experiment[key] = {**experiment.get(key, {}), **section}
+    (own / "harness.yaml").write_text(json.dumps(experiment))
+    assert config.load(own / "harness.yaml").selected
 
 
 def test_the_endpoints_of_readme_load(own):
@@ -346,7 +459,7 @@ def test_the_result_table_of_readme_is_that_of_the_kept_run(kept_run):
 
 
 def test_the_item_that_readme_pins_was_lost_in_the_kept_run(kept_run):
-    ((candidate, task, item),) = re.findall(r"harness regressions add (\S+) (\S+)/(\S+) #", README)
+    ((candidate, task, item),) = re.findall(r"harness regressions add (\S+) (\S+)/(\S+) #", DOCS)
     lost = [of_task.lost for of_task in kept_run.comparisons[candidate] if of_task.task == task]
     assert item in lost[0]
 
@@ -356,11 +469,11 @@ def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
     assert kept_report("support.front.svg") == report.front_file(kept_run)
 
 
-def test_readme_shows_the_picture_of_every_page():
+def test_the_docs_show_the_picture_of_every_page():
     pages = {path.stem for path in (ROOT / "dashboards").glob("*.py")} - {"app"}
-    shown = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", README)
-    assert {picture for picture, _ in shown} == {f"dashboards/screenshots/{name}.png" for name in pages}
-    assert all(picture == link and (ROOT / picture).is_file() for picture, link in shown)
+    shown = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", PAGES["docs/howto/reports.md"])
+    assert {picture for picture, _ in shown} == {f"../../dashboards/screenshots/{name}.png" for name in pages}
+    assert all(picture == link for picture, link in shown)
 
 
 def test_every_form_of_a_report_is_explained(finished, tmp_path):
