@@ -130,7 +130,7 @@ def path_of(kind: str, name: str) -> Path:
 
 
 def _from_file(kind: str, path: Path, where: str) -> ModuleType:
-    expected = f"a Python file that defines what README says of a {_ONE[kind]}"
+    expected = f"a Python file with what docs/howto/extend.md shows of a {_ONE[kind]}"
     found = spec_from_file_location(f"harness_own_{kind}_{path.stem}", path)
     if not path.is_file() or found is None or found.loader is None:
         raise UserError(Problem(where or kind, f"no file {path}", expected, "create it, or correct the path"))
