@@ -38,13 +38,13 @@ regressions_app = typer.Typer(
 app.add_typer(regressions_app, name="regressions")
 
 EXIT_CODES = {
-    0: "everything was computed, whatever the verdicts; `gate` and `compare --gate`: pass; `rescue`: a trial passes",
+    0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
     1: "something failed, for example one candidate; the others are finished",
-    2: "a file, an option or a value cannot be used, or the disk is full; every problem of a file is listed with its line",
-    3: "`gate` and `compare --gate`: fail; `rescue`: no trial passes; `nightly run`: regression",
-    4: "`gate` and `compare --gate`: inconclusive, harness-drift, or nothing is recommended; `rescue`: no trial passes, "
-    "and some are inconclusive; `nightly run`: suspect or harness-drift",
-    5: "no stored run to report or gate, no baseline, or rows that must not be compared; the digest that differs is named",
+    2: "a file, an option or a value cannot be used, or the disk is full; a file's problems are all listed",
+    3: "`gate`, `compare --gate`: fail; `rescue`: no trial passes; `nightly run`: regression",
+    4: "`gate`, `compare --gate`: inconclusive, harness-drift, or nothing is recommended; `rescue`: no trial "
+    "passes, and some are inconclusive; `nightly run`: suspect or harness-drift",
+    5: "no stored run to report or gate, no baseline, or rows that must not be compared",
     130: "interrupted; what is finished is kept, and the same command goes on",
 }
 
