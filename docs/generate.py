@@ -198,10 +198,10 @@ def _option_row(param: Any) -> tuple[str, ...]:
 
 
 def plugin_parameters() -> Iterator[str]:
-    """Yield the page of methods, promptings, metrics and suites, with the parameters they take."""
-    yield "# Methods, promptings, metrics and suites"
+    """Yield the page of methods, promptings, regularisers, metrics and suites, with their parameters."""
+    yield "# Methods, promptings, regularizers, metrics and suites"
     yield "What a name in `harness.yaml` may stand for. `harness ls methods` prints the same of this machine."
-    for kind in ("methods", "prompting"):
+    for kind in ("methods", "prompting", "regularizers"):
         yield f"## {kind.capitalize()}"
         for name, purpose in listing(kind).items():
             yield f"### `{name}` {{ #{kind}-{name} }}"

@@ -19,9 +19,10 @@ from harness.provenance.code_versions import code_versions
 from harness.records import checksum
 from harness.spec import Recipe, Spec
 
-KINDS = ("methods", "prompting", "metrics")
+HOOKS = ("mix", "prepare")  # what a regulariser may do to a training
+KINDS = ("methods", "prompting", "metrics", "regularizers")
 
-_ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric"}
+_ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,9 @@ class Method:
     `LoopParams`. `draws_from` names the file of the data that it reads. `seeded` says that another seed makes
     other weights, `quantization` what the base is trained and served in, `init_from` what it can start from,
     `made_elsewhere` that it takes the folder of finished weights. `interpolates` marks weights between the
-    base and the candidate that `init_from` names, at the share `scale`. `loops` are the concerns of
-    `code_versions.toml` whose code it runs beside its own file.
+    base and the candidate that `init_from` names, at the share `scale`. `hooks` are those of `HOOKS`
+    that its training calls. `loops` are the concerns of `code_versions.toml` whose code it runs beside its
+    own file.
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
@@ -51,6 +53,7 @@ class Method:
     init_from: Literal["", "adapter", "model"] = ""
     made_elsewhere: bool = False
     interpolates: bool = False
+    hooks: tuple[str, ...] = ()
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
@@ -127,6 +130,12 @@ def version(kind: str, name: str) -> int | str:
 def path_of(kind: str, name: str) -> Path:
     """Return the file of a plugin, or of a user's own the path that is its name."""
     return Path(name) if name.endswith(".py") else Path(__file__).parent / kind / f"{name}.py"
+
+
+def takes(method: Method, regularizer: str) -> bool:
+    """Tell whether a method's training calls every hook that a regulariser has."""
+    plugin = load("regularizers", regularizer)
+    return {hook for hook in HOOKS if hasattr(plugin, hook)} <= set(method.hooks)
 
 
 def _from_file(kind: str, path: Path, where: str) -> ModuleType:

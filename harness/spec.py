@@ -194,14 +194,22 @@ class Suite(Spec):
     tasks: tuple[Task, ...] = Field(min_length=1)
 
 
-class Replay(Spec):
-    """General rows mixed into the training rows, so that less is forgotten: so many for each training row.
+PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # keys of a recipe: plugins of this kind
 
-    Without `data` they are general prompts with the base's own answers; else rows of that file.
-    """
 
-    share: float = Field(gt=0, le=1)
-    data: str | None = None
+def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without short forms: bare names of plugins, `replay: SHARE` for a regulariser."""
+    spelt = dict(recipe)
+    for key in PLUGINS:
+        if isinstance(spelt.get(key), str):
+            spelt[key] = {spelt[key]: {}}
+        if isinstance(spelt.get(key), dict):
+            spelt[key] = {name: {} if params is None else params for name, params in spelt[key].items()}
+    replay = spelt.pop("replay", None)
+    if replay is not None and isinstance(spelt.get("regularize", {}), dict):
+        params = {"share": replay} if isinstance(replay, float | int) else replay
+        spelt["regularize"] = {**spelt.get("regularize", {}), "replay": params}
+    return spelt
 
 
 class Recipe(Spec):
@@ -213,8 +221,9 @@ class Recipe(Spec):
     further. `path` is where weights made elsewhere lie. `base_model` is this candidate's own,
     where it is not the experiment's. `serve_on` puts an adapter on the base quantised to NF4, or
     on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of
-    the parameters it names and keeps the best on validation. `replay` mixes general rows into
-    training; a bare number is its share. `template` wraps the user message, `{prompt}`.
+    the parameters it names and keeps the best on validation. `regularize` maps the names of
+    regularisers of its training to their parameters, `replay: SHARE` being short for that of replay.
+    `template` wraps the user message, `{prompt}`.
     """
 
     method: str = BASE
@@ -225,7 +234,7 @@ class Recipe(Spec):
     base_model: str | None = None
     serve_on: Literal["nf4", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
-    replay: Replay | None = None
+    regularize: dict[str, dict[str, Any]] = {}
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
     system: str | None = None
@@ -233,27 +242,16 @@ class Recipe(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_prompting(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("prompting"), str):
-            data = {**data, "prompting": {data["prompting"]: {}}}
-        if isinstance(data, dict) and isinstance(data.get("prompting"), dict):
-            data = {**data, "prompting": {k: v or {} for k, v in data["prompting"].items()}}
-        return data
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_share(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("replay"), float | int):
-            data = {**data, "replay": {"share": data["replay"]}}
-        return data
+    def _without_short_forms(cls, data: Any) -> Any:
+        return spell_out(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> "Recipe":
-        own = (self.params, self.init_from, self.path, self.base_model, self.sweep, self.replay)
+        own = (self.params, self.init_from, self.path, self.base_model, self.sweep, self.regularize)
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, path, "
-                "base_model, sweep and replay"
+                "base_model, sweep and regularize"
             )
         if self.init_from and self.base_model:
             raise ValueError("init_from takes another candidate's base: leave out base_model")

@@ -61,7 +61,7 @@ def defaults() -> dict[str, dict[str, str]]:
     models: dict[str, type[BaseModel]] = {"Task": spec.Task}
     models |= {
         f"{kind}/{name}": plugins.load(kind, name).Params
-        for kind in ("methods", "prompting")
+        for kind in ("methods", "prompting", "regularizers")
         for name in plugins.names(kind)
     }
     return {name: _defaults_of(model) for name, model in models.items()}

@@ -19,10 +19,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
     "errors formatting progress records cache spec provenance plugins config data prompting metrics models "
-    "training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli"
+    "regularizers training methods store stats evaluation comparison gating decision report experiment release rescue nightly cli"
 ).split()
 
-MODEL = {"progress", "models", "training", "methods"}
+MODEL = {"progress", "models", "regularizers", "training", "methods"}
 HOMES = {
     **dict.fromkeys(
         ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "safetensors"), MODEL

@@ -551,7 +551,7 @@ def test_pinned_items_that_nobody_named_are_asked_for(harness, copy):
     )
 
 
-@pytest.mark.parametrize("what", ["methods", "prompting", "metrics", "suites", "tasks"])
+@pytest.mark.parametrize("what", ["methods", "prompting", "metrics", "regularizers", "suites", "tasks"])
 def test_ls_prints_names_with_their_purpose(harness, copy, what):
     shown = json.loads(harness("ls", what, "--json", cwd=copy, check=0).stdout)
     assert shown

@@ -1,14 +1,18 @@
 """Full fine-tuning changes all of the model but what is frozen, and leaves a folder that loads anywhere."""
 
+from functools import partial
+
 import pytest
 import tiny_methods
 from pydantic import ValidationError
 from tiny_methods import CPU
 
+from harness import regularizers
 from harness.errors import CandidateFailed
 from harness.methods import full
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
+from harness.regularizers import freeze
 from harness.training import CHECKPOINTS
 
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
@@ -22,10 +26,11 @@ def tensors(folder):
     return load_file(folder / "model.safetensors")
 
 
-def changed(tiny, folder, precision="fp32", **params):
+def changed(tiny, folder, precision="fp32", regularize=None):
     """Train, and return the names of the tensors that changed."""
-    context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision))
-    made = full.fit(context, full.Params(learning_rate=0.01, num_train_epochs=1, **params))
+    prepare = partial(regularizers.prepare, regularize or {})
+    context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision), prepare=prepare)
+    made = full.fit(context, full.Params(learning_rate=0.01, num_train_epochs=1))
     before, after = tensors(tiny), tensors(made.folder / "model")
     assert before.keys() == after.keys()
     return {name for name in before if not after[name].float().equal(before[name])}, made
@@ -58,26 +63,26 @@ def test_small_steps_add_up_because_the_weights_are_trained_in_fp32(tiny, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("freeze", "moves"),
+    ("written", "moves"),
     [
         ({"first": 1}, lambda name: "layers.1." in name or name == "model.norm.weight"),
         ({"all_but_last": 1}, lambda name: "layers.1." in name),
     ],
 )
-def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, freeze, moves):
-    names, _ = changed(tiny, tmp_path, freeze=freeze)
+def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, written, moves):
+    names, _ = changed(tiny, tmp_path, regularize={"freeze": written})
     assert names == {name for name in tensors(tiny) if moves(name)}
 
 
 def test_freezing_every_layer_is_refused_with_their_number(tiny, tmp_path):
     with pytest.raises(CandidateFailed, match="names 2 layers, and the model has 2"):
-        changed(tiny, tmp_path, freeze={"first": 2})
+        changed(tiny, tmp_path, regularize={"freeze": {"first": 2}})
 
 
-@pytest.mark.parametrize("freeze", [{}, {"first": 1, "all_but_last": 1}, {"first": 0}, {"last": 1}])
-def test_freeze_takes_one_of_its_two_forms(freeze):
+@pytest.mark.parametrize("written", [{}, {"first": 1, "all_but_last": 1}, {"first": 0}, {"last": 1}])
+def test_freeze_takes_one_of_its_two_forms(written):
     with pytest.raises(ValidationError):
-        full.Params(freeze=freeze)
+        freeze.Params(**written)
 
 
 def test_another_learning_rate_gives_another_digest_and_the_same_one_the_same(tiny, tmp_path):

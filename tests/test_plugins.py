@@ -19,7 +19,7 @@ def test_the_names_of_a_kind_are_its_public_files(kind):
     assert plugins.names(kind) == public
 
 
-@pytest.mark.parametrize("kind", ["methods", "prompting"])
+@pytest.mark.parametrize("kind", ["methods", "prompting", "regularizers"])
 def test_every_recipe_plugin_exports_its_parameters(kind):
     assert all(hasattr(plugins.load(kind, name), "Params") for name in plugins.names(kind))
 
@@ -86,3 +86,18 @@ def test_a_name_like_no_plugin_lists_them_all():
 def test_a_private_file_is_no_plugin():
     with pytest.raises(UserError):
         plugins.load("methods", "__init__")
+
+
+@pytest.mark.parametrize("name", plugins.names("regularizers"))
+def test_a_regularizer_has_a_hook_and_a_method_that_calls_it(name):
+    plugin = plugins.load("regularizers", name)
+    assert any(hasattr(plugin, hook) for hook in plugins.HOOKS)
+    assert hasattr(plugin, "mix") == hasattr(plugin, "sample")
+    assert any(plugins.takes(plugins.method(method), name) for method in plugins.names("methods"))
+
+
+@pytest.mark.parametrize("name", plugins.names("methods"))
+def test_the_hooks_of_a_method_are_known_and_one_that_trains_nothing_has_none(name):
+    method = plugins.method(name)
+    assert set(method.hooks) <= set(plugins.HOOKS)
+    assert method.trains or not method.hooks

@@ -50,7 +50,7 @@ def test_each_rung_changes_one_thing():
     recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
     assert by_mark(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
     assert by_mark(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
-    assert by_mark(recipe, "replay=0.05").replay.share == 0.05
+    assert by_mark(recipe, "replay=0.05").regularize == {"replay": {"share": 0.05}}
     assert by_mark(recipe, "replay=0.05").params == recipe.params
     half = by_mark(recipe, "half").params
     assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
@@ -68,7 +68,7 @@ def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
     scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
     assert marks(full) == [*scales, "lr=1e-05", "replay=0.01", "replay=0.05", "replay=0.1", "half"]
     assert by_mark(full, "scale=0.5").method == "interpolated"
-    assert by_mark(full, "half").params == {"freeze": {"first": 15}}
+    assert by_mark(full, "half").regularize == {"freeze": {"first": 15}}
     assert "rank: no new adapter is trained, so there is no rank to lower" in left_out(full)
 
 

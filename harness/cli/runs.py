@@ -131,7 +131,7 @@ def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, prompting, metrics, keys, suites, tasks or lm-eval")
+        str, typer.Argument(help="methods, prompting, metrics, regularizers, keys, suites, tasks or lm-eval")
     ] = "methods",
     as_json: Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ from harness.config import checks, files, grids
 from harness.config import overrides as overriding
 from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import Experiment, GatePolicy, Spec, Suite
+from harness.spec import PLUGINS, Experiment, GatePolicy, Spec, Suite
 
 __all__ = ["Loaded", "gate_policy", "json_schema", "load", "read_suites"]
 
@@ -125,9 +125,11 @@ def json_schema() -> dict[str, Any]:
     recipe = {"type": "string", "description": "the name of a recipe in baselines/"}
     properties["candidates"]["additionalProperties"] = {"anyOf": [recipe, _ref("Recipe"), {"type": "null"}]}
     params = {"anyOf": [{"type": "object"}, {"type": "null"}]}
-    prompting = definitions["Recipe"]["properties"]["prompting"]
-    prompting["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
-    prompting.pop("type"), prompting.pop("additionalProperties")
+    keys = definitions["Recipe"]["properties"]
+    for name in PLUGINS:
+        keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
+        keys[name].pop("type"), keys[name].pop("additionalProperties")
+    keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -20,6 +20,7 @@ from harness.spec import (
     DATA_FILES,
     EVALUATE,
     HUB,
+    PLUGINS,
     GatePolicy,
     NightlyPolicy,
     Recipe,
@@ -147,9 +148,10 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
         found = f"template {recipe.template!r}"
         yield Problem(where, found, "a template with {prompt} in it", "add {prompt}")
     used = [("methods", recipe.method, recipe.params, (*keys, "params"), tree.where((*keys, "method")))]
-    for name, params in recipe.prompting.items():
-        at = (*keys, "prompting", name)
-        used.append(("prompting", name, params, at, tree.where(at)))
+    for key, kind in PLUGINS.items():
+        for name, params in getattr(recipe, key).items():
+            at = (*keys, key, name)
+            used.append((kind, name, params, at, tree.where(at)))
     for kind, name, params, at, where in used:
         try:
             plugin = plugins.load(kind, name, where)
@@ -202,7 +204,7 @@ def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tre
     yield from _made_elsewhere(recipe, method, tree, keys)
     yield from _served(recipe, method, members, tree, keys)
     yield from _swept(recipe, method, tree, keys)
-    yield from _replayed(recipe, method, tree, keys)
+    yield from _regularized(recipe, method, tree, keys)
 
 
 def _borrowed(
@@ -320,16 +322,17 @@ def _swept(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[P
             yield from (p for p in refused if p.found.startswith(f"{name}:"))
 
 
-def _replayed(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse replay where nothing is trained on rows, and a file of it that is not there."""
-    if recipe.replay is None:
-        return
-    where = tree.where((*keys, "replay"))
-    if not method.trains_on_rows:
-        found = f"replay with the method {recipe.method}, which trains no language model on rows"
-        able = ", ".join(plugins.methods(trains_on_rows=True))
-        yield Problem(where, found, f"one of the methods {able}", "remove replay")
-    yield from _replay_file(recipe.replay.data, where)
+def _regularized(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse regularisers that the method does not take, and a file of rows that is not there."""
+    known = plugins.names("regularizers")
+    for name, params in recipe.regularize.items():
+        where = tree.where((*keys, "regularize", name))
+        if name in known and not plugins.takes(method, name):
+            able = [m for m in plugins.names("methods") if plugins.takes(plugins.method(m), name)]
+            found = f"{name} with the method {recipe.method}, whose training does not take it"
+            yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
+        if isinstance(path := params.get("data"), str):
+            yield from _replay_file(path, where)
 
 
 def _replay_file(path: str | None, where: str) -> Iterator[Problem]:

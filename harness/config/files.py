@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path
+from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path, spell_out
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
@@ -71,12 +71,15 @@ def inline(tree: Tree) -> None:
             _inline_file(tree, ("candidates", name), f"baselines/{recipe}.yaml", "recipe")
         elif recipe is None:
             tree.data["candidates"][name] = {}
-    _spell_out_promptings(tree)
+        elif "replay" in mapping(recipe) and "replay" in mapping(mapping(recipe).get("regularize")):
+            where = tree.where(("candidates", name, "replay"))
+            tree.problems.append(Problem(where, "replay twice", "one of the two", "remove `replay:`"))
+    _spell_out_recipes(tree)
 
 
 def finish(tree: Tree) -> None:
     """Spell out what overrides wrote in short, and make every path absolute."""
-    _spell_out_promptings(tree)
+    _spell_out_recipes(tree)
     for _, task in raw_tasks(tree):
         _resolve(task, tree.folder)
     for around in (tree.data, *mapping(tree.data.get("candidates")).values()):
@@ -157,14 +160,14 @@ def _spell_out_tasks(suite: dict[str, Any]) -> None:
         suite["tasks"] = [{"lm_eval": t} if isinstance(t, str) else t for t in tasks]
 
 
-def _spell_out_promptings(tree: Tree) -> None:
+def _spell_out_recipes(tree: Tree) -> None:
+    """Write short forms of recipes out; what `replay:` becomes keeps the places of what was written."""
     for name, recipe in mapping(tree.data.get("candidates")).items():
-        prompting = mapping(recipe).get("prompting")
-        keys: Keys = ("candidates", name, "prompting")
-        if isinstance(prompting, str):
-            tree.put(keys, {prompting: {}}, {(prompting,): tree.where(keys)})
-        elif isinstance(prompting, dict):
-            recipe["prompting"] = {k: {} if v is None else v for k, v in prompting.items()}
+        if isinstance(recipe, dict):
+            short: Keys = ("candidates", name, "replay")
+            full: Keys = ("candidates", name, "regularize", "replay")
+            tree.marks |= {(*full, *k[3:]): mark for k, mark in tree.marks.items() if k[:3] == short}
+            tree.data["candidates"][name] = spell_out(recipe)
 
 
 def _resolve(task: dict[str, Any], folder: Path) -> None:
@@ -200,7 +203,8 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     for params in mapping(recipe.get("prompting")).values():
         _resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)
-    _resolve_file(mapping(recipe.get("replay")), "data", folder)
+    for params in mapping(recipe.get("regularize")).values():
+        _resolve_file(mapping(params), "data", folder)
 
 
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:

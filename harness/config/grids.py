@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from harness import plugins
 from harness.config.problems import Keys, Tree, mapping
 from harness.errors import Problem
-from harness.spec import BASE
+from harness.spec import BASE, PLUGINS
 
 
 class Member(NamedTuple):
@@ -45,8 +45,9 @@ def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
     if not isinstance(recipe, dict):
         return
     yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
-    for name, params in mapping(recipe.get("prompting")).items():
-        yield from _grids_of("prompting", name, params, ("prompting", name))
+    for key, kind in PLUGINS.items():
+        for name, params in mapping(recipe.get(key)).items():
+            yield from _grids_of(kind, name, params, (key, name))
 
 
 def _grids_of(kind: str, name: Any, params: Any, keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:

@@ -111,6 +111,7 @@ _GONE = {
     "evaluation_strategy": "remove it: every training here is evaluated on the validation rows",
     "group_by_length": "remove it: rows are grouped by length anyway; packing: true joins them",
     "max_prompt_length": "remove it: it is gone from TRL; shorten long prompts in the data",
+    "freeze": "write regularize: {freeze: …} beside params",
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -6,6 +6,7 @@ Invariant: a folder is named by everything its weights depend on, and exists onl
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 from harness import plugins
 from harness.errors import CandidateFailed, Diverged
 from harness.evaluation import addressed, costs
-from harness.evaluation.replay import answering_work, replay_digest
+from harness.evaluation.regularization import mixing_work, regularization_digest
 from harness.evaluation.session import Session
 from harness.models.hub import ModelSource, content_digest, quantized
 from harness.plugins import Method
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, digest, without_defaults
+from harness.regularizers import prepare
 from harness.spec import Recipe
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import CHECKPOINTS, FitContext, Weights, adapter_digest, model_digest
@@ -101,7 +103,7 @@ def folder_of(session: Session, source: Recipe, seed: int, init: Weights | None)
         "init": init.digest if init else "",
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
-        "replay": replay_digest(session, source, seed),
+        "regularize": regularization_digest(session, source, seed),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
@@ -161,11 +163,11 @@ def fit(
     seed: int,
     folder: Path,
     init: Weights | None,
-    replayed: Sequence[Example] = (),
+    mixed: Sequence[Example] = (),
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
-    `replayed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
+    `mixed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
     call goes on from its checkpoints; they are deleted when the weights are complete.
 
     Raises:
@@ -178,7 +180,7 @@ def fit(
         if not (part / _FIT).exists():  # it is written when all else is there
             _remove_all_but_checkpoints(part)
             with clear_errors(session.store, str(part), AGAIN):
-                record = _fitted(session, source, seed, part, init, replayed)
+                record = _fitted(session, source, seed, part, init, mixed)
             record["training"] |= {"fit_key": folder.name}
             write_whole(session.store, part / _FIT, json.dumps(record))
     except Diverged as error:
@@ -200,7 +202,7 @@ def _fitted(
     seed: int,
     part: Path,
     init: Weights | None,
-    replayed: Sequence[Example],
+    mixed: Sequence[Example],
 ) -> dict[str, Any]:
     """Run the method of a recipe; return what there is to know of the weights it made."""
     method = plugins.method(source.method)
@@ -212,7 +214,7 @@ def _fitted(
             base,
             session.machine,
             part,
-            (*map(step, items.train), *replayed),
+            (*map(step, items.train), *mixed),
             tuple(map(step, items.validation)),
             session.target.task.chat_template,
             seed,
@@ -221,9 +223,10 @@ def _fitted(
             tuple(map(step, items.pairs)) if method.draws_from == "pairs" else (),
             init.folder / init.kind if init and init.folder else None,
             Path(source.path) if source.path else None,
+            partial(prepare, source.regularize),
         )
         made = method.fit(context, method.params(**source.params))
-    training = made.training | ({"n_replayed": len(replayed)} if replayed else {})
+    training = made.training | ({"n_replayed": len(mixed)} if mixed else {})
     return {
         "kind": made.kind,
         "digest": made.digest,
@@ -252,10 +255,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     if method.draws_from == "pairs":
         return costs.preference(list(map(step, items.pairs)), epochs)
     once = costs.training(list(map(step, items.train)), epochs)
-    if source.replay is None:
-        return once
-    mixed = costs.Work(trained=round(source.replay.share * once.trained))
-    return once + mixed + (costs.Work() if source.replay.data else answering_work(session, source.replay))
+    return once + mixing_work(session, source, seed, once)
 
 
 def step_of(session: Session, recipe: Recipe, seed: int) -> Step:

@@ -27,7 +27,7 @@ from harness.evaluation.candidates import (
     trials,
 )
 from harness.evaluation.costs import Work
-from harness.evaluation.replay import replay_problems
+from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, measured
 from harness.experiment.run_candidate import base_weights
@@ -167,7 +167,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
-        problems += replay_problems(session, recipe)
+        problems += regularization_problems(session, recipe)
     problems += engine_problems(session, selected, recipes)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:

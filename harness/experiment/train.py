@@ -4,14 +4,16 @@ Invariant: what is found is what would be made; whatever weights start from or w
 made first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness import plugins, store
-from harness.errors import CandidateFailed, Diverged
-from harness.evaluation import replay, runner
+from harness.data import TaskItems
+from harness.errors import Diverged
+from harness.evaluation import runner
 from harness.evaluation.candidates import (
     base_of,
     base_weights,
@@ -21,11 +23,13 @@ from harness.evaluation.candidates import (
     source_of,
     trials,
 )
+from harness.evaluation.regularization import mix_context
 from harness.evaluation.row_sets import is_there, suite_set, target_sets
 from harness.evaluation.runner import control_beside, fill, opened
 from harness.evaluation.session import Session, measured
-from harness.records import Example
-from harness.spec import Recipe
+from harness.records import Example, SampleResult
+from harness.regularizers import Mixture, mixed_rows
+from harness.spec import Recipe, Task, TaskData
 from harness.training import Weights
 
 
@@ -63,10 +67,10 @@ def _single(session: Session, recipe: Recipe, source: Recipe, seed: int, *, make
     folder = folder_of(session, source, seed, init)
     found = read_weights(session, recipe, folder)
     if found is None and make:
-        replayed = _replayed(session, source, seed)
+        mixed = _mixed(session, source, seed)
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
             session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, source, seed, folder, init, replayed)
+        fit(session, source, seed, folder, init, mixed)
         found = read_weights(session, recipe, folder)
     if found is None or init is None:
         return found
@@ -84,25 +88,30 @@ def stands_on(*weights: Weights) -> dict[str, str]:
     return behind
 
 
-def _replayed(session: Session, source: Recipe, seed: int) -> Sequence[Example]:
-    """Return the general rows of a recipe's training; the base answers them now, or did before."""
-    if source.replay is None:
+def _mixed(session: Session, source: Recipe, seed: int) -> Sequence[Example]:
+    """Return the rows that a recipe's regularisers mix into training."""
+    if not source.regularize:
         return ()
-    if source.replay.data:
-        return replay.given(session, source.replay, seed)
-    prompts = replay.asked(session, source.replay)
-    task, items = replay.as_task(session, prompts)
+    evaluate = partial(_base_answers, session, source)
+    return mixed_rows(source.regularize, mix_context(session, seed), evaluate)
+
+
+def _base_answers(session: Session, source: Recipe, name: str, mixture: Mixture) -> Iterable[SampleResult]:
+    """Evaluate the base on the prompts of a regulariser, now or before; its answers are stored rows."""
+    task = Task(
+        name=name,
+        data=TaskData(),
+        metrics=("no_refusal",),
+        max_new_tokens=mixture.max_new_tokens,
+        chat_template=session.target.task.chat_template,
+    )
+    items = TaskItems((), (), mixture.rows, (), (), ())
     weights = base_weights(session, base_of(session, source))
-    wanted = suite_set(session, weights, measured(task, "capability", "replay", items))
+    wanted = suite_set(session, weights, measured(task, "capability", name, items))
     if lacking := runner.missing(session, [wanted]):
         with opened(session, weights) as base:
             fill(session, base, lacking, "base")
-    rows = store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
-    found = replay.answered(prompts, rows, replay.n_replayed(session, source.replay))
-    if not found:
-        reason = f"the base gave no whole answer to any of {len(prompts)} general prompts"
-        raise CandidateFailed(reason, "replay: {share: 0.05, data: rows-of-yours.jsonl}")
-    return found
+    return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
 
 
 _OF_TRIAL = ("best_validation_loss", "wall_s", "loss", "validation_loss")

@@ -26,6 +26,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
+    hooks=("mix",),
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
 )

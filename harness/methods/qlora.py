@@ -27,6 +27,7 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     quantization="nf4",
+    hooks=("mix",),
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.errors import UserError
-from harness.evaluation.replay import replay_problems
+from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.report import ExperimentReport
 from harness.rescue.report import front_file, kept, markdown, read, terminal, to_json, write
@@ -80,6 +80,6 @@ def run(prepared: Prepared) -> Rescue:
 
 def _prepared(session: Session, case: Case) -> Prepared:
     found = ladder_of(session, case.run)
-    if problems := [p for trial in found.trials for p in replay_problems(session, trial.source)]:
+    if problems := [p for trial in found.trials for p in regularization_problems(session, trial.source)]:
         raise UserError(dict.fromkeys(problems))
     return Prepared(with_trials(session, found.trials), case, found)

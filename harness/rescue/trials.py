@@ -21,7 +21,7 @@ from harness.experiment.data_scaling import settled
 from harness.experiment.run_candidate import base_weights, stored_runs
 from harness.models import hub
 from harness.records import Run
-from harness.spec import Recipe, Replay, RescuePolicy, Step
+from harness.spec import Recipe, RescuePolicy, Step
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 
@@ -112,7 +112,8 @@ def _rungs(
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
         return [_changed(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
     if step == "replay":
-        return list(_replayed(source, policy)) if method.trains_on_rows else "it is not trained on rows"
+        able = plugins.takes(method, "replay")
+        return list(_replayed(source, policy)) if able else "it is not trained on rows"
     if step == "rank":
         return _ranked(source, params)
     return _halved(source, params, n_layers)
@@ -130,10 +131,15 @@ def _changed(step: Step, source: Recipe, mark: str, says: str, params: dict[str,
     return _Rung(step, mark, made, True, says)
 
 
+def _regularized(source: Recipe, name: str, params: dict[str, Any]) -> Recipe:
+    return source.model_copy(update={"regularize": {**source.regularize, name: params}})
+
+
 def _replayed(source: Recipe, policy: RescuePolicy) -> Iterator[_Rung]:
     what = "rows of your file" if policy.replay else "the base's own answers"
+    own = {"data": policy.replay} if policy.replay else {}
     for share in policy.shares:
-        made = source.model_copy(update={"replay": Replay(share=share, data=policy.replay)})
+        made = _regularized(source, "replay", {"share": share, **own})
         said = f"{100 * share:g} % replay of {what}"
         yield _Rung("replay", f"replay={share:g}", made, True, said)
 
@@ -153,8 +159,8 @@ def _halved(source: Recipe, params: Any, n_layers: int | None) -> Sequence[_Rung
         return "the number of layers is not known"
     half = n_layers // 2
     said = f"the first {half} of {n_layers} layers left as they are"
-    if getattr(params, "freeze", "") is None:
-        return [_changed("half", source, "half", said, {"freeze": {"first": half}})]
+    if plugins.takes(plugins.method(source.method), "freeze") and "freeze" not in source.regularize:
+        return [_Rung("half", "half", _regularized(source, "freeze", {"first": half}), True, said)]
     if getattr(params, "exclude_modules", "") is None and not source.init_from:
         return [_changed("half", source, "half", said, {"exclude_modules": first_layers(half)})]
     return "a part of the layers is left out already, or settled by another candidate"

@@ -3,6 +3,7 @@
 Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,8 @@ class FitContext:
 
     `source` is the base as it will be served, so a quantised one where the method quantises.
     `pairs` are preference pairs, prompted like the examples. `init` is the folder of the adapter
-    (or the model) that training starts from; `path` is where weights made elsewhere lie.
+    (or the model) that training starts from; `path` is where weights made elsewhere lie. `prepare`
+    changes the loaded base before it is trained, for example by freezing a part of it.
     """
 
     source: ModelSource
@@ -36,6 +38,7 @@ class FitContext:
     pairs: tuple[Example, ...] = ()
     init: Path | None = None
     path: Path | None = None
+    prepare: Callable[[Any], None] = lambda model: None
 
 
 class Weights(NamedTuple):

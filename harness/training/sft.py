@@ -5,7 +5,7 @@ sees another and enough optimiser steps are left; else they are not, and why is 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,11 @@ def supervised(
     params: SupervisedParams,
     peft_config: "PeftConfig | None",
     save_to: Path,
-    prepare: "Callable[[PreTrainedModel], None]" = lambda model: None,
 ) -> dict[str, Any]:
     """Fine-tune on completions only; keep the checkpoint with the best validation loss.
 
     Without a `peft_config` the whole model is trained, in fp32 with the machine's precision for
-    the products, and saved in that precision with its tokenizer. `prepare` changes the loaded
-    base before training, for example by freezing a part of it.
+    the products, and saved in that precision with its tokenizer.
 
     Returns:
         Measured figures: losses by step, tokens a second, wall time, peak memory, parameters.
@@ -70,7 +68,7 @@ def supervised(
     start = loop.begun(scratch)
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
-    prepare(base)
+    context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
     validation, _ = _rows(context.validation, context, tokenizer, params.max_length)
     against = why_not_packed(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""

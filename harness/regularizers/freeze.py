@@ -1,0 +1,58 @@
+"""Decoder layers that stay as they are while the others are trained.
+
+Invariant: what is frozen is equal before and after training.
+
+Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from harness.errors import CandidateFailed
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Params(Spec):
+    """The `first` so many layers are frozen, or `all_but_last` so many.
+
+    `first` also freezes the input embeddings; `all_but_last` freezes everything but these layers.
+    """
+
+    first: int | None = Field(None, ge=1)
+    all_but_last: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Params":
+        if (self.first is None) == (self.all_but_last is None):
+            raise ValueError("freeze takes first: N or all_but_last: N")
+        return self
+
+
+def prepare(model: Any, params: Params) -> None:
+    """Freeze layers of a loaded model.
+
+    Raises:
+        CandidateFailed: more layers are to be frozen or trained than there are.
+    """
+    layers = _decoder_layers(model)
+    n = params.first or params.all_but_last or 0
+    if n >= len(layers):
+        found = f"freeze names {n} layers, and the model has {len(layers)}"
+        raise CandidateFailed(found, "fewer layers in freeze")
+    if params.first:
+        model.get_input_embeddings().requires_grad_(False)
+        layers[:n].requires_grad_(False)
+    else:
+        model.requires_grad_(False)
+        layers[-n:].requires_grad_(True)
+
+
+def _decoder_layers(model: Any) -> "nn.ModuleList":
+    """Return the model's longest list of modules: its layers, whatever they are called."""
+    from torch import nn
+
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)

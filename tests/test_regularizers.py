@@ -1,0 +1,120 @@
+"""Regularisers of a training: how recipes name them, who takes them, and what they make of weights' identity."""
+
+import pytest
+import tiny_experiment
+
+from harness import config, regularizers
+from harness.errors import UserError
+from harness.records import Example
+from harness.regularizers import MixContext
+from harness.spec import Recipe
+
+
+def context(n_train=30, seed=0, evaluated=()):
+    return MixContext(n_train, seed, {"desk": tuple(evaluated)})
+
+
+def recipe(tiny, folder, written):
+    path = tiny_experiment.write(folder, tiny, f"  prompt: {{method: base}}\n  tuned: {written}\n")
+    return config.load(path).experiment.candidates
+
+
+def refusal(tiny, folder, written):
+    with pytest.raises(UserError) as error:
+        recipe(tiny, folder, written)
+    assert "harness.yaml:" in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ({"replay": 0.1}, {"replay": {"share": 0.1}}),
+        ({"replay": {"share": 0.1, "data": "a.jsonl"}}, {"replay": {"share": 0.1, "data": "a.jsonl"}}),
+        ({"replay": None}, {}),
+        (
+            {"replay": 0.1, "regularize": {"freeze": {"first": 1}}},
+            {"freeze": {"first": 1}, "replay": {"share": 0.1}},
+        ),
+        ({"regularize": "freeze"}, {"freeze": {}}),
+    ],
+)
+def test_a_short_form_is_the_regularizer_it_stands_for(short, full):
+    assert Recipe(method="full", **short) == Recipe(method="full", regularize=full)
+
+
+def test_a_file_may_write_it_short_or_in_full(tiny, tmp_path):
+    short = recipe(tiny, tmp_path, "{method: lora, replay: 0.1}")["tuned"]
+    assert short == recipe(tiny, tmp_path, "{method: lora, regularize: {replay: {share: 0.1}}}")["tuned"]
+    assert short.regularize == {"replay": {"share": 0.1}}
+
+
+def test_a_setting_replaces_the_share_in_either_form(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  tuned: {method: lora, replay: 0.1}\n")
+    for key in ("replay", "regularize.replay.share"):
+        found = config.load(path, [f"candidates.tuned.{key}=0.3"]).experiment.candidates["tuned"]
+        assert found.regularize == {"replay": {"share": 0.3}}
+
+
+def test_a_list_of_values_is_a_grid(tiny, tmp_path):
+    found = recipe(tiny, tmp_path, "{method: full, regularize: {freeze: {first: [1, 2]}}}")
+    assert [found[f"tuned[first={n}]"].regularize["freeze"] for n in (1, 2)] == [{"first": 1}, {"first": 2}]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{method: lora, regularize: {repaly: {share: 0.1}}}", "unknown regularizer 'repaly'"),
+        ("{method: lora, regularize: {repaly: {share: 0.1}}}", "did you mean 'replay'?"),
+        ("{method: lora, regularize: {replay: {shar: 0.1}}}", "unknown key 'shar'"),
+        ("{method: lora, regularize: {freeze: {first: 1}}}", "freeze with the method lora"),
+        ("{method: lora, regularize: {freeze: {first: 1}}}", "one of the methods full"),
+        ("{method: dpo, regularize: {replay: {share: 0.1}}}", "one of the methods full, lora, qlora"),
+        ("{method: full, params: {freeze: {first: 1}}}", "write regularize: {freeze: …} beside params"),
+        ("{method: lora, replay: 0.1, regularize: {replay: {share: 0.2}}}", "replay twice"),
+        ("{weights_of: prompt, replay: 0.1}", "sweep and regularize"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_line(tiny, tmp_path, written, said):
+    assert said in refusal(tiny, tmp_path, written)
+
+
+def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
+    def digest(regularize, **given):
+        return regularizers.regularizers_digest(regularize, context(**given))
+
+    replay = {"replay": {"share": 0.1}}
+    first = digest({}, n_train=1) or digest(replay)
+    assert digest({}) == ""
+    assert first == digest(replay, seed=1)  # the base's own answers: no seed chooses among the prompts
+    others = [
+        digest({"replay": {"share": 0.2}}),
+        digest(replay, n_train=60),
+        digest({"freeze": {"first": 1}}),
+        digest({"freeze": {"first": 2}}),
+        digest({**replay, "freeze": {"first": 1}}),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_a_file_of_rows_is_digested_by_what_is_sampled_and_not_by_its_path(tmp_path):
+    rows = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
+    other = [{**row, "reference": "No."} for row in rows]
+    for name, written in (("a", rows), ("b", rows), ("c", other)):
+        (tmp_path / name).mkdir()
+        tiny_experiment.rows(tmp_path / name / "rows.jsonl", written)
+    found = [
+        regularizers.regularizers_digest(
+            {"replay": {"share": 0.1, "data": str(tmp_path / name / "rows.jsonl")}}, context()
+        )
+        for name in "abc"
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_prompts_that_are_evaluated_are_not_sampled():
+    (first, *_) = regularizers.mixtures({"replay": {"share": 0.1}}, context())["replay"].rows
+    asked = Example("x", ({"role": "user", "content": first.prompt},))
+    again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(asked,)))["replay"]
+    assert first.prompt not in {row.prompt for row in again.rows}
+    assert again.n == 3
