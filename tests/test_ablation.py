@@ -8,7 +8,7 @@ from rich.console import Console
 
 from harness.comparison import Estimate
 from harness.decision import ablations, decide, over_seeds
-from harness.report import ExperimentReport, markdown, terminal, to_json
+from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
 from harness.spec import DecidePolicy
 
 DELTAS = {"lora[r=8]": 0.02, "lora[r=16]": 0.08, "lora[r=64]": 0.05}
@@ -109,8 +109,8 @@ def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
     assert "(reference)" in lines[at + 1]
     assert lines[at + 3].split()[:7] == ["r=16", "70.0", "+8.0", "[+3,", "+13]", "0.002", "0.005"]
     assert max(map(len, lines)) <= 100
-    assert "## Ablation: lora" in markdown(of)
-    assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(of)
+    assert "## Ablation: lora" in markdown(experiment_document(of))
+    assert "| r=16 | 70.0 | +8.0 [+3, +13] | 0.002 | 0.005 | 0.50 | – |" in markdown(experiment_document(of))
     assert to_json(of)["ablations"][0]["factors"][2]["p_adjusted"] == pytest.approx(0.00514, abs=1e-4)
 
 
@@ -140,7 +140,7 @@ def test_recipes_with_few_seeds_are_named_in_one_sentence():
 
 def test_what_each_seed_reached_is_shown():
     facts = [tuned("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
-    text = markdown(report(facts))
+    text = markdown(experiment_document(report(facts)))
     assert "## Seeds" in text
     assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [70, 94] | 2.0 |" in text
     assert "lora over 3 seeds: 82.0 [70, 94] (80.0, 84.0, 82.0; SD between seeds 2.0)" in printed(

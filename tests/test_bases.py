@@ -120,7 +120,7 @@ def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured
     order = [(t["validation"], -t["best_validation_loss"]) for t in trials]
     assert [t["chosen"] for t in trials] == [pair == max(order) for pair in order]
     assert training["wall_s"] == pytest.approx(sum(t["wall_s"] for t in trials), abs=0.01)
-    assert "## Sweep: swept" in report.markdown(found)
+    assert "## Sweep: swept" in report.markdown(report.experiment_document(found))
 
 
 def test_a_report_says_which_learning_rates_were_not_swept(measured):

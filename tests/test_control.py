@@ -159,7 +159,7 @@ def test_compare_and_gate_exit_alike_with_4(path):
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
     assert exit_code(found, policy, by_verdict=True) == release.combined_exit_code(judged) == 4
     assert judged[0].verdict.sentence == verdict(found, "shots").sentence
-    assert release.terminal(judged[0])[-1].startswith("shots: HARNESS-DRIFT")
+    assert release.gate_document(judged[0]).last_line.startswith("shots: HARNESS-DRIFT")
 
 
 def test_drift_is_remembered_until_the_rows_are_asked_anew(path):

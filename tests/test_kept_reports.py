@@ -13,7 +13,9 @@ def test_a_report_read_back_is_the_same(finished, tmp_path):
     (path,) = report.kept_reports(tmp_path)
     found = report.read(path)
     assert report.to_json(found) == report.to_json(finished[1])
-    assert report.markdown(found) == report.markdown(finished[1])
+    assert report.markdown(report.experiment_document(found)) == report.markdown(
+        report.experiment_document(finished[1])
+    )
     assert found.policy == finished[1].policy
 
 

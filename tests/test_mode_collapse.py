@@ -148,13 +148,16 @@ def test_a_collapse_is_said_in_one_sentence_on_the_terminal():
 
 
 def test_varied_answers_are_shown_and_no_sentence_names_them():
-    shown = report.markdown(written(VARIED))
+    shown = report.markdown(report.experiment_document(written(VARIED)))
     assert "How varied the answers of lora are" in shown
     assert "lora: mode collapse" not in shown
 
 
 def test_markdown_and_html_show_base_beside_new():
-    for shown in (report.markdown(written(COLLAPSED)), report.html(written(COLLAPSED))):
+    for shown in (
+        report.markdown(report.experiment_document(written(COLLAPSED))),
+        report.html(written(COLLAPSED)),
+    ):
         assert "How varied the answers of lora are" in shown
         for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
             assert cell in shown, cell

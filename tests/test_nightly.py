@@ -21,7 +21,7 @@ import tiny_model
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import config, nightly, store
+from harness import config, nightly, report, store
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, prepare_session, run_candidate
 from harness.metrics import mean_metric
@@ -371,7 +371,7 @@ def test_a_missed_night_is_shown_as_missed(path):
     calendar.night(1)
     found = calendar.night(4)
     assert found.missed == ("2026-03-02", "2026-03-03")
-    assert "missed: 2026-03-02, 2026-03-03" in nightly.markdown(found)
+    assert "missed: 2026-03-02, 2026-03-03" in report.markdown(nightly.night_document(found))
     assert nightly.status(path, "2026-03-07").missed == (
         "2026-03-02",
         "2026-03-03",
@@ -451,8 +451,8 @@ def test_hostile_text_is_text_in_every_form_of_a_night(path):
     alarm = replace(found.new[0], about=evil, sentence=evil)
     lines = (replace(line(found), name=evil, sentence=evil, lost=(evil,)),)
     told = replace(found, sentence=evil, harness=evil, lines=lines, new=(alarm,), open=(alarm,))
-    page, message = nightly.markdown(told), slack([alarm], evil)["text"]
-    for text in (*nightly.terminal(told), page, issue(told), message):
+    page, message = report.markdown(document := nightly.night_document(told)), slack([alarm], evil)["text"]
+    for text in (*map(str, report.terminal_lines(document)), page, issue(told), message):
         assert not re.search("[\x1b\u202e]", text)
     assert "<b>" not in page
     assert not re.search("[<>]", message)

@@ -7,7 +7,7 @@ import worlds
 from nights import FIRST, NightlyHost, Rates
 from openai_server import Fault, Rule, serving
 
-from harness import config, experiment, nightly
+from harness import config, experiment, nightly, report
 from harness.experiment import Scope, prepare_session
 from harness.nightly.state import home, read_nights
 from harness.progress import Silent
@@ -74,7 +74,9 @@ def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_
         "the harness",
     )
     assert "which answers its anchors as since 2026-03-02" in line(found[-1]).tests[0]
-    assert "served tests the endpoint (tiny at" in "\n".join(nightly.terminal(found[-1]))
+    assert "served tests the endpoint (tiny at" in "\n".join(
+        map(str, report.terminal_lines(nightly.night_document(found[-1])))
+    )
 
 
 def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(served):

@@ -17,7 +17,15 @@ from rich.console import Console
 from harness.comparison import Estimate
 from harness.decision import decide
 from harness.gating import MissRate
-from harness.report import ExperimentReport, live_line, markdown, terminal, to_json, write
+from harness.report import (
+    ExperimentReport,
+    experiment_document,
+    live_line,
+    markdown,
+    terminal,
+    to_json,
+    write,
+)
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
 from harness.spec import DecidePolicy
@@ -262,7 +270,9 @@ def test_a_cleaned_text_is_one_line_without_control_characters(text):
 
 def test_every_markdown_table_has_as_many_cells_in_each_row_as_columns():
     evil = candidate(EVIL, 0.3, slices={"a|b": Estimate(0.3, 0.2, 0.4, 50)})
-    tables = re.findall(r"(?:^\|.*\n)+", markdown(report([evil, *alternatives(), LORA])), re.MULTILINE)
+    tables = re.findall(
+        r"(?:^\|.*\n)+", markdown(experiment_document(report([evil, *alternatives(), LORA]))), re.MULTILINE
+    )
     assert len(tables) > 4
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
@@ -275,24 +285,30 @@ def test_the_markdown_of_an_experiment():
         "lora", 0.81, 0.07, verdict=rule, slices=LORA.slices, training=LORA.training, target=LORA.target
     )
     text = markdown(
-        report(facts, not_admitted={"chat": "the base is at chance"}, notes=("3 prompts were too long",))
+        experiment_document(
+            report(facts, not_admitted={"chat": "the base is at chance"}, notes=("3 prompts were too long",))
+        )
     )
     assert text == GOLDEN
 
 
 def test_items_valid_in_one_arm_only_get_their_own_change():
-    assert "; −3.0 [−7, +1] on the 190 of 200 valid in both" in markdown(report())
+    assert "; −3.0 [−7, +1] on the 190 of 200 valid in both" in markdown(experiment_document(report()))
 
 
 def test_lost_items_are_named_ten_at_most():
-    (line,) = [line for line in markdown(report()).splitlines() if line.startswith("- chat, lost")]
+    (line,) = [
+        line
+        for line in markdown(experiment_document(report())).splitlines()
+        if line.startswith("- chat, lost")
+    ]
     ten = ", ".join(f"chat-{i}" for i in range(10))
     assert line == f"- chat, lost 12: {ten} and 2 more"
 
 
 def test_a_smoke_report_is_marked_at_every_title_and_table():
     of = report(smoke=True)
-    text, lines = markdown(of), printed(of)
+    text, lines = markdown(experiment_document(of)), printed(of)
     titles = [line for line in text.splitlines() if line.startswith("#")]
     assert all(title.endswith("(smoke, not evidence)") for title in titles)
     assert len(titles) > 5

@@ -25,6 +25,7 @@ from harness.records import SampleResult
 from harness.report import (
     ExperimentReport,
     Flip,
+    experiment_document,
     flips_of,
     front_file,
     html,
@@ -219,7 +220,7 @@ def test_no_control_or_direction_character_reaches_the_terminal():
 
 
 def test_markdown_shows_a_hostile_name_as_text():
-    text = markdown(hostile())
+    text = markdown(experiment_document(hostile()))
     assert "<script" not in text
     assert "<img" not in text
     assert "](http" not in text
@@ -507,7 +508,9 @@ def test_a_training_without_validation_has_no_gap():
 
 
 def test_the_report_prints_the_loss_of_a_round_and_the_gap():
-    page = markdown(report(facts=(lora(training=in_rounds(lambda i: 1.0 - i / 100)),), decision=None))
+    page = markdown(
+        experiment_document(report(facts=(lora(training=in_rounds(lambda i: 1.0 - i / 100)),), decision=None))
+    )
     head = next(line for line in page.splitlines() if "overfitting gap" in line and line.startswith("|"))
     row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
     assert row["loss"] == "1.000 → 0.305"

@@ -10,7 +10,7 @@ from harness import experiment, release
 from harness.cli.compare import exit_code
 from harness.errors import UserError
 from harness.experiment import refuse_curve
-from harness.report import markdown
+from harness.report import experiment_document, markdown
 from harness.spec import GatePolicy
 
 pytestmark = pytest.mark.usefixtures("rules_cache")
@@ -164,7 +164,7 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
     assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
     dear = worlds.again(tmp_path, truth, ["decide.label_cost_usd=5000"])
     assert said(dear, "Next best spend: none, choose now.")
-    assert "## Learning curve: lora" in markdown(report)
+    assert "## Learning curve: lora" in markdown(experiment_document(report))
 
 
 def test_a_stored_curve_is_found_again_and_a_flat_one_promises_nothing(tmp_path):

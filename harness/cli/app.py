@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.config import Loaded
     from harness.evaluation.session import Session
     from harness.formatting import Unit
-    from harness.report import ExperimentReport
+    from harness.report import ExperimentReport, ResultDocument
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
@@ -120,6 +120,14 @@ def say(line: str) -> None:
 def print_json(value: Any) -> None:
     """Print plain types as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_document(document: "ResultDocument") -> None:
+    """Print a document, each line whole."""
+    from harness import report
+    from harness.cli.progress_bar import console
+
+    report.print_document(document, console())
 
 
 def print_value(value: Any, as_json: bool) -> None:

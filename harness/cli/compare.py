@@ -19,6 +19,7 @@ from harness.cli.app import (
     RunsFolder,
     app,
     open_session,
+    print_document,
     print_json,
     print_report,
     print_scores,
@@ -235,7 +236,7 @@ def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Pa
     """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness import rescue as rescuing
-    from harness.cli.rescue import print_rescue, rescued
+    from harness.cli.rescue import rescued
 
     prepared = rescuing.of_finished(session, found)
     if not as_json:
@@ -246,7 +247,7 @@ def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Pa
         print_json({**report.to_json(found), "rescue": plain})
     elif rescued_one:
         print()
-        print_rescue(rescued_one)
+        print_document(rescuing.rescue_document(rescued_one))
     if rescued_one is None:
         say("nothing to rescue: no fine-tune gains and fails the gate by what it forgot")
 
@@ -419,12 +420,12 @@ def _print_plan(
     session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
 ) -> None:
     """Print what each candidate trains, reads and generates, the sums, and what each takes alone."""
-    from harness.cli.doctor import table
+    from harness.cli.doctor import cost_section
     from harness.evaluation.costs import Work
     from harness.experiment.preflight import estimate_costs
     from harness.formatting import count, seconds
     from harness.models.hardware import memory
-    from harness.report import to_plain
+    from harness.report import ResultDocument, Section, to_plain
 
     total = sum(work.values(), Work())
     found = estimate_costs(session, names, memory(session.machine.device))
@@ -434,14 +435,11 @@ def _print_plan(
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
         print_json({name: {**w, **alone.get(name, {})} for name, w in planned.items()})
         return
-    print(f"{'':32} {'trained':>9} {'read':>9} {'generated':>9}  about")
-    lines = [(name, w, plan.get(name)) for name, w in work.items()]
-    for name, w, time_s in [*lines, ("all, in tokens, from nothing", total, sum(plan.values()))]:
-        print(
-            f"{name:32} {count(w.trained):>9} {count(w.read):>9} {count(w.generated):>9}  {seconds(time_s)}"
-        )
-    for line in table(found):
-        print(line)
+    lines = [*((name, w, plan.get(name)) for name, w in work.items())]
+    lines.append(("all, in tokens, from nothing", total, sum(plan.values())))
+    rows = [[name, *map(count, (w.trained, w.read, w.generated)), seconds(s)] for name, w, s in lines]
+    tokens = Section(columns=("candidate", "trained", "read", "generated", "about"), rows=rows)
+    print_document(ResultDocument("", [tokens, *([cost_section(found)] if found else [])], ""))
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 

@@ -17,6 +17,7 @@ from harness.cli.app import (
     Precision,
     app,
     open_session,
+    print_document,
     print_json,
     say,
     with_precision,
@@ -25,6 +26,7 @@ from harness.cli.app import (
 if TYPE_CHECKING:
     from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
+    from harness.report import ResultDocument, Section
 
 _COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
 
@@ -57,8 +59,7 @@ def doctor(
     if as_json:
         print_json(to_plain(found))
     else:
-        for line in _lines(found):
-            print(line)
+        print_document(checkup_document(found))
     for problem in found.problems:
         say(f"error: {problem}")
     raise typer.Exit(2 if found.problems else 0)
@@ -74,18 +75,18 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(found), "flips": found.flips, "n": found.n})
         return
-    for line in noise_lines(found):
-        print(line)
+    print_document(noise_document(found))
     say(f"stored in {session.store.folder / 'noise'}")
 
 
-def noise_lines(found: "Noise") -> list[str]:
+def noise_document(found: "Noise") -> "ResultDocument":
     """Lay out what flipped on each task, and the sum."""
     from harness.formatting import UNKNOWN, count, percent, plain
+    from harness.report import ResultDocument, Section
 
     arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
-    rows = [("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")]
-    rows += [
+    columns = ("task", "items", *(f"other {arm}" for arm in arms), "largest difference, nats")
+    rows = [
         (
             t.task,
             count(t.n),
@@ -95,39 +96,39 @@ def noise_lines(found: "Noise") -> list[str]:
         for t in found.tasks
     ]
     share = percent(found.flips / found.n) if found.n else UNKNOWN
-    said = f"{count(found.flips)} of {count(found.n)} answers flipped ({share} %), {found.precision}"
-    return [*_laid_out(rows), f"{said}, {found.device}"]
+    flipped = f"{count(found.flips)} of {count(found.n)} answers flipped ({share} %)"
+    last = f"{flipped}, {found.precision}, {found.device}"
+    return ResultDocument("", [Section(columns=columns, rows=rows)], last)
 
 
-def _lines(found: "Checkup") -> list[str]:
+def checkup_document(found: "Checkup") -> "ResultDocument":
+    """Lay out the machine and what is installed, then what each candidate takes."""
     from harness.models.hardware import slow_bf16
+    from harness.report import ResultDocument, Section
 
     machine, room = found.machine, found.memory
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
     slow = f"; {said}" if (said := slow_bf16(machine)) else ""
-    return [
-        f"machine   {machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}",
-        f"memory    {room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})",
-        f"disk      {found.disk_free_gb:,.0f} GB free",
-        f"packages  {versions}",
-        *(f"          not there: {name}, {how}" for name, how in found.absent.items()),
-        *([f"vLLM      {found.vllm}"] if found.vllm else []),
-        *(f"found     {line}" for line in found.experiment),
-        *(table(found.costs) if found.costs else ()),
+    rows = [
+        ("machine", f"{machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}"),
+        ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
+        ("disk", f"{found.disk_free_gb:,.0f} GB free"),
+        ("packages", versions),
+        *(("", f"not there: {name}, {how}") for name, how in found.absent.items()),
+        *([("vLLM", found.vllm)] if found.vllm else []),
+        *(("found", line) for line in found.experiment),
     ]
+    costs = [cost_section(found.costs)] if found.costs else []
+    return ResultDocument("", [Section(rows=rows), *costs], "")
 
 
-def table(costs: "tuple[Cost, ...]") -> list[str]:
+def cost_section(costs: "Sequence[Cost]") -> "Section":
     """Lay out what each candidate takes, estimated, with what was measured behind a slash."""
-    lines = _laid_out([_COLUMNS, *map(_row, costs)])
+    from harness.report import Section
+
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
-    return ["", *lines, "estimated / measured, each made alone and from nothing", *knobs]
-
-
-def _laid_out(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return [line.rstrip() for line in lines]
+    lead = "estimated / measured, each made alone and from nothing"
+    return Section(columns=_COLUMNS, rows=list(map(_row, costs)), lead=lead, notes=knobs)
 
 
 def _row(cost: "Cost") -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from harness.cli.app import (
     Overrides,
     app,
     open_session,
+    print_document,
     print_json,
     print_report,
     print_value,
@@ -99,7 +100,9 @@ def gate(
     if as_json:
         print_json([release.to_json(j) for j in judged])
     else:
-        print("\n\n".join("\n".join(release.terminal(j)) for j in judged))
+        for i, one in enumerate(judged):
+            print("\n" * bool(i), end="")
+            print_document(release.gate_document(one))
     raise typer.Exit(code)
 
 

@@ -4,18 +4,20 @@ Invariant: only `run` asks a model.
 """
 
 import os
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, print_json, print_value, say
+from harness.cli.app import Config, Json, Overrides, app, print_document, print_json, print_value, say
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from harness.nightly import Status
     from harness.nightly.scheduler import Scheduler
+    from harness.report import ResultDocument
 
 nightly_app = typer.Typer(
     help="Ask champions and candidates again every night.", no_args_is_help=True, rich_markup_mode=None
@@ -43,7 +45,7 @@ def nightly_run(
     as_json: Json = False,
 ) -> None:
     """Run tonight as far as it is not done, say what it shows, and exit by the verdict."""
-    from harness import nightly
+    from harness import nightly, report
     from harness.cli.progress_bar import TerminalProgress
 
     def publish(found: nightly.NightReport) -> None:
@@ -51,7 +53,7 @@ def nightly_run(
             say(f"wrote {path}")
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as page:
-                page.write(nightly.markdown(found))
+                page.write(report.markdown(nightly.night_document(found)))
 
     if webhook:
         nightly.refuse_webhook(webhook)  # before the night is asked, not after it
@@ -62,7 +64,7 @@ def nightly_run(
     if as_json:
         print_json(nightly.to_json(found))
     else:
-        print("\n".join(nightly.terminal(found)))
+        print_document(nightly.night_document(found))
     raise typer.Exit(found.exit_code)
 
 
@@ -76,8 +78,7 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
     if as_json:
         print_json(to_plain(found))
         return
-    for line in _lines(found):
-        print(line)
+    print_document(_status_document(found))
 
 
 @nightly_app.command("ack")
@@ -135,14 +136,15 @@ def _today() -> date:
     return datetime.now().astimezone().date()
 
 
-def _lines(found: "Status") -> list[str]:
-    from harness import nightly
+def _status_document(found: "Status") -> "ResultDocument":
+    """Lay out the last night under what is missing since."""
+    from harness.nightly import night_document
+    from harness.report import ResultDocument, Section
 
-    lines = (
-        nightly.terminal(found.last) if found.last else ["no night was run yet; next: harness nightly run"]
-    )
-    if found.last and found.missed:
-        lines.insert(0, f"missed: {', '.join(found.missed)}")
-    if found.unfinished:
-        lines.insert(0, f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on")
-    return lines
+    begun = f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on"
+    missed = f"missed: {', '.join(found.missed)}"
+    missing = Section(notes=[begun] * bool(found.unfinished) + [missed] * bool(found.last and found.missed))
+    if found.last is None:
+        return ResultDocument("", [missing], "no night was run yet; next: harness nightly run")
+    last = night_document(found.last)
+    return replace(last, sections=[missing, *last.sections])

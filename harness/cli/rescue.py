@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, open_session, print_json, say
+from harness.cli.app import Config, Json, Overrides, app, open_session, print_document, print_json, say
 
 if TYPE_CHECKING:
     from harness.rescue import Prepared, Rescue
@@ -36,7 +36,7 @@ def rescue(
     if as_json:
         print_json(rescuing.to_json(found))
     else:
-        print_rescue(found)
+        print_document(rescuing.rescue_document(found))
     raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
 
 
@@ -52,14 +52,6 @@ def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
     return found
 
 
-def print_rescue(found: "Rescue") -> None:
-    """Print a rescue as its table and sentences."""
-    from harness import rescue as rescuing
-    from harness.cli.progress_bar import console
-
-    rescuing.terminal(found, console(110))
-
-
 def _print_plan(prepared: "Prepared", as_json: bool) -> None:
     from harness import rescue as rescuing
     from harness.report import to_plain
@@ -68,6 +60,5 @@ def _print_plan(prepared: "Prepared", as_json: bool) -> None:
     if as_json:
         print_json({"trials": to_plain(plan), "not_tried": list(left_out)})
         return
-    for line in rescuing.lines(plan, left_out):
-        print(line)
+    print_document(rescuing.plan_document(plan, left_out))
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")

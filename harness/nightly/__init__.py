@@ -13,7 +13,7 @@ from harness.errors import Problem, UserError
 from harness.nightly import scheduler
 from harness.nightly.alarm import NightReport, missed, report_of
 from harness.nightly.night import alone, run_night, run_on
-from harness.nightly.notify import markdown, refuse_webhook, tell, terminal, to_json, write
+from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
 from harness.nightly.state import (
     Alarm,
     acknowledged,
@@ -32,14 +32,13 @@ __all__ = [
     "Status",
     "acknowledge",
     "install",
-    "markdown",
+    "night_document",
     "refuse_webhook",
     "run_night",
     "run_on",
     "scheduler",
     "send",
     "status",
-    "terminal",
     "to_json",
     "write",
 ]

@@ -1,4 +1,4 @@
-"""A night as Markdown, as a message for a webhook, as the text of an issue, and as plain types.
+"""A night as a document, a message for a webhook, the text of an issue, and plain types.
 
 Invariant: all of it from one report; what names or models chose is escaped; an alarm is sent once,
 and again the next night where the sending failed.
@@ -17,30 +17,26 @@ from harness import formatting, report
 from harness.errors import Problem, UserError
 from harness.nightly.alarm import Line, NightReport
 from harness.nightly.state import Alarm, State, open_alarms
-from harness.report.escape import clean, markdown_line, markdown_table
-from harness.report.escape import markdown as escape
+from harness.report import ResultDocument, Section
+from harness.report.escape import clean
 
 _TIMEOUT_S = 10
 _LOST_SHOWN = 20
 
 
-def terminal(found: NightReport) -> list[str]:
-    """List the lines of a night, its verdict last."""
-    return [clean(line) for line in (*_facts(found), *_alarms(found), found.sentence)]
-
-
-def markdown(found: NightReport) -> str:
-    """Render a night as a page."""
-    rows = [
-        [line.name, line.verdict, "; ".join(line.tests), _anchors(line), line.sentence]
-        for line in found.lines
+def night_document(found: NightReport) -> ResultDocument:
+    """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
+    rows = [[line.name, line.verdict, _anchors(line)] for line in found.lines]
+    lost = [_lost(line) for line in found.lines if line.lost and line.verdict != "ok"]
+    sections = [
+        Section(
+            "candidates", columns=("candidate", "verdict", "fixed items, pp"), rows=rows, notes=_facts(found)
+        ),
+        Section("lost", notes=lost, detail=True),
+        Section("alarms", notes=_alarms(found)),
     ]
-    table = markdown_table(("candidate", "verdict", "what it tests", "anchors, pp", "evidence"), rows)
-    lost = [f"- {markdown_line(_lost(line))}" for line in found.lines if line.lost and line.verdict != "ok"]
-    notes = [f"- {markdown_line(text)}" for text in (*_about(found), *_alarms(found))]
-    title = f"# {escape(found.experiment)}: night of {found.night}: {found.verdict}"
-    parts = [[title], [f"**{markdown_line(found.sentence)}**"], table, lost, notes]
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+    title = f"{found.experiment}: night of {found.night}: {found.verdict}"
+    return ResultDocument(title, sections, found.sentence)
 
 
 def issue(found: NightReport) -> str:
@@ -50,7 +46,7 @@ def issue(found: NightReport) -> str:
     names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
     title = clean(f"Nightly {found.experiment}, {found.night}: {names}")
     step = "`harness nightly ack` closes the alarm; evidence then begins anew."
-    return f"{title}\n\n{markdown(found)}\n{step}\n"
+    return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
 
 
 def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
@@ -105,7 +101,7 @@ def write(found: NightReport, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        folder / f"{found.experiment}.nightly.md": markdown(found),
+        folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),
         folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",
         folder / f"{found.experiment}.nightly.issue.md": issue(found),
     }

@@ -20,8 +20,8 @@ from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import score_again
 from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run, refuse_drawn
-from harness.report import gate_report
-from harness.report.gate_report import terminal
+from harness.report import gate_report, markdown
+from harness.report.gate_report import gate_document
 from harness.store import Store
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "differences",
     "gate",
     "gate_candidate",
+    "gate_document",
     "gate_folders",
     "gate_stored",
     "not_with_base",
@@ -43,7 +44,6 @@ __all__ = [
     "remove_run",
     "remove_unused",
     "score_again",
-    "terminal",
     "to_json",
     "unused",
     "write",
@@ -166,4 +166,4 @@ def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None)
         junit.write_text(gate_report.junit(judged, "harness gate"), "utf-8")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
-            page.write(gate_report.markdown(judged))
+            page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)

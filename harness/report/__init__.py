@@ -13,22 +13,25 @@ from typing import Any
 
 from harness.gating import Verdict
 from harness.report.csv import to_csv
+from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
 from harness.report.experiment_report import SMOKE, ExperimentReport, Flip, Step, flips_of, live_line
 from harness.report.html import html
 from harness.report.junit import junit
-from harness.report.markdown import markdown
 from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read
-from harness.report.sections import arithmetic_lines, origin
+from harness.report.sections import arithmetic_lines, experiment_document, origin
 from harness.report.terminal import score_table, terminal, terminal_table
 
 __all__ = [
     "SMOKE",
     "ExperimentReport",
     "Flip",
+    "ResultDocument",
+    "Section",
     "Step",
     "arithmetic_lines",
+    "experiment_document",
     "flips_of",
     "front_file",
     "html",
@@ -37,9 +40,11 @@ __all__ = [
     "live_line",
     "markdown",
     "origin",
+    "print_document",
     "read",
     "score_table",
     "terminal",
+    "terminal_lines",
     "terminal_table",
     "to_csv",
     "to_json",
@@ -80,7 +85,7 @@ def _forms(report: ExperimentReport) -> dict[str, str]:
     plain = to_json(report)
     judged = [(f.label, f.verdict, _stops(report, f.verdict)) for f in report.facts if f.verdict]
     return {
-        ".md": markdown(report),
+        ".md": markdown(experiment_document(report)),
         ".json": json.dumps(plain, indent=2, ensure_ascii=False) + "\n",
         ".html": html(report),
         ".csv": to_csv(report, plain["evidence"]),

@@ -1,6 +1,6 @@
-"""A verdict as text, Markdown, JUnit XML and plain types.
+"""A verdict of the gate as a document, JUnit XML and plain types.
 
-Invariant: every form says the same: each rule with its sentence, what the gate could have
+Invariant: every format says the same: each rule with its sentence, what the gate could have
 missed, and the verdict last.
 """
 
@@ -10,53 +10,40 @@ from typing import Any
 
 from harness import formatting, gating, report
 from harness.gating import GateResult, TaskComparison, Verdict
-from harness.report.escape import clean, markdown_line, markdown_table
-from harness.report.escape import markdown as escape
+from harness.report.document import ResultDocument, Section
 from harness.report.experiment_report import miss_basis, miss_text
 from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
+_TASK_COLUMNS = ("task", "metric", "n", "baseline", "candidate", "change", "lost/gained", "in the macro")
 
 
-def terminal(judged: GateResult) -> list[str]:
-    """List the lines of a verdict, the verdict itself last."""
-    v = judged.verdict
-    tasks = [f"  {clean(_task_line(t))}" for t in _primary(judged)]
-    rules = [f"  {WORDS[r.outcome]:<9}  {clean(r.sentence)}" for r in v.rules]
-    return [
-        f"{clean(judged.candidate)} against {clean(judged.baseline)}",
-        *tasks,
-        *rules,
-        *([f"  {miss_basis(v)}"] if v.missed else []),
-        *(f"    {clean(miss_text(m))}" for m in v.missed),
-        *(f"  note: {clean(note)}" for note in judged.notes),
-        f"{clean(judged.candidate)}: {clean(v.sentence)}",
+def gate_document(judged: GateResult) -> ResultDocument:
+    """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
+    v, tasks = judged.verdict, _primary(judged)
+    lost = [_lost(t) for t in tasks if t.comparison.lost and t.comparison.base_passed is not None]
+    sections = [
+        Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
+        Section(
+            "rules",
+            columns=("rule", "outcome", "evidence"),
+            rows=[[r.name, WORDS[r.outcome], r.sentence] for r in v.rules],
+        ),
+        Section(
+            "missed",
+            lead=_missed_lead(v),
+            notes=list(map(miss_text, v.missed)),
+        ),
+        Section("lost", notes=lost, detail=True),
+        Section("notes", notes=judged.notes),
     ]
+    title = f"{WORDS[v.outcome]}: {judged.candidate} against {judged.baseline}"
+    return ResultDocument(title, sections, f"{judged.candidate}: {v.sentence}")
 
 
-def markdown(judged: Sequence[GateResult]) -> str:
-    """Render verdicts for a summary page: the sentence, the rules, the tasks and the lost items."""
-    return "\n".join(line for j in judged for line in _markdown(j)) + "\n"
-
-
-def _markdown(judged: GateResult) -> list[str]:
-    v = judged.verdict
-    rules = [[r.name, WORDS[r.outcome], r.sentence] for r in v.rules]
-    tasks = [_task_cells(t) for t in _primary(judged)]
-    lost = [_lost(t) for t in _primary(judged) if t.comparison.lost and t.comparison.base_passed is not None]
-    return [
-        f"## {WORDS[v.outcome]}: {escape(judged.candidate)} against {escape(judged.baseline)}",
-        "",
-        f"**{escape(v.sentence)}**",
-        "",
-        *_table(("rule", "outcome", "evidence"), rules),
-        *_table(("task", "metric", "baseline", "candidate", "change", "lost/gained"), tasks),
-        *([f"{miss_basis(v).capitalize()}:", ""] if v.missed else []),
-        *(f"- {markdown_line(text)}" for text in map(miss_text, v.missed)),
-        "",
-        *(f"- {markdown_line(text)}" for text in (*lost, *judged.notes)),
-        "",
-    ]
+def _missed_lead(verdict: Verdict) -> str:
+    basis = miss_basis(verdict)
+    return f"{basis[0].upper()}{basis[1:]}:" if basis else ""
 
 
 def junit(judged: Sequence[GateResult], name: str) -> str:
@@ -91,26 +78,16 @@ def _task_cells(t: TaskComparison) -> list[str]:
     return [
         c.task,
         c.metric,
+        formatting.count(c.n),
         formatting.score(c.unit, c.base, c.base_low, c.base_high),
         formatting.score(c.unit, c.new, c.new_low, c.new_high),
         formatting.change(c.unit, c.delta, c.low, c.high),
         f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
+        "yes" if gating.in_macro(t) else "no",
     ]
-
-
-def _task_line(t: TaskComparison) -> str:
-    name, metric, base, new, change, flips = _task_cells(t)
-    left_out = "" if gating.in_macro(t) or t.role != "capability" else ", not in the macro"
-    n = formatting.count(t.comparison.n)
-    return f"{name} ({metric}, n = {n}): {base} → {new}, {change}, lost/gained {flips}{left_out}"
 
 
 def _lost(t: TaskComparison) -> str:
     ids = t.comparison.lost
     more = f" and {formatting.count(len(ids) - _LOST_SHOWN)} more" if len(ids) > _LOST_SHOWN else ""
     return f"{t.task.name}, lost {formatting.count(len(ids))}: {', '.join(ids[:_LOST_SHOWN])}{more}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    listed = list(rows)
-    return [*markdown_table(columns, listed), ""] if listed else []

@@ -4,7 +4,7 @@ Invariant: the page holds no script and its own policy forbids any; every text i
 escaped; every number was printed by `numbers`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ from harness import formatting
 from harness.comparison import Comparison, oriented
 from harness.decision import CandidateFacts, fine_tuned
 from harness.report import plots
+from harness.report.document import Section
 from harness.report.escape import clean, clean_lines
-from harness.report.experiment_report import SMOKE, ExperimentReport, Flip, best_first, last_line
+from harness.report.experiment_report import ExperimentReport, Flip, best_first
 from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import style
 from harness.report.plots.curves import LONGEST
-from harness.report.sections import Section, header_facts, sections
+from harness.report.sections import experiment_document
 
 _FOLDER = Path(__file__).parent
 
@@ -50,12 +51,11 @@ def html(report: ExperimentReport) -> str:
         finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
     )
     environment.filters |= {"lines": lambda text: Markup(_escaped(text)), "drawn": Markup}
+    shown = experiment_document(report)
     return environment.get_template("page.html").render(
         report=report,
-        mark=SMOKE if report.smoke else "",
-        sentence=last_line(report),
-        facts=list(map(clean, header_facts(report))),
-        chapters=_chapters(report),
+        document=shown,
+        chapters=_chapters(report, shown.sections),
         front=plots.front(report),
         heat=heat(report),
         verdict_classes=CLASSES,
@@ -70,10 +70,10 @@ def _escaped(text: str) -> str:
     return str(escape(clean_lines(text)))
 
 
-def _chapters(report: ExperimentReport) -> list[Chapter]:
+def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Chapter]:
     facts = {f.label: f for f in best_first(report)}
     out = []
-    for i, section in enumerate(sections(report)):
+    for i, section in enumerate(sections):
         f = facts.get(section.label)
         above: list[str] = []
         flips: list[tuple[str, tuple[Flip, ...]]] = []

@@ -4,8 +4,8 @@ Invariant: Markdown and HTML print these same sections; a section without rows s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from harness import formatting, plugins
 from harness.comparison import AnswerDiversity, Answers, Comparison
@@ -19,14 +19,17 @@ from harness.gating import Verdict
 from harness.records import Run
 from harness.report import decision_tables, loss_curves
 from harness.report.decision_tables import arithmetic_rows
+from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import (
+    SMOKE,
     ExperimentReport,
     Step,
     best_first,
     failure_line,
     figure_text,
     headers,
+    last_line,
     miss_basis,
     miss_text,
     table_rows,
@@ -50,43 +53,19 @@ _MEASURED = {
     "peak_memory_gib": "peak memory, GiB",
     "fit_key": "key of the weights",
 }
+_BRIEF = ("candidates", "ablation")  # what the terminal shows
 _ESTIMAND = "intervals of the population that the items stand for"
-Kind = Literal[
-    "candidates",
-    "ablation",
-    "seeds",
-    "curve",
-    "slices",
-    "forgetting",
-    "diversity",
-    "steps",
-    "gate",
-    "sweep",
-    "training",
-    "arithmetic",
-    "provenance",
-]
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One table. `lead` and `notes` stand below it; `label` names the run that it is about."""
-
-    kind: Kind
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    lead: str = ""
-    notes: Sequence[str] = ()
-    label: str = ""
+def experiment_document(report: ExperimentReport) -> ResultDocument:
+    """Lay out everything that is said of an experiment; the terminal leaves its details out."""
+    shown = (s if s.kind in _BRIEF else replace(s, detail=True) for s in _all(report) if s.rows or s.notes)
+    lead = " · ".join(map(clean, _header_facts(report)))
+    mark = SMOKE if report.smoke else ""
+    return ResultDocument(report.experiment, list(shown), last_line(report), lead, mark)
 
 
-def sections(report: ExperimentReport) -> list[Section]:
-    """List everything that a document says below its head."""
-    return [s for s in _all(report) if s.rows or s.notes]
-
-
-def header_facts(report: ExperimentReport) -> list[str]:
+def _header_facts(report: ExperimentReport) -> list[str]:
     """List the base model, what was measured of the whole run, and what its intervals are of."""
     header = (f"{_titled(name)} {figure_text(name, value)}" for name, value in report.header.items())
     return [f"Base model {report.base_model}", *header, _ESTIMAND]

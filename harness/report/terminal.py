@@ -6,6 +6,7 @@ as markup.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -14,26 +15,26 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.comparison import Estimate
-from harness.decision import Ablation
-from harness.formatting import UNKNOWN, Unit, count, score
-from harness.report import decision_tables, labels
+from harness.formatting import UNKNOWN, count, score
+from harness.report import labels
+from harness.report.document import terminal_lines
 from harness.report.escape import clean
-from harness.report.experiment_report import SMOKE, ExperimentReport, Row, headers, last_line, table_rows
+from harness.report.experiment_report import SMOKE, ExperimentReport, Row, headers, table_rows
 from harness.report.labels import STYLES
-from harness.report.sections import sentences
+from harness.report.sections import experiment_document
 
 WIDTH = 100
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:
-    """Print the table and its sentences; the last line is the verdict, never broken in two."""
+    """Print the table of candidates, fitted to its width, then the rest of the document."""
     console.print(terminal_table(report))
-    for ablation in report.ablations:
-        console.print(_ablation(ablation, report.unit))
-        console.print(Text(clean(decision_tables.ablation_note(ablation))))
-    for sentence in sentences(report):
-        console.print(Text(clean(sentence)))
-    console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
+    whole = experiment_document(report)
+    below = [replace(s, rows=()) if s.kind == "candidates" else s for s in whole.sections]
+    *lines, last = terminal_lines(replace(whole, title="", lead="", sections=below))
+    for line in lines:
+        console.print(line)
+    console.print(last, soft_wrap=True)
 
 
 def terminal_table(report: ExperimentReport) -> Table:
@@ -59,19 +60,6 @@ def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
     table.add_column(Text(first), overflow="fold", max_width=name_width)
     for header in others:
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
-
-
-def _ablation(ablation: Ablation, unit: Unit) -> Table:
-    """Lay one grid out; its members are named by what differs."""
-    rows = decision_tables.ablation_rows(ablation, unit)
-    columns = [clean(column) for column in decision_tables.ablation_columns(ablation)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    free = WIDTH - sum(max(map(cell_len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
-    width = max(free, cell_len(columns[0]))
-    _add_columns(table, columns, width)
-    for name, *cells in rows:
-        table.add_row(Text(clean(name)), *map(Text, cells))
-    return table
 
 
 def _layout(report: ExperimentReport) -> tuple[list[Row], int, int]:

@@ -11,11 +11,11 @@ from harness.errors import UserError
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.report import ExperimentReport
-from harness.rescue.report import front_file, kept, markdown, read, terminal, to_json, write
+from harness.rescue.report import front_file, kept, read, rescue_document, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.search import search, with_trials
 from harness.rescue.select import Case, case_of, worth_rescuing
-from harness.rescue.trials import Ladder, Planned, at_most, ladder_of, lines, planned
+from harness.rescue.trials import Ladder, Planned, at_most, ladder_of, plan_document, planned
 from harness.store import list_runs
 
 __all__ = [
@@ -28,13 +28,12 @@ __all__ = [
     "exit_code",
     "front_file",
     "kept",
-    "lines",
-    "markdown",
     "of_finished",
+    "plan_document",
     "prepare",
     "read",
+    "rescue_document",
     "run",
-    "terminal",
     "to_json",
     "write",
 ]

@@ -12,17 +12,11 @@ from glob import escape as escaped
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from harness import formatting, report
 from harness.decision import Decision
-from harness.report import ExperimentReport
-from harness.report.escape import clean, markdown_line, markdown_table
-from harness.report.escape import markdown as escape
+from harness.report import ExperimentReport, ResultDocument, Section
 from harness.report.experiment_report import verdict_word
-from harness.report.labels import STYLES, WORDS
+from harness.report.labels import WORDS
 from harness.report.reading import restored, with_units
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
@@ -72,33 +66,12 @@ def sentences(rescue: Rescue) -> list[str]:
     ]
 
 
-def terminal(rescue: Rescue, console: Console) -> None:
-    """Print the table and its sentences."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in headers(rescue):
-        table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
-    for row in rows(rescue):
-        cells = [Text(clean(cell), style=STYLES.get(cell, "")) for cell in row]
-        table.add_row(*cells)
-    console.print(table)
-    for sentence in sentences(rescue):
-        console.print(Text(clean(sentence)), soft_wrap=True)
-
-
-def markdown(rescue: Rescue) -> str:
-    """Render the table and its sentences, the sum first."""
-    *said, last = sentences(rescue)
-    return "\n".join(
-        [
-            f"# Rescue of {escape(rescue.candidate)} in {escape(rescue.experiment)}",
-            "",
-            f"**{escape(last)}**",
-            "",
-            *markdown_table(headers(rescue), rows(rescue)),
-            "",
-            *(f"- {markdown_line(line)}" for line in said),
-            "",
-        ]
+def rescue_document(rescue: Rescue) -> ResultDocument:
+    """Lay a rescue out: the table, its sentences, and the sum of it last."""
+    *notes, last = sentences(rescue)
+    title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
+    return ResultDocument(
+        title, [Section("trials", columns=headers(rescue), rows=rows(rescue), notes=notes)], last
     )
 
 
@@ -144,7 +117,7 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     """Write Markdown, JSON and the picture beside the reports; returns what was written."""
     stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
     forms = {
-        ".md": markdown(rescue),
+        ".md": report.markdown(rescue_document(rescue)),
         ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
         ".front.svg": front_file(rescue),
     }

@@ -21,6 +21,7 @@ from harness.experiment.data_scaling import settled
 from harness.experiment.run_candidate import base_weights, stored_runs
 from harness.models import hub
 from harness.records import Run
+from harness.report import ResultDocument, Section
 from harness.spec import Recipe, RescuePolicy, Step
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
@@ -195,19 +196,25 @@ def planned(session: Session, found: Ladder, seed: int) -> list[Planned]:
     return [_planned(session, trial, seed) for trial in found.trials]
 
 
-def lines(plan: list[Planned], left_out: tuple[str, ...]) -> list[str]:
-    """Lay a plan out, the sum at its end."""
-    head = f"{'':40} {'trained':>9} {'read':>9} {'generated':>9}  {'about':<13} USD"
-    out = [head]
-    for one in plan:
-        w, took = one.work, "stored" if one.stored else formatting.seconds(one.time_s)
-        cells = " ".join(f"{formatting.count(n):>9}" for n in (w.trained, w.read, w.generated))
-        out.append(f"{one.name:40} {cells}  {took:<13} {formatting.usd(0 if one.stored else one.cost_usd)}")
+def plan_document(plan: Sequence[Planned], left_out: Sequence[str]) -> ResultDocument:
+    """Lay out the tokens, time and cost of each trial, and the sum last."""
+    rows = [
+        [
+            one.name,
+            *map(formatting.count, (one.work.trained, one.work.read, one.work.generated)),
+            "stored" if one.stored else formatting.seconds(one.time_s),
+            formatting.usd(0 if one.stored else one.cost_usd),
+        ]
+        for one in plan
+    ]
+    columns = ("trial", "trained", "read", "generated", "about", "USD")
     open_ = [one for one in plan if not one.stored]
     total_s, total_usd = sum(o.time_s for o in open_), sum(o.cost_usd for o in open_)
     most = f"at most {formatting.seconds(total_s)} and {formatting.usd(total_usd)} USD"
-    said = f"{most}; the first that passes ends it"
-    return [*out, *(f"not tried: {reason}" for reason in left_out), said]
+    notes = [f"not tried: {reason}" for reason in left_out]
+    return ResultDocument(
+        "", [Section(columns=columns, rows=rows, notes=notes)], f"{most}; the first that passes ends it"
+    )
 
 
 def at_most(session: Session, selected: Sequence[str]) -> Work:
