@@ -162,7 +162,7 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     done = harness("compare", "--dry-run", check=0)
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["trained", "read", "generated", "about"]
+    assert lines[0].split() == ["candidate", "trained", "read", "generated", "about"]
     assert [line.split("  ")[0] for line in lines[1:9]] == [
         "general ability of the base",
         *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
