@@ -69,8 +69,8 @@ class TaskData(Spec):
 
     Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is
     one file for the three splits: the test part is set aside from it in the same way.
-    `leaks` says what happens to rows of an evaluated split that also occur in training.
-    `other_labels` says what happens to rows whose reference is outside `labels`, `unusable`
+    `contamination` says what happens to rows of an evaluated split that also occur in training.
+    `unknown_labels` says what happens to rows whose reference is outside `labels`, `invalid_rows`
     to rows that lack something.
     """
 
@@ -81,9 +81,9 @@ class TaskData(Spec):
     pairs: str | None = None
     documents: str | None = None
     limits: Limits = Limits()
-    leaks: Literal["refuse", "remove"] = "refuse"
-    other_labels: Literal["refuse", "remove"] = "refuse"
-    unusable: Literal["refuse", "remove"] = "refuse"
+    contamination: Literal["error", "drop"] = "error"
+    unknown_labels: Literal["error", "drop"] = "error"
+    invalid_rows: Literal["error", "drop"] = "error"
 
     @model_validator(mode="after")
     def _one_source_of_splits(self) -> "TaskData":
@@ -113,7 +113,7 @@ class Fields(Spec):
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
 # What may be written of a task of lm-eval; everything else lm-eval says itself.
 _OF_LM_EVAL = frozenset(
-    ("name", "stands_for", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary")
+    ("name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary")
 ) | {"trust_remote_code"}
 
 
@@ -132,7 +132,7 @@ class Task(Spec):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
-    stands_for: str = ""
+    description: str = ""
     data: TaskData = TaskData()
     lm_eval: str = ""
     trust_remote_code: bool = False

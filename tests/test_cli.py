@@ -436,7 +436,7 @@ def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
 
 
 def test_a_champion_is_not_removed(harness, copy):
-    promoted = harness("promote", "lora", "--despite", "a test", cwd=copy, check=0).stdout
+    promoted = harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0).stdout
     assert re.search(r"\n  letters exact_match: [\d.]+ \[\d+, \d+\], n = \d+\n", promoted)
     run_id = json.loads((copy / "baselines" / "champions" / "letters.json").read_text())["run_id"]
     assert "promote another run first" in harness("runs", "rm", run_id, cwd=copy, check=2).stderr
@@ -616,9 +616,35 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
     assert "facts-pinned in fp32" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "now"),
+    [
+        (("compare", "--fewer-items"), "--sequential"),
+        (("compare", "--exact", "--json"), "--all-items"),
+        (("promote", "lora", "--despite=a test"), "--force --reason"),
+    ],
+)
+def test_a_flag_of_before_0_1_is_refused_by_its_present_name(harness, arguments, now):
+    assert f"it is called {now} since 0.1" in harness(*arguments, check=2).stderr
+
+
+@pytest.mark.parametrize(("given", "missing"), [("--force", "--reason"), ("--reason=it is late", "--force")])
+def test_a_promotion_is_forced_with_a_reason_alone(harness, given, missing):
+    assert f"no {missing}" in harness("promote", "lora", given, check=2).stderr
+
+
+def test_the_schema_is_printed_as_init_links_it(harness, tmp_path):
+    rows = [{"prompt": f"Is {i} even?", "reference": ("yes", "no")[i % 2]} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    harness("init", "new", "--data", "rows.jsonl", check=0)
+    first = (tmp_path / "new" / "harness.yaml").read_text().splitlines()[0]
+    linked = tmp_path / "new" / first.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(linked.read_text()) == json.loads(harness("schema", check=0).stdout)
+
+
 def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):
     assert (
         "champions/letters.json"
-        in harness("promote", "lora", "--despite", "a test", cwd=copy, check=0).stderr
+        in harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0).stderr
     )
     assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout

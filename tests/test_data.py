@@ -262,10 +262,12 @@ def test_of_many_leaks_ten_are_shown_and_all_are_counted(task):
 
 def test_leaks_are_removed_from_training_with_a_message(task):
     train = [*some("own", 6), row("t 1"), row("t 0")]
-    items = load_task(task(some("t", 3), train=train, validation=some("v", 2), data={"leaks": "remove"}), 0)
+    items = load_task(
+        task(some("t", 3), train=train, validation=some("v", 2), data={"contamination": "drop"}), 0
+    )
     assert ids(items.train) == [f"train-{i}" for i in range(6)]
     assert len(items.test) == 3
-    assert [m.split("train.jsonl")[1] for m in items.removed] == [": 2 rows removed, evaluated too (7, 8)"]
+    assert [m.split("train.jsonl")[1] for m in items.removed] == [": 2 rows dropped, evaluated too (7, 8)"]
 
 
 def test_a_question_with_other_choices_is_another_question_where_choices_are_the_task(task):
@@ -291,19 +293,19 @@ def test_an_item_of_another_suite_in_training_is_named():
 
 
 def test_training_that_is_evaluated_altogether_is_refused(task):
-    assert len(refused(task(some("t", 3), train=some("t", 3), data={"leaks": "remove"}))) == 1
+    assert len(refused(task(some("t", 3), train=some("t", 3), data={"contamination": "drop"}))) == 1
 
 
 def test_rows_of_other_labels_are_removed_with_a_message(task):
     rows = [row("a", reference="yes"), row("b", reference="maybe"), row("c", reference="no")]
-    items = load_task(task(rows, labels=["yes", "no"], data={"other_labels": "remove"}), 0)
+    items = load_task(task(rows, labels=["yes", "no"], data={"unknown_labels": "drop"}), 0)
     assert ids(items.test) == ["test-0", "test-2"]
-    assert items.removed[0].endswith("test.jsonl: 1 of 3 rows removed, label not among the 2")
+    assert items.removed[0].endswith("test.jsonl: 1 of 3 rows dropped, label not among the 2")
 
 
 def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
     rows = [row("a", reference="refund"), row("b", reference="repair")]
-    found = refused(task(rows, labels=["refnd", "repair"], data={"other_labels": "remove"}))
+    found = refused(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
     assert found == [("labels of task tiny", "'refnd', which no row has")]
 
 
@@ -531,7 +533,7 @@ def banking(**data):
             "name": "banking",
             "labels": INTENTS,
             "fields": {"prompt": "{text}", "reference": "{label}"},
-            "data": {**files, "limits": limits, "other_labels": "remove", **data},
+            "data": {**files, "limits": limits, "unknown_labels": "drop", **data},
         }
     )
 
@@ -543,14 +545,14 @@ def test_the_rows_that_banking77_shares_are_refused():
 
 
 def test_banking77_gives_the_items_that_were_asked_for():
-    items = load_task(banking(leaks="remove"), 0)
+    items = load_task(banking(contamination="drop"), 0)
     assert [len(split) for split in (items.train, items.validation, items.test)] == [360, 60, 240]
     assert {e.references[0] for e in items.train} == set(INTENTS)
     assert any(text.endswith("(1723, 3104, 3117, 4477, 4577, 6985, 9922)") for text in items.removed)
 
 
 def test_no_question_of_banking77_is_in_two_splits():
-    items = load_task(banking(leaks="remove"), 0)
+    items = load_task(banking(contamination="drop"), 0)
     splits = [{key(e) for e in split} for split in (items.train, items.validation, items.test)]
     assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
 

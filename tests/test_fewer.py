@@ -115,20 +115,20 @@ def test_another_cut_of_the_items_is_refused(asked, options, named):
 
 def test_a_rescue_on_a_part_of_the_items_is_refused(asked):
     config_file = str(asked[0] / "harness.yaml")
-    shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--fewer-items", "--rescue"])
+    shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
     assert isinstance(shown.exception, UserError)
-    assert "--exact" in str(shown.exception)
+    assert "--all-items" in str(shown.exception)
 
 
 def test_a_stored_run_is_not_judged_without_its_weights(asked):
     run_id = next(f.run_id for f in asked[1].facts if f.name == "lora")
-    with pytest.raises(IncompatibleRuns, match="--exact"):
+    with pytest.raises(IncompatibleRuns, match="--all-items"):
         release.gate_stored(asked[0] / "harness.yaml", run_id)
 
 
 def test_no_reason_makes_a_run_on_a_part_of_the_items_a_champion(asked):
     run_id = next(f.run_id for f in asked[1].facts if f.name == "lora")
-    with pytest.raises(IncompatibleRuns, match=r"expected whole tasks; next: harness compare --exact"):
+    with pytest.raises(IncompatibleRuns, match=r"expected whole tasks; next: harness compare --all-items"):
         release.promote_named(asked[0] / "harness.yaml", run_id, despite="we need one today")
     assert not (asked[0] / "baselines").exists()
 
@@ -207,6 +207,6 @@ def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
 
 def test_the_command_asks_fewer_items(asked, monkeypatch):
     monkeypatch.chdir(asked[0])
-    shown = CliRunner().invoke(app, ["compare", "--fewer-items", "--json"])
+    shown = CliRunner().invoke(app, ["compare", "--sequential", "--json"])
     assert json.loads(shown.stdout)["experiment"] == "tiny-fewer"
     assert (asked[0] / "reports" / "tiny-fewer.md").exists()

@@ -224,14 +224,14 @@ def test_a_pair_that_prefers_nothing_is_refused(load, pair, found):
 
 def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
     rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
-    items = load(test=rows, data={"unusable": "remove"})
+    items = load(test=rows, data={"invalid_rows": "drop"})
     assert len(items.test) == 1
-    assert "2 of 3 rows removed, unusable: fields instruction (1), an empty 'output' (1)" in items.removed[0]
+    assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
 def test_a_file_without_one_usable_row_is_refused_all_the_same(load):
     with pytest.raises(UserError, match="an empty 'output'"):
-        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"unusable": "remove"})
+        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"invalid_rows": "drop"})
 
 
 def articles(n=12, per_article=5):
@@ -340,12 +340,12 @@ def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
 
 def test_the_pairs_of_hh_rlhf_are_read_from_its_transcripts():
     path = str(shared_data("rows/hh_rlhf_harmless/test.jsonl.gz"))
-    task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "unusable": "remove"}})
+    task = Task.model_validate({"name": "hh", "data": {"all": path, "pairs": path, "invalid_rows": "drop"}})
     items = load_task(task, 0)
     assert len(items.train) + len(items.validation) + len(items.test) == 2303
     assert [pair.messages for pair in items.pairs] == [item.messages for item in items.train]
     assert all(pair.references[0] != pair.rejected for pair in items.pairs)
-    assert "9 of 2,312 rows removed" in items.removed[0]
+    assert "9 of 2,312 rows dropped" in items.removed[0]
 
 
 def test_the_articles_of_xquad_are_in_one_split_each():

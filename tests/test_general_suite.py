@@ -72,7 +72,7 @@ def test_the_general_suite_has_eight_scored_tasks_and_three_texts():
 
 @named(TASKS)
 def test_a_task_says_what_it_stands_for(task):
-    assert task.stands_for.endswith(".")
+    assert task.description.endswith(".")
 
 
 @named(suite("general").tasks)

@@ -228,7 +228,7 @@ def test_the_base_is_judged_against_a_champion_by_test_not_by_identity(copy):
 
 
 def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(copy):
-    with pytest.raises(UserError, match=r"no pass against the base.*--despite"):
+    with pytest.raises(UserError, match=r"no pass against the base.*--force"):
         release.promote_named(copy, "lora")
     assert not (copy.parent / "baselines").exists()
     path, champion = release.promote_named(copy, "lora", despite="the customer accepts it")

@@ -79,7 +79,7 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
         "target.truncated_scores=true",
         "target.primary=macro_f1",
         "target.margin=0.01",
-        "target.stands_for=Sorting.",
+        "target.description=Sorting.",
     ],
 )
 def test_what_only_judges_answers_asks_nobody_again(path, override):

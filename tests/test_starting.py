@@ -152,8 +152,8 @@ def test_a_larger_base_gets_a_lower_learning_rate(proposed):
 
 def test_a_few_unusable_rows_are_left_out_and_said(proposed):
     found = proposed([*FREE, {**FREE[0], "output": ""}])
-    assert found.task.data.unusable == "remove"
-    assert any("1 of 41 rows removed, unusable" in line for line in found.said)
+    assert found.task.data.invalid_rows == "drop"
+    assert any("1 of 41 rows dropped, invalid" in line for line in found.said)
 
 
 def test_many_unusable_rows_are_refused(tmp_path):

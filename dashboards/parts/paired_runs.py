@@ -81,7 +81,7 @@ def of_drawn(task: str, base: Run, new: Run, report: ExperimentReport | None) ->
     if kept is not None and base.weights_digest == new.base_digest:
         return kept
     said = "items that were drawn count by weights that the report keeps for candidate against base alone"
-    return f"{task}: {said}. Next: harness compare --exact"
+    return f"{task}: {said}. Next: harness compare --all-items"
 
 
 @st.cache_resource(show_spinner=False, max_entries=2_000)

@@ -15,10 +15,11 @@ from harness.cli import (  # in the order in which help lists the commands
     nightly,
     rescue,
     runs,
+    schema,
     sql,
 )
 from harness.cli.app import app, write_utf8
-from harness.errors import HarnessError, Problem
+from harness.errors import HarnessError, Problem, UserError
 from harness.progress import quiet_environment
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "nightly",
     "rescue",
     "runs",
+    "schema",
     "sql",
 ]
 
@@ -51,6 +53,7 @@ def main() -> None:
         for a in sys.argv[1:]
     ]
     try:
+        _refuse_renamed(argv)
         app(args=argv, standalone_mode=True)
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,3 +70,12 @@ def main() -> None:
         if ended.code == _INTERRUPTED:
             print("interrupted: what is finished is kept; run the same command to go on", file=sys.stderr)
         raise
+
+
+def _refuse_renamed(argv: list[str]) -> None:
+    """Name the present flag where one of before 0.1 is given."""
+    if any(argument.startswith("--") for argument in argv[1:]):
+        from harness.config.problems import renamed_flags
+
+        if problems := renamed_flags(argv):
+            raise UserError(problems)

@@ -137,8 +137,8 @@ def compare(
     fewer_items: Annotated[
         bool,
         typer.Option(
-            "--fewer-items/--exact",
-            envvar="HARNESS_FEWER_ITEMS",
+            "--sequential/--all-items",
+            envvar="HARNESS_SEQUENTIAL",
             help="Ask of large tasks the items that the verdicts need, or all of them.",
         ),
     ] = False,
@@ -205,8 +205,8 @@ def compare(
 def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
     """Refuse a rescue on a part of the items: it chooses on one half of them all, and judges on the other."""
     if rescue and fewer_items:
-        expected, step = "all items, in two halves", "--exact"
-        raise UserError(Problem("--rescue", "--fewer-items as well", expected, step))
+        expected, step = "all items, in two halves", "--all-items"
+        raise UserError(Problem("--rescue", "--sequential as well", expected, step))
 
 
 def _planned(

@@ -23,7 +23,7 @@ from harness.cli.app import (
     say,
     scored,
 )
-from harness.errors import HarnessError, UserError
+from harness.errors import HarnessError, Problem, UserError
 
 
 @app.command()
@@ -111,14 +111,13 @@ def promote(
     run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
     overrides: Overrides = None,
     config: Config = Path("harness.yaml"),
-    despite: Annotated[
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Promote it although the gate does not; with --reason."),
+    ] = False,
+    reason: Annotated[
         str,
-        typer.Option(
-            "--despite",
-            envvar="HARNESS_DESPITE",
-            metavar="REASON",
-            help="Why it is promoted although the gate does not pass it; kept in the file.",
-        ),
+        typer.Option("--reason", metavar="TEXT", help="Why it is forced; kept in the file."),
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -126,7 +125,10 @@ def promote(
     from harness import release
     from harness.formatting import RATE
 
-    path, champion = release.promote_named(config, run, overrides or [], despite=despite)
+    if force != bool(reason):
+        given, missing = ("--force", "--reason") if force else ("--reason", "--force")
+        raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
+    path, champion = release.promote_named(config, run, overrides or [], despite=reason)
     say(f"wrote {path}")
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
     if not as_json:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -114,6 +114,27 @@ _GONE = {
     "freeze": "write regularize: {freeze: …} beside params",
 }
 
+
+class Renamed(NamedTuple):
+    """The present name of a key or flag, and the present names of its values by the earlier ones."""
+
+    name: str
+    values: Mapping[str, str] = {}
+
+
+_ERROR_OR_DROP = {"refuse": "error", "remove": "drop"}
+
+# Names of before 0.1, kept for one version; a flag stands with its verb.
+RENAMED = {
+    "leaks": Renamed("contamination", _ERROR_OR_DROP),
+    "other_labels": Renamed("unknown_labels", _ERROR_OR_DROP),
+    "unusable": Renamed("invalid_rows", _ERROR_OR_DROP),
+    "stands_for": Renamed("description"),
+    "compare --fewer-items": Renamed("--sequential"),
+    "compare --exact": Renamed("--all-items"),
+    "promote --despite": Renamed("--force --reason"),
+}
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _EXPECTED = {
@@ -177,7 +198,7 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     where = tree.where((*keys, *loc))
     name = _name(loc)
     if error["type"] == "extra_forbidden":
-        return _unknown_key(name, _fields_at(model, loc[:-1]), where)
+        return _unknown_key(name, error["input"], _fields_at(model, loc[:-1]), where)
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", f"add a line `{name}: …`")
@@ -199,10 +220,31 @@ def _name(loc: Keys) -> str:
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
 
-def _unknown_key(name: str, known: list[str], where: str) -> Problem:
+def renamed_flags(arguments: Sequence[str]) -> list[Problem]:
+    """List the flags of a command line, its verb first, that have another name since 0.1."""
+    flags = [argument.partition("=")[0] for argument in arguments[1:] if argument.startswith("--")]
+    named = [(flag, RENAMED.get(f"{arguments[0]} {flag}")) for flag in flags]
+    where, expected = f"harness {arguments[0]}", "a known option"
+    return [
+        Problem(where, f"unknown option {flag}", expected, f"it is called {now.name} since 0.1")
+        for flag, now in named
+        if now
+    ]
+
+
+def _renaming(name: str, value: Any, known: Sequence[str]) -> str:
+    """Phrase the present name of a key as a next step, with the value as it is written now."""
+    now = RENAMED.get(name)
+    if now is None or now.name not in known:
+        return ""
+    written = now.values.get(str(value), "")
+    return f"it is called {now.name!r} since 0.1" + (f": write {now.name}: {written}" if written else "")
+
+
+def _unknown_key(name: str, value: Any, known: list[str], where: str) -> Problem:
     if not known:
         return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
-    next_step = _GONE.get(name) or did_you_mean(name, known)
+    next_step = _GONE.get(name) or _renaming(name, value, known) or did_you_mean(name, known)
     return Problem(where, f"unknown key {name!r}", "a known key", next_step)
 
 
@@ -239,6 +281,9 @@ def _expected(error: Any) -> str:
 def _next_step(error: Any) -> str:
     value, kind = error["input"], error["type"]
     if kind == "literal_error" and isinstance(value, str):
+        present = {now.name: now.values for now in RENAMED.values()}.get(_name(error["loc"]), {})
+        if value in present:
+            return f"it is called {present[value]!r} since 0.1"
         known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = did_you_mean(value, known)
         return hint if "did you mean" in hint else ""

@@ -39,7 +39,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
-SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "stands_for")
+SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "description")
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -82,7 +82,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
     """Read the files of a task and prepare its splits.
 
     Raises:
-        UserError: with the problems of all files at once, or with the leaks between them.
+        UserError: with the problems of all files at once, or with the contamination between them.
     """
     files = _split_up(task, _without_leaks(task, _read(task)), seed)
     limits = task.data.limits
@@ -191,8 +191,8 @@ def _without_leaks(task: Task, files: _Files) -> _Files:
         "pairs": check_leaks(files.pairs, evaluated),
     }
     where = {part: readers.shown_path(task.data.source(part) or "") for part in found}
-    if task.data.leaks == "refuse" and any(found.values()):
-        next_step = "remove the row, or set leaks: remove in data: of the task"
+    if task.data.contamination == "error" and any(found.values()):
+        next_step = "remove the row, or set contamination: drop in data: of the task"
         raise UserError(
             [
                 p

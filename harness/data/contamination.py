@@ -73,7 +73,7 @@ def removed(leaks: Sequence[Leak], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
     rows = ", ".join(leak.training.where.removeprefix(where).lstrip(": ") for leak in leaks[:10])
     more = ", …" if len(leaks) > 10 else ""
-    return f"{where}: {counted(len(leaks), 'row')} removed, evaluated too ({rows}{more})"
+    return f"{where}: {counted(len(leaks), 'row')} dropped, evaluated too ({rows}{more})"
 
 
 def _excerpt(leak: Leak) -> str:

@@ -64,11 +64,11 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         return Sourced(_with_context(example, row, known), row.where)
 
-    made = _each(content, sourced, task.data.unusable, notes.removed)
+    made = _each(content, sourced, task.data.invalid_rows, notes.removed)
     problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
     kept = [sourced for sourced in made if _is_closed(sourced.example)]
     outside = [sourced for sourced in made if not _is_closed(sourced.example)]
-    if task.data.other_labels == "refuse" or not task.labels:
+    if task.data.unknown_labels == "error" or not task.labels:
         problems += [_outside(sourced) for sourced in outside]
     if problems:
         raise UserError(capped(problems, content.shown, "rows that cannot be used"))
@@ -98,7 +98,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     made = _each(
         content,
         lambda row, name: Sourced(_pair(task, formats.read_pair(row), name), row.where),
-        task.data.unusable,
+        task.data.invalid_rows,
         notes.removed,
     )
     problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
@@ -150,7 +150,7 @@ def unknown_documents(splits: Sequence[Kept], known: Sequence[Document]) -> list
 def _each(
     content: Rows,
     make: Callable[[Row, str], _Made],
-    unusable: Literal["refuse", "remove"] = "refuse",
+    invalid_rows: Literal["error", "drop"] = "error",
     notes: list[str] | None = None,
 ) -> list[_Made]:
     """Make something of every row; ids of rows without one are the file's stem and the row's index."""
@@ -161,7 +161,7 @@ def _each(
             made.append(make(row, f"{content.stem}-{index}"))
         except UserError as error:
             problems += error.problems
-    if problems and (unusable == "refuse" or not made):
+    if problems and (invalid_rows == "error" or not made):
         raise UserError(capped(problems, content.shown, "rows that cannot be used"))
     if problems and notes is not None:
         notes.append(_removed_rows(content, problems))
@@ -176,14 +176,14 @@ def _removed_rows(content: Rows, problems: Sequence[Problem]) -> str:
     more = ", …" if len({problem.found for problem in problems}) > len(kinds) else ""
     first = problems[0].where.removeprefix(content.shown).lstrip(": ")
     return (
-        f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows removed, unusable: "
+        f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
         f"{why}{more}; the first is {first}"
     )
 
 
 def _removed_labels(task: Task, content: Rows, n_outside: int) -> str:
     n, n_labels = len(content.rows), len(task.labels)
-    return f"{content.shown}: {n_outside:,} of {n:,} rows removed, label not among the {n_labels}"
+    return f"{content.shown}: {n_outside:,} of {n:,} rows dropped, label not among the {n_labels}"
 
 
 def _read_as(content: Rows, layout: Layout, *, apart: bool) -> str:
@@ -278,7 +278,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         return accepted
     reference = _filled(row, template)
     if not reference.strip():
-        next_step = "fill it in, or set unusable: remove in data: of the task"
+        next_step = "fill it in, or set invalid_rows: drop in data: of the task"
         raise UserError(Problem(row.where, "an empty reference", "the right answer", next_step))
     return (reference,)
 
@@ -346,7 +346,7 @@ def _outside(sourced: Sourced) -> Problem:
     example = sourced.example
     wrong = next(text for text in example.references if text not in example.choices)
     hint = did_you_mean(wrong, example.choices)
-    hint = hint if "did you mean" in hint else "correct the row, or set data.other_labels: remove"
+    hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
     expected = f"one of the {len(example.choices)} choices"
     return Problem(sourced.where, f"reference {wrong!r}", expected, hint)
 

@@ -115,7 +115,7 @@ def title(row: Row) -> str:
     return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
 
 
-_REMOVE = "mend the row, or set unusable: remove in data: of the task"
+_REMOVE = "mend the row, or set invalid_rows: drop in data: of the task"
 
 
 def _filled(row: Row) -> set[str]:

@@ -87,4 +87,4 @@ def _suites(folder: Path, what: str) -> dict[str, str]:
     found = read_suites(folder)
     if what == "suites":
         return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
-    return {t.name: f"{s.name}: {t.stands_for or 'lm-eval'}" for s in found for t in s.tasks}
+    return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}

@@ -132,8 +132,8 @@ def _refuse_two_ways(scope: Scope) -> None:
     given = [name for name, there in (("--quick", scope.quick), ("--limit", scope.limit)) if there]
     if scope.fewer and given:
         expected = "whole tasks, from which the items are drawn"
-        step = "--exact, or leave the other out"
-        raise UserError(Problem("--fewer-items", f"{' and '.join(given)} as well", expected, step))
+        step = "--all-items, or leave the other out"
+        raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
 
 
 def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:

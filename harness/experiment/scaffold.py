@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness import plugins
+from harness.config import json_schema
 from harness.data import TaskItems, formats, load_task, readers
 from harness.data.formats import Layout
 from harness.data.readers import Row
@@ -26,6 +27,7 @@ Kind = Literal["labels", "question", "preference", "text"]
 SUITES = ("general", "safety")
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 LIMITS = {"train": 2000, "validation": 200, "test": 400}
+_SCHEMA = "harness.schema.json"
 _UNUSABLE_SHARE = 0.05
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
@@ -101,6 +103,7 @@ def propose(request: Request) -> Proposal:
     files = {
         paths[0]: _experiment_text(request, name, candidates),
         paths[1]: _suite_text(request, task, paths[1].parent),
+        request.folder / _SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     said, warnings = _sentences(seen, task, items, candidates), _warnings(items)
     return Proposal(name, seen.kind, task, candidates, files, tuple(said), tuple(warnings))
@@ -137,7 +140,7 @@ def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
 def _look(request: Request, content: readers.Rows) -> _Seen:
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
-    task = Task.model_validate({"name": "seen", "data": {"unusable": "remove"}, "fields": fields})
+    task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in _examples(task, content)]
     return _Seen(content.shown, content.rows, layout, fields, _kind(layout, content.rows, examples))
 
@@ -239,12 +242,12 @@ def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
 
 def _task(request: Request, seen: _Seen, name: str) -> dict[str, Any]:
     """Write the task as a mapping, paths absolute."""
-    task: dict[str, Any] = {"name": name, "stands_for": f"the rows of {Path(request.data).name}"}
+    task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
     task["data"] = _data(request, seen)
     if seen.fields:
         task["fields"] = seen.fields
     content = readers.Rows(seen.shown, "row", seen.rows)
-    reading = Task.model_validate({**task, "data": {"unusable": "remove"}})
+    reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
     examples = [sourced.example for sourced in _examples(reading, content)]
     references = [max(example.references, key=len) for example in examples]
     if seen.kind == "labels":
@@ -300,7 +303,7 @@ def _checked(task: dict[str, Any]) -> tuple[Task, TaskItems]:
     try:
         return strict, load_task(strict, 0)
     except UserError as error:
-        lenient = Task.model_validate({**task, "data": {**task["data"], "unusable": "remove"}})
+        lenient = Task.model_validate({**task, "data": {**task["data"], "invalid_rows": "drop"}})
         n_rows = len(readers.read(task["data"]["all"], "train").rows)
         try:
             items = load_task(lenient, 0)
@@ -377,6 +380,7 @@ def _experiment_text(request: Request, name: str, candidates: Mapping[str, Any])
         str(Path(request.base_model).resolve()) if Path(request.base_model).is_dir() else request.base_model
     )
     lines = [
+        f"# yaml-language-server: $schema={_SCHEMA}",
         f"# Proposed by harness init for {Path(request.data).name}; change what you know better.",
         f"name: {_flow(name)}",
         f"base_model: {_flow(base)}",

@@ -137,7 +137,7 @@ def _verdict_on(loaded: Loaded, at: Store, run: Run, despite: str) -> tuple[str,
         return "", f"not judged: {str(error).splitlines()[0]}"
     if judged.verdict.outcome != "pass" and not despite:
         found = f"a verdict that is no pass against {judged.baseline} ({judged.verdict.sentence})"
-        step = "--despite REASON promotes it all the same, and keeps the reason"
+        step = "--force --reason REASON promotes it all the same, and keeps the reason"
         raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
     return judged.verdict.outcome, judged.verdict.sentence
 

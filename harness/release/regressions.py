@@ -85,8 +85,8 @@ def _pinned_task(task: Task, folder: Path) -> Task:
         test=str(folder / SUITE / f"{task.name}.jsonl"),
     )
     kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
-    stands_for = f"Items of {task.name} that a release lost once."
-    return Task(**{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "stands_for": stands_for})
+    description = f"Items of {task.name} that a release lost once."
+    return Task(**{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "description": description})
 
 
 def _plain(task: Task, folder: Path) -> dict[str, Any]:

@@ -361,8 +361,8 @@ def refuse_drawn(experiment: Experiment, run: Run) -> None:
     """
     if run.experiment == f"{experiment.name}{FEWER}":
         raise IncompatibleRuns(
-            f"{run.run_id}: found a run of --fewer-items, whose items count by weights of its report; "
-            f"expected whole tasks; next: harness compare --exact --candidates {run.candidate}"
+            f"{run.run_id}: found a run of --sequential, whose items count by weights of its report; "
+            f"expected whole tasks; next: harness compare --all-items --candidates {run.candidate}"
         )
 
 

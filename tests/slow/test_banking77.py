@@ -10,7 +10,7 @@ EXPERIMENT = """
 name: banking77
 target:
   name: banking77
-  data: {{train: {train}, test: {test}, limits: {{train: 360, validation: 36, test: 144}}, other_labels: remove}}
+  data: {{train: {train}, test: {test}, limits: {{train: 360, validation: 36, test: 144}}, unknown_labels: drop}}
   fields: {{prompt: "{{text}}", reference: "{{label}}"}}
   labels: [card_acceptance, pin_blocked, atm_support, change_pin, compromised_card, lost_or_stolen_card,
            exchange_rate, top_up_limits, age_limit, country_support, passcode_forgotten, terminate_account]
@@ -35,7 +35,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(path):
-    return experiment.compare(path, ["target.data.leaks=remove"])
+    return experiment.compare(path, ["target.data.contamination=drop"])
 
 
 @pytest.fixture

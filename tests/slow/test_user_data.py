@@ -47,7 +47,7 @@ HH_RLHF = """
 name: harmless
 target:
   name: harmless
-  data: {{all: {rows}, pairs: {rows}, unusable: remove, limits: {{validation: 8, test: 12}}}}
+  data: {{all: {rows}, pairs: {rows}, invalid_rows: drop, limits: {{validation: 8, test: 12}}}}
   metrics: [token_f1]
   max_new_tokens: 32
   truncated_scores: true
