@@ -131,4 +131,4 @@ def test_transcripts_of_preferences_train_a_dpo_candidate(harmless):
     assert dpo.state == "done"
     assert dpo.training["loss"][0][1] == pytest.approx(0.6931, abs=0.02)
     assert dpo.training["reward_margin"][-1][1] > 0
-    assert any("rows removed" in note or "left out" in note for note in harmless.notes)
+    assert any("rows dropped" in note or "left out" in note for note in harmless.notes)
