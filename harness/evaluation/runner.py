@@ -14,11 +14,12 @@ from harness import store
 from harness.evaluation import Job, scored
 from harness.evaluation.candidates import base_of, refuse_damaged
 from harness.evaluation.control_arm import beside, origin
+from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.batching import common_length
-from harness.models.hf import Candidate, classifier
+from harness.models.hf import Candidate
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
 from harness.spec import Recipe
 from harness.training import Weights
@@ -58,23 +59,9 @@ def opened(session: Session, weights: Weights) -> Iterator[Candidate]:
     Raises:
         CandidateFailed: their files are no longer those that were made.
     """
-    source = weights.source or session.source
     refuse_damaged(weights)
-    if weights.kind == "base":
-        yield session.host(source).base
-        return
-    assert weights.folder is not None
-    if weights.kind == "classifier":
-        yield classifier(weights.folder, weights.digest)
-    elif weights.kind in openai_api.PROTOCOLS:
-        with openai_api.opened(weights.folder, weights.digest, source) as candidate:
-            yield candidate
-    elif weights.kind == "model":
-        whole = source._replace(path=weights.folder / "model", weights_digest=weights.digest)
-        yield session.host(whole).base
-    else:
-        with session.host(source).adapted(weights.folder / "adapter", weights.digest) as candidate:
-            yield candidate
+    with OPENERS[weights.kind](session, weights) as candidate:
+        yield candidate
 
 
 def missing(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:

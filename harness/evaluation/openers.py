@@ -1,0 +1,70 @@
+"""Openers of weights, one a kind: from a folder and a base to a candidate that generates and scores.
+
+Invariant: an opener lets go of what it opened, and the base in memory is then itself again. A new kind of
+weights is a new entry of `OPENERS`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from harness.evaluation.session import Session
+from harness.models import openai_api
+from harness.models.hf import Candidate, classifier
+from harness.models.hub import ModelSource
+from harness.training import Weights
+
+Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
+
+
+@contextmanager
+def open_base(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open the base as it is served."""
+    yield session.host(_source(session, weights)).base
+
+
+@contextmanager
+def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open a whole model that was trained, in place of the base."""
+    path = _folder(weights) / "model"
+    yield session.host(_source(session, weights)._replace(path=path, weights_digest=weights.digest)).base
+
+
+@contextmanager
+def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open the base with an adapter."""
+    host = session.host(_source(session, weights))
+    with host.adapted(_folder(weights) / "adapter", weights.digest) as candidate:
+        yield candidate
+
+
+@contextmanager
+def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open a text classifier, which needs no base."""
+    yield classifier(_folder(weights), weights.digest)
+
+
+@contextmanager
+def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open what a server serves; prompts are written as for the base."""
+    source = _source(session, weights)
+    with openai_api.opened(_folder(weights), weights.digest, source) as candidate:
+        yield candidate
+
+
+OPENERS: Mapping[str, Opener] = {
+    "base": open_base,
+    "model": open_model,
+    "adapter": open_adapter,
+    "classifier": open_classifier,
+    **dict.fromkeys(openai_api.PROTOCOLS, open_endpoint),
+}
+
+
+def _source(session: Session, weights: Weights) -> ModelSource:
+    return weights.source or session.source
+
+
+def _folder(weights: Weights) -> Path:
+    assert weights.folder is not None, f"weights of the kind {weights.kind} lie in a folder"
+    return weights.folder

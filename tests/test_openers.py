@@ -1,0 +1,17 @@
+"""Every kind of weights has an opener."""
+
+from typing import get_args, get_type_hints
+
+from harness.evaluation.openers import OPENERS
+from harness.models.openai_api import PROTOCOLS
+from harness.plugins import Method
+from harness.training import Weights
+
+
+def test_every_kind_of_weights_is_opened_by_its_entry():
+    assert set(get_args(get_type_hints(Weights)["kind"])) == set(OPENERS)
+
+
+def test_what_a_method_makes_can_be_opened():
+    made = set(get_args(get_type_hints(Method)["makes"]))
+    assert (made - {"endpoint"}) | set(PROTOCOLS) == set(OPENERS)
