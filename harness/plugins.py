@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
@@ -23,6 +23,14 @@ HOOKS = ("mix", "prepare")  # what a regulariser may do to a training
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
 _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
+
+
+class Situation(NamedTuple):
+    """An experiment that is begun: what its data hold, and whether its base is a small model."""
+
+    closed_labels: bool
+    pairs: bool
+    small_base: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,8 @@ class Method:
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
-    `shape_params` are settled by `init_from`.
+    `shape_params` are settled by `init_from`. `proposal(situation)` returns the parameters with which
+    `harness init` proposes the method, None where it does not.
     """
 
     params: type[Any]
@@ -58,6 +67,7 @@ class Method:
     shape_params: tuple[str, ...] = ()
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+    proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
 
     @property
     def tunes(self) -> bool:

@@ -165,6 +165,33 @@ def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
     assert [found for file in FILES for found in violations(file, it)] == []
 
 
+# The same word for something else: the extra of pip, a concern of code_versions.toml, a trace of a chart.
+NO_METHODS = {("preflight.py", "qlora"), ("dpo.py", "dpo"), ("charts.py", "scaled")}
+
+
+def named_methods(file: Path) -> Iterator[str]:
+    """Yield where a file spells a method's name, or compares `method` with one that is also a kind of weights."""
+    kinds = {plugins.method(name).makes for name in plugins.names("methods")}
+    names = set(plugins.names("methods"))
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Constant) and node.value in names - kinds:
+            if (file.name, node.value) not in NO_METHODS:
+                yield f"{file.relative_to(ROOT)}:{node.lineno} spells {node.value!r}"
+        elif isinstance(node, ast.Compare) and any(map(is_a_method, [node.left, *node.comparators])):
+            spelt = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)} & names
+            yield from (f"{file.relative_to(ROOT)}:{node.lineno} compares with {name!r}" for name in spelt)
+
+
+def is_a_method(node: ast.expr) -> bool:
+    return ast.unparse(node).endswith((".method", "['method']", "get('method')"))
+
+
+def test_no_method_is_named_outside_its_file():
+    files = [file for file in MODULES if module(file) != "methods"]
+    files += sorted((ROOT / "dashboards").rglob("*.py"))
+    assert [found for file in files for found in named_methods(file)] == []
+
+
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,8 +1,14 @@
 """A file in a folder is a plugin."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tiny_experiment
 
 import harness
 from harness import plugins
@@ -101,3 +107,57 @@ def test_the_hooks_of_a_method_are_known_and_one_that_trains_nothing_has_none(na
     method = plugins.method(name)
     assert set(method.hooks) <= set(plugins.HOOKS)
     assert method.trains or not method.hooks
+
+
+NORMS = """
+from dataclasses import replace
+
+from harness.plugins import Method
+from harness.training import FitContext, SupervisedParams, Weights, model_digest, supervised
+
+
+class Params(SupervisedParams):
+    pass
+
+
+def only_norms(model):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+
+
+def fit(context, params):
+    folder = context.folder / "model"
+    training = supervised(replace(context, prepare=only_norms), params, None, folder)
+    return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+METHOD = Method(params=Params, fit=fit, makes="model", trains=True, draws_from="train", seeded=True)
+"""
+TUNED = "{method: norms, params: {num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
+
+
+def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
+    """What only its file knows of is checked, trained, evaluated, judged and can be rescued."""
+    shutil.copytree(
+        Path(harness.__file__).parent, tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "harness" / "methods" / "norms.py").write_text(NORMS)
+    candidates = (
+        f"  prompt: {{method: base}}\n  norms: {TUNED}\n  half: {{method: interpolated, init_from: norms}}\n"
+    )
+    tiny_experiment.write(tmp_path / "own", tiny, candidates)
+    done = subprocess.run(
+        [sys.executable, "-c", "from harness.cli import main; main()", "compare", "--json"],
+        cwd=tmp_path / "own",
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HARNESS_CACHE": str(own_cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    facts = {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}
+    assert {name: fact["state"] for name, fact in facts.items()} == dict.fromkeys(
+        ("prompt", "norms", "half"), "done"
+    )
+    assert facts["norms"]["verdict"]["outcome"] in ("pass", "fail", "inconclusive")
+    assert 0 < facts["norms"]["training"]["n_trainable"] < 2000

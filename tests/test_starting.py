@@ -71,7 +71,7 @@ def test_enough_rows_are_not_warned_of(proposed):
 @pytest.mark.parametrize(
     ("content", "kind", "metrics", "candidates"),
     [
-        (LABELLED, "labels", ("exact_match", "macro_f1"), ["prompt", "knn", "ranked", "bag", "lora"]),
+        (LABELLED, "labels", ("exact_match", "macro_f1"), ["prompt", "knn", "ranked", "classifier", "lora"]),
         (FREE, "text", ("token_f1", "rougeL"), ["prompt", "knn", "lora"]),
         (QUESTIONS, "question", ("token_f1", "exact_match"), ["prompt", "rag", "lora", "hybrid"]),
         (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "lora"]),
@@ -225,7 +225,7 @@ def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
     found = proposed(LABELLED, base_model=str(tiny))
     path = scaffold.write(found)[0]
     report = tiny_experiment.run(
-        path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "bag")
+        path, "suites=[]", "device=cpu", "precision=fp32", candidates=("prompt", "classifier")
     )
-    assert {fact.name: fact.state for fact in report.facts} == {"prompt": "done", "bag": "done"}
-    assert next(fact for fact in report.facts if fact.name == "bag").target.score == 1.0
+    assert {fact.name: fact.state for fact in report.facts} == {"prompt": "done", "classifier": "done"}
+    assert next(fact for fact in report.facts if fact.name == "classifier").target.score == 1.0

@@ -319,25 +319,34 @@ def _checked(task: dict[str, Any]) -> tuple[Task, TaskItems]:
 def _candidates(request: Request, kind: Kind, task: Task) -> dict[str, dict[str, Any]]:
     """List what is worth comparing on such a task, the cheap alternatives first."""
     shots = {"few_shot": {"select": "knn", "shots": 8 if kind == "labels" else 4}}
-    # Small models need a higher learning rate than the larger ones that adapters are usually made for.
-    lora = {
-        "method": "lora",
-        "params": {"r": 16, "learning_rate": 1e-3 if request.base_model in EMBEDDED else 2e-4},
-    }
+    proposed = _methods(
+        plugins.Situation(kind == "labels", bool(task.data.pairs), request.base_model in EMBEDDED)
+    )
+    on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
+    untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot"}}
     if kind in ("labels", "text"):
         found["knn"] = {"prompting": shots}
     if kind == "labels":
-        found |= {"ranked": {"prompting": shots, "answer": "rank"}, "bag": {"method": "classifier"}}
+        found["ranked"] = {"prompting": shots, "answer": "rank"}
+    found |= untrained
     rag = {"rag": {"retriever": "bm25", "top_k": 2}}
     if task.data.documents:
         found["rag"] = {"prompting": rag}
-    found["lora"] = lora
+    found |= on_rows
     if task.data.documents:
-        found["hybrid"] = {"weights_of": "lora", "prompting": rag}
-    if task.data.pairs and "dpo" in plugins.names("methods"):
-        found["dpo"] = {"method": "dpo"}
-    return found
+        found["hybrid"] = {"weights_of": next(iter(on_rows)), "prompting": rag}
+    return found | proposed
+
+
+def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
+    """Return a recipe of each method that proposes itself, by its name."""
+    proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
+    return {
+        name: {"method": name, **({"params": params} if params else {})}
+        for name, params in proposals.items()
+        if params is not None
+    }
 
 
 def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[str, Any]) -> Iterator[str]:
@@ -360,7 +369,8 @@ def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[st
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"
     if items.pairs:
-        method = "" if "dpo" in candidates else "; no method of this version trains on them"
+        used = candidates.keys() & set(plugins.methods(draws_from="pairs"))
+        method = "" if used else "; no method of this version trains on them"
         yield f"pairs: {len(items.pairs):,}{method}"
     yield f"metrics: {', '.join(task.metrics)}; answers of at most {task.max_new_tokens} tokens"
     yield f"candidates: {', '.join(candidates)}"

@@ -51,4 +51,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     )
 
 
-METHOD = Method(params=Params, fit=fit, makes="classifier", draws_from="train")
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="classifier",
+    draws_from="train",
+    proposal=lambda situation: {} if situation.closed_labels else None,
+)

@@ -41,4 +41,5 @@ METHOD = Method(
     loops=("training", "tokens", "dpo"),
     shape_params=tuple(LoraParams.model_fields),
     adapter_parameters=adapter_parameters,
+    proposal=lambda situation: {} if situation.pairs else None,
 )

@@ -29,4 +29,6 @@ METHOD = Method(
     hooks=("mix",),
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
+    # Small models need a higher learning rate than the larger ones that adapters are usually made for.
+    proposal=lambda situation: {"r": 16, "learning_rate": 1e-3 if situation.small_base else 2e-4},
 )
