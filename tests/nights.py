@@ -101,4 +101,4 @@ class Calendar:
         hears = asked or self.asked.append
         host = NightlyHost(TRUTH, self.session.source, (self.salt, day), rates, hears)
         self.session.slot.host = host
-        return nightly.run_on(self.session, self.loaded, day, publish)
+        return nightly.run_prepared(self.session, self.loaded, day, publish)

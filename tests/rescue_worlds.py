@@ -98,7 +98,7 @@ class World(NamedTuple):
     def prepared(self, name: str = "lora"):
         """Prepare a rescue, with every training that it might do laid down."""
         found = rescue.prepare(self.session, self.loaded.selected, name)
-        for trial in found.ladder.trials:
+        for trial in found.schedule.trials:
             if trial.trained:
                 lay_down(found.session, trial.source, trial.name.partition("+")[2])
         return found

@@ -19,7 +19,7 @@ from harness.models.hf import ModelHost
 from harness.progress import Silent
 from harness.records import Noise, Origin, TaskNoise
 from harness.spec import GatePolicy
-from harness.store import Referred, Store
+from harness.store import References, Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -166,7 +166,7 @@ def test_drift_is_remembered_until_the_rows_are_asked_anew(path):
     further(path, doubled_bos)
     assert verdict(further(path), "shots").outcome == "harness-drift"
     (drifted,) = [run for run in store.list_runs(at(path)) if run.candidate == "shots"]
-    release.remove_run(at(path), drifted.run_id, Referred())
+    release.remove_run(at(path), drifted.run_id, References())
     assert verdict(further(path), "shots").outcome == "pass"
 
 

@@ -982,7 +982,7 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(opened, tmp_
     page = opened("nightly")
     home = files.home(Store(tmp_path / "runs"), "desk")
     kept, state = files.read_nights(home), files.read_state(home)
-    last = night_alarm.report_of("desk", NightlyPolicy(), kept, state)
+    last = night_alarm.build_report("desk", NightlyPolicy(), kept, state)
     assert last.sentence in html(page)
     (alarm,) = state.alarms
     assert list(page.dataframe[0].value["about"]) == [alarm.about] == ["lora"]
@@ -1036,7 +1036,7 @@ def test_the_band_of_a_night_is_its_confidence_sequence(opened, tmp_path):
     fake_project.nights(tmp_path)
     (picture,) = pictures(opened("nightly"))
     home = files.home(Store(tmp_path / "runs"), "desk")
-    last = night_alarm.report_of("desk", NightlyPolicy(), files.read_nights(home), files.read_state(home))
+    last = night_alarm.build_report("desk", NightlyPolicy(), files.read_nights(home), files.read_state(home))
     bands = [trace["y"] for trace in picture["data"] if trace.get("fill") == "toself"]
     for line, y in zip(last.lines, bands, strict=True):
         e, middle = line.series["target"], len(y) // 2
@@ -1051,7 +1051,7 @@ def test_nights_are_told_anew_when_the_policy_is_another(opened, tmp_path):
     file.write_text(file.read_text() + "nightly: {alpha: 0.001}\n")
     home = files.home(Store(tmp_path / "runs"), "desk")
     policy, kept, state = NightlyPolicy(alpha=0.001), files.read_nights(home), files.read_state(home)
-    told = night_alarm.report_of("desk", policy, kept, state)
+    told = night_alarm.build_report("desk", policy, kept, state)
     assert all(line.sentence in html(opened("nightly")) for line in told.lines)
 
 

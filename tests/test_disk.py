@@ -8,7 +8,7 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, s
 from harness import release
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.store import Referred, Store
+from harness.store import References, Store
 from harness.store.garbage import size
 
 
@@ -69,15 +69,15 @@ def test_the_champion_is_not_removed(store):
     save_two_runs(store)
     promoted(store, "b")
     with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
-        release.remove_run(store, "b", Referred())
-    release.remove_run(store, "a", Referred())
+        release.remove_run(store, "b", References())
+    release.remove_run(store, "a", References())
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
 
 
 def test_rows_of_a_champion_are_kept_whatever_the_run_is_called(store):
     save_two_runs(store)
     promoted(store, "a run of another folder", rows={"facts/test": OTHER.digest})
-    release.remove_run(store, "b", Referred())
+    release.remove_run(store, "b", References())
     assert store.parquet(OTHER.digest).exists()
 
 
@@ -85,26 +85,26 @@ def test_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
     stores.save_run(store, make_run("b", []))
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     promoted(store, "a run of another folder", weights_digest="weights of b")
-    release.remove_run(store, "b", Referred())
+    release.remove_run(store, "b", References())
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
 
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):
-        release.remove_run(store, "b", Referred())
+        release.remove_run(store, "b", References())
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
 
 
 def test_removing_from_a_folder_that_does_not_exist_does_not_make_it(store):
     with pytest.raises(UserError, match="make one"):
-        release.remove_run(store, "a", Referred())
+        release.remove_run(store, "a", References())
     assert not store.folder.exists()
 
 
 def test_checkpoints_of_a_training_that_is_not_finished_outlive_every_removal(store):
     stores.write_whole(store, store.folder / "weights" / "fit-a.part" / "checkpoints" / "x", "x")
     stores.save_run(store, make_run("a", []))
-    release.remove_run(store, "a", Referred())
+    release.remove_run(store, "a", References())
     stores.reindex(store)
     assert (store.folder / "weights" / "fit-a.part" / "checkpoints" / "x").exists()

@@ -27,8 +27,8 @@ from harness.experiment import Scope, prepare_session, run_candidate
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
-from harness.nightly.alarm import report_of
-from harness.nightly.changes import Arms, series_of
+from harness.nightly.alarm import build_report
+from harness.nightly.changes import NightArms, compare_series
 from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
     Alarm,
@@ -152,7 +152,7 @@ def test_answers_against_another_reference_are_no_evidence(path):
 def test_a_suspicion_says_how_many_more_nights_would_settle_it(tmp_path):
     fake_project.nights(tmp_path)
     kept = read_nights(home(Store(tmp_path / "runs"), "desk"))
-    told = (report_of("desk", NightlyPolicy(), kept[:n], State()) for n in range(1, len(kept)))
+    told = (build_report("desk", NightlyPolicy(), kept[:n], State()) for n in range(1, len(kept)))
     suspected = next(one for one in told if one.verdict == "suspect")
     assert suspected.exit_code == 4
     (sentence,) = (one.sentence for one in suspected.lines if one.verdict == "suspect")
@@ -195,8 +195,8 @@ def test_a_change_that_the_base_shows_too_is_not_the_candidates():
         made = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
         return {("chat", row.example_id): row for row in made}
 
-    arms = Arms(now=rows(0, 0), then=rows(1, 1), base_now=rows(0, 1), base_then=rows(1, 1))
-    found = series_of(arms, (), [(item,) for item in arms.now], {"chat": metric})
+    arms = NightArms(now=rows(0, 0), then=rows(1, 1), base_now=rows(0, 1), base_then=rows(1, 1))
+    found = compare_series(arms, (), [(item,) for item in arms.now], {"chat": metric})
     assert found.changes == {"chat/chat-000": 0.0, "chat/chat-001": -1.0}
     assert found.adjusted
 
@@ -234,7 +234,7 @@ def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
     def night(day, template=tiny_model.STARTED):
         session.slot.host = ModelHost(session.source, session.machine)
         session.slot.host.tokenizer.chat_template = template
-        return nightly.run_on(session, loaded, date(2026, 3, day))
+        return nightly.run_prepared(session, loaded, date(2026, 3, day))
 
     assert night(1).verdict == "ok"
     doubled = night(2, "{{ bos_token }}" + tiny_model.STARTED)
@@ -352,7 +352,7 @@ def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
 def test_a_night_is_shown_as_a_night_to_whoever_looks_on(path):
     seen = []
     calendar = Calendar(path)
-    calendar.night(1, asked=lambda prompt: seen.append(store.at_work(calendar.session.store)))
+    calendar.night(1, asked=lambda prompt: seen.append(store.current_activity(calendar.session.store)))
     assert {one["what"] for one in seen} == {"A night"}
     assert seen[-1]["stage"].startswith("lora: ")
 

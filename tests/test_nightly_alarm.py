@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from harness import stats
-from harness.nightly.alarm import DRIFT_E, Tally, drift_e, judge, tally, worst
-from harness.nightly.rotation import items_of, pool_of, tonight
+from harness.nightly.alarm import DRIFT_E, Tally, drift_e, judge, tally, worst_verdict
+from harness.nightly.rotation import build_pool, ids_by_task, next_items
 from harness.records import Example
 
 NIGHTS, ITEMS, ALPHA, SERIES = 30, 60, 0.05, 2
@@ -107,8 +107,8 @@ def test_a_base_that_moves_more_often_is_found_though_it_was_quiet_for_long():
 
 
 def test_the_worst_verdict_counts():
-    assert worst(["ok", "suspect", "regression", "harness-drift"]) == "regression"
-    assert worst([]) == "ok"
+    assert worst_verdict(["ok", "suspect", "regression", "harness-drift"]) == "regression"
+    assert worst_verdict([]) == "ok"
 
 
 # What a night asks
@@ -119,29 +119,29 @@ def items(n, of=2):
 
 
 def test_clusters_are_asked_whole_anchors_every_night_and_the_others_in_turn():
-    pool = pool_of({"a": items(40), "b": items(40)}, n_anchors=4)
-    first = tonight(pool, 0, 10)
-    second = tonight(pool, first.taken, 10)
+    pool = build_pool({"a": items(40), "b": items(40)}, n_anchors=4)
+    first = next_items(pool, 0, 10)
+    second = next_items(pool, first.taken, 10)
     assert first.anchors == second.anchors
     assert sum(map(len, first.anchors)) == 4
     assert sum(map(len, first.fresh)) == 10
     assert not set(first.fresh) & set(second.fresh)
     assert not set(first.anchors) & {*first.fresh, *second.fresh}
     assert all(len(cluster) == 2 for cluster in first.fresh)
-    assert set(items_of(first.fresh)) == {"a", "b"}
+    assert set(ids_by_task(first.fresh)) == {"a", "b"}
 
 
 def test_a_pool_goes_round_and_says_when_it_is_used_up():
-    pool = pool_of({"a": items(20, of=1)}, n_anchors=2)
+    pool = build_pool({"a": items(20, of=1)}, n_anchors=2)
     taken, left = 0, []
     for _ in range(4):
-        one = tonight(pool, taken, 6)
+        one = next_items(pool, taken, 6)
         taken, left = one.taken, [*left, one.left]
     assert left == [12, 6, 0, 0]
-    assert tonight(pool, 18, 6).fresh == tonight(pool, 0, 6).fresh
+    assert next_items(pool, 18, 6).fresh == next_items(pool, 0, 6).fresh
 
 
 def test_a_pool_smaller_than_a_night_is_asked_once():
-    pool = pool_of({"a": items(4, of=1)}, n_anchors=1)
-    assert len(tonight(pool, 0, 60).fresh) == 3
-    assert tonight(pool_of({"a": items(2, of=1)}, n_anchors=5), 0, 60).fresh == ()
+    pool = build_pool({"a": items(4, of=1)}, n_anchors=1)
+    assert len(next_items(pool, 0, 60).fresh) == 3
+    assert next_items(build_pool({"a": items(2, of=1)}, n_anchors=5), 0, 60).fresh == ()

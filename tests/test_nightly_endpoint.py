@@ -45,7 +45,7 @@ def night(path, n):
     loaded = config.load(path)
     session = prepare_session(loaded, Scope(), Silent())
     session.slot.host = NightlyHost(nights.TRUTH, session.source, (0, day), STILL, lambda prompt: None)
-    return nightly.run_on(session, loaded, day)
+    return nightly.run_prepared(session, loaded, day)
 
 
 def line(found, name="served"):

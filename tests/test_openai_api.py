@@ -30,7 +30,7 @@ from harness.progress import Silent
 from harness.provenance import timestamp
 from harness.records import Limits, Noise, TaskNoise
 from harness.release import stored
-from harness.rescue.select import case_of
+from harness.rescue.select import find_case
 from harness.store import Store, read_identity, read_rows, save_noise
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -550,7 +550,7 @@ def test_an_endpoint_is_not_rescued(compared, monkeypatch):
     loaded = config.load(compared[0], ["seeds=[0,1]"])
     session = prepare_session(loaded, Scope(), Silent())
     with pytest.raises(UserError, match="an endpoint, whose weights are elsewhere"):
-        case_of(session, loaded.selected, "served")
+        find_case(session, loaded.selected, "served")
 
 
 def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypatch):

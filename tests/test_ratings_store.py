@@ -136,7 +136,7 @@ def answered(store):  # noqa: F811
 
 def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answered):
     at, sample = answered
-    found = stores.read_scored(at, IDENTITY.digest, "exact_match")
+    found = stores.read_scores(at, IDENTITY.digest, "exact_match")
     names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight")
     kept = [{name: getattr(r, name) for name in names} for r in sample]
     empty = {"text": "", "prompt": "", "references": ()}
@@ -146,7 +146,7 @@ def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answer
     ]
     assert found == expected
     with pytest.raises(HarnessError, match="absent"):
-        stores.read_scored(at, "absent", "exact_match")
+        stores.read_scores(at, "absent", "exact_match")
 
 
 def test_a_few_items_are_read_with_their_texts(answered):

@@ -169,7 +169,7 @@ def test_a_run_of_other_items_cannot_be_scored_again(copy):
     changed = session(copy, "target.system=Be brief.")
     (prompt,) = [one for one in before if one.candidate == "prompt"]
     with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
-        release.score_again(changed, prompt)
+        release.rescore_run(changed, prompt)
     assert store.list_runs(changed.store) == before
 
 
@@ -177,7 +177,7 @@ def test_a_run_that_is_scored_so_already_stays_as_it_is(copy):
     made = session(copy)
     before = store.list_runs(made.store)
     for one in before:
-        assert release.score_again(made, one).run == one
+        assert release.rescore_run(made, one).run == one
     assert store.list_runs(made.store) == before
 
 

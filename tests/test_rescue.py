@@ -58,7 +58,7 @@ def hopeless(rules_cache, tmp_path_factory):
 def test_a_rescue_read_back_is_the_same(mended, tmp_path):
     _, found = mended
     rescue.write(found, tmp_path)
-    (path,) = rescue.kept(tmp_path, found.experiment)
+    (path,) = rescue.report_files(tmp_path, found.experiment)
     again = rescue.read(path)
     assert rescue.to_json(again) == rescue.to_json(found)
     assert [(scale, t.name) for scale, t in again.path] == [
@@ -81,7 +81,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
 def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
     class LooksOn(Silent):
         def finished(self, candidate, line):
-            seen.append(store.at_work(made.session.store))
+            seen.append(store.current_activity(made.session.store))
 
     made, seen = mended[0], []
     made._replace(session=replace(made.session, progress=LooksOn())).rescued()
@@ -235,7 +235,7 @@ def test_a_run_that_passes_has_nothing_to_rescue(tmp_path):
     said = refused(made, "lora")
     assert "found a run that the gate passes" in said
     assert "harness promote lora" in said
-    assert rescue.of_finished(made.session, made.report) is None
+    assert rescue.prepare_from_report(made.session, made.report) is None
 
 
 def test_a_run_without_gain_is_refused(tmp_path):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from harness.gating import Measurement
 from harness.records import SampleResult
-from harness.rescue.result import cluster_of, split
-from harness.rescue.trials import ladder
+from harness.rescue.result import cluster_name, split
+from harness.rescue.trials import schedule_trials
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 
 ALL = RescuePolicy(max_trained=9)
@@ -17,15 +17,15 @@ LORA = Recipe(method="lora")
 
 
 def marks(recipe, policy=ALL, n_layers=30):
-    return [t.name.partition("+")[2] for t in ladder("x", recipe, recipe, policy, n_layers).trials]
+    return [t.name.partition("+")[2] for t in schedule_trials("x", recipe, recipe, policy, n_layers).trials]
 
 
 def left_out(recipe, n_layers=30):
-    return ladder("x", recipe, recipe, ALL, n_layers).left_out
+    return schedule_trials("x", recipe, recipe, ALL, n_layers).left_out
 
 
 def by_mark(recipe, mark):
-    trials = ladder("x", recipe, recipe, ALL, 30).trials
+    trials = schedule_trials("x", recipe, recipe, ALL, 30).trials
     return next(t.source for t in trials if t.name == f"x+{mark}")
 
 
@@ -35,7 +35,7 @@ def test_rungs_come_in_order_of_cost():
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
-    found = ladder("x", LORA, LORA, RescuePolicy(max_trained=1), 30)
+    found = schedule_trials("x", LORA, LORA, RescuePolicy(max_trained=1), 30)
     assert [t.trained for t in found.trials] == [False, False, False, True]
     assert len(found.left_out) == 5
     assert all("rescue.max_trained is 1" in reason for reason in found.left_out)
@@ -104,7 +104,7 @@ def test_halves_never_share_a_cluster_and_hold_every_item_once(tasks, seed):
     named = {task: rows(task, clusters) for task, clusters in tasks.items()}
     halved = split(named, seed)
     parts = {h: [r for rs in named.values() for r in halved.rows(rs, h)] for h in ("search", "confirm")}
-    assert not set(map(cluster_of, parts["search"])) & set(map(cluster_of, parts["confirm"]))
+    assert not set(map(cluster_name, parts["search"])) & set(map(cluster_name, parts["confirm"]))
     assert sum(map(len, parts.values())) == sum(map(len, named.values()))
 
 
@@ -118,7 +118,7 @@ def test_single_items_are_halved_evenly_in_every_task_and_another_seed_halves_th
     named = {task: rows(task, [f"{task}{i}" for i in range(101)]) for task in ("chat", "sums")}
     halved = split(named, 0)
     for task in named:
-        assert sorted(Counter(halved.half_of[cluster_of(r)] for r in named[task]).values()) == [50, 51]
+        assert sorted(Counter(halved.half_of[cluster_name(r)] for r in named[task]).values()) == [50, 51]
     assert split(named, 1).half_of != halved.half_of
 
 

@@ -25,7 +25,7 @@ from harness.report.plots.pareto_front import front, points_of
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
 from harness.rescue.result import HalfVerdict, Tried
-from harness.rescue.select import worth_rescuing
+from harness.rescue.select import select_case
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
 
@@ -75,7 +75,7 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue():
         Run(f.run_id, "e", f.name, f.method, f.prompting, f.answer, 0, "m", "w", "b", "done", "", {}, {})
         for f in of.facts
     ]
-    chosen = worth_rescuing(of, runs)
+    chosen = select_case(of, runs)
     assert (chosen.facts.name, chosen.reference.name) == ("lora", "knn")
 
 

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.experiment import run_candidate
 from harness.nightly import state
 from harness.progress import Silent
-from harness.store import Referred, Store
+from harness.store import References, Store
 from harness.store.garbage import size
 
 SWEPT = """\
@@ -31,7 +31,7 @@ def store(tmp_path):
 
 
 def unused(store, **options):
-    found = release.unused(store, state.referred(store), **options)
+    found = release.list_unreferenced(store, state.references(store), **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}
 
 
@@ -112,7 +112,7 @@ def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(stor
     for name in names:
         fitted(store, name, f"weights of {name}")
         stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
-    nights = Referred(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
+    nights = References(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
     for name in names:
         release.remove_run(store, name, nights)
     assert [store.weights(name).exists() for name in names] == [True, True, False]
@@ -136,18 +136,18 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
     complete(store, OTHER, make_rows(3))
     stores.begin(store, "desk-lora-s0")
-    found = release.remove_unused(store, Referred())
+    found = release.remove_unreferenced(store, References())
     assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
     assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
-    release.remove_unused(store, Referred(), unfinished=True)
+    release.remove_unreferenced(store, References(), unfinished=True)
     assert not store.rows(OTHER.digest).exists()
-    assert stores.begun(store) == []
+    assert stores.list_begun(store) == []
 
 
 def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
     stores.save_run(store, make_run("a", [], training={"fit_key": "own", "sweep": []}))
     fitted(store, "trial", "t")
-    assert release.unused(store, Referred()).wanted_by == ("a",)
+    assert release.list_unreferenced(store, References()).wanted_by == ("a",)
     assert unused(store) == set()
 
 
@@ -155,20 +155,20 @@ def test_nothing_is_removed_while_it_is_unknown_what_a_run_refers_to(asked):
     (asked.folder / "torn").mkdir()
     (asked.folder / "torn" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match="readable run files"):
-        release.remove_unused(asked, Referred())
+        release.remove_unreferenced(asked, References())
 
 
 def test_nothing_unused_is_removed_while_a_compare_is_at_work(store):
     complete(store, OTHER, make_rows(3))
     with stores.working(store), pytest.raises(HarnessError, match="another harness compare at work"):
-        release.remove_unused(store, Referred())
+        release.remove_unreferenced(store, References())
     assert store.parquet(OTHER.digest).exists()
 
 
 def test_the_weights_behind_another_run_outlive_the_run_that_made_them(asked):
     fitted(asked, "lost", "l")
     stores.save_run(asked, make_run("b", [], training={"fit_key": "lost"}))
-    release.remove_run(asked, "b", Referred())
+    release.remove_run(asked, "b", References())
     assert asked.weights("lost").exists()
 
 
@@ -193,11 +193,11 @@ class TestAnExperiment:
     def test_nothing_of_it_is_unused_and_all_is_once_its_runs_are_gone(self, path):
         store = Store(path.parent / "runs")
         assert len(list((store.folder / "weights").iterdir())) == 3
-        found = release.unused(store, Referred())
+        found = release.list_unreferenced(store, References())
         assert (found.removable, found.wanted_by) == ((), ())
         for one in stores.list_runs(store):
-            release.remove_run(store, one.run_id, Referred())
-        release.remove_unused(store, Referred())
+            release.remove_run(store, one.run_id, References())
+        release.remove_unreferenced(store, References())
         assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
     def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
@@ -210,15 +210,15 @@ class TestAnExperiment:
         path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
         with pytest.raises(KeyboardInterrupt):
             tiny_experiment.run(path, progress=Ended())
-        assert stores.begun(Store(tmp_path / "runs")) == ["tiny"]
+        assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny"]
         tiny_experiment.run(path)
-        assert stores.begun(Store(tmp_path / "runs")) == []
+        assert stores.list_begun(Store(tmp_path / "runs")) == []
 
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = session(tiny_experiment.write(tmp_path, tiny))
         recipe = made.experiment.candidates["prompt"]
         with pytest.raises(AttributeError):
             run_candidate.make_run(made, "prompt", None, 0)
-        assert stores.begun(made.store) == ["tiny-prompt-s0"]
+        assert stores.list_begun(made.store) == ["tiny-prompt-s0"]
         run_candidate.make_run(made, "prompt", recipe, 0)
-        assert stores.begun(made.store) == []
+        assert stores.list_begun(made.store) == []

@@ -10,7 +10,7 @@ import streamlit as st
 
 from harness import provenance, store
 from harness.formatting import plain, points
-from harness.nightly.alarm import NightReport, report_of
+from harness.nightly.alarm import NightReport, build_report
 from harness.nightly.state import Night, State
 from harness.spec import NightlyPolicy
 from parts import charts, project
@@ -36,7 +36,7 @@ def _told(
             for a in _state.alarms
             if a.night <= then
         )
-        out.append(report_of(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
+        out.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
     return out
 
 

@@ -100,7 +100,7 @@ def _report(path: str, modified_ns: int) -> ExperimentReport:
 def rescues(of: ExperimentReport) -> list[Rescue]:
     """Read the last rescue of each run that a report is about."""
     ids = {f.run_id for f in of.facts}
-    files = _modified(rescue.kept(project().file.parent / "reports", of.experiment))
+    files = _modified(rescue.report_files(project().file.parent / "reports", of.experiment))
     found = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
     return [one for one in found if one is not None and one.original.facts.run_id in ids]
 
@@ -145,7 +145,7 @@ def champion_ids() -> dict[str, Champion]:
 
 def at_work() -> dict[str, Any] | None:
     """Say where the command is that works in the runs right now; None where none does."""
-    return store.at_work(project().store)
+    return store.current_activity(project().store)
 
 
 def worker(at: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ def scored(digest: str, metric_name: str) -> list[SampleResult]:
 
 @st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items
 def _scored(folder: str, digest: str, metric_name: str, changed: tuple[int, ...]) -> list[SampleResult]:
-    return store.read_scored(Store(Path(folder)), digest, metric_name)
+    return store.read_scores(Store(Path(folder)), digest, metric_name)
 
 
 def base_rows(run: Run, key: str) -> str | None:

@@ -145,19 +145,19 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _lines(inner, indent + "  ")
         elif isinstance(inner, list | tuple):
-            yield f"{indent}{key}: {_listed(inner)}"
+            yield f"{indent}{key}: {_join_values(inner)}"
         else:
             yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _join_values(values: Sequence[Any]) -> str:
     """Write names and numbers one after the other, and of what holds more, such as a curve, how many."""
     if any(isinstance(value, dict | list | tuple) for value in values):
         return f"a list of {len(values)}, which --json shows"
     return ", ".join(map(str, values)) or "none"
 
 
-def scored(unit: "Unit", value: float, low: float, high: float, n: float) -> str:
+def format_score(unit: "Unit", value: float, low: float, high: float, n: float) -> str:
     """Write a score with its interval and the number of items."""
     from harness.formatting import count, score
 
@@ -169,7 +169,7 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
     from harness.report import to_plain
 
     def shown(e: "Estimate") -> object:
-        return to_plain(e) if as_json else scored(e.unit, *e[:4])
+        return to_plain(e) if as_json else format_score(e.unit, *e[:4])
 
     named = {
         run: {task: {m: shown(e) for m, e in of.items()} for task, of in scores.items()}

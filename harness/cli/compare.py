@@ -174,7 +174,7 @@ def compare(
     session = experiment.prepare_session(loaded, Scope(limit, quick, fewer_items, dry_run), progress)
     stored = experiment.look_up(session, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
-    work = _planned(session, loaded.selected, learning_curve, rescue) if computes else {}
+    work = _estimate_work(session, loaded.selected, learning_curve, rescue) if computes else {}
     plan = experiment.seconds_planned(session, work)
     warnings = experiment.warnings_before(session)
     if strict:
@@ -209,19 +209,19 @@ def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
         raise UserError(Problem("--rescue", "--sequential as well", expected, step))
 
 
-def _planned(
+def _estimate_work(
     session: "Session", selected: "Sequence[str]", learning_curve: bool, rescue: bool
 ) -> "dict[str, Work]":
     """Estimate what the candidates take, and what is wanted beside them."""
     from harness import experiment
-    from harness.rescue import at_most
+    from harness.rescue import largest_work
 
     work = experiment.planned(session, selected)
     if learning_curve:
         experiment.refuse_curve(session, selected)
         work["learning curve"] = experiment.planned_curve(session, selected)
     if rescue:
-        work["rescue, at most"] = at_most(session, selected)
+        work["rescue, at most"] = largest_work(session, selected)
     return work
 
 
@@ -236,12 +236,12 @@ def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Pa
     """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness import rescue as rescuing
-    from harness.cli.rescue import rescued
+    from harness.cli.rescue import run_rescue
 
-    prepared = rescuing.of_finished(session, found)
+    prepared = rescuing.prepare_from_report(session, found)
     if not as_json:
         print_report(found, False)
-    rescued_one = rescued(prepared, folder) if prepared else None
+    rescued_one = run_rescue(prepared, folder) if prepared else None
     if as_json:
         plain = rescuing.to_json(rescued_one) if rescued_one else None
         print_json({**report.to_json(found), "rescue": plain})
@@ -323,8 +323,8 @@ def evaluate(
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         asked = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
         computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
-        prepared = _prepared(candidate, asked, overrides or [], config, runs, computing)
-        _evaluate_alone(prepared, output_path, log_samples, as_json)
+        prepared = _prepare_standalone(candidate, asked, overrides or [], config, runs, computing)
+        _evaluate_standalone(prepared, output_path, log_samples, as_json)
         return
     _refuse_without_tasks(
         {
@@ -364,7 +364,7 @@ def _name_tasks(problems: "Sequence[Problem]", config: Path) -> "list[Problem]":
     ]
 
 
-def _prepared(
+def _prepare_standalone(
     name: str,
     tasks: "list[Task]",
     overrides: list[str],
@@ -392,7 +392,7 @@ def _prepared(
     return standalone.prepare_model(name, tasks, runs, progress, **standalone.checked(computing))
 
 
-def _evaluate_alone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
+def _evaluate_standalone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
     from harness.cli.progress_bar import console
     from harness.experiment import standalone
     from harness.report import score_table

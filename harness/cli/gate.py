@@ -14,6 +14,7 @@ from harness.cli.app import (
     Json,
     Overrides,
     app,
+    format_score,
     open_session,
     print_document,
     print_json,
@@ -21,7 +22,6 @@ from harness.cli.app import (
     print_value,
     regressions_app,
     say,
-    scored,
 )
 from harness.errors import HarnessError, Problem, UserError
 
@@ -133,7 +133,9 @@ def promote(
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
     if not as_json:
         named = champion.scores.items()
-        shown["scores"] = {key: scored(champion.units.get(key, RATE), *numbers) for key, numbers in named}
+        shown["scores"] = {
+            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in named
+        }
     print_value({name: value for name, value in shown.items() if value}, as_json)
 
 

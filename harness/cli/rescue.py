@@ -11,7 +11,7 @@ import typer
 from harness.cli.app import Config, Json, Overrides, app, open_session, print_document, print_json, say
 
 if TYPE_CHECKING:
-    from harness.rescue import Prepared, Rescue
+    from harness.rescue import PreparedRescue, Rescue
 
 
 @app.command()
@@ -32,7 +32,7 @@ def rescue(
     if dry_run:
         _print_plan(prepared, as_json)
         return
-    found = rescued(prepared, loaded.folder / "reports")
+    found = run_rescue(prepared, loaded.folder / "reports")
     if as_json:
         print_json(rescuing.to_json(found))
     else:
@@ -40,11 +40,11 @@ def rescue(
     raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
 
 
-def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
+def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     """Run a rescue and write its files."""
     from harness import rescue as rescuing
 
-    names = ", ".join(trial.says for trial in prepared.ladder.trials)
+    names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
     found = rescuing.run(prepared)
     for path in rescuing.write(found, folder):
@@ -52,11 +52,11 @@ def rescued(prepared: "Prepared", folder: Path) -> "Rescue":
     return found
 
 
-def _print_plan(prepared: "Prepared", as_json: bool) -> None:
+def _print_plan(prepared: "PreparedRescue", as_json: bool) -> None:
     from harness import rescue as rescuing
     from harness.report import to_plain
 
-    plan, left_out = prepared.plan, prepared.ladder.left_out
+    plan, left_out = prepared.plan, prepared.schedule.left_out
     if as_json:
         print_json({"trials": to_plain(plan), "not_tried": list(left_out)})
         return

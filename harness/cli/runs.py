@@ -93,7 +93,7 @@ def runs_rm(
     """Remove a run that is no champion, with the rows and weights of it alone; or list what is unused."""
     from harness import release
     from harness.errors import Problem, UserError
-    from harness.nightly.state import referred
+    from harness.nightly.state import references
     from harness.store import Store
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
@@ -102,7 +102,7 @@ def runs_rm(
         raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
     if run_id is not None:
         at = Store(runs)
-        release.remove_run(at, run_id, referred(at))
+        release.remove_run(at, run_id, references(at))
         say(f"removed {run_id}")
     else:
         _rm_unused(runs, unfinished=unfinished, yes=yes)
@@ -112,12 +112,12 @@ def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     """Remove what is unused, or list it; say what that frees, and what is kept for whom."""
     from harness import release
     from harness.formatting import size
-    from harness.nightly.state import referred
+    from harness.nightly.state import references
     from harness.store import Store
 
     at = Store(runs)
-    look = release.remove_unused if yes else release.unused
-    found = look(at, referred(at), unfinished=unfinished)
+    look = release.remove_unreferenced if yes else release.list_unreferenced
+    found = look(at, references(at), unfinished=unfinished)
     listed = {str(one.path.relative_to(runs)): size(one.n_bytes) for one in found.removable}
     print_value(listed, as_json=False)
     if found.kept:
@@ -204,7 +204,7 @@ def score(
     session, loaded = open_session(config, overrides)
     out = {}
     for before in release.candidate_runs(loaded, session.store, run):
-        found = release.score_again(session, before)
+        found = release.rescore_run(session, before)
         unchanged = found.run.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
         out[found.run.run_id] = found.scores

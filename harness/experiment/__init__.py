@@ -127,7 +127,7 @@ def run_all(
     start, ordered = time.monotonic(), _in_order(session, loaded.selected)
     found = stored_runs(session, ordered) if found is None else found
     _refuse_without_key(session, loaded, ordered, found)
-    noted = store.Noted(session.progress, session.store, "A comparison", len(ordered))
+    noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
     session = replace(session, progress=noted)
     make_all = partial(_make_all, session, ordered, smoke=quick)
     with store.working(session.store), noted:

@@ -11,17 +11,17 @@ from harness import config
 from harness.config import Loaded
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, missed, report_of
-from harness.nightly.night import alone, run_night, run_on
+from harness.nightly.alarm import NightReport, build_report, missed_nights
+from harness.nightly.night import night_lock, run_night, run_prepared
 from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
 from harness.nightly.state import (
     Alarm,
-    acknowledged,
+    acknowledge_alarms,
     home,
     open_alarms,
     read_nights,
     read_state,
-    unfinished,
+    unfinished_nights,
     write_state,
 )
 from harness.store import Store
@@ -35,7 +35,7 @@ __all__ = [
     "night_document",
     "refuse_webhook",
     "run_night",
-    "run_on",
+    "run_prepared",
     "scheduler",
     "send",
     "status",
@@ -66,8 +66,8 @@ def status(path: Path, today: str) -> Status:
     folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = read_state(folder), read_nights(folder)
     experiment = loaded.experiment
-    last = report_of(experiment.name, experiment.nightly, nights, state) if nights else None
-    absent, begun = missed(nights, today), unfinished(folder)
+    last = build_report(experiment.name, experiment.nightly, nights, state) if nights else None
+    absent, begun = missed_nights(nights, today), unfinished_nights(folder)
     return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
 
 
@@ -83,9 +83,9 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = home(at, loaded.experiment.name)
-    with alone(folder):
+    with night_lock(folder):
         state, nights = read_state(folder), read_nights(folder)
-        state, closed = acknowledged(state, about, nights[-1].night if nights else "")
+        state, closed = acknowledge_alarms(state, about, nights[-1].night if nights else "")
         if new_reference:
             kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
             state = replace(state, references=kept)
@@ -105,7 +105,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = home(at, loaded.experiment.name)
-    with alone(folder):
+    with night_lock(folder):
         before = read_state(folder)
         state, error = tell(before, loaded.experiment.name, webhook, night)
         if state != before:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harness import formatting, gating, stats
-from harness.nightly.state import Alarm, BaseNight, Night, State, Watched, open_alarms, since_ack
+from harness.nightly.state import Alarm, BaseNight, Night, State, Watched, nights_since_ack, open_alarms
 from harness.spec import NightlyPolicy
 
 Verdict = Literal["ok", "suspect", "regression", "harness-drift", "error"]
@@ -81,7 +81,7 @@ def judge(nights: Sequence[Tally], alpha: float, n_series: int = 1) -> Evidence:
     chart = _chart(seen)
     e_value = looks[-1] if looks else 1.0
     delta = sum(t.total for t in nights) / n if n else None
-    low, high = _ends(nights, n, alpha / n_series)
+    low, high = _interval(nights, n, alpha / n_series)
     verdict: Verdict = "ok"
     if any(e >= needed for e in looks):
         verdict = "regression"
@@ -106,7 +106,7 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
     return m
 
 
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
+def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
     """Join verdicts; `ok` where there are none."""
     return max(verdicts, key=ORDER.index, default="ok")
 
@@ -122,7 +122,7 @@ def _chart(nights: Sequence[Tally]) -> float:
     return float(stats.cusum(z, 0.0, SLACK_SD, LIMIT_SD).low[-1])
 
 
-def _ends(nights: Sequence[Tally], n: int, alpha: float) -> tuple[float | None, float | None]:
+def _interval(nights: Sequence[Tally], n: int, alpha: float) -> tuple[float | None, float | None]:
     """Return a normal mixture's ends of the mean change, with the variance that was seen.
 
     Asymptotic: honest from some hundred clusters on, and for looking at, not for the verdict.
@@ -151,7 +151,7 @@ EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regressi
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CandidateVerdict:
     """What is said of one candidate; `anchors` is the mean change of the items asked every night."""
 
     name: str
@@ -172,7 +172,7 @@ class NightReport:
     verdict: Verdict
     sentence: str
     harness: str
-    lines: tuple[Line, ...]
+    lines: tuple[CandidateVerdict, ...]
     new: tuple[Alarm, ...]
     open: tuple[Alarm, ...]
     missed: tuple[str, ...]
@@ -187,15 +187,21 @@ class NightReport:
         return EXIT[self.verdict]
 
 
-def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State) -> NightReport:
+def build_report(
+    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State
+) -> NightReport:
     """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
     last = nights[-1]
     drifts = _drifts(nights, state)
     sound = [n for n in nights if n.night not in drifts]
-    harness = drifts.get(last.night, "") if last in since_ack(state, *_DRIFT, nights) else ""
-    lines = tuple(_line(policy, one, sound, state, harness) for one in last.candidates)
-    verdict = worst([line.verdict for line in lines])
-    raised = [Alarm(line.name, "regression", last.night, line.sentence) for line in lines if _shows(line)]
+    harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
+    lines = tuple(_judge_candidate(policy, one, sound, state, harness) for one in last.candidates)
+    verdict = worst_verdict([line.verdict for line in lines])
+    raised = [
+        Alarm(line.name, "regression", last.night, line.sentence)
+        for line in lines
+        if line.verdict == "regression"
+    ]
     if harness:
         raised.append(Alarm(*_DRIFT, last.night, harness))
     known = open_alarms(state)
@@ -210,7 +216,7 @@ def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], s
         lines=lines,
         new=new,
         open=tuple(known),
-        missed=tuple(missed(nights)),
+        missed=tuple(missed_nights(nights)),
         pool=tuple(_pool(last)),
         commit=last.commit,
         environment=last.environment,
@@ -218,12 +224,12 @@ def report_of(experiment: str, policy: NightlyPolicy, nights: Sequence[Night], s
     )
 
 
-def with_alarms(state: State, report: NightReport) -> State:
+def add_alarms(state: State, report: NightReport) -> State:
     """Keep the alarms that a report raises."""
     return replace(state, alarms=(*state.alarms, *report.new))
 
 
-def missed(nights: Sequence[Night], today: str = "") -> list[str]:
+def missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     """List the dates without a finished night, between the first and the last, and up to before `today`."""
     done = [date.fromisoformat(n.night) for n in nights]
     if not done:
@@ -231,10 +237,6 @@ def missed(nights: Sequence[Night], today: str = "") -> list[str]:
     end = date.fromisoformat(today) if today else done[-1]
     days = (done[0] + timedelta(days=i) for i in range((end - done[0]).days))
     return [day.isoformat() for day in days if day not in done]
-
-
-def _shows(line: Line) -> bool:
-    return line.verdict == "regression"
 
 
 def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
@@ -251,12 +253,12 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
             seen |= {(base, night.environment, item) for item in fresh}
             moved = flips.setdefault((base, n_acks), [])
             moved.append((sum(fresh.values()), len(fresh)))
-            if said := _moved(found, drift_e(moved, rate), rate):
+            if said := _describe_drift(found, drift_e(moved, rate), rate):
                 out[night.night] = said
     return out
 
 
-def _moved(base: BaseNight, e_value: float, rate: float) -> str:
+def _describe_drift(base: BaseNight, e_value: float, rate: float) -> str:
     """Say what moved of the base, the surest sign first; empty where nothing did."""
     for items, what in (
         (base.reworded, "prompts of the base are other tokens than in the reference"),
@@ -270,19 +272,23 @@ def _moved(base: BaseNight, e_value: float, rate: float) -> str:
     return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
 
 
-def _line(policy: NightlyPolicy, one: Watched, sound: Sequence[Night], state: State, harness: str) -> Line:
+def _judge_candidate(
+    policy: NightlyPolicy, one: Watched, sound: Sequence[Night], state: State, harness: str
+) -> CandidateVerdict:
     if one.error:
-        return Line(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
-    kept = since_ack(state, one.name, "regression", sound)
+        return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
+    kept = nights_since_ack(state, one.name, "regression", sound)
     series = {key: _evidence(policy, one, key, kept) for key in one.series}
     anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors}
     lost = tuple(item for s in one.series.values() for item in s.lost)
     if harness:
         said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
-        return Line(one.name, "harness-drift", said, one.tests, series, anchors, lost)
-    verdict = worst([found.verdict for found in series.values()])
-    said = f"{one.name}: {verdict}: {'; '.join(_said(key, found) for key, found in series.items())}"
-    return Line(one.name, verdict, said, one.tests, series, anchors, lost)
+        return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
+    verdict = worst_verdict([found.verdict for found in series.values()])
+    said = (
+        f"{one.name}: {verdict}: {'; '.join(_series_sentence(key, found) for key, found in series.items())}"
+    )
+    return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
 
 
 def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Night]) -> Evidence:
@@ -299,7 +305,7 @@ def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Ni
     return judge(tallies, policy.alpha, len(one.series))
 
 
-def _said(key: str, e: Evidence) -> str:
+def _series_sentence(key: str, e: Evidence) -> str:
     if not e.n:
         return f"{key}: nothing new was asked"
     change = formatting.points(e.delta, e.low, e.high)
@@ -321,7 +327,9 @@ def _strength(e_value: float) -> str:
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
-def _sentence(experiment: str, last: Night, verdict: Verdict, lines: Sequence[Line], harness: str) -> str:
+def _sentence(
+    experiment: str, last: Night, verdict: Verdict, lines: Sequence[CandidateVerdict], harness: str
+) -> str:
     if verdict == "harness-drift":
         return f"{experiment}, night of {last.night}: harness-drift: {harness}"
     named = [line.name for line in lines if line.verdict == verdict]

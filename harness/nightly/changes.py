@@ -12,7 +12,7 @@ import numpy as np
 
 from harness import gating, stats
 from harness.metrics import Metric, flipped
-from harness.nightly.ask import Rows
+from harness.nightly.reevaluate import Rows
 from harness.nightly.rotation import Cluster, Item
 from harness.nightly.state import BaseNight, SeriesNight
 from harness.records import SampleResult
@@ -20,7 +20,7 @@ from harness.records import SampleResult
 _MOVED_P = 0.01
 
 
-class Arms(NamedTuple):
+class NightArms(NamedTuple):
     """What answered: the candidate now and then, and the base now and then, by item.
 
     The base's are None where nobody stands beside a candidate on these items.
@@ -32,17 +32,17 @@ class Arms(NamedTuple):
     base_then: Rows | None
 
 
-def series_of(
-    arms: Arms, anchors: Iterable[Cluster], fresh: Iterable[Cluster], metrics: Mapping[str, Metric]
+def compare_series(
+    arms: NightArms, anchors: Iterable[Cluster], fresh: Iterable[Cluster], metrics: Mapping[str, Metric]
 ) -> SeriesNight:
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster."""
-    changes, lost, left_out = _by_cluster(arms, fresh, metrics)
-    fixed, also_lost, also_left = _by_cluster(arms, anchors, metrics)
+    changes, lost, left_out = _cluster_changes(arms, fresh, metrics)
+    fixed, also_lost, also_left = _cluster_changes(arms, anchors, metrics)
     adjusted = arms.base_now is not None and arms.base_then is not None
     return SeriesNight(changes, fixed, (*lost, *also_lost), left_out + also_left, adjusted)
 
 
-def base_night(
+def compare_base(
     now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows | None, metrics: Mapping[str, Metric]
 ) -> BaseNight:
     """Say what moved of the base since the reference, and on anchors since the last night."""
@@ -51,9 +51,7 @@ def base_night(
     flips = {
         name(item): flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
     }
-    differing = [
-        name(i) for i, row in (last or {}).items() if i in now and _answered(now[i]) != _answered(row)
-    ]
+    differing = [name(i) for i, row in (last or {}).items() if i in now and _answer(now[i]) != _answer(row)]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
     return BaseNight(flips, tuple(reworded), tuple(differing))
 
@@ -87,8 +85,8 @@ def score(row: SampleResult, metric: Metric) -> float | None:
     return metric.unit.sign * value if np.isfinite(value) else None
 
 
-def _by_cluster(
-    arms: Arms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
+def _cluster_changes(
+    arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, float], list[str], int]:
     changes: dict[str, float] = {}
     lost: list[str] = []
@@ -103,7 +101,7 @@ def _by_cluster(
     return changes, lost, left_out
 
 
-def _change(arms: Arms, item: Item, metric: Metric) -> float | None:
+def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     """Return an item's change, less the base's; None where an answer is missing or another item's."""
     own = _difference(arms.now.get(item), arms.then.get(item), metric)
     if own is None or arms.base_now is None or arms.base_then is None:
@@ -119,5 +117,5 @@ def _difference(now: SampleResult | None, then: SampleResult | None, metric: Met
     return None if new is None or old is None else new - old
 
 
-def _answered(row: SampleResult) -> tuple[str, str, str]:
+def _answer(row: SampleResult) -> tuple[str, str, str]:
     return row.prompt_digest, row.text, row.status

@@ -20,10 +20,10 @@ from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, report_of, with_alarms
-from harness.nightly.ask import Part, Rows, ask, by_item, file_of, parts_of
-from harness.nightly.changes import Arms, base_night, has_moved, series_of
-from harness.nightly.rotation import Tonight, pool_of, tonight
+from harness.nightly.alarm import HARNESS, NightReport, add_alarms, build_report
+from harness.nightly.changes import NightArms, compare_base, compare_series, has_moved
+from harness.nightly.reevaluate import ItemBatch, Rows, batch_file, index_by_item, reevaluate, split_items
+from harness.nightly.rotation import NightItems, build_pool, next_items
 from harness.nightly.state import (
     BaseNight,
     Night,
@@ -31,9 +31,9 @@ from harness.nightly.state import (
     State,
     Watched,
     home,
+    nights_since_ack,
     read_nights,
     read_state,
-    since_ack,
     write_night,
     write_state,
 )
@@ -64,10 +64,10 @@ def run_night(
     """
     loaded = config.load(Path(path), overrides)
     session = prepare_session(loaded, Scope(), progress or Silent())
-    return run_on(session, loaded, night or datetime.now().astimezone().date(), publish)
+    return run_prepared(session, loaded, night or datetime.now().astimezone().date(), publish)
 
 
-def run_on(session: Session, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
+def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish | None = None) -> NightReport:
     """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
@@ -75,7 +75,7 @@ def run_on(session: Session, loaded: Loaded, day: date, publish: Publish | None 
         HarnessError: another night or compare is at work in the same runs folder.
     """
     folder, experiment = home(session.store, session.experiment.name), session.experiment
-    with alone(folder):
+    with night_lock(folder):
         state, nights = read_state(folder), read_nights(folder)
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
@@ -83,22 +83,22 @@ def run_on(session: Session, loaded: Loaded, day: date, publish: Publish | None 
         if not any(n.night == day.isoformat() for n in nights):
             with store.working(session.store):
                 store.begin(session.store, f"nightly-{experiment.name}")
-                night, references = _Session(session, loaded, folder, day, state, nights).held()
+                night, references = _NightRun(session, loaded, folder, day, state, nights).run()
             state = replace(state, references=references)
             write_state(session.store, folder, state)
             write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = report_of(experiment.name, experiment.nightly, nights, state)
+        report = build_report(experiment.name, experiment.nightly, nights, state)
         if publish is not None:
             publish(report)
         if report.new:
-            write_state(session.store, folder, with_alarms(state, report))
+            write_state(session.store, folder, add_alarms(state, report))
     return report
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def night_lock(folder: Path) -> Iterator[None]:
     """Keep two nights of one experiment apart.
 
     Raises:
@@ -127,7 +127,7 @@ class _Control(NamedTuple):
     night: BaseNight
 
 
-class _Session:
+class _NightRun:
     """One night while it is held: what is asked, and the answers of each base once."""
 
     def __init__(
@@ -146,13 +146,13 @@ class _Session:
         self.controls: dict[str, _Control] = {}
         self.references = dict(state.references)
 
-    def held(self) -> tuple[Night, dict[str, Reference]]:
+    def run(self) -> tuple[Night, dict[str, Reference]]:
         """Ask everybody; returns the night and the references, new ones included."""
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
-        with store.Noted(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
+        with store.StoredProgress(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
             self.session = replace(self.session, progress=noted)
-            watched = tuple(self._watched(label, one) for label, one in chosen)
+            watched = tuple(self._evaluate_safely(label, one) for label, one in chosen)
         night = Night(
             night=self.day,
             started=started,
@@ -167,44 +167,44 @@ class _Session:
         )
         return night, self.references
 
-    def _watched(self, label: str, target: Target | HarnessError) -> Watched:
+    def _evaluate_safely(self, label: str, target: Target | HarnessError) -> Watched:
         """Ask one candidate; whatever goes wrong with it is recorded."""
         try:
             if isinstance(target, HarnessError):
                 raise target
-            found = self._asked(target)
+            found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
             found = Watched(label, "", "", (), error=in_a_line(error))
         self.session.progress.finished(label, f"{label}: {found.error or 'asked'}")
         return found
 
-    def _asked(self, target: Target) -> Watched:
+    def _evaluate(self, target: Target) -> Watched:
         session = self.session
-        reference = watchlist.pinned(session, target, self.references.get(target.name))
+        reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = run_candidate.ensure_weights(session, target.recipe, target.seed)
-        sets = self._chosen(watchlist.own_sets(session, target, weights), reference.rows)
+        sets = self._comparable_sets(watchlist.own_sets(session, target, weights), reference.rows)
         control = None if weights.kind == "classifier" else self._control(target, reference)
-        parts = self._parts(sets)
-        now = ask(session, self.folder, target.name, weights, parts)
-        then = self._then(sets, reference.rows)
+        batches = self._batches(sets)
+        now = reevaluate(session, self.folder, target.name, weights, batches)
+        then = self._reference_rows(sets, reference.rows)
         self.references[target.name] = reference
         prompting = watchlist.own_sets(session, target, weights)[0].identity.prompting_digest
         since = served = ""
         if weights.kind in PROTOCOLS:
-            since = self._since(target.name, reference.id, parts, now, then)
+            since = self._changed_since(target.name, reference.id, batches, now, then)
             served = watchlist.endpoint_tested(session, target.recipe, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
-            tests=watchlist.what_is_tested(
+            tests=watchlist.describe_tested(
                 session, target.recipe, reference, weights, prompting, self.environment, served
             ),
             since=since,
             fit_keys=tuple(run_candidate.stands_on(weights)),
             series={
-                key: series_of(
+                key: compare_series(
                     _arms(now, then, control, {m.task.name for m in of}),
                     self.plan[key].anchors,
                     self.plan[key].fresh,
@@ -215,19 +215,21 @@ class _Session:
             },
         )
 
-    def _since(self, who: str, reference: str, parts: Sequence[Part], now: Rows, then: Rows) -> str:
+    def _changed_since(
+        self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
+    ) -> str:
         """Return the night since when an endpoint answers its anchors as now; empty where as the reference.
 
         Nobody sees its weights, so answers that moved are what shows another model.
         """
-        fixed = [part for part in parts if part.kind == "anchors"]
+        fixed = [batch for batch in batches if batch.kind == "anchors"]
         before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
         since = next((w.since for w in reversed(before) if not w.error), "")
         if since:
-            files = (file_of(self.home / since, who, part) for part in fixed)
-            earlier = by_item(row for file in files for row in store.read_measured(file) or ())
+            files = (batch_file(self.home / since, who, batch) for batch in fixed)
+            earlier = index_by_item(row for file in files for row in store.read_measured(file) or ())
             then = earlier or then  # none are found where the code that asks has changed since
-        anchors = {(part.rows.measured.task.name, i) for part in fixed for i in part.ids}
+        anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if has_moved(tonight_s, then, self.metrics) else since
 
@@ -235,44 +237,46 @@ class _Session:
         """Ask the base of a candidate, once a night."""
         source = base_of(self.session, target.recipe)
         if source.name not in self.controls:
-            sets = self._chosen(watchlist.base_sets(self.session, source), reference.base)
-            parts, who = self._parts(sets), f"base {source.name}"
-            now = ask(self.session, self.folder, who, run_candidate.base_weights(self.session, source), parts)
-            then = self._then(sets, reference.base)
+            sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
+            batches, who = self._batches(sets), f"base {source.name}"
+            now = reevaluate(
+                self.session, self.folder, who, run_candidate.base_weights(self.session, source), batches
+            )
+            then = self._reference_rows(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
-            found = base_night(now, then, fresh, self._before(who, parts), self.metrics)
+            found = compare_base(now, then, fresh, self._first_anchors(who, batches), self.metrics)
             self.controls[source.name] = _Control(now, then, found)
         return self.controls[source.name]
 
-    def _before(self, who: str, parts: Sequence[Part]) -> Rows | None:
+    def _first_anchors(self, who: str, batches: Sequence[ItemBatch]) -> Rows | None:
         """Find the anchors of the first night in this environment since a drift was acknowledged."""
-        nights = since_ack(self.state, HARNESS, "harness-drift", self.nights)
+        nights = nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
         first = next((n.night for n in nights if n.environment == self.environment), None)
         if first is None:
             return None
-        files = [file_of(self.home / first, who, part) for part in parts if part.kind == "anchors"]
-        return by_item(row for file in files for row in store.read_measured(file) or ())
+        files = [batch_file(self.home / first, who, batch) for batch in batches if batch.kind == "anchors"]
+        return index_by_item(row for file in files for row in store.read_measured(file) or ())
 
-    def _chosen(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
+    def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
         """Keep the tasks that are watched and of which the reference holds rows."""
         return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
 
-    def _parts(self, sets: Sequence[RowSet]) -> list[Part]:
+    def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:
         anchors = [cluster for one in self.plan.values() for cluster in one.anchors]
         fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
-        return parts_of(sets, anchors, fresh)
+        return split_items(sets, anchors, fresh)
 
-    def _then(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
+    def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
         rows = (store.read_rows(self.session.store, reference[s.name]) for s in sets)
-        return by_item(row for of in rows for row in of)
+        return index_by_item(row for of in rows for row in of)
 
 
-def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> Arms:
+def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> NightArms:
     """Put the base beside a candidate where it answered the same tasks."""
     stands = control is not None and any(item[0] in tasks for item in control.then)
     if control is None or not stands:
-        return Arms(now, then, None, None)
-    return Arms(now, then, control.now, control.then)
+        return NightArms(now, then, None, None)
+    return NightArms(now, then, control.now, control.then)
 
 
 def _tasks(session: Session) -> dict[str, list[Measured]]:
@@ -283,9 +287,9 @@ def _tasks(session: Session) -> dict[str, list[Measured]]:
 
 def _plan(
     session: Session, tasks: Mapping[str, Sequence[Measured]], last: Night | None
-) -> dict[str, Tonight]:
+) -> dict[str, NightItems]:
     policy, out = session.experiment.nightly, {}
     for key, of in tasks.items():
-        pool = pool_of({m.task.name: m.examples("test") for m in of}, policy.anchors)
-        out[key] = tonight(pool, last.taken.get(key, 0) if last else 0, policy.items)
+        pool = build_pool({m.task.name: m.examples("test") for m in of}, policy.anchors)
+        out[key] = next_items(pool, last.taken.get(key, 0) if last else 0, policy.items)
     return out

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from harness import formatting, report
 from harness.errors import Problem, UserError
-from harness.nightly.alarm import Line, NightReport
+from harness.nightly.alarm import CandidateVerdict, NightReport
 from harness.nightly.state import Alarm, State, open_alarms
 from harness.report import ResultDocument, Section
 from harness.report.escape import clean
@@ -136,11 +136,11 @@ def _alarms(found: NightReport) -> list[str]:
     return [*new, *known]
 
 
-def _anchors(line: Line) -> str:
+def _anchors(line: CandidateVerdict) -> str:
     return ", ".join(f"{key} {formatting.points(change)}" for key, change in line.anchors.items()) or "–"
 
 
-def _lost(line: Line) -> str:
+def _lost(line: CandidateVerdict) -> str:
     more = (
         f" and {formatting.count(len(line.lost) - _LOST_SHOWN)} more" if len(line.lost) > _LOST_SHOWN else ""
     )

@@ -16,14 +16,14 @@ Item = tuple[str, str]  # task, example id
 Cluster = tuple[Item, ...]
 
 
-class Pool(NamedTuple):
+class ItemPool(NamedTuple):
     """All items of a series by cluster: those asked every night, and those that rotate."""
 
     anchors: tuple[Cluster, ...]
     rest: tuple[Cluster, ...]
 
 
-class Tonight(NamedTuple):
+class NightItems(NamedTuple):
     """What one night asks of a series; `taken` clusters of the pool were asked by its end.
 
     `left` clusters have not been asked yet; 0 where the pool is used up and goes round again.
@@ -35,26 +35,26 @@ class Tonight(NamedTuple):
     left: int
 
 
-def pool_of(tasks: Mapping[str, Sequence[Example]], n_anchors: int, seed: int = 0) -> Pool:
+def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int, seed: int = 0) -> ItemPool:
     """Order the clusters of some tasks and set the anchors aside, at least so many items of them."""
-    by_task = [_shuffled(task, examples, seed) for task, examples in sorted(tasks.items())]
+    by_task = [_shuffle(task, examples, seed) for task, examples in sorted(tasks.items())]
     ordered = [one for turn in zip_longest(*by_task) for one in turn if one]
-    n = _enough(ordered, n_anchors)
-    return Pool(tuple(ordered[:n]), tuple(ordered[n:]))
+    n = _count_clusters(ordered, n_anchors)
+    return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
 
 
-def tonight(pool: Pool, taken: int, n_items: int) -> Tonight:
+def next_items(pool: ItemPool, taken: int, n_items: int) -> NightItems:
     """Choose the next clusters, at least so many items of them, or all where there are fewer."""
     if not pool.rest:
-        return Tonight(pool.anchors, (), taken, 0)
+        return NightItems(pool.anchors, (), taken, 0)
     start = taken % len(pool.rest)
     turned = [*pool.rest[start:], *pool.rest[:start]]
-    fresh = turned[: _enough(turned, n_items)]
+    fresh = turned[: _count_clusters(turned, n_items)]
     after = taken + len(fresh)
-    return Tonight(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
+    return NightItems(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
 
 
-def items_of(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
+def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
     """Map tasks to the ids of a choice of clusters, in its order."""
     out: dict[str, list[str]] = {}
     for cluster in clusters:
@@ -63,7 +63,7 @@ def items_of(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
     return out
 
 
-def _enough(clusters: Sequence[Cluster], n_items: int) -> int:
+def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
     """Count the first clusters that together hold so many items."""
     n = 0
     for at, cluster in enumerate(clusters):
@@ -73,7 +73,7 @@ def _enough(clusters: Sequence[Cluster], n_items: int) -> int:
     return len(clusters)
 
 
-def _shuffled(task: str, examples: Sequence[Example], seed: int) -> list[Cluster]:
+def _shuffle(task: str, examples: Sequence[Example], seed: int) -> list[Cluster]:
     clusters: dict[str, list[Item]] = {}
     for example in examples:
         clusters.setdefault(example.cluster or example.id, []).append((task, example.id))

@@ -105,7 +105,7 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     home = Path("~/.config/systemd/user").expanduser()
     programs = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
     service = _SERVICE.format(
-        name=name, folder=_escaped(str(folder)), command=_escaped(command), path=_escaped(programs)
+        name=name, folder=_escape(str(folder)), command=_escape(command), path=_escape(programs)
     )
     return {
         home / f"{unit}.service": service,
@@ -164,6 +164,6 @@ def _time(at: str) -> tuple[int, int]:
     raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Write a setting as systemd reads it: a per cent sign begins a specifier."""
     return text.replace("%", "%%")

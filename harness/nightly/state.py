@@ -150,7 +150,7 @@ def read_nights(folder: Path) -> list[Night]:
     Raises:
         HarnessError: a file cannot be read.
     """
-    return [_parsed(path) for path in sorted(folder.glob("*/night.json"))]
+    return [_parse_night(path) for path in sorted(folder.glob("*/night.json"))]
 
 
 def write_night(at: Store, folder: Path, night: Night) -> None:
@@ -158,7 +158,7 @@ def write_night(at: Store, folder: Path, night: Night) -> None:
     store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
 
 
-def referred(at: Store) -> store.Referred:
+def references(at: Store) -> store.References:
     """Say what nights refer to: the pinned references, and the weights of each experiment's last night.
 
     Raises:
@@ -167,19 +167,19 @@ def referred(at: Store) -> store.Referred:
     folders = sorted((at.folder / "nightly").glob("*"))
     pinned = [one for folder in folders for one in read_state(folder).references.values()]
     last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
-    return store.Referred(
+    return store.References(
         frozenset(digest for one in pinned for digest in (*one.rows.values(), *one.base.values())),
         frozenset(key for one in last for key in one.fit_keys),
         frozenset(one.weights for one in pinned),
     )
 
 
-def unfinished(folder: Path) -> list[str]:
+def unfinished_nights(folder: Path) -> list[str]:
     """List the dates of nights that began and were ended before they finished."""
     return sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
 
 
-def acknowledged(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
+def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
     """Acknowledge the open alarms about a candidate, or all; returns those that were open."""
     meant = [a for a in open_alarms(state) if about in (None, a.about)]
     alarms = tuple(replace(a, acknowledged=today) if a in meant else a for a in state.alarms)
@@ -191,30 +191,32 @@ def open_alarms(state: State) -> list[Alarm]:
     return [a for a in state.alarms if not a.acknowledged]
 
 
-def since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
+def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
     """Keep the nights after the last acknowledgement of an alarm: evidence begins anew there."""
     known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
     last = max((a.acknowledged for a in known), default="")
     return [n for n in nights if n.night > last]
 
 
-def _parsed(path: Path) -> Night:
+def _parse_night(path: Path) -> Night:
     try:
         raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        raw["bases"] = {k: _tuples(BaseNight, v, "reworded", "differing") for k, v in raw["bases"].items()}
-        raw["candidates"] = tuple(map(_watched, raw["candidates"]))
+        raw["bases"] = {
+            k: _parse_tuples(BaseNight, v, "reworded", "differing") for k, v in raw["bases"].items()
+        }
+        raw["candidates"] = tuple(map(_parse_watched, raw["candidates"]))
         return Night(**raw)
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error, f"remove {path.parent}; the night then counts as missed") from error
 
 
-def _watched(raw: dict[str, Any]) -> Watched:
-    series = {name: _tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
+def _parse_watched(raw: dict[str, Any]) -> Watched:
+    series = {name: _parse_tuples(SeriesNight, one, "lost") for name, one in raw.pop("series").items()}
     lists = {"tests": tuple(raw["tests"]), "fit_keys": tuple(raw.get("fit_keys", ()))}
     return Watched(**{**raw, **lists}, series=series)
 
 
-def _tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:
+def _parse_tuples(kind: Any, raw: dict[str, Any], *names: str) -> Any:
     return kind(**{k: tuple(v) if k in names else v for k, v in raw.items()})
 
 

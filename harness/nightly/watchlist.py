@@ -55,7 +55,7 @@ def targets(
         label = f"champion {champion.candidate}"
         one = Target(label, recipe, champion.seed, champion.rows, champion.run_id, champion.weights_digest)
         out.append((label, one))
-    out += [(name, _named(loaded, session, name, references.get(name))) for name in named]
+    out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
@@ -63,7 +63,9 @@ def targets(
     return out
 
 
-def _named(loaded: Loaded, session: Session, name: str, known: Reference | None) -> Target | HarnessError:
+def _find_target(
+    loaded: Loaded, session: Session, name: str, known: Reference | None
+) -> Target | HarnessError:
     recipe = session.experiment.candidates[name]
     if known is not None:
         return Target(name, recipe, known.seed, known.rows, known.id, known.weights)
@@ -74,7 +76,7 @@ def _named(loaded: Loaded, session: Session, name: str, known: Reference | None)
     return Target(name, recipe, found.seed, found.rows, found.run_id, found.weights_digest)
 
 
-def pinned(session: Session, target: Target, before: Reference | None) -> Reference:
+def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
     """Return what a candidate is compared with: as pinned before, unless the champion is another one.
 
     Raises:
@@ -136,7 +138,7 @@ def data_digest(session: Session) -> str:
     )
 
 
-def what_is_tested(
+def describe_tested(
     session: Session,
     recipe: Recipe,
     reference: Reference,
@@ -154,9 +156,11 @@ def what_is_tested(
     if weights.digest != reference.weights:
         said.append("the recipe made anew" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
-        said.append("another prompting" if same_data else _drawn_anew(recipe))
+        said.append("another prompting" if same_data else _resampled_prompting(recipe))
     if environment != reference.environment and reference.environment:
-        said.append(f"upgraded libraries or another machine ({_changed(session, reference, environment)})")
+        said.append(
+            f"upgraded libraries or another machine ({_environment_changes(session, reference, environment)})"
+        )
     said.append("the harness" if said else "only the harness: the weights answer as before")
     return tuple(said)
 
@@ -169,13 +173,13 @@ def endpoint_tested(session: Session, recipe: Recipe, since: str, night: str) ->
     return f"the endpoint ({settings.name}), which answers its anchors {how}"
 
 
-def _drawn_anew(recipe: Recipe) -> str:
+def _resampled_prompting(recipe: Recipe) -> str:
     """Name what a prompting draws from the data."""
     drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen anew"}
     named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
     return f"{' and '.join(named)} on new data"
 
 
-def _changed(session: Session, reference: Reference, environment: str) -> str:
+def _environment_changes(session: Session, reference: Reference, environment: str) -> str:
     then, now = (store.read_environment(session.store, key) for key in (reference.environment, environment))
     return provenance.changes(then, now)

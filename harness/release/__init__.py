@@ -14,12 +14,12 @@ from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
 from harness.gating import GateResult, Verdict, combined_exit_code, worst_result
 from harness.records import Run
-from harness.release.champions import Champion, chosen_run, promote, read_champion
-from harness.release.cleanup import Unused, remove_run, remove_unused, unused
+from harness.release.champions import Champion, best_run, promote, read_champion
+from harness.release.cleanup import Unreferenced, list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
-from harness.release.rescore import score_again
-from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run, refuse_drawn
+from harness.release.rescore import rescore_run
+from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run, refuse_sampled
 from harness.report import gate_report, markdown
 from harness.report.gate_report import gate_document
 from harness.store import Store
@@ -28,7 +28,7 @@ __all__ = [
     "Champion",
     "Differences",
     "GateResult",
-    "Unused",
+    "Unreferenced",
     "candidate_runs",
     "combined_exit_code",
     "differences",
@@ -37,15 +37,15 @@ __all__ = [
     "gate_document",
     "gate_folders",
     "gate_stored",
+    "list_unreferenced",
     "not_with_base",
     "pin",
     "promote_named",
     "read_champion",
     "remove_run",
-    "remove_unused",
-    "score_again",
+    "remove_unreferenced",
+    "rescore_run",
     "to_json",
-    "unused",
     "write",
 ]
 
@@ -121,8 +121,8 @@ def promote_named(
     """
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
-    run = chosen_run(loaded, at, candidate_runs(loaded, at, name))
-    refuse_drawn(loaded.experiment, run)  # no reason makes drawn items a baseline
+    run = best_run(loaded, at, candidate_runs(loaded, at, name))
+    refuse_sampled(loaded.experiment, run)  # no reason makes drawn items a baseline
     verdict, sentence = _verdict_on(loaded, at, run, despite)
     return promote(loaded, at, run, verdict=verdict, sentence=sentence, despite=despite)
 

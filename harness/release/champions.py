@@ -83,9 +83,9 @@ def champions(folder: Path) -> list[Champion]:
     return [found for target in targets if (found := read_champion(folder, target)) is not None]
 
 
-def chosen_run(loaded: Loaded, at: Store, runs: list[Run]) -> Run:
+def best_run(loaded: Loaded, at: Store, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
-    return max(runs, key=lambda r: on_validation(loaded, at, r)) if len(runs) > 1 else runs[0]
+    return max(runs, key=lambda r: validation_score(loaded, at, r)) if len(runs) > 1 else runs[0]
 
 
 def promote(
@@ -121,7 +121,7 @@ def promote(
     return path, champion
 
 
-def on_validation(loaded: Loaded, at: Store, run: Run) -> float:
+def validation_score(loaded: Loaded, at: Store, run: Run) -> float:
     """Score a run on the target's validation rows, so that the larger value is the better one."""
     task = loaded.experiment.target
     metric = load_metrics(task)[task.primary_metric]

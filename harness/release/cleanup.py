@@ -10,12 +10,12 @@ from harness import store
 from harness.errors import Problem, UserError
 from harness.records import Run
 from harness.release.champions import champions
-from harness.store import Leftover, Referred, Store
+from harness.store import Leftover, References, Store
 
-_FOUND_BY_WAY_OF = {"sweep", "init_wall_s"}  # what a training says that other weights stand behind
+_STANDS_ON_OTHERS = {"sweep", "init_wall_s"}  # what a training says that other weights stand behind
 
 
-class Unused(NamedTuple):
+class Unreferenced(NamedTuple):
     """What may be removed, what is kept for work that is not finished, and the names of that work."""
 
     removable: tuple[Leftover, ...]
@@ -23,7 +23,7 @@ class Unused(NamedTuple):
     wanted_by: tuple[str, ...]
 
 
-def remove_run(at: Store, run_id: str, nights: Referred) -> None:
+def remove_run(at: Store, run_id: str, nights: References) -> None:
     """Delete a run with the rows and weights that no other run, champion or night refers to.
 
     `nights` is what nights refer to.
@@ -39,11 +39,11 @@ def remove_run(at: Store, run_id: str, nights: Referred) -> None:
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
     with store.working(at):
-        kept = store.joined([_of_champions(at), nights])
+        kept = store.join_references([_champion_references(at), nights])
         store.remove_run(at, run_id, keep=frozenset().union(*kept))
 
 
-def unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:
+def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> Unreferenced:
     """List what no run, champion or night refers to; `nights` is what nights do.
 
     While work has begun and is not finished, what it has so far cannot be told from what is left over:
@@ -53,38 +53,38 @@ def unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:
         HarnessError: the file of a run or a champion cannot be read.
     """
     runs = store.all_runs(at)
-    wanted = store.joined([store.referred(runs), _of_champions(at), nights])
-    complete, begun = store.unused(at, wanted), store.unfinished(at)
-    wanted_by = (*store.begun(at), *(run.run_id for run in runs if _says_too_little(run)))
+    wanted = store.join_references([store.run_references(runs), _champion_references(at), nights])
+    complete, begun = store.list_unreferenced(at, wanted), store.list_unfinished(at)
+    wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
     if unfinished:
-        return Unused((*complete, *begun), (), ())
+        return Unreferenced((*complete, *begun), (), ())
     if wanted_by:
-        return Unused((), (*complete, *begun), wanted_by)
-    return Unused(tuple(complete), tuple(begun), ())
+        return Unreferenced((), (*complete, *begun), wanted_by)
+    return Unreferenced(tuple(complete), tuple(begun), ())
 
 
-def remove_unused(at: Store, nights: Referred, *, unfinished: bool = False) -> Unused:
-    """Delete what `unused` lists as removable; returns what it was.
+def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> Unreferenced:
+    """Delete what `list_unreferenced` lists as removable; returns what it was.
 
     Raises:
         HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
     """
     with store.working(at):
-        found = unused(at, nights, unfinished=unfinished)
+        found = list_unreferenced(at, nights, unfinished=unfinished)
         store.remove(found.removable)
-        for name in store.begun(at) if unfinished else ():
+        for name in store.list_begun(at) if unfinished else ():
             store.end(at, name)
     return found
 
 
-def _says_too_little(run: Run) -> bool:
+def _lacks_weight_references(run: Run) -> bool:
     """Tell whether a run was made before runs named the weights that they are found by way of."""
-    return bool(_FOUND_BY_WAY_OF & run.training.keys()) and "stands_on" not in run.training
+    return bool(_STANDS_ON_OTHERS & run.training.keys()) and "stands_on" not in run.training
 
 
-def _of_champions(at: Store) -> Referred:
+def _champion_references(at: Store) -> References:
     promoted = champions(at.folder.parent)
-    return Referred(
+    return References(
         rows=frozenset(rows for one in promoted for rows in one.rows.values()),
         weights=frozenset(digest for one in promoted for digest in (one.weights_digest, one.base_digest)),
     )

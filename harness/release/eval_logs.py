@@ -19,7 +19,7 @@ _SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # se
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
-class Item(NamedTuple):
+class LoggedItem(NamedTuple):
     """One item: its score in [0, 1], digests of what was asked by their names, its cluster, its choices.
 
     `n_choices` is 0 where nothing was to be chosen.
@@ -32,7 +32,7 @@ class Item(NamedTuple):
     status: Status = "ok"
 
 
-class Logged(NamedTuple):
+class TaskLog(NamedTuple):
     """One task as one model answered it; `settings` that are None are not known.
 
     `kind` is "generate" where the items say which answers were cut off or refused.
@@ -41,14 +41,14 @@ class Logged(NamedTuple):
     task: str
     metric: str
     higher_is_better: bool
-    items: dict[str, Item]
+    items: dict[str, LoggedItem]
     settings: dict[str, Any]
     kind: Kind
     evaluator: str
     same_items: str  # what to do where the items differ
 
 
-def differences(old: Logged, new: Logged) -> list[str]:
+def differences(old: TaskLog, new: TaskLog) -> list[str]:
     """Name what forbids comparing a task: settings, items, and the digests of what was asked."""
     out = []
     for name in dict.fromkeys([*old.settings, *new.settings]):
@@ -69,12 +69,12 @@ def differences(old: Logged, new: Logged) -> list[str]:
     return out
 
 
-def measurement(old: Logged, new: Logged) -> Measurement:
+def measurement(old: TaskLog, new: TaskLog) -> Measurement:
     """Put both arms beside each other as a capability task."""
     name, metric_name = (_NOT_IN_NAMES.sub("-", text) for text in (old.task, old.metric))
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better)
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
-    base, now = (_as_rows(name, metric, arm) for arm in (old, new))
+    base, now = (_sample_results(name, metric, arm) for arm in (old, new))
     return Measurement(task, "capability", old.evaluator, {metric.name: metric}, base, now)
 
 
@@ -84,7 +84,7 @@ def is_rate(scores: Iterable[object]) -> bool:
     return all(0 <= x <= 1 for x in known)
 
 
-def cluster_of(fields: object) -> str:
+def shared_text_cluster(fields: object) -> str:
     """Return what items about one text share, from an item's own fields; empty where it stands alone."""
     if not isinstance(fields, dict):
         return ""
@@ -92,13 +92,13 @@ def cluster_of(fields: object) -> str:
     return digest(str(shared)) if shared else ""
 
 
-def _chance(logged: Logged) -> float:
+def _chance(logged: TaskLog) -> float:
     """Return one over the mean number of choices; 0 where some item has no choices."""
     counts: Sequence[int] = [item.n_choices for item in logged.items.values()]
     return 1 / fmean(counts) if min(counts) > 1 else 0.0
 
 
-def _as_rows(task: str, metric: Metric, logged: Logged) -> list[SampleResult]:
+def _sample_results(task: str, metric: Metric, logged: TaskLog) -> list[SampleResult]:
     return [
         SampleResult(
             task=task,

@@ -10,12 +10,12 @@ from pathlib import Path
 from harness import gating
 from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.gating import GateResult
-from harness.release.eval_logs import Logged, differences, measurement
+from harness.release.eval_logs import TaskLog, differences, measurement
 from harness.release.inspect_logs import log_files, read_logs
 from harness.release.lm_eval_logs import read_samples, sample_files
 from harness.spec import GatePolicy
 
-Reader = Callable[[Path], dict[str, Logged]]
+Reader = Callable[[Path], dict[str, TaskLog]]
 
 
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:

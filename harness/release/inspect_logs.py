@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
 from harness.records import Status, canonical_json, digest
-from harness.release.eval_logs import Item, Logged, cluster_of, is_rate
+from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, shared_text_cluster
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {
@@ -68,7 +68,7 @@ def log_files(path: Path) -> list[Path]:
     return found + [file for file in sorted(path.rglob("*.json")) if _is_log(file)] if path.is_dir() else []
 
 
-def read_logs(path: Path) -> dict[str, Logged]:
+def read_logs(path: Path) -> dict[str, TaskLog]:
     """Read the newest finished log of every task, by its name and the arguments it was given.
 
     The score is the first rate that the log lists; epochs are averaged. Chance is one over the number
@@ -78,9 +78,9 @@ def read_logs(path: Path) -> dict[str, Logged]:
         UserError: no log is finished, several models are in it, or a file is damaged.
     """
     logs = [_read(file) for file in log_files(path)]
-    finished = [log for log in logs if _state(log.header) == "success"]
+    finished = [log for log in logs if _status(log.header) == "success"]
     if not finished:
-        states = "; ".join(f"{log.path.name}: {_state(log.header)}" for log in logs)
+        states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
         raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
     models = sorted({str(log.header["eval"].get("model")) for log in finished})
     if len(models) > 1:
@@ -90,7 +90,7 @@ def read_logs(path: Path) -> dict[str, Logged]:
     newest: dict[str, Log] = {}
     for log in sorted(finished, key=lambda log: str(log.header["eval"].get("created"))):
         newest[_task_name(log.header["eval"])] = log
-    return {name: _logged(name, log) for name, log in sorted(newest.items())}
+    return {name: _parse_task(name, log) for name, log in sorted(newest.items())}
 
 
 def _is_log(file: Path) -> bool:
@@ -101,11 +101,13 @@ def _is_log(file: Path) -> bool:
 
 
 def _read(file: Path) -> Log:
-    header, samples = _guarded(file, lambda: _unzip(file) if zipfile.is_zipfile(file) else _parse(file))
-    return Log(file, header, lambda: _guarded(file, lambda: _dicts(samples())))
+    header, samples = _read_or_refuse(
+        file, lambda: _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
+    )
+    return Log(file, header, lambda: _read_or_refuse(file, lambda: _dicts(samples())))
 
 
-def _guarded(file: Path, read: Callable[[], T]) -> T:
+def _read_or_refuse(file: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
@@ -148,7 +150,7 @@ def _dicts(samples: Sequence[object]) -> list[Mapping[str, Any]]:
     return [sample for sample in samples if isinstance(sample, dict)]
 
 
-def _state(header: Mapping[str, Any]) -> str:
+def _status(header: Mapping[str, Any]) -> str:
     return "invalidated" if header.get("invalidated") else str(header.get("status"))
 
 
@@ -158,7 +160,7 @@ def _task_name(spec: Mapping[str, Any]) -> str:
     return " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
 
 
-def _logged(task: str, log: Log) -> Logged:
+def _parse_task(task: str, log: Log) -> TaskLog:
     by_item: dict[str, list[Mapping[str, Any]]] = {}
     for sample in log.samples():
         by_item.setdefault(str(sample.get("id")), []).append(sample)
@@ -171,7 +173,7 @@ def _logged(task: str, log: Log) -> Logged:
         name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
     }
     settings, same = _settings(log.header), "use the same --limit and --sample-id"
-    return Logged(task, metric, True, items, settings, "generate", "inspect", same)
+    return TaskLog(task, metric, True, items, settings, "generate", "inspect", same)
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[object]]) -> None:
@@ -234,19 +236,19 @@ def _refuse_unscored(log: Log, metric: str, scores: Mapping[str, Sequence[float 
         raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
 
 
-def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Item:
+def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> LoggedItem:
     first = samples[0]
     choices = first.get("choices") or ()
     one_is_right = isinstance(first.get("target"), str)
     stopped = [_STOPPED.get(_stop_reason(sample), "ok") for sample in samples]
-    return Item(
+    return LoggedItem(
         score=fmean(scores),
         digests={
-            "doc_hash": digest([_said(first.get("input")), list(choices)]),
-            "prompt_hash": digest(_said(list(_asked(first.get("messages") or ())))),
+            "doc_hash": digest([_content(first.get("input")), list(choices)]),
+            "prompt_hash": digest(_content(list(_prompt_messages(first.get("messages") or ())))),
             "target_hash": digest(first.get("target")),
         },
-        cluster=cluster_of(first.get("metadata")),
+        cluster=shared_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stopped if status != "ok"), "ok"),
     )
@@ -257,7 +259,7 @@ def _stop_reason(sample: Mapping[str, Any]) -> str:
     return str(choices[0].get("stop_reason", ""))
 
 
-def _asked(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _prompt_messages(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Yield the messages before the model's first own one; shots are messages of the input."""
     for message in messages:
         if message.get("role") == "assistant" and message.get("source") != "input":
@@ -265,11 +267,11 @@ def _asked(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]
         yield message
 
 
-def _said(value: Any) -> Any:
+def _content(value: Any) -> Any:
     """Drop from messages what is no content: their ids differ from one evaluation to the next."""
     if isinstance(value, dict):
-        return {key: _said(inner) for key, inner in value.items() if key in _CONTENT}
-    return [_said(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _content(inner) for key, inner in value.items() if key in _CONTENT}
+    return [_content(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,7 +305,7 @@ def member_names(path: Path) -> list[str]:
         OSError: it cannot be read.
     """
     with path.open("rb") as raw:
-        return _opened(raw).namelist()
+        return _open_archive(raw).namelist()
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
@@ -314,18 +316,18 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
         OSError: it cannot be read.
     """
     with path.open("rb") as raw:
-        archive = _opened(raw)
-        return [_member(archive, raw, info) for info in archive.infolist() if wanted(info.filename)]
+        archive = _open_archive(raw)
+        return [_read_member(archive, raw, info) for info in archive.infolist() if wanted(info.filename)]
 
 
-def _opened(raw: BinaryIO) -> zipfile.ZipFile:
+def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(raw)
     except NotImplementedError as error:  # a version of the format from the future, or a damaged byte
         raise zipfile.BadZipFile(str(error)) from error
 
 
-def _member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     if info.compress_type != _ZSTANDARD:
         try:
             return archive.read(info)
@@ -333,13 +335,13 @@ def _member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> b
             raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
     if info.file_size > _MOST_BYTES:
         raise zipfile.BadZipFile(f"{info.filename}: more than {_MOST_BYTES} bytes")
-    data = _zstandard(_compressed(raw, info), info)
+    data = _zstandard(_compressed_bytes(raw, info), info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
         raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
     return data
 
 
-def _compressed(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+def _compressed_bytes(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     raw.seek(info.header_offset)
     header = raw.read(_LOCAL_HEADER.size)
     if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):

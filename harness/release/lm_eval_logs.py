@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import Problem, UserError
-from harness.release.eval_logs import Item, Logged, cluster_of, is_rate
+from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, shared_text_cluster
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
@@ -40,7 +40,7 @@ def sample_files(folder: Path) -> dict[str, tuple[str, Path]]:
     return newest
 
 
-def read_samples(folder: Path) -> dict[str, Logged]:
+def read_samples(folder: Path) -> dict[str, TaskLog]:
     """Read the newest samples of every task below a folder, by the task's name.
 
     The metric is the first rate that lm-eval lists for the task; chance is one over the number of
@@ -50,12 +50,12 @@ def read_samples(folder: Path) -> dict[str, Logged]:
         UserError: a file is damaged.
     """
     return {
-        task: _logged(task, path, _results(path, date))
+        task: _parse_task(task, path, _results(path, date))
         for task, (date, path) in sorted(sample_files(folder).items())
     }
 
 
-def _logged(task: str, path: Path, results: Mapping[str, Any]) -> Logged:
+def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     samples = _first_filter(path, list(_rows(path)))
     metric = _metric(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
@@ -67,14 +67,14 @@ def _logged(task: str, path: Path, results: Mapping[str, Any]) -> Logged:
     settings["num_fewshot"] = results.get("n-shot", {}).get(task)
     items = {name: _item(row, metric) for name, row in samples.items()}
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-    return Logged(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit")
+    return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit")
 
 
-def _item(row: Mapping[str, Any], metric: str) -> Item:
-    return Item(
+def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
+    return LoggedItem(
         score=float(row[metric]),
         digests={name: str(row.get(name, "")) for name in _HASHES},
-        cluster=cluster_of(row.get("doc")),
+        cluster=shared_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),
     )
 

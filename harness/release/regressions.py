@@ -28,7 +28,7 @@ def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Pat
     Raises:
         UserError: an item is unknown, or its task cannot be pinned; all of them at once.
     """
-    chosen = _chosen(loaded, run, items)
+    chosen = _find_items(loaded, run, items)
     folder = loaded.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)
     tasks = {task.name: task for task in _stored_tasks(folder)}
@@ -46,7 +46,7 @@ def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Pat
     return path, added
 
 
-def _chosen(loaded: Loaded, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
+def _find_items(loaded: Loaded, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
     """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
     tasks = {
         t.name: t for suite in loaded.experiment.suites if suite.role != "regression" for t in suite.tasks

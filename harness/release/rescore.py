@@ -21,14 +21,14 @@ from harness.release.champions import read_champion
 from harness.spec import Recipe
 
 
-class Scored(NamedTuple):
+class RescoredRun(NamedTuple):
     """A run as it is scored now, and every task's scores on test by metric."""
 
     run: Run
     scores: dict[str, dict[str, Estimate]]
 
 
-def score_again(session: Session, run_before: Run) -> Scored:
+def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     """Score a run again, and on the suites its base and the champion.
 
     Raises:
@@ -53,7 +53,7 @@ def score_again(session: Session, run_before: Run) -> Scored:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
         runner.missing(session, suite_sets(session, weights))
-    return Scored(again, Reader(session).scores(again))
+    return RescoredRun(again, Reader(session).scores(again))
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:

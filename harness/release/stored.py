@@ -25,7 +25,7 @@ from harness.gating import GateResult, Measurement, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult
-from harness.release.champions import Champion, on_validation, read_champion
+from harness.release.champions import Champion, read_champion, validation_score
 from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
@@ -58,11 +58,11 @@ def gate_stored(
             "expected a promoted run; next: harness promote RUN, or --baseline base"
         )
     against = None if baseline == "base" else champion
-    runs = _of_seed(candidate_runs(loaded, runs_folder, candidate), candidate, seed)
+    runs = _select_seed(candidate_runs(loaded, runs_folder, candidate), candidate, seed)
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
 
-def _of_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
+def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     """Keep the runs of one seed; all of them where none is named."""
     kept = [run for run in runs if seed in (None, run.seed)]
     if not kept:
@@ -142,7 +142,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         policy,
         target=_target(loaded, at, run, policy, target),
         identical=identical,
-        confirmed=_confirmed(at, run, measured),
+        confirmed=_confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
@@ -173,7 +173,7 @@ def _measurements(
         metrics = known[task.name]
         for one in (own, base):
             _refuse_without(metrics, one, rows[one.digest])
-        new_rows, base_rows = _cut(rows[own.digest], rows[base.digest], task, notes)
+        new_rows, base_rows = _truncate_arms(rows[own.digest], rows[base.digest], task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise))
@@ -189,7 +189,7 @@ def _baseline_identity(
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and is_endpoint(own.engine):
-        return _of_base(at, wanted, key, run)
+        return _endpoint_base_identity(at, wanted, key, run)
     if champion is None:
         if (other := _same_task(at, wanted)) is not None:
             comparison.check_comparable(other, wanted, prompting=True)
@@ -208,13 +208,13 @@ def _baseline_identity(
     return found
 
 
-def _of_base(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
+def _endpoint_base_identity(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
     """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base.
 
     Raises:
         IncompatibleRuns: there are none, or several and no run says which.
     """
-    there = {other.digest: other for other in _computed_otherwise(at, wanted)}
+    there = {other.digest: other for other in _computational_variants(at, wanted)}
     runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
     stored = [r.rows[key] for r in runs if r.state == "done" and at.parquet(r.rows.get(key, "")).exists()]
     for rows in reversed(stored):
@@ -230,7 +230,7 @@ def _of_base(at: Store, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentit
     )
 
 
-def _computed_otherwise(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
+def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
     """Yield the identities of whole rows that differ at most in how they were computed."""
     how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
     for path in sorted((at.folder / "rows").glob("*/identity.json")):
@@ -258,7 +258,7 @@ def _refuse_without(metrics: Mapping[str, Metric], identity: RowsIdentity, rows:
         )
 
 
-def _cut(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
+def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
     """Cut both arms, whose order is the same, to the task's limit and to the shorter one."""
     n = min(len(new), len(base), task.limit or len(new))
     if n < min(len(base), task.limit or len(base)):
@@ -284,7 +284,7 @@ def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison |
     untrained = _untrained(store.list_runs(at, experiment.name), experiment.candidates)
     if not untrained:
         return None
-    best = max(untrained, key=lambda run: on_validation(loaded, at, run))
+    best = max(untrained, key=lambda run: validation_score(loaded, at, run))
     other = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test)
     return comparison.compare_rows(metric, other, rows)
 
@@ -300,7 +300,7 @@ def _untrained(runs: Iterable[Run], candidates: Iterable[str]) -> list[Run]:
     ]
 
 
-def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
+def _confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
     """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
     found: dict[str, list[str]] = {}
     for m in measured:
@@ -308,7 +308,7 @@ def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str
         if m.role != "regression":
             continue
         # What an endpoint answers is what it is; nobody could ask it in fp32.
-        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _in_fp32(at, own)
+        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _find_fp32(at, own)
         if exact is None:
             return None
         new = store.read_rows(at, exact.digest)[: len(m.base)]
@@ -317,9 +317,9 @@ def _confirmed(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str
     return found
 
 
-def _in_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
+def _find_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
     """Find the rows of the same weights, items and prompts that were computed in fp32."""
-    known = _computed_otherwise(at, own)
+    known = _computational_variants(at, own)
     return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)
 
 
@@ -335,7 +335,7 @@ def refuse_changed(
         IncompatibleRuns: a task's definition, its items or the code that asks them have changed, or the
             items of the run were drawn.
     """
-    refuse_drawn(experiment, run)
+    refuse_sampled(experiment, run)
     if run.experiment != experiment.name:
         return
     changed = []
@@ -353,7 +353,7 @@ def refuse_changed(
         )
 
 
-def refuse_drawn(experiment: Experiment, run: Run) -> None:
+def refuse_sampled(experiment: Experiment, run: Run) -> None:
     """Refuse a run that was asked a drawn part of the items: its plain means are not those of the tasks.
 
     Raises:

@@ -11,27 +11,34 @@ from harness.errors import UserError
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.session import Session
 from harness.report import ExperimentReport
-from harness.rescue.report import front_file, kept, read, rescue_document, to_json, write
+from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
-from harness.rescue.search import search, with_trials
-from harness.rescue.select import Case, case_of, worth_rescuing
-from harness.rescue.trials import Ladder, Planned, at_most, ladder_of, plan_document, planned
+from harness.rescue.search import add_trials, search
+from harness.rescue.select import RescueCase, find_case, select_case
+from harness.rescue.trials import (
+    TrialCost,
+    TrialSchedule,
+    estimate_trials,
+    largest_work,
+    plan_document,
+    schedule_for_run,
+)
 from harness.store import list_runs
 
 __all__ = [
     "HalfVerdict",
-    "Planned",
-    "Prepared",
+    "PreparedRescue",
     "Rescue",
+    "TrialCost",
     "Tried",
-    "at_most",
     "exit_code",
     "front_file",
-    "kept",
-    "of_finished",
+    "largest_work",
     "plan_document",
     "prepare",
+    "prepare_from_report",
     "read",
+    "report_files",
     "rescue_document",
     "run",
     "to_json",
@@ -39,46 +46,46 @@ __all__ = [
 ]
 
 
-class Prepared(NamedTuple):
+class PreparedRescue(NamedTuple):
     """A run to rescue, what will be tried, and a session that knows the recipes."""
 
     session: Session
-    case: Case
-    ladder: Ladder
+    case: RescueCase
+    schedule: TrialSchedule
 
     @property
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[TrialCost]:
         """What each trial takes."""
-        return planned(self.session, self.ladder, self.case.run.seed)
+        return estimate_trials(self.session, self.schedule, self.case.run.seed)
 
 
-def prepare(session: Session, selected: Sequence[str], wanted: str) -> Prepared:
+def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
     """Find the run that a candidate's name or a run's id means, and list what to try; computes nothing.
 
     Raises:
         UserError: nobody has this name, or there is nothing to rescue; says which.
         IncompatibleRuns: there is no run of it as written now.
     """
-    return _prepared(session, case_of(session, selected, wanted))
+    return _prepare(session, find_case(session, selected, wanted))
 
 
-def of_finished(session: Session, found: ExperimentReport) -> Prepared | None:
+def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
     """Choose what to rescue of a finished experiment; None where there is nothing."""
-    case = worth_rescuing(found, list_runs(session.store, session.experiment.name))
-    return _prepared(session, case) if case else None
+    case = select_case(found, list_runs(session.store, session.experiment.name))
+    return _prepare(session, case) if case else None
 
 
-def run(prepared: Prepared) -> Rescue:
+def run(prepared: PreparedRescue) -> Rescue:
     """Try one recipe after the other, as far as that is not done.
 
     Raises:
         HarnessError: another process is working in the same runs folder.
     """
-    return search(prepared.session, prepared.case, prepared.ladder)
+    return search(prepared.session, prepared.case, prepared.schedule)
 
 
-def _prepared(session: Session, case: Case) -> Prepared:
-    found = ladder_of(session, case.run)
+def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
+    found = schedule_for_run(session, case.run)
     if problems := [p for trial in found.trials for p in regularization_problems(session, trial.source)]:
         raise UserError(dict.fromkeys(problems))
-    return Prepared(with_trials(session, found.trials), case, found)
+    return PreparedRescue(add_trials(session, found.trials), case, found)

@@ -22,7 +22,7 @@ from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 
 
-class Row(NamedTuple):
+class TrialRow(NamedTuple):
     """One trial's cells."""
 
     trial: str
@@ -34,13 +34,15 @@ class Row(NamedTuple):
     confirm: str
 
 
-def headers(rescue: Rescue) -> Row:
+def headers(rescue: Rescue) -> TrialRow:
     """Name the columns."""
     target = f"target {rescue.metric}"
-    return Row("trial", target, "forgetting (macro)", "lost/gained", "front", "search half", "other half")
+    return TrialRow(
+        "trial", target, "forgetting (macro)", "lost/gained", "front", "search half", "other half"
+    )
 
 
-def rows(rescue: Rescue) -> list[Row]:
+def rows(rescue: Rescue) -> list[TrialRow]:
     """List the run and its trials best first: the rescued one, then the front, by target score."""
     front = rescue.front
 
@@ -55,10 +57,10 @@ def sentences(rescue: Rescue) -> list[str]:
     """List what is said under the table, the sum of it last."""
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
     return [
-        f"forgetting is that of the search half ({_items(rescue)}); the other half is looked at once",
+        f"forgetting is that of the search half ({_search_items(rescue)}); the other half is looked at once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
-        *_equal_lines(rescue),
+        *_matched_target_lines(rescue),
         *rescue.notes,
         *(f"not tried: {reason}" for reason in rescue.left_out),
         *_yaml_lines(rescue),
@@ -82,7 +84,7 @@ def to_json(rescue: Rescue) -> dict[str, Any]:
     return {**summed, **plain}
 
 
-def kept(folder: Path, experiment: str) -> list[Path]:
+def report_files(folder: Path, experiment: str) -> list[Path]:
     """List the files that hold the last rescue of each run of an experiment as plain types."""
     return sorted(folder.glob(f"{escaped(experiment)}.rescue-*.json"))
 
@@ -124,10 +126,10 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     return report.write_forms(folder, stem, forms)
 
 
-def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> Row:
+def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> TrialRow:
     v = t.search.verdict if t.search else None
     target, kept = t.facts.target, t.kept
-    return Row(
+    return TrialRow(
         t.name,
         formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
         formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
@@ -144,14 +146,14 @@ def _word(half: HalfVerdict | None) -> str:
     return WORDS[half.verdict.outcome] if half.gains else "NO GAIN"
 
 
-def _items(rescue: Rescue) -> str:
+def _search_items(rescue: Rescue) -> str:
     seen = rescue.original.search
     if seen is None:
         return formatting.UNKNOWN
     return f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
 
 
-def _equal_lines(rescue: Rescue) -> Iterator[str]:
+def _matched_target_lines(rescue: Rescue) -> Iterator[str]:
     scaled = any(t.step == "scale" and t.search for t in rescue.tried)
     for t in rescue.tried:
         if t.step == "scale" or t.search is None or not scaled:
@@ -169,19 +171,19 @@ def _yaml_lines(rescue: Rescue) -> Iterator[str]:
     if found is None:
         return
     yield "to keep it, add to candidates: in the file (nothing is computed again):"
-    named = {name: _as_written(name) for name in found.recipes}
+    named = {name: _candidate_name(name) for name in found.recipes}
     for name, recipe in found.recipes.items():
-        kept = _short(recipe)
+        kept = _plain_recipe(recipe)
         if kept.get("weights_of") in named:
             kept["weights_of"] = named[kept["weights_of"]]
         yield f"  {named[name]}: {json.dumps(kept, ensure_ascii=False)}"
 
 
-def _as_written(name: str) -> str:
+def _candidate_name(name: str) -> str:
     """Return a name for the file: of the candidate, without the signs that only a grid's names have."""
     return re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
 
 
-def _short(recipe: dict[str, Any]) -> dict[str, Any]:
+def _plain_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
     return kept

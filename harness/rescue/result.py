@@ -39,14 +39,14 @@ class Split(NamedTuple):
             else m._replace(base=self.rows(m.base, half), new=self.rows(m.new, half))
             for m in measured
         ]
-        return [m for m in cut if m.role == "regression" or len({cluster_of(row) for row in m.base}) > 1]
+        return [m for m in cut if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1]
 
     def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
         """Keep the rows of one half."""
-        return [row for row in rows if self.half_of[cluster_of(row)] == half]
+        return [row for row in rows if self.half_of[cluster_name(row)] == half]
 
 
-def cluster_of(row: SampleResult) -> str:
+def cluster_name(row: SampleResult) -> str:
     """Return the cluster of an item: its own id where it has none."""
     return row.cluster or row.example_id
 
@@ -57,18 +57,18 @@ def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
     sizes: dict[str, Counter[str]] = {}
     for task, rows in tasks.items():
         for row in rows:
-            sizes.setdefault(cluster_of(row), Counter())[task] += 1
+            sizes.setdefault(cluster_name(row), Counter())[task] += 1
     filled: dict[Half, Counter[str]] = {half: Counter() for half in HALVES}
     half_of: dict[str, Half] = {}
-    for cluster in sorted(sizes, key=lambda c: (-sizes[c].total(), _drawn(c, seed))):
-        halves = HALVES if _drawn(cluster, seed) % 2 else HALVES[::-1]
+    for cluster in sorted(sizes, key=lambda c: (-sizes[c].total(), _hash(c, seed))):
+        halves = HALVES if _hash(cluster, seed) % 2 else HALVES[::-1]
         half = min(halves, key=lambda h: sum(n * filled[h][t] / total[t] for t, n in sizes[cluster].items()))
         half_of[cluster] = half
         filled[half].update(sizes[cluster])
     return Split(half_of, seed)
 
 
-def _drawn(cluster: str, seed: int) -> int:
+def _hash(cluster: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
 
 

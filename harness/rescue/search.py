@@ -21,12 +21,12 @@ from harness.gating import Measurement, TargetFacts
 from harness.records import Run, SampleResult
 from harness.report import live_line
 from harness.rescue.result import HALVES, Half, HalfVerdict, Rescue, Split, Tried, split
-from harness.rescue.select import Case
-from harness.rescue.trials import Ladder, Trial
+from harness.rescue.select import RescueCase
+from harness.rescue.trials import Trial, TrialSchedule
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]
-_ASKED = ("prompting", "answer", "system", "template")  # how the target is asked
+_PROMPTED_BY = ("prompting", "answer", "system", "template")  # how the target is asked
 
 
 class Scaled(NamedTuple):
@@ -37,13 +37,13 @@ class Scaled(NamedTuple):
     rows: Mapping[str, Sequence[SampleResult]]
 
 
-class _Between(NamedTuple):
+class _Bracket(NamedTuple):
     low: Scaled
     high: Scaled
     weight: float  # of the high one, so that the mixed target score is the wanted one
 
 
-class _Ground(NamedTuple):
+class _Context(NamedTuple):
     """What every trial is judged on: the base's rows, the halves, and the reference's run."""
 
     session: Session
@@ -57,23 +57,23 @@ class _Ground(NamedTuple):
         return measured_of(self.session, self.reader, run, self.base)
 
 
-def search(session: Session, case: Case, found: Ladder) -> Rescue:
+def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
     """Try the rungs of a ladder for one run, on a session that knows their recipes.
 
     Raises:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
         HarnessError: another process is working in the same runs folder.
     """
-    noted = store.Noted(session.progress, session.store, "A rescue", len(found.trials))
+    noted = store.StoredProgress(session.progress, session.store, "A rescue", len(found.trials))
     session = replace(session, progress=noted)
     with store.working(session.store), noted:
-        ground = _ground(session, case)
-        original = _as_it_is(ground, case)
+        context = _prepare_context(session, case)
+        original = _judge_original(context, case)
         tried: list[tuple[Tried, Run]] = []
         for trial in found.trials:
-            one, run = _try(ground, trial, case.run.seed)
+            one, run = _run_trial(context, trial, case.run.seed)
             passes = one.search is not None and one.search.passes
-            tried.append((_confirmed(ground, one, run) if passes else one, run))
+            tried.append((_confirm(context, one, run) if passes else one, run))
             if passes:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
@@ -87,87 +87,91 @@ def search(session: Session, case: Case, found: Ladder) -> Rescue:
         metric=metric.name,
         reference=case.reference.name,
         original=original,
-        tried=_with_equal(ground, case, original, tried),
+        tried=_compare_matched(context, case, original, tried),
         left_out=(*found.left_out, *rest),
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
-        notes=tuple(_notes(ground, case.run)),
+        notes=tuple(_notes(context, case.run)),
     )
 
 
-def with_trials(session: Session, trials: Sequence[Trial]) -> Session:
+def add_trials(session: Session, trials: Sequence[Trial]) -> Session:
     """Return the session with the recipes of trials among its candidates."""
     recipes = {name: recipe for trial in trials for name, recipe in trial.recipes.items()}
     known = {**session.experiment.candidates, **recipes}
     return replace(session, experiment=session.experiment.model_copy(update={"candidates": known}))
 
 
-def _ground(session: Session, case: Case) -> _Ground:
+def _prepare_context(session: Session, case: RescueCase) -> _Context:
     reader = Reader(session)
     base = bases_of(session, reader, [case.run])[case.run.base_digest]
     halved = split(base, session.experiment.seeds[0])
     reference = store.get_run(session.store, case.reference.run_id)
     known = case.reference.validation
-    return _Ground(session, reader, base, halved, reference, 0.0 if known is None else known)
+    return _Context(session, reader, base, halved, reference, 0.0 if known is None else known)
 
 
-def _notes(ground: _Ground, run: Run) -> Iterator[str]:
+def _notes(context: _Context, run: Run) -> Iterator[str]:
     """Name the tasks that are judged on one half or on none."""
-    everything = ground.measured(run)
+    everything = context.measured(run)
     for half in HALVES:
-        there = {m.task.name for m in ground.split.part(everything, half)}
+        there = {m.task.name for m in context.split.part(everything, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
 
 
-def _as_it_is(ground: _Ground, case: Case) -> Tried:
-    recipe = ground.session.experiment.candidates[case.facts.name].model_dump(mode="json")
-    seen = _on_search(ground, case.run, case.facts)
+def _judge_original(context: _Context, case: RescueCase) -> Tried:
+    recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
+    seen = _judge_search(context, case.run, case.facts)
     return Tried(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
 
 
-def _try(ground: _Ground, trial: Trial, seed: int) -> tuple[Tried, Run]:
+def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
-    session, recipes = ground.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
-    run, facts = attempt(session, ground.reader, trial.name, trial.recipe, seed)
+    session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
+    run, facts = attempt(session, context.reader, trial.name, trial.recipe, seed)
     session.progress.finished(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
-    facts = replace(facts, vs_untrained=_vs_reference(ground, run))
-    seen = _on_search(ground, run, facts)
+    facts = replace(facts, vs_untrained=_vs_reference(context, run))
+    seen = _judge_search(context, run, facts)
     session.progress.finished(trial.name, f"{trial.name}: {seen.sentence}")
     return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
 
 
-def _vs_reference(ground: _Ground, run: Run) -> Comparison:
-    target = ground.session.target
-    old, new = ground.reader.of(ground.reference, target), ground.reader.of(run, target)
+def _vs_reference(context: _Context, run: Run) -> Comparison:
+    target = context.session.target
+    old, new = context.reader.of(context.reference, target), context.reader.of(run, target)
     return comparison.compare_rows(target.primary, old, new)
 
 
-def _on_search(ground: _Ground, run: Run, facts: CandidateFacts) -> HalfVerdict:
+def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
     """Judge general ability on the search half, and the gain on validation: test rows choose nothing."""
-    change = (facts.validation or 0.0) - ground.reference_validation
-    return _judged(ground, run, "search", None, gains=ground.session.target.primary.unit.sign * change > 0)
+    change = (facts.validation or 0.0) - context.reference_validation
+    return _judge_half(
+        context, run, "search", None, gains=context.session.target.primary.unit.sign * change > 0
+    )
 
 
-def _confirmed(ground: _Ground, tried: Tried, run: Run) -> Tried:
+def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
     """Judge the one that passed by every rule on the other half, and its gain on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     assert facts.target is not None
     target = TargetFacts(facts.target, facts.vs_untrained)
-    seen = _judged(ground, run, "confirm", target, gains=g is not None and g.low > 0)
-    ground.session.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
+    seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
+    context.session.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 
 
-def _judged(ground: _Ground, run: Run, half: Half, target: TargetFacts | None, *, gains: bool) -> HalfVerdict:
-    everything = ground.measured(run)
-    part = ground.split.part(everything, half)
-    policy = ground.session.experiment.gate
+def _judge_half(
+    context: _Context, run: Run, half: Half, target: TargetFacts | None, *, gains: bool
+) -> HalfVerdict:
+    everything = context.measured(run)
+    part = context.split.part(everything, half)
+    policy = context.session.experiment.gate
     if target is None:
         policy = policy.model_copy(update={"target": TargetPolicy()})
     compared = gating.compare_measurements(part, policy.alpha, identical=False)
-    controls = controls_of(ground.session.store, run, ground.reader.controls)
+    controls = controls_of(context.session.store, run, context.reader.controls)
     verdict = gating.judge_measurements(
         part, compared, policy, target=target, identical=False, controls=controls
     )
@@ -175,53 +179,57 @@ def _judged(ground: _Ground, run: Run, half: Half, target: TargetFacts | None, *
     return HalfVerdict(half, n_items, n_all, verdict, gains)
 
 
-def _with_equal(
-    ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tried, Run]]
+def _compare_matched(
+    context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
 ) -> tuple[Tried, ...]:
     """Compare what was trained anew with the scaled adapter at the same target score."""
-    path = _path(ground, case, original, tried)
-    alpha = ground.session.experiment.gate.alpha
+    path = _scale_path(context, case, original, tried)
+    alpha = context.session.experiment.gate.alpha
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
-            part = ground.split.part(ground.measured(run), "search")
+            part = context.split.part(context.measured(run), "search")
             compared = gating.compare_measurements(part, alpha, identical=False)
             counting = {t.task.name for t in compared if gating.in_macro(t)}
-            one = replace(one, equal=at_equal_target(path, part, one.facts.target.score, counting, alpha))
+            one = replace(
+                one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
+            )
         out.append(one)
     return tuple(out)
 
 
-def _path(ground: _Ground, case: Case, original: Tried, tried: Sequence[tuple[Tried, Run]]) -> list[Scaled]:
+def _scale_path(
+    context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
+) -> list[Scaled]:
     """List the scales that were measured: the base where it was asked so, and the fine-tune itself as 1."""
     scaled = [(one.scale, one.facts.target, run) for one, run in tried if one.scale is not None]
     if not scaled:
         return []
     points = [*scaled, (1.0, original.facts.target, case.run)]
-    path = [Scaled(scale, t.score, _new_rows(ground, run)) for scale, t, run in points if t]
-    return [*_base_point(ground, case.run), *path]
+    path = [Scaled(scale, t.score, _new_rows(context, run)) for scale, t, run in points if t]
+    return [*_base_point(context, case.run), *path]
 
 
-def _base_point(ground: _Ground, run: Run) -> list[Scaled]:
+def _base_point(context: _Context, run: Run) -> list[Scaled]:
     """Find the base, asked the target as the fine-tune is; none where no such candidate was run."""
-    session = ground.session
-    asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _ASKED]
+    session = context.session
+    asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _PROMPTED_BY]
     for other in store.list_runs(session.store, session.experiment.name):
         recipe = session.experiment.candidates.get(other.candidate)
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
-        if plain and recipe and [getattr(recipe, name) for name in _ASKED] == asked:
-            target = facts_of(session, ground.reader, other).target
-            part = ground.split.part(ground.measured(run), "search")
+        if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == asked:
+            target = facts_of(session, context.reader, other).target
+            part = context.split.part(context.measured(run), "search")
             rows = {m.task.name: m.base for m in part}
             return [Scaled(0.0, target.score, rows)] if target else []
     return []
 
 
-def _new_rows(ground: _Ground, run: Run) -> dict[str, Sequence[SampleResult]]:
-    return {m.task.name: m.new for m in ground.split.part(ground.measured(run), "search")}
+def _new_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
+    return {m.task.name: m.new for m in context.split.part(context.measured(run), "search")}
 
 
-def at_equal_target(
+def matched_target_change(
     path: Sequence[Scaled], trial: Sequence[Measurement], target: float, counting: set[str], alpha: float
 ) -> Estimate | None:
     """Estimate by how much a trial keeps more than the scaled adapter that scores as much on the target.
@@ -232,33 +240,37 @@ def at_equal_target(
     the score.
     """
     found = []
-    for between in _enclosing(sorted(path, key=lambda at: at.scale), target):
-        mixed = [_against(m, between, alpha) for m in trial if m.task.name in counting]
+    for bracket in _brackets(sorted(path, key=lambda at: at.scale), target):
+        mixed = [_compare_interpolated(m, bracket, alpha) for m in trial if m.task.name in counting]
         if mixed:
             found.append(comparison.mean_change(mixed))
     return min(found, key=lambda e: e.score, default=None)
 
 
-def _enclosing(path: Sequence[Scaled], target: float) -> Iterator[_Between]:
+def _brackets(path: Sequence[Scaled], target: float) -> Iterator[_Bracket]:
     for low, high in pairwise(path):
         if min(low.target, high.target) <= target <= max(low.target, high.target):
             span = high.target - low.target
-            yield _Between(low, high, (target - low.target) / span if span else 0.5)
+            yield _Bracket(low, high, (target - low.target) / span if span else 0.5)
 
 
-def _against(m: Measurement, between: _Between, alpha: float) -> Comparison:
+def _compare_interpolated(m: Measurement, bracket: _Bracket, alpha: float) -> Comparison:
     name = m.task.name
-    mixed = _mixed(between.low.rows[name], between.high.rows[name], between.weight)
+    mixed = _interpolate_rows(bracket.low.rows[name], bracket.high.rows[name], bracket.weight)
     return comparison.compare_rows(m.metrics[m.task.primary_metric], mixed, m.new, alpha=alpha)
 
 
-def _mixed(low: Sequence[SampleResult], high: Sequence[SampleResult], weight: float) -> list[SampleResult]:
+def _interpolate_rows(
+    low: Sequence[SampleResult], high: Sequence[SampleResult], weight: float
+) -> list[SampleResult]:
     """Take each item's parts between those of two arms, which hold the same items."""
     other = {row.example_id: row for row in high}
-    return [replace(row, parts=_parts(row, other[row.example_id], weight)) for row in low]
+    return [replace(row, parts=_interpolate_parts(row, other[row.example_id], weight)) for row in low]
 
 
-def _parts(a: SampleResult, b: SampleResult, weight: float) -> dict[str, tuple[float, ...] | None]:
+def _interpolate_parts(
+    a: SampleResult, b: SampleResult, weight: float
+) -> dict[str, tuple[float, ...] | None]:
     out: dict[str, tuple[float, ...] | None] = {}
     for name, old in a.parts.items():
         new = b.parts.get(name)

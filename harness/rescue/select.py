@@ -21,7 +21,7 @@ _RETENTION = ("macro", "each", "critical", "regressions", "validity", "drift")
 _AGAIN = "mend that, then harness compare"
 
 
-class Case(NamedTuple):
+class RescueCase(NamedTuple):
     """A run to rescue, and the candidate without training that gains are measured against."""
 
     facts: CandidateFacts
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     reference: CandidateFacts
 
 
-def case_of(session: Session, selected: Sequence[str], wanted: str) -> Case:
+def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueCase:
     """Find the run that a name or an id means, and refuse what cannot or need not be rescued.
 
     Raises:
@@ -37,7 +37,7 @@ def case_of(session: Session, selected: Sequence[str], wanted: str) -> Case:
         IncompatibleRuns: there is no run of it as written now.
     """
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
-    name = _named(session, selected, wanted, runs)
+    name = _resolve_name(session, selected, wanted, runs)
     report = stored_so_far(session, selected, name)
     known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
     if not known:
@@ -50,7 +50,7 @@ def case_of(session: Session, selected: Sequence[str], wanted: str) -> Case:
     return _case(report, runs, facts)
 
 
-def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None:
+def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:
     """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
@@ -59,7 +59,7 @@ def worth_rescuing(report: ExperimentReport, runs: Sequence[Run]) -> Case | None
     return _case(report, by_id, facts) if facts else None
 
 
-def _named(session: Session, selected: Sequence[str], wanted: str, runs: dict[str, Run]) -> str:
+def _resolve_name(session: Session, selected: Sequence[str], wanted: str, runs: dict[str, Run]) -> str:
     if wanted in selected:
         return wanted
     if wanted not in runs:
@@ -77,12 +77,12 @@ def _named(session: Session, selected: Sequence[str], wanted: str, runs: dict[st
     return run.candidate
 
 
-def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> Case:
+def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> RescueCase:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
     name = decision.best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
-    return Case(facts, runs[facts.run_id], reference)
+    return RescueCase(facts, runs[facts.run_id], reference)
 
 
 def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
@@ -108,14 +108,14 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         gained = formatting.change(g.unit, g.delta, g.low, g.high)
         found = f"no gain that is shown ({gained} over the best untrained candidate)"
         return [(found, "a fine-tune that gains", "rescue keeps a gain, and makes none")]
-    if not _for_want_of_retention(f.verdict):
+    if not _fails_retention(f.verdict):
         said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
         found = f"a run that has kept what it could; what stops it is {said}"
         return [(found, "a rule on general ability that does not pass", "rescue cannot mend that")]
     return []
 
 
-def _for_want_of_retention(verdict: Verdict) -> bool:
+def _fails_retention(verdict: Verdict) -> bool:
     return any(r.outcome in ("fail", "inconclusive") for r in verdict.rules if r.name in _RETENTION)
 
 

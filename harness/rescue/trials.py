@@ -48,14 +48,14 @@ class Trial(NamedTuple):
         return {**self.weights, self.name: self.recipe}
 
 
-class Ladder(NamedTuple):
+class TrialSchedule(NamedTuple):
     """The trials in order, and what is left out, each with its reason."""
 
     trials: tuple[Trial, ...]
     left_out: tuple[str, ...]
 
 
-class _Rung(NamedTuple):
+class _Change(NamedTuple):
     step: Step
     mark: str
     source: Recipe
@@ -63,107 +63,111 @@ class _Rung(NamedTuple):
     says: str
 
 
-def ladder(name: str, recipe: Recipe, source: Recipe, policy: RescuePolicy, n_layers: int | None) -> Ladder:
+def schedule_trials(
+    name: str, recipe: Recipe, source: Recipe, policy: RescuePolicy, n_layers: int | None
+) -> TrialSchedule:
     """List what to try for a candidate.
 
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
     borrows. `n_layers` of the base is None where its configuration does not say.
     """
-    rungs: list[_Rung] = []
+    changes: list[_Change] = []
     left_out: list[str] = []
     for step in policy.steps:
-        found = _rungs(step, recipe.weights_of or name, source, policy, n_layers)
+        found = _changes(step, recipe.weights_of or name, source, policy, n_layers)
         if isinstance(found, str):
             left_out.append(f"{step}: {found}")
         else:
-            rungs += found
+            changes += found
     kept, n_trained = [], 0
-    for rung in rungs:
-        n_trained += rung.trained
-        if rung.trained and n_trained > policy.max_trained:
-            left_out.append(f"{rung.says}: rescue.max_trained is {policy.max_trained}")
+    for change in changes:
+        n_trained += change.trained
+        if change.trained and n_trained > policy.max_trained:
+            left_out.append(f"{change.says}: rescue.max_trained is {policy.max_trained}")
         else:
-            kept.append(_trial(name, recipe, rung))
-    return Ladder(tuple(kept), tuple(left_out))
+            kept.append(_trial(name, recipe, change))
+    return TrialSchedule(tuple(kept), tuple(left_out))
 
 
-def _trial(name: str, recipe: Recipe, rung: _Rung) -> Trial:
-    own = f"{name}+{rung.mark}"
+def _trial(name: str, recipe: Recipe, change: _Change) -> Trial:
+    own = f"{name}+{change.mark}"
     if recipe.weights_of is None:
-        return Trial(rung.step, own, rung.source, {}, rung.trained, rung.says)
-    weights = f"{recipe.weights_of}+{rung.mark}"
+        return Trial(change.step, own, change.source, {}, change.trained, change.says)
+    weights = f"{recipe.weights_of}+{change.mark}"
     borrowing = recipe.model_copy(update={"weights_of": weights})
-    return Trial(rung.step, own, borrowing, {weights: rung.source}, rung.trained, rung.says)
+    return Trial(change.step, own, borrowing, {weights: change.source}, change.trained, change.says)
 
 
-def _rungs(
+def _changes(
     step: Step, name: str, source: Recipe, policy: RescuePolicy, n_layers: int | None
-) -> Sequence[_Rung] | str:
+) -> Sequence[_Change] | str:
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
     if step == "scale":
         between = plugins.methods(interpolates=True, makes=method.makes)
         if not between:
             return "there is nothing between it and the base"
-        return list(_scaled(name, source, policy, between[0]))
+        return list(_scale_changes(name, source, policy, between[0]))
     if not method.trains:
         return "the weights were not trained here"
     params = method.params(**source.params)
     if step == "learning_rate":
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
-        return [_changed(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
+        return [
+            _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
+        ]
     if step == "replay":
         able = plugins.takes(method, "replay")
-        return list(_replayed(source, policy)) if able else "it is not trained on rows"
+        return list(_replay_changes(source, policy)) if able else "it is not trained on rows"
     if step == "rank":
-        return _ranked(source, params)
-    return _halved(source, params, n_layers)
+        return _lower_rank(source, params)
+    return _freeze_half(source, params, n_layers)
 
 
-def _scaled(name: str, source: Recipe, policy: RescuePolicy, by: str) -> Iterator[_Rung]:
+def _scale_changes(name: str, source: Recipe, policy: RescuePolicy, by: str) -> Iterator[_Change]:
     asked = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
     for scale in policy.scales:
         made = Recipe(method=by, init_from=name, params={"scale": scale}, **asked)
-        yield _Rung("scale", f"scale={scale:g}", made, False, f"at scale {scale:g}, no training")
+        yield _Change("scale", f"scale={scale:g}", made, False, f"at scale {scale:g}, no training")
 
 
-def _changed(step: Step, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _Rung:
+def _change_params(step: Step, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _Change:
     made = source.model_copy(update={"params": {**source.params, **params}})
-    return _Rung(step, mark, made, True, says)
+    return _Change(step, mark, made, True, says)
 
 
 def _regularized(source: Recipe, name: str, params: dict[str, Any]) -> Recipe:
     return source.model_copy(update={"regularize": {**source.regularize, name: params}})
 
 
-def _replayed(source: Recipe, policy: RescuePolicy) -> Iterator[_Rung]:
+def _replay_changes(source: Recipe, policy: RescuePolicy) -> Iterator[_Change]:
     what = "rows of your file" if policy.replay else "the base's own answers"
     own = {"data": policy.replay} if policy.replay else {}
     for share in policy.shares:
         made = _regularized(source, "replay", {"share": share, **own})
         said = f"{100 * share:g} % replay of {what}"
-        yield _Rung("replay", f"replay={share:g}", made, True, said)
+        yield _Change("replay", f"replay={share:g}", made, True, said)
 
 
-def _ranked(source: Recipe, params: Any) -> Sequence[_Rung] | str:
+def _lower_rank(source: Recipe, params: Any) -> Sequence[_Change] | str:
     if not hasattr(params, "r") or source.init_from:
         return "no new adapter is trained, so there is no rank to lower"
     if params.r == 1:
         return "the rank is 1 already"
     r = max(1, params.r // _SMALLER)
     alpha = {"lora_alpha": max(1, params.lora_alpha * r // params.r)} if params.lora_alpha else {}
-    return [_changed("rank", source, f"r={r}", f"rank {r}", {"r": r, **alpha})]
+    return [_change_params("rank", source, f"r={r}", f"rank {r}", {"r": r, **alpha})]
 
 
-def _halved(source: Recipe, params: Any, n_layers: int | None) -> Sequence[_Rung] | str:
+def _freeze_half(source: Recipe, params: Any, n_layers: int | None) -> Sequence[_Change] | str:
     if not n_layers or n_layers < 2:
         return "the number of layers is not known"
     half = n_layers // 2
     said = f"the first {half} of {n_layers} layers left as they are"
     if plugins.takes(plugins.method(source.method), "freeze") and "freeze" not in source.regularize:
-        return [_Rung("half", "half", _regularized(source, "freeze", {"first": half}), True, said)]
+        return [_Change("half", "half", _regularized(source, "freeze", {"first": half}), True, said)]
     if getattr(params, "exclude_modules", "") is None and not source.init_from:
-        return [_changed("half", source, "half", said, {"exclude_modules": first_layers(half)})]
+        return [_change_params("half", source, "half", said, {"exclude_modules": first_layers(half)})]
     return "a part of the layers is left out already, or settled by another candidate"
 
 
@@ -172,7 +176,7 @@ def first_layers(n: int) -> str:
     return rf"\D*\.(?:{'|'.join(map(str, range(n)))})\..*"
 
 
-class Planned(NamedTuple):
+class TrialCost(NamedTuple):
     """One trial: what it takes in tokens, seconds and USD, and whether it is stored already."""
 
     name: str
@@ -184,19 +188,21 @@ class Planned(NamedTuple):
     stored: bool
 
 
-def ladder_of(session: Session, run: Run) -> Ladder:
+def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     recipe = session.experiment.candidates[run.candidate]
     source = settled(source_of(session, recipe), run)
-    return ladder(run.candidate, recipe, source, session.experiment.rescue, _n_layers(session, recipe))
+    return schedule_trials(
+        run.candidate, recipe, source, session.experiment.rescue, _n_layers(session, recipe)
+    )
 
 
-def planned(session: Session, found: Ladder, seed: int) -> list[Planned]:
+def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
     """Estimate every trial, on a session that knows their recipes."""
-    return [_planned(session, trial, seed) for trial in found.trials]
+    return [_estimate_trial(session, trial, seed) for trial in found.trials]
 
 
-def plan_document(plan: Sequence[Planned], left_out: Sequence[str]) -> ResultDocument:
+def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultDocument:
     """Lay out the tokens, time and cost of each trial, and the sum last."""
     rows = [
         [
@@ -217,28 +223,30 @@ def plan_document(plan: Sequence[Planned], left_out: Sequence[str]) -> ResultDoc
     )
 
 
-def at_most(session: Session, selected: Sequence[str]) -> Work:
+def largest_work(session: Session, selected: Sequence[str]) -> Work:
     """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works = [sum((_work(session, t, 0) for t in _unsettled(session, name)), Work()) for name in selected]
+    works = [
+        sum((_work(session, t, 0) for t in _trials_before_sweep(session, name)), Work()) for name in selected
+    ]
     return max(works, key=session.seconds, default=Work())
 
 
-def _unsettled(session: Session, name: str) -> tuple[Trial, ...]:
+def _trials_before_sweep(session: Session, name: str) -> tuple[Trial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
     recipe = session.experiment.candidates[name]
     source = source_of(session, recipe)
     if not plugins.method(source.method).tunes or is_served(session, recipe):
         return ()
     first = trials(source)[0][1]
-    return ladder(name, recipe, first, session.experiment.rescue, _n_layers(session, recipe)).trials
+    return schedule_trials(name, recipe, first, session.experiment.rescue, _n_layers(session, recipe)).trials
 
 
-def _planned(session: Session, trial: Trial, seed: int) -> Planned:
+def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
     work = _work(session, trial, seed)
     time_s = session.seconds(work, base_of(session, trial.recipe))
     hour = session.experiment.decide.device_hour_usd
     (there,) = stored_runs(session, [(trial.name, trial.recipe, seed)])
-    return Planned(
+    return TrialCost(
         trial.name,
         trial.step,
         trial.says,

@@ -24,16 +24,16 @@ final name is whole. Rows are found by content, so whatever was computed once is
 from harness.store.garbage import (
     DiskUse,
     Leftover,
-    Referred,
+    References,
     begin,
-    begun,
     disk_use,
     end,
-    joined,
-    referred,
+    join_references,
+    list_begun,
+    list_unfinished,
+    list_unreferenced,
     remove,
-    unfinished,
-    unused,
+    run_references,
 )
 from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_whole
@@ -61,7 +61,7 @@ from harness.store.queries import (
     read_columns,
     read_kinds,
     read_samples,
-    read_scored,
+    read_scores,
 )
 from harness.store.read_only import Answer, query
 from harness.store.rows import (
@@ -86,7 +86,7 @@ from harness.store.run_folders import (
     save_run,
     written_runs,
 )
-from harness.store.status import Noted, at_work
+from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES, Column, Table
 from harness.store.verdicts import DecisionRecord, VerdictRecord, save_decision, save_verdict
 
@@ -99,19 +99,18 @@ __all__ = [
     "DecisionRecord",
     "DiskUse",
     "Leftover",
-    "Noted",
-    "Referred",
+    "References",
     "Store",
+    "StoredProgress",
     "Table",
     "VerdictRecord",
     "all_runs",
     "append_block",
-    "at_work",
     "begin",
-    "begun",
     "complete_rows",
     "controls",
     "count_statuses",
+    "current_activity",
     "differing_items",
     "disk_use",
     "end",
@@ -121,11 +120,14 @@ __all__ = [
     "get_run",
     "has_rows",
     "identities",
-    "joined",
+    "join_references",
     "keep_environment",
     "keep_origin",
+    "list_begun",
     "list_ratings",
     "list_runs",
+    "list_unfinished",
+    "list_unreferenced",
     "noise_rates",
     "noises",
     "origins",
@@ -140,12 +142,12 @@ __all__ = [
     "read_rows",
     "read_run",
     "read_samples",
-    "read_scored",
-    "referred",
+    "read_scores",
     "reindex",
     "remove",
     "remove_merged_blocks",
     "remove_run",
+    "run_references",
     "runs_on_disk",
     "save_control",
     "save_decision",
@@ -153,8 +155,6 @@ __all__ = [
     "save_rating",
     "save_run",
     "save_verdict",
-    "unfinished",
-    "unused",
     "working",
     "write_measured",
     "write_whole",

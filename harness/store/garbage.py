@@ -20,7 +20,7 @@ from harness.store.layout import Store, is_bare_name, remove_folder, write_whole
 from harness.store.rows import identities
 
 
-class Referred(NamedTuple):
+class References(NamedTuple):
     """What is referred to: digests of row sets, keys of weights' folders, digests of weights."""
 
     rows: frozenset[str] = frozenset()
@@ -35,25 +35,25 @@ class Leftover(NamedTuple):
     n_bytes: int
 
 
-def referred(runs: Iterable[Run]) -> Referred:
+def run_references(runs: Iterable[Run]) -> References:
     """Say what runs refer to."""
     known = list(runs)
     behind = {key: digest for run in known for key, digest in weights_behind(run).items()}
     bases = {digest for run in known for digest in (run.weights_digest, run.base_digest, run.served_digest)}
-    return Referred(
+    return References(
         frozenset(digest for run in known for digest in run.rows.values()),
         frozenset(behind),
         frozenset({*behind.values(), *bases} - {""}),
     )
 
 
-def joined(parts: Iterable[Referred]) -> Referred:
+def join_references(parts: Iterable[References]) -> References:
     """Join what several refer to."""
     known = list(parts)
-    return Referred(*(frozenset().union(*of) for of in zip(Referred(), *known, strict=True)))
+    return References(*(frozenset().union(*of) for of in zip(References(), *known, strict=True)))
 
 
-def unused(store: Store, wanted: Referred) -> list[Leftover]:
+def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
     """List complete rows and weights that nobody refers to."""
     rows = _wanted_rows(store, wanted)
     return [
@@ -62,7 +62,7 @@ def unused(store: Store, wanted: Referred) -> list[Leftover]:
     ]
 
 
-def unfinished(store: Store) -> list[Leftover]:
+def list_unfinished(store: Store) -> list[Leftover]:
     """List blocks of rows and trainings that are not complete, and files that were being written."""
     rows = _folders(store, "rows")
     return _sized(
@@ -80,20 +80,20 @@ def remove(leftovers: Iterable[Leftover]) -> None:
         remove_folder(left.path)
 
 
-def _wanted_rows(store: Store, wanted: Referred) -> set[str]:
+def _wanted_rows(store: Store, wanted: References) -> set[str]:
     """Add to the rows that are referred to those that differ in who answered or how it was computed."""
     known = identities(store)
-    asked = {_asked(one) for one in known if one.digest in wanted.rows}
-    beside = {one.digest for one in known if one.weights_digest in wanted.weights and _asked(one) in asked}
+    asked = {_question(one) for one in known if one.digest in wanted.rows}
+    beside = {one.digest for one in known if one.weights_digest in wanted.weights and _question(one) in asked}
     return beside | wanted.rows
 
 
-def _asked(one: RowsIdentity) -> tuple[str, ...]:
+def _question(one: RowsIdentity) -> tuple[str, ...]:
     """Name what was asked, and how it is scored."""
     return (one.task, one.task_version, one.split, one.prompting_digest, one.answer, one.scoring_digest)
 
 
-def _is_wanted(weights: Path, wanted: Referred) -> bool:
+def _is_wanted(weights: Path, wanted: References) -> bool:
     """Tell whether a folder of weights is referred to; what is unfinished or says of a divergence is."""
     if weights.name in wanted.fit_keys or not (weights / "fit.json").exists() or weights.suffix == ".part":
         return True
@@ -212,6 +212,6 @@ def end(store: Store, name: str) -> None:
     (store.folder / ".begun" / name).unlink(missing_ok=True)
 
 
-def begun(store: Store) -> list[str]:
+def list_begun(store: Store) -> list[str]:
     """List what has begun and not finished."""
     return sorted(path.name for path in (store.folder / ".begun").glob("*"))

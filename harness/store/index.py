@@ -83,7 +83,7 @@ def reading(store: Store) -> Iterator["DuckDBPyConnection"]:
     if db is None and update(store):
         db = _open_current(store, despite_skipped=True)
     if db is None:
-        db = _in_memory(store)
+        db = _build_in_memory(store)
     with db:
         yield db
 
@@ -129,7 +129,7 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
     with clear_errors(store, str(store.index), REINDEX):
         for pause_s in (*_PAUSES_S, None):
             try:
-                return _opened(store, despite_skipped=despite_skipped)
+                return _try_open(store, despite_skipped=despite_skipped)
             except _Held:
                 return None
             except duckdb.Error:
@@ -139,7 +139,7 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
     return None
 
 
-def _opened(store: Store, *, despite_skipped: bool) -> "DuckDBPyConnection | None":
+def _try_open(store: Store, *, despite_skipped: bool) -> "DuckDBPyConnection | None":
     db = _connect(store, _BRIEF_S, read_only=True)
     try:
         _refuse_newer(db)
@@ -152,7 +152,7 @@ def _opened(store: Store, *, despite_skipped: bool) -> "DuckDBPyConnection | Non
     return None
 
 
-def _in_memory(store: Store) -> "DuckDBPyConnection":
+def _build_in_memory(store: Store) -> "DuckDBPyConnection":
     import duckdb
 
     db = silent(duckdb.connect())
@@ -181,7 +181,7 @@ def _build(store: Store, path: "Path") -> Counts:
 
 
 def _refuse_newer(db: "DuckDBPyConnection") -> None:
-    version = ingest.version_of(db)
+    version = ingest.schema_version(db)
     if version > ingest.VERSION:
         found = f"version {version} of the index, written by a newer harness"
         expected = f"version {ingest.VERSION} at most"

@@ -61,10 +61,10 @@ def create(db: "DuckDBPyConnection", store: Store) -> None:
 def is_current(db: "DuckDBPyConnection", store: Store) -> bool:
     """Tell whether an index has this schema, of this folder, by this version of harness."""
     written = [VERSION, __version__, str(store.folder.resolve())]
-    return version_of(db) == VERSION and list(db.execute("FROM meta").fetchone() or ()) == written
+    return schema_version(db) == VERSION and list(db.execute("FROM meta").fetchone() or ()) == written
 
 
-def version_of(db: "DuckDBPyConnection") -> int:
+def schema_version(db: "DuckDBPyConnection") -> int:
     """Return the schema's version, 0 for an empty file."""
     if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchone():
         return 0
@@ -87,7 +87,7 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
         skipped = _sync_files(db, store)
     skipped += _sync_rows(db, store)
     with transaction(db):
-        _define(db, store)
+        _create_views(db, store)
     return skipped
 
 
@@ -158,13 +158,13 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
             continue
         records.append((kind, name, modified, text))
         if isinstance(record, Run):
-            rows += _rows_of(store, record)
+            rows += _run_rows(store, record)
     _insert(db, "files", records)
     _insert(db, "run_rows", rows)
     return skipped
 
 
-def _rows_of(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
+def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
     """Yield the row sets of a run, each with that of its base, which differs in weights alone."""
     for key, digest in run.rows.items():
         task, _, split = key.rpartition("/")
@@ -233,7 +233,7 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
         )
 
 
-def _define(db: "DuckDBPyConnection", store: Store) -> None:
+def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
     """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
     rows = f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"
     source = _FILES.replace("?", "'" + rows.replace("'", "''") + "'")
@@ -241,13 +241,13 @@ def _define(db: "DuckDBPyConnection", store: Store) -> None:
         nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in COLUMNS.items())
         source = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
     wanted = {table.name: table.query.format(rows=source) for table in TABLES}
-    if _made_from(db) != (made := [str(list(wanted.values()))]):
+    if _view_queries(db) != (made := [str(list(wanted.values()))]):
         for name, query in wanted.items():
             db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
         db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
 
 
-def _made_from(db: "DuckDBPyConnection") -> list[str]:
+def _view_queries(db: "DuckDBPyConnection") -> list[str]:
     if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'views'").fetchone():
         return []
     return [queries for (queries,) in db.execute("SELECT queries FROM stored.views").fetchall()]

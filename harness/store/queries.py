@@ -38,7 +38,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
     return {row.example_id: row for row in found}
 
 
-def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
+def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
     """Read a complete row set by position with what a comparison by one metric needs, and no more.
 
     Texts, counts and other metrics are left empty.
@@ -52,10 +52,10 @@ def read_scored(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        return [_scored(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
+        return [_scored_row(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
 
 
-def _scored(
+def _scored_row(
     metric: str, task: str, split: str, item: str, position: int, status: Status,
     parts: list[float] | None, cluster: str, slice_: str, weight: float,
 ) -> SampleResult:  # fmt: skip
@@ -67,7 +67,7 @@ def _scored(
 
 def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
     """Find the ids of items whose id, prompt, answer or reference holds a text, in any letter case."""
-    files = _there(store, rows_digests)
+    files = _existing_files(store, rows_digests)
     if not files:
         return set()
     columns = ("example_id", "prompt", "text", """array_to_string("references", ' ')""")
@@ -80,7 +80,7 @@ def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]
 def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
     """Map the ids of a row set, by position, to slice and cluster; empty where the set is not there."""
     query = f"SELECT example_id, slice, cluster FROM {READ_PARQUET} ORDER BY position"
-    files = _there(store, [rows_digest])
+    files = _existing_files(store, [rows_digest])
     if not files:
         return {}
     with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
@@ -90,7 +90,7 @@ def read_kinds(store: Store, rows_digest: str) -> dict[str, tuple[str, str]]:
 
 def differing_items(store: Store, one: str, other: str) -> list[str]:
     """List the ids, in order, of items that two row sets answered otherwise, or whose answers are unknown."""
-    files = [_there(store, [digest]) for digest in (one, other)]
+    files = [_existing_files(store, [digest]) for digest in (one, other)]
     if not all(files):
         return []
     query = (
@@ -103,7 +103,7 @@ def differing_items(store: Store, one: str, other: str) -> list[str]:
 
 def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dict[str, int]]:
     """Count the items of row sets by digest and status; sets that are not there are left out."""
-    files = _there(store, rows_digests)
+    files = _existing_files(store, rows_digests)
     if not files:
         return {}
     query = f"SELECT {_DIGEST} AS digest, status, count(*) FROM {_FILES} GROUP BY ALL"
@@ -119,7 +119,7 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
 
     A set that is not there, or that was not scored by the metric, is left out.
     """
-    files = _there(store, rows_digests)
+    files = _existing_files(store, rows_digests)
     if not files:
         return {}
     names = ("example_id", "cluster", "parts[?]", "weight")
@@ -130,6 +130,6 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     return {digest: Columns(*map(tuple, columns)) for digest, *columns in found}
 
 
-def _there(store: Store, rows_digests: Collection[str]) -> list[str]:
+def _existing_files(store: Store, rows_digests: Collection[str]) -> list[str]:
     paths = (store.parquet(digest) for digest in dict.fromkeys(rows_digests))
     return [pattern(path) for path in paths if path.exists()]

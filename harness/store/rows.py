@@ -387,7 +387,7 @@ def note_checksum(store: Store, path: Path, written: Path) -> None:
     Raises:
         HarnessError: the disk is full.
     """
-    known = {*(_noted(path) or ()), _checksum(written)}
+    known = {*(_read_checksums(path) or ()), _checksum(written)}
     write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
 
 
@@ -398,11 +398,11 @@ def is_as_written(path: Path) -> bool | None:
         OSError: the file cannot be read.
     """
     found = _checksum(path)  # before what is noted is read: another process may replace the file in between
-    known = _noted(path)
+    known = _read_checksums(path)
     return None if known is None else found in known
 
 
-def _noted(path: Path) -> list[str] | None:
+def _read_checksums(path: Path) -> list[str] | None:
     with suppress(OSError, ValueError):
         found: list[str] = json.loads(_file(path).read_text("utf-8"))
         return found

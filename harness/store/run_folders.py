@@ -71,7 +71,7 @@ def get_run(store: Store, run_id: str) -> Run:
 def read_run(file: Path) -> Run | None:
     """Read a `run.json`; None where there is none, or it is damaged."""
     try:
-        return _parsed(file)
+        return _parse_run(file)
     except (OSError, ValueError, TypeError):
         return None
 
@@ -87,7 +87,7 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
         try:
-            runs.append(_parsed(path))
+            runs.append(_parse_run(path))
         except FileNotFoundError:  # removed meanwhile
             continue
         except (ValueError, TypeError) as error:
@@ -130,5 +130,5 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     index.update(store)
 
 
-def _parsed(file: Path) -> Run:
+def _parse_run(file: Path) -> Run:
     return Run(**json.loads(file.read_text("utf-8")))

@@ -16,7 +16,7 @@ from harness.store.layout import Store
 _EVERY_S = 1.0
 
 
-class Noted:
+class StoredProgress:
     """Passes progress on, and notes it in the store once a second at most; left, it takes the note away.
 
     `what` is at work, as a sentence begins with it.
@@ -62,7 +62,7 @@ class Noted:
                 part.replace(self._file)
 
 
-def at_work(store: Store) -> dict[str, Any] | None:
+def current_activity(store: Store) -> dict[str, Any] | None:
     """Return what is at work and last noted: `what`, `stage`, its `share`, `candidates`, `finished`.
 
     Empty where it has noted nothing yet, None where nobody is at work.

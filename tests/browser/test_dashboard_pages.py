@@ -200,7 +200,7 @@ def test_the_nights_are_shown_as_they_were_told(visit, large, large_address):
     home = files.home(Store(large / "runs"), "desk")
     nights, state = files.read_nights(home), files.read_state(home)
     page = visit[0](large_address, "/nightly")
-    sentence = alarm.report_of("desk", NightlyPolicy(), nights, state).sentence
+    sentence = alarm.build_report("desk", NightlyPolicy(), nights, state).sentence
     assert page.locator(".lead").inner_text() == sentence
     assert page.locator(".js-plotly-plot .annotation-text", has_text="lora: regression").count() == 1
 

@@ -10,7 +10,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.stored_rows import Reader
 from harness.progress import Silent
-from harness.rescue.result import cluster_of, split
+from harness.rescue.result import cluster_name, split
 
 pytestmark = pytest.mark.weekly
 
@@ -84,7 +84,8 @@ def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
     base = bases_of(session, Reader(session), [prepared.case.run])[prepared.case.run.base_digest]
     halved = split(base, 0)
     halves = [
-        {cluster_of(r) for rows in base.values() for r in halved.rows(rows, h)} for h in ("search", "confirm")
+        {cluster_name(r) for rows in base.values() for r in halved.rows(rows, h)}
+        for h in ("search", "confirm")
     ]
     assert not halves[0] & halves[1]
     assert found.original.search.n_all == sum(map(len, base.values()))

@@ -14,14 +14,14 @@ from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.experiment import run_candidate
 from harness.models.hf import Candidate
-from harness.nightly.rotation import Cluster, items_of
+from harness.nightly.rotation import Cluster, ids_by_task
 from harness.records import SampleResult, digest
 from harness.training import Weights
 
 Rows = dict[tuple[str, str], SampleResult]  # by task and example id
 
 
-class Part(NamedTuple):
+class ItemBatch(NamedTuple):
     """Some items of one task: the anchors or the fresh ones, as somebody is asked them."""
 
     rows: RowSet
@@ -29,57 +29,61 @@ class Part(NamedTuple):
     ids: tuple[str, ...]
 
 
-def parts_of(sets: Sequence[RowSet], anchors: Sequence[Cluster], fresh: Sequence[Cluster]) -> list[Part]:
+def split_items(
+    sets: Sequence[RowSet], anchors: Sequence[Cluster], fresh: Sequence[Cluster]
+) -> list[ItemBatch]:
     """Cut a night's items by task and kind; tasks that nobody is asked tonight are left out."""
-    chosen = {"anchors": items_of(anchors), "fresh": items_of(fresh)}
+    chosen = {"anchors": ids_by_task(anchors), "fresh": ids_by_task(fresh)}
     return [
-        Part(rows, kind, tuple(ids))
+        ItemBatch(rows, kind, tuple(ids))
         for rows in sets
         for kind, by_task in chosen.items()
         if (ids := by_task.get(rows.measured.task.name))
     ]
 
 
-def ask(session: Session, folder: Path, who: str, weights: Weights, parts: Sequence[Part]) -> Rows:
+def reevaluate(
+    session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
+) -> Rows:
     """Return who's answers to the parts, asked now or earlier in the same night.
 
     Raises:
         HarnessError: the weights cannot be opened, or the disk is full.
     """
-    files = [file_of(folder, who, part) for part in parts]
+    files = [batch_file(folder, who, batch) for batch in batches]
     known = [store.read_measured(file) for file in files]
-    missing = [at for at, part in enumerate(parts) if not _whole(known[at], part)]
+    missing = [at for at, batch in enumerate(batches) if not _is_complete(known[at], batch)]
     if missing:
         with (
             run_candidate.opened(session, weights) as candidate,
             session.progress.stage(f"{who}: {len(missing)} tasks") as advance,
         ):
             for done, at in enumerate(missing):
-                rows = _answers(candidate, parts[at])
+                rows = _evaluate_batch(candidate, batches[at])
                 store.write_measured(session.store, files[at], rows)
                 known[at] = rows
                 advance(done + 1, len(missing))
-    return by_item(row for rows in known for row in rows or ())
+    return index_by_item(row for rows in known for row in rows or ())
 
 
-def by_item(rows: Iterable[SampleResult]) -> Rows:
+def index_by_item(rows: Iterable[SampleResult]) -> Rows:
     """Index rows by task and example id."""
     return {(row.task, row.example_id): row for row in rows}
 
 
-def file_of(folder: Path, who: str, part: Part) -> Path:
+def batch_file(folder: Path, who: str, batch: ItemBatch) -> Path:
     """Name the file of a part, by everything that decides what it holds."""
-    key = digest([who, part.rows.identity.digest, part.kind, list(part.ids)])
+    key = digest([who, batch.rows.identity.digest, batch.kind, list(batch.ids)])
     return folder / "rows" / f"{key}.jsonl"
 
 
-def _whole(rows: Sequence[SampleResult] | None, part: Part) -> bool:
-    return rows is not None and tuple(row.example_id for row in rows) == part.ids
+def _is_complete(rows: Sequence[SampleResult] | None, batch: ItemBatch) -> bool:
+    return rows is not None and tuple(row.example_id for row in rows) == batch.ids
 
 
-def _answers(candidate: Candidate, part: Part) -> list[SampleResult]:
-    whole = part.rows.job()
+def _evaluate_batch(candidate: Candidate, batch: ItemBatch) -> list[SampleResult]:
+    whole = batch.rows.job()
     by_id = {e.id: e for e in whole.examples}
-    job = replace(whole, examples=tuple(e for i in part.ids if (e := by_id.get(i)) is not None))
-    evaluate = part.rows.measured.evaluate
+    job = replace(whole, examples=tuple(e for i in batch.ids if (e := by_id.get(i)) is not None))
+    evaluate = batch.rows.measured.evaluate
     return [row for index in range(job.n_blocks) for row in evaluate(candidate, job, index)]
