@@ -59,7 +59,7 @@ def _alarms(alarms: tuple[Alarm, ...]) -> None:
     if rows:
         st.dataframe(rows, hide_index=True)
         safe_text.say_all(f"{a.night}: {a.sentence}" for a in reversed(alarms))
-        st.caption("`harness nightly ack` closes them; evidence then begins anew.")
+        st.caption("`harness nightly ack` closes them; evidence is then collected afresh.")
     else:
         st.text("None so far.")
 

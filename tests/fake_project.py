@@ -194,7 +194,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
         )
         files.write_night(at, home, night)
         kept.append(night)
-        state = alarm.with_alarms(state, alarm.build_report(name, NightlyPolicy(), kept, state))
+        state = alarm.add_alarms(state, alarm.build_report(name, NightlyPolicy(), kept, state))
     files.write_state(at, home, state)
 
 

@@ -1074,7 +1074,7 @@ def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(opened, tmp_pa
     fake_project.nights(tmp_path)
     body = html(opened("nightly"))
     assert "lora tests the harness" in body
-    assert "target: 690 clusters asked, 200 never yet" in body
+    assert "target: 690 clusters evaluated, 200 never yet" in body
 
 
 def test_a_hostile_name_of_an_alarm_is_text(opened, tmp_path):

@@ -33,7 +33,7 @@ from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
     Alarm,
     State,
-    acknowledged,
+    acknowledge_alarms,
     home,
     open_alarms,
     read_nights,
@@ -134,7 +134,7 @@ def test_evidence_begins_anew_after_an_acknowledgement(path):
 
 def test_to_acknowledge_one_alarm_leaves_the_others_open():
     alarms = tuple(Alarm(about, "regression", "2026-03-01", "") for about in ("lora", "champion knn"))
-    state, closed = acknowledged(State({}, alarms), "lora", "2026-03-02")
+    state, closed = acknowledge_alarms(State({}, alarms), "lora", "2026-03-02")
     assert [a.about for a in closed] == ["lora"]
     assert [a.about for a in open_alarms(state)] == ["champion knn"]
 
@@ -525,7 +525,7 @@ def test_what_a_night_tests_is_named(path, prompting, was, expected):
     recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
     weights = run_candidate.ensure_weights(session, session.experiment.candidates["lora"], 0)
     now = (weights, reference.prompting, reference.environment)
-    said = watchlist.what_is_tested(session, recipe, replace(reference, **was), *now)
+    said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
 
 
@@ -536,5 +536,5 @@ def test_upgraded_libraries_are_named_with_their_versions(path):
     then, newer = (store.keep_environment(session.store, {"numpy": version}) for version in ("1.0", "2.0"))
     recipe, before = session.experiment.candidates["lora"], replace(reference, environment=then)
     weights = run_candidate.ensure_weights(session, recipe, 0)
-    said = watchlist.what_is_tested(session, recipe, before, weights, reference.prompting, newer)
+    said = watchlist.describe_tested(session, recipe, before, weights, reference.prompting, newer)
     assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import shared_data
-from test_ratings_store import RATING
+from test_measurements import RATING
 
 from harness import stats
 from harness.comparison import human

@@ -123,7 +123,7 @@ def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(mended):
 
 def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(mended, tmp_path):
     made, found = mended
-    (line,) = [s for s in rescue.forms.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
     again = rescue_worlds.opened(path, {"scale=0.5": Version(80)})
@@ -196,7 +196,7 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
     assert found.rescued == "lora+scale=0.5"
     assert (
         "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
-        in rescue.forms.sentences(found)
+        in rescue.report.sentences(found)
     )
 
 
@@ -214,7 +214,7 @@ def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
     assert found.rescued == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
-    said = rescue.forms.sentences(found)
+    said = rescue.report.sentences(found)
     assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
 
 
@@ -223,7 +223,7 @@ def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescued("grid[r=8]")
     assert found.rescued == "grid[r=8]+scale=0.75"
-    (line,) = [s for s in rescue.forms.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")

@@ -16,7 +16,7 @@ from harness.comparison.run_diff import differences
 from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
 from harness.metrics import Metric, flipped, mean_metric, weighted_mean
-from harness.nightly.changes import base_night
+from harness.nightly.changes import compare_base
 from harness.records import RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.csv import to_csv
@@ -161,7 +161,9 @@ BITS = Metric(
 def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, before, after, expected):
     old, new = (rows([x, 1.0], metric)[0] for x in (before, after))
     assert flipped(old, new, metric) is expected
-    night = base_night({("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], None, {"task": metric})
+    night = compare_base(
+        {("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], None, {"task": metric}
+    )
     assert night.flips == {"task/i": expected}
     if before is not None:
         c = compared.compare_rows(metric, rows([before, 1.0], metric), rows([after, 1.0], metric))

@@ -1,4 +1,4 @@
-"""The verbs of the command line.
+"""Command line: the entry point, and errors as exit codes.
 
 Invariant: stdout holds the result, stderr the progress; errors a user can mend are printed
 without a traceback and end with exit code 2, and heavy modules load only inside a verb.

@@ -1,4 +1,7 @@
-"""Typer application of all commands, the options they share, and how they print."""
+"""Typer application of all commands, the options they share, and how they print.
+
+Invariant: stdout holds the result and nothing else; importing this loads nothing heavy.
+"""
 
 import json
 import sys

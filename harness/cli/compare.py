@@ -1,6 +1,6 @@
-"""The verbs that compute: init, compare, train, eval.
+"""Commands that compute: init, compare, train, eval.
 
-Invariant: models load only inside a verb.
+Invariant: models load only inside a command.
 """
 
 import shlex
@@ -180,7 +180,9 @@ def compare(
     if strict:
         _refuse_margins(warnings)
     if fewer_items and computes:
-        say("fewer items: the candidates take at most what is planned; the base answers what is drawn again")
+        say(
+            "fewer items: the candidates take at most what is planned; the base answers what is sampled again"
+        )
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
         say(experiment.said_of_stored(session, stored))
@@ -454,6 +456,6 @@ def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bo
     chosen = found.decision.candidate if found.decision else None
     verdict = next((f.verdict for f in found.facts if f.name == chosen), None)
     if verdict is None:
-        # A recommended classifier has no general ability to lose; no recommendation at all is undecided.
+        # A recommended classifier has no capability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
     return gating.exit_code(verdict, policy)

@@ -1,6 +1,6 @@
-"""The verb that opens the dashboard in the browser.
+"""Command that opens the dashboard in the browser.
 
-Invariant: Streamlit runs in a process of its own, listens where it was told to and nowhere else,
+Invariant: Streamlit runs in a process of its own, listens at the given address and nowhere else,
 and sends nothing to anybody.
 """
 

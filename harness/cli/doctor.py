@@ -1,6 +1,6 @@
-"""The verb that looks before anything runs: doctor.
+"""Command for the preflight check: doctor.
 
-Invariant: but for the noise it only looks; whatever is wrong is listed, and the exit code says whether
+Invariant: it computes nothing but the A/A noise; whatever is wrong is listed, and the exit code says whether
 something is.
 """
 

@@ -1,4 +1,4 @@
-"""The verbs that judge what is stored: report, decide, gate, promote, regressions.
+"""Commands that judge stored runs: report, decide, gate, promote, regressions.
 
 Invariant: only `regressions confirm` loads a model.
 """

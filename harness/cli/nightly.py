@@ -1,6 +1,6 @@
-"""The verbs of the night: run, status, ack, install.
+"""Commands of the nightly regression test: run, status, ack, install.
 
-Invariant: only `run` asks a model.
+Invariant: only `run` loads a model.
 """
 
 import os
@@ -56,7 +56,7 @@ def nightly_run(
                 page.write(report.markdown(nightly.night_document(found)))
 
     if webhook:
-        nightly.refuse_webhook(webhook)  # before the night is asked, not after it
+        nightly.refuse_webhook(webhook)  # before the night runs, not after it
     day, shown = night.date() if night else _today(), TerminalProgress()
     found = nightly.run_night(config, overrides or [], night=day, progress=shown, publish=publish)
     if webhook and (error := nightly.send(config, webhook, found.night)):
@@ -70,7 +70,7 @@ def nightly_run(
 
 @nightly_app.command("status")
 def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
-    """Show the last night, open alarms, and nights that were missed; asks nobody."""
+    """Show the last night, open alarms, and nights that were missed; loads no model."""
     from harness import nightly
     from harness.report import to_plain
 
@@ -92,7 +92,7 @@ def nightly_ack(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Close open alarms; evidence begins anew with the next night."""
+    """Close open alarms; evidence is collected afresh from the next night."""
     from harness import nightly
 
     closed = nightly.acknowledge(config, about, new_reference=new_reference)

@@ -1,4 +1,4 @@
-"""The verb that looks for a version of a fine-tune that forgets less.
+"""Command that searches for a version of a fine-tune that forgets less.
 
 Invariant: it refuses before it computes anything where there is nothing to rescue.
 """

@@ -1,4 +1,7 @@
-"""Commands on stored runs: list, show, diff, remove, and score again."""
+"""Commands on stored runs: list, show, diff, remove, and score again.
+
+Invariant: none of them loads a model.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +93,7 @@ def runs_rm(
     yes: Annotated[bool, typer.Option("--yes", help="With --unused: remove what is listed.")] = False,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Remove a run that is no champion, with the rows and weights of it alone; or list what is unused."""
+    """Remove a run that is no champion, with its own rows and weights; or list what is unreferenced."""
     from harness import release
     from harness.errors import Problem, UserError
     from harness.nightly.state import references
@@ -109,7 +112,7 @@ def runs_rm(
 
 
 def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
-    """Remove what is unused, or list it; say what that frees, and what is kept for whom."""
+    """Remove what is unreferenced, or list it; say what that frees, and what is kept for whom."""
     from harness import release
     from harness.formatting import size
     from harness.nightly.state import references

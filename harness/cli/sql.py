@@ -1,4 +1,4 @@
-"""The verb that queries what is stored: sql.
+"""Command that queries the stored tables: sql.
 
 Invariant: stdout holds the rows and nothing else; nothing that is stored changes.
 """

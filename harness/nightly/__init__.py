@@ -1,7 +1,7 @@
-"""Nights: champions and named candidates asked again every night, beside the base as the control arm.
+"""Nightly regression test: champions and named candidates re-evaluated, with the base as the control arm.
 
 Invariant: an alarm is raised once and stays until it is acknowledged; an unchanged candidate raises one
-with a chance of at most `nightly.alpha`, however many nights are looked at.
+with a chance of at most `nightly.alpha`, however many nights are evaluated.
 """
 
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state between two nights: the last one as it is told, and what is missing since."""
+    """State between two nights: the report of the last one, and what is missing since."""
 
     last: NightReport | None
     n_nights: int
@@ -56,7 +56,7 @@ class Status:
 
 
 def status(path: Path, today: str) -> Status:
-    """Say where the nights of an experiment stand; asks nobody.
+    """Report where the nights of an experiment stand; loads no model.
 
     Raises:
         UserError: with every problem of the file at once.
@@ -72,7 +72,7 @@ def status(path: Path, today: str) -> Status:
 
 
 def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[Alarm]:
-    """Close the open alarms about a candidate, `harness`, or all; evidence then begins anew.
+    """Close the open alarms about a candidate, `harness`, or all; evidence is then collected afresh.
 
     With `new_reference` the next night compares with the newest stored run.
 
@@ -96,7 +96,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
 
 
 def send(path: Path, webhook: str, night: str) -> str:
-    """Send open alarms that nobody was told of to a webhook; returns what went wrong, or nothing.
+    """Send open alarms that were not sent yet to a webhook; returns what went wrong, or nothing.
 
     Raises:
         UserError: the address is none of the web.

@@ -1,7 +1,7 @@
 """Sequential test of the nights so far: ok, suspect or regression, harness drift, and the night's report.
 
 Invariant: pure. However many nights are evaluated, a series whose mean change is 0 is called a regression
-with a chance of at most its alpha; only clusters that tell something new count. A night in which the
+with a chance of at most its alpha; only clusters with new evidence count. A night in which the
 harness drifted is no evidence on a candidate.
 Source: the sign e-process and the CUSUM of `stats`; the e-detector of Shin, Ramdas & Rinaldo 2022.
 """
@@ -42,7 +42,7 @@ class Tally(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the nights of one series show.
+    """Evidence of the nights of one series.
 
     `delta` is the mean change with a confidence sequence's ends, where there are any clusters.
     `more_nights` at the rate so far would settle a suspicion; None where nothing is suspected.
@@ -73,30 +73,30 @@ def judge(nights: Sequence[Tally], alpha: float, n_series: int = 1) -> Evidence:
     """Judge the nights of one of a candidate's series, which share its alpha; changes lie in [−2, 2]."""
     needed = n_series / alpha
     gains, losses = (np.cumsum([getattr(t, name) for t in nights]) for name in ("gains", "losses"))
-    looks = [
+    e_values = [
         (stats.sign_e_value(int(g), int(lost)) if lost > g else 0.0)
         for g, lost in zip(gains, losses, strict=True)
     ]
     seen, n = [t for t in nights if t.n], sum(t.n for t in nights)
     chart = _chart(seen)
-    e_value = looks[-1] if looks else 1.0
+    e_value = e_values[-1] if e_values else 1.0
     delta = sum(t.total for t in nights) / n if n else None
     low, high = _interval(nights, n, alpha / n_series)
     verdict: Verdict = "ok"
-    if any(e >= needed for e in looks):
+    if any(e >= needed for e in e_values):
         verdict = "regression"
     elif e_value >= min(SUSPECT_E, needed) or chart > LIMIT_SD:
         verdict = "suspect"
     more = _more_nights(nights, needed) if verdict == "suspect" else None
-    g, lost = (int(gains[-1]), int(losses[-1])) if looks else (0, 0)
+    g, lost = (int(gains[-1]), int(losses[-1])) if e_values else (0, 0)
     return Evidence(verdict, len(seen), n, g, lost, delta, low, high, e_value or 1.0, needed, chart, more)
 
 
 def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
     """Return the evidence that the base's scores move more often than the A/A rate, after all nights.
 
-    max(1, M) times the likelihood ratio of three times the rate (at least five points more): begun
-    anew whenever it falls below 1, so a change is found soon however late it comes.
+    max(1, M) times the likelihood ratio of three times the rate (at least five points more): restarted
+    whenever it falls below 1, so a change is found soon however late it comes.
     """
     other = min(max(3 * rate, rate + 0.05), 0.99)
     m = 1.0
@@ -152,7 +152,7 @@ EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regressi
 
 @dataclass(frozen=True, slots=True)
 class CandidateVerdict:
-    """What is said of one candidate; `anchors` is the mean change of the items asked every night."""
+    """Verdict on one candidate; `anchors` is the mean change of the items evaluated every night."""
 
     name: str
     verdict: Verdict
@@ -165,7 +165,7 @@ class CandidateVerdict:
 
 @dataclass(frozen=True, slots=True)
 class NightReport:
-    """One night as it is told: its worst verdict, every candidate, alarms, and what is left of the pool."""
+    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool."""
 
     experiment: str
     night: str
@@ -240,7 +240,7 @@ def missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
 
 
 def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
-    """Map the nights in which the harness had moved to how that shows; evidence begins anew after an ack."""
+    """Map the nights in which the harness had moved to how that shows; evidence starts again after an ack."""
     out: dict[str, str] = {}
     acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
     seen: set[tuple[str, str, str]] = set()
@@ -307,7 +307,7 @@ def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Ni
 
 def _series_sentence(key: str, e: Evidence) -> str:
     if not e.n:
-        return f"{key}: nothing new was asked"
+        return f"{key}: no new items were evaluated"
     change = formatting.points(e.delta, e.low, e.high)
     over = f"{formatting.count(e.n)} clusters in {formatting.counted(e.n_nights, 'night')}"
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
@@ -341,9 +341,9 @@ def _pool(night: Night) -> Iterable[str]:
     for key, left in night.left.items():
         taken = formatting.count(night.taken[key])
         if left:
-            yield f"{key}: {taken} clusters asked, {formatting.count(left)} never yet"
+            yield f"{key}: {taken} clusters evaluated, {formatting.count(left)} never yet"
         else:
             yield (
-                f"{key}: the pool is used up ({taken} clusters asked): weights that do not change answer "
+                f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
                 "nothing new from here on; add items"
             )

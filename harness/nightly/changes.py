@@ -1,4 +1,4 @@
-"""Rows of a night and of the reference → changes by cluster, less those of the control arm.
+"""Difference in differences by cluster: candidate against reference, less the control arm against its own.
 
 Invariant: pure. An item counts only where question and references are those of the reference, and
 only where all four answers could be scored; what cannot be compared is counted.
@@ -21,7 +21,7 @@ _MOVED_P = 0.01
 
 
 class NightArms(NamedTuple):
-    """What answered: the candidate now and then, and the base now and then, by item.
+    """Rows of the four arms by item: the candidate now and then, and the base now and then.
 
     The base's are None where nobody stands beside a candidate on these items.
     """

@@ -1,7 +1,7 @@
-"""One night: ask the base and everybody who is watched, compare with the references, keep it.
+"""One night: the base and every watched candidate re-evaluated and compared with the references.
 
 Invariant: one process at a time; a candidate that fails is recorded and the others go on; the same
-night run again asks only what is missing, and a finished one nothing.
+night run again evaluates only what is missing, and a finished one nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,7 +120,7 @@ def night_lock(folder: Path) -> Iterator[None]:
 
 
 class _Control(NamedTuple):
-    """What the base of some candidates answered tonight and in the reference."""
+    """Rows of a base tonight and in the reference."""
 
     now: Rows
     then: Rows
@@ -128,7 +128,7 @@ class _Control(NamedTuple):
 
 
 class _NightRun:
-    """One night while it is held: what is asked, and the answers of each base once."""
+    """One night while it runs: what is evaluated, and the rows of each base once."""
 
     def __init__(
         self, session: Session, loaded: Loaded, folder: Path, day: date, state: State, nights: Sequence[Night]
@@ -147,7 +147,7 @@ class _NightRun:
         self.references = dict(state.references)
 
     def run(self) -> tuple[Night, dict[str, Reference]]:
-        """Ask everybody; returns the night and the references, new ones included."""
+        """Evaluate every candidate; returns the night and the references, new ones included."""
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
         with store.StoredProgress(self.session.progress, self.session.store, "A night", len(chosen)) as noted:
@@ -168,14 +168,14 @@ class _NightRun:
         return night, self.references
 
     def _evaluate_safely(self, label: str, target: Target | HarnessError) -> Watched:
-        """Ask one candidate; whatever goes wrong with it is recorded."""
+        """Evaluate one candidate; whatever goes wrong with it is recorded."""
         try:
             if isinstance(target, HarnessError):
                 raise target
             found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
             found = Watched(label, "", "", (), error=in_a_line(error))
-        self.session.progress.finished(label, f"{label}: {found.error or 'asked'}")
+        self.session.progress.finished(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
     def _evaluate(self, target: Target) -> Watched:
@@ -228,13 +228,13 @@ class _NightRun:
         if since:
             files = (batch_file(self.home / since, who, batch) for batch in fixed)
             earlier = index_by_item(row for file in files for row in store.read_measured(file) or ())
-            then = earlier or then  # none are found where the code that asks has changed since
+            then = earlier or then  # none are found where the code that evaluates has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if has_moved(tonight_s, then, self.metrics) else since
 
     def _control(self, target: Target, reference: Reference) -> _Control:
-        """Ask the base of a candidate, once a night."""
+        """Evaluate the base of a candidate, once a night."""
         source = base_of(self.session, target.recipe)
         if source.name not in self.controls:
             sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)

@@ -1,4 +1,4 @@
-"""A night as a document, a message for a webhook, the text of an issue, and plain types.
+"""Report of a night as a document, a message for a webhook, the text of an issue, and plain types.
 
 Invariant: all of it from one report; what names or models chose is escaped; an alarm is sent once,
 and again the next night where the sending failed.
@@ -45,7 +45,7 @@ def issue(found: NightReport) -> str:
         return ""
     names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
     title = clean(f"Nightly {found.experiment}, {found.night}: {names}")
-    step = "`harness nightly ack` closes the alarm; evidence then begins anew."
+    step = "`harness nightly ack` closes the alarm; evidence is then collected afresh."
     return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
 
 
@@ -67,7 +67,7 @@ def refuse_webhook(webhook: str) -> None:
 
 
 def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
-    """Send the open alarms that nobody was told of; returns the state with what was told, and an error.
+    """Send the open alarms that were not sent yet; returns the state with what was sent, and an error.
 
     Raises:
         UserError: the address is none of the web.

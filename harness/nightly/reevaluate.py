@@ -1,7 +1,7 @@
-"""Ask weights some items of a task anew, and find again what a killed night had already asked.
+"""Re-evaluation of weights on some items of a task, resumed where a killed night stopped.
 
 Invariant: rows lie in the night's folder and nowhere else; an answer is written before the next
-task is asked.
+task is evaluated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ Rows = dict[tuple[str, str], SampleResult]  # by task and example id
 
 
 class ItemBatch(NamedTuple):
-    """Some items of one task: the anchors or the fresh ones, as somebody is asked them."""
+    """Some items of one task: the anchors or the fresh ones, in their prompts."""
 
     rows: RowSet
     kind: str
@@ -32,7 +32,7 @@ class ItemBatch(NamedTuple):
 def split_items(
     sets: Sequence[RowSet], anchors: Sequence[Cluster], fresh: Sequence[Cluster]
 ) -> list[ItemBatch]:
-    """Cut a night's items by task and kind; tasks that nobody is asked tonight are left out."""
+    """Cut a night's items by task and kind; tasks without items tonight are left out."""
     chosen = {"anchors": ids_by_task(anchors), "fresh": ids_by_task(fresh)}
     return [
         ItemBatch(rows, kind, tuple(ids))
@@ -45,7 +45,7 @@ def split_items(
 def reevaluate(
     session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
 ) -> Rows:
-    """Return who's answers to the parts, asked now or earlier in the same night.
+    """Return the rows of the batches, evaluated now or earlier in the same night.
 
     Raises:
         HarnessError: the weights cannot be opened, or the disk is full.

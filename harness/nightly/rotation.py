@@ -1,6 +1,6 @@
-"""Which items a night asks: the same few anchors, and of the others the next ones by cluster.
+"""Item rotation: the same few anchors every night, and of the others the next ones by cluster.
 
-Invariant: pure. A cluster is asked whole; the order depends on the items and the seed alone, and
+Invariant: pure. A cluster is evaluated whole; the order depends on the items and the seed alone, and
 goes through the tasks in turn.
 """
 
@@ -17,16 +17,16 @@ Cluster = tuple[Item, ...]
 
 
 class ItemPool(NamedTuple):
-    """All items of a series by cluster: those asked every night, and those that rotate."""
+    """All items of a series by cluster: those evaluated every night, and those that rotate."""
 
     anchors: tuple[Cluster, ...]
     rest: tuple[Cluster, ...]
 
 
 class NightItems(NamedTuple):
-    """What one night asks of a series; `taken` clusters of the pool were asked by its end.
+    """Items of a series for one night; `taken` clusters of the pool were evaluated by its end.
 
-    `left` clusters have not been asked yet; 0 where the pool is used up and goes round again.
+    `left` clusters have not been evaluated yet; 0 where the pool is used up and goes round again.
     """
 
     anchors: tuple[Cluster, ...]

@@ -1,4 +1,4 @@
-"""The unit that runs a night every day: a cron line, a systemd service with its timer, a GitHub workflow.
+"""Scheduler units that run a night every day: cron line, systemd timer or GitHub workflow.
 
 Invariant: the platform's own scheduler runs it; nothing here stays running, and no secret is written.
 Units are named by their experiment, so that several stand side by side.

@@ -1,4 +1,4 @@
-"""What nights leave on the disk: one folder a night, and the references and alarms of an experiment.
+"""Nights on the disk: one folder a night, and the references and alarms of an experiment.
 
 Invariant: a night counts once `night.json` is there; until then the same night goes on where it was.
 
@@ -85,7 +85,7 @@ class Night:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a candidate is compared with: digests of row sets by task and split, of it and of its base."""
+    """Reference of a candidate: digests of row sets by task and split, of it and of its base."""
 
     id: str
     rows: dict[str, str]
@@ -99,7 +99,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something to be told once; `acknowledged` and `told` say when that was, empty where not yet."""
+    """Alarm raised once; `acknowledged` and `told` (sent) say when that was, empty where not yet."""
 
     about: str
     verdict: str
@@ -136,7 +136,7 @@ def read_state(folder: Path) -> State:
         references = {name: Reference(**one) for name, one in raw["references"].items()}
         return State(references, tuple(Alarm(**one) for one in raw["alarms"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error, "remove it; references are then pinned anew") from error
+        raise _unreadable(path, error, "remove it; references are then pinned again") from error
 
 
 def write_state(at: Store, folder: Path, state: State) -> None:
@@ -192,7 +192,7 @@ def open_alarms(state: State) -> list[Alarm]:
 
 
 def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
-    """Keep the nights after the last acknowledgement of an alarm: evidence begins anew there."""
+    """Keep the nights after the last acknowledgement of an alarm: evidence is collected afresh there."""
     known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
     last = max((a.acknowledged for a in known), default="")
     return [n for n in nights if n.night > last]

@@ -1,7 +1,7 @@
-"""Who is watched: the champion and the named candidates, each with its pinned reference.
+"""Watch list: the champion and the named candidates, each with its pinned reference.
 
 Invariant: a reference is pinned once and stays, so that a slow loss adds up; another champion, or
-`nightly ack --new-reference`, pins anew.
+`nightly ack --new-reference`, pins again.
 """
 
 from collections.abc import Mapping
@@ -118,13 +118,13 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
 
 
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
-    """List what the control arm can be asked: the suites, and the target by the plain prompt."""
+    """List what the control arm can be evaluated on: the suites, and the target by the plain prompt."""
     weights = run_candidate.base_weights(session, source)
     return [target_sets(session, Recipe(), weights, 0)[1], *suite_sets(session, weights)]
 
 
 def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
-    """List what a candidate is asked: the target, and the suites where the weights are its own."""
+    """List what a candidate is evaluated on: the target, and the suites where the weights are its own."""
     own = weights.kind != "classifier" and weights.digest != base_of(session, target.recipe).weights_digest
     asked = target_sets(session, target.recipe, weights, target.seed)[1]
     return [asked, *(suite_sets(session, weights) if own else [])]

@@ -122,7 +122,7 @@ def promote_named(
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
     run = best_run(loaded, at, candidate_runs(loaded, at, name))
-    refuse_sampled(loaded.experiment, run)  # no reason makes drawn items a baseline
+    refuse_sampled(loaded.experiment, run)  # no reason makes sampled items a baseline
     verdict, sentence = _verdict_on(loaded, at, run, despite)
     return promote(loaded, at, run, verdict=verdict, sentence=sentence, despite=despite)
 

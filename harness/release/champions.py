@@ -1,4 +1,4 @@
-"""The released run of a target, as a file that a review can read: `baselines/champions/<target>.json`.
+"""Champion registry: the released run of a target, in a reviewable file: `baselines/champions/<target>.json`.
 
 Invariant: the file holds digests and numbers only, no path of a machine; the rows that its
 digests name are the baseline, whatever becomes of the run's name.

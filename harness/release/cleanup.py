@@ -1,4 +1,4 @@
-"""Remove a run from the store, unless something still stands on it; and what nothing stands on.
+"""Removal of runs, and of rows and weights that nothing refers to.
 
 Invariant: the rows and weights of champions and nights stay, and so do those of work in progress, and of
 work that was ended before it was finished unless somebody asks for those.
@@ -16,7 +16,7 @@ _STANDS_ON_OTHERS = {"sweep", "init_wall_s"}  # what a training says that other 
 
 
 class Unreferenced(NamedTuple):
-    """What may be removed, what is kept for work that is not finished, and the names of that work."""
+    """Files that may be removed, those kept for work that is not finished, and the names of that work."""
 
     removable: tuple[Leftover, ...]
     kept: tuple[Leftover, ...]

@@ -1,7 +1,7 @@
-"""What somebody else's evaluator wrote of one task: items by id with their scores, and how they were asked.
+"""Evaluation logs of other evaluators, task by task: items by id with their scores, prompts and settings.
 
-Invariant: two arms are comparable only where they hold the same items and were asked the same in the
-same way; what is not known of either is not compared.
+Invariant: two arms are comparable only where they hold the same items and prompts under the same
+settings; what is not known of either is not compared.
 """
 
 import re
@@ -20,7 +20,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score in [0, 1], digests of what was asked by their names, its cluster, its choices.
+    """One item: its score in [0, 1], digests of the prompt by their names, its cluster, its choices.
 
     `n_choices` is 0 where nothing was to be chosen.
     """
@@ -49,7 +49,7 @@ class TaskLog(NamedTuple):
 
 
 def differences(old: TaskLog, new: TaskLog) -> list[str]:
-    """Name what forbids comparing a task: settings, items, and the digests of what was asked."""
+    """Name what forbids comparing a task: settings, items, and the digests of prompts."""
     out = []
     for name in dict.fromkeys([*old.settings, *new.settings]):
         a, b = old.settings.get(name), new.settings.get(name)
@@ -65,7 +65,7 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     for name in dict.fromkeys(name for i in both for name in old.items[i].digests):
         n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in both)
         if n:
-            out.append(f"{old.task}: {name} differs on {n} of {len(both)} items; ask both models the same")
+            out.append(f"{old.task}: {name} differs on {n} of {len(both)} items; use the same prompts")
     return out
 
 

@@ -1,6 +1,6 @@
-"""Results that others computed: lm-eval's samples or inspect's logs of two models, paired by item.
+"""Gate of external evaluation logs: lm-eval's samples or inspect's logs of two models, paired by item.
 
-Invariant: items are paired by their id and only where both models were asked the same; nothing is
+Invariant: items are paired by their id and only where both models had the same prompt; nothing is
 computed that needs a model.
 """
 

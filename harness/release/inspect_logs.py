@@ -155,7 +155,7 @@ def _status(header: Mapping[str, Any]) -> str:
 
 
 def _task_name(spec: Mapping[str, Any]) -> str:
-    """Name a task with the arguments it was given: with others it asks other items."""
+    """Name a task with the arguments it was given: with others it has other items."""
     given = spec.get("task_args_passed", spec.get("task_args")) or {}
     return " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
 

@@ -1,4 +1,4 @@
-"""What lm-eval writes with `--log_samples`: a folder with one file of samples a task, and the results.
+"""Samples of lm-eval (`--log_samples`): a folder with one file of samples a task, and the results.
 
 `harness eval -s` writes the same, without a date in the names.
 

@@ -1,4 +1,4 @@
-"""Items that were broken once and never may be again: `suites/regressions.yaml`.
+"""Pinned regression items, which must never be lost again: `suites/regressions.yaml`.
 
 Invariant: a pinned item keeps the wording, answer and settings of the task it came from; pinning
 it twice changes nothing.

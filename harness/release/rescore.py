@@ -44,7 +44,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     if again is None:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "
-            "that only their scoring has changed; next: harness compare asks again"
+            "that only their scoring has changed; next: harness compare evaluates again"
         )
     bases = dict.fromkeys((base_of(session, recipe), served_base(session, recipe)))
     gated_against = [run_candidate.base_weights(session, source) for source in bases]

@@ -118,7 +118,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     """Judge one run against a champion, or against its own base.
 
     Raises:
-        UserError: the run has no general ability to lose.
+        UserError: the run has no capability to lose.
         IncompatibleRuns: the baseline is missing, or rows must not be compared.
     """
     experiment, catalogue = with_lm_eval(loaded.experiment)
@@ -127,7 +127,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     if not any(f"{task.name}/test" in run.rows for task, _, _ in tasks) and tasks:
         found = f"{run.candidate}, which answered no task of the suites"
         raise UserError(
-            Problem("--candidate", found, "one with general ability to lose", "harness compare --gate")
+            Problem("--candidate", found, "one with capability to lose", "harness compare --gate")
         )
     refuse_changed(experiment, catalogue, at, run)
     notes: list[str] = []
@@ -267,7 +267,7 @@ def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple
 
 
 def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
-    """Read what was reached on the target; the gain over the best untrained candidate where one is asked."""
+    """Read what was reached on the target; the gain over the best untrained candidate if the policy asks."""
     if policy.target.min is None and policy.target.gain is None:
         return None
     metric = load_metrics(task)[task.primary_metric]
@@ -307,7 +307,7 @@ def _confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> di
         own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
         if m.role != "regression":
             continue
-        # What an endpoint answers is what it is; nobody could ask it in fp32.
+        # What an endpoint answers is what it is; it cannot be evaluated in fp32.
         exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _find_fp32(at, own)
         if exact is None:
             return None
@@ -332,8 +332,8 @@ def refuse_changed(
 
     Raises:
         UserError: a file of a task cannot be read.
-        IncompatibleRuns: a task's definition, its items or the code that asks them have changed, or the
-            items of the run were drawn.
+        IncompatibleRuns: a task's definition, its items or the code that evaluates them have changed, or the
+            items of the run were sampled.
     """
     refuse_sampled(experiment, run)
     if run.experiment != experiment.name:
@@ -347,17 +347,17 @@ def refuse_changed(
                 changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
     if changed:
         raise IncompatibleRuns(
-            f"{run.run_id}: found other items, definitions or asking code than it answered: "
+            f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
             f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
             "what changed"
         )
 
 
 def refuse_sampled(experiment: Experiment, run: Run) -> None:
-    """Refuse a run that was asked a drawn part of the items: its plain means are not those of the tasks.
+    """Refuse a run that was evaluated on a sample of the items: its plain means are not those of the tasks.
 
     Raises:
-        IncompatibleRuns: the items of the run were drawn.
+        IncompatibleRuns: the items of the run were sampled.
     """
     if run.experiment == f"{experiment.name}{FEWER}":
         raise IncompatibleRuns(

@@ -1,4 +1,4 @@
-"""Candidates for a fine-tune that gains and forgets too much: tried cheapest first, confirmed once.
+"""Forgetting mitigation search for a fine-tune that gains and forgets too much, cheapest trial first.
 
 Invariant: a trial is a candidate like any other, with its own recipe, run, rows and verdict. It is
 chosen on one half of the suites' items and judged on the other.

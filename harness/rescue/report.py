@@ -1,4 +1,4 @@
-"""A rescue as a table, Markdown, plain types and a picture of the front.
+"""Report of a rescue as a table, Markdown, plain types and a plot of the Pareto front.
 
 Invariant: every form shows the same numbers; forgetting is that of the search half for every trial,
 so that they can be compared.
@@ -43,7 +43,7 @@ def headers(rescue: Rescue) -> TrialRow:
 
 
 def rows(rescue: Rescue) -> list[TrialRow]:
-    """List the run and its trials best first: the rescued one, then the front, by target score."""
+    """List the run and its trials best first: the rescued one, then the Pareto front, by target score."""
     front = rescue.front
 
     def key(t: Tried) -> tuple[bool, bool, bool, float]:
@@ -57,7 +57,7 @@ def sentences(rescue: Rescue) -> list[str]:
     """List what is said under the table, the sum of it last."""
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
     return [
-        f"forgetting is that of the search half ({_search_items(rescue)}); the other half is looked at once",
+        f"forgetting is that of the search half ({_search_items(rescue)}); the other half is evaluated once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
         *_matched_target_lines(rescue),

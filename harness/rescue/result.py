@@ -23,7 +23,7 @@ HALVES: tuple[Half, Half] = ("search", "confirm")
 
 
 class Split(NamedTuple):
-    """Which half each cluster lies in."""
+    """Assignment of clusters to halves."""
 
     half_of: Mapping[str, Half]
     seed: int
@@ -78,7 +78,7 @@ _UNDECIDED = ("inconclusive", "harness-drift")
 
 @dataclass(frozen=True, slots=True)
 class HalfVerdict:
-    """What the gate says of one half of the suites' items, `n_items` of `n_all`.
+    """Verdict of the gate on one half of the suites' items, `n_items` of `n_all`.
 
     `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
     in the confirmation.
@@ -118,7 +118,7 @@ class Tried:
 
     @property
     def kept(self) -> Estimate | None:
-        """The change of general ability on the search half."""
+        """The change of capability on the search half."""
         return self.search.verdict.macro if self.search else None
 
     @property
@@ -154,12 +154,12 @@ class Rescue:
 
     @property
     def confirmed(self) -> Tried | None:
-        """The trial that was looked at on the other half, whatever was seen there."""
+        """The trial that was evaluated on the other half, whatever came of it."""
         return next((t for t in self.tried if t.confirm), None)
 
     @property
     def front(self) -> tuple[str, ...]:
-        """Name the runs that no other matches in both target and general ability and beats in one."""
+        """Name the runs that no other matches in both target and capability and beats in one."""
         known = [(t, f, k) for t in (self.original, *self.tried) if (f := t.facts.target) and (k := t.kept)]
         points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
         best = stats.pareto_front(points) if points else []
@@ -179,7 +179,7 @@ class Rescue:
         if (seen := self.confirmed) and seen.confirm:
             return (
                 f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
-                "It was looked at there once; more items would tell more."
+                "It was evaluated there once; more items would say more."
             )
         n = sum(t.search is not None for t in self.tried)
         if not n:
@@ -200,7 +200,7 @@ def _rescued_sentence(rescue: Rescue) -> str:
     g = gain(found.facts.vs_untrained)
     gained = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
     kept = found.confirm.verdict.macro if found.confirm else None
-    shown = f", general ability {formatting.points(*kept[:3])} on the other half" if kept else ""
+    shown = f", capability {formatting.points(*kept[:3])} on the other half" if kept else ""
     scored = f"{rescue.metric} {target}{gained}{shown}"
     return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
 

@@ -26,7 +26,7 @@ from harness.rescue.trials import Trial, TrialSchedule
 from harness.spec import TargetPolicy
 
 Rows = list[SampleResult]
-_PROMPTED_BY = ("prompting", "answer", "system", "template")  # how the target is asked
+_PROMPTED_BY = ("prompting", "answer", "system", "template")  # what decides the prompts of the target
 
 
 class Scaled(NamedTuple):
@@ -44,7 +44,7 @@ class _Bracket(NamedTuple):
 
 
 class _Context(NamedTuple):
-    """What every trial is judged on: the base's rows, the halves, and the reference's run."""
+    """Context in which every trial is judged: the base's rows, the halves, and the reference's run."""
 
     session: Session
     reader: Reader
@@ -145,7 +145,7 @@ def _vs_reference(context: _Context, run: Run) -> Comparison:
 
 
 def _judge_search(context: _Context, run: Run, facts: CandidateFacts) -> HalfVerdict:
-    """Judge general ability on the search half, and the gain on validation: test rows choose nothing."""
+    """Judge capability on the search half, and the gain on validation: test rows choose nothing."""
     change = (facts.validation or 0.0) - context.reference_validation
     return _judge_half(
         context, run, "search", None, gains=context.session.target.primary.unit.sign * change > 0
@@ -182,7 +182,7 @@ def _judge_half(
 def _compare_matched(
     context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
 ) -> tuple[Tried, ...]:
-    """Compare what was trained anew with the scaled adapter at the same target score."""
+    """Compare what was trained again with the scaled adapter at the same target score."""
     path = _scale_path(context, case, original, tried)
     alpha = context.session.experiment.gate.alpha
     out = []
@@ -201,7 +201,7 @@ def _compare_matched(
 def _scale_path(
     context: _Context, case: RescueCase, original: Tried, tried: Sequence[tuple[Tried, Run]]
 ) -> list[Scaled]:
-    """List the scales that were measured: the base where it was asked so, and the fine-tune itself as 1."""
+    """List the scales that were measured: the base where it was, and the fine-tune itself as 1."""
     scaled = [(one.scale, one.facts.target, run) for one, run in tried if one.scale is not None]
     if not scaled:
         return []
@@ -211,7 +211,7 @@ def _scale_path(
 
 
 def _base_point(context: _Context, run: Run) -> list[Scaled]:
-    """Find the base, asked the target as the fine-tune is; none where no such candidate was run."""
+    """Find the base, evaluated on the target as the fine-tune is; none where no such candidate was run."""
     session = context.session
     asked = [getattr(session.experiment.candidates[run.candidate], name) for name in _PROMPTED_BY]
     for other in store.list_runs(session.store, session.experiment.name):

@@ -1,4 +1,4 @@
-"""Which run is to be rescued: one that gains and forgets too much; everything else is refused.
+"""Selection of the run to rescue: one that gains and forgets too much; everything else is refused.
 
 Invariant: reads what is stored; nothing is computed before it is known that there is something to
 rescue.
@@ -111,7 +111,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     if not _fails_retention(f.verdict):
         said = "; ".join(r.sentence for r in f.verdict.rules if r.outcome == f.verdict.outcome)
         found = f"a run that has kept what it could; what stops it is {said}"
-        return [(found, "a rule on general ability that does not pass", "rescue cannot mend that")]
+        return [(found, "a rule on capability that does not pass", "rescue cannot mend that")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Where rows and runs lie: folders, and a DuckDB index over them; all SQL of the project.
+"""Store of rows and runs: folders, and a DuckDB index over them; all SQL of the project.
 
 Invariant: the folders are the truth and the index can be rebuilt from them. A file with its
 final name is whole. Rows are found by content, so whatever was computed once is found again.
@@ -8,7 +8,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
     runs/rows/<digest>/checksums.json          what was written to it, to tell a damaged file
     runs/rows/<digest>/origins.json            where each block was computed, and beside which control arm
-    runs/control/<id>/                         blocks of a base that were asked again (see `control`)
+    runs/control/<id>/                         blocks of a base that were evaluated again (see `control`)
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
     runs/ratings/<rating id>.json              what a person preferred

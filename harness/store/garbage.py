@@ -21,7 +21,7 @@ from harness.store.rows import identities
 
 
 class References(NamedTuple):
-    """What is referred to: digests of row sets, keys of weights' folders, digests of weights."""
+    """References to stored files: digests of row sets, keys of weights' folders, digests of weights."""
 
     rows: frozenset[str] = frozenset()
     fit_keys: frozenset[str] = frozenset()
@@ -89,7 +89,7 @@ def _wanted_rows(store: Store, wanted: References) -> set[str]:
 
 
 def _question(one: RowsIdentity) -> tuple[str, ...]:
-    """Name what was asked, and how it is scored."""
+    """Name what was evaluated, and how it is scored."""
     return (one.task, one.task_version, one.split, one.prompting_digest, one.answer, one.scoring_digest)
 
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 REINDEX = "harness reindex"
 _BRIEF_S = 0.2  # which a run waits for the index before it leaves it to the next
 _PAUSE_S = 0.01  # between two tries at a file that is held
-_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before a file that cannot be read is looked at again
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before a file that cannot be read is tried again
 
 
 class Counts(NamedTuple):
-    """What the index holds; `skipped` says what could not be read, and why."""
+    """Sizes of the index; `skipped` says what could not be read, and why."""
 
     runs: int
     row_sets: int
@@ -107,7 +107,7 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
 
 
 def _sync_current(store: Store, wait_s: float) -> bool:
-    """Bring an index of this schema and folder up to date; False for another, which is to be built anew."""
+    """Bring an index of this schema and folder up to date; False for another, which is to be rebuilt."""
     with _connect(store, wait_s, read_only=False) as db:
         _refuse_newer(db)
         if not ingest.is_current(db, store):

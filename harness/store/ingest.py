@@ -44,7 +44,7 @@ _DIGEST = "parse_path(filename)[-2]"
 
 
 class Changes(NamedTuple):
-    """What differs between the folders and an index: what is gone or outdated in it, and what is new."""
+    """Differences between the folders and an index: what is gone or outdated in it, and what is new."""
 
     gone_files: list[tuple[str, str]]
     new_files: dict[tuple[str, str], int]

@@ -80,8 +80,8 @@ def save_control(
         HarnessError: the disk is full.
     """
     folder = store.folder / "control" / control.id
-    for block, anew in rows:
-        write_measured(store, folder / f"{block.rows}.{block.index:05d}.jsonl", anew)
+    for block, block_rows in rows:
+        write_measured(store, folder / f"{block.rows}.{block.index:05d}.jsonl", block_rows)
     write_whole(store, folder / "control.json", json.dumps(asdict(control), indent=2) + "\n")
 
 

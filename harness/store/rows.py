@@ -105,7 +105,7 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
 def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     """Turn the finished blocks into one Parquet file; rows that it held before stay in it.
 
-    A block written anew replaces the rows of its positions. Where older rows behind
+    A block written again replaces the rows of its positions. Where older rows behind
     `n_rows` turn out to be of another order (an example would occur twice), they are dropped.
 
     Raises:
@@ -339,8 +339,8 @@ def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | Non
         source = f"read_json(?, columns = {{{columns}}}, {options})"
         db.execute(f"INSERT INTO merged BY NAME SELECT * FROM {source}", [list(map(pattern, blocks))])
     if parquet:
-        anew = f"SELECT position // {BLOCK} FROM merged"
-        kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({anew})"
+        new = f"SELECT position // {BLOCK} FROM merged"
+        kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({new})"
         db.execute(f"INSERT INTO merged BY NAME {kept}", [pattern(parquet)])
 
 

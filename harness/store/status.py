@@ -1,4 +1,4 @@
-"""Where a comparison, a night or a rescue is that works in a store right now, for whoever looks on.
+"""Progress of the comparison, night or rescue that holds a store, for dashboards.
 
 Invariant: what is said here is about the process that holds the store: taking the store takes away
 what another left. A note that cannot be written stops nobody.
@@ -48,7 +48,7 @@ class StoredProgress:
 
     def finished(self, candidate: str, line: str) -> None:
         """Note that a candidate is done or has failed."""
-        known = dict.fromkeys([*self._state["finished"], candidate])  # looks finish a candidate again
+        known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis finishes one again
         self._note({"finished": list(known)}, at_once=True)
         self._inner.finished(candidate, line)
 

@@ -341,7 +341,7 @@ _RATINGS = Table(
         Column("rows_b", "VARCHAR", "", "digest of the row set that holds the other answer"),
         Column("left_side", "VARCHAR", "", "whose answer stood on the left: a or b"),
         Column("choice", "VARCHAR", "", "a, b, tie or skip"),
-        Column("seconds", "DOUBLE", "s", "how long the item was looked at"),
+        Column("seconds", "DOUBLE", "s", "how long the rater took"),
     ),
     """
     SELECT record->>'rating_id' AS rating_id, record->>'rater' AS rater, record->>'created' AS created,

@@ -46,7 +46,7 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """What a decision knew of each run of an experiment, and what it recommends."""
+    """Inputs of a decision: what it knew of each run of an experiment, and what it recommends."""
 
     experiment: str
     metric: str

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from test_disk import promoted
+from test_disk_use import promoted
 from test_run import session
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run
 
