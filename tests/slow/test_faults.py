@@ -21,6 +21,7 @@ from forking import Forked
 from harness import store
 from harness.records import BLOCK
 from harness.store import Store
+from harness.store.garbage import size as disk_size
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +186,7 @@ def small_disk(folder, n_bytes):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(forked, folder, undisturbed, share):
-    n_bytes = round(share * garbage.size(undisturbed / "runs"))
+    n_bytes = round(share * disk_size(undisturbed / "runs"))
     with small_disk(folder / "runs", n_bytes) as enlarge:
         assert forked.run(folder, *COMPARE) == 2, said(folder)
         assert "no room to write" in said(folder)
