@@ -82,9 +82,11 @@ def keys() -> Iterator[str]:
         "On the command line `a.b=value` overrides a key. `harness ls keys` prints the same."
     )
     for key, model in _sections(spec.Experiment, "harness.yaml", {}).items():
-        yield f"## {_code(key)} {{ #{_anchor(model)} }}"
-        yield _docstring(model)
-        yield _table(("key", "takes", "default"), map(_key_row, model.model_fields.items()))
+        yield f"## `{key}` {{ #{_anchor(model)} }}"
+        prose, meanings = _meanings(model)
+        yield prose
+        rows = ((*_key_row(item), meanings.get(item[0], "")) for item in model.model_fields.items())
+        yield _table(("key", "takes", "default", "meaning"), rows)
 
 
 def _sections(
@@ -104,6 +106,20 @@ def _models(annotation: Any) -> Iterator[type[spec.Spec]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
+
+
+def _meanings(model: type[spec.Spec]) -> tuple[str, dict[str, str]]:
+    """Split a section's docstring: what it is and what names no key; by key the sentences that name it."""
+    first, _, text = (inspect.getdoc(model) or "").partition("\n")
+    sentences = [first, *re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip())]
+    keys = {sentence: set(re.findall(r"`(\w+)(?:: [^`]*)?`", sentence)) for sentence in sentences}
+    rest = [sentence for sentence in sentences[1:] if not keys[sentence] & model.model_fields.keys()]
+    meanings = {
+        key: " ".join(sentence for sentence, found in keys.items() if key in found)
+        or " ".join((inspect.getdoc(inner) or "").partition("\n")[0] for inner in _models(field.annotation))
+        for key, field in model.model_fields.items()
+    }
+    return " ".join((first, *rest)), meanings
 
 
 def _key_row(item: tuple[str, FieldInfo]) -> tuple[str, ...]:
@@ -303,10 +319,6 @@ def _docstring(found: Any) -> str:
         text,
         flags=re.MULTILINE,
     )
-
-
-def _code(key: str) -> str:
-    return f"`{key}`"
 
 
 def _anchor(model: type) -> str:

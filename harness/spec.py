@@ -57,7 +57,10 @@ class Spec(BaseModel):
 
 
 class Limits(Spec):
-    """How many items of each split are used; drawn by seed, stratified by label where there are labels."""
+    """How many items of each split are used; sampled by seed, stratified by label where there are labels.
+
+    Each of `train`, `validation` and `test` is a number of items; without one all are used.
+    """
 
     train: int | None = Field(None, ge=1)
     validation: int | None = Field(None, ge=1)
@@ -72,6 +75,9 @@ class TaskData(Spec):
     `contamination` says what happens to rows of an evaluated split that also occur in training.
     `unknown_labels` says what happens to rows whose reference is outside `labels`, `invalid_rows`
     to rows that lack something.
+
+    `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
+    preference pairs for DPO, `documents` texts for retrieval.
     """
 
     all: str | None = None
@@ -101,7 +107,11 @@ DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of 
 
 
 class Fields(Spec):
-    """How a row becomes an item: templates over the row's own fields, as in `{text}` or `{answers.text}`."""
+    """How a row becomes an item: templates over the row's own fields, as in `{text}` or `{answers.text}`.
+
+    `prompt` and `reference` make the item. `id` names it, `cluster` is the family of items that it belongs
+    to, and `slice` a part of the items that is reported apart.
+    """
 
     prompt: str = "{prompt}"
     reference: str = "{reference}"
@@ -124,11 +134,17 @@ class Task(Spec):
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
     `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
-    as a regression on this task: in (0, 1), or `10%` of what the base has above chance. A metric
+    as a regression on this task: in (0, 1), or `10%` of what the base has above chance. Each of `metrics`
     is the name of one of ours, a file of one's own (`./mine.py`), or `evaluate:NAME` of the
     evaluate library. `num_fewshot` shots come from the `train` file and are given as turns, which
     `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
     `truncated_scores`, which suits questions whose answer comes first.
+
+    `name` is what reports call the task, `stands_for` says what it measures. `primary` is the metric that
+    decides, the first of them if not written. `labels` closes the set of answers. `limit` caps its test
+    items, sampled by seed. Without `chat_template` the prompt is plain text. `system` is the system
+    message. `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts
+    that end an answer. `trust_remote_code` lets its data set run code.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -187,7 +203,10 @@ class Task(Spec):
 
 
 class Suite(Spec):
-    """A named list of tasks with one role."""
+    """A named list of tasks with one role.
+
+    `name` is what experiments call it, `role` says what its `tasks` are for.
+    """
 
     name: str
     role: Role = "target"
@@ -224,6 +243,9 @@ class Recipe(Spec):
     the parameters it names and keeps the best on validation. `regularize` maps the names of
     regularisers of its training to their parameters, `replay: SHARE` being short for that of replay.
     `template` wraps the user message, `{prompt}`.
+
+    `method` makes the weights, by its own `params`. `answer` is generated, or the label ranked first by
+    log-likelihood. `system` stands in place of the task's system message.
     """
 
     method: str = BASE
@@ -261,7 +283,8 @@ class Recipe(Spec):
 class TargetPolicy(Spec):
     """What was to be reached on the target: a level, a gain over the best untrained candidate.
 
-    `min` is the highest score allowed where lower is better; the gain is then a fall.
+    `min` is the highest score allowed where lower is better; the gain is then a fall. `gain` is asked of
+    fine-tunes alone.
     """
 
     min: float | None = Field(None, ge=0, le=1)
@@ -275,6 +298,10 @@ class GatePolicy(Spec):
     task passes below twice `critical_margin`, which is therefore below one half. `drift` is
     a rise in bits per byte that fails; without it the rise is reported only. `control_blocks` of
     the base's stored rows are asked again whenever a candidate is asked; 0 asks none.
+
+    `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
+    tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
+    `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
     """
 
     macro: Margin = 0.02
@@ -293,6 +320,7 @@ class TokenPrices(Spec):
     """What a provider asks in USD for a million tokens: read, read again from its cache, and written.
 
     Cached are those that all prompts begin with; without a price of their own they cost as much as others.
+    `input` is the price of a token read, `cached` of one read again, `output` of one written.
     """
 
     input: float = Field(ge=0)
@@ -310,6 +338,9 @@ class DecidePolicy(Spec):
     of the target metric is worth over the horizon; where it is not set, a point is worth the
     answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem
     where no slices measure it.
+
+    `requests_per_month` over `horizon_months` is the forecast. `device_hour_usd` is the price of the
+    device, by default that of a list, `label_cost_usd` that of one training row.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -362,6 +393,12 @@ class Experiment(Spec):
     """What harness.yaml holds, with suites read and grids expanded.
 
     `engine` is what reads and answers; transformers trains, whichever answers.
+
+    `name` names its reports. `base_model` is the embedded one, a hub id or a folder. `suites` are names of
+    those that ship with the package, or files. Each recipe that trains does so once for each of `seeds`.
+    `precision` is that of the weights; `auto` measures which to take. `device` is where models run; `auto`
+    takes a GPU where torch sees one. `report_to` names what logs the training. `datasets_dir` holds local
+    copies of data sets of the hub.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")

@@ -178,14 +178,16 @@ def test_every_verb_and_every_option_stands_in_the_reference():
         assert {flag for flag in flags if f"`{flag}" not in sections[name]} == set(), name
 
 
-def test_every_key_of_the_experiment_stands_in_the_reference():
+def test_every_key_of_the_experiment_stands_in_the_reference_with_its_meaning():
     sections = dict(
         re.findall(r"^## `[^`]+` \{ #(\w+) \}(.*?)(?=^## |\Z)", reference("keys"), re.MULTILINE | re.DOTALL)
     )
     models = {name.lower(): getattr(spec, name) for name in public(spec) - {"Spec"}}
     assert sections.keys() == models.keys()
     for name, model in models.items():
-        assert re.findall(r"^\| `(\w+)` \|", sections[name], re.MULTILINE) == list(model.model_fields)
+        rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", sections[name], re.MULTILINE)
+        assert [key for key, _ in rows] == list(model.model_fields)
+        assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
 @pytest.mark.parametrize("kind", ["methods", "prompting", "metrics"])
