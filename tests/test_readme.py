@@ -190,7 +190,7 @@ def test_every_key_of_the_experiment_stands_in_the_reference_with_its_meaning():
         assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
-@pytest.mark.parametrize("kind", ["methods", "prompting", "metrics"])
+@pytest.mark.parametrize("kind", ["methods", "prompting", "regularizers", "metrics"])
 def test_every_plugin_stands_in_the_reference(kind):
     assert {
         name for name in plugins.names(kind) if f"`{name}`" not in reference("plugin_parameters")
@@ -411,6 +411,16 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
     before = host.base.loglikelihood([asked[:2]])[0].logprob
     with host.adapted(made.folder / "adapter", made.digest) as candidate:
         assert candidate.loglikelihood([asked[:2]])[0].logprob > before
+
+
+def test_the_regularizer_of_the_docs_freezes_the_embeddings_alone(tmp_path, tiny):
+    from transformers import AutoModelForCausalLM
+
+    module = plugin("harness/regularizers/frozen_embeddings.py", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    module.prepare(model, module.Params())
+    embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    assert {id(p) for p in model.parameters() if not p.requires_grad} == embeddings
 
 
 def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished, own_cache, tmp_path):
