@@ -1,4 +1,4 @@
-"""Forgetting: what every fine-tune lost and gained of general ability, task by task.
+"""Forgetting: what every fine-tune lost and gained on the capability suite, task by task.
 
 Invariant: the numbers are the report's own; a cell's colour is its paired difference, and its number
 stands in it. Bold cells have an interval without 0.
@@ -21,14 +21,14 @@ from parts.paired_runs import Pair
 def page() -> None:
     """Draw the page."""
     controls.heading(
-        "Forgetting", "The same general tasks before and after; points, paired, with 95 % interval."
+        "Forgetting", "The same capability tasks before and after; points, paired, with 95 % interval."
     )
     report = controls.choose_report()
     if report is None:
         return
     drawn = heat(report)
     if not drawn.rows:
-        st.info("No fine-tune was measured on general tasks. Next: `suites: [general]` in harness.yaml.")
+        st.info("No fine-tune was measured on a capability suite. Next: `suites: [general]` in harness.yaml.")
         return
     charts.draw(charts.heat(drawn), "forgetting")
     st.caption(

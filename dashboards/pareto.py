@@ -1,4 +1,4 @@
-"""Pareto: what is gained on the target against what is kept of general ability.
+"""Pareto: the gain on the target against the change on the capability suite.
 
 Invariant: a point is on the front where no other is as good in both and better in one; the area under
 it has one fixed reference, so that two experiments of one metric can be compared.
@@ -19,7 +19,7 @@ from harness.spec import BASE
 from parts import charts, controls, project, safe_text
 
 _SCALE = 0.5  # what both take where nothing is written
-_REFERENCE = (0.0, -1.0)  # nothing right on the target, all of general ability lost
+_REFERENCE = (0.0, -1.0)  # nothing right on the target, all of the capability suite lost
 
 
 def page() -> None:
@@ -32,7 +32,7 @@ def page() -> None:
         return
     found = points_of(report)
     if not found:
-        st.info("No candidate has both a score and a measured change of general ability.")
+        st.info("No candidate has both a score and a measured change on the capability suite.")
         return
     tried = {one.original.facts.label: _tried(one) for one in project.rescues(report)}
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
@@ -41,7 +41,7 @@ def page() -> None:
     _say_front(report, found)
     if rescued:
         safe_text.say(
-            f"Dotted: the scales that the last rescue of {', '.join(rescued)} tried; of general ability "
+            f"Dotted: the scales that the last rescue of {', '.join(rescued)} tried; on the capability suite "
             "a rescue measures one half of the items."
         )
     rows = [_row(report, p) for p in found]
@@ -64,14 +64,14 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
         )
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:
-        safe_text.say(f"Without general ability to lose, so not drawn: {', '.join(absent)}.")
+        safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
 
 
 def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:
     return {
         "candidate": p.label,
         f"target {report.metric}": score(report.unit, *p.target[:3]),
-        "general ability": "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3]),
+        "capability suite": "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3]),
         "verdict": p.verdict,
         "on the front": "yes" if p.on_front else "",
         "recommended": "yes" if p.recommended else "",

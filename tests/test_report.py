@@ -129,7 +129,7 @@ def test_where_lower_is_better_the_lowest_comes_first():
 def test_base_weights_forget_nothing_and_a_classifier_has_nothing_to_forget():
     lines = printed(report())
     assert "0 (base weights)" in cells_of(lines, "prompt")
-    assert "– (no general ability)" in cells_of(lines, "bag")
+    assert "– (no capability suite)" in cells_of(lines, "bag")
 
 
 def test_the_best_untrained_candidate_is_marked_as_what_others_are_compared_with():

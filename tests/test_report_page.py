@@ -273,7 +273,7 @@ def test_items_of_shared_weights_are_shown_once_and_said_to_be():
         origins={name: {"weights": "94a4"} for name in ("lora", "hybrid")},
     )
     text = Page(html(both)).text
-    assert "The weights are those of lora, where items of the general tasks are shown." in text
+    assert "The weights are those of lora, where items of the capability suite are shown." in text
     assert text.count("of 12 lost") == 1
 
 
@@ -284,7 +284,7 @@ def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
     unmarked = [t for t in titles if "smoke, not evidence" not in t]
     assert unmarked == [
         "What is gained, what is kept",
-        "General tasks, before and after",
+        "Capability suite, before and after",
         "How to read this page",
     ]
 
@@ -340,7 +340,7 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert set(marks_) == {"lora", "knn", "fixed", "ranked", "prompt"}
     grey = [g for g in drawn(picture) if g.tag.endswith("}g") and "dominated" in ET.tostring(g, "unicode")]
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
-    assert "without general ability to lose: bag" in picture
+    assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
 
 

@@ -172,7 +172,7 @@ def _change(of: Cell) -> str:
 
 
 def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lines) -> go.Figure:
-    """Draw the target against general ability with intervals, the front and interpolated scales."""
+    """Draw the target against the capability suite with intervals, the front and interpolated scales."""
     figure, unit = go.Figure(), points[0].target.unit
     rate = unit.scale
     for i, family in enumerate(lines):
@@ -211,7 +211,7 @@ def front(points: Sequence[Point], metric: str, margin: float | None, lines: Lin
         title=f"target: {plain(metric.replace('_', ' '))}{unit.axis} →", zeroline=False,
         autorange=True if unit.higher_is_better else "reversed",
     )  # fmt: skip
-    figure.update_yaxes(title="change of general ability, points ↑", zeroline=True, zerolinecolor=QUIET)
+    figure.update_yaxes(title="change on the capability suite, points ↑", zeroline=True, zerolinecolor=QUIET)
     figure.update_layout(height=560)
     return figure
 

@@ -76,7 +76,7 @@ def columns(metrics: Sequence[str]) -> dict[str, Any]:
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     rank = f"The best {AT_ONCE} of the runs shown; those whose paired difference holds 0 share a rank."
     gain = "Paired difference to the best that trains nothing, in points, with its 95 % interval."
-    kept = "Mean change over the general tasks that count, in points, with its 95 % interval."
+    kept = "Mean change over the capability tasks that count, in points, with its 95 % interval."
     score_ = "Score on the target's test items, with its 95 % interval."
     others = {
         _key(name): number(name.replace("_", " "), width=_WITH_INTERVAL, help=score_) for name in metrics
@@ -91,7 +91,7 @@ def columns(metrics: Sequence[str]) -> dict[str, Any]:
         "score": number("target", width=_WITH_INTERVAL, help=score_),
         **others,
         "gain": number("vs best untrained", width=_WITH_INTERVAL, help=gain),
-        "forgetting": number("general ability", width=_WITH_INTERVAL, help=kept),
+        "forgetting": number("capability suite", width=_WITH_INTERVAL, help=kept),
         "usd": number("$/1k", width=70, help="USD for 1,000 requests."),
         "p50": number("p50", width=70, help="Median time of one request."),
         "created": text("created", width=130),

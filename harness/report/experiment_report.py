@@ -278,7 +278,7 @@ def _forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return formatting.UNKNOWN
     if plugins.stored_method(f.method).makes == "classifier":
-        return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no general ability'})"
+        return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
     if not fine_tuned(f):
         return "0 (base weights)"
     macro = f.verdict.macro if f.verdict else None

@@ -301,12 +301,12 @@ def _recall_line(f: CandidateFacts) -> str:
 def attribution_sentence(label: str, steps: Sequence[Step]) -> str:
     """Say where a candidate's change comes from; empty where there is nothing to split."""
     parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
-    said = [f"general ability {' and '.join(parts)}, in points"] if len(parts) > 1 else []
+    said = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
     for s in (s for s in steps if s.target is not None):
         assert s.target is not None
         c = s.target
         change = formatting.change(c.unit, c.delta, c.low, c.high)
-        general = f", general ability {formatting.points(*s.macro[:3])} points" if s.macro else ""
+        general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
         said.append(f"against {s.base}, which it starts from, {c.metric} {change}{general}")
     return f"{label}: {'; '.join(said)}" if said else ""
 

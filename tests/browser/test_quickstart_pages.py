@@ -93,7 +93,7 @@ def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, c
     assert len(kept) > 5
     said = {name: float(shown[name]["vs best untrained"]) for name in gains}
     assert said == pytest.approx({name: 100 * delta for name, delta in gains.items()})
-    said = {name: float(shown[name]["general ability"]) for name in kept}
+    said = {name: float(shown[name]["capability suite"]) for name in kept}
     assert said == pytest.approx({name: 100 * delta for name, delta in kept.items()}, abs=1e-9)
 
 
@@ -114,7 +114,7 @@ def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compar
         assert row["target exact_match"] == formatting.interval(score, low, high)
         kept = f["verdict"]["macro"]
         assert (
-            row["general ability"].startswith(formatting.points(*list(kept.values())[:3]))
+            row["capability suite"].startswith(formatting.points(*list(kept.values())[:3]))
             or kept["score"] == 0
         )
 

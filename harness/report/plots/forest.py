@@ -50,7 +50,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
         ),
         line(scale(0), _TOP - 4, scale(0), bottom, "zero"),
     ]
-    return picture(_WIDTH, bottom + 26, f"Change of each general task by {f.label}, in points", body)
+    return picture(_WIDTH, bottom + 26, f"Change of each capability task by {f.label}, in points", body)
 
 
 def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:

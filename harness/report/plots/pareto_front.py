@@ -1,6 +1,6 @@
-"""What is gained on the target against what is kept of general ability, with the front.
+"""The gain on the target against the change on the capability suite, with the Pareto front.
 
-Invariant: only what has general ability to lose is drawn; a candidate that another one matches
+Invariant: only what was measured on the capability suite is drawn; a candidate that another one matches
 in both and beats in one is grey.
 Source: Pareto 1906; the front is that of `stats.pareto_front`.
 """
@@ -26,7 +26,7 @@ _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
 
 class Point(NamedTuple):
-    """A candidate: its score on the target, and the change of its general ability, with intervals."""
+    """A candidate: its score on the target, and its change on the capability suite, with intervals."""
 
     label: str
     target: Estimate
@@ -64,7 +64,7 @@ def front(report: ExperimentReport) -> str:
         *_labels(points, at),
         *_legend(report, points),
     ]
-    return picture(_WIDTH, _HEIGHT, "Score on the target against the change of general ability", body)
+    return picture(_WIDTH, _HEIGHT, "Score on the target against the change on the capability suite", body)
 
 
 def front_file(report: ExperimentReport) -> str:
@@ -103,7 +103,7 @@ def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, f
 
 def _axes(report: ExperimentReport, x: Scale, y: Scale) -> list[str]:
     out = [
-        text(0, 18, "general ability: change of the mean of the tasks that count, points ↑", "head"),
+        text(0, 18, "capability suite: change of the mean of the tasks that count, points ↑", "head"),
         text(
             _RIGHT,
             _BOTTOM + 38,
@@ -157,7 +157,7 @@ def _class(p: Point) -> str:
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = formatting.score(report.unit, *p.target[:3])
-    said = f"{p.label}: target {score}, general ability {formatting.points(*p.kept[:3])} points, {p.verdict}"
+    said = f"{p.label}: target {score}, capability suite {formatting.points(*p.kept[:3])} points, {p.verdict}"
     ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
     return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
 
@@ -209,6 +209,6 @@ def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
     out += [line(x - 6, y - 4, x + 12, y - 4, "front"), text(x + 18, y, "front", "small")]
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
-        said = shorten(f"without general ability to lose: {', '.join(absent)}", 60)
+        said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
         out.append(text(_RIGHT, y, said, "small", "end"))
     return out
