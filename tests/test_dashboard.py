@@ -1065,7 +1065,7 @@ def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(opened
     row = page.dataframe[1].value.iloc[0]
     assert (row["night"], row["asked"]) == (last.night, "60")
     assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
-    change_state(tmp_path, lambda state: files.acknowledged(state, None, "2026-03-24")[0])
+    change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
     assert list(opened("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
 
@@ -1108,7 +1108,7 @@ def test_a_night_before_an_acknowledgement_is_shown_as_it_was(opened, tmp_path):
         )
 
     before = trend()
-    change_state(tmp_path, lambda state: files.acknowledged(state, None, "2026-03-24")[0])
+    change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
     assert trend() == before
 
 

@@ -11,6 +11,7 @@ import tiny_model
 from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
 from harness.errors import IncompatibleRuns
+from harness.evaluation import runner
 from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.hf import scripted
 from harness.progress import Silent
@@ -62,7 +63,7 @@ def rows(made, name):
 
 def lacking(made):
     """Name the rows that only a model can give."""
-    return {s.name for s in run_candidate.rescoring.missing(made, base_sets(made))}
+    return {s.name for s in runner.missing(made, base_sets(made))}
 
 
 TARGET = {"letters/validation", "letters/test"}
