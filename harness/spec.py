@@ -140,7 +140,7 @@ class Task(Spec):
     `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
     `truncated_scores`, which suits questions whose answer comes first.
 
-    `name` is what reports call the task, `stands_for` says what it measures. `primary` is the metric that
+    `name` is what reports call the task, `description` says what it measures. `primary` is the metric that
     decides, the first of them if not written. `labels` closes the set of answers. `limit` caps its test
     items, sampled by seed. Without `chat_template` the prompt is plain text. `system` is the system
     message. `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts
