@@ -15,7 +15,7 @@ from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training import dpo as preferences
 from harness.training import trainer as loop
-from harness.training.dpo import row_by_row, sharing_prompts
+from harness.training.dpo import logprobs_by_row, logprobs_sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -92,7 +92,7 @@ def both_trainers(tiny, folder, init, way):
 
     context = tiny_methods.context(tiny, folder)
     made = []
-    ours = preferences._cpu_trainer(preferences._remembering(folder.name), way)
+    ours = preferences._cpu_trainer(preferences._caching_trainer(folder.name), way)
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
@@ -120,7 +120,7 @@ def both_trainers(tiny, folder, init, way):
     return made
 
 
-@pytest.mark.parametrize("way", [row_by_row, sharing_prompts])
+@pytest.mark.parametrize("way", [logprobs_by_row, logprobs_sharing_prompts])
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts, way):
     theirs, ours = both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)

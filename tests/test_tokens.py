@@ -12,7 +12,7 @@ from harness.cache import cache_dir
 from harness.methods import dpo, lora
 from harness.models.hf import load_base
 from harness.models.hub import resolve
-from harness.training.tokenized import tokenized
+from harness.training.tokenized import tokenize
 
 QUICK = {"r": 2, "learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2}
 ROWS = tiny_methods.examples(slice(0, 2))
@@ -44,7 +44,7 @@ class Counting:
 
 
 def tokens(tokenizer, rows=ROWS, chat=True):
-    return tokenized(rows, [row.references[:1] for row in rows], chat, tokenizer, tokenizer.source)
+    return tokenize(rows, [row.references[:1] for row in rows], chat, tokenizer, tokenizer.source)
 
 
 def test_a_second_candidate_on_the_same_rows_makes_no_tokens(tiny):
@@ -97,7 +97,7 @@ def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
     rows = Dataset.from_list([turns if chat else text])
     trainer = SFTTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=rows)
     (theirs,) = trainer.train_dataset
-    own = tokenized(ROWS[:1], [(answer,)], chat, tokenizer, resolve(str(tmp_path / "m")))[0]
+    own = tokenize(ROWS[:1], [(answer,)], chat, tokenizer, resolve(str(tmp_path / "m")))[0]
     assert own.wholes == [theirs["input_ids"]]
     assert [-100] * own.start + own.wholes[0][own.start :] == theirs["labels"]
 

@@ -168,7 +168,7 @@ def test_of_several_gpus_one_is_trained_on(tmp_path):
 
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     args._n_gpu = 4  # what transformers finds on a machine with four
-    trainer.on_one_gpu(args)
+    trainer.use_one_gpu(args)
     assert args.n_gpu == 1
 
 

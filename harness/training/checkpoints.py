@@ -34,20 +34,20 @@ class Checkpoint(NamedTuple):
         return int(self.folder.name.rpartition("-")[2])
 
 
-def last(folder: Path) -> Checkpoint | None:
+def last_checkpoint(folder: Path) -> Checkpoint | None:
     """Find the latest whole checkpoint of a training; None where it has none."""
     whole = [made for path in folder.glob("checkpoint-*") if (made := _read(path))]
     return max(whole, key=lambda made: made.step, default=None)
 
 
-def remove_cut(folder: Path) -> None:
+def remove_incomplete(folder: Path) -> None:
     """Delete the checkpoints that are not whole."""
     for path in folder.glob("checkpoint-*"):
         if _read(path) is None:
             shutil.rmtree(path)
 
 
-def end_where_it_ended(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+def stop_at_last_step(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     """Let a training that was stopped after its last step make no other.
 
     transformers forgets on its way back that training was over, and would finish the epoch under way,
@@ -58,7 +58,7 @@ def end_where_it_ended(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
 
 
-def keeping(start: float, resumed: Checkpoint | None) -> "TrainerCallback":
+def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCallback":
     """Return a callback that saves within epochs too, records each checkpoint and removes older ones.
 
     `start` is when training began by `time.perf_counter`, less what earlier calls took.

@@ -24,7 +24,7 @@ from harness.provenance.code_versions import versions_of
 from harness.records import digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.tokenized import Tokens, remembered, tokenized
+from harness.training.tokenized import Tokens, cached_dataset, tokenize
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def preference(
 
     set_seed(context.seed)
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
-    start = loop.begun(scratch)
+    start = loop.start_time(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
     rows, n_dropped = _rows(context, params, tokenizer)
     with loop.enough_memory():  # the reference is read while the trainer is made
@@ -103,9 +103,9 @@ def _rows(
 ) -> tuple[list[Row], int]:
     """Return the tokenised pairs that fit, and how many did not; `length` groups pairs of similar length."""
     answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
-    made = tokenized(context.pairs, answers, context.chat_template, tokenizer, context.source)
+    made = tokenize(context.pairs, answers, context.chat_template, tokenizer, context.source)
     rows = [_row(*tokens) for tokens in _used(context, params, made)]
-    return loop.fitting(rows, [row["length"] for row in rows], params.max_length, "pairs to train on")
+    return loop.rows_that_fit(rows, [row["length"] for row in rows], params.max_length, "pairs to train on")
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -137,18 +137,18 @@ def _trainer(
         **loop.settings(context),
         **params.model_dump(include=set(PreferenceParams.model_fields)),
     )
-    loop.on_one_gpu(config)
-    kind = _remembering(_reference_key(context, params, rows))
+    loop.use_one_gpu(config)
+    kind = _caching_trainer(_reference_key(context, params, rows))
     if context.machine.device == "cpu":
         honours_masks = Executor(model, 1).engine == "packed"
-        kind = _cpu_trainer(kind, sharing_prompts if honours_masks else row_by_row)
+        kind = _cpu_trainer(kind, logprobs_sharing_prompts if honours_masks else logprobs_by_row)
     return kind(
         model=_policy(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,
         peft_config=None if context.init else peft_config,
         train_dataset=Dataset.from_list(rows),
-        callbacks=[loop.reporting(context.advance)],
+        callbacks=[loop.progress_callback(context.advance)],
     )
 
 
@@ -174,7 +174,7 @@ def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row
     )
 
 
-def _remembering(key: str) -> "type[DPOTrainer]":
+def _caching_trainer(key: str) -> "type[DPOTrainer]":
     """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered.
 
     Where they are known nothing is read, but the generator is left as reading would leave it.
@@ -196,7 +196,7 @@ def _remembering(key: str) -> "type[DPOTrainer]":
             data: Any = [0]
             iter(DataLoader(data))  # draws what any loader draws, the one that reads too
             with torch.random.fork_rng():
-                known = remembered(key, read)
+                known = cached_dataset(key, read)
             return concatenate_datasets([dataset, known], axis=1)
 
     return RememberingTrainer
@@ -238,7 +238,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
 Inputs = dict[str, Any]
 
 
-def row_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
+def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
     """Return log p in nats of each row's answer given its prompt (2 b,): the chosen, then the rejected."""
     import torch
 
@@ -253,14 +253,14 @@ def row_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
     return -losses.view(targets.shape).sum(1)
 
 
-def sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
+def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     """Return the same (2 b,), each pair in one row: its prompt once, then both answers, apart by a mask.
 
     The model has to honour a mask of its caller (`Executor.engine` tells which do).
     """
     import torch
 
-    pairs = _joined(inputs)
+    pairs = _join(inputs)
     wanted, where = torch.tensor(pairs.sources).unique(return_inverse=True)
     logits = model(
         input_ids=torch.tensor(pairs.ids),
@@ -291,7 +291,7 @@ class _Pairs(NamedTuple):
     slots: list[int]
 
 
-def _joined(inputs: Inputs) -> _Pairs:
+def _join(inputs: Inputs) -> _Pairs:
     """Join the rows of each pair at the end of their prompt."""
     lengths = inputs["attention_mask"].sum(1).tolist()
     rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]

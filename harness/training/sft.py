@@ -18,7 +18,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.tokenized import tokenized
+from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class SupervisedParams(LoopParams):
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
     evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
     tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
-    only where it leaves enough steps (see `why_not_packed`).
+    only where it leaves enough steps (see `packing_problem`).
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -65,13 +65,15 @@ def supervised(
 
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
-    start = loop.begun(scratch)
+    start = loop.start_time(scratch)
     loaded_in = machine if peft_config else machine._replace(precision="fp32")
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
     validation, _ = _rows(context.validation, context, tokenizer, params.max_length)
-    against = why_not_packed(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
+    against = (
+        packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
+    )
     params = params.model_copy(update={"packing": params.packing and not against})
     trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
@@ -94,9 +96,9 @@ def _rows(
 ) -> tuple[list[Row], int]:
     """Return tokenised rows that fit, and how many did not."""
     answers = [example.references[:1] for example in examples]
-    made = tokenized(examples, answers, context.chat_template, tokenizer, context.source)
+    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     rows = [_row(*tokens) for tokens in made]
-    return loop.fitting(rows, [len(row["input_ids"]) for row in rows], max_length)
+    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], max_length)
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -130,7 +132,7 @@ def _trainer(
         **loop.settings(context),
         **params.model_dump(include=set(SupervisedParams.model_fields) - {"early_stopping_patience"}),
     )
-    loop.on_one_gpu(config)
+    loop.use_one_gpu(config)
     on_gpu = context.machine.device == "cuda"
     trainer = (SFTTrainer if on_gpu else _cpu_trainer())(
         model=model,
@@ -139,7 +141,10 @@ def _trainer(
         peft_config=peft_config,
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
-        callbacks=[EarlyStoppingCallback(params.early_stopping_patience), loop.reporting(context.advance)],
+        callbacks=[
+            EarlyStoppingCallback(params.early_stopping_patience),
+            loop.progress_callback(context.advance),
+        ],
     )
     if params.packing and not on_gpu:
         batch_packs(trainer.data_collator)
@@ -177,7 +182,7 @@ def _cpu_trainer() -> "type[SFTTrainer]":
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
 
 
-def why_not_packed(params: "SupervisedParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
+def packing_problem(params: "SupervisedParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
     """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
     if (steps := steps_left(params, lengths)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"

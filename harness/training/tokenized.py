@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     wholes: list[list[int]]
 
 
-def tokenized(
+def tokenize(
     examples: Sequence[Example],
     answers: Sequence[tuple[str, ...]],
     chat: bool,
@@ -46,11 +46,11 @@ def tokenized(
         rows = [_tokens(e.messages, ends, chat, tokenizer) for e, ends in zip(examples, answers, strict=True)]
         return Dataset.from_list([row._asdict() for row in rows])
 
-    made = remembered(key, make) if examples else ()
+    made = cached_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
 
 
-def remembered(key: str, make: "Callable[[], Dataset]") -> "Dataset":
+def cached_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
     """Return what was remembered under a key, or else make and remember it."""
     import pyarrow as pa
     from datasets import Dataset

@@ -98,7 +98,7 @@ def settings(context: FitContext) -> dict[str, Any]:
     }
 
 
-def on_one_gpu(args: "TrainingArguments") -> None:
+def use_one_gpu(args: "TrainingArguments") -> None:
     """Train on one GPU where several are visible: one process over many is what TRL refuses."""
     if args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
@@ -134,19 +134,19 @@ def run(trainer: "Trainer", start: float) -> float:
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
-    checkpoints.remove_cut(folder)
-    last = checkpoints.last(folder)
-    trainer.add_callback(checkpoints.keeping(start, last))
+    checkpoints.remove_incomplete(folder)
+    last = checkpoints.last_checkpoint(folder)
+    trainer.add_callback(checkpoints.checkpoint_callback(start, last))
     if last:
-        checkpoints.end_where_it_ended(trainer, last)
+        checkpoints.stop_at_last_step(trainer, last)
     with enough_memory():
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     return last.elapsed_s if last else 0.0
 
 
-def begun(folder: Path) -> float:
+def start_time(folder: Path) -> float:
     """Return when a training began by `time.perf_counter`, as if earlier calls had ended just now."""
-    last = checkpoints.last(folder)
+    last = checkpoints.last_checkpoint(folder)
     return time.perf_counter() - (last.elapsed_s if last else 0.0)
 
 
@@ -160,7 +160,7 @@ def _keep_updates(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def fitting(
+def rows_that_fit(
     rows: list[Row], lengths: Sequence[int], max_length: int, what: str = "rows to train or validate on"
 ) -> tuple[list[Row], int]:
     """Return the rows of at most `max_length` tokens, and how many are longer.
@@ -176,7 +176,7 @@ def fitting(
     return kept, len(rows) - len(kept)
 
 
-def reporting(advance: Advance) -> "TrainerCallback":
+def progress_callback(advance: Advance) -> "TrainerCallback":
     """Return a callback that says where training is, and ends it when the loss is no number."""
     from transformers import TrainerCallback
 

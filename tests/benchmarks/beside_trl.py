@@ -77,7 +77,7 @@ def by_trl(context: FitContext, params: LowRankParams, attention: str = "sdpa") 
         save_strategy="no",
         **params.model_dump(include=set(_SHARED)),
     )
-    loop.on_one_gpu(config)
+    loop.use_one_gpu(config)
     trainer = SFTTrainer(
         model=base,
         args=config,

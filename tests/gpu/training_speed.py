@@ -129,9 +129,9 @@ def longest_row(context: FitContext) -> int:
     """Count the tokens of the longest training row."""
     from transformers import AutoTokenizer
 
-    from harness.training.tokenized import tokenized
+    from harness.training.tokenized import tokenize
 
     tokenizer = AutoTokenizer.from_pretrained(context.source.path)
     answers = [example.references[:1] for example in context.train]
-    rows = tokenized(context.train, answers, context.chat_template, tokenizer, context.source)
+    rows = tokenize(context.train, answers, context.chat_template, tokenizer, context.source)
     return max(len(row.wholes[0]) for row in rows)
