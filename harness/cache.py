@@ -1,8 +1,11 @@
 """Cache folder: files that can be made anew, each written whole or not at all."""
 
+import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def cache_dir() -> Path:
@@ -10,6 +13,21 @@ def cache_dir() -> Path:
     if own := os.environ.get("HARNESS_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "harness"
+
+
+def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
+    """Return what is remembered of a kind under a key, as JSON gives it back; else make and remember it.
+
+    None is not remembered. A damaged file is made anew; a folder that may only be read costs time alone.
+    """
+    memory = cache_dir() / kind / f"{key}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(memory.read_text("utf-8"))
+    text = json.dumps(make())
+    if text != "null":
+        with suppress(OSError):
+            remember(memory, text)
+    return json.loads(text)
 
 
 def remember(memory: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What runs write: examples, outputs and the rows of samples.
+"""Records that runs write: examples, outputs and the rows of samples.
 
 Invariant: identity is content. The digest of a record is the sha256 of its canonical JSON,
 so two equal things have one digest on every machine.
@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
 FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 
 Message = dict[str, str]
+_Record = TypeVar("_Record")
 Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
 
 
@@ -41,6 +44,15 @@ def without_defaults(record: Any) -> dict[str, Any]:
     """
     values = ((f, getattr(record, f.name)) for f in fields(record))
     return {f.name: value for f, value in values if value != f.default}
+
+
+def load(record: type[_Record], text: str | bytes) -> _Record:
+    """Read the JSON of a record, with the tuples and records inside it.
+
+    Raises:
+        ValueError: the text is no JSON, or not that of such a record.
+    """
+    return TypeAdapter(record).validate_json(text)
 
 
 @contextmanager

@@ -97,12 +97,12 @@ def test_of_few_tokens_each_is_computed_once_in_all_trees(pairs):
 
 @PURE
 @given(st.lists(IDS, min_size=1, max_size=4).map(lambda ids: sum(ids, ())), PAIRS, BUDGETS)
-def test_what_all_begin_with_is_left_out_of_every_tree(beginning, pairs, budget):
-    longer = [((*beginning, *context), rest) for context, rest in pairs]
-    shorter, cut = grow(pairs, budget), grow(longer, budget, len(beginning))
+def test_what_all_begin_with_is_left_out_of_every_tree(prefix, pairs, budget):
+    longer = [((*prefix, *context), rest) for context, rest in pairs]
+    shorter, cut = grow(pairs, budget), grow(longer, budget, len(prefix))
     assert [tree.ids for tree in cut] == [tree.ids for tree in shorter]
     assert [tree.sources for tree in cut] == [tree.sources for tree in shorter]
-    moved = [[position + len(beginning) for position in tree.positions] for tree in shorter]
+    moved = [[position + len(prefix) for position in tree.positions] for tree in shorter]
     assert [tree.positions for tree in cut] == moved
 
 
@@ -204,7 +204,7 @@ def test_an_empty_plan_has_no_batches():
         ([tuple(range(7)), tuple(range(30))], 0),
         ([tuple(range(20))], 0),
     ],
-    ids=["the same beginning", "a row keeps one token of its own", "too short to be worth it", "one row"],
+    ids=["the same prefix", "a row keeps one token of its own", "too short to be worth it", "one row"],
 )
 def test_what_all_rows_begin_with_is_shared(rows, shared):
     assert shared_length(rows) == shared

@@ -12,8 +12,8 @@ from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import load_task, suite_leaks, task_version, version_of_test
-from harness.data.contamination import check_leaks, key
+from harness.data import load_task, suite_contamination, task_version, version_of_test
+from harness.data.contamination import contaminated_rows, key
 from harness.data.examples import Sourced
 from harness.data.splits import draw, set_aside
 from harness.errors import UserError
@@ -285,7 +285,7 @@ def test_shuffled_choices_do_not_hide_a_leak(task):
 def test_an_item_of_another_suite_in_training_is_named():
     shared = Example("t7", ({"role": "user", "content": "2 + 2?"},), ("4",))
     item = Example("sum-1", ({"role": "user", "content": " 2 +  2?"},), ("4",), choices=("3", "4"))
-    found = suite_leaks(
+    found = suite_contamination(
         [shared], {"sums": [item], "other": [Example("e", ({"role": "user", "content": "?"},))]}
     )
     assert [p.where for p in found] == ["training row t7"]
@@ -518,7 +518,7 @@ def test_another_seed_draws_others(task):
 @given(families, families)
 def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
     asked = {q for _, q, _ in test}
-    found = check_leaks(sourced(train), sourced(test))
+    found = contaminated_rows(sourced(train), sourced(test))
     assert len(found) == sum(q in asked for _, q, _ in train)
 
 

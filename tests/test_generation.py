@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from harness.models.generation import answers
 from harness.models.loglikelihood import Size
-from harness.models.prefix_cache import Beginnings
+from harness.models.prefix_cache import PrefixCache
 
 SIZE = Size(8, 64)
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,7 +32,7 @@ def answered(model, prompts, n, size=SIZE):
 
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
-    rows = answers(model, prompts, n, [pad_id, end_id], never, size, Beginnings(model))
+    rows = answers(model, prompts, n, [pad_id, end_id], never, size, PrefixCache(model))
     return [row + [pad_id] * (n - len(row)) for row in rows]
 
 
@@ -41,8 +41,8 @@ def answered(model, prompts, n, size=SIZE):
     st.lists(st.integers(4, 300), min_size=8, max_size=20),
     st.lists(st.lists(st.integers(4, 300), min_size=1, max_size=9), min_size=1, max_size=5),
 )
-def test_a_shared_beginning_read_once_changes_no_answer(model, beginning, ends):
-    prompts = [(*beginning, *end) for end in ends]
+def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
+    prompts = [(*prefix, *end) for end in ends]
     assert answered(model, prompts, 6) == [greedy(model, prompt, 6) for prompt in prompts]
 
 
@@ -53,8 +53,8 @@ def test_one_prompt_that_another_begins_with_is_answered_too(model):
 
 
 def test_the_shared_beginning_is_read_for_all_rows_at_once(model):
-    beginning = tuple(range(10, 60))
-    prompts = [(*beginning, 100 + i) for i in range(6)]
+    prefix = tuple(range(10, 60))
+    prompts = [(*prefix, 100 + i) for i in range(6)]
     read = []
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _, args, __: read.append(args[0].numel())
@@ -77,7 +77,7 @@ def test_nothing_is_read_once_every_row_has_ended(model):
     )
     never = lambda new: torch.zeros(len(new), dtype=torch.bool)  # noqa: E731
     try:
-        rows = answers(model, [prompt], 6, [0, second], never, SIZE, Beginnings(model))
+        rows = answers(model, [prompt], 6, [0, second], never, SIZE, PrefixCache(model))
     finally:
         hook.remove()
     assert (rows, read) == ([[first, second]], [10, 1])

@@ -90,7 +90,7 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
     class Crowded(HFCandidate):
         def _answer_together(self, prompts, limits):
             if not kept:
-                kept.append(weakref.ref(self._executor.beginnings.read(prompts[0])))
+                kept.append(weakref.ref(self._executor.prefixes.read(prompts[0])))
                 raise torch.OutOfMemoryError("no room")
             assert kept[0]() is None
             return super()._answer_together(prompts, limits)

@@ -52,13 +52,13 @@ def test_packed_likelihoods_are_those_of_each_pair_alone(model, pairs, budget):
 
 @FEW
 @given(st.lists(IDS, min_size=8, max_size=20), PAIRS)
-def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, beginning, pairs):
-    agree(Executor(model, 80), model, [((*beginning, *context), rest) for context, rest in pairs])
+def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, prefix, pairs):
+    agree(Executor(model, 80), model, [((*prefix, *context), rest) for context, rest in pairs])
 
 
 def test_what_all_contexts_begin_with_is_read_once(model):
-    beginning, read = tuple(range(10, 60)), []
-    pairs = [((*beginning, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
+    prefix, read = tuple(range(10, 60)), []
+    pairs = [((*prefix, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     executor = Executor(model, 512)
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _, args, __: read.append(args[0].numel())
@@ -241,8 +241,8 @@ def test_out_of_memory_halves_what_follows_a_beginning_that_was_read_before(mode
     assert crowded.tried[:2] == [12, 18]
 
 
-@pytest.mark.parametrize("beginning", [range(10, 22), range(10, 12)], ids=["a beginning", "one answer"])
-def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model, beginning):
+@pytest.mark.parametrize("prefix", [range(10, 22), range(10, 12)], ids=["a prefix", "one answer"])
+def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model, prefix):
     class Sharing(Crowded):
         """A device whose memory also holds what was read before."""
 
@@ -252,9 +252,9 @@ def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(m
             return super().__call__(input_ids, **inputs)
 
     executor, kept = Executor(Sharing(model, 40), 512, "packed"), []
-    kept.append(weakref.ref(executor.beginnings.read(range(50, 60))))
-    pairs = [((*beginning, 100 + i), (7,)) for i in range(3)]
-    agree(executor, model, pairs if len(beginning) > 8 else pairs[:1])
+    kept.append(weakref.ref(executor.prefixes.read(range(50, 60))))
+    pairs = [((*prefix, 100 + i), (7,)) for i in range(3)]
+    agree(executor, model, pairs if len(prefix) > 8 else pairs[:1])
 
 
 def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(model):

@@ -1,9 +1,9 @@
-"""A beginning is read once, its projection once at most, and what follows leaves it as it is."""
+"""A prefix is read once, its projection once at most, and what follows leaves it as it is."""
 
 import pytest
 
 from harness.models.loglikelihood import Executor
-from harness.models.prefix_cache import Beginnings, after
+from harness.models.prefix_cache import PrefixCache, row_cache
 
 ONE, OTHER, THIRD = tuple(range(10, 60)), tuple(range(20, 70)), tuple(range(30, 80))
 
@@ -30,12 +30,12 @@ def projected(model):
     hook.remove()
 
 
-def asked(beginning, start=100):
-    return [((*beginning, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
+def asked(prefix, start=100):
+    return [((*prefix, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
 
 
 def bytes_of(model, ids):
-    return sum(x.nbytes for layer in Beginnings(model).read(ids).layers for x in (layer.keys, layer.values))
+    return sum(x.nbytes for layer in PrefixCache(model).read(ids).layers for x in (layer.keys, layer.values))
 
 
 def test_a_beginning_is_read_once_for_several_calls(model, read):
@@ -46,9 +46,9 @@ def test_a_beginning_is_read_once_for_several_calls(model, read):
 
 
 def test_a_beginning_comes_back_after_another_one(model, read):
-    beginnings = Beginnings(model)
+    prefixes = PrefixCache(model)
     for ids in (ONE, OTHER, ONE, OTHER):
-        beginnings.read(ids)
+        prefixes.read(ids)
     assert read == [50, 50]
 
 
@@ -62,32 +62,32 @@ def test_what_was_asked_before_changes_no_number(model):
 def test_answering_after_a_beginning_leaves_it_untouched(model):
     import torch
 
-    cache = Beginnings(model).read(ONE)
+    cache = PrefixCache(model).read(ONE)
     with torch.inference_mode():
-        model(torch.tensor([[5], [6]]), past_key_values=after(model, cache, 2), use_cache=True)
+        model(torch.tensor([[5], [6]]), past_key_values=row_cache(model, cache, 2), use_cache=True)
     assert cache.get_seq_length() == 50
 
 
 def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
-    beginnings = Beginnings(model, kept_bytes=2 * bytes_of(model, ONE))
+    prefixes = PrefixCache(model, kept_bytes=2 * bytes_of(model, ONE))
     read.clear()
     for ids in (ONE, OTHER, ONE, THIRD, ONE, OTHER):
-        beginnings.read(ids)
+        prefixes.read(ids)
     assert len(read) == 4  # OTHER went when THIRD came
 
 
 def test_one_that_exceeds_the_memory_is_kept_until_the_next(model, read):
-    beginnings = Beginnings(model, kept_bytes=1)
+    prefixes = PrefixCache(model, kept_bytes=1)
     for ids in (ONE, ONE, OTHER, ONE):
-        beginnings.read(ids)
+        prefixes.read(ids)
     assert len(read) == 3
 
 
 def test_what_is_forgotten_is_read_again(model, read):
-    beginnings = Beginnings(model)
-    beginnings.read(ONE)
-    beginnings.forget()
-    beginnings.read(ONE)
+    prefixes = PrefixCache(model)
+    prefixes.read(ONE)
+    prefixes.forget()
+    prefixes.read(ONE)
     assert read == [50, 50]
 
 

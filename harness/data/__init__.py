@@ -8,15 +8,14 @@ would give: their content, the task's definition, the seed and the version of th
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
-from harness.cache import cache_dir, remember
+from harness.cache import memo
 from harness.data import contamination, readers, splits
 from harness.data import examples as items
-from harness.data.contamination import Leak, check_leaks, folded, suite_leaks
+from harness.data.contamination import ContaminatedRow, contaminated_rows, folded, suite_contamination
 from harness.data.examples import Kept, Notes, Sourced
 from harness.errors import Problem, UserError
 from harness.provenance.code_versions import versions_of
@@ -25,13 +24,13 @@ from harness.spec import DATA_FILES, Task
 
 __all__ = [
     "SCORING",
-    "Leak",
+    "ContaminatedRow",
     "TaskItems",
-    "check_leaks",
+    "contaminated_rows",
     "folded",
     "load_task",
     "part_of",
-    "suite_leaks",
+    "suite_contamination",
     "task_version",
 ]
 
@@ -84,7 +83,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
     Raises:
         UserError: with the problems of all files at once, or with the contamination between them.
     """
-    files = _split_up(task, _without_leaks(task, _read(task)), seed)
+    files = _split_up(task, _without_contamination(task, _read(task)), seed)
     limits = task.data.limits
     n_test = min((n for n in (limits.test, task.limit) if n is not None), default=None)
     return TaskItems(
@@ -179,16 +178,16 @@ def _documents(task: Task) -> list[Document]:
     return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
 
 
-def _without_leaks(task: Task, files: _Files) -> _Files:
+def _without_contamination(task: Task, files: _Files) -> _Files:
     """Refuse training rows and pairs that are evaluated, or leave them out and say so.
 
     Raises:
-        UserError: rows leak and the task does not say that they are to be removed, or no row is left.
+        UserError: rows are contaminated and the task does not say `contamination: drop`, or no row is left.
     """
     evaluated = [*files.validation, *files.test]
     found = {
-        "train": check_leaks(files.train, evaluated, task.kind == "choice"),
-        "pairs": check_leaks(files.pairs, evaluated),
+        "train": contaminated_rows(files.train, evaluated, task.kind == "choice"),
+        "pairs": contaminated_rows(files.pairs, evaluated),
     }
     where = {part: readers.shown_path(task.data.source(part) or "") for part in found}
     if task.data.contamination == "error" and any(found.values()):
@@ -196,12 +195,12 @@ def _without_leaks(task: Task, files: _Files) -> _Files:
         raise UserError(
             [
                 p
-                for split, leaked in found.items()
-                for p in contamination.problems(leaked, where[split], next_step)
+                for split, contaminated in found.items()
+                for p in contamination.problems(contaminated, where[split], next_step)
             ]
         )
     files.notes.removed.extend(
-        contamination.removed(leaked, where[part]) for part, leaked in found.items() if leaked
+        contamination.removed(rows, where[part]) for part, rows in found.items() if rows
     )
     train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
     if files.train and not train:
@@ -230,7 +229,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 
 def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[Sourced]:
     """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
-    asking = {leak.training.where for leak in check_leaks(files.pairs, evaluated)}
+    asking = {row.training.where for row in contaminated_rows(files.pairs, evaluated)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
     kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
     if n := len(files.pairs) - len(kept):
@@ -241,8 +240,8 @@ def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[
     return kept
 
 
-def _keep(training: list[Sourced], leaked: list[Leak]) -> list[Sourced]:
-    gone = {leak.training.where for leak in leaked}
+def _keep(training: list[Sourced], contaminated: list[ContaminatedRow]) -> list[Sourced]:
+    gone = {row.training.where for row in contaminated}
     return [sourced for sourced in training if sourced.where not in gone]
 
 
@@ -257,10 +256,4 @@ def version_of_test(task: Task, seed: int) -> str:
         return task_version(task, load_task(task, seed), "test")
     content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     key = digest([task.model_dump(mode="json", exclude_defaults=True), content, seed, versions_of("data")])
-    memory = cache_dir() / "versions" / key
-    if memory.exists():
-        return memory.read_text("utf-8")
-    version = task_version(task, load_task(task, seed), "test")
-    with suppress(OSError):  # a folder that may only be read costs time, and no more
-        remember(memory, version)
-    return version
+    return str(memo("versions", key, lambda: task_version(task, load_task(task, seed), "test")))

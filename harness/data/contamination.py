@@ -1,6 +1,6 @@
-"""Find training rows that ask what an evaluated row asks.
+"""Contamination: training rows with the prompt of an evaluated row.
 
-Invariant: two questions are the same when their texts and choices are, letter case and
+Invariant: two prompts are the same when their texts and choices are, letter case and
 white space aside; the check sees nothing else, so paraphrases pass.
 """
 
@@ -14,7 +14,7 @@ from harness.formatting import counted
 from harness.records import Example
 
 
-class Leak(NamedTuple):
+class ContaminatedRow(NamedTuple):
     """A training row and the evaluated row that asks the same."""
 
     training: Sourced
@@ -35,47 +35,47 @@ def key(example: Example, with_choices: bool = False) -> str:
     return "\n".join(map(folded, (*asked, *sorted(example.choices) * with_choices)))
 
 
-def check_leaks(
+def contaminated_rows(
     training: Iterable[Sourced], evaluated: Iterable[Sourced], with_choices: bool = False
-) -> list[Leak]:
+) -> list[ContaminatedRow]:
     """List the training rows that an evaluated row repeats, each with the first that does."""
     training = list(training)
     first: dict[str, Sourced] = {}
     for row in evaluated if training else ():
         first.setdefault(key(row.example, with_choices), row)
     keyed = ((row, key(row.example, with_choices)) for row in training)
-    return [Leak(row, first[asked]) for row, asked in keyed if asked and asked in first]
+    return [ContaminatedRow(row, first[asked]) for row, asked in keyed if asked and asked in first]
 
 
-def suite_leaks(train: Sequence[Example], others: Mapping[str, Sequence[Example]]) -> list[Problem]:
+def suite_contamination(train: Sequence[Example], others: Mapping[str, Sequence[Example]]) -> list[Problem]:
     """List the training examples that an item of another task repeats; `others` maps tasks to items."""
     training = [Sourced(example, f"training row {example.id}") for example in train]
     items = [Sourced(example, f"{task} item {example.id}") for task, e in others.items() for example in e]
-    return problems(check_leaks(training, items), "training", "remove it from the training rows")
+    return problems(contaminated_rows(training, items), "training", "remove it from the training rows")
 
 
-def problems(leaks: Sequence[Leak], where: str, next_step: str) -> list[Problem]:
-    """Phrase leaks as problems, at most ten of them shown."""
+def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:
+    """Phrase contaminated rows as problems, at most ten of them shown."""
     expected = "no training row that is evaluated"
     found = [
         Problem(
-            leak.training.where,
-            f"{_excerpt(leak)}, which {leak.evaluated.where} asks too",
+            row.training.where,
+            f"{_excerpt(row)}, which {row.evaluated.where} asks too",
             expected,
             next_step,
         )
-        for leak in leaks
+        for row in rows
     ]
     return capped(found, where, "training rows that are evaluated")
 
 
-def removed(leaks: Sequence[Leak], where: str) -> str:
+def removed(rows: Sequence[ContaminatedRow], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
-    rows = ", ".join(leak.training.where.removeprefix(where).lstrip(": ") for leak in leaks[:10])
-    more = ", …" if len(leaks) > 10 else ""
-    return f"{where}: {counted(len(leaks), 'row')} dropped, evaluated too ({rows}{more})"
+    places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in rows[:10])
+    more = ", …" if len(rows) > 10 else ""
+    return f"{where}: {counted(len(rows), 'row')} dropped, evaluated too ({places}{more})"
 
 
-def _excerpt(leak: Leak) -> str:
-    asked = " ".join(leak.training.example.prompt.split())
+def _excerpt(row: ContaminatedRow) -> str:
+    asked = " ".join(row.training.example.prompt.split())
     return repr(asked if len(asked) <= 60 else f"{asked[:59]}…")

@@ -5,7 +5,6 @@ remembered under the version of its code.
 """
 
 import gc
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from harness import provenance
-from harness.cache import cache_dir, remember
+from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.metrics import Metric, load_metrics
@@ -147,14 +146,15 @@ class Session:
         plain = self.sources[source.name]
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
         key = digest([*known, versions_of("layout")])
-        memory = cache_dir() / "engines" / f"{key}.json"
-        if self.dry_run and not memory.exists():
-            return UNKNOWN
-        if not memory.exists():
-            base = self.host(plain).base
-            remember(memory, json.dumps([base.engine, base.layout_digest]))
-        engine, layout = json.loads(memory.read_text())
+        engine, layout = memo("engines", key, lambda: self._loaded_engine(plain)) or UNKNOWN
         return engine, layout
+
+    def _loaded_engine(self, source: ModelSource) -> tuple[str, str] | None:
+        """Load a base for its engine and layout digest; None in a dry run."""
+        if self.dry_run:
+            return None
+        base = self.host(source).base
+        return base.engine, base.layout_digest
 
     def unknown_bases(self) -> list[str]:
         """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""

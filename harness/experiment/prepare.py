@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.config import Loaded
-from harness.data import SPLITS, TaskItems, load_task, suite_leaks
+from harness.data import SPLITS, TaskItems, load_task, suite_contamination
 from harness.errors import Problem, UserError
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import (
@@ -317,7 +317,7 @@ def _refuse_leaks(
 ) -> None:
     others = {name: found.test for name, found in items.items() if name != target.name}
     others |= {name: found.texts for name, found in catalogue.items()}
-    if problems := suite_leaks([*items[target.name].train, *items[target.name].pairs], others):
+    if problems := suite_contamination([*items[target.name].train, *items[target.name].pairs], others):
         raise UserError(problems)
 
 

@@ -12,12 +12,12 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 # Attention within a row of n tokens takes as long as reading n² over so many; 300 to 1,000 measured alike.
 _ATTENTION = 600
-# A shorter beginning costs more to copy than to read.
+# A shorter prefix costs more to copy than to read.
 _WORTH_SHARING = 8
 
 
-class Tree(NamedTuple):
-    """Sequences of token ids as one row of n tokens, depth first; a shared beginning is left out.
+class PrefixTree(NamedTuple):
+    """Sequences of token ids as one row of n tokens, depth first; a shared prefix is left out.
 
     A token sees itself and those before it whose `ends` lie behind it. `positions` are those in its
     sequence. `numbers` are the pairs it holds; `sources` are, for each of them, the tokens that predict
@@ -62,10 +62,10 @@ class Pack(NamedTuple):
 
 def grow(
     pairs: Sequence[Pair], budget: int, shared: int = 0, numbers: Sequence[int] | None = None
-) -> list[Tree]:
+) -> list[PrefixTree]:
     """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
 
-    A pair joins where reading its beginning again would take longer than attention between branches
+    A pair joins where reading its prefix again would take longer than attention between branches
     that do not see each other. The first `shared` tokens of all contexts are left out. Of `numbers`
     only, where they are given.
     """
@@ -90,8 +90,8 @@ def grow(
 
 def _laid_out(
     numbers: list[int], rows: Sequence[tuple[int, ...]], pairs: Sequence[Pair], shared: int
-) -> Tree:
-    tree = Tree([], [], [], numbers, [])
+) -> PrefixTree:
+    tree = PrefixTree([], [], [], numbers, [])
     path: list[int] = []  # the tokens of the row before
     before: tuple[int, ...] = ()
     for i in numbers:
@@ -146,7 +146,7 @@ def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
     return shared if shared >= _WORTH_SHARING else 0
 
 
-def pack(trees: Sequence[Tree], pairs: Sequence[Pair]) -> Pack:
+def pack(trees: Sequence[PrefixTree], pairs: Sequence[Pair]) -> Pack:
     """Lay trees out, a row each; padding sees padding alone."""
     out = Pack([], [], [], [], [], [], [], [])
     width = max(tree.n_tokens for tree in trees)

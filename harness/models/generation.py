@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.models.batching import Size, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
 from harness.models.loglikelihood import READING_COST
-from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
+from harness.models.prefix_cache import PrefixCache, keeps_all_keys, row_cache
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def answers(
     ends: Sequence[int],
     stopped: Stopped,
     reading: Size,
-    beginnings: Beginnings,
+    prefixes: PrefixCache,
 ) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
@@ -42,7 +42,7 @@ def answers(
         if not keeps_all_keys(model):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped)
         with chunked_attention(model):
-            cache, first, seen = _read(model, prompts, max_new_tokens, reading, beginnings)
+            cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes)
             return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
 
 
@@ -51,18 +51,18 @@ def _read(
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
     size: Size,
-    beginnings: Beginnings,
+    prefixes: PrefixCache,
 ) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
     """Read all prompts; return their keys, each one's first new token (b,), and which places it may see.
 
-    The keys lie as [shared beginning | padding | the prompt's own | room for new tokens]; the
+    The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the
     places (b, t) are those that hold a token of the row.
     """
     import torch
     from transformers import StaticCache
 
     shared = shared_length(prompts)
-    beginning = beginnings.read(prompts[0][:shared]) if shared else None
+    prefix = prefixes.read(prompts[0][:shared]) if shared else None
     own = [prompt[shared:] for prompt in prompts]
     end = shared + max(map(len, own))
     seen = torch.zeros((len(prompts), end + max_new_tokens), dtype=torch.bool, device=model.device)
@@ -77,7 +77,7 @@ def _read(
             seen[i, end - len(own[i]) : end] = True
         rows = torch.tensor(group, device=model.device)
         mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
-        read = after(model, beginning, len(group))
+        read = row_cache(model, prefix, len(group))
         first[rows] = _next(model, ids.to(model.device), mask, mask.cumsum(1)[:, shared:] - 1, read)
         for layer, full in zip(read.layers, cache.layers, strict=True):
             _hold(full, layer, rows, len(prompts), shared, end)

@@ -4,7 +4,6 @@ Invariant: the probe's result is cached under a key of everything it depends on,
 unchanged second command knows its precision without importing torch.
 """
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.cache import cache_dir, remember
+from harness.cache import memo
 from harness.errors import Problem, UserError
 from harness.records import digest
 
@@ -83,12 +82,7 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
         + [Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     )
-    memory = cache_dir() / "machines" / f"{key}.json"
-    if memory.exists():
-        return Machine(**json.loads(memory.read_text()))
-    machine = _measure(device, precision)
-    remember(memory, json.dumps(machine._asdict()))
-    return machine
+    return Machine(**memo("machines", key, lambda: _measure(device, precision)._asdict()))
 
 
 def _cpu_model() -> str:

@@ -97,7 +97,7 @@ class HFCandidate:
         except oom.ERRORS as error:
             if not oom.ran_out(error):
                 raise
-            if not self._executor.beginnings.forget() and len(prompts) == 1:
+            if not self._executor.prefixes.forget() and len(prompts) == 1:
                 raise CandidateFailed(
                     "out of memory while generating one answer", "a smaller base_model or shorter prompts"
                 ) from None
@@ -111,8 +111,8 @@ class HFCandidate:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         stopped = self._stopped(limits.stop)
-        beginnings = self._executor.beginnings
-        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, beginnings)
+        prefixes = self._executor.prefixes
+        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, prefixes)
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.cache import cache_dir, remember
+from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
@@ -262,9 +262,5 @@ def _file_sha256(path: Path) -> str:
     """Return the checksum of a file, remembered by its path, size and time of change."""
     real = path.resolve()
     stat = real.stat()
-    memory = cache_dir() / "checksums" / digest([str(real), stat.st_size, stat.st_mtime_ns])
-    if memory.exists():
-        return memory.read_text()
-    found = checksum(real)
-    remember(memory, found)
-    return found
+    key = digest([str(real), stat.st_size, stat.st_mtime_ns])
+    return str(memo("checksums", key, lambda: checksum(real)))

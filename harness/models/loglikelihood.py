@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
 from harness.models import oom
-from harness.models.batching import Pack, Pair, Size, Tree, grow, pack, plan, shared_length
+from harness.models.batching import Pack, Pair, PrefixTree, Size, grow, pack, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.prefix_cache import Beginnings, after, keeps_all_keys
+from harness.models.prefix_cache import PrefixCache, keeps_all_keys, row_cache
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
 
@@ -44,7 +44,7 @@ class Executor:
     """
 
     def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
-        self.model, self.budget, self.beginnings = model, budget, Beginnings(model)
+        self.model, self.budget, self.prefixes = model, budget, PrefixCache(model)
         self._too_many = inf  # tokens for which memory ran out
         self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
 
@@ -67,26 +67,26 @@ class Executor:
 
     def _packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         shared = shared_length([context for context, _ in pairs])
-        beginning = self._beginning(pairs[0][0][:shared]) if shared else None
+        prefix = self._prefix(pairs[0][0][:shared]) if shared else None
         trees = grow(pairs, self.budget, shared)
         scored: dict[int, Scored] = {}
         for group in plan([tree.n_tokens for tree in trees], Size(self.budget, self.budget), READING_COST):
-            scored |= self._with_less_memory([trees[i] for i in group], pairs, beginning)
+            scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
 
-    def _beginning(self, ids: tuple[int, ...]) -> "Cache":
+    def _prefix(self, ids: tuple[int, ...]) -> "Cache":
         """Read what all contexts begin with.
 
         Raises:
             CandidateFailed: there is no room for it.
         """
         with oom.enough_memory("out of memory while reading what all prompts begin with", _SHORTER):
-            return self.beginnings.read(ids)
+            return self.prefixes.read(ids)
 
     def _with_less_memory(
-        self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None"
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score some trees; out of memory, half of their pairs at a time, with no beginning kept.
+        """Score some trees; out of memory, half of their pairs at a time, with no prefix kept.
 
         Raises:
             CandidateFailed: there is no room for one pair.
@@ -97,30 +97,30 @@ class Executor:
         n_tokens = len(trees) * max(tree.n_tokens for tree in trees)
         try:
             if n_tokens < self._too_many or len(numbers) == 1:
-                return self._score(trees, pairs, beginning)
+                return self._score(trees, pairs, prefix)
         except oom.ERRORS as error:
             if not oom.ran_out(error):
                 raise
-            if not self.beginnings.forget() and len(numbers) == 1:
+            if not self.prefixes.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
             self._too_many = n_tokens  # as many again are halved before they fail
         # Outside of the clause, in which the error still holds what was computed until then.
         torch.cuda.empty_cache()
-        half, shared = len(numbers) // 2, _length(beginning)
+        half, shared = len(numbers) // 2, _length(prefix)
         scored: dict[int, Scored] = {}
         for part in filter(None, (numbers[:half], numbers[half:])):
-            scored |= self._with_less_memory(grow(pairs, self.budget, shared, part), pairs, beginning)
+            scored |= self._with_less_memory(grow(pairs, self.budget, shared, part), pairs, prefix)
         return scored
 
     def _score(
-        self, trees: Sequence[Tree], pairs: Sequence[Pair], beginning: "Cache | None" = None
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None" = None
     ) -> dict[int, Scored]:
         """Return what was found of each pair that the trees hold, by its number."""
         import torch
 
         packed = pack(trees, pairs)
         with torch.inference_mode():
-            logits = self._logits(packed, beginning)  # (u, v)
+            logits = self._logits(packed, prefix)  # (u, v)
             where, targets = (
                 torch.tensor(of, device=logits.device) for of in (packed.where, packed.targets)
             )  # (m,)
@@ -137,7 +137,7 @@ class Executor:
             for number, (a, b) in zip(packed.numbers, packed.spans, strict=True)
         }
 
-    def _logits(self, packed: Pack, beginning: "Cache | None") -> "torch.Tensor":
+    def _logits(self, packed: Pack, prefix: "Cache | None") -> "torch.Tensor":
         """Return the logits (u, v) at the pack's sources."""
         import torch
 
@@ -145,9 +145,9 @@ class Executor:
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
             inputs["position_ids"] = torch.tensor(packed.positions, device=device)
-            inputs["attention_mask"] = self._mask(packed, _length(beginning))
-        if beginning:
-            inputs |= {"past_key_values": after(self.model, beginning, len(packed.ids)), "use_cache": True}
+            inputs["attention_mask"] = self._mask(packed, _length(prefix))
+        if prefix:
+            inputs |= {"past_key_values": row_cache(self.model, prefix, len(packed.ids)), "use_cache": True}
         with only_at(self.model, torch.tensor(packed.sources, device=device)):
             logits: torch.Tensor = self.model(**inputs).logits[0]
             return logits
@@ -184,8 +184,8 @@ class Executor:
         return sum(gaps) / len(gaps) < _AGREEMENT_NATS
 
 
-def _length(beginning: "Cache | None") -> int:
-    return int(beginning.get_seq_length()) if beginning else 0
+def _length(prefix: "Cache | None") -> int:
+    return int(prefix.get_seq_length()) if prefix else 0
 
 
 def _normaliser(logits: "torch.Tensor") -> "torch.Tensor":

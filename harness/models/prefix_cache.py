@@ -1,7 +1,7 @@
-"""What rows begin with: read once, kept for those that begin alike, never changed by what follows.
+"""Prefix KV cache: keys and values of shared prompt prefixes, read once, never changed by what follows.
 
-Invariant: a beginning is reused where all its tokens are equal, so what is computed after it does not
-depend on what was asked before.
+Invariant: a prefix is reused where all its tokens are equal, so what is computed after it does not
+depend on earlier prompts.
 """
 
 from collections import OrderedDict
@@ -26,15 +26,15 @@ def keeps_all_keys(model: "PreTrainedModel") -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-class Beginnings:
-    """Keys and values of what was read of one model, the newest kept; the model has to keep all keys."""
+class PrefixCache:
+    """Keys and values of prefixes under one model, the newest kept; the model has to keep all keys."""
 
     def __init__(self, model: "PreTrainedModel", kept_bytes: int = _KEPT) -> None:
         self._model, self._kept_bytes = model, kept_bytes
         self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> "Cache":
-        """Return the keys of a beginning, read now where they are not kept."""
+        """Return the keys of a prefix, read now where they are not kept."""
         key = tuple(ids)
         cache = self._read.pop(key, None) or self._read_now(key)
         self._read[key] = cache
@@ -49,7 +49,7 @@ class Beginnings:
         return kept
 
     def _read_now(self, ids: tuple[int, ...]) -> "Cache":
-        """Read a beginning; out of memory, once more when all others are forgotten."""
+        """Read a prefix; out of memory, once more when all others are forgotten."""
         import torch
 
         try:
@@ -76,13 +76,13 @@ class Beginnings:
         return cache
 
 
-def after(model: "PreTrainedModel", beginning: "Cache | None", n_rows: int) -> "Cache":
-    """Return a cache of so many rows that have all read the beginning; growing it leaves that untouched."""
+def row_cache(model: "PreTrainedModel", prefix: "Cache | None", n_rows: int) -> "Cache":
+    """Return a cache of so many rows that have all read the prefix; growing it leaves that untouched."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
     layers: Sequence[Any] = cache.layers
-    known: Sequence[Any] = beginning.layers if beginning else ()
+    known: Sequence[Any] = prefix.layers if prefix else ()
     for layer, read in zip(layers, known, strict=False):
         layer.lazy_initialization(read.keys, read.values)
         layer.keys = read.keys.expand(n_rows, -1, -1, -1)

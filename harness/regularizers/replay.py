@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import Field
 
-from harness.data import folded, load_task, suite_leaks
+from harness.data import folded, load_task, suite_contamination
 from harness.data.general_prompts import general_prompts
 from harness.errors import CandidateFailed, UserError
 from harness.records import Example, SampleResult
@@ -42,8 +42,8 @@ def sample(context: MixContext, params: Params) -> Mixture:
         return Mixture(n, _prompts(context)[: round(_SPARE * n) + 1], _LONGEST)
     items = load_task(Task(name=_NAME, data=TaskData(train=params.data)), context.seed)
     rows = sorted((*items.train, *items.validation), key=lambda e: e.id)
-    if leaks := suite_leaks(rows, context.evaluated):
-        raise UserError(leaks)
+    if problems := suite_contamination(rows, context.evaluated):
+        raise UserError(problems)
     n = min(n, len(rows))
     return Mixture(n, tuple(random.Random(f"{context.seed}/{_NAME}").sample(rows, n)))
 

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
     `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in
     the order in which they are asked, `version` digests all of them whatever the limit. `texts` are
-    the documents' texts, for the leak check. `left_out` names metrics that have no interval here.
+    the documents' texts, for the contamination check. `left_out` names metrics that have no interval here.
     `samples` turns rows into what lm-eval logs of them; it reads the documents again.
     """
 
@@ -115,7 +115,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
     )
 
 
-def _example(document: metadata.Document, of: Sequence[str]) -> Example:
+def _example(document: metadata.TaskDocument, of: Sequence[str]) -> Example:
     name = f"{document.position}-{document.doc_hash}"
     slice_ = of[document.member] if of else ""
     text = "\n".join(document.texts)

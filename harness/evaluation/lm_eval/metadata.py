@@ -17,13 +17,13 @@ from harness.errors import Problem, UserError
 from harness.evaluation.lm_eval import metrics, registry, tasks
 from harness.evaluation.lm_eval.requests import limits_of
 from harness.provenance.code_versions import versions_of
-from harness.records import digest
+from harness.records import digest, load
 from harness.spec import Kind
 
 _KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}
 
 
-class Document(NamedTuple):
+class TaskDocument(NamedTuple):
     """One document: its task within a group, its index in the evaluated split, its hash and its texts."""
 
     member: int
@@ -44,7 +44,7 @@ class Description:
     num_fewshot: int
     members: tuple[str, ...]
     hashes: tuple[tuple[str, ...], ...]
-    documents: tuple[Document, ...]
+    documents: tuple[TaskDocument, ...]
 
     def place(self, example_id: str) -> tuple[int, int]:
         """Return an example's task within the group, and its index in the evaluated split."""
@@ -67,21 +67,12 @@ def description(
     """
     memory = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
     if memory.exists():
-        known = _read(memory.read_text())
+        known = load(Description, memory.read_text())
         if len(known.documents) >= _wanted(known.hashes, limit):
             return replace(known, documents=known.documents[:limit])
     made = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
     remember(memory, json.dumps({f.name: getattr(made, f.name) for f in fields(made)}))
     return made
-
-
-def _read(text: str) -> Description:
-    raw: dict[str, Any] = json.loads(text)
-    raw |= {name: tuple(v) for name, v in raw.items() if isinstance(v, list)}
-    raw["scores"] = tuple(metrics.Score(*s) for s in raw["scores"])
-    raw["hashes"] = tuple(map(tuple, raw["hashes"]))
-    raw["documents"] = tuple(Document(d[0], d[1], d[2], tuple(d[3])) for d in raw["documents"])
-    return Description(**raw)
 
 
 def _key(members: Sequence[registry.Member], num_fewshot: int | None, datasets_dir: Path | None) -> str:
@@ -127,10 +118,10 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
 
 def _in_order(
     loaded: Sequence[Any], hashes: Sequence[Sequence[str]], version: str, limit: int | None
-) -> list[Document]:
+) -> list[TaskDocument]:
     """Draw the first documents of the order seeded by the version, over all tasks of a group together."""
     places = [(member, i) for member, known in enumerate(hashes) for i in range(len(known))]
     order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
     docs = [task.eval_docs for task in loaded]
     chosen = [places[k] for k in order]
-    return [Document(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in chosen]
+    return [TaskDocument(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in chosen]

@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cache import cache_dir, remember
+from harness.cache import memo
 from harness.errors import Problem, UserError, did_you_mean
 from harness.progress import quiet_environment
 from harness.records import digest
@@ -103,10 +103,8 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Membe
 def _entries() -> dict[str, dict[str, Any]]:
     spec = util.find_spec("lm_eval")
     root = str(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else ""
-    memory = cache_dir() / "lm_eval" / f"index-{digest([version(), root, sorted(_GROUP_KEYS)])}.json"
-    if not memory.exists():
-        remember(memory, json.dumps(_scan()))
-    entries: dict[str, dict[str, Any]] = json.loads(memory.read_text())
+    key = digest([version(), root, sorted(_GROUP_KEYS)])
+    entries: dict[str, dict[str, Any]] = memo("lm_eval", f"index-{key}", _scan)
     return entries
 
 
