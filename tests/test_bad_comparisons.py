@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness import comparison, config, gating, release
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import TaskComparison
+from harness.gating.rules import apply_rules
 from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
@@ -22,7 +23,7 @@ def judged(base, new, cluster_size=1):
     arms = [rows(np.asarray(arm, float), cluster_size=cluster_size) for arm in (base, new)]
     compared = comparison.compare_rows(EXACT, *arms)
     task = TaskComparison(Task(name="task", data=TaskData()), "capability", compared, True, "")
-    return compared, gating.judge([task], GatePolicy(), validity=None, target=None, identical=False)
+    return compared, apply_rules([task], GatePolicy(), validity=None, target=None, identical=False)
 
 
 def folders(tmp_path, base, new):
@@ -89,7 +90,7 @@ def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
         assert found.se > 0
         compared.append(TaskComparison(task, "capability", found, *gating.admit(task, EXACT, base)))
     policy = GatePolicy(macro=macro, each=each, critical=("t0",))
-    verdict = gating.judge(compared, policy, validity=None, target=None, identical=False)
+    verdict = apply_rules(compared, policy, validity=None, target=None, identical=False)
     assert all(0 <= missed.probability <= 1 for missed in verdict.missed)
     assert "nan" not in verdict.sentence
     if not any(t.base_rows_admitted for t in compared):

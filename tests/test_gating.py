@@ -5,7 +5,8 @@ import pytest
 
 from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.formatting import Unit
-from harness.gating import TargetFacts, TaskComparison, admit, exit_code, judge, warn_before
+from harness.gating import TargetFacts, TaskComparison, admit, exit_code, warn_before
+from harness.gating.rules import apply_rules
 from harness.metrics import Metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
@@ -28,7 +29,7 @@ def suite_of(n_tasks, n, gains, losses):
 
 
 def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False):
-    return judge(tasks, policy, validity=validity, target=target, identical=identical)
+    return apply_rules(tasks, policy, validity=validity, target=target, identical=identical)
 
 
 def rule(found, name):
@@ -458,7 +459,7 @@ def test_one_lost_pinned_item_is_open_until_fp32_confirms_it():
 
 @pytest.mark.parametrize(("in_fp32", "outcome"), [(("item-0000",), "fail"), ((), "pass")])
 def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_fp32, outcome):
-    found = judge(
+    found = apply_rules(
         pinned(1), POLICY, validity=None, target=None, identical=False, confirmed={"facts-pinned": in_fp32}
     )
     assert rule(found, "regressions").outcome == found.outcome == outcome

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from harness import gating
 from harness.comparison import compare_rows, compare_validity
 from harness.gating import TaskComparison, Verdict
+from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Suite, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows
 
@@ -30,7 +31,7 @@ def judged(
         n, *counts = invalid
         arms = (rows([1.0] * n, status=["unparsable"] * k + ["ok"] * (n - k)) for k in counts)
         validity = compare_validity(*arms)
-    return gating.judge(tasks, policy, validity=validity, target=None, identical=False)
+    return apply_rules(tasks, policy, validity=validity, target=None, identical=False)
 
 
 @settings(max_examples=150)

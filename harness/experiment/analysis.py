@@ -17,7 +17,7 @@ from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import arms
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of
-from harness.gating import Measurement, TargetFacts, TaskComparison
+from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison
 from harness.gating.verdict import in_macro
 from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult
@@ -40,13 +40,13 @@ def report_of(
     base = bases_of(session, reader, runs)
     measured = decide.budgeted((facts_of(session, reader, run) for run in runs), session.experiment.decide)
     facts = _with_comparisons(session, reader, runs, measured)
-    tasks = _all_comparisons(session, reader, runs, base)
+    results = _gate_results(session, reader, runs, facts, base)
+    tasks = {run_id: result.tasks for run_id, result in results.items()}
     steps = _steps(session, reader, runs, base, tasks)
+    # What has no general ability (a classifier) has no verdict.
     judged = tuple(
-        replace(f, verdict=_verdict(session, reader, run, f, tasks[run.run_id], base[run.base_digest]))
-        if run.state == "done"
-        else f
-        for f, run in zip(facts, runs, strict=True)
+        replace(f, verdict=results[f.run_id].verdict) if f.target and tasks.get(f.run_id) else f
+        for f in facts
     )
     primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
@@ -209,25 +209,28 @@ def _is_prompt(run: Run) -> bool:
     return plain and plugins.method(run.method).makes == "base"
 
 
-def _all_comparisons(
-    session: Session, reader: Reader, runs: Sequence[Run], base: Mapping[str, Mapping[str, Rows]]
-) -> dict[str, list[TaskComparison]]:
-    """Compare every run with its own base, once for all runs of the same weights."""
-    done = [run for run in runs if run.state == "done"]
-    one_of_each = {run.weights_digest: run for run in done}
-    by_weights = {
-        w: _task_comparisons(session, reader, run, base[run.base_digest]) for w, run in one_of_each.items()
-    }
-    return {run.run_id: by_weights[run.weights_digest] for run in done}
-
-
-def _task_comparisons(
-    session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]
-) -> list[TaskComparison]:
-    """Compare a run with the base on every metric of every capability task, the primary one first."""
-    measured = measured_of(session, reader, run, base)
-    identical = run.weights_digest == run.base_digest
-    return gating.compare_measurements(measured, session.experiment.gate.alpha, identical=identical)
+def _gate_results(
+    session: Session,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    base: Mapping[str, Mapping[str, Rows]],
+) -> dict[str, GateResult]:
+    """Judge every finished run against its own base; runs of the same weights are compared once."""
+    out: dict[str, GateResult] = {}
+    compared: dict[str, Sequence[TaskComparison]] = {}
+    for f, run in zip(facts, runs, strict=True):
+        if run.state == "done":
+            out[run.run_id] = gating.judge(
+                measured_of(session, reader, run, base[run.base_digest]),
+                gating.policy_for(session.experiment.gate, trained=f.trained),
+                target=TargetFacts(f.target, f.vs_untrained) if f.target else None,
+                identical=run.weights_digest == run.base_digest,
+                controls=controls_of(session.store, run, reader.controls),
+                compared=compared.get(run.weights_digest),
+            )
+            compared[run.weights_digest] = out[run.run_id].tasks
+    return out
 
 
 def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
@@ -240,27 +243,6 @@ def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, R
         for m in session.suites
         if f"{m.task.name}/test" in run.rows
     ]
-
-
-def _verdict(
-    session: Session,
-    reader: Reader,
-    run: Run,
-    facts: CandidateFacts,
-    tasks: Sequence[TaskComparison],
-    base: Mapping[str, Rows],
-) -> gating.Verdict | None:
-    """Judge a run; what has no general ability (a classifier) has no verdict."""
-    if not tasks or facts.target is None:
-        return None
-    return gating.judge_measurements(
-        measured_of(session, reader, run, base),
-        tasks,
-        gating.policy_for(session.experiment.gate, trained=facts.trained),
-        target=TargetFacts(facts.target, facts.vs_untrained),
-        identical=run.weights_digest == run.base_digest,
-        controls=controls_of(session.store, run, reader.controls),
-    )
 
 
 def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:

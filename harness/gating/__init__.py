@@ -1,23 +1,27 @@
-"""Comparisons and a policy → one verdict: pass, fail, inconclusive or harness-drift, with its rules.
+"""Gate: both arms' rows and a policy → one verdict, pass, fail, inconclusive or harness-drift.
 
 Invariant: pass needs non-inferiority shown and fail needs a regression shown; whatever lies
 between is inconclusive, and so is a run of which no admitted capability task was measured.
-Where the control arm moved, nothing is said of the candidate.
-Admission looks at the base only.
+Where the control arm moved, nothing is said of the candidate. Admission looks at the base only.
+The exit code, the terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness import comparison
-from harness.comparison import Comparison
-from harness.gating import rules as rule
-from harness.gating.admission import Measurement, admit, compare_measurements, policy_for, validity_of
-from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, control_rule, has_drifted
-from harness.gating.operating_characteristic import macro_of, missed, warn_before
+from harness.gating.admission import (
+    Measurement,
+    admit,
+    admitted_tasks,
+    compare_measurements,
+    policy_for,
+    validity_of,
+)
+from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
+from harness.gating.operating_characteristic import warn_before
+from harness.gating.rules import apply_rules
 from harness.gating.verdict import (
     MissRate,
-    Outcome,
     Rule,
     TargetFacts,
     TaskComparison,
@@ -25,7 +29,6 @@ from harness.gating.verdict import (
     in_macro,
     is_reported_only,
     margin_of,
-    worst_outcome,
 )
 from harness.spec import GatePolicy
 
@@ -41,14 +44,13 @@ __all__ = [
     "Verdict",
     "aa_rate",
     "admit",
+    "admitted_tasks",
     "combined_exit_code",
-    "compare_measurements",
     "exit_code",
     "has_drifted",
     "in_macro",
     "is_reported_only",
     "judge",
-    "judge_measurements",
     "margin_of",
     "policy_for",
     "warn_before",
@@ -56,80 +58,54 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """A candidate's verdict against a baseline, with the comparisons that it rests on.
+
+    `tasks` holds every metric of every task; `notes` say what was left out and why. `candidate` and
+    `baseline` are the names under which a verdict is printed, empty where it stands in a report.
+    """
+
+    tasks: tuple[TaskComparison, ...]
+    verdict: Verdict
+    policy: GatePolicy
+    notes: tuple[str, ...] = ()
+    candidate: str = ""
+    baseline: str = ""
+
+
 def judge(
-    tasks: Sequence[TaskComparison],
-    policy: GatePolicy,
-    *,
-    validity: Comparison | None,
-    target: TargetFacts | None,
-    identical: bool,
-    confirmed: Mapping[str, Collection[str]] | None = None,
-    controls: Sequence[ControlFacts] = (),
-) -> Verdict:
-    """Judge a run by every rule of the policy; comparisons must be made at `policy.alpha`.
-
-    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
-    weights digest is the base's own: what the weights decide then passes by identity, not by
-    test, and only the target is judged. `controls` are the control arms beside which its rows were
-    computed.
-
-    Raises:
-        ValueError: a comparison was made at another alpha.
-    """
-    _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
-    tasks = [t._replace(comparison=comparison.oriented(t.comparison)) for t in tasks]
-    admitted = [t for t in tasks if in_macro(t)]
-    macro = macro_of(admitted, policy) if admitted else None
-    rules = (
-        rule.macro_rule(tasks, admitted, macro, policy, identical),
-        rule.each_rule(admitted, policy, identical),
-        rule.critical_rule(tasks, policy, identical),
-        rule.regressions_rule(tasks, identical, confirmed),
-        rule.validity_rule(validity, policy, identical),
-        rule.target_rule(target, policy),
-        rule.drift_rule(tasks, policy, identical),
-        control_rule(controls),
-    )
-    outcome = worst_outcome([r.outcome for r in rules])
-    needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
-    return Verdict(
-        outcome=outcome,
-        rules=rules,
-        macro=rule.macro_estimate(admitted, identical) if admitted else None,
-        lost=sum(len(t.comparison.lost) for t in admitted),
-        gained=sum(len(t.comparison.gained) for t in admitted),
-        missed=missed(admitted, macro, validity, policy) if macro and not identical else (),
-        items_needed=max(needed) if needed and outcome == "inconclusive" else None,
-        sentence=_verdict_sentence(outcome, rules),
-    )
-
-
-def judge_measurements(
     measured: Sequence[Measurement],
-    tasks: Sequence[TaskComparison],
     policy: GatePolicy,
     *,
     target: TargetFacts | None,
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
     controls: Sequence[ControlFacts] = (),
-) -> Verdict:
-    """Judge what `compare_measurements` found, by each task's primary metric and the rows' validity.
+    compared: Sequence[TaskComparison] | None = None,
+) -> GateResult:
+    """Compare both arms on every metric of every task, and judge by each task's primary metric.
+
+    `identical` says that the weights are the baseline's own: what the weights decide then passes by
+    identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
+    the control arms beside which the rows were computed. `compared` are the comparisons of these very
+    measurements, where another run of the same weights has them.
 
     Raises:
-        IncompatibleRuns: the arms hold different items.
+        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
     """
-    primary = [t for t in tasks if t.comparison.metric == t.task.primary_metric]
-    validity = validity_of(measured, policy.alpha, identical)
-    return judge(
-        primary,
+    if compared is None:
+        compared = compare_measurements(measured, policy.alpha, identical=identical)
+    verdict = apply_rules(
+        [t for t in compared if t.comparison.metric == t.task.primary_metric],
         policy,
-        validity=validity,
+        validity=validity_of(measured, policy.alpha, identical),
         target=target,
         identical=identical,
         confirmed=confirmed,
         controls=controls,
     )
+    return GateResult(tuple(compared), verdict, policy)
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
@@ -142,35 +118,6 @@ def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
     if verdict.outcome == "inconclusive":
         return 4 if policy.on_inconclusive == "fail" else 0
     return 0 if verdict.outcome == "pass" else 3
-
-
-def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
-    deciding = [r for r in rules if r.outcome == outcome]
-    said = [r.sentence for r in deciding]
-    return f"{outcome.upper()}: " + "; ".join(said)
-
-
-def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:
-    others = {c.alpha for c in comparisons} - {alpha}
-    if others:
-        raise ValueError(
-            f"comparisons made at alpha {sorted(others)}, the policy's is {alpha}: pass it to compare_rows"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """A candidate's verdict against a baseline, with the comparisons that it rests on.
-
-    `tasks` holds every metric of every task; `notes` say what was left out and why.
-    """
-
-    candidate: str
-    baseline: str
-    tasks: tuple[TaskComparison, ...]
-    verdict: Verdict
-    policy: GatePolicy
-    notes: tuple[str, ...] = ()
 
 
 _FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive

@@ -1,4 +1,4 @@
-"""Rows of two arms on the tasks of the suites → comparisons, with admission.
+"""Admission, and the comparisons of both arms' rows on the tasks of the suites.
 
 Invariant: one place for everybody who judges: a finished experiment, stored runs, and results
 made elsewhere. Admission looks at the base only.
@@ -74,6 +74,12 @@ def compare_measurements(
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
     """
     return [t for m in measured for t in _task(m, alpha, identical)]
+
+
+def admitted_tasks(measured: Sequence[Measurement]) -> set[str]:
+    """Name the capability tasks that count in the macro, by the base's rows."""
+    capability = (m for m in measured if m.role == "capability")
+    return {m.task.name for m in capability if _admitted(m, m.task.primary_metric)[0]}
 
 
 def _task(m: Measurement, alpha: float, identical: bool) -> list[TaskComparison]:

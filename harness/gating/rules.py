@@ -1,4 +1,4 @@
-"""The seven rules of the policy, each from comparisons to an outcome, a sentence and its numbers.
+"""Rules of the policy, each from comparisons to an outcome, a sentence and its numbers; and their verdict.
 
 Invariant: comparisons come with the sign turned so that a negative delta is a loss, and
 bounds are one-sided at `policy.alpha`. `identical` passes what the weights decide, unasked.
@@ -11,12 +11,15 @@ from statistics import fmean
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison, Estimate
+from harness.gating.drift import ControlFacts, control_rule
 from harness.gating.operating_characteristic import (
     MOST_ITEMS,
     Macro,
     facing_se,
     lower_se,
+    macro_of,
     macro_planning_se,
+    missed,
     more_items,
     planning_se,
     upper_se,
@@ -27,6 +30,7 @@ from harness.gating.verdict import (
     Rule,
     TargetFacts,
     TaskComparison,
+    Verdict,
     in_macro,
     is_relative,
     is_reported_only,
@@ -39,6 +43,66 @@ from harness.spec import GatePolicy
 from harness.stats import Interval
 
 _NAMED = 20  # items named in a rule's numbers
+
+
+def apply_rules(
+    tasks: Sequence[TaskComparison],
+    policy: GatePolicy,
+    *,
+    validity: Comparison | None,
+    target: TargetFacts | None,
+    identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
+) -> Verdict:
+    """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
+
+    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
+    weights digest is the base's own: what the weights decide then passes by identity, not by
+    test, and only the target is judged. `controls` are the control arms beside which its rows were
+    computed.
+
+    Raises:
+        ValueError: a comparison was made at another alpha.
+    """
+    _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
+    tasks = [t._replace(comparison=comparison.oriented(t.comparison)) for t in tasks]
+    admitted = [t for t in tasks if in_macro(t)]
+    macro = macro_of(admitted, policy) if admitted else None
+    rules = (
+        macro_rule(tasks, admitted, macro, policy, identical),
+        each_rule(admitted, policy, identical),
+        critical_rule(tasks, policy, identical),
+        regressions_rule(tasks, identical, confirmed),
+        validity_rule(validity, policy, identical),
+        target_rule(target, policy),
+        drift_rule(tasks, policy, identical),
+        control_rule(controls),
+    )
+    outcome = worst_outcome([r.outcome for r in rules])
+    needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
+    return Verdict(
+        outcome=outcome,
+        rules=rules,
+        macro=macro_estimate(admitted, identical) if admitted else None,
+        lost=sum(len(t.comparison.lost) for t in admitted),
+        gained=sum(len(t.comparison.gained) for t in admitted),
+        missed=missed(admitted, macro, validity, policy) if macro and not identical else (),
+        items_needed=max(needed) if needed and outcome == "inconclusive" else None,
+        sentence=_verdict_sentence(outcome, rules),
+    )
+
+
+def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
+    return f"{outcome.upper()}: " + "; ".join(r.sentence for r in rules if r.outcome == outcome)
+
+
+def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:
+    others = {c.alpha for c in comparisons} - {alpha}
+    if others:
+        raise ValueError(
+            f"comparisons made at alpha {sorted(others)}, the policy's is {alpha}: pass it to compare_rows"
+        )
 
 
 def macro_rule(

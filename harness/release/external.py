@@ -5,6 +5,7 @@ computed that needs a model.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness import gating
@@ -43,9 +44,8 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     alone = [name for name in (*old, *new) if name not in shared]
     notes = (f"only in one of the two, left out: {', '.join(alone)}",) if alone else ()
     measured = [measurement(old[name], new[name]) for name in shared]
-    compared = gating.compare_measurements(measured, policy.alpha, identical=False)
-    verdict = gating.judge_measurements(measured, compared, policy, target=None, identical=False)
-    return GateResult(candidate.name, base.name, tuple(compared), verdict, policy, notes)
+    result = gating.judge(measured, policy, target=None, identical=False)
+    return replace(result, candidate=candidate.name, baseline=base.name, notes=notes)
 
 
 def _reader(path: Path) -> Reader:

@@ -134,11 +134,9 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     measured = _measurements(at, run, champion, tasks, known, notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
-    compared = gating.compare_measurements(measured, experiment.gate.alpha, identical=identical)
     policy = gating.policy_for(experiment.gate, trained=run.weights_digest != run.base_digest)
-    verdict = gating.judge_measurements(
+    result = gating.judge(
         measured,
-        compared,
         policy,
         target=_target(loaded, at, run, policy, target),
         identical=identical,
@@ -147,8 +145,8 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
-    record_verdict(at, run, verdict, experiment.gate, against, digest)
-    return GateResult(run.label, against, tuple(compared), verdict, policy, tuple(notes))
+    record_verdict(at, run, result.verdict, experiment.gate, against, digest)
+    return replace(result, candidate=run.label, baseline=against, notes=tuple(notes))
 
 
 def _measurements(

@@ -170,11 +170,8 @@ def _judge_half(
     policy = context.session.experiment.gate
     if target is None:
         policy = policy.model_copy(update={"target": TargetPolicy()})
-    compared = gating.compare_measurements(part, policy.alpha, identical=False)
     controls = controls_of(context.session.store, run, context.reader.controls)
-    verdict = gating.judge_measurements(
-        part, compared, policy, target=target, identical=False, controls=controls
-    )
+    verdict = gating.judge(part, policy, target=target, identical=False, controls=controls).verdict
     n_items, n_all = (sum(len(m.new) for m in measured) for measured in (part, everything))
     return HalfVerdict(half, n_items, n_all, verdict, gains)
 
@@ -189,11 +186,8 @@ def _compare_matched(
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
             part = context.split.part(context.measured(run), "search")
-            compared = gating.compare_measurements(part, alpha, identical=False)
-            counting = {t.task.name for t in compared if gating.in_macro(t)}
-            one = replace(
-                one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
-            )
+            counting = gating.admitted_tasks(part)
+            one = replace(one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha))
         out.append(one)
     return tuple(out)
 

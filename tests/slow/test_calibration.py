@@ -13,7 +13,8 @@ from scipy import special
 
 from harness import stats
 from harness.comparison import Comparison, compare_rows
-from harness.gating import TaskComparison, judge
+from harness.gating import TaskComparison
+from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Task
 from tests.fake_rows import EXACT, flips, ratio_metric, rows
 
@@ -159,7 +160,7 @@ def pass_rate(n, disagreement, deltas, n_runs=400):
             )
             c = compared(n, int(gains), int(losses))
             tasks.append(TaskComparison(Task(name=f"t{i}", data={}), "capability", c, True, ""))
-        passed += judge(tasks, POLICY, validity=None, target=None, identical=False).outcome == "pass"
+        passed += apply_rules(tasks, POLICY, validity=None, target=None, identical=False).outcome == "pass"
     return passed / n_runs
 
 
@@ -185,7 +186,7 @@ def test_the_gate_foretells_how_often_it_passes():
         TaskComparison(Task(name=f"t{i}", data={}), "capability", compared(200, 10, 10), True, "")
         for i in range(8)
     ]
-    said = judge(typical, POLICY, validity=None, target=None, identical=False).missed
+    said = apply_rules(typical, POLICY, validity=None, target=None, identical=False).missed
     foretold = {(m.what, m.delta): m.probability for m in said}
     assert 1 - foretold["equal", 0.0] == pytest.approx(pass_rate(200, 0.10, [0.0] * 8), abs=0.08)
     at_margin = pass_rate(200, 0.10, [-0.05] + [0.0] * 7) / pass_rate(200, 0.10, [-0.05 / 8] * 8)

@@ -52,9 +52,7 @@ def outcome_on(collapsed, found):
     def outcome(tried, half):
         run = store.get_run(session.store, tried.facts.run_id)
         part = halved.part(measured_of(session, reader, run, base), half)
-        compared = gating.compare_measurements(part, 0.05, identical=False)
-        policy = session.experiment.gate
-        return gating.judge_measurements(part, compared, policy, target=None, identical=False).outcome
+        return gating.judge(part, session.experiment.gate, target=None, identical=False).verdict.outcome
 
     return outcome
 
