@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.comparison import Comparison, oriented
+from harness.comparison import Comparison, orient
 from harness.decision import best_untrained
 from harness.formatting import count, score
 from harness.report import ExperimentReport
@@ -69,7 +69,7 @@ def _differences(
                 continue
             rows.append(_row(name, c))
             if c.unit.is_rate:
-                o = oriented(c)
+                o = orient(c)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
                 margin = margins.get(task)
                 bar = charts.Bar(task, *ends, paired_runs.said(c), 100 * margin if margin else None)

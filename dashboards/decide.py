@@ -12,7 +12,7 @@ from math import isfinite
 import streamlit as st
 
 from harness.comparison import Comparison
-from harness.decision import CandidateFacts, Decision, best_untrained, budgeted, decide, repriced
+from harness.decision import CandidateFacts, Decision, apply_budgets, best_untrained, decide, reprice
 from harness.formatting import needed
 from harness.report import ExperimentReport
 from harness.report.decision_tables import arithmetic_rows
@@ -32,7 +32,7 @@ def page() -> None:
         return
     policy, times = sliders(report, report.policy)
     found = decide(
-        _gains(report, repriced(report.facts, times), policy),
+        _gains(report, reprice(report.facts, times), policy),
         policy,
         closed_labels=report.closed_labels,
         has_documents=report.has_documents,
@@ -55,7 +55,7 @@ def _gains(
     report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy
 ) -> Sequence[CandidateFacts]:
     """Measure gains against the best untrained candidate within the budgets, where that is another one."""
-    best = best_untrained(budgeted(facts, policy))
+    best = best_untrained(apply_budgets(facts, policy))
     if best is None or best == best_untrained(report.facts):
         return facts
     key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.comparison import oriented
+from harness.comparison import orient
 from harness.formatting import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
@@ -84,7 +84,7 @@ def _before_and_after(runs: dict[str, Run], report: ExperimentReport) -> None:
     if not by_task:
         safe_text.say("The base's own answers are not stored beside this run.")
         return
-    tasks = sorted(by_task, key=lambda task: ("chat" not in task, oriented(by_task[task]).delta))
+    tasks = sorted(by_task, key=lambda task: ("chat" not in task, orient(by_task[task]).delta))
     task = right.selectbox("Task", tasks, key="after_task")
     c, key = by_task[task], f"{task}/test"
     pair = Pair(task, c.metric, project.base_rows(run, key) or "", run.rows[key])

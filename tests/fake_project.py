@@ -103,7 +103,7 @@ def report_of(
     rows = {
         (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in tasks
     }
-    facts = decide.budgeted((_facts(run, rows[run.candidate, target]) for run in runs), policy)
+    facts = decide.apply_budgets((_facts(run, rows[run.candidate, target]) for run in runs), policy)
     best = decide.best_untrained(facts) or runs[0].candidate
     facts = [
         replace(f, vs_untrained=comparison.compare_rows(EXACT, rows[best, target], rows[f.name, target]))

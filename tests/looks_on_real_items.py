@@ -95,7 +95,7 @@ def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Lin
     rng = np.random.default_rng(seed)
     drawn = pairs(rng)
     n = suite_size(fmean(h.gained + h.lost for split in islice(drawn, 500) for h, _ in split))
-    alphas = [float(special.ndtr(-z)) for z in stats.look_bounds(SHARES, ALPHA)]
+    alphas = [float(special.ndtr(-z)) for z in stats.interim_bounds(SHARES, ALPHA)]
     bins: dict[float, list[Sequence[Half]]] = {d: [] for d in MACRO_DELTAS}
     while any(len(of) < n_pairs for of in bins.values()):
         halves = [other for _, other in next(drawn)]

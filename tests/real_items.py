@@ -22,7 +22,7 @@ from harness import stats
 from harness.comparison import Comparison
 from harness.formatting import count, percent, points
 from harness.gating import TaskComparison
-from harness.gating.operating_characteristic import macro_of, missed
+from harness.gating.operating_characteristic import average_macro, miss_rates
 from harness.spec import GatePolicy, Task
 
 BENCHMARKS = {
@@ -136,7 +136,7 @@ def printed(first: Sequence[Half]) -> dict[tuple[str, float], float]:
         )
         for i, h in enumerate(first)
     ]
-    rates = missed(tasks, macro_of(tasks, POLICY), None, POLICY)
+    rates = miss_rates(tasks, average_macro(tasks, POLICY), None, POLICY)
     return {("each" if m.what.startswith("each") else m.what, m.delta): m.probability for m in rates}
 
 

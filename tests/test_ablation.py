@@ -7,7 +7,7 @@ from fake_facts import alternatives, candidate, comparison, tuned
 from rich.console import Console
 
 from harness.comparison import Estimate
-from harness.decision import ablations, decide, over_seeds
+from harness.decision import ablations, decide, summarize_seeds
 from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
 from harness.spec import DecidePolicy
 
@@ -37,7 +37,7 @@ def printed(report):
 def report(facts, **changes):
     fields = {
         "ablations": ablations(facts, pair),
-        "seeds": over_seeds(facts),
+        "seeds": summarize_seeds(facts),
     }
     return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
 
@@ -115,8 +115,8 @@ def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
 
 
 def test_a_third_seed_gives_the_recipe_an_interval():
-    (two,) = over_seeds(grid(0, 1, names=("lora",)))
-    (three,) = over_seeds(grid(0, 1, 2, names=("lora",)))
+    (two,) = summarize_seeds(grid(0, 1, names=("lora",)))
+    (three,) = summarize_seeds(grid(0, 1, 2, names=("lora",)))
     assert (two.score, two.seed_sd) == (None, None)
     assert three.score.low < 0.65 < three.score.score == pytest.approx(0.7)
     assert three.seed_sd == pytest.approx(0.0)
@@ -127,7 +127,7 @@ def test_an_interval_over_seeds_stays_among_the_rates():
         tuned("lora", x, 0.05, seed=s, target=Estimate(x, x - 0.2, x + 0.2, 20))
         for s, x in enumerate((0.2, 0.9, 0.95))
     ]
-    (found,) = over_seeds(runs)
+    (found,) = summarize_seeds(runs)
     assert (found.score.low, found.score.high) == (0.0, 1.0)
 
 

@@ -122,7 +122,7 @@ def test_lost_and_gained_items_are_named():
 def test_where_lower_is_better_a_rise_is_a_loss_and_delta_stays_new_minus_base():
     c = compared([0, 0, 1], [1, 0, 1], LOWER)
     assert (c.lost, c.delta) == (("item-0000",), pytest.approx(1 / 3))
-    assert comparison.oriented(c).delta == pytest.approx(-1 / 3)
+    assert comparison.orient(c).delta == pytest.approx(-1 / 3)
 
 
 def test_rows_with_an_error_are_dropped_in_both_arms():

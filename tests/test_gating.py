@@ -5,7 +5,7 @@ import pytest
 
 from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.formatting import Unit
-from harness.gating import TargetFacts, TaskComparison, admit, exit_code, warn_before
+from harness.gating import TargetFacts, TaskComparison, admit, exit_code, power_warnings
 from harness.gating.rules import apply_rules
 from harness.metrics import Metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
@@ -349,7 +349,7 @@ def test_bits_per_byte_is_never_admitted():
 
 def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
     suites = [Suite(name="general", role="capability", tasks=(task("a"), task("b")))]
-    warnings = warn_before(suites, {"a": 60, "b": 60}, POLICY)
+    warnings = power_warnings(suites, {"a": 60, "b": 60}, POLICY)
     assert len(warnings) == 3
     assert warnings[0].startswith("macro margin 2.0 pp: with 120 items over 2 tasks an equal model passes in")
     assert warnings[1].startswith("a, margin 5.0 pp: with 60 items a true loss of 10.0 pp is noticed in")
@@ -357,14 +357,14 @@ def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
 
 def test_enough_items_are_not_warned_of():
     suites = [Suite(name="general", role="capability", tasks=tuple(task(f"t{i}") for i in range(8)))]
-    assert warn_before(suites, {f"t{i}": 1000 for i in range(8)}, POLICY) == ()
+    assert power_warnings(suites, {f"t{i}": 1000 for i in range(8)}, POLICY) == ()
 
 
 def test_a_known_disagreement_replaces_the_assumed_one():
     suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
-    (few,) = warn_before(suites, {"a": 1600}, POLICY)
+    (few,) = power_warnings(suites, {"a": 1600}, POLICY)
     assert "macro" in few
-    assert warn_before(suites, {"a": 1600}, POLICY, {"a": 0.05}) == ()
+    assert power_warnings(suites, {"a": 1600}, POLICY, {"a": 0.05}) == ()
 
 
 def test_a_critical_task_too_small_to_pass_is_announced():
@@ -373,13 +373,13 @@ def test_a_critical_task_too_small_to_pass_is_announced():
         Suite(name="safety", role="safety", tasks=(task("refuses"),)),
     ]
     n = {f"t{i}": 1000 for i in range(8)} | {"refuses": 20}
-    (said,) = warn_before(suites, n, GatePolicy(critical=("safety",)))
+    (said,) = power_warnings(suites, n, GatePolicy(critical=("safety",)))
     assert said.startswith("refuses, critical margin 5.0 %: with 20 items")
     assert "29 items" in said
 
 
 def test_a_suite_without_capability_items_cannot_pass_the_macro():
-    assert "cannot pass" in warn_before([], {}, POLICY)[0]
+    assert "cannot pass" in power_warnings([], {}, POLICY)[0]
 
 
 def test_every_sentence_of_a_verdict_names_its_rule():
@@ -419,7 +419,7 @@ def test_a_tasks_own_margin_may_be_relative():
 
 def test_a_relative_margin_is_announced_as_unknown_before_the_base_is_measured():
     suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
-    (said,) = warn_before(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
+    (said,) = power_warnings(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
     assert said.startswith("macro margin 10.0 % of the base's skill")
 
 

@@ -96,7 +96,7 @@ def test_alpha_is_spent_by_what_the_looks_can_tell_and_not_by_their_number():
     of = pool(2_000)
     plan = sampling.plan({"a": of}, [], 0.03, 0.05)
     information = [1 / sampling.planned_variance(of, drawn) for drawn in plan.drawn["a"]]
-    bounds = stats.look_bounds([i / information[-1] for i in information], 0.05)
+    bounds = stats.interim_bounds([i / information[-1] for i in information], 0.05)
     assert plan.alphas == pytest.approx([norm.sf(bound) for bound in bounds])
 
 

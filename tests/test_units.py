@@ -114,7 +114,7 @@ def test_a_metric_says_its_unit_by_its_bounds_and_its_direction(bounds, higher, 
 
 
 def test_what_is_gained_is_turned_and_keeps_its_unit():
-    turned = compared.oriented(comparison(-0.2, unit=WER))
+    turned = compared.orient(comparison(-0.2, unit=WER))
     assert (turned.delta, turned.unit.name, turned.unit.higher_is_better) == (0.2, "wer", True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from harness.comparison import Estimate
-from harness.decision import fine_tuned
+from harness.decision import is_fine_tuned
 from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
@@ -155,7 +155,7 @@ def _forgetting(line: Line) -> Printed | None:
     f = line.facts
     if f is None or f.verdict is None:
         return None
-    if not fine_tuned(f):
+    if not is_fine_tuned(f):
         return Printed.of(0.0, "0 (base weights)")
     macro = f.verdict.macro
     return Printed.of(100 * macro.score, points(*macro[:3])) if macro else None
@@ -165,7 +165,7 @@ def as_row(line: Line) -> dict[str, Any]:
     """Return a line unrounded, in the metric's unit, for a spreadsheet."""
     run, f = line.run, line.facts
     c, judged = (f.vs_untrained, f.verdict) if f else (None, None)
-    macro = judged.macro if f and judged and fine_tuned(f) else None
+    macro = judged.macro if f and judged and is_fine_tuned(f) else None
     return {
         "candidate": run.label,
         "metric": line.metric,

@@ -1,4 +1,4 @@
-"""Two sets of rows of the same items → what changed, with intervals; or a refusal that names what differs.
+"""Paired comparison of two sets of rows of the same items, or a refusal that names what differs.
 
 Invariant: an item counts only where both arms scored it, and swapping the arms flips the
 sign and nothing else. The headline delta counts an unparsable, truncated or refused answer
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness import stats
-from harness.comparison.alignment import Arms, arms_of, is_binary, named, validity_rows
+from harness.comparison.alignment import Arms, align, is_binary, select_ids, validity_rows
 from harness.comparison.estimators import (
     Comparison,
     Estimate,
     Estimator,
-    difference,
+    clip_to_bounds,
     difference_p,
+    estimate_difference,
+    identical_difference,
     mean_change,
-    on_valid,
-    oriented,
+    orient,
     quantile,
     regression_p,
-    same,
-    within_range,
+    valid_estimate,
 )
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
@@ -46,7 +46,7 @@ __all__ = [
     "estimate",
     "estimate_columns",
     "mean_change",
-    "oriented",
+    "orient",
     "regression_p",
     "shared_ranks",
 ]
@@ -86,7 +86,7 @@ def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Est
         IncompatibleRuns: no row could be scored.
         UserError: an unbounded metric on a single cluster, which has no interval.
     """
-    return same(metric, arms_of(metric, rows, rows, ""), seed).base
+    return identical_difference(metric, align(metric, rows, rows, ""), seed).base
 
 
 def compare_rows(
@@ -117,13 +117,13 @@ def compare_rows(
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
         UserError: an unbounded metric on a single cluster, which has no interval.
     """
-    arms = arms_of(metric, base, base if identical else new, slice)
-    found = same(metric, arms, seed) if identical else difference(metric, arms, seed)
+    arms = align(metric, base, base if identical else new, slice)
+    found = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
-    shown = within_range(metric, both_ends)
-    valid = on_valid(metric, arms, found, seed, alpha)
+    shown = clip_to_bounds(metric, both_ends)
+    valid = valid_estimate(metric, arms, found, seed, alpha)
     return Comparison(
         task=base[0].task,
         metric=metric.name,
@@ -141,8 +141,8 @@ def compare_rows(
         high=shown.high,
         se=(both_ends.high - both_ends.low) / (2 * quantile(found.estimator, n_clusters, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
-        lost=named(arms.ids, moved & (changes < 0)),
-        gained=named(arms.ids, moved & (changes > 0)),
+        lost=select_ids(arms.ids, moved & (changes < 0)),
+        gained=select_ids(arms.ids, moved & (changes > 0)),
         n_valid=int(arms.valid.sum()),
         delta_valid=valid.score if valid else None,
         low_valid=valid.low if valid else None,
@@ -153,11 +153,13 @@ def compare_rows(
         upper=one_end.high,
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
-        base_passed=_passed(metric, arms) if is_binary(arms) and found.estimator != "stratified" else None,
+        base_passed=_count_base_passes(metric, arms)
+        if is_binary(arms) and found.estimator != "stratified"
+        else None,
     )
 
 
-def _passed(metric: Metric, arms: Arms) -> int:
+def _count_base_passes(metric: Metric, arms: Arms) -> int:
     """Count the items of scores 0 and 1 on which the base has the better of the two."""
     return int((arms.base == float(metric.higher_is_better)).sum())
 

@@ -1,4 +1,4 @@
-"""Two arms' rows as arrays: the items that both scored, in one order.
+"""Alignment of two arms' rows by item, as arrays.
 
 Invariant: an item counts only where both arms hold and scored it; an arm that holds other
 items, or one of them twice, is refused.
@@ -32,7 +32,7 @@ class Arms(NamedTuple):
         """Keep the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
         return Arms(
-            named(self.ids, mask),
+            select_ids(self.ids, mask),
             codes,
             self.weights[mask],
             self.base[mask],
@@ -41,9 +41,7 @@ class Arms(NamedTuple):
         )
 
 
-def arms_of(
-    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str
-) -> Arms:
+def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str) -> Arms:
     """Match the rows of two runs by item; with `only_slice`, those of that slice.
 
     Raises:
@@ -111,16 +109,16 @@ def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
 
 def is_mean(metric: Metric, arms: Arms) -> bool:
     """Tell whether the aggregate is the mean of one part, with weights that are all the same."""
-    return bool(np.ptp(arms.weights) == 0) and _averages(metric, arms)
+    return bool(np.ptp(arms.weights) == 0) and _is_weighted_mean(metric, arms)
 
 
-def is_drawn_in_strata(metric: Metric, arms: Arms) -> bool:
+def is_stratified_sample(metric: Metric, arms: Arms) -> bool:
     """Tell whether the delta is one of 0/1 scores, of single items that were drawn with unequal chances."""
     single = int(arms.clusters.max()) + 1 == len(arms.ids)
-    return bool(np.ptp(arms.weights) > 0) and single and is_binary(arms) and _averages(metric, arms)
+    return bool(np.ptp(arms.weights) > 0) and single and is_binary(arms) and _is_weighted_mean(metric, arms)
 
 
-def _averages(metric: Metric, arms: Arms) -> bool:
+def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
     """Tell whether the aggregate of one part an item is its weighted mean."""
     if arms.base.shape[1] != 1:
         return False
@@ -133,6 +131,6 @@ def is_binary(arms: Arms) -> bool:
     return arms.base.shape[1] == 1 and bool(np.isin([arms.base, arms.new], (0.0, 1.0)).all())
 
 
-def named(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+def select_ids(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
     """Return the ids that a mask (n,) chooses."""
     return tuple(id_ for id_, chosen in zip(ids, mask, strict=True) if chosen)

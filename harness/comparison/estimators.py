@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from harness import stats
-from harness.comparison.alignment import Arms, is_binary, is_drawn_in_strata, is_mean
+from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
 from harness.errors import Problem, UserError
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
@@ -88,7 +88,7 @@ def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
     return Estimate(delta, low, high, sum(c.n for c in comparisons))
 
 
-def oriented(comparison: Comparison) -> Comparison:
+def orient(comparison: Comparison) -> Comparison:
     """Return the comparison with the sign turned so that a negative delta is a loss."""
     c = comparison
     if c.unit.higher_is_better:
@@ -103,7 +103,7 @@ def regression_p(comparison: Comparison, margin: float) -> float:
     Tango's for single binary items; else from the one-sided bound, as the t or normal
     distribution that has it at alpha: p < alpha where the bound is beyond the margin.
     """
-    c = oriented(comparison)
+    c = orient(comparison)
     if c.estimator == "tango":
         return stats.tango_regression_p(len(c.gained), len(c.lost), c.n, margin)
     distance = c.delta + margin
@@ -154,7 +154,7 @@ class Difference(NamedTuple):
     new: Estimate
 
 
-def same(metric: Metric, arms: Arms, seed: int) -> Difference:
+def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     """Describe an arm compared with itself."""
     if is_mean(metric, arms):
         score = _mean_estimate(metric, arms.base[:, 0], arms)
@@ -164,15 +164,15 @@ def same(metric: Metric, arms: Arms, seed: int) -> Difference:
     return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
 
 
-def difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     """Estimate what changed, by the estimator that suits the metric and its scores."""
     if is_mean(metric, arms):
         return _mean_difference(metric, arms)
     found = _bca_difference(metric, arms, seed)
-    return _stratified(found, metric, arms) if is_drawn_in_strata(metric, arms) else found
+    return _stratified_difference(found, metric, arms) if is_stratified_sample(metric, arms) else found
 
 
-def _stratified(found: Difference, metric: Metric, arms: Arms) -> Difference:
+def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Difference:
     """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
     changes = (arms.new - arms.base)[:, 0]
     parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
@@ -187,18 +187,20 @@ def _stratified(found: Difference, metric: Metric, arms: Arms) -> Difference:
     return found._replace(ends=ends, estimator="stratified")
 
 
-def on_valid(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
+def valid_estimate(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
     """Estimate the delta on the items valid in both arms; None where there are none."""
     n_valid = int(arms.valid.sum())
     if n_valid == 0:
         return None
     if n_valid < len(arms.ids):
         kept = arms.only(arms.valid)
-        found = (same if found.estimator == "identical" else difference)(metric, kept, seed)
-    return Estimate(found.delta, *within_range(metric, found.ends(alpha)), n_valid, metric.unit)
+        found = (identical_difference if found.estimator == "identical" else estimate_difference)(
+            metric, kept, seed
+        )
+    return Estimate(found.delta, *clip_to_bounds(metric, found.ends(alpha)), n_valid, metric.unit)
 
 
-def within_range(metric: Metric, ends: Interval) -> Interval:
+def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
     """Cut an interval of a delta to what the metric's bounds allow; a t on few clusters reaches beyond."""
     most = metric.bounds[1] - metric.bounds[0]
     return Interval(max(ends.low, -most), min(ends.high, most))
@@ -211,7 +213,10 @@ def _mean_difference(metric: Metric, arms: Arms) -> Difference:
     if binary and mean.n_clusters == mean.n:
         ends, estimator = _score_ends(metric, now - old, arms), "tango"
     else:
-        ends, estimator = _guarded(_t_ends(mean), mean.mean, metric, now - old, arms, binary), "cluster-t"
+        ends, estimator = (
+            _guarded_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary),
+            "cluster-t",
+        )
     scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
     return Difference(mean.mean, ends, cast("Estimator", estimator), *scores)
 
@@ -223,7 +228,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
 
     old, now, changed = _bootstrap(metric, arms, both_and_delta, seed)
     changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
-    ends = _guarded(_bca_ends(changed), changed.estimate, metric, changes, arms, False)
+    ends = _guarded_ends(_bca_ends(changed), changed.estimate, metric, changes, arms, False)
     scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
     return Difference(changed.estimate, ends, "bca", *scores)
 
@@ -263,7 +268,7 @@ def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
     return ends
 
 
-def _guarded(
+def _guarded_ends(
     plain: Ends | None, delta: float, metric: Metric, changes: Array, arms: Arms, binary: bool
 ) -> Ends:
     """Widen an interval to Tango's distances where few changes could make it too short."""

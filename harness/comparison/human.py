@@ -1,4 +1,4 @@
-"""What people's ratings say of two candidates: who is asked what in which order, and what came out.
+"""Human preference between two candidates: the order of rating, and its result.
 
 Invariant: pure. Order and sides depend on rater and pair alone, so a rater who comes back goes on where
 they were, and whose answer stands on the left tells nothing. A rater's later rating of an item counts
@@ -28,7 +28,7 @@ class Turn(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the ratings of one pair say; `rate` is the share of items on which side b is preferred.
+    """Result of one pair's ratings; `rate` is the share of items on which side b is preferred.
 
     One vote an item: that of most of its raters. `strength` is side b's over side a in Elo points,
     with an interval over items. `agreement` is Krippendorff's alpha, None with fewer than two raters.
@@ -61,7 +61,7 @@ def next_turn(
 
 def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> Outcome:
     """Count what was preferred of two row sets, whichever of the two was called a."""
-    turned = (_turned(r, rows_b) for r in ratings)
+    turned = (_swap_sides(r, rows_b) for r in ratings)
     own = (r for r in turned if (r.rows_a, r.rows_b) == (rows_a, rows_b))
     latest = {(r.rater, r.example_id): r for r in own}
     votes = [r for r in latest.values() if r.choice != "skip"]
@@ -103,7 +103,7 @@ def _strength(votes: Sequence[Rating]) -> Strength:
     return stats.bradley_terry(ones, zeros, won, [r.example_id for r in votes])[1]
 
 
-def _turned(r: Rating, rows_b: str) -> Rating:
+def _swap_sides(r: Rating, rows_b: str) -> Rating:
     """Swap the sides of a rating whose a is the pair's b."""
     if r.rows_a != rows_b or r.rows_a == r.rows_b:
         return r

@@ -33,7 +33,7 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AnswerDiversity:
-    """How varied the generated answers to n items of a task are; shares are of these items.
+    """Diversity of the generated answers to n items of a task; shares are of these items.
 
     `base` is None where the base did not answer, `reference_share` (of the commonest reference) where an
     item has none. `low` and `high` are the ends of the 95 % interval of the new share less the base's.
@@ -54,7 +54,7 @@ def answer_diversity(
     new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
 ) -> AnswerDiversity | None:
     """Describe the generated answers of a task, beside the base's to the same items; None without any."""
-    after, before = _generated(new), None if base is None else _generated(base)
+    after, before = _generated_rows(new), None if base is None else _generated_rows(base)
     ids = [i for i in after if before is None or i in before]
     if not ids:
         return None
@@ -106,6 +106,6 @@ def _is_commonest(texts: Sequence[str]) -> stats.Array:
     return np.array([found is not None and text == found[0] for text in texts], float)
 
 
-def _generated(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
+def _generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
     """Keep by item what was generated: no ranked choices, no texts read, no errors."""
     return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

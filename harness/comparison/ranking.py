@@ -1,4 +1,4 @@
-"""Ranks that admit what the items cannot tell: candidates that are not shown to differ share one.
+"""Ranks in which candidates that are not shown to differ share one.
 
 Invariant: going down by score, a candidate opens a rank only where its paired difference to the one
 that opened the last rank has a 95 % interval without 0; pairs are not corrected for their number.
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.comparison.alignment import Arms, named
-from harness.comparison.estimators import Estimate, difference, same
+from harness.comparison.alignment import Arms, select_ids
+from harness.comparison.estimators import Estimate, estimate_difference, identical_difference
 from harness.metrics import Metric
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _ALPHA = 0.05
 def estimate_columns(metric: Metric, columns: "Columns", seed: int = 0) -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
     arms = _arms(columns, columns)
-    return same(metric, arms, seed).base if arms.ids else None
+    return identical_difference(metric, arms, seed).base if arms.ids else None
 
 
 def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0) -> dict[str, int]:
@@ -30,7 +30,7 @@ def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.
     """
-    same_items = _of_the_same_items(columns)
+    same_items = _largest_group(columns)
     scores = {name: estimate_columns(metric, own, seed) for name, own in same_items.items()}
     known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
@@ -43,7 +43,7 @@ def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0
     return ranks
 
 
-def _of_the_same_items(columns: Mapping[str, "Columns"]) -> dict[str, "Columns"]:
+def _largest_group(columns: Mapping[str, "Columns"]) -> dict[str, "Columns"]:
     """Keep the candidates that answered the items that most of them answered."""
     groups: dict[tuple[str, ...], dict[str, Columns]] = {}
     for name, own in columns.items():
@@ -55,7 +55,7 @@ def _differ(metric: Metric, one: "Columns", other: "Columns", seed: int) -> bool
     arms = _arms(one, other)
     if not arms.ids:
         return False
-    low, high = difference(metric, arms, seed).ends(_ALPHA)
+    low, high = estimate_difference(metric, arms, seed).ends(_ALPHA)
     return low > 0 or high < 0
 
 
@@ -64,7 +64,7 @@ def _arms(base: "Columns", new: "Columns") -> Arms:
     both = np.array(
         [a is not None and b is not None for a, b in zip(base.parts, new.parts, strict=True)], bool
     )
-    ids = named(base.ids, both)
+    ids = select_ids(base.ids, both)
     families = [cluster or item for item, cluster in zip(base.ids, base.clusters, strict=True)]
     kept = [family for family, chosen in zip(families, both, strict=True) if chosen]
     return Arms(

@@ -1,7 +1,7 @@
-"""What differs between two stored runs: recipes, digests, environment and scores; no configuration is read.
+"""Differences between two stored runs: recipes, digests, environment and scores.
 
 Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
-scores stand beside what forbids it, and none where items were drawn: they count by weights of the
+scores stand beside what forbids it, and none where items were sampled: they count by weights of the
 report. What is equal in both runs is left out.
 """
 
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """What differs, by name; `rows` holds what each row set depends on, `scores` metrics by row set."""
+    """Differences by name; `rows` holds what each row set depends on, `scores` metrics by row set."""
 
     recipe: dict[str, Pair]
     run: dict[str, Pair]
@@ -63,9 +63,9 @@ def differences(at: Store, a: str, b: str) -> Differences:
     keys = sorted({*one.rows, *other.rows})
     changed = [key for key in keys if one.rows.get(key) != other.rows.get(key)]
     return Differences(
-        recipe=_differing(one.recipe, other.recipe),
-        run=_differing(*({name: getattr(run, name) for name in _OF_RUN} for run in (one, other))),
-        environment=_differing(one.provenance, other.provenance),
+        recipe=_diff(one.recipe, other.recipe),
+        run=_diff(*({name: getattr(run, name) for name in _OF_RUN} for run in (one, other))),
+        environment=_diff(one.provenance, other.provenance),
         rows={key: _identities(at, one, other, key) for key in changed},
         scores={key: _scores(at, one, other, key) for key in changed},
     )
@@ -91,18 +91,18 @@ def _score(scores: Scores) -> dict[str, Any]:
     return {"a": scores.a, "b": scores.b, "difference": compared, "why_not": scores.why_not}
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
+def _diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
     """Compare two nested mappings by dotted names."""
-    one, other = _flat(a), _flat(b)
+    one, other = _flatten(a), _flatten(b)
     names = dict.fromkeys([*one, *other])
     return {name: Pair(one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            out |= _flat(inner, f"{prefix}{key}.")
+            out |= _flatten(inner, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = inner
     return out
@@ -116,13 +116,13 @@ def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
         identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
     except HarnessError:
         return {"rows": Pair(one.rows[key], other.rows[key])}
-    return _differing(*map(asdict, identities))
+    return _diff(*map(asdict, identities))
 
 
 def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
     a, b = (_rows(at, run, key) for run in (one, other))
     names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
-    return {name: _compared(at, one, other, key, metric_of_rows(name), a, b) for name in names}
+    return {name: _compare_scores(at, one, other, key, metric_of_rows(name), a, b) for name in names}
 
 
 def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
@@ -132,7 +132,7 @@ def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
         return []
 
 
-def _compared(
+def _compare_scores(
     at: Store,
     one: Run,
     other: Run,

@@ -1,4 +1,4 @@
-"""Say what to do with the candidates: prompt, retrieve, fine-tune, or measure on.
+"""The decision between candidates: prompt, retrieve, fine-tune, or measure on.
 
 Invariant: pure. What is compared was chosen on validation; a fine-tune is recommended only
 when its gain over the best untrained candidate is shown, its gate passes and the fair
@@ -12,10 +12,10 @@ from typing import NamedTuple
 from harness import formatting
 from harness.decision import economics, next_step
 from harness.decision.ablation import Ablation, Factor, ablations
-from harness.decision.economics import budgeted, hour_usd, repriced
+from harness.decision.economics import apply_budgets, hour_usd, reprice
 from harness.decision.explain import reasons, too_dear
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
-from harness.decision.next_step import MORE_THAN_FEW, Wanted, too_few, worth_collecting
+from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few, worth_collecting
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -25,19 +25,19 @@ from harness.decision.results import (
     best,
     best_trained,
     best_untrained,
-    fast_enough,
-    fine_tuned,
     gain,
-    gain_shown,
     gain_text,
-    missing,
-    passing,
+    is_fine_tuned,
+    is_gain_shown,
+    missing_alternatives,
+    passing_runs,
     score_text,
     strongest,
     strongest_run,
     target_unit,
+    within_budgets,
 )
-from harness.decision.seeds import VARIANCE_UNKNOWN, OverSeeds, by_recipe, over_seeds
+from harness.decision.seeds import VARIANCE_UNKNOWN, SeedSummary, pool_seeds, summarize_seeds
 from harness.spec import DecidePolicy
 
 __all__ = [
@@ -48,27 +48,27 @@ __all__ = [
     "Decision",
     "Factor",
     "LearningCurve",
-    "OverSeeds",
+    "SeedSummary",
     "Trained",
     "ablations",
+    "apply_budgets",
     "best_trained",
     "best_untrained",
-    "budgeted",
     "decide",
-    "fine_tuned",
     "gain",
     "hour_usd",
+    "is_fine_tuned",
     "learning_curve",
-    "over_seeds",
-    "repriced",
+    "reprice",
     "strongest",
+    "summarize_seeds",
     "target_unit",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, with which candidate, and why; `missing` names comparisons nobody made."""
+    """Recommended action and candidate, with reasons; `missing` names comparisons nobody made."""
 
     action: Action
     candidate: str | None
@@ -100,15 +100,15 @@ def decide(
     that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
     collect data first.
     """
-    facts = budgeted(by_recipe(facts), policy)
+    facts = apply_budgets(pool_seeds(facts), policy)
     case = Case(
         facts=facts,
         policy=policy,
         metric=metric_name,
         alternative=alternative(facts),
-        winner=best(passing(facts)),
+        winner=best(passing_runs(facts)),
         strongest=strongest_run(facts),
-        missing=missing(facts, closed_labels, has_documents),
+        missing=missing_alternatives(facts, closed_labels, has_documents),
         curve=curve,
     )
     choice = _choose(case)
@@ -124,14 +124,14 @@ def _choose(case: Case) -> _Choice:
             "do what its verdict says next and compare again",
         )
     if case.alternative is None:
-        return _nothing_to_compare_with(case)
+        return _lack_alternative(case)
     if case.strongest is None:
-        return _without_fine_tune(case, case.alternative)
+        return _choose_untrained(case, case.alternative)
     if case.alternative.over_budget:
-        return _alone_fast_enough(case, case.strongest, case.alternative)
-    if case.winner and gain_shown(case.winner):
-        return _with_gain(case, case.winner, case.alternative)
-    return _without_gain(case, case.winner or case.strongest, case.alternative)
+        return _choose_within_budget(case, case.strongest, case.alternative)
+    if case.winner and is_gain_shown(case.winner):
+        return _choose_with_gain(case, case.winner, case.alternative)
+    return _choose_without_gain(case, case.winner or case.strongest, case.alternative)
 
 
 def _ship(run: CandidateFacts, why: str) -> _Choice:
@@ -147,15 +147,15 @@ def _undecided(why: str, then: str) -> _Choice:
     return _Choice("undecided", None, f"Undecided: {why}; {then}.")
 
 
-def _nothing_to_compare_with(case: Case) -> _Choice:
+def _lack_alternative(case: Case) -> _Choice:
     return _undecided(
         "nothing untrained was measured, so there is nothing to compare with",
         f"add {', '.join(case.missing)}",
     )
 
 
-def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
-    failed = [f.label for f in case.facts if fine_tuned(f) and not f.over_budget]
+def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
+    failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
     if failed:
         until = "" if alternative.over_budget else f"; ship {alternative.name} until then"
         return _undecided(
@@ -164,8 +164,8 @@ def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
         )
     if alternative.over_budget:
         return _undecided("every candidate is too slow for the budget", "try faster ones, or allow more")
-    fast = fast_enough(f for f in case.facts if f.state == "done")
-    slow = any(fine_tuned(f) for f in case.facts)
+    fast = within_budgets(f for f in case.facts if f.state == "done")
+    slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,
         f"{score_text(case, alternative)}, on validation the best of {formatting.count(len(fast))};"
@@ -173,7 +173,7 @@ def _without_fine_tune(case: Case, alternative: CandidateFacts) -> _Choice:
     )
 
 
-def _alone_fast_enough(case: Case, strongest: CandidateFacts, slow: CandidateFacts) -> _Choice:
+def _choose_within_budget(case: Case, strongest: CandidateFacts, slow: CandidateFacts) -> _Choice:
     """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
     run = case.winner or strongest
     g = gain(run.vs_prompt)
@@ -193,7 +193,7 @@ def _alone_fast_enough(case: Case, strongest: CandidateFacts, slow: CandidateFac
     return _ship(run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
-def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _choose_with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
     better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
@@ -222,13 +222,13 @@ def _with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) 
     )
 
 
-def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _choose_without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
-    blocked = [f for f in case.facts if fine_tuned(f) and f.state == "done" and gain_shown(f)]
+    blocked = [f for f in case.facts if is_fine_tuned(f) and f.state == "done" and is_gain_shown(f)]
     if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
-        return _pending(case, best(pending) or pending[0], alternative)
+        return _await_gate(case, best(pending) or pending[0], alternative)
     if blocked:
-        return _blocked(case, best(blocked) or blocked[0], alternative)
+        return _keep_untrained(case, best(blocked) or blocked[0], alternative)
     g = gain(compared.vs_untrained)
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
@@ -244,7 +244,7 @@ def _without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFa
     )
 
 
-def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: Wanted) -> _Choice:
+def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: RowsNeeded) -> _Choice:
     over = f"{gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
     sentence = (
@@ -255,7 +255,7 @@ def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wante
     return _Choice("collect more data", None, sentence)
 
 
-def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     if run.verdict is None:
         why, settle = "what it forgot was not measured", "add suites: and compare again"
@@ -266,7 +266,7 @@ def _pending(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _C
     return _undecided(f"{gains}, but {why}", f"{settle}; ship {alternative.name} until then")
 
 
-def _blocked(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
     why = f"{score_text(case, alternative)}; {gains}, but fails the gate"
     return _ship(alternative, why)

@@ -1,4 +1,4 @@
-"""A grid's members against its first one: what one factor changes, corrected for looking at several.
+"""Ablation: a grid's members against its first one, corrected for multiple testing.
 
 Invariant: every member answers the same items as the reference; the reference is the first in
 the file, so nobody chose it by its result; the winner on validation is named, never that on test.
@@ -11,8 +11,8 @@ from statistics import fmean
 
 from harness import stats
 from harness.comparison import Comparison, Estimate, difference_p
-from harness.decision.results import CandidateFacts, best, fine_tuned
-from harness.decision.seeds import difference_over_seeds
+from harness.decision.results import CandidateFacts, best, is_fine_tuned
+from harness.decision.seeds import pooled_difference
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
 
@@ -74,7 +74,7 @@ def _ablation(source: str, members: dict[str, list[CandidateFacts]], pair: Pair)
         tuple(rows),
         len(tested),
         chosen.name if chosen else None,
-        not any(fine_tuned(f) for of in members.values() for f in of)
+        not any(is_fine_tuned(f) for of in members.values() for f in of)
         or all(row.n_seeds >= stats.MIN_SEEDS for row in rows),
     )
 
@@ -92,7 +92,7 @@ def _difference(pairs: Sequence[Comparison]) -> tuple[Estimate | None, float | N
         return None, None
     over = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
     if over:
-        return difference_over_seeds(pairs), stats.random_effects_p(over)
+        return pooled_difference(pairs), stats.random_effects_p(over)
     first = pairs[0]
     if len(pairs) == 1:
         return Estimate(first.delta, first.low, first.high, first.n, first.unit), difference_p(first)

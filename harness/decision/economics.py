@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness import formatting, stats
 from harness.comparison import Comparison
 from harness.decision.results import CandidateFacts, gain
-from harness.decision.seeds import whose_gain
+from harness.decision.seeds import gain_label
 from harness.evaluation.costs import RIGHT_ANSWER_USD
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
@@ -60,7 +60,7 @@ def break_even_band(at: float | None) -> tuple[float, float] | None:
 
 
 class Worth(NamedTuple):
-    """What knowing the gain better is worth, in points: all there is to know, and as many items again."""
+    """Value of knowing the gain better, in points: all there is to know, and as many items again."""
 
     perfect: float
     sample: float
@@ -96,7 +96,7 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
 
 
 class Pay(NamedTuple):
-    """What a fine-tune brings and costs over the horizon in USD, beside the alternative.
+    """Worth and cost of a fine-tune over the horizon in USD, beside the alternative.
 
     `worth` is what its gain is worth, `cost` what is spent once, plus or less what its requests
     cost more or less. `from_requests` is the forecast from which it pays; None where a point's
@@ -167,7 +167,7 @@ def table(
     """List every number that goes into the decision; an infinite break-even is the text `∞`."""
     rows: dict[str, float | str | None] = {
         "alternative": alternative.name if alternative else None,
-        "fine_tune": whose_gain(facts, run) if run else None,
+        "fine_tune": gain_label(facts, run) if run else None,
         "tau_points_per_usd": policy.tau,
         "forecast_requests": forecast_requests(policy),
     }
@@ -223,7 +223,7 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
     return None
 
 
-def repriced(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
+def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
     """Return the candidates as they would cost if a device hour were so many times its price."""
     return tuple(
         replace(
@@ -235,7 +235,7 @@ def repriced(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFa
     )
 
 
-def budgeted(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:
+def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:
     """Return the runs, each with `over_budget`: the budgets that its recipe breaks, or nothing."""
     runs = list(facts)
     by_name: dict[str, list[CandidateFacts]] = {}
@@ -250,14 +250,14 @@ def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
     most, least = policy.max_latency_s, policy.min_requests_per_s
     over = []
     if most is not None and p50s and median(p50s) > most:
-        took, budget = _told_apart(median(p50s), most)
+        took, budget = _distinct_times(median(p50s), most)
         over.append(f"its median request takes {took}, and the budget is {budget}")
     if least is not None and rates and median(rates) < least:
         over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
     return "; ".join(over)
 
 
-def _told_apart(took: float, budget: float) -> tuple[str, str]:
+def _distinct_times(took: float, budget: float) -> tuple[str, str]:
     """Print two times so that they differ."""
     a, b = formatting.seconds(took), formatting.seconds(budget)
     return (a, b) if a != b else (f"{1000 * took:,.4g} ms", f"{1000 * budget:,.4g} ms")
@@ -270,7 +270,7 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
     done = [f for f in facts if f.state == "done"]
     out = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
     said = [f"Left out before the choice, as too slow: {', '.join(out)}." if out else "All keep the budgets."]
-    unknown = dict.fromkeys(f.name for f in done if _unmeasured(f, policy))
+    unknown = dict.fromkeys(f.name for f in done if _is_unmeasured(f, policy))
     if unknown:
         said.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
     machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
@@ -283,7 +283,7 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
     return said
 
 
-def _unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
+def _is_unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
     return (policy.max_latency_s is not None and f.latency_p50_s is None) or (
         policy.min_requests_per_s is not None and f.requests_per_s is None
     )

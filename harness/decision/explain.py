@@ -1,6 +1,6 @@
-"""Put the evidence of a decision into sentences.
+"""Sentences of evidence for a decision.
 
-Invariant: every sentence carries the numbers it rests on, printed by `numbers`.
+Invariant: every sentence carries the numbers it rests on, printed by `formatting`.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,17 @@ from math import inf
 
 from harness import formatting, plugins, stats
 from harness.decision import economics, next_step
-from harness.decision.results import FEW, CandidateFacts, Case, action_of, best, fine_tuned, gain, gain_text
-from harness.decision.seeds import n_seeds, whose_gain
+from harness.decision.results import (
+    FEW,
+    CandidateFacts,
+    Case,
+    action_of,
+    best,
+    gain,
+    gain_text,
+    is_fine_tuned,
+)
+from harness.decision.seeds import gain_label, n_seeds
 from harness.spec import DecidePolicy
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
@@ -96,7 +105,7 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though too slow"
-    sentences = [f"{whose_gain(case.facts, run)}: {over_prompt}{over}, {chosen}."]
+    sentences = [f"{gain_label(case.facts, run)}: {over_prompt}{over}, {chosen}."]
     if g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
@@ -138,7 +147,7 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     costs = (
         f"{formatting.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
         f" {formatting.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
-        f"{_by_tokens(case, run, alternative)}"
+        f"{_tokens_text(case, run, alternative)}"
     )
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
@@ -149,11 +158,11 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     return (
         f"Break-even after {formatting.needed(at)} requests{shaken},"
         f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
-        f" {spent} USD {_once(case.policy)}, {costs}."
+        f" {spent} USD {_one_time_costs(case.policy)}, {costs}."
     )
 
 
-def _by_tokens(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
+def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
     """Say how many tokens of a prompt are cached, where requests are priced by tokens."""
     if case.policy.usd_per_million_tokens is None or run.tokens is None or alternative.tokens is None:
         return ""
@@ -164,7 +173,7 @@ def _by_tokens(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> 
     return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
 
 
-def _once(policy: DecidePolicy) -> str:
+def _one_time_costs(policy: DecidePolicy) -> str:
     also = [
         name
         for name, usd in (("evaluation", policy.evaluation_usd), ("hosting", policy.hosting_usd_per_month))
@@ -221,11 +230,11 @@ _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "ha
 
 def _gates(case: Case) -> list[str]:
     """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
-    stopped = [f for f in case.facts if fine_tuned(f) or f is case.alternative]
+    stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
     return [
         f"The gate on {f.label}: {f.verdict.sentence}."
         for f in stopped
-        if f.verdict and f.verdict.outcome in _STOPPED[fine_tuned(f)]
+        if f.verdict and f.verdict.outcome in _STOPPED[is_fine_tuned(f)]
     ]
 
 
@@ -268,7 +277,7 @@ def _amount(case: Case, run: CandidateFacts) -> str:
     if not n:
         return f"How many examples {run.name} was trained on is not known; how much data suffice is not said."
     advice = next(text for below, text in _AMOUNTS if n < below)
-    return f"{formatting.count(n)} training examples: {advice}.{_to_enough(case, n)} {_USUAL_AMOUNTS}"
+    return f"{formatting.count(n)} training examples: {advice}.{_labels_missing(case, n)} {_USUAL_AMOUNTS}"
 
 
 def _few_for_full(case: Case) -> list[str]:
@@ -290,7 +299,7 @@ def _trains_all_weights(run: CandidateFacts) -> bool:
     return method.trains and method.makes == "model"
 
 
-def _to_enough(case: Case, n: int) -> str:
+def _labels_missing(case: Case, n: int) -> str:
     if n >= FEW:
         return ""
     usd = case.policy.label_cost_usd * (FEW - n)

@@ -1,4 +1,4 @@
-"""What more training data would bring: one recipe's scores over nested parts of its data, and a fit.
+"""Learning curve of a recipe over nested parts of its training data, and its extrapolation.
 
 Invariant: every size answered the same test items; the intervals are over these items (by
 cluster bootstrap), not over training seeds or draws of the data.
@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import comparison, stats
 from harness.comparison import Estimate
-from harness.comparison.alignment import arms_of
+from harness.comparison.alignment import align
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.stats import Array
@@ -42,7 +42,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a larger amount of data is expected to bring over all there is now; above 0 is better."""
+    """Gain that a larger amount of data is expected to bring over all there is now; above 0 is better."""
 
     n_train: int
     gain: Estimate
@@ -94,7 +94,7 @@ def _errors(
     metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]], seed: int
 ) -> tuple[Array, Array]:
     """Return each size's distance from the best value: as found (1, k), and over drawn clusters (d, k)."""
-    arms = [arms_of(metric, runs[-1], rows, "") for rows in runs]
+    arms = [align(metric, runs[-1], rows, "") for rows in runs]
     shared = set.intersection(*(set(a.ids) for a in arms))
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
     clusters = arms[0].clusters

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from harness import formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
-from harness.decision.results import FEW, CandidateFacts, Case, gain, gain_shown
+from harness.decision.results import FEW, CandidateFacts, Case, gain, is_gain_shown
 from harness.decision.seeds import n_seeds
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
@@ -63,19 +63,19 @@ def next_spend(case: Case) -> Spend | None:
     That is where nothing is to be chosen between, the harness drifted, or the gate fails the fine-tune.
     """
     run, other = case.judged, case.alternative
-    if run is None or other is None or other.over_budget or stopped(run) or _drifted(run):
+    if run is None or other is None or other.over_budget or fails_gate(run) or _has_drifted(run):
         return None
     worth = economics.worth_of_items(run, case.policy)
     return Spend(_items(case, run, other), _rows(case, run), worth.perfect if worth else None)
 
 
-def stopped(run: CandidateFacts) -> bool:
+def fails_gate(run: CandidateFacts) -> bool:
     """Tell whether the gate fails a fine-tune for more than a target that more training might reach."""
     failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
 
 
-def _drifted(run: CandidateFacts) -> bool:
+def _has_drifted(run: CandidateFacts) -> bool:
     return run.verdict is not None and run.verdict.outcome == "harness-drift"
 
 
@@ -144,22 +144,22 @@ def sentences(case: Case) -> list[str]:
     if run is None:
         return []
     if spend is None:
-        return [_no_use(run)] if stopped(run) else []
+        return [_no_use_text(run)] if fails_gate(run) else []
     best = spend.best
     first = f"{formatting.count(best.n)} more {best.kind}" if best else "none, choose now"
-    options = f"{_said_of_items(case, spend)} {_said_of_rows(case, run, spend)}"
-    return [f"Next best spend: {first}. {options}{_prices(case)}", *_gate_first(run)]
+    options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
+    return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(run)]
 
 
-def _no_use(run: CandidateFacts) -> str:
-    then = f"; harness rescue {run.name} tries versions that keep more" if gain_shown(run) else ""
+def _no_use_text(run: CandidateFacts) -> str:
+    then = f"; harness rescue {run.name} tries versions that keep more" if is_gain_shown(run) else ""
     return (
         "Next best spend: neither more test items nor more training rows are shown to change the choice while"
         f" {run.label} fails its gate{then}."
     )
 
 
-def _said_of_items(case: Case, spend: Spend) -> str:
+def _items_text(case: Case, spend: Spend) -> str:
     if spend.items is None or spend.perfect is None:
         return "What more test items would bring is not known: the gain has no spread."
     unit, n = case.unit.name, formatting.count(spend.items.n)
@@ -171,11 +171,11 @@ def _said_of_items(case: Case, spend: Spend) -> str:
     points, perfect = formatting.plain(spend.items.points), formatting.plain(spend.perfect)
     return (
         f"As many test items again ({n}) would bring {points} {unit} on average, by a better choice"
-        f"{_for(spend.items)}; knowing the gain exactly, {perfect}."
+        f"{_price_text(spend.items)}; knowing the gain exactly, {perfect}."
     )
 
 
-def _said_of_rows(case: Case, run: CandidateFacts, spend: Spend) -> str:
+def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
     if spend.rows is None or case.curve is None:
         return (
             "What more training rows would bring is not measured, so they are not compared"
@@ -187,17 +187,17 @@ def _said_of_rows(case: Case, run: CandidateFacts, spend: Spend) -> str:
     would = f"{formatting.count(o.n)} more training rows would add about {added}"
     if o.points < _WORTH_SAYING:
         return f"{would} {unit} to {run.label}, which would not change what is best."
-    return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_for(o)}."
+    return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
 
 
-def _for(option: Option) -> str:
+def _price_text(option: Option) -> str:
     if option.worth is None:
         return ""
     price = "an unknown price" if option.cost is None else f"{formatting.usd(option.cost)} USD"
     return f", worth {formatting.usd(option.worth)} USD for {price}"
 
 
-def _prices(case: Case) -> str:
+def _missing_prices(case: Case) -> str:
     """Say which prices the comparison lacks."""
     if economics.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."
@@ -206,7 +206,7 @@ def _prices(case: Case) -> str:
     return ""
 
 
-def _gate_first(run: CandidateFacts) -> list[str]:
+def _open_gate_text(run: CandidateFacts) -> list[str]:
     """Say that a gate still open comes before both."""
     if run.verdict is None:
         return ["Before either: what the fine-tune forgot is not measured (suites:)."]
@@ -232,7 +232,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 
-class Wanted(NamedTuple):
+class RowsNeeded(NamedTuple):
     """An amount of training rows that would pay: the gain it would bring, its worth and its cost in USD."""
 
     n_train: int
@@ -241,7 +241,7 @@ class Wanted(NamedTuple):
     cost: float
 
 
-def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> Wanted | None:
+def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
     """Find the smallest larger amount of data that would pay for a fine-tune whose gain is not shown yet."""
     curve, point = case.curve, economics.point_worth_usd(case.policy, case.unit)
     if curve is None or curve.candidate != run.name or point is None:
@@ -249,16 +249,16 @@ def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> Wanted
     scale = now.unit.scale
     n_now = curve.points[-1].n_train
     for ahead in curve.ahead:
-        gain = _together(now, ahead.gain)
+        gain = _add_gains(now, ahead.gain)
         training = run.training_cost_usd * ahead.n_train / n_now
         cost = case.policy.label_cost_usd * (ahead.n_train - n_now) + training
         worth = scale * gain.score * point
         if gain.low > 0 and ahead.gain.low > 0 and worth > cost:
-            return Wanted(ahead.n_train, gain, worth, cost)
+            return RowsNeeded(ahead.n_train, gain, worth, cost)
     return None
 
 
-def _together(now: Comparison, ahead: Estimate) -> Estimate:
+def _add_gains(now: Comparison, ahead: Estimate) -> Estimate:
     """Add what is gained now and what more data would add; both ends as of independent estimates."""
     total = now.delta + ahead.score
     low = total - sqrt((now.delta - now.low) ** 2 + (ahead.score - ahead.low) ** 2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from harness import formatting, plugins
-from harness.comparison import Comparison, Estimate, oriented
+from harness.comparison import Comparison, Estimate, orient
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
@@ -39,7 +39,7 @@ _ALTERNATIVES = {
 
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
-    """What one run of a candidate measured; all that a decision and a report need of it.
+    """Measurements of one run of a candidate; all that a decision and a report need of it.
 
     `trained` says that the weights are not the base's own. `prompting` spells out the
     promptings with their parameters, so that `knn` shots can be told from fixed ones.
@@ -90,16 +90,16 @@ def target_unit(facts: Iterable[CandidateFacts]) -> Unit:
 
 def gain(comparison: Comparison | None) -> Comparison | None:
     """Turn a comparison so that positive is better, whatever the metric's direction."""
-    return oriented(comparison) if comparison else None
+    return orient(comparison) if comparison else None
 
 
-def gain_shown(run: CandidateFacts) -> bool:
+def is_gain_shown(run: CandidateFacts) -> bool:
     """Tell whether the interval of the gain over the best untrained candidate is above 0."""
     g = gain(run.vs_untrained)
     return g is not None and g.low > 0
 
 
-def fine_tuned(run: CandidateFacts) -> bool:
+def is_fine_tuned(run: CandidateFacts) -> bool:
     """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
 
     An endpoint's model counts as trained, because nobody sees its weights.
@@ -125,30 +125,30 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     return max(chosen, key=lambda scored: scored[0])[1]
 
 
-def untrained(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no language model was trained for."""
-    return [f for f in facts if not fine_tuned(f)]
+    return [f for f in facts if not is_fine_tuned(f)]
 
 
-def fast_enough(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no budget leaves out."""
     return [f for f in runs if not f.over_budget]
 
 
 def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best untrained candidate within the budgets; where there is none, the best of all."""
-    runs = untrained(facts)
-    return best(fast_enough(runs)) or best(runs)
+    runs = untrained_runs(facts)
+    return best(within_budgets(runs)) or best(runs)
 
 
 def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Choose the best fine-tune within the budgets, whatever its gate says."""
-    return best(f for f in fast_enough(facts) if fine_tuned(f))
+    return best(f for f in within_budgets(facts) if is_fine_tuned(f))
 
 
-def passing(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the fine-tunes within the budgets that pass the gate with every seed."""
-    tuned = [f for f in fast_enough(facts) if fine_tuned(f) and f.state == "done"]
+    tuned = [f for f in within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
     stopped = {f.name for f in tuned if f.verdict is None or f.verdict.outcome != "pass"}
     return [f for f in tuned if f.name not in stopped]
 
@@ -161,7 +161,7 @@ def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
 
 def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the fine-tune that is best on validation among those that pass the gate."""
-    run = best(passing(facts))
+    run = best(passing_runs(facts))
     return run.name if run else None
 
 
@@ -173,7 +173,7 @@ def strongest(facts: Iterable[CandidateFacts]) -> str | None:
 
 def action_of(run: CandidateFacts) -> Action:
     """Name what shipping this candidate would be."""
-    if fine_tuned(run):
+    if is_fine_tuned(run):
         return "hybrid" if "rag" in run.prompting else "fine-tune"
     if _is_classifier(run):
         return "classifier"
@@ -184,13 +184,15 @@ def action_of(run: CandidateFacts) -> Action:
     return "few-shot" if "few_shot" in run.prompting else "prompt"
 
 
-def missing(facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool) -> tuple[str, ...]:
+def missing_alternatives(
+    facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
+) -> tuple[str, ...]:
     """Name the fair alternatives that the target allows and nobody measured."""
     needed = ["prompt", "fixed", "knn"]
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
     there: set[str] = set()
-    for run in untrained(facts):
+    for run in untrained_runs(facts):
         if run.state == "done":
             there |= _kinds(run)
     return tuple(_ALTERNATIVES[kind] for kind in needed if kind not in there)

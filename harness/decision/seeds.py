@@ -1,4 +1,4 @@
-"""What a recipe reaches over its training seeds, as against one checkpoint of it.
+"""A recipe's results over its training seeds, as against one checkpoint of it.
 
 Invariant: with fewer than three seeds nothing is said of the variance of training but that it
 is unknown; a recipe is never shown by its best seed.
@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from harness import plugins, stats
 from harness.comparison import Comparison, Estimate
-from harness.decision.results import CandidateFacts, fine_tuned, gain
+from harness.decision.results import CandidateFacts, gain, is_fine_tuned
 from harness.formatting import Unit
 
 VARIANCE_UNKNOWN = "training-seed variance unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class OverSeeds:
+class SeedSummary:
     """One recipe over its finished seeds: scores on test, and random effects from three seeds on.
 
     `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over
@@ -33,14 +33,14 @@ class OverSeeds:
     seed_sd: float | None
 
 
-def over_seeds(facts: Iterable[CandidateFacts]) -> tuple[OverSeeds, ...]:
+def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
     """Join the seeds of every recipe that trains a language model, as listed; an endpoint has none."""
     by_name: dict[str, list[CandidateFacts]] = {}
     for f in facts:
         seeded = plugins.stored_method(f.method).makes != "endpoint"
-        if fine_tuned(f) and seeded and f.state == "done" and f.target is not None:
+        if is_fine_tuned(f) and seeded and f.state == "done" and f.target is not None:
             by_name.setdefault(f.name, []).append(f)
-    return tuple(_joined(name, sorted(of, key=lambda f: f.seed)) for name, of in by_name.items())
+    return tuple(_seed_summary(name, sorted(of, key=lambda f: f.seed)) for name, of in by_name.items())
 
 
 def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
@@ -48,26 +48,26 @@ def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
     return sum(f.name == run.name and f.state == "done" for f in facts)
 
 
-def whose_gain(facts: Iterable[CandidateFacts], run: CandidateFacts) -> str:
+def gain_label(facts: Iterable[CandidateFacts], run: CandidateFacts) -> str:
     """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
     n = n_seeds(facts, run)
     return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
 
 
-def difference_over_seeds(pairs: Sequence[Comparison]) -> Estimate | None:
+def pooled_difference(pairs: Sequence[Comparison]) -> Estimate | None:
     """Average paired deltas of several seeds by random effects; None with fewer than three."""
     found = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
     return _estimate(found, pairs[0].n, pairs[0].unit, -1.0) if found else None
 
 
-def by_recipe(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """Give runs of a recipe with three seeds or more the recipe's gains over seeds in place of their own."""
     runs = list(facts)
-    return [_pooled(f, [o for o in runs if o.name == f.name and o.state == "done"]) for f in runs]
+    return [_pool(f, [o for o in runs if o.name == f.name and o.state == "done"]) for f in runs]
 
 
-def _pooled(f: CandidateFacts, seeds: Sequence[CandidateFacts]) -> CandidateFacts:
-    if not fine_tuned(f) or f.state != "done" or len(seeds) < stats.MIN_SEEDS:
+def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts]) -> CandidateFacts:
+    if not is_fine_tuned(f) or f.state != "done" or len(seeds) < stats.MIN_SEEDS:
         return f
     untrained = [o.vs_untrained for o in seeds if o.vs_untrained]
     prompt = [o.vs_prompt for o in seeds if o.vs_prompt]
@@ -86,17 +86,17 @@ def _mean_pair(own: Comparison | None, pairs: Sequence[Comparison]) -> Compariso
     return replace(own, delta=over.mean, low=ends.low, high=ends.high, se=over.se)
 
 
-def _joined(name: str, runs: Sequence[CandidateFacts]) -> OverSeeds:
+def _seed_summary(name: str, runs: Sequence[CandidateFacts]) -> SeedSummary:
     targets = [f.target for f in runs if f.target is not None]
     z = 2 * stats.z_quantile(0.975)
     found = stats.random_effects([t.score for t in targets], [(t.high - t.low) / z for t in targets])
     gains = [g for f in runs if (g := gain(f.vs_untrained)) is not None]
-    return OverSeeds(
+    return SeedSummary(
         candidate=name,
         seeds=tuple(f.seed for f in runs),
         scores=tuple(t.score for t in targets),
         score=_estimate(found, targets[0].n, targets[0].unit, 0.0) if found else None,
-        gain=difference_over_seeds(gains) if len(gains) == len(runs) else None,
+        gain=pooled_difference(gains) if len(gains) == len(runs) else None,
         seed_sd=found.seed_sd if found else None,
     )
 

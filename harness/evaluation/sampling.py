@@ -109,7 +109,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
     kept = [k for k in range(N_LOOKS) if k == 0 or any(of[k] != of[k - 1] for of in drawn.values())]
     drawn = {task: tuple(of[k] for k in kept) for task, of in drawn.items()}
     information = [se({t: of[k] for t, of in drawn.items()}) ** -2 for k in range(len(kept))]
-    bounds = stats.look_bounds([i / information[-1] for i in information], alpha)
+    bounds = stats.interim_bounds([i / information[-1] for i in information], alpha)
     # No look has more than alpha; the way there and back over z may round above it.
     return Plan(drawn, tuple(min(float(special.ndtr(-z)), alpha) for z in bounds))
 

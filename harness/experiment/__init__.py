@@ -283,7 +283,7 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
 def warnings_before(session: Session) -> tuple[str, ...]:
     """Say which margins the items at hand probably cannot show."""
     n = {m.task.name: len(m.items.test) for m in session.suites}
-    return gating.warn_before(session.experiment.suites, n, session.experiment.gate)
+    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate)
 
 
 def _in_order(session: Session, selected: Iterable[str]) -> list[Asked]:

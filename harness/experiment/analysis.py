@@ -18,7 +18,7 @@ from harness.experiment.prepare import arms
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison
-from harness.gating.verdict import in_macro
+from harness.gating.verdict import is_in_macro
 from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
@@ -38,7 +38,9 @@ def report_of(
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
     base = bases_of(session, reader, runs)
-    measured = decide.budgeted((facts_of(session, reader, run) for run in runs), session.experiment.decide)
+    measured = decide.apply_budgets(
+        (facts_of(session, reader, run) for run in runs), session.experiment.decide
+    )
     facts = _with_comparisons(session, reader, runs, measured)
     results = _gate_results(session, reader, runs, facts, base)
     tasks = {run_id: result.tasks for run_id, result in results.items()}
@@ -72,7 +74,7 @@ def report_of(
         notes=(*notes, *_unanswered(session, reader, runs), *_noteworthy(session, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
-        seeds=decide.over_seeds(judged),
+        seeds=decide.summarize_seeds(judged),
         ablations=_ablations(session, reader, runs, judged),
         curve=curve,
         task=session.target.task.name,
@@ -223,7 +225,7 @@ def _gate_results(
         if run.state == "done":
             out[run.run_id] = gating.judge(
                 measured_of(session, reader, run, base[run.base_digest]),
-                gating.policy_for(session.experiment.gate, trained=f.trained),
+                gating.applicable_policy(session.experiment.gate, trained=f.trained),
                 target=TargetFacts(f.target, f.vs_untrained) if f.target else None,
                 identical=run.weights_digest == run.base_digest,
                 controls=controls_of(session.store, run, reader.controls),
@@ -260,7 +262,9 @@ def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy
 
 def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
     """Map the tasks that the gate may veto to the loss that it takes for a regression."""
-    return {t.task.name: gating.margin_of(t, policy) for tasks in runs for t in tasks if gating.in_macro(t)}
+    return {
+        t.task.name: gating.margin_of(t, policy) for tasks in runs for t in tasks if gating.is_in_macro(t)
+    }
 
 
 def _flips(
@@ -277,7 +281,7 @@ def _flips(
     out: dict[str, tuple[Flip, ...]] = {}
     seen: set[str] = set()
     for f, run in zip(facts, runs, strict=True):
-        if f.state == "failed" or not decide.fine_tuned(f):
+        if f.state == "failed" or not decide.is_fine_tuned(f):
             continue
         shown: list[Flip] = []
         if f.vs_untrained:
@@ -301,7 +305,7 @@ def _diversity(
     """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}
     for f, run in zip(facts, runs, strict=True):
-        if f.state == "failed" or not decide.fine_tuned(f):
+        if f.state == "failed" or not decide.is_fine_tuned(f):
             continue
         plain = _base_on_target(run, runs)
         old = reader.of(plain, session.target) if plain else None
@@ -344,7 +348,7 @@ def steps_of(
     `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
     comparisons with the base, which say what counts.
     """
-    counting = {t.task.name for t in tasks if in_macro(t)}
+    counting = {t.task.name for t in tasks if is_in_macro(t)}
     out = []
     if run.served_digest in rows and run.base_digest in rows:
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]

@@ -16,7 +16,7 @@ from harness.experiment.analysis import report_of
 from harness.experiment.stored_rows import Reader
 from harness.formatting import count
 from harness.gating import Verdict
-from harness.gating.verdict import is_relative, share
+from harness.gating.verdict import is_relative, margin_share
 from harness.progress import Prefixed
 from harness.records import Run, SampleResult, digest
 from harness.report import ExperimentReport
@@ -106,9 +106,9 @@ def _margin(session: Session, rows: Mapping[str, Sequence[SampleResult]], pools:
     """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
     margin = session.experiment.gate.macro
     if not is_relative(margin):
-        return share(margin)
+        return margin_share(margin)
     skills = [_skill(m, rows[m.task.name]) for m in session.suites if m.task.name in pools]
-    return share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
+    return margin_share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
 
 
 def _skill(m: Measured, rows: Sequence[SampleResult]) -> float:

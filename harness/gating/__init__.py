@@ -13,12 +13,12 @@ from harness.gating.admission import (
     Measurement,
     admit,
     admitted_tasks,
+    applicable_policy,
+    compare_invalid_rates,
     compare_measurements,
-    policy_for,
-    validity_of,
 )
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
-from harness.gating.operating_characteristic import warn_before
+from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.verdict import (
     MissRate,
@@ -26,7 +26,7 @@ from harness.gating.verdict import (
     TargetFacts,
     TaskComparison,
     Verdict,
-    in_macro,
+    is_in_macro,
     is_reported_only,
     margin_of,
 )
@@ -45,15 +45,15 @@ __all__ = [
     "aa_rate",
     "admit",
     "admitted_tasks",
+    "applicable_policy",
     "combined_exit_code",
     "exit_code",
     "has_drifted",
-    "in_macro",
+    "is_in_macro",
     "is_reported_only",
     "judge",
     "margin_of",
-    "policy_for",
-    "warn_before",
+    "power_warnings",
     "worst_result",
 ]
 
@@ -99,7 +99,7 @@ def judge(
     verdict = apply_rules(
         [t for t in compared if t.comparison.metric == t.task.primary_metric],
         policy,
-        validity=validity_of(measured, policy.alpha, identical),
+        validity=compare_invalid_rates(measured, policy.alpha, identical),
         target=target,
         identical=identical,
         confirmed=confirmed,

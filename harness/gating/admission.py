@@ -58,7 +58,7 @@ def admit(
     return False, f"{task.name} cannot show forgetting: {found}, not above {chance}"
 
 
-def policy_for(policy: GatePolicy, *, trained: bool) -> GatePolicy:
+def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
     """Ask a gain over the best untrained candidate only of what has other weights than the base."""
     if trained:
         return policy
@@ -79,23 +79,25 @@ def compare_measurements(
 def admitted_tasks(measured: Sequence[Measurement]) -> set[str]:
     """Name the capability tasks that count in the macro, by the base's rows."""
     capability = (m for m in measured if m.role == "capability")
-    return {m.task.name for m in capability if _admitted(m, m.task.primary_metric)[0]}
+    return {m.task.name for m in capability if _admit_by(m, m.task.primary_metric)[0]}
 
 
 def _task(m: Measurement, alpha: float, identical: bool) -> list[TaskComparison]:
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
         difference = comparison.compare_rows(m.metrics[name], m.base, m.new, alpha=alpha, identical=identical)
-        admitted, why = _admitted(m, name) if name == primary else (False, "")
+        admitted, why = _admit_by(m, name) if name == primary else (False, "")
         out.append(TaskComparison(m.task, m.role, difference, admitted, "" if admitted else why, m.suite))
     return out
 
 
-def _admitted(m: Measurement, name: str) -> tuple[bool, str]:
+def _admit_by(m: Measurement, name: str) -> tuple[bool, str]:
     return admit(m.task, m.metrics[name], m.base, m.flip_rate)
 
 
-def validity_of(measured: Sequence[Measurement], alpha: float, identical: bool) -> Comparison | None:
+def compare_invalid_rates(
+    measured: Sequence[Measurement], alpha: float, identical: bool
+) -> Comparison | None:
     """Compare the share of invalid answers over the generated rows of tasks where none is wanted."""
     generated = [m for m in measured if m.task.kind == "generate" and m.role != "safety"]
     if not generated:

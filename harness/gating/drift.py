@@ -1,4 +1,4 @@
-"""The control arm's rule: whether the base still answers as its stored rows say.
+"""The control arm's rule: harness drift, by whether the base still answers as its stored rows say.
 
 Invariant: in one environment nothing may differ; in another one no prompt, and no more scores than
 the A/A rate allows. What drifted is the harness, so nothing is said of the candidate.
@@ -22,7 +22,7 @@ _NEXT = (
 
 
 class ControlFacts(NamedTuple):
-    """What a measurement of the control arm found of a base.
+    """One measurement of the control arm on a base.
 
     `n_same` items were stored in the same environment, `n_other` in another one or an unknown one;
     `changed` says in words what is another there. `reworded` names items whose prompts are other
@@ -74,13 +74,13 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
         "n_flipped": sum(len(facts.flipped) for facts in controls),
     }
     if not drifted:
-        return Rule("control", "pass", f"control: {_kept(controls, n)}", counted)
-    found = "; ".join(dict.fromkeys(_moved(facts) for facts in drifted))
+        return Rule("control", "pass", f"control: {_unchanged_text(controls, n)}", counted)
+    found = "; ".join(dict.fromkeys(_moved_text(facts) for facts in drifted))
     said = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
     return Rule("control", "harness-drift", said, counted)
 
 
-def _kept(controls: Sequence[ControlFacts], n: int) -> str:
+def _unchanged_text(controls: Sequence[ControlFacts], n: int) -> str:
     asked = f"{formatting.count(n)} items of the base were asked again"
     flipped = sum(len(facts.flipped) for facts in controls)
     if not flipped:
@@ -94,7 +94,7 @@ def _kept(controls: Sequence[ControlFacts], n: int) -> str:
     )
 
 
-def _moved(facts: ControlFacts) -> str:
+def _moved_text(facts: ControlFacts) -> str:
     """Say what moved, the cause before its effect."""
     n, said = facts.n_same + facts.n_other, []
     if facts.reworded:

@@ -1,4 +1,4 @@
-"""What the items at hand can show: the gate's operating characteristic, and how many items would do.
+"""The gate's operating characteristic: chances of a wrong verdict, and the items that would settle one.
 
 Invariant: normal approximations throughout, from widths that were found (which hold n,
 disagreement and clusters) or, before a run, from a disagreement that is assumed.
@@ -18,9 +18,9 @@ from harness.gating.verdict import (
     is_reported_only,
     macro_scales,
     margin_of,
+    margin_share,
+    margin_text,
     own_margin,
-    share,
-    shown,
 )
 from harness.spec import GatePolicy, Suite, Task
 from harness.stats import Interval
@@ -47,7 +47,7 @@ class Macro(NamedTuple):
     scales: tuple[float, ...]
 
 
-def macro_of(admitted: Sequence[TaskComparison], policy: GatePolicy) -> Macro:
+def average_macro(admitted: Sequence[TaskComparison], policy: GatePolicy) -> Macro:
     """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
 
     Raises:
@@ -60,7 +60,7 @@ def macro_of(admitted: Sequence[TaskComparison], policy: GatePolicy) -> Macro:
     return Macro(delta, lower, upper, (delta - lower) / stats.z_quantile(1 - policy.alpha), scales)
 
 
-def warn_before(
+def power_warnings(
     suites: Sequence[Suite],
     n: Mapping[str, int],
     policy: GatePolicy,
@@ -89,7 +89,7 @@ def warn_before(
     return tuple(w for w in warnings if w)
 
 
-def missed(
+def miss_rates(
     admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
 ) -> tuple[MissRate, ...]:
     """Work out the operating characteristic from the found widths, which hold n, disagreement and clusters.
@@ -102,9 +102,9 @@ def missed(
     scaled = [(s, t.comparison) for s, t in zip(macro.scales, admitted, strict=True)]
     rates = [_macro_miss(scaled, d, policy) for d in _MACRO_LOSSES]
     rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
-    passes = stats.noninferiority_power(0.0, share(policy.macro), macro.se, policy.alpha)
-    if validity is not None and lower_se(comparison.oriented(validity)) > 0:
-        se = lower_se(comparison.oriented(validity))
+    passes = stats.noninferiority_power(0.0, margin_share(policy.macro), macro.se, policy.alpha)
+    if validity is not None and lower_se(comparison.orient(validity)) > 0:
+        se = lower_se(comparison.orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 
@@ -116,7 +116,7 @@ def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePol
     def chance(t: TaskComparison) -> float:
         found = upper_se(t.comparison) or planning_se(t.comparison, 0.0)  # 0 where all items rose
         se = _se_at(t.comparison, delta, found)
-        return 1 - _noticed(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
+        return 1 - _detection_chance(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
 
     hardest = max(admitted, key=chance)
     return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
@@ -127,7 +127,7 @@ def _step(c: Comparison) -> float:
     return 0.0 if c.base_passed is None else 1 / c.n
 
 
-def _noticed(delta: float, margin: float, se: float, alpha: float, step: float = 0.0) -> float:
+def _detection_chance(delta: float, margin: float, se: float, alpha: float, step: float = 0.0) -> float:
     """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass.
 
     Where deltas come in steps, the normal is cut half a step beyond the last that is not beyond.
@@ -141,7 +141,9 @@ def _macro_miss(scaled: Sequence[tuple[float, Comparison]], delta: float, policy
     """Work out the chance to miss that every task lost so many points."""
     se = sqrt(sum((s * _se_at(c, delta, lower_se(c))) ** 2 for s, c in scaled)) / len(scaled)
     lost = delta * sum(s for s, _ in scaled) / len(scaled)
-    return MissRate(delta, stats.noninferiority_power(lost, share(policy.macro), se, policy.alpha), "macro")
+    return MissRate(
+        delta, stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha), "macro"
+    )
 
 
 def _se_at(c: Comparison, delta: float, se: float) -> float:
@@ -236,8 +238,8 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
     if not items:
         return "no capability task has items: the macro cannot pass"
     if is_relative(policy.macro):
-        return f"macro margin {shown(policy.macro)}: what it takes is known once the base is measured"
-    margin = share(policy.macro)
+        return f"macro margin {margin_text(policy.macro)}: what it takes is known once the base is measured"
+    margin = margin_share(policy.macro)
     n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
     if power >= _POWER:
@@ -254,11 +256,11 @@ def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy:
     written, alpha = own_margin(task, policy), policy.alpha / n_tasks
     if is_relative(written):
         return ""
-    margin = share(written)
+    margin = margin_share(written)
     if 2 * margin >= 1:
         return ""  # no task can lose twice as much
     se = stats.paired_se(disagreement, n, -2 * margin)
-    power = _noticed(-2 * margin, margin, se, alpha)
+    power = _detection_chance(-2 * margin, margin, se, alpha)
     if power >= _POWER:
         return ""
     needed = _times(n, max(_factor(se, 2 * margin, alpha), _factor(se, margin, 0.5)))

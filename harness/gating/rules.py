@@ -1,4 +1,4 @@
-"""Rules of the policy, each from comparisons to an outcome, a sentence and its numbers; and their verdict.
+"""Rules of the policy and the verdict they join to, each rule an outcome, a sentence and its numbers.
 
 Invariant: comparisons come with the sign turned so that a negative delta is a loss, and
 bounds are one-sided at `policy.alpha`. `identical` passes what the weights decide, unasked.
@@ -15,11 +15,11 @@ from harness.gating.drift import ControlFacts, control_rule
 from harness.gating.operating_characteristic import (
     MOST_ITEMS,
     Macro,
+    average_macro,
     facing_se,
     lower_se,
-    macro_of,
     macro_planning_se,
-    missed,
+    miss_rates,
     more_items,
     planning_se,
     upper_se,
@@ -31,12 +31,12 @@ from harness.gating.verdict import (
     TargetFacts,
     TaskComparison,
     Verdict,
-    in_macro,
+    is_in_macro,
     is_relative,
     is_reported_only,
     margin_of,
-    share,
-    shown,
+    margin_share,
+    margin_text,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -66,9 +66,9 @@ def apply_rules(
         ValueError: a comparison was made at another alpha.
     """
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
-    tasks = [t._replace(comparison=comparison.oriented(t.comparison)) for t in tasks]
-    admitted = [t for t in tasks if in_macro(t)]
-    macro = macro_of(admitted, policy) if admitted else None
+    tasks = [t._replace(comparison=comparison.orient(t.comparison)) for t in tasks]
+    admitted = [t for t in tasks if is_in_macro(t)]
+    macro = average_macro(admitted, policy) if admitted else None
     rules = (
         macro_rule(tasks, admitted, macro, policy, identical),
         each_rule(admitted, policy, identical),
@@ -87,7 +87,7 @@ def apply_rules(
         macro=macro_estimate(admitted, identical) if admitted else None,
         lost=sum(len(t.comparison.lost) for t in admitted),
         gained=sum(len(t.comparison.gained) for t in admitted),
-        missed=missed(admitted, macro, validity, policy) if macro and not identical else (),
+        missed=miss_rates(admitted, macro, validity, policy) if macro and not identical else (),
         items_needed=max(needed) if needed and outcome == "inconclusive" else None,
         sentence=_verdict_sentence(outcome, rules),
     )
@@ -115,7 +115,7 @@ def macro_rule(
     """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
     left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
     unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
-    margin = share(policy.macro)
+    margin = margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     if identical:
         return Rule(
@@ -144,9 +144,9 @@ def macro_rule(
     )
     said = (
         f"macro over {formatting.counted(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
-        f"{of_skill}, " + _judged(outcome, shown(policy.macro), advice)
+        f"{of_skill}, " + _margin_verdict(outcome, margin_text(policy.macro), advice)
     )
-    return Rule("macro", outcome, said + tail, _with_items(facts, outcome, more))
+    return Rule("macro", outcome, said + tail, _add_items_needed(facts, outcome, more))
 
 
 def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
@@ -175,7 +175,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
         "p_smallest": min(beyond),
     }
     if vetoed:
-        named = "; ".join(_against_margin(t, policy) for t in vetoed)
+        named = "; ".join(_delta_and_margin(t, policy) for t in vetoed)
         return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
     if doubtful:
         return _doubtful_rule(doubtful, policy, policy.alpha / len(admitted), facts)
@@ -199,10 +199,10 @@ def _doubtful_rule(
         more, advice = more_items(
             c.delta, planning_se(c, upper_se(c)), margin, c.n, alpha, _facing_se(c, margin)
         )
-        said.append(f"{_against_margin(t, policy)}: {advice}")
+        said.append(f"{_delta_and_margin(t, policy)}: {advice}")
         most = max(most, more or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
-    return Rule("each", "inconclusive", sentence, _with_items(facts, "inconclusive", most or None))
+    return Rule("each", "inconclusive", sentence, _add_items_needed(facts, "inconclusive", most or None))
 
 
 def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
@@ -236,13 +236,13 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
         f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(margin)} %: "
     )
     said += {
-        "fail": f"more than the margin is shown ({_listed(c.lost)})",
+        "fail": f"more than the margin is shown ({_list_ids(c.lost)})",
         "pass": "less than twice the margin is shown",
         "inconclusive": "neither a loss above the margin nor one below twice the margin is shown",
     }[outcome]
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:_NAMED])}
-    return Rule("critical", outcome, said, _with_items(facts, outcome, _critical_items(c, policy)))
+    return Rule("critical", outcome, said, _add_items_needed(facts, outcome, _critical_items(c, policy)))
 
 
 def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Interval:
@@ -268,7 +268,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         )
     if validity is None:
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
-    c = comparison.oriented(validity)
+    c = comparison.orient(validity)
     outcome = _outcome(c.lower, c.upper, policy.validity)
     more, advice = more_items(
         c.delta,
@@ -289,9 +289,11 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     said = (
         f"validity: unparsable, truncated or refused answers {formatting.percent(c.base)} → "
         f"{formatting.percent(c.new)} %, {rise} pp, "
-        + _judged(outcome, shown(policy.validity), advice, "a format regression beyond it is shown")
+        + _margin_verdict(
+            outcome, margin_text(policy.validity), advice, "a format regression beyond it is shown"
+        )
     )
-    return Rule("validity", outcome, said, _with_items(facts, outcome, more))
+    return Rule("validity", outcome, said, _add_items_needed(facts, outcome, more))
 
 
 def regressions_rule(
@@ -315,12 +317,14 @@ def regressions_rule(
     if sure:
         named = [f"{task}/{i}" for task, i in sure]
         facts["lost_items"] = named[:_NAMED]
-        said = f"regressions: {formatting.count(len(sure))} of {n} pinned items are lost: {_listed(named)}"
+        said = f"regressions: {formatting.count(len(sure))} of {n} pinned items are lost: {_list_ids(named)}"
         return Rule("regressions", "fail", said, facts)
     if lost and confirmed is None:
         named = [f"{task}/{i}" for task, i in lost]
         facts["lost_items"] = named[:_NAMED]
-        said = f"regressions: of {n} pinned items {_listed(named)} are lost, which fp32 has not confirmed yet"
+        said = (
+            f"regressions: of {n} pinned items {_list_ids(named)} are lost, which fp32 has not confirmed yet"
+        )
         return Rule("regressions", "inconclusive", said, facts)
     rounding = f", {formatting.count(len(lost))} lost by rounding alone" if lost else ""
     said = f"regressions: all {n} pinned items are kept{rounding}"
@@ -376,21 +380,21 @@ def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
     low, high = sorted((unit.sign * found.low, unit.sign * found.high))
     limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
     said = f"{formatting.score(unit, *found[:3])}{percent} against {limit}"
-    return _reached(low, high, unit.sign * wanted), said
+    return _target_outcome(low, high, unit.sign * wanted), said
 
 
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     if gain is None:
         least = f"a gain of {formatting.percent(wanted)} pp"
         return "inconclusive", f"{least} has no untrained candidate to be measured against"
-    c = comparison.oriented(gain)
+    c = comparison.orient(gain)
     name = "pp" if c.unit.is_rate else c.unit.name
     found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
     said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
-    return _reached(c.low, c.high, wanted), said
+    return _target_outcome(c.low, c.high, wanted), said
 
 
-def _reached(low: float, high: float, wanted: float) -> Outcome:
+def _target_outcome(low: float, high: float, wanted: float) -> Outcome:
     return "pass" if low >= wanted else "fail" if high < wanted else "inconclusive"
 
 
@@ -410,18 +414,20 @@ def _facing_se(c: Comparison, margin: float) -> float:
     return facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
-def _with_items(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
+def _add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
     return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
 
 
-def _judged(outcome: Outcome, margin: str, advice: str, broken: str = "a loss beyond it is shown") -> str:
+def _margin_verdict(
+    outcome: Outcome, margin: str, advice: str, broken: str = "a loss beyond it is shown"
+) -> str:
     words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice}"}
     return f"margin {margin}: {words[outcome]}"
 
 
 def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
     is_critical = bool({t.task.name, t.suite} & set(policy.critical))
-    return t.role not in ("target", "regression") and not in_macro(t) and not is_critical
+    return t.role not in ("target", "regression") and not is_in_macro(t) and not is_critical
 
 
 def _cannot_show(t: TaskComparison) -> bool:
@@ -439,10 +445,10 @@ def _task_delta(t: TaskComparison) -> str:
     return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp"
 
 
-def _against_margin(t: TaskComparison, policy: GatePolicy) -> str:
+def _delta_and_margin(t: TaskComparison, policy: GatePolicy) -> str:
     return f"{_task_delta(t)}, margin {formatting.percent(margin_of(t, policy))} pp"
 
 
-def _listed(ids: Sequence[str]) -> str:
+def _list_ids(ids: Sequence[str]) -> str:
     rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return ", ".join(ids[:5]) + rest

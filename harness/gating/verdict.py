@@ -30,7 +30,7 @@ class TaskComparison(NamedTuple):
 
 
 class TargetFacts(NamedTuple):
-    """What was reached on the test split: the score, and the gain over the best untrained candidate."""
+    """Result on the test split: the score, and the gain over the best untrained candidate."""
 
     score: Estimate
     gain: Comparison | None
@@ -46,7 +46,7 @@ class MissRate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one rule of the policy says, and the numbers its sentence rests on."""
+    """Outcome of one rule of the policy, and the numbers its sentence rests on."""
 
     name: Literal["macro", "each", "critical", "regressions", "validity", "target", "drift", "control"]
     outcome: RuleOutcome
@@ -56,7 +56,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate says of a run. `macro` is the delta; `missed` the gate's operating characteristic.
+    """Verdict of the gate on a run. `macro` is the delta; `missed` the gate's operating characteristic.
 
     `lost` and `gained` count items over the admitted capability tasks. `items_needed` is how
     many more items would probably settle an inconclusive verdict; None where none is needed
@@ -80,7 +80,7 @@ def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
     return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
 
 
-def in_macro(t: TaskComparison) -> bool:
+def is_in_macro(t: TaskComparison) -> bool:
     """Tell whether a task counts in the macro and may veto."""
     return t.role == "capability" and t.base_rows_admitted and not is_reported_only(t.task)
 
@@ -90,7 +90,7 @@ def is_reported_only(task: Task) -> bool:
     return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
 
 
-def share(margin: Margin) -> float:
+def margin_share(margin: Margin) -> float:
     """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
     return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
 
@@ -108,7 +108,7 @@ def own_margin(task: Task, policy: GatePolicy) -> Margin:
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
     """Return the loss in [0, 1] that counts as a regression on this task."""
     margin = own_margin(t.task, policy)
-    return share(margin) * (skill(t) if is_relative(margin) else 1.0)
+    return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
 
 
 def skill(t: TaskComparison) -> float:
@@ -121,7 +121,7 @@ def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tupl
     return tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
 
 
-def shown(margin: Margin) -> str:
+def margin_text(margin: Margin) -> str:
     """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"
-    return f"{formatting.percent(share(margin))} {unit}"
+    return f"{formatting.percent(margin_share(margin))} {unit}"

@@ -134,7 +134,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     measured = _measurements(at, run, champion, tasks, known, notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
-    policy = gating.policy_for(experiment.gate, trained=run.weights_digest != run.base_digest)
+    policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
         measured,
         policy,

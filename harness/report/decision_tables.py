@@ -7,7 +7,7 @@ decision lists has its words here, one that another version has added is shown b
 from collections.abc import Callable, Iterable, Mapping
 
 from harness import formatting
-from harness.decision import VARIANCE_UNKNOWN, Ablation, Decision, Factor, LearningCurve, OverSeeds
+from harness.decision import VARIANCE_UNKNOWN, Ablation, Decision, Factor, LearningCurve, SeedSummary
 from harness.formatting import Unit
 from harness.report.escape import clean
 from harness.report.experiment_report import chance
@@ -59,12 +59,12 @@ def ablation_note(a: Ablation) -> str:
     return f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
 
 
-def seed_rows(seeds: Iterable[OverSeeds], unit: Unit) -> list[tuple[str, ...]]:
+def seed_rows(seeds: Iterable[SeedSummary], unit: Unit) -> list[tuple[str, ...]]:
     """List every recipe that was trained with several seeds."""
     return [_seed_row(s, unit) for s in seeds if len(s.seeds) > 1]
 
 
-def seed_sentences(seeds: Iterable[OverSeeds], unit: Unit) -> list[str]:
+def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
     known = [_over_seeds(s, unit) for s in seeds if s.score]
     unknown = ", ".join(
@@ -87,7 +87,7 @@ def _factor_row(f: Factor, a: Ablation, unit: Unit) -> tuple[str, ...]:
     )
 
 
-def _seed_row(s: OverSeeds, unit: Unit) -> tuple[str, ...]:
+def _seed_row(s: SeedSummary, unit: Unit) -> tuple[str, ...]:
     over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     gain = formatting.change(unit, *s.gain[:3]) if s.gain else formatting.UNKNOWN
     return (
@@ -100,7 +100,7 @@ def _seed_row(s: OverSeeds, unit: Unit) -> tuple[str, ...]:
     )
 
 
-def _over_seeds(s: OverSeeds, unit: Unit) -> str:
+def _over_seeds(s: SeedSummary, unit: Unit) -> str:
     each = ", ".join(formatting.score(unit, x) for x in s.scores)
     gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
     over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN

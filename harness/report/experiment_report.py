@@ -15,9 +15,9 @@ from harness.decision import (
     CandidateFacts,
     Decision,
     LearningCurve,
-    OverSeeds,
+    SeedSummary,
     best_untrained,
-    fine_tuned,
+    is_fine_tuned,
     target_unit,
 )
 from harness.formatting import Unit
@@ -103,7 +103,7 @@ class ExperimentReport:
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
-    seeds: tuple[OverSeeds, ...] = ()
+    seeds: tuple[SeedSummary, ...] = ()
     ablations: tuple[Ablation, ...] = ()
     curve: LearningCurve | None = None
     task: str = ""
@@ -279,14 +279,14 @@ def _forgetting(f: CandidateFacts, tight: bool) -> str:
         return formatting.UNKNOWN
     if plugins.stored_method(f.method).makes == "classifier":
         return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
-    if not fine_tuned(f):
+    if not is_fine_tuned(f):
         return "0 (base weights)"
     macro = f.verdict.macro if f.verdict else None
     return formatting.points(*macro[:3]) if macro else formatting.UNKNOWN
 
 
 def _lost_gained(f: CandidateFacts) -> str:
-    if not fine_tuned(f) or f.verdict is None:
+    if not is_fine_tuned(f) or f.verdict is None:
         return formatting.UNKNOWN
     return f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, oriented
-from harness.decision import CandidateFacts, fine_tuned
+from harness.comparison import Comparison, orient
+from harness.decision import CandidateFacts, is_fine_tuned
 from harness.report import plots
 from harness.report.document import Section
 from harness.report.escape import clean, clean_lines
@@ -150,7 +150,9 @@ class Heat(NamedTuple):
 
 def heat(report: ExperimentReport) -> Heat:
     """Lay out the primary metric of every task of the suites that is a rate, for every fine-tune."""
-    labels = tuple(f.label for f in best_first(report) if fine_tuned(f) and report.comparisons.get(f.label))
+    labels = tuple(
+        f.label for f in best_first(report) if is_fine_tuned(f) and report.comparisons.get(f.label)
+    )
     by_label = [_primary_rates(report.comparisons[label]) for label in labels]
     tasks = list(dict.fromkeys(task for of in by_label for task in of))
     rows = tuple(
@@ -165,7 +167,7 @@ def _primary_rates(comparisons: tuple[Comparison, ...]) -> dict[str, Comparison]
 
 
 def _heat_cell(c: Comparison) -> Cell:
-    better = oriented(c)
+    better = orient(c)
     change = formatting.points(c.delta)
     interval = formatting.points(c.delta, c.low, c.high).removeprefix(change).strip()
     said = f"{c.metric} {change} {interval} points, n = {formatting.count(c.n)}"

@@ -12,7 +12,7 @@ from harness.comparison import AnswerDiversity, Answers, Comparison
 from harness.decision import (
     CandidateFacts,
     Decision,
-    fine_tuned,
+    is_fine_tuned,
 )
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
@@ -79,7 +79,7 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
 
 def _all(report: ExperimentReport) -> Iterator[Section]:
     done = [f for f in best_first(report) if f.state == "done"]
-    tuned = [f for f in done if fine_tuned(f)]
+    tuned = [f for f in done if is_fine_tuned(f)]
     yield Section("candidates", "Candidates", headers(report), table_rows(report), notes=sentences(report))
     yield from _ablations(report)
     yield Section(
@@ -273,7 +273,7 @@ def sentences(report: ExperimentReport) -> list[str]:
     return [
         *(failure_line(f) for f in report.facts if f.state == "failed"),
         *(report.decision.reasons if report.decision else ()),
-        *(_miss_line(f.label, f.verdict) for f in report.facts if fine_tuned(f) and f.verdict),
+        *(_miss_line(f.label, f.verdict) for f in report.facts if is_fine_tuned(f) and f.verdict),
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
         *decision_tables.seed_sentences(report.seeds, report.unit),

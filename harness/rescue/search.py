@@ -187,7 +187,9 @@ def _compare_matched(
         if one.step != "scale" and one.facts.target and len(path) > 1:
             part = context.split.part(context.measured(run), "search")
             counting = gating.admitted_tasks(part)
-            one = replace(one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha))
+            one = replace(
+                one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
+            )
         out.append(one)
     return tuple(out)
 

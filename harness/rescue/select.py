@@ -89,7 +89,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     """Say why a run is not to be rescued: found, expected, next step; empty where it is."""
     if f.state == "failed":
         return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
-    if not decision.fine_tuned(f):
+    if not decision.is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
     if plugins.stored_method(f.method).makes == "endpoint":

@@ -29,7 +29,7 @@ from harness.stats.calibration import (
 )
 from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
 from harness.stats.forgetting import Continual, continual, retention
-from harness.stats.group_sequential import alpha_spent, look_bounds
+from harness.stats.group_sequential import alpha_spent, interim_bounds
 from harness.stats.intervals import (
     TIE,
     Array,
@@ -144,10 +144,10 @@ __all__ = [
     "holm",
     "hypervolume",
     "inclusion_weights",
+    "interim_bounds",
     "kl_divergence",
     "kl_sampled",
     "krippendorff_alpha",
-    "look_bounds",
     "mcnemar",
     "mover_mean",
     "neyman_allocation",

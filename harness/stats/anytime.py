@@ -1,4 +1,4 @@
-"""Tests that may be looked at as often as one likes, and charts for a series of runs.
+"""Anytime-valid tests and confidence sequences, and a CUSUM chart for a series of runs.
 
 Invariant: an e-process starts at 1 and exceeds 1/α at any time with a chance of at most α
 while its null hypothesis holds; a bet on an item never looks at that item.

@@ -1,4 +1,4 @@
-"""Resampling of clusters: the bootstrap and its intervals.
+"""Cluster bootstrap, its BCa interval, and a sign-flip test.
 
 Invariant: seeded; the same arrays and seed give the same draws.
 """
@@ -49,7 +49,9 @@ def bootstrap(
         raise ValueError("resampling needs at least two clusters")
     step = max(1, _CHUNK // n)
     estimate = _rows(statistic, np.ones((1, n)))  # (s, 1)
-    draws = np.hstack([_rows(statistic, weights) for weights in _drawn(codes, g, n_draws, seed)])  # (s, d)
+    draws = np.hstack(
+        [_rows(statistic, weights) for weights in _sample_clusters(codes, g, n_draws, seed)]
+    )  # (s, d)
     blocks = [np.arange(at, min(at + step, g))[:, None] for at in range(0, g, step)]
     left_out = np.hstack([_rows(statistic, (codes != block).astype(float)) for block in blocks])  # (s, g)
     return [Bootstrap(float(e[0]), d, j) for e, d, j in zip(estimate, draws, left_out, strict=True)]
@@ -113,7 +115,7 @@ def sign_flip(
         raise ValueError(f"changes and clusters must be as many: {len(x)} and {len(labels)}")
     sums: Array = np.bincount(np.unique(labels, return_inverse=True)[1], x).astype(float)  # (g,)
     exact = len(sums) <= _EXACT
-    flipped = _all_signs(sums) if exact else _drawn_signs(sums, n_draws, seed)  # (d,)
+    flipped = _all_signs(sums) if exact else _sample_signs(sums, n_draws, seed)  # (d,)
     tie = TIE * max(1.0, float(np.abs(sums).sum()))
     far = int((np.abs(flipped) >= abs(sums.sum()) - tie).sum())
     above = int((flipped >= sums.sum() - tie).sum())
@@ -130,7 +132,7 @@ def _all_signs(sums: Array) -> Array:
     return totals
 
 
-def _drawn_signs(sums: Array, n_draws: int, seed: int) -> Array:
+def _sample_signs(sums: Array, n_draws: int, seed: int) -> Array:
     rng, step = np.random.default_rng(seed), max(1, _CHUNK // len(sums))
     blocks = [min(step, n_draws - at) for at in range(0, n_draws, step)]
     return np.concatenate([(2.0 * rng.integers(0, 2, (n, len(sums))) - 1) @ sums for n in blocks])
@@ -140,18 +142,18 @@ def _rows(statistic: Statistic, weights: Array) -> Array:
     return np.atleast_2d(statistic(weights))
 
 
-def _drawn(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -> Iterator[Array]:
+def _sample_clusters(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -> Iterator[Array]:
     """Draw clusters with replacement, as each item's weight (d, n), so many draws at once as the cache holds.
 
     Draws of few items are kept as small integers: every metric and candidate of a task takes the same.
     """
     small = len(codes) * n_draws <= _KEPT
-    drawn = _kept(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
+    drawn = _cached_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
     return (counts.astype(float) for counts in drawn)
 
 
 @lru_cache(maxsize=16)
-def _kept(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray[np.unsignedinteger]]:
+def _cached_counts(codes: bytes, g: int, n_draws: int, seed: int) -> list[NDArray[np.unsignedinteger]]:
     return list(_counts(np.frombuffer(codes, np.intp), g, n_draws, seed))
 
 

@@ -1,4 +1,4 @@
-"""Divergence and compression from log-probabilities in nats, and how far confidences hold.
+"""Calibration of confidences, and divergence and compression from log-probabilities in nats.
 
 Invariant: sums come before ratios, so that a long text counts as much as its length.
 """

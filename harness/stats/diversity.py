@@ -1,4 +1,4 @@
-"""How varied answers are, and how much of a task's spread is more than noise.
+"""Diversity of answers, and the signal-to-noise ratio of a task.
 
 Invariant: no answer at all has no diversity, which is not 0 but unknown.
 """

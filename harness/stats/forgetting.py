@@ -1,4 +1,4 @@
-"""What is kept and lost over one fine-tune, or over a series of releases.
+"""Retention over one fine-tune, and backward transfer over a series of releases.
 
 Invariant: forgetting is never hidden by a task that was not yet trained; what was at chance has
 nothing to retain, and says so.

@@ -1,4 +1,4 @@
-"""Tests at a few planned looks: the chance of an error is spent, look by look.
+"""Group-sequential tests: alpha spent over a few planned interim analyses.
 
 Invariant: one-sided; the estimates at the looks have independent increments in information, as means of
 growing samples have; whoever stops for another reason loses power and never errs more often.
@@ -32,7 +32,7 @@ def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
     return float(2 * special.ndtr(-z_quantile(1 - alpha / 2) / sqrt(fraction)))
 
 
-def look_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
+def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float, ...]:
     """Return the z that the statistic has to exceed at each look, so that all together err alpha often.
 
     `fractions` are the shares of the last look's information at the looks, rising to 1. The density of
@@ -55,7 +55,7 @@ def look_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[float,
         allowed = alpha_spent(min(float(fraction), 1.0), alpha)
         limit = _crossing(at, weight, float(step), allowed - before)
         bounds.append(limit / sqrt(fraction))
-        at, weight = _carried(at, weight, float(step), limit, float(fraction))
+        at, weight = _carry_paths(at, weight, float(step), limit, float(fraction))
         before = allowed
     return tuple(bounds)
 
@@ -70,7 +70,7 @@ def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
     return (low + high) / 2
 
 
-def _carried(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
+def _carry_paths(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
     """Carry the paths below the limit to nodes (k,), each with the share of paths that it stands for."""
     nodes, shares = np.polynomial.legendre.leggauss(_NODES)
     low = min(-_REACH * sqrt(fraction), limit - 1.0)

@@ -1,4 +1,4 @@
-"""Corrections for looking at several p-values.
+"""Corrections for multiple testing: Holm and Benjamini-Hochberg.
 
 Invariant: an adjusted p-value is never below its own, and their order is kept.
 """
@@ -22,7 +22,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979.
     """
-    p = _checked(p_values)
+    p = _p_array(p_values)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
@@ -42,7 +42,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     Source: Benjamini & Hochberg 1995; Benjamini & Yekutieli 2001 for the dependence.
     """
-    p = _checked(p_values)
+    p = _p_array(p_values)
     order = np.argsort(p, kind="stable")[::-1]
     steps = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
@@ -50,7 +50,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return [float(x) for x in adjusted]
 
 
-def _checked(p_values: Sequence[float]) -> Array:
+def _p_array(p_values: Sequence[float]) -> Array:
     p = np.asarray(p_values, float)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p-values must be numbers in [0, 1], found {list(p_values)}")

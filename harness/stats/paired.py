@@ -1,4 +1,4 @@
-"""Paired scores of 0 and 1: gains and losses on the same items.
+"""Paired scores of 0 and 1: McNemar's test, and Tango's score interval and tests.
 
 Invariant: what is seen of a difference are the items that differ; an interval stays honest
 where there are none.

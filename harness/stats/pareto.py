@@ -1,4 +1,4 @@
-"""Points that trade two goals against each other, both to be large.
+"""Pareto front and hypervolume of two goals, both to be large.
 
 Invariant: a point that another one matches in both goals and beats in one is never on the front.
 """

@@ -1,4 +1,4 @@
-"""What a sample can show, and how many items would show it.
+"""Power, minimal detectable effect and sample size of paired comparisons.
 
 Invariant: normal approximations, one-sided for margins and two-sided for differences.
 """

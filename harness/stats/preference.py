@@ -1,4 +1,4 @@
-"""Which of two answers people prefer: rates, strengths of several sides, and how far raters agree.
+"""Preferences between two answers: win rates, Bradley-Terry strengths, agreement of raters.
 
 Invariant: a tie is half a win for each side, a skipped item is nothing; what has no finite estimate
 (a side that won or lost everything) is None and never a large number.
@@ -115,10 +115,10 @@ def bradley_terry(
     times = np.random.default_rng(seed).multinomial(n_items, np.full(n_items, 1 / n_items), draws)
     found = _table(a, b, y, np.ones((1, len(a))), k)  # (1, k, k)
     drawn = _table(a, b, y, times[:, codes].astype(float), k)  # (d, k, k)
-    if not _connected(found[0]):
+    if not _is_connected(found[0]):
         return [Strength(0.0, 0.0, 0.0), *[Strength(None, None, None)] * (k - 1)]
     met = (found[0] + found[0].T) > 0
-    loose = np.array([not _connected(table) for table in drawn], bool)
+    loose = np.array([not _is_connected(table) for table in drawn], bool)
     drawn[loose] += 0.5 * met
     best, spread = _fit(found)[0], _fit(drawn)  # (k,), (d, k)
     ends = np.quantile(spread, [alpha / 2, 1 - alpha / 2], axis=0)
@@ -166,7 +166,7 @@ def _table(a: np.ndarray, b: np.ndarray, won: Array, weights: Array, k: int) -> 
     return table
 
 
-def _connected(wins: Array) -> bool:
+def _is_connected(wins: Array) -> bool:
     """Tell whether every side won against every other by some chain: then the maximum exists."""
     reach = (wins > 0) | np.eye(len(wins), dtype=bool)
     for _ in range(max(1, int(np.ceil(np.log2(len(wins)))))):

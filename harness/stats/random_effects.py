@@ -1,4 +1,4 @@
-"""A recipe trained with several seeds: what is known of it beyond one checkpoint.
+"""Random effects over training seeds.
 
 Invariant: with fewer than three seeds the variance of training is unknown, and no interval
 claims to hold it.

@@ -1,4 +1,4 @@
-"""How an error falls with the amount of training data: a power law with a floor, fitted to few sizes.
+"""A power law with a floor: the error by the amount of training data.
 
 Invariant: the floor is never below 0; many curves (the draws of a bootstrap) are fitted at once.
 """

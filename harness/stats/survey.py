@@ -1,4 +1,4 @@
-"""Estimates from a part of a known pool of items: the difference estimator and its strata.
+"""Survey estimates from a part of a known pool of items: the difference estimator and its strata.
 
 Invariant: with the whole pool scored nothing is uncertain about the pool; whether the pool
 itself or what it stands for is meant is the caller's to say, once a report.

@@ -1,4 +1,4 @@
-"""What knowing more would be worth before one of two options is taken.
+"""Value of information before one of two options is taken: perfect and sample information.
 
 Invariant: in the unit of the difference between the options; more information is never worth
 less, and never more than perfect information.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, oriented
+from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import for_picture
@@ -67,7 +67,7 @@ def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
 
 def _of_task(report: ExperimentReport, c: Comparison) -> Line:
     flips = f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}"
-    margin, c = report.margins.get(c.task), oriented(c)
+    margin, c = report.margins.get(c.task), orient(c)
     return Line(c.task, c.delta, c.low, c.high, flips, margin is not None, margin)
 
 

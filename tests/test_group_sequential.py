@@ -20,12 +20,12 @@ THIRDS, FIFTHS = (1 / 3, 2 / 3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)
     ],
 )
 def test_the_bounds_are_the_published_ones(fractions, published):
-    assert stats.look_bounds(fractions, 0.025) == pytest.approx(published, abs=1e-4)
+    assert stats.interim_bounds(fractions, 0.025) == pytest.approx(published, abs=1e-4)
 
 
 @pytest.mark.parametrize("fractions", [(0.3, 1.0), (0.25, 0.6, 1.0)])
 def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
-    bounds = stats.look_bounds(fractions, 0.05)
+    bounds = stats.interim_bounds(fractions, 0.05)
     t = np.array(fractions)
     together = np.sqrt(np.minimum.outer(t, t) / np.maximum.outer(t, t))
     kept = scipy_stats.multivariate_normal(cov=together).cdf(bounds)
@@ -33,7 +33,7 @@ def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
 
 
 def test_one_look_is_the_usual_test():
-    assert stats.look_bounds([1.0], 0.05) == pytest.approx((stats.z_quantile(0.95),))
+    assert stats.interim_bounds([1.0], 0.05) == pytest.approx((stats.z_quantile(0.95),))
 
 
 @given(
@@ -41,7 +41,7 @@ def test_one_look_is_the_usual_test():
 )
 def test_looking_more_often_never_makes_the_last_bound_lower(fractions, alpha):
     kept = [x for i, x in enumerate(sorted(fractions)) if i == 0 or x - sorted(fractions)[i - 1] > 1e-3]
-    bounds = stats.look_bounds([*kept, 1.0], alpha)
+    bounds = stats.interim_bounds([*kept, 1.0], alpha)
     assert bounds[-1] >= stats.z_quantile(1 - alpha) - 1e-6
 
 
@@ -53,10 +53,10 @@ def test_all_of_alpha_is_spent_at_the_end():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: stats.look_bounds([]),
-        lambda: stats.look_bounds([0.5, 0.4, 1.0]),
-        lambda: stats.look_bounds([0.5]),
-        lambda: stats.look_bounds([1.0], 0.7),
+        lambda: stats.interim_bounds([]),
+        lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
+        lambda: stats.interim_bounds([0.5]),
+        lambda: stats.interim_bounds([1.0], 0.7),
         lambda: stats.alpha_spent(0.0),
         lambda: stats.stratified_flips_interval([Flips(1, 0, 5, 4)]),
     ],
@@ -103,7 +103,9 @@ def test_three_looks_at_strata_show_a_true_loss_of_the_margin_to_be_small_at_mos
         sum(d * (1 / n - 1 / 500) / 9 for d, n in zip(rates, of, strict=True)) + sum(rates) / 3 / 1500
         for of in looks
     ]
-    alphas = [scipy_stats.norm.sf(z) for z in stats.look_bounds([variance[-1] / v for v in variance], alpha)]
+    alphas = [
+        scipy_stats.norm.sf(z) for z in stats.interim_bounds([variance[-1] / v for v in variance], alpha)
+    ]
     passed = 0
     for _ in range(n_runs):
         items = [rng.choice([1, -1, 0], 500, p=(g, b, 1 - g - b)) for g, b in chances]

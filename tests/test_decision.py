@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.comparison import Estimate
-from harness.decision import Decision, LearningCurve, best_trained, best_untrained, budgeted, decide
+from harness.decision import Decision, LearningCurve, apply_budgets, best_trained, best_untrained, decide
 from harness.decision.learning_curve import Ahead, CurvePoint
 from harness.evaluation.costs import Tokens
 from harness.spec import DecidePolicy
@@ -405,7 +405,7 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     assert said(decision, "Left out before") == (
         "Left out before the choice, as too slow: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
     )
-    assert best_untrained(budgeted(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
+    assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
 def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_shipped():
