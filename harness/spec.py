@@ -145,6 +145,7 @@ class Task(Spec):
     items, sampled by seed. Without `chat_template` the prompt is plain text. `system` is the system
     message. `length_normalized` divides the log-likelihood of a choice by its bytes. `stop` holds texts
     that end an answer. `trust_remote_code` lets its data set run code.
+    `bounds` declare the least and the most that a metric without known bounds can give.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -159,6 +160,7 @@ class Task(Spec):
     labels: tuple[str, ...] = ()
     chance: float = Field(0.0, ge=0, lt=1)
     margin: Margin | None = None
+    bounds: dict[str, tuple[float, float]] = {}
     limit: int | None = Field(None, ge=1)
     chat_template: bool = True
     system: str | None = None
@@ -194,6 +196,15 @@ class Task(Spec):
             and metric_name(self.primary) not in map(metric_name, self.metrics)
         ):
             raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_of_its_metrics(self) -> "Task":
+        for name, (low, high) in self.bounds.items():
+            if metric_name(name) not in map(metric_name, self.metrics):
+                raise ValueError(f"bounds of {name!r}, which is not among metrics {list(self.metrics)}")
+            if low >= high:
+                raise ValueError(f"bounds of {name!r}: found {low:g} and {high:g}, expected rising ones")
         return self
 
     @property

@@ -2,16 +2,18 @@
 
 import random
 from dataclasses import replace
+from math import inf, sqrt
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from harness import comparison, stats
 from harness.comparison import check_comparable, compare_rows, compare_validity, estimate, regression_p
-from harness.errors import IncompatibleRuns, UserError
-from harness.metrics import macro_f1
+from harness.errors import IncompatibleRuns
+from harness.metrics import macro_f1, mean_metric
 from harness.records import RowsIdentity
 from harness.spec import Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
@@ -172,9 +174,21 @@ def test_arms_without_a_common_scored_item_are_refused():
         compared([None, 1], [1, None])
 
 
-def test_an_unbounded_metric_on_one_cluster_is_refused():
-    with pytest.raises(UserError, match="at least two clusters"):
-        compared([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
+def test_an_unbounded_metric_on_one_cluster_has_all_that_its_bounds_allow():
+    c = compared([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
+    assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
+    assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
+
+
+def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
+    """They were: each item its own cluster, they were refused as "items of a single cluster"."""
+    unbounded = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
+    old, new = np.repeat([1.0, 0.0], [30, 10]), np.repeat([1.0, 0.0], [20, 20])
+    c = compared(old, new, unbounded)
+    t = scipy_stats.t.ppf(0.975, 39) * np.std(new - old, ddof=1) / sqrt(40)
+    assert (c.estimator, c.base_passed) == ("cluster-t", None)
+    assert (c.delta, c.low, c.high) == pytest.approx((-0.25, -0.25 - t, -0.25 + t))
+    assert estimate(unbounded, rows(old, unbounded)).score == 0.75
 
 
 def test_one_single_item_shows_next_to_nothing():

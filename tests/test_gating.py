@@ -1,5 +1,7 @@
 """The gate: three verdicts, each rule, admission, and what it says of its own chances."""
 
+from math import inf
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.formatting import Unit
 from harness.gating import TargetFacts, TaskComparison, admit, exit_code, power_warnings
 from harness.gating.rules import apply_rules
-from harness.metrics import Metric
+from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
@@ -463,6 +465,15 @@ def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_f
         pinned(1), POLICY, validity=None, target=None, identical=False, confirmed={"facts-pinned": in_fp32}
     )
     assert rule(found, "regressions").outcome == found.outcome == outcome
+
+
+def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():
+    points = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
+    arms = (rows(arm, points, task="chat", cluster_size=9) for arm in ([3.0] * 9, [2.0] * 9))
+    compared = compare_rows(points, *arms)
+    found = verdict([TaskComparison(task("chat", metrics=("points",)), "capability", compared, True, "")])
+    assert (found.outcome, found.items_needed) == ("inconclusive", None)
+    assert "items of a single cluster show no spread" in found.sentence
 
 
 # Drift

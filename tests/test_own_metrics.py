@@ -190,6 +190,38 @@ def test_errors_are_better_when_they_are_fewer(tmp_path):
     assert scored(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
 
 
+def with_bounds(path, **bounds):
+    return Task(name="t", data=TaskData(), metrics=(f"evaluate:{path}",), bounds=bounds["bounds"])
+
+
+def test_bounds_may_be_declared_for_a_metric_of_evaluate(tmp_path):
+    task = with_bounds(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
+    (metric,) = metrics.load_metrics(task).values()
+    assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
+    assert metric.worst(Example("e", ())) == (0.0,)
+    assert metric.signature.endswith("|bounds:0,1")
+
+
+def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_path):
+    path = script(tmp_path, "many", returned='{"n": 3.0}')
+    (metric,) = metrics.load_metrics(with_bounds(path, bounds={"evaluate:many": (0, 2)})).values()
+    with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
+        metric.score(Output("a"), Example("e", (), references=("a",)))
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"chrf": (0, 1)}, {"exact_match": (1, 0)}, {"exact_match": (0, math.inf)}]
+)
+def test_bounds_of_no_metric_of_the_task_or_that_bound_nothing_are_refused(bounds):
+    with pytest.raises(ValueError, match=r"bounds( of|\.exact_match)"):
+        Task(name="t", data=TaskData(), bounds=bounds)
+
+
+def test_bounds_of_a_metric_that_has_its_own_are_refused():
+    with pytest.raises(UserError, match="its own bounds, 0 to 1"):
+        metrics.load_metrics(Task(name="t", data=TaskData(), bounds={"exact_match": (0, 2)}))
+
+
 def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
     (metric,) = loaded(f"evaluate:{script(tmp_path, 'shared')}").values()
     assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")

@@ -80,11 +80,11 @@ def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Est
 
     Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
     than the clustered t) where items share clusters; the clustered t for graded means; BCa
-    over clusters for any other metric. Clipped to the metric's bounds.
+    over clusters for any other metric. Clipped to the metric's bounds; all that these allow where an
+    unbounded metric was measured on a single cluster.
 
     Raises:
         IncompatibleRuns: no row could be scored.
-        UserError: an unbounded metric on a single cluster, which has no interval.
     """
     return identical_difference(metric, align(metric, rows, rows, ""), seed).base
 
@@ -111,11 +111,11 @@ def compare_rows(
     - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way.
     - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
 
-    An unbounded metric has no such guard: where none of its items differ the interval is a point.
+    An unbounded metric has no such guard: where none of its items differ the interval is a point, and of a
+    single cluster it is all that the bounds allow.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
-        UserError: an unbounded metric on a single cluster, which has no interval.
     """
     arms = align(metric, base, base if identical else new, slice)
     found = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
@@ -154,7 +154,7 @@ def compare_rows(
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
         base_passed=_count_base_passes(metric, arms)
-        if is_binary(arms) and found.estimator != "stratified"
+        if is_binary(metric, arms) and found.estimator != "stratified"
         else None,
     )
 

@@ -113,9 +113,10 @@ def is_mean(metric: Metric, arms: Arms) -> bool:
 
 
 def is_stratified_sample(metric: Metric, arms: Arms) -> bool:
-    """Tell whether the delta is one of 0/1 scores, of single items that were drawn with unequal chances."""
+    """Tell whether the delta is one of 0/1 scores, of single items that were sampled with unequal chances."""
     single = int(arms.clusters.max()) + 1 == len(arms.ids)
-    return bool(np.ptp(arms.weights) > 0) and single and is_binary(arms) and _is_weighted_mean(metric, arms)
+    uneven = bool(np.ptp(arms.weights) > 0)
+    return uneven and single and is_binary(metric, arms) and _is_weighted_mean(metric, arms)
 
 
 def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
@@ -126,8 +127,10 @@ def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
     return bool(np.isclose(metric.aggregate(arms.base, uneven), np.average(arms.base[:, 0], weights=uneven)))
 
 
-def is_binary(arms: Arms) -> bool:
-    """Tell whether all scores of both arms are 0 or 1."""
+def is_binary(metric: Metric, arms: Arms) -> bool:
+    """Tell whether all scores of both arms are 0 or 1, and the metric's bounds too: others may score more."""
+    if metric.bounds != (0.0, 1.0):
+        return False
     return arms.base.shape[1] == 1 and bool(np.isin([arms.base, arms.new], (0.0, 1.0)).all())
 
 

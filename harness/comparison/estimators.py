@@ -7,7 +7,7 @@ to the interval beside it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -15,7 +15,6 @@ from scipy import special
 
 from harness import stats
 from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
-from harness.errors import Problem, UserError
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
@@ -209,7 +208,7 @@ def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
 def _mean_difference(metric: Metric, arms: Arms) -> Difference:
     old, now = arms.base[:, 0], arms.new[:, 0]
     mean = stats.paired_delta(old, now, arms.clusters)
-    binary = is_binary(arms)
+    binary = is_binary(metric, arms)
     if binary and mean.n_clusters == mean.n:
         ends, estimator = _score_ends(metric, now - old, arms), "tango"
     else:
@@ -273,7 +272,7 @@ def _guarded_ends(
 ) -> Ends:
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
-        return plain or _refuse_single_cluster(metric)
+        return plain or (lambda alpha: Interval(-inf, inf))
     if plain and not binary and stats.differing_clusters(changes, arms.clusters) >= _FEW:
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
@@ -288,7 +287,7 @@ def _guarded_ends(
 
 def _mean_estimate(metric: Metric, scores: Array, arms: Arms) -> Estimate:
     mean = stats.clustered_mean(scores, arms.clusters)
-    single = is_binary(arms) and mean.n_clusters == mean.n
+    single = is_binary(metric, arms) and mean.n_clusters == mean.n
     plain = None if single else _t_ends(mean)
     return _score_estimate(metric, mean.mean, plain, scores, arms)
 
@@ -301,24 +300,13 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
     low, high = metric.bounds
     if not isfinite(high - low):
-        own = (plain or _refuse_single_cluster(metric))(0.05)
+        own = plain(0.05) if plain else Interval(low, high)
         return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
     few = stats.differing_clusters(items, arms.clusters) < _FEW
     ends = [plain(0.05)] if plain else []
-    if not plain or few or is_binary(arms):
+    if not plain or few or is_binary(metric, arms):
         n = len(items) / stats.design_effect(items, arms.clusters)
         share = min(max((score - low) / (high - low), 0.0), 1.0)
         ends += [Interval(*(low + end * (high - low) for end in stats.wilson(share * n, n)))]
     lows, highs = zip(*ends, strict=True)
     return Estimate(score, max(min(lows), low), min(max(highs), high), len(items), metric.unit)
-
-
-def _refuse_single_cluster(metric: Metric) -> Ends:
-    raise UserError(
-        Problem(
-            f"metric {metric.name}",
-            "items of a single cluster",
-            "at least two clusters, since the metric has no upper bound",
-            "raise the limit of items, or give the items clusters of their own",
-        )
-    )

@@ -38,7 +38,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
-SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "description")
+SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "bounds", "description")
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")

@@ -12,7 +12,7 @@ from statistics import fmean
 from harness import stats
 from harness.comparison import Comparison, Estimate, difference_p
 from harness.decision.results import CandidateFacts, best, is_fine_tuned
-from harness.decision.seeds import pooled_difference
+from harness.decision.seeds import effects_over_seeds, pooled_difference
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
 
@@ -90,7 +90,7 @@ def _difference(pairs: Sequence[Comparison]) -> tuple[Estimate | None, float | N
     """Return the difference with its p: random effects from three seeds on, else over items alone."""
     if not pairs:
         return None, None
-    over = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
+    over = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
     if over:
         return pooled_difference(pairs), stats.random_effects_p(over)
     first = pairs[0]

@@ -75,7 +75,7 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
     Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
     """
     g = gain(run.vs_untrained)
-    if g is None or g.se <= 0:
+    if g is None or not 0 < g.se < inf:
         return None
     scale = g.unit.scale
     mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se

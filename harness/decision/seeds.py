@@ -7,6 +7,7 @@ Source: random effects over seeds, `stats.random_effects`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from harness import plugins, stats
 from harness.comparison import Comparison, Estimate
@@ -54,9 +55,14 @@ def gain_label(facts: Iterable[CandidateFacts], run: CandidateFacts) -> str:
     return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
 
 
+def effects_over_seeds(values: Sequence[float], errors: Sequence[float]) -> stats.RandomEffects | None:
+    """Join seeds by random effects; None with fewer than three, or where one has no finite standard error."""
+    return stats.random_effects(values, errors) if all(map(isfinite, errors)) else None
+
+
 def pooled_difference(pairs: Sequence[Comparison]) -> Estimate | None:
     """Average paired deltas of several seeds by random effects; None with fewer than three."""
-    found = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
+    found = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
     return _estimate(found, pairs[0].n, pairs[0].unit, -1.0) if found else None
 
 
@@ -79,7 +85,7 @@ def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts]) -> CandidateFacts:
 
 
 def _mean_pair(own: Comparison | None, pairs: Sequence[Comparison]) -> Comparison | None:
-    over = stats.random_effects([c.delta for c in pairs], [c.se for c in pairs])
+    over = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
     if own is None or over is None:
         return own
     ends = _estimate(over, own.n, own.unit, -1.0)
@@ -89,7 +95,7 @@ def _mean_pair(own: Comparison | None, pairs: Sequence[Comparison]) -> Compariso
 def _seed_summary(name: str, runs: Sequence[CandidateFacts]) -> SeedSummary:
     targets = [f.target for f in runs if f.target is not None]
     z = 2 * stats.z_quantile(0.975)
-    found = stats.random_effects([t.score for t in targets], [(t.high - t.low) / z for t in targets])
+    found = effects_over_seeds([t.score for t in targets], [(t.high - t.low) / z for t in targets])
     gains = [g for f in runs if (g := gain(f.vs_untrained)) is not None]
     return SeedSummary(
         candidate=name,

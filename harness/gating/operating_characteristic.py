@@ -204,6 +204,8 @@ def more_items(
     to the margin that a hundred times the items would not tell them apart, the number is that for
     a true delta of 0.
     """
+    if not isfinite(se):
+        return None, "items of a single cluster show no spread, so items of other clusters would have to"
     truth = min(delta, 0.0)
     factor = _factor(se, abs(truth + margin), alpha)
     if factor <= 1:

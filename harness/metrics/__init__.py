@@ -5,7 +5,8 @@ inclusion probabilities change weights and never score an answer again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import plugins
-from harness.errors import UserError
+from harness.errors import Problem, UserError
 from harness.formatting import Unit
 from harness.records import Example, Output, SampleResult, checksum
 from harness.spec import EVALUATE, Task, TaskData, metric_name
@@ -115,7 +116,11 @@ def load_metrics(task: Task) -> dict[str, Metric]:
     Raises:
         UserError: a name is unknown, or a metric cannot be computed on this task.
     """
-    return {metric_name(written): _built(written, task) for written in task.metrics}
+    declared = {metric_name(name): bounds for name, bounds in task.bounds.items()}
+    out = {metric_name(written): _built(written, task) for written in task.metrics}
+    for name, bounds in declared.items():
+        out[name] = _with_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
+    return out
 
 
 def version(written: str) -> int | str:
@@ -142,6 +147,36 @@ def _built(written: str, task: Task) -> Metric:
         return _hf_evaluate.metric(task, written)
     built: Metric = plugins.load("metrics", written, f"task {task.name}").metric(task)
     return built
+
+
+def _with_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:
+    """Give a mean without known bounds those that a task declares, the worse one for what counts nothing.
+
+    Raises:
+        UserError: the metric has bounds of its own, or a score lies outside of the declared ones.
+    """
+    low, high = bounds
+    if len(metric.parts) != 1 or isfinite(metric.bounds[1] - metric.bounds[0]):
+        found = f"declared for a metric of its own bounds, {metric.bounds[0]:g} to {metric.bounds[1]:g}"
+        raise UserError(Problem(where, found, "a mean without known bounds", "leave it out"))
+
+    def score(output: Output, example: Example) -> Parts | None:
+        parts = metric.score(output, example)
+        if parts is not None and not low <= parts[0] <= high:
+            found = f"a score of {parts[0]:g} (item {example.id})"
+            raise UserError(
+                Problem(where, found, f"{low:g} to {high:g}", "declare bounds that hold, or none")
+            )
+        return parts
+
+    worst = (float(low if metric.higher_is_better else high),)
+    return replace(
+        metric,
+        bounds=(float(low), float(high)),
+        score=score,
+        worst=lambda _: worst,
+        signature=f"{metric.signature}|bounds:{low:g},{high:g}",
+    )
 
 
 def normalize(text: str) -> str:
