@@ -313,6 +313,8 @@ class GatePolicy(Spec):
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
     tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
     `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
+    `tasks` names those to judge in results from elsewhere; without it a task that only one model answered
+    leaves the verdict open.
     """
 
     macro: Margin = 0.02
@@ -325,6 +327,7 @@ class GatePolicy(Spec):
     on_inconclusive: Literal["fail", "pass", "warn"] = "fail"
     alpha: float = Field(0.05, gt=0, lt=0.5)
     control_blocks: int = Field(2, ge=0)
+    tasks: tuple[str, ...] = ()
 
 
 class TokenPrices(Spec):

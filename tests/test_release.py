@@ -398,6 +398,22 @@ def test_two_folders_of_an_equal_model_pass(tmp_path):
     assert judged.verdict.macro.n == 6000
 
 
+def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
+    """It passed, with exit code 0, on whatever was left: seven of eight tasks could be missing."""
+    old, new = arms(tmp_path, n=2000, tasks=8, gains=40, losses=40)
+    for i in range(1, 8):
+        for file in new.rglob(f"samples_task_{i}_*"):
+            file.unlink()
+    judged = release.gate_folders(old, new, GatePolicy())
+    assert (judged.verdict.outcome, release.combined_exit_code([judged])) == ("inconclusive", 4)
+    assert "tasks: 7 tasks not answered by both (task_1, task_2" in judged.verdict.sentence
+    named = release.gate_folders(old, new, GatePolicy(tasks=("task_0",)))
+    assert named.verdict.outcome == "pass"
+    assert named.notes == (
+        "not named by gate.tasks, left out: " + ", ".join(f"task_{i}" for i in range(1, 8)),
+    )
+
+
 def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     old, new = arms(tmp_path, losses=60)
     done = harness("gate", "--base", str(old), "--candidate", str(new))

@@ -46,6 +46,25 @@ def test_mcnemar_gives_the_published_p_values():
         assert found == pytest.approx((case["exact"], case["midp"]), abs=tolerance)
 
 
+@pytest.mark.parametrize("each", [1, 5, 12])
+def test_at_ties_the_mid_p_halves_the_chance_of_the_tie_itself(each):
+    """It was 1 there: 2 P(X < n/2) + P(X = n/2) counts the tie as a whole, which no other count does."""
+    tie = scipy_stats.binom.pmf(each, 2 * each, 0.5)
+    assert stats.mcnemar(each, each).midp == pytest.approx(1 - tie / 2)
+    assert stats.mcnemar(each, each).exact == stats.mcnemar(0, 0).midp == 1
+
+
+@pytest.mark.parametrize("test", [stats.tango_noninferiority_p, stats.tango_regression_p])
+def test_a_margin_above_1_is_refused(test):
+    with pytest.raises(ValueError, match=r"at most 1, found 1\.5"):
+        test(3, 5, 20, 1.5)
+
+
+def test_tango_of_no_items_is_refused_and_does_not_divide_by_zero():
+    with pytest.raises(ValueError, match=r"n > 0, found 0 \+ 0 of 0"):
+        stats.tango_interval(0, 0, 0)
+
+
 def test_tango_gives_the_published_intervals():
     expected, tolerance = golden("tango")
     for key, case in expected.items():

@@ -83,13 +83,15 @@ def judge(
     confirmed: Mapping[str, Collection[str]] | None = None,
     controls: Sequence[ControlFacts] = (),
     compared: Sequence[TaskComparison] | None = None,
+    missing: Sequence[str] = (),
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
     `identical` says that the weights are the baseline's own: what the weights decide then passes by
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
     the control arms beside which the rows were computed. `compared` are the comparisons of these very
-    measurements, where another run of the same weights has them.
+    measurements, where another run of the same weights has them. `missing` names tasks that one of the
+    arms did not answer: the verdict is then no pass.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
@@ -104,6 +106,7 @@ def judge(
         identical=identical,
         confirmed=confirmed,
         controls=controls,
+        missing=missing,
     )
     return GateResult(tuple(compared), verdict, policy)
 

@@ -54,13 +54,14 @@ def apply_rules(
     identical: bool,
     confirmed: Mapping[str, Collection[str]] | None = None,
     controls: Sequence[ControlFacts] = (),
+    missing: Sequence[str] = (),
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
     `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
     weights digest is the base's own: what the weights decide then passes by identity, not by
     test, and only the target is judged. `controls` are the control arms beside which its rows were
-    computed.
+    computed, `missing` tasks that one of the arms did not answer.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -78,6 +79,7 @@ def apply_rules(
         target_rule(target, policy),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
+        *([_missing_rule(missing)] if missing else []),
     )
     outcome = worst_outcome([r.outcome for r in rules])
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
@@ -91,6 +93,13 @@ def apply_rules(
         items_needed=max(needed) if needed and outcome == "inconclusive" else None,
         sentence=_verdict_sentence(outcome, rules),
     )
+
+
+def _missing_rule(missing: Sequence[str]) -> Rule:
+    """Leave the verdict open where tasks are missing: what nobody measured may be what was lost."""
+    found = f"{formatting.counted(len(missing), 'task')} not answered by both ({_list_ids(missing)})"
+    said = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
+    return Rule("tasks", "inconclusive", said, {"missing": list(missing[:_NAMED]), "n_missing": len(missing)})
 
 
 def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:

@@ -48,7 +48,9 @@ class MissRate(NamedTuple):
 class Rule:
     """Outcome of one rule of the policy, and the numbers its sentence rests on."""
 
-    name: Literal["macro", "each", "critical", "regressions", "validity", "target", "drift", "control"]
+    name: Literal[
+        "macro", "each", "critical", "regressions", "validity", "target", "drift", "control", "tasks"
+    ]
     outcome: RuleOutcome
     sentence: str
     numbers: dict[str, Number]

@@ -22,7 +22,8 @@ Reader = Callable[[Path], dict[str, TaskLog]]
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     """Judge one model's logged samples against another's, over the tasks that both hold.
 
-    Every task is a capability task. Of inspect a single log will do as well as a folder of them.
+    A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge. Every
+    task is a capability task. Of inspect a single log will do as well as a folder of them.
 
     Raises:
         UserError: there is nothing to read, a file is damaged, or both are the same folder.
@@ -32,7 +33,8 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     if base.resolve() == candidate.resolve():
         step = "name the folder of the other model"
         raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
-    shared = [name for name in old if name in new]
+    wanted = list(policy.tasks) or list(dict.fromkeys([*old, *new]))
+    shared = [name for name in wanted if name in old and name in new]
     if not shared:
         raise IncompatibleRuns(
             f"found no task in both ({', '.join(old)} and {', '.join(new)}); expected the same; "
@@ -41,10 +43,11 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     problems = [problem for name in shared for problem in differences(old[name], new[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
-    alone = [name for name in (*old, *new) if name not in shared]
-    notes = (f"only in one of the two, left out: {', '.join(alone)}",) if alone else ()
+    missing = [name for name in wanted if name not in shared]
+    left_out = [name for name in dict.fromkeys([*old, *new]) if name not in wanted]
+    notes = (f"not named by gate.tasks, left out: {', '.join(left_out)}",) if left_out else ()
     measured = [measurement(old[name], new[name]) for name in shared]
-    result = gating.judge(measured, policy, target=None, identical=False)
+    result = gating.judge(measured, policy, target=None, identical=False, missing=missing)
     return replace(result, candidate=candidate.name, baseline=base.name, notes=notes)
 
 

@@ -24,7 +24,8 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     """Test that gains and losses are equally likely among the items that differ.
 
     exact = min(1, 2 P(X ≤ min)), mid-p = P(X ≤ min) + P(X < min), which is the exact p less
-    P(X = min), with X ~ Binomial(gains + losses, ½). Not for non-inferiority (a large p does
+    P(X = min), with X ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and
+    1 where nothing differs. Not for non-inferiority (a large p does
     not show equality), nor for clustered items.
 
     Raises:
@@ -37,7 +38,10 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     total, least = gains + losses, min(gains, losses)
     at_most = float(special.bdtr(least, total, 0.5))
     below = float(special.bdtr(least - 1, total, 0.5)) if least else 0.0
-    return McNemar(min(2 * at_most, 1.0), at_most + below)
+    midp = at_most + below
+    if 0 < gains == losses:
+        midp = 1 - (at_most - below) / 2
+    return McNemar(min(2 * at_most, 1.0), midp)
 
 
 def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
@@ -48,12 +52,13 @@ def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
     effective ones. Not for graded scores.
 
     Raises:
-        ValueError: the counts are negative or more than n, or n is 0.
+        ValueError: the counts are negative or more than n, n is 0, or the delta lies outside of [−1, 1].
 
     Source: Tango 1998.
     """
-    if min(gains, losses) < 0 or gains + losses > n * (1 + TIE) or n <= 0:
-        raise ValueError(f"expected gains + losses <= n and n > 0, found {gains} + {losses} of {n}")
+    _check_counts(gains, losses, n)
+    if not -1 <= delta <= 1:
+        raise ValueError(f"expected a delta (or a margin) of at most 1, found {abs(delta):g}")
     return _tango_z(gains, losses, n, delta)
 
 
@@ -68,8 +73,8 @@ def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -
 
     Source: Tango 1998.
     """
+    _check_counts(gains, losses, n)
     z, estimate = z_quantile(1 - alpha / 2), (gains - losses) / n
-    tango_z(gains, losses, n, estimate)  # refuses counts that cannot be
     low = _crossing(lambda d: _tango_z(gains, losses, n, d) > z, -1.0, estimate)
     high = _crossing(lambda d: _tango_z(gains, losses, n, d) > -z, estimate, 1.0)
     return Interval(low, high)
@@ -99,6 +104,11 @@ def tango_regression_p(gains: float, losses: float, n: float, margin: float) -> 
     Source: Tango 1998.
     """
     return float(special.ndtr(tango_z(gains, losses, n, -margin)))
+
+
+def _check_counts(gains: float, losses: float, n: float) -> None:
+    if min(gains, losses) < 0 or gains + losses > n * (1 + TIE) or n <= 0:
+        raise ValueError(f"expected gains + losses <= n and n > 0, found {gains} + {losses} of {n}")
 
 
 def _tango_z(b: float, c: float, n: float, delta: float) -> float:
