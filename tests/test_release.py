@@ -200,9 +200,7 @@ def test_python_and_the_command_line_judge_against_the_base_where_it_is_named(co
 
 def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells():
     def judged(outcome):
-        return GateResult(
-            outcome, "the base", (), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy()
-        )
+        return GateResult((), Verdict(outcome, (), None, 0, 0, (), None, ""), GatePolicy(), candidate=outcome)
 
     several = list(map(judged, ("pass", "inconclusive", "fail", "pass")))
     assert release.combined_exit_code(several) == 3
