@@ -15,8 +15,8 @@ import worlds
 from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, right
 
 from harness import config, experiment, rescue
-from harness.evaluation.candidates import folder_of, source_of
 from harness.experiment import Scope, prepare_session
+from harness.experiment.train import folder_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
@@ -78,9 +78,9 @@ class KnownHost(OracleHost):
         yield Known(self._versions[mark], weights_digest, self._half_of)
 
 
-def lay_down(session, recipe, mark: str, seed: int = 0) -> None:
+def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
     """Leave what a finished training of an adapter leaves."""
-    folder = folder_of(session, recipe, seed, None)
+    folder = folder_of(session, candidate, seed, None)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
@@ -100,7 +100,7 @@ class World(NamedTuple):
         found = rescue.prepare(self.session, self.loaded.selected, name)
         for trial in found.schedule.trials:
             if trial.trained:
-                lay_down(found.session, trial.source, trial.name.partition("+")[2])
+                lay_down(found.session, found.session.candidates[trial.name], trial.name.partition("+")[2])
         return found
 
     def rescued(self, name: str = "lora"):
@@ -133,9 +133,9 @@ def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
     half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
     session.slot.host = host = KnownHost({AS_IT_IS: COLLAPSED, **versions}, session.source, half_of)
     for name in loaded.selected:
-        recipe = source_of(session, session.experiment.candidates[name])
-        if recipe.method == "lora":
-            lay_down(session, recipe, AS_IT_IS)
+        candidate = session.candidates[name]
+        if candidate.source.method == "lora":
+            lay_down(session, candidate, AS_IT_IS)
     return World(path, session, loaded, experiment.run_all(session, loaded, quick=False), host)
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import fake_adapter
 
 from harness import config, experiment
-from harness.evaluation.candidates import folder_of, trained_base
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.run_candidate import ensure_weights
+from harness.experiment.train import ensure_weights, folder_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Encoded, Likelihood, Limits, Output, digest
@@ -105,15 +104,11 @@ def _share(text: bytes) -> float:
 
 def _lay_down(session: Session, name: str) -> None:
     """Leave what a finished training leaves, but for the tensors."""
-    recipe = session.experiment.candidates[name]
-    init = (
-        ensure_weights(session, session.experiment.candidates[recipe.init_from], 0)
-        if recipe.init_from
-        else None
-    )
-    folder = folder_of(session, recipe, 0, init)
+    candidate = session.candidates[name]
+    init = ensure_weights(session, candidate.init, 0) if candidate.init else None
+    folder = folder_of(session, candidate, 0, init)
     steps = [[i, 2.0 / i] for i in range(1, 81)]
     training = {"wall_s": 50.0, "loss": steps, "validation_loss": [[80, 0.5]], "tokens_per_s": 500.0}
     training |= {"fit_key": folder.name, **({"n_pairs": len(session.target.items.pairs)} if init else {})}
-    served = trained_base(session, recipe).weights_digest
+    served = candidate.trained_base.weights_digest
     fake_adapter.lay_down(folder, served, {"name": name}, training)

@@ -216,9 +216,9 @@ class TestAnExperiment:
 
     def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
         made = session(tiny_experiment.write(tmp_path, tiny))
-        recipe = made.experiment.candidates["prompt"]
+        candidate = made.candidates["prompt"]
         with pytest.raises(AttributeError):
-            run_candidate.make_run(made, "prompt", None, 0)
+            run_candidate.make_run(made, replace(candidate, recipe=None), 0)
         assert stores.list_begun(made.store) == ["tiny-prompt-s0"]
-        run_candidate.make_run(made, "prompt", recipe, 0)
+        run_candidate.make_run(made, candidate, 0)
         assert stores.list_begun(made.store) == []

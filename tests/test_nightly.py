@@ -501,7 +501,7 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
     still = Rates(lost=0, gained=0, general_lost=0)
     Calendar(path).night(1, still)
     changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
-    nights.worlds.trained(changed.session, changed.session.experiment.candidates["lora"])
+    nights.worlds.trained(changed.session, changed.session.candidates["lora"])
     found = changed.night(2, still)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"
@@ -523,7 +523,7 @@ def test_what_a_night_tests_is_named(path, prompting, was, expected):
     calendar.night(1)
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
     recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-    weights = run_candidate.ensure_weights(session, session.experiment.candidates["lora"], 0)
+    weights = run_candidate.ensure_weights(session, session.candidates["lora"], 0)
     now = (weights, reference.prompting, reference.environment)
     said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
     assert "; ".join(said) == expected
@@ -535,6 +535,6 @@ def test_upgraded_libraries_are_named_with_their_versions(path):
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
     then, newer = (store.keep_environment(session.store, {"numpy": version}) for version in ("1.0", "2.0"))
     recipe, before = session.experiment.candidates["lora"], replace(reference, environment=then)
-    weights = run_candidate.ensure_weights(session, recipe, 0)
+    weights = run_candidate.ensure_weights(session, session.candidates["lora"], 0)
     said = watchlist.describe_tested(session, recipe, before, weights, reference.prompting, newer)
     assert said == ("upgraded libraries or another machine (numpy 1.0 → 2.0)", "the harness")

@@ -34,7 +34,7 @@ def served(tmp_path):
         text = path.read_text() + f"  served: {one}\nnightly: {{candidates: [lora, served]}}\n"
         path.write_text(text)
         session, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
-        worlds.trained(session, session.experiment.candidates["lora"])
+        worlds.trained(session, session.candidates["lora"])
         experiment.run_all(session, loaded, quick=False)
         yield server, path
 

@@ -107,8 +107,8 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
     session = SimpleNamespace(
         experiment=SimpleNamespace(
             decide=SimpleNamespace(usd_per_million_tokens=None),
-            candidates={"lora": SimpleNamespace(weights_of="")},
         ),
         source=SimpleNamespace(weights_digest="b"),
+        candidates={"lora": SimpleNamespace(recipe=SimpleNamespace(weights_of=""))},
     )
     assert remarks(session, [run]) == ["lora: trained without packing, which would x"]

@@ -40,7 +40,7 @@ def session(path, *overrides):
 
 
 def base_sets(made):
-    recipe, weights = made.experiment.candidates["prompt"], run_candidate.base_weights(made)
+    recipe, weights = made.experiment.candidates["prompt"], run_candidate.base_weights(made.source)
     return [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
 
 

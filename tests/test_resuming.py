@@ -13,8 +13,8 @@ import tiny_methods
 
 from harness import config
 from harness.errors import CandidateFailed, Diverged, UserError
-from harness.evaluation.candidates import fit
 from harness.experiment import Scope, prepare_session, run_candidate
+from harness.experiment.train import fit
 from harness.methods import dpo, full, lora
 from harness.progress import Silent
 from harness.training import CHECKPOINTS, checkpoints
@@ -198,10 +198,11 @@ def ended(session, step, error, expected):
     """End the training of a LoRA by an error at a step; returns the folder it is made in."""
     session.progress = Failing(step, error)
     recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
+    candidate = session.resolve("lora", recipe)
     with pytest.raises(expected):
-        run_candidate.ensure_weights(session, recipe, 0)
+        run_candidate.ensure_weights(session, candidate, 0)
     (part,) = (session.store.folder / "weights").iterdir()
-    return part, recipe
+    return part, candidate
 
 
 def no_memory():
@@ -222,9 +223,9 @@ def no_memory():
     ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
 )
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
-    _, recipe = ended(session, 14, error(), expected)
+    _, candidate = ended(session, 14, error(), expected)
     session.progress = Failing(None, None)
-    made = run_candidate.ensure_weights(session, recipe, 0)
+    made = run_candidate.ensure_weights(session, candidate, 0)
     assert session.progress.seen[0] > 1
     assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
     assert not (made.folder / CHECKPOINTS).exists()
@@ -249,21 +250,21 @@ def test_a_training_that_ended_before_its_first_checkpoint_leaves_nothing(sessio
 
 
 def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
-    part, recipe = ended(session, 14, Stopped(), Stopped)
+    part, candidate = ended(session, 14, Stopped(), Stopped)
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
     session.progress = Silent()
-    made = run_candidate.ensure_weights(session, recipe, 0)
+    made = run_candidate.ensure_weights(session, candidate, 0)
     assert not (made.folder / "adapter" / "left").exists()
 
 
 def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session):
-    recipe = session.experiment.candidates["lora"]
-    made = run_candidate.ensure_weights(session, recipe, 0)
+    candidate = session.candidates["lora"]
+    made = run_candidate.ensure_weights(session, candidate, 0)
     part = made.folder.with_name(made.folder.name + ".part")
     shutil.move(made.folder, part)
     session.progress = Failing(None, None)
-    again = run_candidate.ensure_weights(session, recipe, 0)
+    again = run_candidate.ensure_weights(session, candidate, 0)
     assert (again.digest, again.folder) == (made.digest, made.folder)
     assert session.progress.seen == []
     assert not part.exists()
@@ -282,7 +283,8 @@ def flip(file):
 @pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
 def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params, damage):
     recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
-    made = run_candidate.ensure_weights(session, recipe, 0)
+    candidate = session.resolve("lora", recipe)
+    made = run_candidate.ensure_weights(session, candidate, 0)
     with run_candidate.opened(session, made):
         pass
     damage(next(made.folder.glob("*/*.safetensors")))
@@ -290,4 +292,4 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session, method, param
     with pytest.raises(CandidateFailed, match=told), run_candidate.opened(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
-        fit(session, recipe, 0, made.folder.with_name("next"), made)
+        fit(session, candidate, 0, made.folder.with_name("next"), made)

@@ -13,7 +13,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.errors import HarnessError, in_a_line
-from harness.evaluation.candidates import prompting_digest
+from harness.evaluation.row_sets import prompting_digest
 from harness.experiment import Scope, prepare_session, run_candidate
 from harness.models.hf import scripted
 from harness.progress import Silent
@@ -46,7 +46,7 @@ def many(path):
 def rows_of(made, task):
     return next(
         s
-        for s in run_candidate.suite_sets(made, run_candidate.base_weights(made))
+        for s in run_candidate.suite_sets(made, run_candidate.base_weights(made.source))
         if s.measured.task.name == task
     )
 
@@ -113,7 +113,7 @@ def test_progress_is_reported_block_by_block(path, many):
 
 def identities(made, name="prompt"):
     recipe = made.experiment.candidates[name]
-    weights = run_candidate.base_weights(made)
+    weights = run_candidate.base_weights(made.source)
     sets = [*run_candidate.target_sets(made, recipe, weights, 0), *run_candidate.suite_sets(made, weights)]
     return {s.name: s.identity.digest for s in sets}
 
@@ -150,11 +150,11 @@ def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks
 
 def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
     made = session(path)
-    recipe = made.experiment.candidates["bag"]
-    weights = run_candidate.ensure_weights(made, recipe, 0)
+    candidate = made.candidates["bag"]
+    weights = run_candidate.ensure_weights(made, candidate, 0)
     elsewhere = replace(made, machine=made.machine._replace(device="cuda"))
     here, there = (
-        run_candidate.target_sets(one, recipe, weights, 0)[1].identity for one in (made, elsewhere)
+        run_candidate.target_sets(one, candidate.recipe, weights, 0)[1].identity for one in (made, elsewhere)
     )
     assert replace(there, device_class="cpu") == here
     assert there.digest != here.digest
@@ -238,7 +238,7 @@ def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def first(*overrides):
         made = session(path, "target.system=Be brief.", *overrides)
         sets = run_candidate.target_sets(
-            made, made.experiment.candidates["prompt"], run_candidate.base_weights(made), 0
+            made, made.experiment.candidates["prompt"], run_candidate.base_weights(made.source), 0
         )
         return sets[0].job().examples[0].messages[0]
 
@@ -263,30 +263,30 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
 
 def test_weights_are_found_again_by_what_they_depend_on(path):
     made = session(path)
-    recipe = made.experiment.candidates["bag"]
-    first = run_candidate.ensure_weights(made, recipe, 0)
+    candidate = made.candidates["bag"]
+    first = run_candidate.ensure_weights(made, candidate, 0)
     (first.folder / "fit.json").touch()
-    assert run_candidate.ensure_weights(session(path), recipe, 0) == first
+    assert run_candidate.ensure_weights(session(path), candidate, 0) == first
     assert (
-        run_candidate.ensure_weights(session(path, "target.data.limits.train=20"), recipe, 0).digest
+        run_candidate.ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest
         != first.digest
     )
 
 
 def test_weights_that_were_left_half_made_are_made_anew(path):
     made = session(path)
-    recipe = made.experiment.candidates["bag"]
-    first = run_candidate.ensure_weights(made, recipe, 0)
+    candidate = made.candidates["bag"]
+    first = run_candidate.ensure_weights(made, candidate, 0)
     (first.folder / "fit.json").unlink()
     shutil.move(first.folder, first.folder.with_name(first.folder.name + ".part"))
-    again = run_candidate.ensure_weights(made, recipe, 0)
+    again = run_candidate.ensure_weights(made, candidate, 0)
     assert (again.digest, again.folder) == (first.digest, first.folder)
     assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
 
 
 def test_a_classifier_has_no_general_ability_to_measure(path):
     made = session(path)
-    weights = run_candidate.ensure_weights(made, made.experiment.candidates["bag"], 0)
+    weights = run_candidate.ensure_weights(made, made.candidates["bag"], 0)
     assert run_candidate.suite_sets(made, weights) == []
 
 
@@ -306,7 +306,7 @@ def test_an_error_is_said_on_a_line_with_the_kind_of_one_that_is_not_ours(error,
 def test_a_failed_run_keeps_the_first_line_of_its_reason(path):
     made = session(path)
     error = ValueError("no such thing\nand a long story")
-    kept = run_candidate.failed_run(made, "prompt", made.experiment.candidates["prompt"], 0, error)
+    kept = run_candidate.failed_run(made, made.candidates["prompt"], 0, error)
     assert kept.error == "ValueError: no such thing"
     assert store.get_run(Store(path.parent / "runs"), kept.run_id) == kept
 

@@ -9,11 +9,11 @@ import tiny_experiment
 from harness import config
 from harness.comparison import check_comparable
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.candidates import folder_of
 from harness.evaluation.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import measure_noise
 from harness.experiment.run_candidate import base_weights
+from harness.experiment.train import folder_of
 from harness.models import vllm
 from harness.progress import Silent
 from harness.records import Likelihood
@@ -111,7 +111,7 @@ def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(written
 
 def test_rows_of_two_engines_are_never_compared(written, installed):
     sessions = opened(written), opened(written, "engine=vllm")
-    ours, theirs = (suite_sets(session, base_weights(session))[0].identity for session in sessions)
+    ours, theirs = (suite_sets(session, base_weights(session.source))[0].identity for session in sessions)
     assert theirs.engine == installed
     assert ours.digest != theirs.digest
     with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm/9\.9\.9'"):
@@ -120,8 +120,8 @@ def test_rows_of_two_engines_are_never_compared(written, installed):
 
 def test_weights_do_not_depend_on_the_engine(written, installed):
     ours, theirs = opened(written), opened(written, "engine=vllm")
-    lora = ours.experiment.candidates["wide"].model_copy(update={"sweep": {}})
-    assert folder_of(ours, lora, 0, None) == folder_of(theirs, lora, 0, None)
+    wide = ours.candidates["wide"].trials[0]
+    assert folder_of(ours, wide, 0, None) == folder_of(theirs, wide, 0, None)
 
 
 def test_noise_between_layouts_is_that_of_transformers_alone(written, installed):

@@ -116,7 +116,7 @@ def test_few_examples_keep_the_prompt_until_three_seeds_show_the_gain(tmp_path):
     assert "60 training examples and 1 seed are too few to rely on that" in report.decision.sentence
     session, loaded = worlds.opened(tmp_path / "harness.yaml", truth, ["seeds=[0, 1, 2]"])
     for seed in (1, 2):
-        worlds.trained(session, session.experiment.candidates["lora"], seed)
+        worlds.trained(session, session.candidates["lora"], seed)
     report = experiment.run_all(session, loaded, quick=False)
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
 

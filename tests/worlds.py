@@ -14,10 +14,10 @@ import fake_adapter
 
 from harness import config, experiment
 from harness.data import part_of
-from harness.evaluation.candidates import folder_of
 from harness.evaluation.session import measured
 from harness.experiment import Scope, prepare_session
 from harness.experiment.data_scaling import SHARES
+from harness.experiment.train import folder_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Encoded, Limits, Output, digest
@@ -169,9 +169,9 @@ class OracleHost:
         yield Oracle(self._truth, weights_digest, tuned=True, n_train=settings["n_train"])
 
 
-def trained(session, recipe, seed: int = 0, wall_s: float = 600.0) -> None:
+def trained(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
-    folder = folder_of(session, recipe, seed, None)
+    folder = folder_of(session, candidate, seed, None)
     settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
@@ -199,7 +199,7 @@ def report(
     for share in (*SHARES, 1.0):
         items = part_of(session.target.items, share, 0)
         part = replace(session, target=measured(session.target.task, "target", "desk", items))
-        trained(part, session.experiment.candidates["lora"])
+        trained(part, session.candidates["lora"])
     return experiment.run_all(session, loaded, quick=False, learning_curve=learning_curve)
 
 

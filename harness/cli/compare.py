@@ -266,10 +266,10 @@ def train(
     from harness.experiment.run_candidate import begin, ensure_weights
 
     session, loaded = open_session(config, with_precision(overrides, precision), candidate)
-    recipes, seed = session.experiment.candidates, session.experiment.seeds[0]
+    candidates, seed = session.candidates, session.experiment.seeds[0]
     for name in loaded.selected:
         begin(session, name, seed)
-    made = {name: ensure_weights(session, recipes[name], seed) for name in loaded.selected}
+    made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
     print_value(
         {
             name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
@@ -350,7 +350,7 @@ def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_j
         raise UserError(_name_tasks(error.problems, config)) from error
     out = {}
     for name in loaded.selected:
-        run = make_run(session, name, session.experiment.candidates[name], session.experiment.seeds[0])
+        run = make_run(session, session.candidates[name], session.experiment.seeds[0])
         out[name] = Reader(session).scores(run)
     print_scores(out, as_json)
 

@@ -83,7 +83,7 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
 
 def _chosen(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
-    sets = suite_sets(session, base_weights(session, source))
+    sets = suite_sets(session, base_weights(source))
     there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
     order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(there))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}

@@ -8,15 +8,15 @@ weights and its rows, so a run that is stored is the one that would be made.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, store
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, addressed, costs
-from harness.evaluation.candidates import prompting_digest, step_of
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
-from harness.prompting import PromptingContext, compose
+from harness.prompting import PromptingContext, Step, compose
 from harness.provenance.code_versions import versions_of
 from harness.records import BLOCK, Example, RowsIdentity, Run, digest
 from harness.spec import Recipe, Task, metric_name
@@ -62,7 +62,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     prompting = prompting_digest(session, recipe, seed)
     target, answer = session.target, recipe.answer
 
-    step = cache(partial(step_of, session, recipe, seed))
+    step = cache(partial(prompting_step, session, recipe, seed))
 
     def asked(split: Split) -> tuple[Example, ...]:
         return tuple(map(step(), target.examples(split)))
@@ -189,7 +189,11 @@ def _scoring_digest(m: Measured) -> str:
     return digest([said, m.role == "safety", code])
 
 
-Asked = tuple[str, Recipe, int]  # a candidate's name, its recipe, a seed
+class RunRequest(NamedTuple):
+    """A candidate and the seed to make a run of it with."""
+
+    candidate: ResolvedCandidate
+    seed: int
 
 
 class Sought(NamedTuple):
@@ -213,10 +217,10 @@ def finished(session: Session, wanted: Sequence[Sought | None]) -> list[Run | No
     return [run if one and run and run.rows == one.rows else None for one, run in found]
 
 
-def failure(session: Session, known: Mapping[str, Run], name: str, recipe: Recipe, seed: int) -> Run | None:
+def failure(session: Session, known: Mapping[str, Run], request: RunRequest) -> Run | None:
     """Find the failure of a recipe as it is written now among the runs that are known."""
-    run = known.get(failed_id(session, name, seed))
-    return run if run and Recipe.model_validate(run.recipe) == recipe else None
+    run = known.get(failed_id(session, request.candidate.name, request.seed))
+    return run if run and Recipe.model_validate(run.recipe) == request.candidate.recipe else None
 
 
 def is_there(session: Session, rows: RowSet) -> bool:
@@ -238,3 +242,37 @@ def failed_id(session: Session, name: str, seed: int) -> str:
 def begun_as(session: Session, name: str, seed: int) -> str:
     """Name a run that has begun; nothing is known of what it will be."""
     return f"{session.experiment.name}-{name}-s{seed}"
+
+
+def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
+    """Return the function that turns an example of the target into the prompt of this recipe."""
+    task, items = session.target.task, session.target.items
+    context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
+    prompted = compose(recipe.prompting, context)
+    system = recipe.system if recipe.system is not None else task.system
+    return lambda example: addressed(prompted(example), system, recipe.template)
+
+
+def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
+    """Digest what is put around a question; and what shots and passages are drawn from."""
+    promptings = [(name, *_prompting(name, params)) for name, params in recipe.prompting.items()]
+    drawn_from = [seed, session.target.versions["train"], session.target.items.documents]
+    return digest(
+        [
+            promptings,
+            versions_of("prompting"),
+            recipe.system,
+            recipe.template,
+            drawn_from if set(recipe.prompting) - {"zero_shot"} else [],
+        ]
+    )
+
+
+def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
+    """Return a prompting's code version and parameters, in which a model stands as its content."""
+    plugin = plugins.load("prompting", name)
+    built = plugin.Params(**params)
+    plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
+    if "model" in plain:
+        plain["model"] = plugin.drawn_from(built) or plain["model"]
+    return plugins.version("prompting", name), plain

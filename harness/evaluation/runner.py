@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import store
 from harness.evaluation import Job, scored
-from harness.evaluation.candidates import base_of, refuse_damaged
+from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import beside, origin
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
@@ -20,8 +20,8 @@ from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.batching import common_length
 from harness.models.hf import Candidate
+from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
-from harness.spec import Recipe
 from harness.training import Weights
 
 
@@ -47,9 +47,9 @@ def fill(
         store.complete_rows(session.store, job.identity, len(rows.ids))
 
 
-def control_beside(session: Session, recipe: Recipe, weights: Weights) -> str:
+def control_beside(session: Session, base: ModelSource, weights: Weights) -> str:
     """Measure the control arm of what answers; a classifier has no base that could have moved."""
-    return "" if weights.kind == "classifier" else beside(session, base_of(session, recipe))
+    return "" if weights.kind == "classifier" else beside(session, base)
 
 
 @contextmanager

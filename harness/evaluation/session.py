@@ -7,7 +7,7 @@ remembered under the version of its code.
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from harness import provenance
 from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
+from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.metrics import Metric, load_metrics
 from harness.models import vllm
 from harness.models.hardware import Machine
@@ -24,7 +25,7 @@ from harness.models.vllm import VllmHost
 from harness.progress import Progress
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest
-from harness.spec import Engine, Experiment, Role, Task
+from harness.spec import Engine, Experiment, Recipe, Role, Task
 from harness.store import Store
 
 UNKNOWN = ("unknown", "unknown")  # engine and layout of a base that nobody has loaded here
@@ -98,7 +99,8 @@ class EngineSlot:
 class Session:
     """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
-    `source` is the experiment's base; `sources` holds every base that a candidate names, by name.
+    `source` is the experiment's base; `sources` holds every base that a candidate names, by name;
+    `candidates` are the experiment's, each resolved once.
     `controls` maps digests of bases to the control arm that was measured while this session was open.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
@@ -112,9 +114,20 @@ class Session:
     suites: tuple[Measured, ...]
     progress: Progress
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
+    candidates: Mapping[str, ResolvedCandidate] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     dry_run: bool = False
+
+    def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
+        """Return a copy whose experiment holds these candidates too; one of a known name replaces it."""
+        candidates = {**self.experiment.candidates, **recipes}
+        experiment = self.experiment.model_copy(update={"candidates": candidates})
+        return replace(self, experiment=experiment, candidates=resolve_candidates(experiment, self.sources))
+
+    def resolve(self, name: str, recipe: Recipe) -> ResolvedCandidate:
+        """Resolve a recipe that is not the file's, such as that of a former champion."""
+        return resolve(name, recipe, self.experiment, self.sources, self.candidates)
 
     def seconds(self, work: costs.Work, source: ModelSource | None = None) -> float:
         """Estimate how long an amount of work takes here, on the experiment's base or another."""

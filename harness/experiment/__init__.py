@@ -13,8 +13,8 @@ from pathlib import Path
 from harness import config, gating, store
 from harness.config import Loaded
 from harness.errors import IncompatibleRuns, Problem, UserError
-from harness.evaluation.candidates import base_of, served_base, source_of, trains
-from harness.evaluation.row_sets import Asked
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import remarks, report_of
@@ -23,8 +23,8 @@ from harness.experiment.data_scaling import make_curve, planned_curve, refuse_cu
 from harness.experiment.prepare import (
     Scope,
     arm_label,
-    arms,
     key_problems,
+    measured_bases,
     planned,
     prepare_session,
     seconds_planned,
@@ -38,7 +38,6 @@ from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
-from harness.spec import Recipe
 
 MANY = 64  # candidates
 
@@ -151,19 +150,19 @@ def run_all(
 
 
 def _refuse_without_key(
-    session: Session, loaded: Loaded, ordered: Sequence[Asked], found: Sequence[Run | None]
+    session: Session, loaded: Loaded, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
     """Refuse to begin where an endpoint will be asked and its key or the client is missing."""
     pairs = zip(ordered, found, strict=True)
-    asked = {name for (name, _, _), run in pairs if run is None or run.state != "done"}
-    places = {name: loaded.places[name] for name in loaded.selected if name in asked}
+    open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
+    places = {name: loaded.places[name] for name in loaded.selected if name in open_}
     if problems := list(key_problems(session, places)):
         raise UserError(problems)
 
 
 def _make_all(
     session: Session,
-    ordered: Sequence[Asked],
+    ordered: Sequence[RunRequest],
     reader: Reader | None = None,
     found: Sequence[Run | None] = (),
     *,
@@ -173,12 +172,12 @@ def _make_all(
     reader = reader or Reader(session)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
     reader.prepare(digest for run in done if run for digest in run.rows.values())
-    published = list(dict.fromkeys(base_of(session, recipe) for _, recipe, _ in ordered))
+    published = list(dict.fromkeys(one.candidate.base for one in ordered))
     for source in published:
         _measure_base(session, source)
     runs = [_attempt(session, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
-    answered = {run.candidate for run in runs if run.state == "done"}
-    for source in arms(session, (recipe for name, recipe, _ in ordered if name in answered)):
+    evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
+    for source in measured_bases(evaluated):
         if source not in published:
             _measure_base(session, source)
     return runs
@@ -201,18 +200,22 @@ def stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
     return _reported(session, wanted, stored_runs(session, wanted))
 
 
-def _reported(session: Session, wanted: Sequence[Asked], found: Sequence[Run | None]) -> ExperimentReport:
+def _reported(
+    session: Session, wanted: Sequence[RunRequest], found: Sequence[Run | None]
+) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        names = ", ".join(name for name, _, _ in absent)
+        names = ", ".join(one.candidate.name for one in absent)
         if unknown := session.unknown_bases():
             raise IncompatibleRuns(
                 f"{session.store.folder}: unknown whether {names} is stored as written now: "
                 f"{_never_loaded(unknown)}; expected a finished run; "
                 "next: harness report, which loads it once"
             )
-        differing = outdated(session, *absent[0])
-        stored_as = f" (that of {absent[0][0]} has another {', '.join(differing)})" if differing else ""
+        differing = outdated(session, absent[0])
+        stored_as = (
+            f" (that of {absent[0].candidate.name} has another {', '.join(differing)})" if differing else ""
+        )
         raise IncompatibleRuns(
             f"{session.store.folder}: found no run of {names} as written now{stored_as}; "
             "expected one of each candidate; next: harness compare"
@@ -231,9 +234,9 @@ def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> Exp
     """
     wanted = _in_order(session, selected)
     found = list(zip(wanted, stored_runs(session, wanted), strict=True))
-    there = {needed, *(name for (name, _, _), run in found if run)}
-    kept = [one for one in found if one[0][0] in there]
-    return _reported(session, [asked for asked, _ in kept], [run for _, run in kept])
+    there = {needed, *(one.candidate.name for one, run in found if run)}
+    kept = [(one, run) for one, run in found if one.candidate.name in there]
+    return _reported(session, [one for one, _ in kept], [run for _, run in kept])
 
 
 def _header(session: Session) -> dict[str, object]:
@@ -286,35 +289,29 @@ def warnings_before(session: Session) -> tuple[str, ...]:
     return gating.power_warnings(session.experiment.suites, n, session.experiment.gate)
 
 
-def _in_order(session: Session, selected: Iterable[str]) -> list[Asked]:
+def _in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
     """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
 
     What starts from another candidate comes after it, and what is served on one base together,
     because one base at a time is in memory. Only what trains has more than one seed: everything
     else would answer the same again.
     """
-    recipes = {name: session.experiment.candidates[name] for name in selected}
+    candidates = [session.candidates[name] for name in selected]
     places: dict[str, int] = {}
 
-    def generation(recipe: Recipe) -> int:
-        init = source_of(session, recipe).init_from
-        return 1 + generation(session.experiment.candidates[init]) if init else 0
+    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
+        place = places.setdefault(candidate.served_base.weights_digest, len(places))
+        borrows = candidate.recipe.weights_of is not None
+        return candidate.method.seeded, borrows, len(candidate.lineage), place
 
-    def key(item: tuple[str, Recipe]) -> tuple[bool, bool, int, int]:
-        recipe = item[1]
-        place = places.setdefault(served_base(session, recipe).weights_digest, len(places))
-        return trains(session, recipe), recipe.weights_of is not None, generation(recipe), place
-
-    return [
-        (name, recipe, seed)
-        for name, recipe in sorted(recipes.items(), key=key)
-        for seed in (session.experiment.seeds if trains(session, recipe) else session.experiment.seeds[:1])
-    ]
+    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]
 
 
-def _attempt(session: Session, reader: Reader, asked: Asked, done: Run | None, *, smoke: bool) -> Run:
+def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:
     """Make a run that is not done, and show its line."""
-    name, recipe, seed = asked
-    run, facts = attempt(session, reader, name, recipe, seed, done)
-    session.progress.finished(name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
+    candidate, seed = request
+    run, facts = attempt(session, reader, candidate, seed, done)
+    session.progress.finished(
+        candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke)
+    )
     return run

@@ -11,10 +11,9 @@ from harness import decision as decide
 from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
-from harness.evaluation.candidates import source_of
 from harness.evaluation.session import Measured, Session
 from harness.experiment.candidate_result import facts_of
-from harness.experiment.prepare import arms
+from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison
@@ -98,7 +97,7 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     """
     done = [run for run in runs if run.state == "done"]
     out: dict[str, dict[str, Rows]] = {}
-    for source in arms(session, [session.experiment.candidates[run.candidate] for run in done]):
+    for source in measured_bases([session.candidates[run.candidate] for run in done]):
         rows = measured_arm(session, source)
         if rows is not None:
             reader.prepare(rows.values())
@@ -366,7 +365,7 @@ def steps_of(
 
 def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
     """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
-    init = source_of(session, session.experiment.candidates[run.candidate]).init_from
+    init = session.candidates[run.candidate].source.init_from
     made = [r for r in runs if r.candidate == init and r.state == "done"]
     return next((r for r in made if r.seed == run.seed), made[0] if made else None)
 
@@ -430,10 +429,10 @@ def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     tried: dict[tuple[str, str], set[object]] = {}
     named: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        recipe = session.experiment.candidates[run.candidate]
-        if recipe.weights_of is None and "loss" in run.training:
+        candidate = session.candidates[run.candidate]
+        if candidate.recipe.weights_of is None and "loss" in run.training:
             key = (run.base_digest, run.method)
-            tried.setdefault(key, set()).update(_rates(source_of(session, recipe)))
+            tried.setdefault(key, set()).update(_rates(candidate.source))
             named.setdefault(key, []).append(run.candidate)
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
@@ -456,7 +455,7 @@ def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
     priced = session.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
-        settings = Settings(**source_of(session, session.experiment.candidates[run.candidate]).params)
+        settings = Settings(**session.candidates[run.candidate].source.params)
         cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
         asked = f"{settings.name}, asked by {settings.protocol}"
         yield f"{run.candidate}: {asked}; times include the way there{cost}"

@@ -10,15 +10,15 @@ from harness import comparison, plugins
 from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import costs
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
 from harness.records import Run
-from harness.spec import Recipe
 
 
 def attempt(
-    session: Session, reader: Reader, name: str, recipe: Recipe, seed: int, done: Run | None = None
+    session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, done: Run | None = None
 ) -> tuple[Run, CandidateFacts]:
     """Make a run as far as it is not `done`; what goes wrong with it is recorded.
 
@@ -26,13 +26,13 @@ def attempt(
         UserError: things are such that no run could be made, for example without room on the disk.
     """
     try:
-        run = make_run(session, name, recipe, seed, done)
+        run = make_run(session, candidate, seed, done)
         # A run without any row that could be scored has no facts: it failed as well.
         return run, facts_of(session, reader, run)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
-        run = failed_run(session, name, recipe, seed, error)
+        run = failed_run(session, candidate, seed, error)
         return run, facts_of(session, reader, run)
 
 

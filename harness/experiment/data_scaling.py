@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from harness import decision, plugins
+from harness import decision
 from harness.data import part_of
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import HarnessError, Problem, UserError
-from harness.evaluation.candidates import fit_work, source_of
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import target_sets, total_work
+from harness.evaluation.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import Session, measured
 from harness.experiment.candidate_result import facts_of
-from harness.experiment.run_candidate import base_weights, make_run, stored_runs
+from harness.experiment.run_candidate import make_run, stored_runs
 from harness.experiment.stored_rows import Reader
+from harness.experiment.train import fit_work
 from harness.records import Run
 from harness.spec import Recipe
 
@@ -30,9 +31,7 @@ class Part(NamedTuple):
     """A share of the training data: a session that holds it alone, and what its run is called there."""
 
     session: Session
-    name: str
-    recipe: Recipe
-    seed: int
+    request: RunRequest
 
 
 def refuse_curve(session: Session, selected: Iterable[str]) -> None:
@@ -51,13 +50,13 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
 
 def planned_curve(session: Session, selected: Iterable[str]) -> Work:
     """Estimate the curve of the fine-tune that takes longest; which one it will be, validation says."""
-    works = (_work(session, session.experiment.candidates[name]) for name in _trained_here(session, selected))
+    works = (_work(session, session.candidates[name]) for name in _trained_here(session, selected))
     return max(works, key=session.seconds, default=Work())
 
 
-def _work(session: Session, recipe: Recipe) -> Work:
-    trains = fit_work(session, source_of(session, recipe), session.experiment.seeds[0])
-    asks = total_work(target_sets(session, recipe, base_weights(session), 0))
+def _work(session: Session, candidate: ResolvedCandidate) -> Work:
+    trains = fit_work(session, candidate.source, session.experiment.seeds[0])
+    asks = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
     once = Work(*(round(sum(SHARES) * n) for n in trains))
     return sum([asks] * len(SHARES), once)
 
@@ -65,13 +64,14 @@ def _work(session: Session, recipe: Recipe) -> Work:
 def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> None:
     """Train the fine-tune that the decision is about on each part of the data, as far as that is not done."""
     for part in _parts(session, runs, facts):
+        name = part.request.candidate.name
         try:
-            run = make_run(part.session, part.name, part.recipe, part.seed)
-            session.progress.finished(part.name, f"{run.candidate}: trained and measured")
+            run = make_run(part.session, *part.request)
+            session.progress.finished(name, f"{run.candidate}: trained and measured")
         except UserError:
             raise
         except HarnessError as error:
-            session.progress.finished(part.name, f"{part.name} failed: {error}")
+            session.progress.finished(name, f"{name} failed: {error}")
 
 
 def stored_curve(
@@ -82,7 +82,7 @@ def stored_curve(
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
-    found = [(part, stored_runs(part.session, [part[1:]])[0]) for part in _parts(session, runs, facts)]
+    found = [(part, stored_runs(part.session, [part.request])[0]) for part in _parts(session, runs, facts)]
     trained = [_trained(part.session, reader, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     return decision.learning_curve(name, [*trained, _trained(session, reader, whole)], session.target.primary)
@@ -107,10 +107,9 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
         items = part_of(session.target.items, share, session.experiment.seeds[0])
         target = measured(session.target.task, session.target.role, session.target.suite, items)
         part = f"{name}@{len(items.train)}"
-        known = {**candidates, part: candidates[name]}
-        experiment = session.experiment.model_copy(update={"candidates": known})
-        last = replace(last, experiment=experiment, target=target, suites=())
-        yield Part(last, part, known[part], session.experiment.seeds[0])
+        with_part = last.with_candidates({**candidates, part: candidates[name]})
+        last = replace(with_part, target=target, suites=())
+        yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
 
 
 def settled(recipe: Recipe, run: Run) -> Recipe:
@@ -127,6 +126,5 @@ def _judged(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
 
 def _trained_here(session: Session, selected: Iterable[str]) -> Iterator[str]:
     for name in selected:
-        source = source_of(session, session.experiment.candidates[name])
-        if plugins.method(source.method).trains:
+        if session.candidates[name].method.trains:
             yield name

@@ -8,7 +8,7 @@ the noise, so whatever differs in the answers is rounding.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,21 +18,13 @@ from typing import Any, NamedTuple
 from harness import config, plugins, provenance, store
 from harness.errors import Problem, UserError
 from harness.evaluation import Job, costs
-from harness.evaluation.candidates import (
-    base_of,
-    fit_work,
-    served_base,
-    source_of,
-    step_of,
-    trained_base,
-    trials,
-)
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RowSet, suite_sets, target_sets, work_of
+from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.prepare import key_problems
-from harness.experiment.run_candidate import base_weights
+from harness.experiment.train import fit_work
 from harness.formatting import count
 from harness.metrics import flipped
 from harness.models import hardware, hub, memory, vllm
@@ -193,29 +185,28 @@ class Asked(NamedTuple):
 def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
     """Estimate every selected candidate, and look up what was measured."""
     runs = store.list_runs(session.store, session.experiment.name)
-    suites = _asked(session, suite_sets(session, base_weights(session)))
+    suites = _asked(session, suite_sets(session, base_weights(session.source)))
     return tuple(_cost(session, name, suites, runs, room) for name in selected)
 
 
 def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room: Memory) -> Cost:
-    recipe = session.experiment.candidates[name]
-    source = source_of(session, recipe)
-    makes = plugins.method(source.method).makes
+    candidate = session.candidates[name]
+    recipe, makes = candidate.recipe, candidate.method.makes
     if makes == "endpoint":
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-    measured = _measured(session, recipe, name, runs)
+    measured = _measured(session, candidate, runs)
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
     if makes == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
-    training = _training(session, recipe)
-    own = _asked(session, target_sets(session, recipe, base_weights(session), 0))
+    training = _training(session, candidate)
+    own = _asked(session, target_sets(session, recipe, base_weights(session.source), 0))
     answering = own.work + (suites.work if makes != "base" else Work())
-    shape = hub.shape(base_of(session, recipe))
-    seconds = session.seconds(training + answering, base_of(session, recipe))
+    shape = hub.shape(candidate.base)
+    seconds = session.seconds(training + answering, candidate.base)
     cached = max(own.cached, suites.cached)
-    peak_gb = None if shape is None else _peak_gb(session, recipe, shape, cached)
+    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, cached)
     fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
     return Cost(
         candidate=name,
@@ -223,11 +214,11 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
         memory_measured_gib=memory_s,
         time_s=seconds,
         time_measured_s=time_s,
-        flops=_flops(session, recipe, shape, training, answering),
+        flops=_flops(session, candidate, shape, training, answering),
         cost_usd=costs.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(session, recipe, shape, cached, room) if shape and fits is False else "",
+        knob=_knob(session, candidate, shape, cached, room) if shape and fits is False else "",
     )
 
 
@@ -246,43 +237,47 @@ def _longest_item(job: Job) -> int:
     return max((work.read + work.generated for work in works), default=1)
 
 
-def _training(session: Session, recipe: Recipe) -> Work:
+def _training(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate the tokens of all trials; borrowed weights are made by another candidate."""
-    if recipe.weights_of:
+    if candidate.recipe.weights_of:
         return Work()
     seed = session.experiment.seeds[0]
-    return sum((fit_work(session, trial, seed) for _, trial in trials(recipe)), Work())
+    return sum((fit_work(session, trial.source, seed) for trial in candidate.trials), Work())
 
 
-def _params(source: Recipe) -> Any:
-    """Return a method's parameters, the first of a sweep; the others take as much."""
-    return plugins.method(source.method).params(**trials(source)[0][1].params)
+def _params(candidate: ResolvedCandidate) -> Any:
+    """Return the parameters of a candidate's method, the first of a sweep; the others take as much."""
+    return candidate.method.params(**candidate.trials[0].source.params)
 
 
-def _trains(recipe: Recipe) -> bool:
+def _trains(candidate: ResolvedCandidate) -> bool:
     """Tell whether a candidate trains a language model of its own."""
-    return not recipe.weights_of and plugins.method(recipe.method).trains
+    return not candidate.recipe.weights_of and candidate.method.trains
 
 
-def _n_adapter(source: Recipe, shape: Shape) -> int:
-    """Count the parameters of a recipe's own adapter; 0 where it makes none."""
-    return plugins.method(source.method).adapter_parameters(shape, _params(source))
+def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
+    """Count the parameters of a candidate's own adapter; 0 where it makes none."""
+    return candidate.method.adapter_parameters(shape, _params(candidate))
 
 
 def _peak_gb(
-    session: Session, recipe: Recipe, shape: Shape, cached: int, batch: int | None = None, nf4: bool = False
+    session: Session,
+    candidate: ResolvedCandidate,
+    shape: Shape,
+    cached: int,
+    batch: int | None = None,
+    nf4: bool = False,
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = session.machine.device == "cuda"
-    served = nf4 or (on_gpu and bool(served_base(session, recipe).quantization))
+    served = nf4 or (on_gpu and bool(candidate.served_base.quantization))
     answering = memory.inference_gb(shape, cached, session.machine.precision, nf4=served)
-    if not _trains(recipe):
+    if not _trains(candidate):
         return answering
-    source = source_of(session, recipe)
-    n_adapter = _n_adapter(source, shape)
+    n_adapter = _n_adapter(candidate, shape)
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
-    trained = nf4 or (on_gpu and bool(trained_base(session, source).quantization))
-    tokens = (batch or _params(source).per_device_train_batch_size) * _longest(session, source)
+    trained = nf4 or (on_gpu and bool(candidate.trained_base.quantization))
+    tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
     training = memory.training_gb(
         shape,
         n_adapter or shape.n_parameters,
@@ -294,45 +289,47 @@ def _peak_gb(
     return max(training, answering)
 
 
-def _longest(session: Session, source: Recipe) -> int:
+def _longest(session: Session, candidate: ResolvedCandidate) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-    step, items = step_of(session, source, session.experiment.seeds[0]), session.target.items
-    in_pairs = plugins.method(source.method).draws_from == "pairs"
+    step = prompting_step(session, candidate.source, session.experiment.seeds[0])
+    items, in_pairs = session.target.items, candidate.method.draws_from == "pairs"
     longest = max((_tokens(step(e), in_pairs) for e in (items.pairs if in_pairs else items.train)), default=1)
-    return min(longest, int(_params(source).max_length) * (2 if in_pairs else 1))
+    return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
 
 
 def _tokens(example: Example, in_pairs: bool) -> int:
     return (costs.preference if in_pairs else costs.training)([example], 1).trained
 
 
-def _flops(session: Session, recipe: Recipe, shape: Shape | None, training: Work, answering: Work) -> float:
-    n, read = base_of(session, recipe).n_parameters, training.read + answering.read + answering.generated
+def _flops(
+    session: Session, candidate: ResolvedCandidate, shape: Shape | None, training: Work, answering: Work
+) -> float:
+    n, read = candidate.base.n_parameters, training.read + answering.read + answering.generated
     items = session.target.items
     context = answering.read / max(1, len(items.validation) + len(items.test))
     attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
     once = memory.inference_flops(n, read, attention=attention)
     if not training.trained:
         return once
-    n_adapter = _n_adapter(source_of(session, recipe), shape) if shape else 0
+    n_adapter = _n_adapter(candidate, shape) if shape else 0
     on_gpu = session.machine.device == "cuda"
     return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
 
 
-def _knob(session: Session, recipe: Recipe, shape: Shape, cached: int, room: Memory) -> str:
+def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, cached: int, room: Memory) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
     def fits(batch: int | None, nf4: bool) -> bool:
-        return _peak_gb(session, recipe, shape, cached, batch, nf4) / _GIB <= room.free_gib
+        return _peak_gb(session, candidate, shape, cached, batch, nf4) / _GIB <= room.free_gib
 
-    if _trains(recipe):
-        written = _params(source_of(session, recipe)).per_device_train_batch_size
+    if _trains(candidate):
+        written = _params(candidate).per_device_train_batch_size
         smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
         for size in smaller:
             if fits(size, nf4=False):
                 steps = written // size
                 return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-        method = plugins.method(recipe.method)
+        method = candidate.method
         like_it = {"trains": True, "draws_from": method.draws_from}
         on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
         if on_nf4 and not method.quantization and session.machine.device == "cuda" and fits(1, nf4=True):
@@ -344,22 +341,19 @@ def _knob(session: Session, recipe: Recipe, shape: Shape, cached: int, room: Mem
 
 
 def _measured(
-    session: Session, recipe: Recipe, name: str, runs: Sequence[Run]
+    session: Session, candidate: ResolvedCandidate, runs: Sequence[Run]
 ) -> tuple[float, float | None] | None:
     """Return the seconds and the peak memory in GiB of the newest run of a recipe; None without one."""
-    of = [r for r in runs if r.candidate == name and r.state == "done" and _same(r.recipe, recipe)]
-    if not of:
+    own_runs = [r for r in runs if r.candidate == candidate.name and r.state == "done"]
+    same = [r for r in own_runs if Recipe.model_validate(r.recipe) == candidate.recipe]
+    if not same:
         return None
-    run = of[-1]
-    own = {} if recipe.weights_of else run.training
+    run = same[-1]
+    own = {} if candidate.recipe.weights_of else run.training
     task, tuned = session.target.task.name, run.weights_digest != run.base_digest
     keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
     answered = sum(r.compute_s for key in keys for r in store.read_rows(session.store, run.rows[key]))
     return float(own.get("wall_s", 0.0)) + answered, own.get("peak_memory_gib")
-
-
-def _same(written: Mapping[str, Any], recipe: Recipe) -> bool:
-    return Recipe.model_validate(dict(written)) == recipe
 
 
 LAYOUT, BATCH = "layout", "batch"
@@ -386,7 +380,7 @@ def measure_noise(session: Session) -> Noise:
         found = f"engine: {session.experiment.engine}"
         expected, step = "the engine whose layouts are varied", "engine=transformers"
         raise UserError(Problem("harness doctor --noise", found, expected, step))
-    sets = suite_sets(session, base_weights(session))
+    sets = suite_sets(session, base_weights(session.source))
     if not sets:
         found = "an experiment without suites"
         raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))

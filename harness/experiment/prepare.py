@@ -16,21 +16,12 @@ from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task, suite_contamination
 from harness.errors import Problem, UserError
 from harness.evaluation import lm_eval
-from harness.evaluation.candidates import (
-    base_of,
-    fit_work,
-    is_served,
-    served_base,
-    source_of,
-    trained_base,
-    trains,
-    trials,
-)
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, measured
-from harness.experiment.run_candidate import base_weights
+from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
@@ -121,6 +112,7 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
         tuple(suites),
         progress,
         sources,
+        resolve_candidates(experiment, sources),
         dry_run=scope.dry_run,
     )
     _refuse_weights(session, loaded)
@@ -155,20 +147,21 @@ def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> d
 def _refuse_weights(session: Session, loaded: Loaded) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems: list[Problem] = []
-    written, selected = session.experiment.candidates, loaded.selected
-    named = [(name, *_lineage(session, written[name].weights_of or name)) for name in selected]
-    recipes = {name: written[name] for names in named for name in names}
-    for name, recipe in recipes.items():
-        method = plugins.method(recipe.method)
-        where = f"candidate {name}"
-        problems += method.problems(recipe, base_of(session, recipe), where)
-        bases = (served_base(session, recipe), trained_base(session, source_of(session, recipe)))
-        if any(base.quantization for base in bases) and not _has_bitsandbytes():
+    known, selected = session.candidates, loaded.selected
+    names = dict.fromkeys(at for name in selected for at in (name, *known[name].lineage))
+    needed = [known[name] for name in names]
+    for candidate in needed:
+        recipe, where = candidate.recipe, f"candidate {candidate.name}"
+        problems += plugins.method(recipe.method).problems(recipe, candidate.base, where)
+        if (
+            any(base.quantization for base in (candidate.served_base, candidate.trained_base))
+            and not _has_bitsandbytes()
+        ):
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += regularization_problems(session, recipe)
-    problems += engine_problems(session, selected, recipes)
+    problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
@@ -180,23 +173,20 @@ def _has_bitsandbytes() -> bool:
 
 def planned(session: Session, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
-    recipes = session.experiment.candidates
-    chosen = {name: recipes[name] for name in selected}
-    suites = total_work(suite_sets(session, base_weights(session)))
-    out = {arm_label(session, source): suites for source in arms(session, chosen.values())}
+    candidates = [session.candidates[name] for name in selected]
+    suites = total_work(suite_sets(session, base_weights(session.source)))
+    out = {arm_label(session, source): suites for source in measured_bases(candidates)}
     made: set[str] = set()
     judged: set[tuple[str, str]] = set()
-    for name, recipe in chosen.items():
-        makes = [at for at in _lineage(session, recipe.weights_of or name) if at not in made]
+    for candidate in candidates:
+        makes = [at for at in candidate.lineage if at not in made]
         made.update(makes)
-        making = sum((_making_work(session, recipes[at]) for at in makes), Work())
-        tuned = _is_tuned(session, recipe)
-        n_seeds = len(session.experiment.seeds) if trains(session, recipe) else 1
-        asked = _asking_work(session, recipe)
-        weights = (recipe.weights_of or name, served_base(session, recipe).weights_digest)
-        once = asked + making + (suites if tuned and weights not in judged else Work())
+        making = sum((_making_work(session, session.candidates[at]) for at in makes), Work())
+        weights = (candidate.source_name, candidate.served_base.weights_digest)
+        gated = candidate.method.tunes and weights not in judged
+        once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
         judged.add(weights)
-        out[name] = sum([once] * n_seeds, Work())
+        out[candidate.name] = sum([once] * len(candidate.seeds), Work())
     return out
 
 
@@ -205,19 +195,16 @@ def seconds_planned(session: Session, work: Mapping[str, Work]) -> dict[str, flo
 
     An endpoint takes no time here.
     """
-    recipes = session.experiment.candidates
-    served = {name for name, recipe in recipes.items() if is_served(session, recipe)}
-    bases = {name: base_of(session, recipe) for name, recipe in recipes.items()}
-    bases |= {arm_label(session, source): source for source in arms(session, recipes.values())}
-    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in served}
+    candidates = session.candidates.values()
+    remote = {candidate.name for candidate in candidates if candidate.is_remote}
+    bases = {candidate.name: candidate.base for candidate in candidates}
+    bases |= {arm_label(session, source): source for source in measured_bases(candidates)}
+    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
 
 
-def arms(session: Session, recipes: Iterable[Recipe]) -> list[ModelSource]:
+def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
     """List the bases that candidates are measured against: as published, then as served otherwise."""
-    recipes = list(recipes)
-    published = [base_of(session, r) for r in recipes]
-    served = [served_base(session, r) for r in recipes]
-    return list(dict.fromkeys([*published, *served]))
+    return list(dict.fromkeys([*(c.base for c in candidates), *(c.served_base for c in candidates)]))
 
 
 def arm_label(session: Session, source: ModelSource) -> str:
@@ -226,31 +213,20 @@ def arm_label(session: Session, source: ModelSource) -> str:
     return f"{BASE_ARM}{other}{' in NF4' if source.quantization else ''}"
 
 
-def _lineage(session: Session, name: str) -> list[str]:
-    """Name a candidate and those its adapter starts from."""
-    init = session.experiment.candidates[name].init_from
-    return [name, *(_lineage(session, init) if init else [])]
-
-
-def _is_tuned(session: Session, recipe: Recipe) -> bool:
-    """Tell whether the weights are a language model's other than the base's."""
-    return plugins.method(source_of(session, recipe).method).tunes
-
-
-def _making_work(session: Session, source: Recipe) -> Work:
+def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
     """Estimate all trials of a sweep, each with its answers to the validation rows; or the one fit."""
-    tried = [recipe for _, recipe in trials(source)]
-    fits = [fit_work(session, recipe, session.experiment.seeds[0]) for recipe in tried]
-    if source.sweep:
-        validation = target_sets(session, source, base_weights(session), 0)[0]
-        fits += [work_of(validation.job())] * (len(tried) - 1)
+    trials = candidate.trials
+    fits = [fit_work(session, trial.source, session.experiment.seeds[0]) for trial in trials]
+    if candidate.source.sweep:
+        validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
+        fits += [work_of(validation.job())] * (len(trials) - 1)
     return sum(fits, Work())
 
 
-def _asking_work(session: Session, recipe: Recipe) -> Work:
-    if plugins.method(recipe.method).makes == "classifier":
+def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
+    if plugins.method(candidate.recipe.method).makes == "classifier":
         return Work()
-    return total_work(target_sets(session, recipe, base_weights(session), 0))
+    return total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
 
 
 def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
@@ -338,7 +314,7 @@ def _short(recipe: Recipe) -> Recipe:
 
 
 def engine_problems(
-    session: Session, selected: Iterable[str], made: Mapping[str, Recipe]
+    session: Session, selected: Iterable[str], needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
     if session.experiment.engine == "transformers":
@@ -346,11 +322,11 @@ def engine_problems(
     if vllm.installed() is None:
         yield vllm.absent()
     for name in selected:
-        if served_base(session, session.experiment.candidates[name]).quantization:
+        if session.candidates[name].served_base.quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", "a base in NF4, and engine: vllm", "a base as it was", step)
-    for name, recipe in made.items():
-        adapters = [_adapter(trial) for _, trial in trials(recipe)]
+    for candidate in needed:
+        name, adapters = candidate.name, [_adapter(trial.source) for trial in candidate.trials]
         if any(adapter.get("use_dora") for adapter in adapters):
             found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
             yield Problem(f"candidate {name}", found, "a plain low-rank adapter", step)
@@ -363,25 +339,28 @@ def engine_problems(
 def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is missing to ask candidates over HTTP now; `places` says where each is written."""
     for name, where in places.items():
-        if is_served(session, session.experiment.candidates[name]):
+        if session.candidates[name].is_remote:
             yield from openai_api.problems(_settings(session, name), where)
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what no server could answer of candidates; `places` says where each is written."""
-    recipes, task = session.experiment.candidates, session.experiment.target
+    task = session.experiment.target
     for name, where in places.items():
-        if not is_served(session, recipes[name]):
+        candidate = session.candidates[name]
+        if not candidate.is_remote:
             continue
         settings = _settings(session, name)
-        if settings.protocol == "chat" and (recipes[name].answer == "rank" or not openai_api.can_chat(task)):
+        if settings.protocol == "chat" and (
+            candidate.recipe.answer == "rank" or not openai_api.can_chat(task)
+        ):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
 def _settings(session: Session, name: str) -> openai_api.Settings:
-    return openai_api.Settings(**source_of(session, session.experiment.candidates[name]).params)
+    return openai_api.Settings(**session.candidates[name].source.params)
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import in_a_line
 from harness.evaluation import latency_s, runner
-from harness.evaluation.candidates import base_of, base_weights, served_base, source_of
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.row_sets import (
-    Asked,
     RowSet,
+    RunRequest,
     Sought,
     begun_as,
     failed_id,
@@ -52,15 +52,16 @@ __all__ = [
 ]
 
 
-def make_run(session: Session, name: str, recipe: Recipe, seed: int, done: Run | None = None) -> Run:
-    """Train and evaluate one recipe and seed, as far as that is not `done`; forget its failure.
+def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Run | None = None) -> Run:
+    """Train and evaluate one candidate and seed, as far as that is not `done`; forget its failure.
 
     Raises:
         HarnessError: the candidate could not be made or evaluated.
     """
+    name = candidate.name
     if done is None:
         begin(session, name, seed)
-    run = done or _made(session, name, recipe, seed)
+    run = done or _trained_and_evaluated(session, candidate, seed)
     if (session.store.folder / (failed := failed_id(session, name, seed))).exists():
         store.remove_run(session.store, failed)
     store.end(session.store, begun_as(session, name, seed))
@@ -76,25 +77,24 @@ def begin(session: Session, name: str, seed: int) -> None:
     store.begin(session.store, begun_as(session, name, seed))
 
 
-def _made(session: Session, name: str, recipe: Recipe, seed: int) -> Run:
-    weights = ensure_weights(session, recipe, seed)
-    sets = _row_sets(session, recipe, weights, seed)
+def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
+    name, weights = candidate.name, ensure_weights(session, candidate, seed)
+    sets = _row_sets(session, candidate, weights, seed)
     (done,) = finished(session, [sought(session, name, seed, weights, sets)])
     if done is not None:
         return done
     run_id = run_id_of(session, name, seed, weights, sets)
     lacking = runner.missing(session, sets)
     if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
-        return _saved_again(session, recipe, run_id, sets, before)
-    beside = control_beside(session, recipe, weights) if lacking else ""
-    with opened(session, weights) as candidate:
-        fill(session, candidate, lacking, name, control=beside)
+        return _saved_again(session, candidate, run_id, sets, before)
+    beside = control_beside(session, candidate.base, weights) if lacking else ""
+    with opened(session, weights) as model:
+        fill(session, model, lacking, name, control=beside)
         validation = sets[0].job()
-        times, shared = latency_s(candidate, validation), shared_tokens(candidate, validation)
+        times, shared = latency_s(model, validation), shared_tokens(model, validation)
     run = _record(
         session,
-        name,
-        recipe,
+        candidate,
         seed,
         run_id=run_id,
         weights_digest=weights.digest,
@@ -112,21 +112,21 @@ def _made(session: Session, name: str, recipe: Recipe, seed: int) -> Run:
     return run
 
 
-def scored_again(session: Session, name: str, recipe: Recipe, run: Run) -> tuple[Run | None, list[str]]:
+def scored_again(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
     """Score a finished run's stored answers with the metrics as they are now, without the model.
 
     Returns the run as it is scored now, and the names of rows that only asking again would give; where
     there are such rows, no run is made.
     """
-    weights = stored_weights(session, recipe, run.seed)
+    weights = stored_weights(session, candidate, run.seed)
     if weights is None:
         return None, list(run.rows)
-    sets = _row_sets(session, recipe, weights, run.seed)
+    sets = _row_sets(session, candidate, weights, run.seed)
     if lacking := runner.missing(session, sets):
         return None, [rows.name for rows in lacking]
-    (done,) = finished(session, [sought(session, name, run.seed, weights, sets)])
-    run_id = run_id_of(session, name, run.seed, weights, sets)
-    return done or _saved_again(session, recipe, run_id, sets, run), []
+    (done,) = finished(session, [sought(session, candidate.name, run.seed, weights, sets)])
+    run_id = run_id_of(session, candidate.name, run.seed, weights, sets)
+    return done or _saved_again(session, candidate, run_id, sets, run), []
 
 
 def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
@@ -141,54 +141,59 @@ def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequ
     return None
 
 
-def _saved_again(session: Session, recipe: Recipe, run_id: str, sets: Sequence[RowSet], before: Run) -> Run:
+def _saved_again(
+    session: Session, candidate: ResolvedCandidate, run_id: str, sets: Sequence[RowSet], before: Run
+) -> Run:
     """Save a run with rows that were scored again; what was measured of it stays."""
     run = replace(
         before,
         run_id=run_id,
         created=provenance.timestamp(),
         rows={s.name: s.identity.digest for s in sets},
-        recipe=recipe.model_dump(mode="json"),
+        recipe=candidate.recipe.model_dump(mode="json"),
     )
     store.save_run(session.store, run)
     return run
 
 
-def stored_runs(session: Session, asked: Sequence[Asked]) -> list[Run | None]:
+def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing."""
-    found = finished(session, [_sought_in_store(session, *one) for one in asked])
+    found = finished(session, [_sought_in_store(session, request) for request in requests])
     if all(found):
         return found
     known = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
-    return [run or failure(session, known, *one) for run, one in zip(found, asked, strict=True)]
+    return [run or failure(session, known, one) for run, one in zip(found, requests, strict=True)]
 
 
-def outdated(session: Session, name: str, recipe: Recipe, seed: int) -> list[str]:
+def outdated(session: Session, request: RunRequest) -> list[str]:
     """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
-    own = (session.experiment.name, name, seed, "done")
+    candidate, seed = request
+    own = (session.experiment.name, candidate.name, seed, "done")
     runs = [r for r in store.list_runs(session.store) if (r.experiment, r.candidate, r.seed, r.state) == own]
-    weights = stored_weights(session, recipe, seed)
+    weights = stored_weights(session, candidate, seed)
     if not runs or weights is None:
         return []
     stored = {one.digest: asdict(one) for one in store.identities(session.store)}
-    now = {rows.name: asdict(rows.identity) for rows in _row_sets(session, recipe, weights, seed)}
+    now = {rows.name: asdict(rows.identity) for rows in _row_sets(session, candidate, weights, seed)}
     then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
     names = [field.name for field in fields(RowsIdentity)]
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-def _sought_in_store(session: Session, name: str, recipe: Recipe, seed: int) -> Sought | None:
-    weights = stored_weights(session, recipe, seed)
-    return weights and sought(session, name, seed, weights, _row_sets(session, recipe, weights, seed))
+def _sought_in_store(session: Session, request: RunRequest) -> Sought | None:
+    candidate, seed = request
+    if (weights := stored_weights(session, candidate, seed)) is None:
+        return None
+    return sought(session, candidate.name, seed, weights, _row_sets(session, candidate, weights, seed))
 
 
-def _row_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    return [*target_sets(session, recipe, weights, seed), *suite_sets(session, weights)]
+def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
+    return [*target_sets(session, candidate.recipe, weights, seed), *suite_sets(session, weights)]
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
     """Measure a base's general ability, as it is served; returns the row set of each task."""
-    return suite_arm(session, base_weights(session, source), f"base {source.quantization}".rstrip())
+    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip())
 
 
 def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
@@ -202,20 +207,19 @@ def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
 
 def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
     """Find a base's general ability where it was measured; None where rows are missing."""
-    sets = suite_sets(session, base_weights(session, source))
+    sets = suite_sets(session, base_weights(source))
     if not all(is_there(session, s) for s in sets):
         return None
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
-def failed_run(session: Session, name: str, recipe: Recipe, seed: int, error: BaseException) -> Run:
+def failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:
     """Record that a candidate could not be made, with its reason."""
     run = _record(
         session,
-        name,
-        recipe,
+        candidate,
         seed,
-        run_id=failed_id(session, name, seed),
+        run_id=failed_id(session, candidate.name, seed),
         weights_digest="",
         state="failed",
         rows={},
@@ -225,13 +229,13 @@ def failed_run(session: Session, name: str, recipe: Recipe, seed: int, error: Ba
     return run
 
 
-def _record(session: Session, name: str, recipe: Recipe, seed: int, **outcome: Any) -> Run:
+def _record(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
     """Join what a recipe says of its run with what became of it."""
-    base, served = base_of(session, recipe), served_base(session, recipe)
+    recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
     return Run(
         experiment=session.experiment.name,
-        candidate=name,
-        method=source_of(session, recipe).method,
+        candidate=candidate.name,
+        method=candidate.source.method,
         prompting=_spelled(recipe),
         answer=recipe.answer,
         seed=seed,
@@ -239,7 +243,7 @@ def _record(session: Session, name: str, recipe: Recipe, seed: int, **outcome: A
         base_digest=base.weights_digest,
         served_digest=served.weights_digest if served != base else "",
         created=provenance.timestamp(),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=candidate.recipe.model_dump(mode="json"),
         **outcome,
     )
 

@@ -13,12 +13,13 @@ from harness import comparison, report, store
 from harness.comparison import Estimate
 from harness.errors import Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
+from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import Found
 from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.prepare import of_lm_eval
-from harness.experiment.run_candidate import base_weights, begin, ensure_weights, suite_arm
+from harness.experiment.run_candidate import begin, ensure_weights, suite_arm
 from harness.formatting import count, counted, seconds
 from harness.metrics import Metric
 from harness.models import vllm
@@ -143,10 +144,12 @@ def prepare_model(
     machine = probe("auto", precision)
     with progress.stage(f"getting {model} ready, once", expected_s(model)):
         source = resolve(model)
+    bases = {model: source}
+    candidates = resolve_candidates(experiment, bases)
     session = Session(
-        experiment, Store(runs), source, machine, measured[0], measured, progress, {model: source}
+        experiment, Store(runs), source, machine, measured[0], measured, progress, bases, candidates
     )
-    return Prepared(session, model, base_weights(session), found)
+    return Prepared(session, model, base_weights(source), found)
 
 
 def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Prepared:
@@ -156,9 +159,8 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
     found = _found(tasks, session.experiment.datasets_dir)
-    recipe = session.experiment.candidates[name]
     begin(session, name, session.experiment.seeds[0])
-    weights = ensure_weights(session, recipe, session.experiment.seeds[0])
+    weights = ensure_weights(session, session.candidates[name], session.experiment.seeds[0])
     if weights.kind in ("classifier", "chat"):
         problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))

@@ -1,11 +1,14 @@
-"""The weights of a recipe, found or made: of one fit, or of the trial of a sweep that is best on validation.
+"""Training of a candidate's weights where none are stored: one fit, or the best trial on validation.
 
-Invariant: what is found is what would be made; whatever weights start from or were chosen among is
-made first.
+Invariant: a folder of weights is named by everything they depend on, and exists only when they are
+complete; whatever weights start from or are selected among is made first.
 """
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,65 +16,73 @@ import numpy as np
 from harness import plugins, store
 from harness.data import TaskItems
 from harness.errors import Diverged
-from harness.evaluation import runner
+from harness.evaluation import costs, runner
 from harness.evaluation.candidates import (
-    base_of,
+    DIVERGED,
+    FIT,
+    ResolvedCandidate,
     base_weights,
-    fit,
-    folder_of,
     read_weights,
-    source_of,
-    trials,
+    refuse_damaged,
 )
-from harness.evaluation.regularization import mix_context
-from harness.evaluation.row_sets import is_there, suite_set, target_sets
+from harness.evaluation.regularization import mix_context, mixing_work, regularization_digest
+from harness.evaluation.row_sets import (
+    is_there,
+    prompting_digest,
+    prompting_step,
+    suite_set,
+    target_sets,
+)
 from harness.evaluation.runner import control_beside, fill, opened
 from harness.evaluation.session import Session, measured
-from harness.records import Example, SampleResult
-from harness.regularizers import Mixture, mixed_rows
+from harness.models.hub import ModelSource, content_digest
+from harness.plugins import Method
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, SampleResult, digest, without_defaults
+from harness.regularizers import Mixture, mixed_rows, prepare
 from harness.spec import Recipe, Task, TaskData
-from harness.training import Weights
+from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
+from harness.training import CHECKPOINTS, FitContext, Weights
 
 
-def ensure_weights(session: Session, recipe: Recipe, seed: int) -> Weights:
-    """Return the weights of a recipe, made now or before."""
-    found = _found_or_made(session, recipe, seed, make=True)
-    assert found is not None
-    return found
+def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
+    """Return the weights of a candidate, made now or before."""
+    weights = _weights(session, candidate, seed, make=True)
+    assert weights is not None
+    return weights
 
 
-def stored_weights(session: Session, recipe: Recipe, seed: int) -> Weights | None:
-    """Return the weights of a recipe where they were made before; None also where making them diverged."""
+def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
+    """Return the weights of a candidate where they were made before; None also where making them diverged."""
     try:
-        return _found_or_made(session, recipe, seed, make=False)
+        return _weights(session, candidate, seed, make=False)
     except Diverged:
         return None
 
 
-def _found_or_made(session: Session, recipe: Recipe, seed: int, *, make: bool) -> Weights | None:
+def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Find weights; without `make`, None where they or what they start from are missing."""
-    source = source_of(session, recipe)
-    if plugins.method(source.method).makes == "base":
-        return base_weights(session, base_of(session, recipe))
-    if source.sweep:
-        return _swept(session, recipe, source, seed, make=make)
-    return _single(session, recipe, source, seed, make=make)
+    if candidate.method.makes == "base":
+        return base_weights(candidate.base)
+    if candidate.source.sweep:
+        return _swept(session, candidate, seed, make=make)
+    return _single(session, candidate, seed, make=make)
 
 
-def _single(session: Session, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
+def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     init = None
-    if source.init_from:
-        init = _found_or_made(session, session.experiment.candidates[source.init_from], seed, make=make)
+    if candidate.init:
+        init = _weights(session, candidate.init, seed, make=make)
         if init is None:
             return None
-    folder = folder_of(session, source, seed, init)
-    found = read_weights(session, recipe, folder)
+    folder = folder_of(session, candidate, seed, init)
+    found = read_weights(candidate, folder)
     if found is None and make:
-        mixed = _mixed(session, source, seed)
+        mixed = _mixed(session, candidate, seed)
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
             session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, source, seed, folder, init, mixed)
-        found = read_weights(session, recipe, folder)
+        fit(session, candidate, seed, folder, init, mixed)
+        found = read_weights(candidate, folder)
     if found is None or init is None:
         return found
     before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
@@ -88,15 +99,16 @@ def stands_on(*weights: Weights) -> dict[str, str]:
     return behind
 
 
-def _mixed(session: Session, source: Recipe, seed: int) -> Sequence[Example]:
-    """Return the rows that a recipe's regularisers mix into training."""
-    if not source.regularize:
+def _mixed(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
+    """Return the rows that a candidate's regularisers mix into training."""
+    regularizers = candidate.source.regularize
+    if not regularizers:
         return ()
-    evaluate = partial(_base_answers, session, source)
-    return mixed_rows(source.regularize, mix_context(session, seed), evaluate)
+    evaluate = partial(_base_answers, session, candidate.base)
+    return mixed_rows(regularizers, mix_context(session, seed), evaluate)
 
 
-def _base_answers(session: Session, source: Recipe, name: str, mixture: Mixture) -> Iterable[SampleResult]:
+def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
     """Evaluate the base on the prompts of a regulariser, now or before; its answers are stored rows."""
     task = Task(
         name=name,
@@ -106,18 +118,146 @@ def _base_answers(session: Session, source: Recipe, name: str, mixture: Mixture)
         chat_template=session.target.task.chat_template,
     )
     items = TaskItems((), (), mixture.rows, (), (), ())
-    weights = base_weights(session, base_of(session, source))
+    weights = base_weights(base)
     wanted = suite_set(session, weights, measured(task, "capability", name, items))
     if lacking := runner.missing(session, [wanted]):
-        with opened(session, weights) as base:
-            fill(session, base, lacking, "base")
+        with opened(session, weights) as model:
+            fill(session, model, lacking, "base")
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
+
+
+def folder_of(session: Session, candidate: ResolvedCandidate, seed: int, init: Weights | None) -> Path:
+    """Name the folder of weights by everything that they depend on, and nothing else."""
+    source, method, base = candidate.source, candidate.method, candidate.trained_base
+    identity = {
+        "method": source.method,
+        "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+        "params": method.params(**source.params).model_dump(mode="json", exclude_defaults=True),
+        "base": [base.weights_digest, base.template_digest],
+        "init": init.digest if init else "",
+        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "training": _training_digest(session, method, source, seed),
+        "regularize": regularization_digest(session, source, seed),
+    }
+    return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
+    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
+    if not method.draws_from:
+        return ""
+    target = session.target
+    pairs = [without_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+    drawn = [seed] if method.seeded else []
+    computed = [session.machine.precision, session.machine.device]
+    return digest([pairs, rows, prompting_digest(session, source, seed), drawn, computed])
+
+
+def fit(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    folder: Path,
+    init: Weights | None,
+    mixed: Sequence[Example] = (),
+) -> None:
+    """Make weights in a folder of another name, which gets its own when they are complete.
+
+    `mixed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
+    call goes on from its checkpoints; they are deleted when the weights are complete.
+
+    Raises:
+        CandidateFailed: they cannot be made; a training that diverged is remembered.
+    """
+    if init:
+        refuse_damaged(init)
+    part = folder.with_name(folder.name + ".part")
+    try:
+        if not (part / FIT).exists():  # it is written when all else is there
+            _remove_all_but_checkpoints(part)
+            with clear_errors(session.store, str(part), AGAIN):
+                record = _fitted(session, candidate, seed, part, init, mixed)
+            record["training"] |= {"fit_key": folder.name}
+            write_whole(session.store, part / FIT, json.dumps(record))
+    except Diverged as error:
+        remove_folder(part)
+        write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
+        raise
+    except Exception:
+        _remove_all_but_checkpoints(part)
+        if not any((part / CHECKPOINTS).glob("*")):
+            remove_folder(part)
+        raise
+    remove_folder(part / CHECKPOINTS)
+    part.rename(folder)
+
+
+def _fitted(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    part: Path,
+    init: Weights | None,
+    mixed: Sequence[Example],
+) -> dict[str, Any]:
+    """Run the method of a recipe; return what there is to know of the weights it made."""
+    source, method, base = candidate.source, candidate.method, candidate.trained_base
+    step, items = prompting_step(session, source, seed), session.target.items
+    expected_s = session.seconds(fit_work(session, source, seed), base)
+    with session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
+        context = FitContext(
+            base,
+            session.machine,
+            part,
+            (*map(step, items.train), *mixed),
+            tuple(map(step, items.validation)),
+            session.target.task.chat_template,
+            seed,
+            session.experiment.report_to,
+            advance,
+            tuple(map(step, items.pairs)) if method.draws_from == "pairs" else (),
+            init.folder / init.kind if init and init.folder else None,
+            Path(source.path) if source.path else None,
+            partial(prepare, source.regularize),
+        )
+        made = method.fit(context, method.params(**source.params))
+    training = made.training | ({"n_replayed": len(mixed)} if mixed else {})
+    return {
+        "kind": made.kind,
+        "digest": made.digest,
+        "trained_on": base.weights_digest,
+        "training": training,
+    }
+
+
+def _remove_all_but_checkpoints(part: Path) -> None:
+    """Make the folder of unfinished weights, in which a training that was killed left its checkpoints."""
+    part.mkdir(parents=True, exist_ok=True)
+    for path in part.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != CHECKPOINTS:
+            shutil.rmtree(path)
+
+
+def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
+    """Estimate the tokens one fit trains on; methods without epochs train no language model."""
+    method = plugins.method(source.method)
+    if not method.trains:
+        return costs.Work()
+    epochs = method.params(**source.params).num_train_epochs
+    items, step = session.target.items, prompting_step(session, source, seed)
+    if method.draws_from == "pairs":
+        return costs.preference(list(map(step, items.pairs)), epochs)
+    once = costs.training(list(map(step, items.train)), epochs)
+    return once + mixing_work(session, source, seed, once)
 
 
 _OF_TRIAL = ("best_validation_loss", "wall_s", "loss", "validation_loss")
 
 
-def _swept(session: Session, recipe: Recipe, source: Recipe, seed: int, *, make: bool) -> Weights | None:
+def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial that is best on validation with the first seed.
 
     Every trial has the same budget; those that lose stay in the store.
@@ -128,9 +268,10 @@ def _swept(session: Session, recipe: Recipe, source: Recipe, seed: int, *, make:
     tried: list[dict[str, Any]] = []
     kept: list[Weights] = []
     metric = session.target.primary
-    for point, trial in trials(source):
+    for point in candidate.points:
+        trial = candidate.at(point)
         try:
-            found = _single(session, recipe, trial, session.experiment.seeds[0], make=make)
+            found = _single(session, trial, session.experiment.seeds[0], make=make)
         except Diverged:
             tried.append({"params": point, "validation": None, "wall_s": 0.0})
             continue
@@ -143,8 +284,7 @@ def _swept(session: Session, recipe: Recipe, source: Recipe, seed: int, *, make:
     best = max(tried, key=lambda trial: _rank(trial, metric.unit.sign))
     if best["validation"] is None:
         raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
-    chosen = next(trial for point, trial in trials(source) if point == best["params"])
-    found = _single(session, recipe, chosen, seed, make=make)
+    found = _single(session, candidate.at(best["params"]), seed, make=make)
     if found is None:
         return None
     again = 0.0 if seed == session.experiment.seeds[0] else found.training.get("wall_s", 0.0)
@@ -160,14 +300,14 @@ def _rank(trial: Mapping[str, Any], sign: int) -> tuple[float, float]:
     return -np.inf if score is None else float(sign * score), -np.inf if loss is None else -float(loss)
 
 
-def _validation(session: Session, trial: Recipe, weights: Weights, *, make: bool) -> float | None:
+def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool) -> float | None:
     """Return a trial's score on the validation rows of the target; None where they are missing."""
-    rows = target_sets(session, trial, weights, session.experiment.seeds[0])[0]
+    rows = target_sets(session, trial.source, weights, session.experiment.seeds[0])[0]
     if not is_there(session, rows):
         if not make:
             return None
         if lacking := runner.missing(session, [rows]):
-            beside = control_beside(session, trial, weights)
+            beside = control_beside(session, trial.base, weights)
             with opened(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
     metric = session.target.primary

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness import config, provenance, store
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError, in_a_line
-from harness.evaluation.candidates import base_of
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Measured, Session
 from harness.experiment import Scope, prepare_session, run_candidate
@@ -181,7 +181,7 @@ class _NightRun:
     def _evaluate(self, target: Target) -> Watched:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
-        weights = run_candidate.ensure_weights(session, target.recipe, target.seed)
+        weights = run_candidate.ensure_weights(session, target.candidate, target.seed)
         sets = self._comparable_sets(watchlist.own_sets(session, target, weights), reference.rows)
         control = None if weights.kind == "classifier" else self._control(target, reference)
         batches = self._batches(sets)
@@ -192,14 +192,14 @@ class _NightRun:
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._changed_since(target.name, reference.id, batches, now, then)
-            served = watchlist.endpoint_tested(session, target.recipe, since, self.day)
+            served = watchlist.endpoint_tested(target.candidate, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment, *filter(None, [since])]),
             tests=watchlist.describe_tested(
-                session, target.recipe, reference, weights, prompting, self.environment, served
+                session, target.candidate.recipe, reference, weights, prompting, self.environment, served
             ),
             since=since,
             fit_keys=tuple(run_candidate.stands_on(weights)),
@@ -235,13 +235,11 @@ class _NightRun:
 
     def _control(self, target: Target, reference: Reference) -> _Control:
         """Evaluate the base of a candidate, once a night."""
-        source = base_of(self.session, target.recipe)
+        source = target.candidate.base
         if source.name not in self.controls:
             sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
             batches, who = self._batches(sets), f"base {source.name}"
-            now = reevaluate(
-                self.session, self.folder, who, run_candidate.base_weights(self.session, source), batches
-            )
+            now = reevaluate(self.session, self.folder, who, base_weights(source), batches)
             then = self._reference_rows(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
             found = compare_base(now, then, fresh, self._first_anchors(who, batches), self.metrics)

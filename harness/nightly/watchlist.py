@@ -10,10 +10,9 @@ from typing import NamedTuple
 from harness import provenance, store
 from harness.config import Loaded
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
-from harness.evaluation.candidates import base_of, source_of
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.session import Session
-from harness.experiment import run_candidate
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
@@ -27,10 +26,10 @@ NEXT = "harness compare, which makes what a night is compared with"
 
 
 class Target(NamedTuple):
-    """Somebody to watch: the name it goes by, its recipe now, its seed, and where its rows are from."""
+    """A watched candidate: its label, its recipe as resolved now, its seed, and where its rows are from."""
 
     name: str
-    recipe: Recipe
+    candidate: ResolvedCandidate
     seed: int
     rows: Mapping[str, str]
     reference: str
@@ -47,13 +46,16 @@ def targets(
     Raises:
         UserError: nobody is watched.
     """
-    known, named = session.experiment.candidates, session.experiment.nightly.candidates
+    known, named = session.candidates, session.experiment.nightly.candidates
     champion = read_champion(loaded.folder, session.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
     if champion is not None:
-        recipe = known.get(champion.candidate) or Recipe.model_validate(champion.recipe)
+        candidate = known.get(champion.candidate) or session.resolve(
+            champion.candidate, Recipe.model_validate(champion.recipe)
+        )
         label = f"champion {champion.candidate}"
-        one = Target(label, recipe, champion.seed, champion.rows, champion.run_id, champion.weights_digest)
+        run_id, digest_of = champion.run_id, champion.weights_digest
+        one = Target(label, candidate, champion.seed, champion.rows, run_id, digest_of)
         out.append((label, one))
     out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
     if not out:
@@ -66,14 +68,14 @@ def targets(
 def _find_target(
     loaded: Loaded, session: Session, name: str, known: Reference | None
 ) -> Target | HarnessError:
-    recipe = session.experiment.candidates[name]
+    candidate = session.candidates[name]
     if known is not None:
-        return Target(name, recipe, known.seed, known.rows, known.id, known.weights)
+        return Target(name, candidate, known.seed, known.rows, known.id, known.weights)
     try:
         found = candidate_runs(loaded, session.store, name)[0]
     except HarnessError as error:
         return error
-    return Target(name, recipe, found.seed, found.rows, found.run_id, found.weights_digest)
+    return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest)
 
 
 def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
@@ -85,8 +87,8 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
     if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
         _refuse_missing(session.store, {**before.rows, **before.base})
         return before
-    source = base_of(session, target.recipe)
-    base = {f"{s.measured.task.name}/test": s.identity.digest for s in base_sets(session, source)}
+    sets = base_sets(session, target.candidate.base)
+    base = {f"{s.measured.task.name}/test": s.identity.digest for s in sets}
     there = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
     wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
     _refuse_missing(session.store, wanted)
@@ -119,14 +121,14 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
 
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
     """List what the control arm can be evaluated on: the suites, and the target by the plain prompt."""
-    weights = run_candidate.base_weights(session, source)
+    weights = base_weights(source)
     return [target_sets(session, Recipe(), weights, 0)[1], *suite_sets(session, weights)]
 
 
 def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
     """List what a candidate is evaluated on: the target, and the suites where the weights are its own."""
-    own = weights.kind != "classifier" and weights.digest != base_of(session, target.recipe).weights_digest
-    asked = target_sets(session, target.recipe, weights, target.seed)[1]
+    own = weights.kind != "classifier" and weights.digest != target.candidate.base.weights_digest
+    asked = target_sets(session, target.candidate.recipe, weights, target.seed)[1]
     return [asked, *(suite_sets(session, weights) if own else [])]
 
 
@@ -165,9 +167,9 @@ def describe_tested(
     return tuple(said)
 
 
-def endpoint_tested(session: Session, recipe: Recipe, since: str, night: str) -> str:
+def endpoint_tested(candidate: ResolvedCandidate, since: str, night: str) -> str:
     """Name an endpoint, and since when it has answered its anchors as tonight."""
-    settings = Settings(**source_of(session, recipe).params)
+    settings = Settings(**candidate.source.params)
     as_when = f"as since {since}" if since else "as in the reference"
     how = "otherwise than before" if since == night else as_when
     return f"the endpoint ({settings.name}), which answers its anchors {how}"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.comparison import Estimate
 from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
-from harness.evaluation.candidates import base_of, served_base
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import run_candidate
@@ -34,20 +34,19 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     Raises:
         IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
     """
-    recipe = session.experiment.candidates.get(run_before.candidate)
-    if recipe is None or Recipe.model_validate(run_before.recipe) != recipe:
+    candidate = session.candidates.get(run_before.candidate)
+    if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
             "one that the run was made with; next: harness compare"
         )
-    again, lacking = run_candidate.scored_again(session, run_before.candidate, recipe, run_before)
+    again, lacking = run_candidate.scored_again(session, candidate, run_before)
     if again is None:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "
             "that only their scoring has changed; next: harness compare evaluates again"
         )
-    bases = dict.fromkeys((base_of(session, recipe), served_base(session, recipe)))
-    gated_against = [run_candidate.base_weights(session, source) for source in bases]
+    gated_against = [base_weights(base) for base in candidate.bases]
     champion = read_champion(session.store.folder.parent, session.experiment.target.name)
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
@@ -62,8 +61,7 @@ def rescore_pinned(session: Session, run: Run) -> list[str]:
     Raises:
         HarnessError: the weights cannot be opened.
     """
-    recipe = session.experiment.candidates[run.candidate]
-    weights = ensure_weights(session, recipe, run.seed)
+    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
     exact = replace(
         session,
         machine=session.machine._replace(precision="fp32"),

@@ -96,9 +96,7 @@ def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
 
 def add_trials(session: Session, trials: Sequence[Trial]) -> Session:
     """Return the session with the recipes of trials among its candidates."""
-    recipes = {name: recipe for trial in trials for name, recipe in trial.recipes.items()}
-    known = {**session.experiment.candidates, **recipes}
-    return replace(session, experiment=session.experiment.model_copy(update={"candidates": known}))
+    return session.with_candidates({n: recipe for trial in trials for n, recipe in trial.recipes.items()})
 
 
 def _prepare_context(session: Session, case: RescueCase) -> _Context:
@@ -128,7 +126,7 @@ def _judge_original(context: _Context, case: RescueCase) -> Tried:
 def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
-    run, facts = attempt(session, context.reader, trial.name, trial.recipe, seed)
+    run, facts = attempt(session, context.reader, session.candidates[trial.name], seed)
     session.progress.finished(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 from harness import formatting, plugins
 from harness.evaluation import costs
-from harness.evaluation.candidates import base_of, fit_work, is_served, source_of, trials
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import suite_sets, target_sets, total_work
+from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.data_scaling import settled
-from harness.experiment.run_candidate import base_weights, stored_runs
+from harness.experiment.run_candidate import stored_runs
+from harness.experiment.train import fit_work
 from harness.models import hub
+from harness.models.hub import ModelSource
 from harness.records import Run
 from harness.report import ResultDocument, Section
 from harness.spec import Recipe, RescuePolicy, Step
@@ -190,11 +192,10 @@ class TrialCost(NamedTuple):
 
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
-    recipe = session.experiment.candidates[run.candidate]
-    source = settled(source_of(session, recipe), run)
-    return schedule_trials(
-        run.candidate, recipe, source, session.experiment.rescue, _n_layers(session, recipe)
-    )
+    candidate = session.candidates[run.candidate]
+    source = settled(candidate.source, run)
+    policy = session.experiment.rescue
+    return schedule_trials(run.candidate, candidate.recipe, source, policy, _n_layers(candidate.base))
 
 
 def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
@@ -233,19 +234,18 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
 
 def _trials_before_sweep(session: Session, name: str) -> tuple[Trial, ...]:
     """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
-    recipe = session.experiment.candidates[name]
-    source = source_of(session, recipe)
-    if not plugins.method(source.method).tunes or is_served(session, recipe):
+    candidate = session.candidates[name]
+    if not candidate.method.tunes or candidate.is_remote:
         return ()
-    first = trials(source)[0][1]
-    return schedule_trials(name, recipe, first, session.experiment.rescue, _n_layers(session, recipe)).trials
+    first, policy = candidate.trials[0].source, session.experiment.rescue
+    return schedule_trials(name, candidate.recipe, first, policy, _n_layers(candidate.base)).trials
 
 
 def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
-    work = _work(session, trial, seed)
-    time_s = session.seconds(work, base_of(session, trial.recipe))
+    work, candidate = _work(session, trial, seed), session.candidates[trial.name]
+    time_s = session.seconds(work, candidate.base)
     hour = session.experiment.decide.device_hour_usd
-    (there,) = stored_runs(session, [(trial.name, trial.recipe, seed)])
+    (there,) = stored_runs(session, [RunRequest(candidate, seed)])
     return TrialCost(
         trial.name,
         trial.step,
@@ -258,11 +258,11 @@ def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
 
 
 def _work(session: Session, trial: Trial, seed: int) -> Work:
-    sets = suite_sets(session, base_weights(session))
-    sets += target_sets(session, trial.recipe, base_weights(session), 0)
+    weights = base_weights(session.source)
+    sets = [*suite_sets(session, weights), *target_sets(session, trial.recipe, weights, 0)]
     return total_work(sets) + fit_work(session, trial.source, seed)
 
 
-def _n_layers(session: Session, recipe: Recipe) -> int | None:
-    shape = hub.shape(base_of(session, recipe))
+def _n_layers(base: ModelSource) -> int | None:
+    shape = hub.shape(base)
     return shape.n_layers if shape else None

@@ -13,7 +13,7 @@ from bench_page import Row, Table
 from beside_trl import by_harness, by_trl
 
 from harness import config
-from harness.evaluation.candidates import step_of
+from harness.evaluation.row_sets import prompting_step
 from harness.experiment import Scope, prepare_session
 from harness.models.hardware import probe
 from harness.progress import Silent
@@ -28,7 +28,7 @@ GOAL = 1.3
 def the_context(folder: Path) -> FitContext:
     """Take the quickstart's training rows, asked as its LoRA candidate asks them."""
     session = prepare_session(config.load(ROOT / "harness.yaml"), Scope(), Silent())
-    step = step_of(session, session.experiment.candidates["lora"], 0)
+    step = prompting_step(session, session.experiment.candidates["lora"], 0)
     train, validation = (
         tuple(map(step, rows))
         for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
