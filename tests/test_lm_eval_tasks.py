@@ -262,11 +262,11 @@ AGAIN = """\
 import sys
 sys.modules["lm_eval.tasks"] = sys.modules["datasets"] = None
 from pathlib import Path
-from harness.experiment import alone
+from harness.experiment import standalone
 from harness.progress import Silent
-asked = alone.tasks_of(["arc_easy", "gsm8k"], None, 1)
-prepared = alone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), Silent(), precision="fp32")
-print(*(s.estimate.score for s in alone.evaluate(prepared).scores))
+asked = standalone.tasks_of(["arc_easy", "gsm8k"], None, 1)
+prepared = standalone.prepare_model(sys.argv[1], asked, Path(sys.argv[2]), Silent(), precision="fp32")
+print(*(s.estimate.score for s in standalone.evaluate(prepared).scores))
 print("torch" in sys.modules or "lm_eval" in sys.modules)
 """
 
