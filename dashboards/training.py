@@ -13,7 +13,7 @@ from harness.formatting import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
-from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, known, of_preferences, smoothed
+from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, numeric_points, of_preferences, smoothed
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
@@ -25,7 +25,9 @@ def page() -> None:
     runs = project.runs()
     report = controls.report_if_any()
     trained = {
-        name: run for name, run in _runs(runs, report).items() if len(known(run.training.get("loss"))) > 1
+        name: run
+        for name, run in _runs(runs, report).items()
+        if len(numeric_points(run.training.get("loss"))) > 1
     }
     if not trained:
         controls.nothing("No training was logged yet.")
@@ -72,7 +74,7 @@ def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
 
 def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
     """Return the curves of a training; of a sweep those of every trial."""
-    trials = [t for t in run.training.get("sweep", []) if known(t.get("loss"))]
+    trials = [t for t in run.training.get("sweep", []) if numeric_points(t.get("loss"))]
     if not trials:
         return {name: _curves(run.training)}
     return {
@@ -84,7 +86,7 @@ def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
 
 def _curves(of: Mapping[str, Any]) -> charts.Curves:
     """Return the smoothed training loss and the validation loss by step."""
-    return smoothed(of), known(of.get("validation_loss"))
+    return smoothed(of), numeric_points(of.get("validation_loss"))
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
@@ -106,7 +108,11 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
 
 def _more(name: str, run: Run) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
-    others = {key: value for key, value in run.training.items() if key.startswith("reward_") and known(value)}
+    others = {
+        key: value
+        for key, value in run.training.items()
+        if key.startswith("reward_") and numeric_points(value)
+    }
     sweep = run.training.get("sweep", [])
     if others or sweep:
         with st.expander(safe_text.label(name)):

@@ -45,7 +45,7 @@ RATE = Unit()
 
 def percent(x: float | None) -> str:
     """Print a rate in [0, 1] as percent with one decimal and no sign of percent: `81.0`."""
-    return _fixed(100 * x, 1) if _known(x) else UNKNOWN
+    return _fixed(100 * x, 1) if _is_known(x) else UNKNOWN
 
 
 def interval(x: float | None, low: float | None, high: float | None, *, whole: bool = False) -> str:
@@ -62,10 +62,10 @@ def points(
 
 def plain(x: float | None, low: float | None = None, high: float | None = None, *, sign: bool = False) -> str:
     """Print a value that is no rate (bits per byte, loss) with three decimals: `1.088 [1.071, 1.105]`."""
-    if not _known(x):
+    if not _is_known(x):
         return UNKNOWN
     plus = "+" if sign else ""
-    if not (_known(low) and _known(high)):
+    if not (_is_known(low) and _is_known(high)):
         return _fixed(x, 3, plus)
     return f"{_fixed(x, 3, plus)} [{_fixed(low, 3, plus)}, {_fixed(high, 3, plus)}]"
 
@@ -91,7 +91,7 @@ def change(
 
 def usd(x: float | None) -> str:
     """Print an amount in USD without its sign: `0.11`, `0.0004`, `1,250`, `∞`."""
-    if not _known(x):
+    if not _is_known(x):
         return UNKNOWN
     if abs(x) == inf or abs(x) >= 100:
         return count(x)
@@ -102,7 +102,7 @@ def usd(x: float | None) -> str:
 
 def seconds(x: float | None) -> str:
     """Print a time span: `<1 ms`, `34 ms`, `0.2 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
-    if not _known(x):
+    if not _is_known(x):
         return UNKNOWN
     if abs(x) == inf:
         return count(x)
@@ -117,7 +117,7 @@ def seconds(x: float | None) -> str:
 
 def count(n: float | None) -> str:
     """Print a number of things: `31`, `3,080`, `∞`."""
-    if not _known(n):
+    if not _is_known(n):
         return UNKNOWN
     if abs(n) == inf:
         return "∞" if n > 0 else "−∞"
@@ -136,8 +136,8 @@ def needed(n: float | None) -> str:
 
 def figure(x: float | None, low: float | None = None, high: float | None = None) -> str:
     """Print what has a unit of its own with at most four digits and four decimals: `14 [4, 24]`, `0.0023`."""
-    if not (_known(low) and _known(high)):
-        return _four_digits(x) if _known(x) else UNKNOWN
+    if not (_is_known(low) and _is_known(high)):
+        return _four_digits(x) if _is_known(x) else UNKNOWN
     return f"{figure(x)} [{_four_digits(low)}, {_four_digits(high)}]"
 
 
@@ -156,12 +156,12 @@ def tick(x: float, step: float, *, sign: bool = False) -> str:
 
 def p_value(p: float | None) -> str:
     """Print a p-value: `0.049`, `<0.001`; two digits from .1 on."""
-    if not _known(p):
+    if not _is_known(p):
         return UNKNOWN
     return "<0.001" if p < 0.001 else _fixed(p, 2 if p >= 0.0995 else 3)
 
 
-def _known(x: float | None) -> TypeGuard[float]:
+def _is_known(x: float | None) -> TypeGuard[float]:
     return x is not None and not isnan(x)
 
 
@@ -188,10 +188,10 @@ def _significant(x: float) -> str:
 
 
 def _with_ends(x: float | None, low: float | None, high: float | None, plus: str, whole: bool) -> str:
-    if not _known(x):
+    if not _is_known(x):
         return UNKNOWN
     middle = _fixed(100 * x, 1, plus)
-    if not (_known(low) and _known(high)):
+    if not (_is_known(low) and _is_known(high)):
         return middle
     digits = 0 if whole or 100 * (high - low) / 2 >= _WIDE else 1
     return f"{middle} [{_fixed(100 * low, digits, plus)}, {_fixed(100 * high, digits, plus)}]"

@@ -67,7 +67,7 @@ def test_a_kill_loses_only_the_block_in_flight(many):
     rows, asked = rows_of(many, "facts"), []
     with pytest.raises(KeyboardInterrupt):
         run_candidate.fill(many, killed_after(2 * BLOCK + 12, asked), [rows], "base")
-    assert store.finished_blocks(many.store, rows.identity, rows.ids) == {0, 1}
+    assert store.stored_blocks(many.store, rows.identity, rows.ids) == {0, 1}
     assert not store.has_rows(many.store, rows.identity, rows.ids)
 
     asked.clear()

@@ -185,7 +185,7 @@ def compare(
         )
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
-        say(experiment.said_of_stored(session, stored))
+        say(experiment.stored_sentence(session, stored))
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
     for line in [*warnings, *session.target.items.notes]:

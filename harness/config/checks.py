@@ -201,7 +201,7 @@ def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tre
         return
     method = plugins.method(recipe.method)
     yield from _started(name, recipe, method, members, tree, keys)
-    yield from _made_elsewhere(recipe, method, tree, keys)
+    yield from _path_problems(recipe, method, tree, keys)
     yield from _served(recipe, method, members, tree, keys)
     yield from _swept(recipe, method, tree, keys)
     yield from _regularized(recipe, method, tree, keys)
@@ -272,7 +272,7 @@ def _article(made: str) -> str:
     return {"adapter": "an adapter", "model": "a whole model"}.get(made, "no weights of its own")
 
 
-def _made_elsewhere(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     if recipe.path is None and method.made_elsewhere:
         where = tree.where((*keys, "method"))
         found = f"{recipe.method} without path"

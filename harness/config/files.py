@@ -39,7 +39,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
     Raises:
         UserError: it is not UTF-8, not YAML, or no mapping.
     """
-    shown = _shown(path, folder)
+    shown = _display_path(path, folder)
     data, marks = parse(_text(path, shown), shown)
     if not isinstance(data, dict):
         raise UserError(_no_mapping(shown, data, expected))
@@ -266,7 +266,7 @@ def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
     return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
 
 
-def _shown(path: Path, folder: Path) -> str:
+def _display_path(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 

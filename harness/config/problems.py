@@ -205,7 +205,7 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     if error["type"] == "value_error":
         return Problem(where, str(error["ctx"]["error"]), _EXPECTED["value_error"])
     expected = " or ".join(dict.fromkeys(_in_words(error["expected"])))
-    return Problem(where, f"{name}: {_shown(error['input'])}", expected, _next_step(error))
+    return Problem(where, f"{name}: {_short_repr(error['input'])}", expected, _next_step(error))
 
 
 def _in_words(expected: list[str]) -> list[str]:
@@ -294,6 +294,6 @@ def _next_step(error: Any) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -189,7 +189,7 @@ def _without_contamination(task: Task, files: _Files) -> _Files:
         "train": contaminated_rows(files.train, evaluated, task.kind == "choice"),
         "pairs": contaminated_rows(files.pairs, evaluated),
     }
-    where = {part: readers.shown_path(task.data.source(part) or "") for part in found}
+    where = {part: readers.display_path(task.data.source(part) or "") for part in found}
     if task.data.contamination == "error" and any(found.values()):
         next_step = "remove the row, or set contamination: drop in data: of the task"
         raise UserError(
@@ -222,7 +222,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     if task.data.all:
         counts = f"{len(train):,} to train on, {len(validation):,} for validation, {len(test):,} for test"
         by = ", by cluster" if any(row.example.cluster != row.example.id for row in train) else ""
-        files.notes.read_as.append(f"{readers.shown_path(task.data.all)}: split into {counts}{by}")
+        files.notes.read_as.append(f"{readers.display_path(task.data.all)}: split into {counts}{by}")
     pairs = _not_set_aside(task, files, [*validation, *test])
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
@@ -233,7 +233,7 @@ def _not_set_aside(task: Task, files: _Files, evaluated: list[Sourced]) -> list[
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
     kept = [p for p in files.pairs if p.where not in asking and p.example.cluster not in clusters]
     if n := len(files.pairs) - len(kept):
-        shown = readers.shown_path(task.data.pairs or "")
+        shown = readers.display_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
     if files.pairs and not kept:
         raise UserError(Problem(task.data.pairs or "", "only pairs that are evaluated too", "other pairs"))

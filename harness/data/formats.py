@@ -137,7 +137,7 @@ def _has(*names: str) -> Callable[[set[str]], bool]:
     return lambda fields: fields >= set(names)
 
 
-def _asked(text: str, row: Row) -> Turns:
+def _user_turns(text: str, row: Row) -> Turns:
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", _REMOVE))
     system = row.fields.get("system") or row.fields.get("system_prompt")
@@ -150,7 +150,7 @@ def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, A
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         parts = [str(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
-        asked = {"messages": _asked("\n\n".join(filter(None, parts)), row)}
+        asked = {"messages": _user_turns("\n\n".join(filter(None, parts)), row)}
         return asked | {"references": [_text(row, answer)]} | _slice(row)
 
     return reads
@@ -179,7 +179,7 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
                 Problem(row.where, "a completion of another form", "one turn of the assistant", _REMOVE)
             )
         return {"messages": _turns(row, "prompt"), "references": [answer[0]["content"]]}
-    return {"messages": _asked(_text(row, "prompt"), row), "references": [_text(row, "completion")]}
+    return {"messages": _user_turns(_text(row, "prompt"), row), "references": [_text(row, "completion")]}
 
 
 def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
@@ -230,7 +230,7 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     if isinstance(context, str) and context.strip():
         out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
         question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
-    return out | {"messages": _asked(question, row)} | _slice(row)
+    return out | {"messages": _user_turns(question, row)} | _slice(row)
 
 
 def _answers(row: Row) -> list[str]:
@@ -288,7 +288,7 @@ def _with_question(row: Row) -> Row:
         return row
     parts = [fields.get("question") or fields.get("instruction"), fields.get("input")]
     text = "\n\n".join(str(part) for part in parts if part)
-    return row._replace(fields={**fields, "messages": _asked(text, row)}) if text else row
+    return row._replace(fields={**fields, "messages": _user_turns(text, row)}) if text else row
 
 
 def _checked(pair: Row) -> Row:

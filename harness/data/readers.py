@@ -46,7 +46,7 @@ def read(path: str, split: str) -> Rows:
         UserError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind.
     """
     file = Path(path)
-    shown = shown_path(path)
+    shown = display_path(path)
     if path.startswith(HUB) or file.is_dir():
         found = Rows(shown, split, _dataset(path, split))
     elif not file.is_file():
@@ -59,7 +59,7 @@ def read(path: str, split: str) -> Rows:
     return found
 
 
-def shown_path(path: str) -> str:
+def display_path(path: str) -> str:
     """Shorten a path below the working directory; a hub id stays."""
     file = Path(path)
     below = not path.startswith(HUB) and file.is_relative_to(Path.cwd())

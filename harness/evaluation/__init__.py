@@ -220,7 +220,7 @@ def _choice(
 def _row(
     job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
 ) -> SampleResult:
-    status, parts = scored(job, example, output)
+    status, parts = score_output(job, example, output)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -249,7 +249,9 @@ def _row(
     )
 
 
-def scored(job: Job, example: Example, output: Output) -> tuple[Status, dict[str, tuple[float, ...] | None]]:
+def score_output(
+    job: Job, example: Example, output: Output
+) -> tuple[Status, dict[str, tuple[float, ...] | None]]:
     """Say what became of an answer, and return its parts by metric."""
     status = _status(job, example, output)
     return status, {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}

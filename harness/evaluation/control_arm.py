@@ -55,7 +55,7 @@ def beside(session: Session, source: ModelSource) -> str:
 def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     """Ask a base some of its stored blocks again, other ones each time; returns the measurement's id."""
     earlier = sum(one.base_digest == source.weights_digest for one in store.controls(session.store))
-    chosen = list(_chosen(session, source, n_blocks, earlier))
+    chosen = list(_next_blocks(session, source, n_blocks, earlier))
     if not chosen:
         return ""
     jobs = {block.rows.name: block.rows.job() for block in chosen}
@@ -81,7 +81,7 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     return control.id
 
 
-def _chosen(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
+def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
     """Take the next blocks: generated answers and other tasks in turn, each kind in a seeded order."""
     sets = suite_sets(session, base_weights(source))
     there = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
@@ -120,13 +120,13 @@ def _compared(session: Session, job: Job, block: _Block, anew: Rows) -> ControlB
         index=block.place,
         n=len(anew),
         environment=came_from.environment,
-        reworded=_named(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
-        differing=_named(new for old, new in pairs if differs(old, new)),
-        flipped=_named(new for old, new in pairs if flipped(old, new, block.rows.measured.primary)),
+        reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
+        differing=_item_names(new for old, new in pairs if differs(old, new)),
+        flipped=_item_names(new for old, new in pairs if flipped(old, new, block.rows.measured.primary)),
     )
 
 
-def _named(rows: Iterator[SampleResult]) -> tuple[str, ...]:
+def _item_names(rows: Iterator[SampleResult]) -> tuple[str, ...]:
     return tuple(f"{row.task}/{row.example_id}" for row in rows)
 
 

@@ -48,7 +48,7 @@ def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
 def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open what a server serves; prompts are written as for the base."""
     source = _source(session, weights)
-    with openai_api.opened(_folder(weights), weights.digest, source) as candidate:
+    with openai_api.open_endpoint(_folder(weights), weights.digest, source) as candidate:
         yield candidate
 
 

@@ -90,10 +90,10 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
 def suite_set(session: Session, weights: Weights, m: Measured) -> RowSet:
     """Return the test items of one task that is asked as it is written, whoever answers."""
     named = identity(session, weights, m, "test", "task", "generate")
-    return RowSet(m, "test", "generate", named, partial(_asked, m))
+    return RowSet(m, "test", "generate", named, partial(_suite_prompts, m))
 
 
-def _asked(m: Measured) -> tuple[Example, ...]:
+def _suite_prompts(m: Measured) -> tuple[Example, ...]:
     """Put the task's own shots and system message around its items; lm-eval does that itself."""
     if m.task.lm_eval:
         return m.examples("test")
@@ -210,7 +210,7 @@ def sought(session: Session, name: str, seed: int, weights: Weights, sets: Seque
     return Sought(run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets})
 
 
-def finished(session: Session, wanted: Sequence[Sought | None]) -> list[Run | None]:
+def find_runs(session: Session, wanted: Sequence[Sought | None]) -> list[Run | None]:
     """Find the runs that lie in the store; None for each that does not."""
     written = store.written_runs(session.store, [one.run_id for one in wanted if one])
     found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]

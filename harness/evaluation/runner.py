@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness import store
-from harness.evaluation import Job, scored
+from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import beside, origin
 from harness.evaluation.openers import OPENERS
@@ -36,7 +36,7 @@ def fill(
         if is_there(session, rows):
             continue
         job, came_from = rows.job(), origin(session, control)
-        done = store.finished_blocks(session.store, job.identity, rows.ids)
+        done = store.stored_blocks(session.store, job.identity, rows.ids)
         with session.progress.stage(f"{name}: {rows.name}", session.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
@@ -53,7 +53,7 @@ def control_beside(session: Session, base: ModelSource, weights: Weights) -> str
 
 
 @contextmanager
-def opened(session: Session, weights: Weights) -> Iterator[Candidate]:
+def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open weights as something that generates and scores.
 
     Raises:
@@ -70,14 +70,14 @@ def missing(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     if not absent:
         return []
     known = store.identities(session.store)
-    return [rows for rows in absent if not _scored_again(session, rows, known)]
+    return [rows for rows in absent if not _rescore(session, rows, known)]
 
 
-def _scored_again(session: Session, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
+def _rescore(session: Session, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
-    done = store.finished_blocks(session.store, wanted, rows.ids)
+    done = store.stored_blocks(session.store, wanted, rows.ids)
     job = rows.job() if same and wanted.scoring_digest else None
     for other in same if job else ():
         came_from = store.origins(session.store, other.digest)
@@ -85,7 +85,7 @@ def _scored_again(session: Session, rows: RowSet, known: Iterable[RowsIdentity])
             if job and index not in done:
                 if index in came_from:
                     store.keep_origin(session.store, wanted.digest, index, came_from[index])
-                store.append_block(session.store, wanted, index, _scored(job, index, block))
+                store.append_block(session.store, wanted, index, _rescore_block(job, index, block))
                 done.add(index)
     if len(done) < rows.n_blocks:
         return False
@@ -93,7 +93,7 @@ def _scored_again(session: Session, rows: RowSet, known: Iterable[RowsIdentity])
     return True
 
 
-def _scored(job: Job, index: int, block: Sequence[SampleResult]) -> list[SampleResult]:
+def _rescore_block(job: Job, index: int, block: Sequence[SampleResult]) -> list[SampleResult]:
     examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
     return [_row(job, example, row) for example, row in zip(examples, block, strict=True)]
 
@@ -110,7 +110,7 @@ def _row(job: Job, example: Example, row: SampleResult) -> SampleResult:
         gold_bytes=row.gold_bytes,
         error=row.error,
     )
-    status, parts = scored(job, example, output)
+    status, parts = score_output(job, example, output)
     return replace(row, status=status, parts=parts)
 
 

@@ -53,9 +53,9 @@ __all__ = [
     "refuse_curve",
     "refuse_many",
     "run_all",
-    "said_of_stored",
     "seconds_planned",
     "stored",
+    "stored_sentence",
     "stored_so_far",
     "warnings_before",
 ]
@@ -256,7 +256,7 @@ def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     return stored_runs(session, _in_order(session, selected))
 
 
-def said_of_stored(session: Session, found: Sequence[Run | None]) -> str:
+def stored_sentence(session: Session, found: Sequence[Run | None]) -> str:
     """Say how much of what a dry run plans is stored, or why that is unknown."""
     if unknown := session.unknown_bases():
         return f"unknown whether any of it is stored: {_never_loaded(unknown)}"

@@ -66,7 +66,9 @@ def report_of(
         base_model=session.experiment.base_model,
         metric=primary.name,
         facts=judged,
-        comparisons={f.label: _shown(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained},
+        comparisons={
+            f.label: _comparisons(tasks[f.run_id]) for f in judged if f.run_id in tasks and f.trained
+        },
         decision=decision,
         header=header,
         smoke=smoke,
@@ -246,7 +248,7 @@ def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, R
     ]
 
 
-def _shown(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
+def _comparisons(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
     return tuple(t.comparison for t in tasks)
 
 
@@ -396,7 +398,7 @@ def remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_runs = dict.fromkeys(
-        [*_dropped(done), *_unpacked(done), *_chosen(done), *_theirs(done)]
+        [*_dropped(done), *_unpacked(done), *_sweep_notes(done), *_theirs(done)]
     )  # seeds say the same again
     return [*of_runs, *_unswept(session, done), *_other_bases(session, done), *_served(session, done)]
 
@@ -414,7 +416,7 @@ def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
             yield f"{run.candidate}: trained without packing, which {reason}"
 
 
-def _chosen(runs: Iterable[Run]) -> Iterator[str]:
+def _sweep_notes(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         trials = run.training.get("sweep", [])
         for trial in (t for t in trials if t["chosen"]):

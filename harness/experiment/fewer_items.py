@@ -125,7 +125,7 @@ def _look(
     session: Session, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
 ) -> Look:
     suites = tuple(
-        _drawn(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
+        _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
         if m.task.name in pools
         else m
         for m in session.suites
@@ -138,7 +138,7 @@ def _look(
     return Look(name, suites, plan.alphas[k], said)
 
 
-def _drawn(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
+def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
     """Cut a task to the items of a look; its version names the whole order, so looks share their rows."""
     weights = sampling.weights(pool, drawn, order)
     by_id = {example.id: example for example in m.items.test}

@@ -95,7 +95,7 @@ class Checkup:
 def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     """Look at everything that a comparison needs."""
     problems: list[Problem] = []
-    session, selected = _opened(path, overrides, progress, problems)
+    session, selected = _open_experiment(path, overrides, progress, problems)
     machine = session.machine if session else probe()
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     if free_gb < _LEAST_DISK_GB:
@@ -118,7 +118,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     )
 
 
-def _opened(
+def _open_experiment(
     path: Path, overrides: list[str], progress: Progress, problems: list[Problem]
 ) -> tuple[Session | None, tuple[str, ...]]:
     """Open the experiment with its data and models; what forbids that goes to the problems."""
@@ -185,7 +185,7 @@ class Asked(NamedTuple):
 def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
     """Estimate every selected candidate, and look up what was measured."""
     runs = store.list_runs(session.store, session.experiment.name)
-    suites = _asked(session, suite_sets(session, base_weights(session.source)))
+    suites = _evaluation_work(session, suite_sets(session, base_weights(session.source)))
     return tuple(_cost(session, name, suites, runs, room) for name in selected)
 
 
@@ -201,7 +201,7 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     if makes == "classifier":
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
     training = _training(session, candidate)
-    own = _asked(session, target_sets(session, recipe, base_weights(session.source), 0))
+    own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
     answering = own.work + (suites.work if makes != "base" else Work())
     shape = hub.shape(candidate.base)
     seconds = session.seconds(training + answering, candidate.base)
@@ -222,7 +222,7 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     )
 
 
-def _asked(session: Session, sets: Iterable[RowSet]) -> Asked:
+def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> Asked:
     """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
     jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
     longest = max((_longest_item(job) or most for job in jobs), default=1)

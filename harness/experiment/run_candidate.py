@@ -20,14 +20,14 @@ from harness.evaluation.row_sets import (
     begun_as,
     failed_id,
     failure,
-    finished,
+    find_runs,
     is_there,
     run_id_of,
     sought,
     suite_sets,
     target_sets,
 )
-from harness.evaluation.runner import control_beside, fill, opened, shared_tokens
+from harness.evaluation.runner import control_beside, fill, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hub import ModelSource
@@ -44,8 +44,8 @@ __all__ = [
     "fill",
     "make_run",
     "measured_arm",
-    "opened",
-    "scored_again",
+    "open_weights",
+    "rescore_run",
     "stands_on",
     "stored_runs",
     "suite_arm",
@@ -80,7 +80,7 @@ def begin(session: Session, name: str, seed: int) -> None:
 def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
     name, weights = candidate.name, ensure_weights(session, candidate, seed)
     sets = _row_sets(session, candidate, weights, seed)
-    (done,) = finished(session, [sought(session, name, seed, weights, sets)])
+    (done,) = find_runs(session, [sought(session, name, seed, weights, sets)])
     if done is not None:
         return done
     run_id = run_id_of(session, name, seed, weights, sets)
@@ -88,7 +88,7 @@ def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed:
     if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
         return _saved_again(session, candidate, run_id, sets, before)
     beside = control_beside(session, candidate.base, weights) if lacking else ""
-    with opened(session, weights) as model:
+    with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
         validation = sets[0].job()
         times, shared = latency_s(model, validation), shared_tokens(model, validation)
@@ -112,7 +112,7 @@ def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed:
     return run
 
 
-def scored_again(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
+def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
     """Score a finished run's stored answers with the metrics as they are now, without the model.
 
     Returns the run as it is scored now, and the names of rows that only asking again would give; where
@@ -124,7 +124,7 @@ def scored_again(session: Session, candidate: ResolvedCandidate, run: Run) -> tu
     sets = _row_sets(session, candidate, weights, run.seed)
     if lacking := runner.missing(session, sets):
         return None, [rows.name for rows in lacking]
-    (done,) = finished(session, [sought(session, candidate.name, run.seed, weights, sets)])
+    (done,) = find_runs(session, [sought(session, candidate.name, run.seed, weights, sets)])
     run_id = run_id_of(session, candidate.name, run.seed, weights, sets)
     return done or _saved_again(session, candidate, run_id, sets, run), []
 
@@ -158,7 +158,7 @@ def _saved_again(
 
 def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing."""
-    found = finished(session, [_sought_in_store(session, request) for request in requests])
+    found = find_runs(session, [_sought_in_store(session, request) for request in requests])
     if all(found):
         return found
     known = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
@@ -200,7 +200,7 @@ def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
     """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
     sets = suite_sets(session, weights)
     if lacking := runner.missing(session, sets):
-        with opened(session, weights) as candidate:
+        with open_weights(session, weights) as candidate:
             fill(session, candidate, lacking, name)
     return {s.measured.task.name: s.identity.digest for s in sets}
 

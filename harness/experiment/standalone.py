@@ -130,7 +130,7 @@ def prepare_model(
     """
     if engine == "vllm" and vllm.installed() is None:
         raise UserError(vllm.absent())
-    found = _found(tasks, None)
+    found = _load_tasks(tasks, None)
     # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
     experiment = Experiment(
         name="eval",
@@ -158,7 +158,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     Raises:
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
-    found = _found(tasks, session.experiment.datasets_dir)
+    found = _load_tasks(tasks, session.experiment.datasets_dir)
     begin(session, name, session.experiment.seeds[0])
     weights = ensure_weights(session, session.candidates[name], session.experiment.seeds[0])
     if weights.kind in ("classifier", "chat"):
@@ -225,7 +225,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _found(tasks: Sequence[Task], written: str | None) -> dict[str, Found]:
+def _load_tasks(tasks: Sequence[Task], written: str | None) -> dict[str, Found]:
     return lm_eval.load(tasks, lm_eval.datasets_folder(written), gated=False)
 
 

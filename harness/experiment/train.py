@@ -33,7 +33,7 @@ from harness.evaluation.row_sets import (
     suite_set,
     target_sets,
 )
-from harness.evaluation.runner import control_beside, fill, opened
+from harness.evaluation.runner import control_beside, fill, open_weights
 from harness.evaluation.session import Session, measured
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
@@ -121,7 +121,7 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     weights = base_weights(base)
     wanted = suite_set(session, weights, measured(task, "capability", name, items))
     if lacking := runner.missing(session, [wanted]):
-        with opened(session, weights) as model:
+        with open_weights(session, weights) as model:
             fill(session, model, lacking, "base")
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
 
@@ -308,7 +308,7 @@ def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *,
             return None
         if lacking := runner.missing(session, [rows]):
             beside = control_beside(session, trial.base, weights)
-            with opened(session, weights) as candidate:
+            with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
     metric = session.target.primary
     answered = store.read_rows(session.store, rows.identity.digest, len(rows.ids))

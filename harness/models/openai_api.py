@@ -130,7 +130,7 @@ def _key(settings: Settings) -> str:
 
 
 @contextmanager
-def opened(
+def open_endpoint(
     folder: Path, weights_digest: str, source: ModelSource
 ) -> "Iterator[CompletionsCandidate | ChatCandidate]":
     """Open the endpoint whose settings lie in a folder; prompts are written as for the base `source`.

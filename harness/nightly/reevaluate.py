@@ -55,7 +55,7 @@ def reevaluate(
     missing = [at for at, batch in enumerate(batches) if not _is_complete(known[at], batch)]
     if missing:
         with (
-            run_candidate.opened(session, weights) as candidate,
+            run_candidate.open_weights(session, weights) as candidate,
             session.progress.stage(f"{who}: {len(missing)} tasks") as advance,
         ):
             for done, at in enumerate(missing):

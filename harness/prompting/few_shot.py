@@ -39,7 +39,9 @@ def build(context: PromptingContext, params: Params) -> Step:
     """
     if not context.train:
         raise UserError(_no_training(context.task.name))
-    ranked = _nearest(context.train) if params.select == "knn" else _drawn(context.train, context.seed)
+    ranked = (
+        _nearest(context.train) if params.select == "knn" else _random_ranking(context.train, context.seed)
+    )
 
     def show(example: Example) -> Example:
         shots = list(islice(_others(ranked(example), example), params.shots))
@@ -78,7 +80,7 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     return rank
 
 
-def _drawn(train: tuple[Example, ...], seed: int) -> Ranking:
+def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
     """Rank at random; every beginning of the ranking is spread over slices, then over labels."""
     shuffled = list(train)
     random.Random(seed).shuffle(shuffled)

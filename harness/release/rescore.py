@@ -40,7 +40,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
             f"{run_before.run_id}: found another recipe of {run_before.candidate} in the file; expected the "
             "one that the run was made with; next: harness compare"
         )
-    again, lacking = run_candidate.scored_again(session, candidate, run_before)
+    again, lacking = run_candidate.rescore_run(session, candidate, run_before)
     if again is None:
         raise IncompatibleRuns(
             f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as asked now; expected "

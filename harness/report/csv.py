@@ -56,18 +56,20 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
         return
     best = best_untrained(report.facts)
     named = {"task": report.task, "metric": report.metric}
-    yield named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _scored(f.target)
-    yield from (named | {"slice": name} | _scored(e) for name, e in f.slices.items())
+    yield (
+        named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _estimate_cells(f.target)
+    )
+    yield from (named | {"slice": name} | _estimate_cells(e) for name, e in f.slices.items())
     for c in report.comparisons.get(f.label, ()):
         yield {"task": c.task, "metric": c.metric, "slice": c.slice} | _compared(c, "base")
 
 
-def _scored(e: Estimate) -> Row:
+def _estimate_cells(e: Estimate) -> Row:
     return {"n": e.n, "score": e.score, "score_low": e.low, "score_high": e.high}
 
 
 def _compared(c: Comparison, with_: str) -> Row:
-    new = _scored(Estimate(c.new, c.new_low, c.new_high, c.n))
+    new = _estimate_cells(Estimate(c.new, c.new_low, c.new_high, c.n))
     base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
     delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
     return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}

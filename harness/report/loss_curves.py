@@ -24,7 +24,7 @@ PREFERENCES = (
 _ROUNDS, _LONGEST = 4, 50  # rounds an epoch at least, steps a round at most
 
 
-def known(curve: Any) -> list[tuple[float, float]]:
+def numeric_points(curve: Any) -> list[tuple[float, float]]:
     """Keep the points of a curve, [step, value], that are numbers; a method may log what it likes."""
     points = curve if isinstance(curve, list | tuple) else ()
     pairs = (p for p in points if isinstance(p, list | tuple) and len(p) == 2 and None not in p)
@@ -36,7 +36,7 @@ def smoothed(training: Mapping[str, Any]) -> list[tuple[float, float]]:
 
     An epoch ends where validation is first measured; without validation all steps count as one.
     """
-    train, validation = known(training.get("loss")), known(training.get("validation_loss"))
+    train, validation = numeric_points(training.get("loss")), numeric_points(training.get("validation_loss"))
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
     span = max(1, min(epoch // _ROUNDS, _LONGEST))
     return [
@@ -50,7 +50,7 @@ def gap(training: Mapping[str, Any]) -> float | None:
 
     Above 0 the rows trained on are known better than others: overfitting. None without validation.
     """
-    validation = known(training.get("validation_loss"))
+    validation = numeric_points(training.get("validation_loss"))
     if not validation:
         return None
     step, loss = validation[-1]

@@ -67,7 +67,6 @@ from harness.store.read_only import Answer, query
 from harness.store.rows import (
     append_block,
     complete_rows,
-    finished_blocks,
     has_rows,
     identities,
     read_blocks,
@@ -75,6 +74,7 @@ from harness.store.rows import (
     read_many,
     read_rows,
     remove_merged_blocks,
+    stored_blocks,
 )
 from harness.store.run_folders import (
     all_runs,
@@ -115,7 +115,6 @@ __all__ = [
     "disk_use",
     "end",
     "find_items",
-    "finished_blocks",
     "flip_rates",
     "get_run",
     "has_rows",
@@ -155,6 +154,7 @@ __all__ = [
     "save_rating",
     "save_run",
     "save_verdict",
+    "stored_blocks",
     "working",
     "write_measured",
     "write_whole",

@@ -104,7 +104,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> Found:
         described.version,
         {s.name: metric_of(s) for s in known},
         tuple(
-            _said(f"{e.id}/{i}", text)
+            _text_example(f"{e.id}/{i}", text)
             for e, d in zip(items, described.documents, strict=True)
             for i, text in enumerate(d.texts)
         ),
@@ -119,10 +119,10 @@ def _example(document: metadata.TaskDocument, of: Sequence[str]) -> Example:
     name = f"{document.position}-{document.doc_hash}"
     slice_ = of[document.member] if of else ""
     text = "\n".join(document.texts)
-    return replace(_said(f"{slice_}/{name}" if slice_ else name, text), slice=slice_)
+    return replace(_text_example(f"{slice_}/{name}" if slice_ else name, text), slice=slice_)
 
 
-def _said(name: str, text: str) -> Example:
+def _text_example(name: str, text: str) -> Example:
     return Example(name, ({"role": "user", "content": text},))
 
 

@@ -46,7 +46,9 @@ class HarnessLM(LM):  # type: ignore[misc]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.candidate = _opened(pretrained, precision, device) if isinstance(pretrained, str) else pretrained
+        self.candidate = (
+            _open_model(pretrained, precision, device) if isinstance(pretrained, str) else pretrained
+        )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Score each continuation after its context, in nats; True where it is the greedy one."""
@@ -102,7 +104,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         return out
 
 
-def _opened(name: str, precision: str, device: str) -> HFCandidate:
+def _open_model(name: str, precision: str, device: str) -> HFCandidate:
     given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
     problems = [
         Problem(key, repr(value), ", ".join(known))

@@ -76,7 +76,7 @@ def _unfit(n_tokens: int, room: int) -> Unfit:
     return Unfit(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
 
 
-def _scored(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
+def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
     return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
 
 
@@ -91,7 +91,7 @@ def _likelihoods(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> d
         i: Unfit("a continuation without a token of its own", sizes[i]) for i, p in pairs.items() if not p[1]
     }
     fit = {i: p for i, p in pairs.items() if i not in out}
-    scores = _scored(candidate, list(fit.values()))
+    scores = _score_requests(candidate, list(fit.values()))
     return out | {i: Answer(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
 
 
@@ -113,7 +113,7 @@ def _rolling(candidate: Candidate, asked: Mapping[int, Any], _cut: bool) -> dict
         i: list(windows(_ids(candidate, text) if text else (), prefix, candidate.max_context))
         for i, (text, *_) in asked.items()
     }
-    scores = iter(_scored(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
+    scores = iter(_score_requests(candidate, [w for all_of_one in cut.values() for w in all_of_one]))
     out: dict[int, Answer | Unfit] = {}
     for i, all_of_one in cut.items():
         total = sum(next(scores).logprob for _ in all_of_one)

@@ -149,14 +149,14 @@ def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
         yield
         return
     sampler = task.sampler
-    task.sampler = _Replay(_drawn_shots(task, set(wanted)))
+    task.sampler = _Replay(_sample_shots(task, set(wanted)))
     try:
         yield
     finally:
         task.sampler = sampler
 
 
-def _drawn_shots(task: Any, wanted: Collection[int]) -> list[Any]:
+def _sample_shots(task: Any, wanted: Collection[int]) -> list[Any]:
     """Draw every document's shots in turn, as each draw moves the generator; keep the wanted ones."""
     n, config = task.get_config("num_fewshot"), task.config
     from_evaluated = task.fewshot_cfg.split == config.test_split

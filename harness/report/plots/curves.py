@@ -6,7 +6,7 @@ Invariant: the axis of the loss begins at 0; nothing is drawn that was not logge
 from typing import Any
 
 from harness import formatting
-from harness.report.loss_curves import known, of_preferences, smoothed
+from harness.report.loss_curves import numeric_points, of_preferences, smoothed
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
@@ -19,7 +19,7 @@ def curves(label: str, training: dict[str, Any], title: str) -> str:
 
     The `title` stands over the picture, for at most `LONGEST` cells.
     """
-    train, validation = (known(training.get(name)) for name in ("loss", "validation_loss"))
+    train, validation = (numeric_points(training.get(name)) for name in ("loss", "validation_loss"))
     if len(train) < 2:
         return ""
     both = [*train, *validation]
