@@ -37,7 +37,7 @@ class HarnessError(Exception):
 
 
 class UserError(HarnessError):
-    """What was written or given cannot be used; holds every problem at once."""
+    """Input that cannot be used; holds every problem at once."""
 
     exit_code = 2
 

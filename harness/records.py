@@ -108,7 +108,7 @@ class Document(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Where a generated answer ends; `max_new_tokens` in tokens, `stop` as strings."""
+    """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings."""
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Likelihood(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a candidate answered to one prompt.
+    """Answer of a candidate to one prompt.
 
     `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the
     order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
@@ -188,7 +188,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class RowsIdentity:
-    """What a set of rows depends on; its digest names the folder they lie in.
+    """Identity of a set of rows, everything they depend on; its digest names the folder they lie in.
 
     All but `scoring_digest` says what was asked of whom; that one says how the answers are scored,
     and is empty where the task's own code does both at once.
@@ -219,7 +219,7 @@ class RowsIdentity:
 
 
 class Origin(NamedTuple):
-    """Where a block of rows was computed: the digest of its environment, and beside which control arm.
+    """Origin of a block of rows: the digest of its environment, and the control arm measured beside it.
 
     Either is empty where it is unknown, or where there was none.
     """
@@ -304,7 +304,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """Which of two runs' answers to one item a person preferred, without knowing whose they were.
+    """Blind preference of a person between two runs' answers to one item.
 
     `choice` is "a" or "b" for the answers of `run_a` and `run_b`, "tie" or "skip"; `left` says whose
     answer stood on the left. `rows_a` and `rows_b` name the row sets that hold the answers. `created`
@@ -328,7 +328,7 @@ class Rating:
 
 @dataclass(frozen=True, slots=True)
 class TaskNoise:
-    """How one task's items came back from one model when only the layout of batches differed.
+    """A/A noise of one task: one model's answers where only the layout of batches differed.
 
     `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference
     of the right answer's log-likelihood, None where none was scored.

@@ -1,4 +1,4 @@
-"""What people write: experiments, recipes, suites, tasks and policies.
+"""Schema of harness.yaml: experiments, recipes, suites, tasks and policies.
 
 Invariant: every model is frozen and refuses unknown keys; paths are kept as written, and
 whoever reads a file resolves them against that file's folder (see `config`).
@@ -57,7 +57,7 @@ class Spec(BaseModel):
 
 
 class Limits(Spec):
-    """How many items of each split are used; sampled by seed, stratified by label where there are labels.
+    """Numbers of items used of each split; sampled by seed, stratified by label where there are labels.
 
     Each of `train`, `validation` and `test` is a number of items; without one all are used.
     """
@@ -107,7 +107,7 @@ DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of 
 
 
 class Fields(Spec):
-    """How a row becomes an item: templates over the row's own fields, as in `{text}` or `{answers.text}`.
+    """Templates that make an item of a row, over the row's own fields, as in `{text}` or `{answers.text}`.
 
     `prompt` and `reference` make the item. `id` names it, `cluster` is the family of items that it belongs
     to, and `slice` a part of the items that is reported apart.
@@ -243,7 +243,7 @@ def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 class Recipe(Spec):
-    """How a candidate is made: weights × prompting × answer.
+    """Recipe of a candidate: weights × prompting × answer.
 
     `prompting` maps the names of promptings to their parameters, applied in order; a bare
     name is the prompting with its defaults. `weights_of` takes the weights of another
@@ -292,7 +292,7 @@ class Recipe(Spec):
 
 
 class TargetPolicy(Spec):
-    """What was to be reached on the target: a level, a gain over the best untrained candidate.
+    """Goal on the target: a level, a gain over the best untrained candidate.
 
     `min` is the highest score allowed where lower is better; the gain is then a fall. `gain` is asked of
     fine-tunes alone.
@@ -331,7 +331,7 @@ class GatePolicy(Spec):
 
 
 class TokenPrices(Spec):
-    """What a provider asks in USD for a million tokens: read, read again from its cache, and written.
+    """Prices of a provider in USD for a million tokens: read, read again from its cache, and written.
 
     Cached are those that all prompts begin with; without a price of their own they cost as much as others.
     `input` is the price of a token read, `cached` of one read again, `output` of one written.
@@ -373,7 +373,7 @@ class DecidePolicy(Spec):
 
 
 class NightlyPolicy(Spec):
-    """What a night asks: `candidates` beside the champion, `items` of the target and of general ability.
+    """Nightly evaluation: `candidates` beside the champion, `items` of target and capability suites.
 
     `anchors` of each are asked every night, the others rotate. `alpha` is the chance of a false alarm
     on a candidate, however many nights there are.
@@ -389,7 +389,7 @@ Step = Literal["scale", "learning_rate", "replay", "rank", "half"]
 
 
 class RescuePolicy(Spec):
-    """What is tried for a candidate that gains and forgets too much, in the order of `steps`.
+    """Trials for a candidate that gains and forgets too much, in the order of `steps`.
 
     `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
     file of rows to take for them instead of the base's own answers. At most `max_trained` trials
@@ -404,7 +404,7 @@ class RescuePolicy(Spec):
 
 
 class Experiment(Spec):
-    """What harness.yaml holds, with suites read and grids expanded.
+    """Content of harness.yaml, with suites read and grids expanded.
 
     `engine` is what reads and answers; transformers trains, whichever answers.
 

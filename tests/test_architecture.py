@@ -1,8 +1,10 @@
 """Who may import whom: the data flow's order, the homes of third parties, and what stays light."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -226,3 +228,37 @@ def test_help_does_not_import_a_slow_package():
     )
     done = run_python(program)
     assert done.stdout.endswith("slow: []\n"), done.stdout + done.stderr
+
+
+PLUGINS = ("methods", "metrics", "prompting", "regularizers", "exports")
+CIRCUMSCRIBES = re.compile(r"(What|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
+
+
+def test_the_package_shows_at_most_thirty_names():
+    top = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"} - {"__pycache__"}
+    assert len(top | {"regularizers", "exports"}) <= 30
+
+
+def test_no_two_files_have_one_name():
+    named = Counter(f.name for f in FILES if f.name != "__init__.py" and module(f) not in PLUGINS)
+    assert [name for name, n in named.items() if n > 1] == []
+
+
+def test_a_package_holds_at_most_fifteen_files():
+    """Plugins multiply, and statistics are one topic a file."""
+    sizes = Counter(
+        f.parent for f in FILES if f.name != "__init__.py" and module(f) not in (*PLUGINS, "stats")
+    )
+    assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > 15} == {}
+
+
+def test_the_median_file_holds_a_concept():
+    lines = sorted(len(f.read_text("utf-8").splitlines()) for f in FILES if module(f) not in PLUGINS)
+    assert lines[len(lines) // 2] >= 120
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_first_line_names_the_thing(file):
+    tree = ast.parse(file.read_text("utf-8"))
+    documented = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))]
+    assert [d for n in documented if CIRCUMSCRIBES.match(d := ast.get_docstring(n) or "")] == []

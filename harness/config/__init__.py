@@ -60,7 +60,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
 
 
 class _GateAlone(Spec):
-    """What may be set where there is no experiment."""
+    """Settings of a gate without an experiment."""
 
     gate: GatePolicy = GatePolicy()
 

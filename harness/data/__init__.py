@@ -67,7 +67,7 @@ class TaskItems:
 
 
 class _Files(NamedTuple):
-    """What the files hold, each example with its place; a split without a file is empty."""
+    """Content of a task's files, each example with its place; a split without a file is empty."""
 
     train: list[Sourced]
     validation: list[Sourced]

@@ -1,4 +1,4 @@
-"""What an experiment will read, generate and train, and about how long that takes.
+"""Cost estimates: tokens that an experiment reads, generates and trains on, their time and price.
 
 Invariant: pure arithmetic on texts and sizes, without a tokenizer or a model; measured figures,
 once there are any, always stand before these.

@@ -146,7 +146,7 @@ def identity(
 
 
 class _Computed(NamedTuple):
-    """How answers are computed, apart from the weights; each as in `RowsIdentity`."""
+    """Computation of answers, apart from the weights; each field as in `RowsIdentity`."""
 
     template_digest: str
     precision: str

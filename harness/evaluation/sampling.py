@@ -1,4 +1,4 @@
-"""Which items of a suite a candidate answers: strata by the base's margin, looks that grow, weights.
+"""Stratified sampling of a suite's items: strata by the base's margin, interim analyses, weights.
 
 Invariant: pure and seeded; only what the base answered decides, never a candidate. Every prefix that a
 look stops at is a random sample within strata, so weights N_h/n_h make it stand for the whole task.
@@ -46,7 +46,7 @@ class Pool(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How many items of each stratum are asked by each look, and the one-sided alpha at each."""
+    """Sampling plan: items of each stratum by each interim analysis, and the one-sided alpha at each."""
 
     drawn: dict[str, tuple[dict[str, int], ...]]
     alphas: tuple[float, ...]

@@ -97,7 +97,7 @@ class EngineSlot:
 
 @dataclass
 class Session:
-    """What all runs of one experiment share: data, machine, store, and one base at a time in memory.
+    """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
     `source` is the experiment's base; `sources` holds every base that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.

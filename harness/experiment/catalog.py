@@ -1,4 +1,4 @@
-"""What there is to choose from: plugins, suites and tasks with their purpose, keys with their default.
+"""Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with their default.
 
 Invariant: the purpose of a plugin is the first line of its module's docstring, read without
 importing it.

@@ -27,7 +27,7 @@ _SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity")
 
 
 class Look(NamedTuple):
-    """What one look asks: the suites with their drawn items, at which one-sided alpha, and in words.
+    """One interim analysis: the suites with their sampled items, its one-sided alpha, and its description.
 
     `name` is `look 1 of 3`.
     """

@@ -53,7 +53,7 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a candidate takes: estimated, and as measured where a run is stored (None elsewhere).
+    """Cost of a candidate: estimated, and as measured where a run is stored (None elsewhere).
 
     Time is device time in seconds, of training and of answering; what an endpoint takes and costs is not
     known. `fits` is None where the model's configuration does not say enough; `knob` says what to turn
@@ -74,7 +74,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """What was found: the machine, its memory, free disk in GB, versions, the experiment, its costs.
+    """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
     `vllm` is its version and the device that it is built for, empty where it is not installed.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold
@@ -176,7 +176,7 @@ _GIB = 2**30 / 1e9  # GB
 
 
 class Asked(NamedTuple):
-    """What answering takes: tokens in all, and the most whose keys lie in memory together."""
+    """Tokens of an evaluation: in all, and the most whose keys lie in memory together."""
 
     work: Work
     cached: int

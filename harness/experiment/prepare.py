@@ -38,7 +38,7 @@ BASE_ARM = "general ability of the base"
 
 
 class Scope(NamedTuple):
-    """How much of an experiment is run: `limit` test items of each task, a quick smoke, or fewer items.
+    """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
 
     A `dry_run` runs none of it, and loads no model.
     """

@@ -44,7 +44,7 @@ _CHOSEN: dict[Kind, str] = {
 
 
 class Request(NamedTuple):
-    """What the user gave: where to write, the rows, and what belongs to them.
+    """Request of the user: the folder, the rows, and what belongs to them.
 
     `prompt` and `reference` are columns or templates, where they are not to be guessed.
     """

@@ -36,7 +36,7 @@ _SUITE = "lm-eval"
 
 
 class Evaluation(NamedTuple):
-    """What a model scored: the scores, the rows they come from, their tasks, and what has to be said."""
+    """Evaluation of one model: the scores, the rows they come from, their tasks, and remarks."""
 
     model: str
     device: str

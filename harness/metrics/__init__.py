@@ -1,4 +1,4 @@
-"""What a metric is: per-sample parts and one vectorised, weighted aggregate of them.
+"""Contract of a metric: per-sample parts and one vectorised, weighted aggregate of them.
 
 Invariant: a score depends only on the parts and the weights, so bootstraps, clusters and
 inclusion probabilities change weights and never score an answer again.

@@ -1,4 +1,4 @@
-"""What the metrics over a closed label set share: counts of each label.
+"""Counts of each label, which the metrics over a closed label set share.
 
 Invariant: only labels that occur among the references count, so two candidates on the same
 items are always averaged over the same labels.

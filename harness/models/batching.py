@@ -1,4 +1,4 @@
-"""What is computed together: sequences that begin alike grow into trees, trees go into batches.
+"""Batch planner: sequences with a common prefix become prefix trees, trees go into batches.
 
 Invariant: pure, and decided by token ids alone. A token that several sequences of a tree share is
 computed once; one that predicts nothing, such as the last of a continuation, is not computed.

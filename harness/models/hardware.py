@@ -1,4 +1,4 @@
-"""What this machine computes best: device and precision, probed once and remembered.
+"""Hardware probe: device, fastest precision and matrix speed, measured once and cached.
 
 Invariant: the probe's result is cached under a key of everything it depends on, so an
 unchanged second command knows its precision without importing torch.
@@ -43,7 +43,7 @@ class Machine(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What memory is free, and how much there is, in GiB; `of` says whether of the GPU or the machine."""
+    """Free and total memory in GiB; `of` says whether of the GPU or the machine."""
 
     free_gib: float
     total_gib: float

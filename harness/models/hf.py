@@ -31,7 +31,7 @@ ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
 
 class Candidate(Protocol):
-    """What evaluation asks of anything that is evaluated."""
+    """Protocol of a model that is evaluated."""
 
     weights_digest: str
     engine: str
@@ -220,7 +220,7 @@ def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrai
 
 
 class TextTable(NamedTuple):
-    """What a text classifier says of one text: its labels and their log-probabilities in nats."""
+    """Answer of a text classifier to one text: its labels and their log-probabilities in nats."""
 
     labels: tuple[str, ...]
     logprobs: tuple[float, ...]

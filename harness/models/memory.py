@@ -22,7 +22,7 @@ _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Shape(NamedTuple):
-    """What of a decoder's configuration its footprint depends on."""
+    """Shape of a decoder, on which its memory and its operations depend."""
 
     n_parameters: float
     n_layers: int

@@ -56,7 +56,7 @@ _Said = TypeVar("_Said")
 
 
 class Settings(Spec):
-    """Which model is asked where, and how.
+    """Settings of an endpoint: server, model and protocol.
 
     `api_key_env` names the variable of the environment that holds the key. By `completions` prompts are
     the token ids of the base's own template, and log-probabilities are asked for; by `chat` messages are

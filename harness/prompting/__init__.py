@@ -1,4 +1,4 @@
-"""What a prompting is: a function from an example to the example that a candidate is asked.
+"""Contract of a prompting: a function from an example to the example that a candidate is given.
 
 Invariant: a prompting changes only messages and passages; the id, references, choices and
 cluster of an example stay, so every candidate answers the same items.
@@ -20,7 +20,7 @@ CONTEXT = "Context:\n"
 
 @dataclass(frozen=True, slots=True)
 class PromptingContext:
-    """What promptings draw from: training examples for shots, documents for retrieval.
+    """Sources of promptings: training examples for shots, documents for retrieval.
 
     In a `dry_run`, whose prompts are only counted, no model is loaded to choose among them.
     """

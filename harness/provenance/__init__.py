@@ -1,4 +1,4 @@
-"""What a number depends on beside its recipe: the code, the packages and the machine.
+"""Provenance of a number beside its recipe: the code, the packages and the machine.
 
 Invariant: what cannot be found out is None; nothing here imports a heavy package or fails.
 """

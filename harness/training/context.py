@@ -1,4 +1,4 @@
-"""What a method is given, and what it gives back.
+"""Context of a fit, and the weights that it returns.
 
 Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there.
 """
@@ -18,7 +18,7 @@ CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights a
 
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """What a method may draw from: the base, prompted examples, a folder to write weights into.
+    """Input of a method: the base, prompted examples, a folder to write weights into.
 
     `source` is the base as it will be served, so a quantised one where the method quantises.
     `pairs` are preference pairs, prompted like the examples. `init` is the folder of the adapter
@@ -42,7 +42,7 @@ class FitContext:
 
 
 class Weights(NamedTuple):
-    """What a method made: how it is opened, its digest, its folder and what making it cost.
+    """Weights made by a method: kind, digest, folder and measured cost.
 
     An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`; of an endpoint the kind is
     the protocol it is asked by (`completions` or `chat`). `training` holds measured figures with units

@@ -1,4 +1,4 @@
-"""What every training loop shares: TRL's settings, the run itself, and what is measured of it.
+"""Trainer settings, run and measurements that every training loop shares.
 
 Invariant: a loss that is no number ends the training at once, and running out of memory says
 which knob to turn.
@@ -37,7 +37,7 @@ _PLAIN_SCORES = 1 << 19
 
 
 class LoopParams(Spec):
-    """What every loop takes, under TRL's own names; each loop sets its own defaults of the first three.
+    """Parameters of every loop, under TRL's own names; each loop sets its own defaults of the first three.
 
     `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
     out and counted, never cut.

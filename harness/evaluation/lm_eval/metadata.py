@@ -1,4 +1,4 @@
-"""What a task holds, found out once: its documents' hashes, its scores, and their digest.
+"""Metadata of lm-eval's tasks: document hashes, metrics and their digest, cached.
 
 Invariant: a description depends on the installed lm-eval, the task, its shots and its data alone, and
 is kept in the cache under their digest, so that an unchanged run neither imports nor builds a task.

@@ -41,7 +41,7 @@ class Score(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """How one aggregation is computed: names of the parts, parts of a value, aggregate, bounds."""
+    """Formula of one aggregation: names of the parts, parts of a value, aggregate, bounds."""
 
     parts: tuple[str, ...]
     of: Callable[[Any], Sequence[Any]]

@@ -1,4 +1,4 @@
-"""Which tasks lm-eval knows, which files define them, and where their data lies.
+"""Registry of lm-eval's tasks: their names, the files that define them, and local copies of their data.
 
 Invariant: lm-eval's own scan of its 14,000 task files, some five seconds, is made once for each
 installed version and kept in the cache; everything else here reads that file.

@@ -18,7 +18,7 @@ _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion
 
 
 class Answer(NamedTuple):
-    """What goes into an instance's `resps`, its token ids, and the generated output where there is one."""
+    """Response to one request for an instance's `resps`, its token ids, and the output where one is generated."""
 
     response: Any
     encoded: Encoded

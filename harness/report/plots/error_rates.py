@@ -1,4 +1,4 @@
-"""How often the gate errs, as bars: the losses that it could miss, the equal models it would hold back.
+"""Error rates of the gate as bars: losses it could miss, equal models it would hold back.
 
 Invariant: the words and the chances are those that the other forms of the report print.
 """

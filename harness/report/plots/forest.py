@@ -1,4 +1,4 @@
-"""What a candidate lost and gained, a line a task: the paired difference with its interval and margin.
+"""Forest plot of a candidate's paired differences, a line a task, with interval and margin.
 
 Invariant: tasks that do not count in the gate are drawn hollow; what lies beyond a task's margin
 is shaded.

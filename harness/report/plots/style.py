@@ -1,4 +1,4 @@
-"""How pictures look: colours that colour-blind readers tell apart, light and dark.
+"""Style of plots: colours that colour-blind readers tell apart, light and dark.
 
 Invariant: a picture names classes only, so the same one fits a light page, a dark page and paper.
 Source: Okabe & Ito 2008, colour universal design (blue, vermilion, orange, bluish green).
