@@ -67,7 +67,8 @@ def test_rows_of_about_one_length_are_trained_on_together(context):
 
     params = SupervisedParams(num_train_epochs=1, per_device_train_batch_size=2)
     own = lora_config(LoraParams(r=2))
-    supervised(dataclasses.replace(context, train=tuple(rows)), params, own, context.folder / "own", watched)
+    watched_context = dataclasses.replace(context, train=tuple(rows), prepare=watched)
+    supervised(watched_context, params, own, context.folder / "own")
     assert max(max(batch) for batch in lengths) > 2 * min(min(batch) for batch in lengths)
     assert all(max(batch) - min(batch) <= 3 for batch in lengths[:8])
 
