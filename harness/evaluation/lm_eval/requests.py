@@ -18,7 +18,7 @@ _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion
 
 
 class Answer(NamedTuple):
-    """Response to one request for an instance's `resps`, its token ids, and the output where one is generated."""
+    """Response to one request for an instance's `resps`, its token ids, and its output where generated."""
 
     response: Any
     encoded: Encoded
