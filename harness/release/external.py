@@ -45,10 +45,11 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         raise IncompatibleRuns("\n".join(problems))
     missing = [name for name in wanted if name not in shared]
     left_out = [name for name in dict.fromkeys([*old, *new]) if name not in wanted]
-    notes = (f"not named by gate.tasks, left out: {', '.join(left_out)}",) if left_out else ()
+    notes = [f"only in one of the two, left out: {', '.join(missing)}"] if missing else []
+    notes += [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     measured = [measurement(old[name], new[name]) for name in shared]
     result = gating.judge(measured, policy, target=None, identical=False, missing=missing)
-    return replace(result, candidate=candidate.name, baseline=base.name, notes=notes)
+    return replace(result, candidate=candidate.name, baseline=base.name, notes=tuple(notes))
 
 
 def _reader(path: Path) -> Reader:
