@@ -216,7 +216,7 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
 
 def test_flags_may_be_written_with_underscores(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
-    assert harness("compare", "--dry_run", check=0).stdout.startswith(" ")
+    assert harness("compare", "--dry_run", check=0).stdout.startswith("candidate ")
 
 
 def test_an_underscore_in_a_value_stays(harness, copy):

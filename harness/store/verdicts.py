@@ -10,6 +10,7 @@ of an experiment the last decision is kept.
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.records import digest
@@ -67,11 +68,21 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
 
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
-    """Write an experiment's decision in place of its last; none where the folder may not be written."""
+    """Write an experiment's decision in place of another; none where the folder may not be written."""
     path = store.folder / "decisions" / f"{decision.experiment}.json"
-    if is_bare_name(decision.experiment):
+    if is_bare_name(decision.experiment) and not _is_stored(path, decision):
         with suppress(PermissionError):
             write_whole(store, path, _text(decision))
+
+
+def _is_stored(path: Path, decision: DecisionRecord) -> bool:
+    """Tell whether a file holds this decision, whenever it was made."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    new = json.loads(_text(decision))
+    return bool({**stored, "created": ""} == {**new, "created": ""})
 
 
 def _text(record: VerdictRecord | DecisionRecord) -> str:
