@@ -102,7 +102,7 @@ def test_every_verb_has_help(harness):
     verbs += [["regressions", name] for name in names(regressions_app)]
     verbs += [["nightly", name] for name in names(nightly_app)]
     assert [v[-1] for v in verbs] == (
-        "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score sql "
+        "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
         "list show diff rm add confirm run status ack install".split()
     )
     from typer.testing import CliRunner
@@ -580,7 +580,10 @@ def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
 def test_init_prints_json(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
     found = json.loads(harness("init", "--data", "mine.csv", "--json", check=0).stdout)
-    assert (found["task"], found["files"]) == ("labels", ["harness.yaml", "suites/mine.yaml"])
+    assert (found["task"], found["files"]) == (
+        "labels",
+        ["harness.yaml", "suites/mine.yaml", "harness.schema.json"],
+    )
 
 
 def test_init_never_overwrites(harness, tmp_path):

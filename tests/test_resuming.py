@@ -285,11 +285,11 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session, method, param
     recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
     candidate = session.resolve("lora", recipe)
     made = run_candidate.ensure_weights(session, candidate, 0)
-    with run_candidate.opened(session, made):
+    with run_candidate.open_weights(session, made):
         pass
     damage(next(made.folder.glob("*/*.safetensors")))
     told = f"{made.folder.name} are damaged; try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told), run_candidate.opened(session, made):
+    with pytest.raises(CandidateFailed, match=told), run_candidate.open_weights(session, made):
         pass
     with pytest.raises(CandidateFailed, match=told):
         fit(session, candidate, 0, made.folder.with_name("next"), made)

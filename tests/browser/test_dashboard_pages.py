@@ -15,6 +15,7 @@ from reading import PAGES, complaints, failures, grid, path_of, pick
 from serving import drawn, opened, serving
 
 from harness import formatting, report
+from harness.formatting import Unit
 from harness.nightly import alarm
 from harness.nightly import state as files
 from harness.spec import NightlyPolicy
@@ -104,7 +105,7 @@ def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, addr
     page = visit[0](address, "/compare?compare=prompt,lora")
     changes = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
     expected = {
-        (c["task"], c["metric"]): formatting.change(c["metric"], c["delta"], c["low"], c["high"])
+        (c["task"], c["metric"]): formatting.change(Unit(**c["unit"]), c["delta"], c["low"], c["high"])
         for c in report.to_json(finished[1])["comparisons"]["lora"]
     }
     shared = changes.keys() & expected.keys()
