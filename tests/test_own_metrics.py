@@ -153,6 +153,14 @@ def test_a_metric_is_shown_by_a_name_without_folders(written, name):
     assert metric_name(written) == name
 
 
+def test_a_script_of_evaluate_is_known_by_the_modules_beside_it(tmp_path):
+    (tmp_path / "scale.py").write_text("factor = 1.0")
+    written = f"evaluate:{script(tmp_path, 'shared')}"
+    before = metrics.version(written)
+    (tmp_path / "scale.py").write_text("factor = 7.0")
+    assert metrics.version(written) != before
+
+
 def test_a_script_of_evaluate_scores_every_answer(tmp_path):
     path = script(tmp_path, "shared")
     assert scored(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5

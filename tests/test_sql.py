@@ -161,6 +161,20 @@ def test_a_verdict_is_stale_where_a_later_one_was_given_under_another_policy(sto
     assert stale(store) == {"lora": True, "dpo": False}
 
 
+def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
+    judged(store, "lora")
+    judged(store, "lora", GatePolicy(each=0.1))
+    for path in (store.folder / "verdicts" / "lora").glob("*.json"):
+        kept = json.loads(path.read_text("utf-8"))
+        created = "2000-01-02" if kept["policy"]["each"] == 0.1 else "2000-01-01"
+        path.write_text(json.dumps(kept | {"created": created}), "utf-8")
+    judged(store, "lora")
+    query = (
+        "SELECT policy->>'each' = '0.1', stale FROM (SELECT record->'policy' AS policy, stale FROM verdicts)"
+    )
+    assert dict(stores.query(store, query).rows) == {True: True, False: False}
+
+
 def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
     judged(store, "lora")
     path = next((store.folder / "verdicts" / "lora").glob("*.json"))

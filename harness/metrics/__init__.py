@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
-from harness.records import Example, Output, SampleResult, checksum
+from harness.records import Example, Output, SampleResult, checksum, digest
 from harness.spec import EVALUATE, Task, TaskData, metric_name
 
 Array = NDArray[np.float64]
@@ -124,12 +124,15 @@ def load_metrics(task: Task) -> dict[str, Metric]:
 
 
 def version(written: str) -> int | str:
-    """Return what an identity holds of a metric's code: of an `evaluate:` script on disk its checksum."""
+    """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums."""
     if not written.startswith(EVALUATE):
         return plugins.version("metrics", written)
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
-    return checksum(script) if script.is_file() else ""
+    if not script.is_file():
+        return ""
+    # The library loads a script with the modules beside it, which it may import.
+    return digest([[file.name, checksum(file)] for file in sorted(script.parent.glob("*.py"))])
 
 
 def metric_of_rows(name: str) -> Metric:

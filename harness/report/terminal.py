@@ -57,7 +57,8 @@ def terminal_table(report: ExperimentReport) -> Table:
 def _add_columns(table: Table, headers: Sequence[str], name_width: int) -> None:
     """Add a column of names, which may wrap, and those beside it, which may not."""
     first, *others = headers
-    table.add_column(Text(first), overflow="fold", max_width=name_width)
+    # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
+    table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
     for header in others:
         table.add_column(Text(header), no_wrap=True, overflow="ellipsis")
 

@@ -59,12 +59,18 @@ class DecisionRecord:
 
 
 def save_verdict(store: Store, verdict: VerdictRecord) -> None:
-    """Write a verdict, unless it was said before; where the folder may not be written, nothing is kept."""
+    """Write a verdict, unless it is the newest of its run; none where the folder may not be written."""
     said = {name: value for name, value in asdict(verdict).items() if name != "created"}
     path = store.folder / "verdicts" / verdict.run_id / f"{digest(said)}.json"
-    if is_bare_name(verdict.run_id) and not path.exists():
+    if is_bare_name(verdict.run_id) and not _is_newest(path):
         with suppress(PermissionError):
             write_whole(store, path, _text(verdict))
+
+
+def _is_newest(path: Path) -> bool:
+    """Tell whether a verdict is stored and no other of its run is newer, such as one under a trial policy."""
+    created = {file: json.loads(file.read_text("utf-8"))["created"] for file in path.parent.glob("*.json")}
+    return path in created and created[path] == max(created.values())
 
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
