@@ -18,6 +18,7 @@ from reading import PAGES, cells, complaints, failures, grid, path_of
 from serving import ROOT, drawn, serving
 
 from harness import formatting
+from harness.formatting import Unit
 
 pytestmark = [pytest.mark.quickstart, pytest.mark.browser]
 
@@ -62,7 +63,7 @@ def compared():
 
 
 def change(one):
-    return formatting.change(one["metric"], one["delta"], one["low"], one["high"])
+    return formatting.change(Unit(**one["unit"]), one["delta"], one["low"], one["high"])
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -124,7 +125,7 @@ def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comp
     drawn = page.locator(".js-plotly-plot").first.locator("text").all_text_contents()
     for c in compared["comparisons"]["lora"]:
         if c["metric"] == "accuracy":
-            assert formatting.change(c["metric"], c["delta"]) in drawn, c["task"]
+            assert formatting.change(Unit(**c["unit"]), c["delta"]) in drawn, c["task"]
 
 
 def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, compared):
