@@ -111,11 +111,13 @@ def test_the_page_of_comparisons_shows_every_change_of_compare(visit, address, c
 def test_the_front_shows_scores_and_forgetting_of_compare(visit, address, compared):
     for row in grid(visit[0](address, "/pareto")):
         (f,) = (f for f in compared["facts"] if f["name"] == row["candidate"])
-        score, low, high, _ = f["target"].values()
-        assert row["target exact_match"] == formatting.interval(score, low, high)
+        target = f["target"]
+        assert row["target exact_match"] == formatting.interval(
+            target["score"], target["low"], target["high"]
+        )
         kept = f["verdict"]["macro"]
         assert (
-            row["capability suite"].startswith(formatting.points(*list(kept.values())[:3]))
+            row["capability suite"].startswith(formatting.points(kept["score"], kept["low"], kept["high"]))
             or kept["score"] == 0
         )
 
