@@ -175,6 +175,14 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
     assert dict(stores.query(store, query).rows) == {True: True, False: False}
 
 
+def test_a_verdict_file_that_is_damaged_is_written_again(store):
+    judged(store, "lora")
+    (path,) = (store.folder / "verdicts" / "lora").glob("*.json")
+    path.write_text("{", "utf-8")
+    judged(store, "lora")
+    assert json.loads(path.read_text("utf-8"))["outcome"] == "fail"
+
+
 def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
     judged(store, "lora")
     path = next((store.folder / "verdicts" / "lora").glob("*.json"))

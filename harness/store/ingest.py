@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.records import Rating, Run
@@ -41,15 +41,6 @@ _KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables a
 }
 _FILES = READ_PARQUET.replace(")", ", filename = true)")
 _DIGEST = "parse_path(filename)[-2]"
-
-
-class Changes(NamedTuple):
-    """Differences between the folders and an index: what is gone or outdated in it, and what is new."""
-
-    gone_files: list[tuple[str, str]]
-    new_files: dict[tuple[str, str], int]
-    gone_rows: list[str]
-    new_rows: dict[str, int]
 
 
 def create(db: "DuckDBPyConnection", store: Store) -> None:

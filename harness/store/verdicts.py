@@ -69,26 +69,27 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
 
 def _is_newest(path: Path) -> bool:
     """Tell whether a verdict is stored and no other of its run is newer, such as one under a trial policy."""
-    created = {file: json.loads(file.read_text("utf-8"))["created"] for file in path.parent.glob("*.json")}
-    return path in created and created[path] == max(created.values())
+    created = {file: _stored(file).get("created", "") for file in path.parent.glob("*.json")}
+    return bool(created.get(path)) and created[path] == max(created.values())
 
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
     """Write an experiment's decision in place of another; none where the folder may not be written."""
     path = store.folder / "decisions" / f"{decision.experiment}.json"
-    if is_bare_name(decision.experiment) and not _is_stored(path, decision):
+    # Compared as JSON: what stands in a file has lists where a record has tuples.
+    new = json.loads(_text(decision)) | {"created": ""}
+    if is_bare_name(decision.experiment) and _stored(path) | {"created": ""} != new:
         with suppress(PermissionError):
             write_whole(store, path, _text(decision))
 
 
-def _is_stored(path: Path, decision: DecisionRecord) -> bool:
-    """Tell whether a file holds this decision, whenever it was made."""
+def _stored(path: Path) -> dict[str, Any]:
+    """Read a record; empty where there is none, or where it is damaged and is to be written again."""
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    new = json.loads(_text(decision))
-    return bool({**stored, "created": ""} == {**new, "created": ""})
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _text(record: VerdictRecord | DecisionRecord) -> str:
