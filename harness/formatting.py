@@ -161,6 +161,11 @@ def p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else _fixed(p, 2 if p >= 0.0995 else 3)
 
 
+def chance(p: float) -> str:
+    """Print a probability in whole percent; never as impossible or certain."""
+    return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
+
+
 def _is_known(x: float | None) -> TypeGuard[float]:
     return x is not None and not isnan(x)
 

@@ -1,12 +1,15 @@
 """Memory and operations are those that were published or measured, with one set of constants."""
 
 import pytest
+from fake_facts import candidate
 from golden import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.decision.economics import break_even
 from harness.models import memory
 from harness.models.memory import Shape
+from harness.spec import DecidePolicy
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)
 LLAMA3_8B = Shape(8.03e9, 32, 4096, 14336, 32, 8, 128, 128256)
@@ -100,12 +103,9 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
         expected["t5lm"], rel=tolerance
     )
     for name, key in (("infer_icl175", "breakeven_requests_vs_icl175"), ("infer_67", "breakeven_vs_icl6p7")):
-        found = memory.break_even_requests(spent, in_context[name], own)
-        assert found == pytest.approx(expected[key], rel=tolerance)
-
-
-def test_what_saves_nothing_never_breaks_even():
-    assert memory.break_even_requests(1e15, 1e12, 2e12) == float("inf")
+        tuned = candidate("t-few", 0.8, training_cost_usd=spent, cost_per_1k_usd=1000 * own)
+        shots = candidate("in context", 0.7, cost_per_1k_usd=1000 * in_context[name])
+        assert break_even(tuned, shots, DecidePolicy()) == pytest.approx(expected[key], rel=tolerance)
 
 
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.booleans())

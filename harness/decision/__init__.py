@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import formatting
-from harness.decision import economics, next_step
 from harness.decision.ablation import Ablation, Factor, ablations
+from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
 from harness.decision.explain import reasons, too_dear
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
-from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few, worth_collecting
+from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
 from harness.decision.results import (
     Action,
     CandidateFacts,
@@ -111,13 +111,12 @@ def decide(
         missing=missing_alternatives(facts, closed_labels, has_documents),
         curve=curve,
     )
-    choice = _choose(case)
-    numbers_behind = economics.table(facts, case.judged, case.alternative, policy)
-    numbers_behind |= next_step.table(case)
-    return Decision(*choice, reasons(case, choice.candidate), numbers_behind, case.missing)
+    found = economics_of(case)
+    choice = _choose(case, found)
+    return Decision(*choice, reasons(case, found, choice.candidate), listing(found), case.missing)
 
 
-def _choose(case: Case) -> _Choice:
+def _choose(case: Case, found: Economics) -> _Choice:
     if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
         return _undecided(
             f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
@@ -128,10 +127,10 @@ def _choose(case: Case) -> _Choice:
     if case.strongest is None:
         return _choose_untrained(case, case.alternative)
     if case.alternative.over_budget:
-        return _choose_within_budget(case, case.strongest, case.alternative)
+        return _choose_within_budget(case, found, case.strongest, case.alternative)
     if case.winner and is_gain_shown(case.winner):
-        return _choose_with_gain(case, case.winner, case.alternative)
-    return _choose_without_gain(case, case.winner or case.strongest, case.alternative)
+        return _choose_with_gain(case, found, case.winner, case.alternative)
+    return _choose_without_gain(case, found, case.winner or case.strongest, case.alternative)
 
 
 def _ship(run: CandidateFacts, why: str) -> _Choice:
@@ -173,13 +172,15 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
     )
 
 
-def _choose_within_budget(case: Case, strongest: CandidateFacts, slow: CandidateFacts) -> _Choice:
+def _choose_within_budget(
+    case: Case, found: Economics, strongest: CandidateFacts, slow: CandidateFacts
+) -> _Choice:
     """Recommend a fine-tune beside which nothing untrained keeps the budget, where it beats the prompt."""
     run = case.winner or strongest
     g = gain(run.vs_prompt)
     alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
     gains = f"{run.name} gains {gain_text(case, g)} over the prompt"
-    ratio = economics.per_usd(g, run.training_cost_usd)
+    ratio = found.points_per_usd_over_prompt
     if case.missing:
         return _undecided(f"{alone}, and one that might was not compared", f"add {', '.join(case.missing)}")
     if case.winner is None:
@@ -193,7 +194,9 @@ def _choose_within_budget(case: Case, strongest: CandidateFacts, slow: Candidate
     return _ship(run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
-def _choose_with_gain(case: Case, winner: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _choose_with_gain(
+    case: Case, found: Economics, winner: CandidateFacts, alternative: CandidateFacts
+) -> _Choice:
     """Recommend a fine-tune whose gain is shown, unless a comparison is missing or tau forbids it."""
     better = f"{gain_text(case, gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
@@ -204,7 +207,7 @@ def _choose_with_gain(case: Case, winner: CandidateFacts, alternative: Candidate
         why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
         return _ship(alternative, why)
     tau = case.policy.tau
-    ratio = economics.per_usd(gain(winner.vs_untrained), winner.training_cost_usd)
+    ratio = found.points_per_usd_over_untrained
     if ratio and ratio.high <= tau:
         less = f"less than {tau:g} {case.unit.name} per USD of training"
         why = f"{score_text(case, alternative)}; {gains}, but {less}"
@@ -212,9 +215,8 @@ def _choose_with_gain(case: Case, winner: CandidateFacts, alternative: Candidate
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _undecided(why, f"measure on more test items; ship {alternative.name} until then")
-    paid = economics.pay(winner, alternative, case.policy)
-    if paid and paid.worth <= paid.cost:
-        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(case, paid)}"
+    if not found.pays:
+        why = f"{score_text(case, alternative)}; {gains}, but {too_dear(found)}"
         return _ship(alternative, why)
     return _ship(
         winner,
@@ -222,7 +224,9 @@ def _choose_with_gain(case: Case, winner: CandidateFacts, alternative: Candidate
     )
 
 
-def _choose_without_gain(case: Case, compared: CandidateFacts, alternative: CandidateFacts) -> _Choice:
+def _choose_without_gain(
+    case: Case, found: Economics, compared: CandidateFacts, alternative: CandidateFacts
+) -> _Choice:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
     blocked = [f for f in case.facts if is_fine_tuned(f) and f.state == "done" and is_gain_shown(f)]
     if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
@@ -233,9 +237,9 @@ def _choose_without_gain(case: Case, compared: CandidateFacts, alternative: Cand
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _undecided(why, "compare again")
-    wanted, then = worth_collecting(case, compared, g), next_step.next_spend(case)
-    if wanted and then and then.best and then.best.kind == "training rows":
-        return _collect(case, compared, alternative, wanted)
+    best_spend = found.spend.best if found.spend else None
+    if found.rows_needed and best_spend and best_spend.kind == "training rows":
+        return _collect(case, compared, alternative, found.rows_needed)
     verb = "is worse" if g.high < 0 else "is not shown to be better"
     return _ship(
         alternative,

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from harness import formatting, stats
 from harness.comparison import Comparison
 from harness.decision.results import CandidateFacts, gain
-from harness.decision.seeds import gain_label
 from harness.evaluation.costs import RIGHT_ANSWER_USD
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
@@ -54,9 +53,9 @@ def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
     return run.training_cost_usd + policy.label_cost_usd * run.n_train + policy.evaluation_usd + hosting
 
 
-def break_even_band(at: float | None) -> tuple[float, float] | None:
+def break_even_band(at: float | None) -> tuple[float | None, float | None]:
     """Return the break-even if the saving per request were a fifth more, and a fifth less."""
-    return None if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
+    return (None, None) if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
 
 
 class Worth(NamedTuple):
@@ -156,62 +155,6 @@ def more_items(run: CandidateFacts) -> int | None:
     if g is None or g.se <= 0 or abs(g.delta) * _MOST_ITEMS**0.5 < _POWER * g.se:
         return None
     return max(1, ceil(g.n * (_POWER * g.se / g.delta) ** 2) - g.n)
-
-
-def table(
-    facts: Iterable[CandidateFacts],
-    run: CandidateFacts | None,
-    alternative: CandidateFacts | None,
-    policy: DecidePolicy,
-) -> dict[str, float | str | None]:
-    """List every number that goes into the decision; an infinite break-even is the text `∞`."""
-    rows: dict[str, float | str | None] = {
-        "alternative": alternative.name if alternative else None,
-        "fine_tune": gain_label(facts, run) if run else None,
-        "tau_points_per_usd": policy.tau,
-        "forecast_requests": forecast_requests(policy),
-    }
-    if run is None or alternative is None:
-        return rows
-    over, prompt = gain(run.vs_untrained), gain(run.vs_prompt)
-    ratio = per_usd(over, run.training_cost_usd)
-    at, worth = break_even(run, alternative, policy), worth_of_items(run, policy)
-    band, paid = break_even_band(at), pay(run, alternative, policy)
-    return rows | {
-        **_fields("gain_over_untrained", over),
-        **_fields("gain_over_prompt", prompt),
-        "training_cost_usd": run.training_cost_usd,
-        "label_cost_usd": policy.label_cost_usd * run.n_train,
-        **_fields("points_per_usd_over_untrained", ratio),
-        **_fields("points_per_usd_over_prompt", per_usd(prompt, run.training_cost_usd)),
-        "probability_above_tau": probability_above(policy.tau, over, run.training_cost_usd),
-        "tau_flips_at": ratio.low if ratio and ratio.low > 0 else None,
-        **_token_fields("alternative", alternative, policy),
-        **_token_fields("fine_tune", run, policy),
-        "cost_per_1k_alternative_usd": alternative.cost_per_1k_usd,
-        "cost_per_1k_fine_tune_usd": run.cost_per_1k_usd,
-        "spent_once_usd": spent_once_usd(run, policy),
-        "break_even_requests": "∞" if at == inf else at,
-        "break_even_if_saving_is_a_fifth_more": band[0] if band else None,
-        "break_even_if_saving_is_a_fifth_less": band[1] if band else None,
-        "gain_is_worth_usd": paid.worth if paid else None,
-        "costs_more_usd": paid.cost if paid else None,
-        "pays_from_requests": paid.from_requests if paid else None,
-        "perfect_information_points": worth.perfect if worth else None,
-    }
-
-
-def _token_fields(name: str, run: CandidateFacts, policy: DecidePolicy) -> dict[str, float | str | None]:
-    """List the tokens of a request where they are what it is priced by."""
-    if policy.usd_per_million_tokens is None or run.tokens is None:
-        return {}
-    return {f"{part}_tokens_{name}": value for part, value in run.tokens._asdict().items()}
-
-
-def _fields(name: str, g: Comparison | PerUsd | None) -> dict[str, float | None]:
-    if g is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: g.delta, f"{name}_low": g.low, f"{name}_high": g.high}
 
 
 def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:

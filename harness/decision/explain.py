@@ -8,6 +8,7 @@ from math import inf
 
 from harness import formatting, plugins, stats
 from harness.decision import economics, next_step
+from harness.decision.arithmetic import Economics
 from harness.decision.results import (
     FEW,
     CandidateFacts,
@@ -64,25 +65,26 @@ _ON_SLICES = {
 }
 
 
-def too_dear(case: Case, paid: economics.Pay) -> str:
+def too_dear(found: Economics) -> str:
     """Say that a gain is worth less than what it costs, and the volume from which it would pay."""
+    worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
     said = (
-        f"over the {formatting.count(economics.forecast_requests(case.policy))} requests forecast that is"
-        f" worth {formatting.usd(paid.worth)} USD and costs {formatting.usd(paid.cost)} USD more"
+        f"over the {formatting.count(found.forecast_requests)} requests forecast that is worth {worth} USD"
+        f" and costs {cost} USD more"
     )
-    if paid.from_requests is None:
+    if found.pays_from_requests is None:
         return said
-    return f"{said}; it pays from {formatting.needed(paid.from_requests)} requests"
+    return f"{said}; it pays from {formatting.needed(found.pays_from_requests)} requests"
 
 
-def reasons(case: Case, shipped: str | None) -> tuple[str, ...]:
+def reasons(case: Case, found: Economics, shipped: str | None) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
     if case.judged and case.alternative:
         sentences += _gains(case, case.judged, case.alternative)
-        sentences.append(_per_usd(case, case.judged))
-        sentences.append(_break_even(case, case.judged, case.alternative))
-        sentences += next_step.sentences(case)
+        sentences.append(_per_usd(case, found, case.judged))
+        sentences.append(_break_even(case, found, case.judged, case.alternative))
+        sentences += next_step.sentences(case, found.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
     sentences += _failures(case)
@@ -118,19 +120,18 @@ def _more_items(run: CandidateFacts) -> str:
     return f"It would take {formatting.count(n)} more test items to tell a gain of this size from none."
 
 
-def _per_usd(case: Case, run: CandidateFacts) -> str:
-    over, cost = gain(run.vs_untrained), run.training_cost_usd
-    ratio = economics.per_usd(over, cost)
+def _per_usd(case: Case, found: Economics, run: CandidateFacts) -> str:
+    ratio, prompt = found.points_per_usd_over_untrained, found.points_per_usd_over_prompt
     if ratio is None:
-        return f"Training {run.name} has no price, so the gain itself decides: {gain_text(case, over)}."
-    prompt = economics.per_usd(gain(run.vs_prompt), cost)
+        gained = gain_text(case, found.gain_over_untrained)
+        return f"Training {run.name} has no price, so the gain itself decides: {gained}."
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
-    chance = economics.probability_above(case.policy.tau, over, cost)
+    chance = found.probability_above_tau
     likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
     return (
-        f"Training cost {formatting.usd(cost)} USD and brought {formatting.figure(*ratio)} {case.unit.name}"
-        f" per USD over the best untrained{over_prompt}. Above τ = {formatting.figure(case.policy.tau)} is"
-        f" asked{likely}; {_flips(ratio)}."
+        f"Training cost {formatting.usd(found.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
+        f" {case.unit.name} per USD over the best untrained{over_prompt}. Above τ ="
+        f" {formatting.figure(case.policy.tau)} is asked{likely}; {_flips(ratio)}."
     )
 
 
@@ -140,8 +141,8 @@ def _flips(ratio: economics.PerUsd) -> str:
     return f"the decision flips at τ = {formatting.figure(ratio.low)}"
 
 
-def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
-    at = economics.break_even(run, alternative, case.policy)
+def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
+    at, forecast = found.break_even_requests, found.forecast_requests
     if at is None:
         return "Break-even is unknown, because a cost per request is."
     costs = (
@@ -151,10 +152,9 @@ def _break_even(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     )
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
-    forecast = economics.forecast_requests(case.policy)
-    band = economics.break_even_band(at) or (at, at)
-    shaken = f" ({formatting.needed(band[0])} to {formatting.needed(band[1])} with a saving ±20 %)"
-    spent = formatting.usd(economics.spent_once_usd(run, case.policy))
+    band = (found.break_even_if_saving_is_a_fifth_more, found.break_even_if_saving_is_a_fifth_less)
+    shaken = f" ({' to '.join(map(formatting.needed, band))} with a saving ±20 %)"
+    spent = formatting.usd(found.spent_once_usd)
     return (
         f"Break-even after {formatting.needed(at)} requests{shaken},"
         f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"

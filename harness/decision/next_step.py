@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from harness import formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
+from harness.decision.economics import Worth
 from harness.decision.results import FEW, CandidateFacts, Case, gain, is_gain_shown
 from harness.decision.seeds import n_seeds
 
@@ -56,17 +57,32 @@ class Spend(NamedTuple):
         worthy = [(o, net) for o, net in known if net is not None and net > 0]
         return max(worthy, key=lambda one: one[1], default=(None, 0.0))[0]
 
+    @property
+    def text(self) -> str:
+        """Name the option that is worth most: `200 more test items`."""
+        return f"{formatting.count(self.best.n)} more {self.best.kind}" if self.best else "choose now"
 
-def next_spend(case: Case) -> Spend | None:
+
+class RowsNeeded(NamedTuple):
+    """An amount of training rows that would pay: the gain it would bring, its worth and its cost in USD."""
+
+    n_train: int
+    gain: Estimate
+    worth: float
+    cost: float
+
+
+def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
     """Value more items and more rows for the fine-tune in question; None where neither could change anything.
 
     That is where nothing is to be chosen between, the harness drifted, or the gate fails the fine-tune.
+    `worth` is that of its test items, `wanted` the training rows that would pay.
     """
     run, other = case.judged, case.alternative
     if run is None or other is None or other.over_budget or fails_gate(run) or _has_drifted(run):
         return None
-    worth = economics.worth_of_items(run, case.policy)
-    return Spend(_items(case, run, other), _rows(case, run), worth.perfect if worth else None)
+    items = _items(case, run, other, worth) if worth else None
+    return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
 
 
 def fails_gate(run: CandidateFacts) -> bool:
@@ -79,10 +95,10 @@ def _has_drifted(run: CandidateFacts) -> bool:
     return run.verdict is not None and run.verdict.outcome == "harness-drift"
 
 
-def _items(case: Case, run: CandidateFacts, other: CandidateFacts) -> Option | None:
+def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> Option | None:
     """Value as many test items again: each costs a label, and is asked of both candidates."""
-    g, worth = gain(run.vs_untrained), economics.worth_of_items(run, case.policy)
-    if g is None or worth is None:
+    g = gain(run.vs_untrained)
+    if g is None:
         return None
     prices = [f.cost_per_1k_usd for f in (run, other)]
     asking = sum(price or 0.0 for price in prices) / 1000
@@ -90,7 +106,7 @@ def _items(case: Case, run: CandidateFacts, other: CandidateFacts) -> Option | N
     return Option("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
 
 
-def _rows(case: Case, run: CandidateFacts) -> Option | None:
+def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> Option | None:
     """Value more training rows by the learning curve: what the better choice gains then, less now.
 
     The curve was measured on the test items at hand, so asking these again would tell nothing new of it.
@@ -108,7 +124,6 @@ def _rows(case: Case, run: CandidateFacts) -> Option | None:
         n = ahead.n_train - n_now
         cost = case.policy.label_cost_usd * n + training
         options.append(Option("training rows", n, points, _usd(case, points), cost))
-    wanted = worth_collecting(case, run, g)
     if wanted:
         return next(o for o in options if o.n == wanted.n_train - n_now)
     return next((o for o in options if o.net and o.net > 0), options[0])
@@ -119,34 +134,14 @@ def _usd(case: Case, points: float) -> float | None:
     return None if point is None else points * point
 
 
-def table(case: Case) -> dict[str, float | str | None]:
-    """List the numbers of the comparison."""
-    spend = next_spend(case)
-    if spend is None:
-        return {}
-    best = spend.best
-    rows: dict[str, float | str | None] = {
-        "next_best_spend": f"{formatting.count(best.n)} more {best.kind}" if best else "choose now"
-    }
-    for kind, o in (("test_items", spend.items), ("training_rows", spend.rows)):
-        rows |= {
-            f"more_{kind}": o.n if o else None,
-            f"more_{kind}_bring_points": o.points if o else None,
-            f"more_{kind}_are_worth_usd": o.worth if o else None,
-            f"more_{kind}_cost_usd": o.cost if o else None,
-        }
-    return rows
-
-
-def sentences(case: Case) -> list[str]:
+def sentences(case: Case, spend: Spend | None) -> list[str]:
     """Say what to spend on next, with what every option brings and costs."""
-    run, spend = case.judged, next_spend(case)
+    run = case.judged
     if run is None:
         return []
     if spend is None:
         return [_no_use_text(run)] if fails_gate(run) else []
-    best = spend.best
-    first = f"{formatting.count(best.n)} more {best.kind}" if best else "none, choose now"
+    first = spend.text if spend.best else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
     return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(run)]
 
@@ -230,15 +225,6 @@ def too_few(case: Case, run: CandidateFacts) -> str:
         return ""
     seeds = formatting.counted(n, "seed")
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
-
-
-class RowsNeeded(NamedTuple):
-    """An amount of training rows that would pay: the gain it would bring, its worth and its cost in USD."""
-
-    n_train: int
-    gain: Estimate
-    worth: float
-    cost: float
 
 
 def worth_collecting(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:

@@ -141,8 +141,3 @@ def training_flops(
     each = 4 * n_parameters + 6 * n_adapter if n_adapter else 6 * n_parameters
     each += 2 * n_parameters if checkpointing else 0
     return each * tokens / (2 if encoder_decoder else 1)
-
-
-def break_even_requests(training: float, alternative: float, own: float) -> float:
-    """Return after how many requests training has saved its operations; inf where none are saved."""
-    return training / (alternative - own) if alternative > own else float("inf")

@@ -1,16 +1,16 @@
 """Tables of what the decision computed: seeds, ablations, learning curve, and the arithmetic in words.
 
-Invariant: a corrected p-value never stands without the raw one, and the number of tests; every number that a
-decision lists has its words here, one that another version has added is shown by its field's name.
+Invariant: a corrected p-value never stands without the raw one, and the number of tests; a number of the
+arithmetic that another version has added is shown by its field's name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from harness import formatting
 from harness.decision import VARIANCE_UNKNOWN, Ablation, Decision, Factor, LearningCurve, SeedSummary
+from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import Unit
 from harness.report.escape import clean
-from harness.report.experiment_report import chance
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 
@@ -114,70 +114,18 @@ def _short(name: str, grid: str) -> str:
     return name.removeprefix(f"{grid}[").removesuffix("]")
 
 
-_FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.needed, formatting.usd
-_UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
-_ENDS = ("_low", "_high")
-# Of each field: its words, in which {unit} is what a change of the metric counts, and what prints it.
-_ARITHMETIC: dict[str, tuple[str, Callable[..., str]]] = {
-    "alternative": ("best untrained candidate", _FIGURE),
-    "fine_tune": ("fine-tune", _FIGURE),
-    "tau_points_per_usd": ("τ, {unit} per USD of training", _FIGURE),
-    "forecast_requests": ("requests over the horizon", _COUNT),
-    "gain_over_untrained": (f"gain over {_UNTRAINED}, {{unit}}", formatting.change),
-    "gain_over_prompt": ("gain over the prompt, {unit}", formatting.change),
-    "training_cost_usd": ("training, USD", _USD),
-    "label_cost_usd": ("labels of the training examples, USD", _USD),
-    "points_per_usd_over_untrained": (f"gain over {_UNTRAINED}, {{unit}} per USD of training", _FIGURE),
-    "points_per_usd_over_prompt": ("gain over the prompt, {unit} per USD of training", _FIGURE),
-    "probability_above_tau": (f"chance that the gain over {_UNTRAINED} exceeds τ", chance),
-    "tau_flips_at": ("τ from which that is no longer shown, {unit} per USD of training", _FIGURE),
-    **{
-        f"{part}_tokens_{field}": (f"{words} of a request to {who}, tokens", _COUNT)
-        for field, who in (("alternative", _UNTRAINED), ("fine_tune", _TUNED))
-        for part, words in (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
-    },
-    "cost_per_1k_alternative_usd": (f"1,000 requests to {_UNTRAINED}, USD", _USD),
-    "cost_per_1k_fine_tune_usd": (f"1,000 requests to {_TUNED}, USD", _USD),
-    "spent_once_usd": (f"spent once on {_TUNED}, USD", _USD),
-    "break_even_requests": ("break-even, requests", _NEEDED),
-    "break_even_if_saving_is_a_fifth_more": ("break-even if a request saves a fifth more, requests", _NEEDED),
-    "break_even_if_saving_is_a_fifth_less": ("break-even if a request saves a fifth less, requests", _NEEDED),
-    "gain_is_worth_usd": ("worth of the gain over the horizon, USD", _USD),
-    "costs_more_usd": (f"what {_TUNED} costs more over the horizon, USD", _USD),
-    "pays_from_requests": (f"forecast from which {_TUNED} pays, requests", _NEEDED),
-    "perfect_information_points": ("worth of knowing the gain exactly, {unit}", _FIGURE),
-    "next_best_spend": ("next best spend", _FIGURE),
-    **{
-        f"more_{kind.replace(' ', '_')}{field}": (f"more {kind}{words}", shown)
-        for kind in ("test items", "training rows")
-        for field, words, shown in (
-            ("", "", _COUNT),
-            ("_bring_points", ": they bring on average, {unit}", _FIGURE),
-            ("_are_worth_usd", ": that is worth, USD", _USD),
-            ("_cost_usd", ": they cost, USD", _USD),
-        )
-    },
-}
-
-
 def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str, str]]:
     """List what each number behind a decision is, and the number with its interval."""
     of = decision.arithmetic
-    ends = {f"{name}{end}" for name in of for end in _ENDS}
-    return [
-        (_arithmetic_words(name, unit), _arithmetic_value(name, of, unit)) for name in of if name not in ends
-    ]
+    ends = {f"{name}{end}" for name in of for end in ENDS}
+    return [_arithmetic_row(name, of, unit) for name in of if name not in ends]
 
 
-def _arithmetic_words(name: str, unit: formatting.Unit) -> str:
-    words = _ARITHMETIC[name][0] if name in _ARITHMETIC else clean(name.replace("_", " "))
-    return words.replace("{unit}", unit.name)
-
-
-def _arithmetic_value(name: str, of: Mapping[str, float | str | None], unit: formatting.Unit) -> str:
-    value = of[name]
+def _arithmetic_row(name: str, of: Mapping[str, Value], unit: formatting.Unit) -> tuple[str, str]:
+    number = NUMBERS.get(name) or Number(clean(name.replace("_", " ")))
+    words, value = number.words.replace("{unit}", unit.name), of[name]
     if value is None or isinstance(value, str):
-        return value or formatting.UNKNOWN
-    shown: Callable[..., str] = _ARITHMETIC[name][1] if name in _ARITHMETIC else formatting.figure
-    low_high = [of[f"{name}{end}"] for end in _ENDS if f"{name}{end}" in of]
-    return shown(unit, value, *low_high) if shown is formatting.change else shown(value, *low_high)
+        return words, value or formatting.UNKNOWN
+    low_high = [of[f"{name}{end}"] for end in ENDS if f"{name}{end}" in of]
+    in_unit = [unit] if number.shown is formatting.change else []
+    return words, number.shown(*in_unit, value, *low_high)

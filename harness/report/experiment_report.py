@@ -199,7 +199,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 
 def miss_text(m: MissRate) -> str:
     """Say one line of the gate's operating characteristic."""
-    return f"{miss_what(m)}: {chance(m.probability)}"
+    return f"{miss_what(m)}: {formatting.chance(m.probability)}"
 
 
 def miss_what(m: MissRate) -> str:
@@ -209,11 +209,6 @@ def miss_what(m: MissRate) -> str:
     task = m.what.removeprefix("each: ")
     where = " (macro)" if m.what == "macro" else f" on {task} alone (each)"
     return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
-
-
-def chance(p: float) -> str:
-    """Print a probability in whole percent; never as impossible or certain."""
-    return "<1 %" if p < 0.005 else ">99 %" if p > 0.995 else f"{100 * p:.0f} %"
 
 
 def miss_basis(verdict: Verdict) -> str:

@@ -3,8 +3,9 @@
 Invariant: the words and the chances are those that the other forms of the report print.
 """
 
+from harness import formatting
 from harness.gating import MissRate, Verdict
-from harness.report.experiment_report import chance, miss_what
+from harness.report.experiment_report import miss_what
 from harness.report.plots.svg import group, picture, rect, text
 
 _WIDTH, _ROW, _LEFT, _LONG = 860.0, 24.0, 470.0, 320.0
@@ -19,7 +20,7 @@ def chances(label: str, verdict: Verdict) -> str:
 
 
 def _row(m: MissRate, top: float) -> str:
-    what, how_often = miss_what(m), chance(m.probability)
+    what, how_often = miss_what(m), formatting.chance(m.probability)
     long = _LONG * m.probability
     return group(
         f"{what}: {how_often}",

@@ -1,0 +1,224 @@
+"""Arithmetic of a decision: every number that it rests on, computed once, with the words that name it.
+
+Invariant: pure; None where an input is unknown. A number's words and its printing stand at the field that
+holds it, and whoever lists the numbers goes by these.
+"""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, replace
+from math import inf
+from typing import Annotated, Any, NamedTuple
+
+from harness import formatting
+from harness.comparison import Comparison
+from harness.decision import economics, next_step
+from harness.decision.economics import PerUsd
+from harness.decision.next_step import RowsNeeded, Spend
+from harness.decision.results import CandidateFacts, Case, gain
+from harness.decision.seeds import gain_label
+from harness.evaluation.costs import Tokens
+
+_FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.needed, formatting.usd
+_UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
+ENDS = ("_low", "_high")
+Value = float | str | None
+
+
+class Number(NamedTuple):
+    """Words of one number, in which {unit} is what a change of the metric counts, and what prints it.
+
+    It is listed under `name`, that of its field where empty; `part` is the attribute of the field's value
+    that holds it. `ends` says that an interval goes with it.
+    """
+
+    words: str
+    shown: Callable[..., str] = _FIGURE
+    part: str = ""
+    name: str = ""
+    ends: bool = False
+
+
+class Unlisted(NamedTuple):
+    """Numbers that are left out where their field is None."""
+
+    numbers: tuple[Number, ...]
+
+
+def _tokens(who: str, words: str) -> Unlisted:
+    parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
+    return Unlisted(
+        tuple(
+            Number(f"{said} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
+            for part, said in parts
+        )
+    )
+
+
+def _option(kind: str, part: str) -> tuple[Number, ...]:
+    name, words = f"more_{kind.replace(' ', '_')}", f"more {kind}"
+    return (
+        Number(words, _COUNT, f"{part}.n", name),
+        Number(
+            f"{words}: they bring on average, {{unit}}", _FIGURE, f"{part}.points", f"{name}_bring_points"
+        ),
+        Number(f"{words}: that is worth, USD", _USD, f"{part}.worth", f"{name}_are_worth_usd"),
+        Number(f"{words}: they cost, USD", _USD, f"{part}.cost", f"{name}_cost_usd"),
+    )
+
+
+_SPEND = Unlisted(
+    (
+        Number("next best spend", part="text", name="next_best_spend"),
+        *_option("test items", "items"),
+        *_option("training rows", "rows"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Economics:
+    """Costs and returns of the fine-tune in question beside the best untrained candidate.
+
+    Where one of the two is missing only the first four are known. `rows_needed` is how much training data
+    would pay; it is said with the choice and not listed.
+    """
+
+    alternative: Annotated[str | None, Number("best untrained candidate")]
+    fine_tune: Annotated[str | None, Number("fine-tune")]
+    tau_points_per_usd: Annotated[float, Number("τ, {unit} per USD of training")]
+    forecast_requests: Annotated[float, Number("requests over the horizon", _COUNT)]
+    gain_over_untrained: Annotated[
+        Comparison | None, Number(f"gain over {_UNTRAINED}, {{unit}}", formatting.change, ends=True)
+    ] = None
+    gain_over_prompt: Annotated[
+        Comparison | None, Number("gain over the prompt, {unit}", formatting.change, ends=True)
+    ] = None
+    training_cost_usd: Annotated[float | None, Number("training, USD", _USD)] = None
+    label_cost_usd: Annotated[float | None, Number("labels of the training examples, USD", _USD)] = None
+    points_per_usd_over_untrained: Annotated[
+        PerUsd | None, Number(f"gain over {_UNTRAINED}, {{unit}} per USD of training", ends=True)
+    ] = None
+    points_per_usd_over_prompt: Annotated[
+        PerUsd | None, Number("gain over the prompt, {unit} per USD of training", ends=True)
+    ] = None
+    probability_above_tau: Annotated[
+        float | None, Number(f"chance that the gain over {_UNTRAINED} exceeds τ", formatting.chance)
+    ] = None
+    tau_flips_at: Annotated[
+        float | None, Number("τ from which that is no longer shown, {unit} per USD of training")
+    ] = None
+    tokens_of_alternative: Annotated[Tokens | None, _tokens("alternative", _UNTRAINED)] = None
+    tokens_of_fine_tune: Annotated[Tokens | None, _tokens("fine_tune", _TUNED)] = None
+    cost_per_1k_alternative_usd: Annotated[
+        float | None, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)
+    ] = None
+    cost_per_1k_fine_tune_usd: Annotated[float | None, Number(f"1,000 requests to {_TUNED}, USD", _USD)] = (
+        None
+    )
+    spent_once_usd: Annotated[float | None, Number(f"spent once on {_TUNED}, USD", _USD)] = None
+    break_even_requests: Annotated[float | None, Number("break-even, requests", _NEEDED)] = None
+    break_even_if_saving_is_a_fifth_more: Annotated[
+        float | None, Number("break-even if a request saves a fifth more, requests", _NEEDED)
+    ] = None
+    break_even_if_saving_is_a_fifth_less: Annotated[
+        float | None, Number("break-even if a request saves a fifth less, requests", _NEEDED)
+    ] = None
+    gain_is_worth_usd: Annotated[float | None, Number("worth of the gain over the horizon, USD", _USD)] = None
+    costs_more_usd: Annotated[
+        float | None, Number(f"what {_TUNED} costs more over the horizon, USD", _USD)
+    ] = None
+    pays_from_requests: Annotated[
+        float | None, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)
+    ] = None
+    perfect_information_points: Annotated[
+        float | None, Number("worth of knowing the gain exactly, {unit}")
+    ] = None
+    spend: Annotated[Spend | None, _SPEND] = None
+    rows_needed: RowsNeeded | None = None
+
+    @property
+    def pays(self) -> bool:
+        """Whether the gain found is worth more than it costs, as far as both are known."""
+        if self.gain_is_worth_usd is None or self.costs_more_usd is None:
+            return True
+        return self.gain_is_worth_usd > self.costs_more_usd
+
+
+def _numbers(f: Field[Any]) -> tuple[Number, ...]:
+    """Return what a field lists, each under its name."""
+    declared = getattr(f.type, "__metadata__", ())
+    of = [n for one in declared for n in (one.numbers if isinstance(one, Unlisted) else (one,))]
+    return tuple(n._replace(name=n.name or f.name) for n in of)
+
+
+_ALWAYS = 4  # fields that are listed without a fine-tune or something to compare it with
+NUMBERS: dict[str, Number] = {n.name: n for f in fields(Economics) for n in _numbers(f)}
+
+
+def economics_of(case: Case) -> Economics:
+    """Compute every number of a decision."""
+    run, other = case.judged, case.alternative
+    known = Economics(
+        alternative=other.name if other else None,
+        fine_tune=gain_label(case.facts, run) if run else None,
+        tau_points_per_usd=case.policy.tau,
+        forecast_requests=economics.forecast_requests(case.policy),
+    )
+    return known if run is None or other is None else _weigh(case, run, other, known)
+
+
+def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Economics) -> Economics:
+    policy, over, prompt = case.policy, gain(run.vs_untrained), gain(run.vs_prompt)
+    ratio, at = economics.per_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
+    more, less = economics.break_even_band(at)
+    by_token = policy.usd_per_million_tokens is not None
+    paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
+    rows_needed = next_step.worth_collecting(case, run, over) if over else None
+    return replace(
+        known,
+        gain_over_untrained=over,
+        gain_over_prompt=prompt,
+        training_cost_usd=run.training_cost_usd,
+        label_cost_usd=policy.label_cost_usd * run.n_train,
+        points_per_usd_over_untrained=ratio,
+        points_per_usd_over_prompt=economics.per_usd(prompt, run.training_cost_usd),
+        probability_above_tau=economics.probability_above(policy.tau, over, run.training_cost_usd),
+        tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
+        tokens_of_alternative=other.tokens if by_token else None,
+        tokens_of_fine_tune=run.tokens if by_token else None,
+        cost_per_1k_alternative_usd=other.cost_per_1k_usd,
+        cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
+        spent_once_usd=economics.spent_once_usd(run, policy),
+        break_even_requests=at,
+        break_even_if_saving_is_a_fifth_more=more,
+        break_even_if_saving_is_a_fifth_less=less,
+        gain_is_worth_usd=paid.worth if paid else None,
+        costs_more_usd=paid.cost if paid else None,
+        pays_from_requests=paid.from_requests if paid else None,
+        perfect_information_points=worth.perfect if worth else None,
+        spend=next_step.next_spend(case, worth, rows_needed),
+        rows_needed=rows_needed,
+    )
+
+
+def listing(of: Economics) -> dict[str, Value]:
+    """List every number under its name, as reports keep them; infinity is the text `∞`."""
+    out: dict[str, Value] = {}
+    complete = of.alternative is not None and of.fine_tune is not None
+    for f in fields(of)[: None if complete else _ALWAYS]:
+        value = getattr(of, f.name)
+        optional = any(isinstance(one, Unlisted) for one in getattr(f.type, "__metadata__", ()))
+        if value is not None or not optional:
+            for number in _numbers(f):
+                out |= _values(number, value)
+    return out
+
+
+def _values(number: Number, value: Any) -> dict[str, Value]:
+    """Return one number, with its interval where it has one."""
+    if number.ends:
+        keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
+        return dict(zip(keys, (value.delta, value.low, value.high) if value else (None,) * 3, strict=True))
+    for part in filter(None, number.part.split(".")):
+        value = getattr(value, part, None)
+    return {number.name: "∞" if value == inf else value}
