@@ -255,8 +255,9 @@ class Recipe(Spec):
     regularisers of its training to their parameters, `replay: SHARE` being short for that of replay.
     `template` wraps the user message, `{prompt}`.
 
-    `method` makes the weights, by its own `params`. `answer` is generated, or the label ranked first by
-    log-likelihood. `system` stands in place of the task's system message.
+    `method` makes the weights, by its own `params`. `role: baseline` says that another `base_model` of the
+    experiment's architecture is to be beaten, where `method: model` would judge it. `answer` is generated,
+    or the label ranked first by log-likelihood. `system` stands in place of the task's system message.
     """
 
     method: str = BASE
@@ -265,6 +266,7 @@ class Recipe(Spec):
     init_from: str | None = None
     path: str | None = None
     base_model: str | None = None
+    role: Literal["candidate", "baseline"] = "candidate"
     serve_on: Literal["nf4", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
     regularize: dict[str, dict[str, Any]] = {}

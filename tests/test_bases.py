@@ -18,7 +18,7 @@ CANDIDATES = """\
   plain: {weights_of: qlora, serve_on: bf16}
   dpo: {method: dpo, init_from: lora, params: {learning_rate: 0.05}}
   full: {method: full, params: {num_train_epochs: 1, learning_rate: 0.01}}
-  other: {method: base, base_model: ./other}
+  other: {method: base, base_model: ./other, role: baseline}
   theirs: {method: lora, base_model: ./other, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
   swept: {method: lora, params: {r: 2, num_train_epochs: 1}, sweep: {learning_rate: [1.0e-5, 0.05]}}
 """

@@ -315,7 +315,8 @@ PARTS = [
 
 @pytest.mark.parametrize("block", PARTS, ids="\n".join)
 def test_a_part_of_an_experiment_in_the_docs_loads(own, block):
-    (own / "from-axolotl").mkdir()
+    for name in ("from-axolotl", "merged", "last-years-model"):
+        (own / name).mkdir()
     (own / "from-axolotl" / "adapter_config.json").write_text("{}")
     for name in ("general", "pairs"):
         row = {"prompt": "Greet", "reference": "Ahoy", "chosen": "Ahoy", "rejected": "Hm"}

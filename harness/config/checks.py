@@ -283,8 +283,11 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
             found = f"path with the method {recipe.method}, which makes its own weights"
             able = " or ".join(plugins.methods(made_elsewhere=True))
             yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
-        elif not Path(recipe.path).is_dir():
-            yield missing_file(Path(recipe.path), where, "the folder of an adapter")
+        elif recipe.path.startswith(HUB) and method.makes != "model":
+            step = "download it, or merge it and name method: model"
+            yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
+        elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
+            yield missing_file(Path(recipe.path), where, "the folder of the weights")
 
 
 def _served(

@@ -15,6 +15,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, Diverged
 from harness.models.hub import ModelSource, quantized
 from harness.plugins import Method
+from harness.records import digest
 from harness.spec import Experiment, Recipe
 from harness.training import Weights, adapter_digest, model_digest
 
@@ -28,7 +29,8 @@ class ResolvedCandidate:
     `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
     `method` is that recipe's. `init` is the candidate whose weights the source starts from. `base` is the
     base as published, `trained_base` as the weights are trained on it, `served_base` as it answers. `seeds`
-    are those of its runs, one where another seed would make the same weights.
+    are those of its runs, one where another seed would make the same weights. `given` is where its weights
+    lie if nothing has to make them: the base's own, or those of a whole model made elsewhere.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ResolvedCandidate:
     trained_base: ModelSource
     served_base: ModelSource
     seeds: tuple[int, ...]
+    given: ModelSource | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -77,7 +80,7 @@ class ResolvedCandidate:
 def resolve_candidates(
     experiment: Experiment, bases: Mapping[str, ModelSource]
 ) -> dict[str, ResolvedCandidate]:
-    """Resolve every candidate of an experiment; `bases` holds each base that one of them names."""
+    """Resolve every candidate of an experiment; `bases` holds each model that one of them names."""
     known: dict[str, ResolvedCandidate] = {}
 
     def add(name: str) -> None:
@@ -109,14 +112,26 @@ def resolve(
     serve_on = recipe.serve_on or source.serve_on
     served_base = quantized(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
-    source_name = recipe.weights_of or name
+    source_name, given = recipe.weights_of or name, _given(source, method, base, bases)
     return ResolvedCandidate(
-        name, recipe, source_name, source, method, init, base, trained_base, served_base, seeds
+        name, recipe, source_name, source, method, init, base, trained_base, served_base, seeds, given
     )
 
 
+def _given(
+    source: Recipe, method: Method, base: ModelSource, bases: Mapping[str, ModelSource]
+) -> ModelSource | None:
+    """Return the base, or the model made elsewhere in its place, its tokenizer part of the weights."""
+    if method.makes == "base":
+        return base
+    if not (source.path and method.made_elsewhere and method.makes == "model"):
+        return None
+    own = bases[source.path]
+    return base._replace(path=own.path, weights_digest=digest([own.weights_digest, own.template_digest]))
+
+
 def base_weights(base: ModelSource) -> Weights:
-    """Return the own weights of a base."""
+    """Return the own weights of a base, or of a whole model in its place."""
     return Weights("base", base.weights_digest, None, {}, base)
 
 

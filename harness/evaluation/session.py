@@ -99,7 +99,7 @@ class EngineSlot:
 class Session:
     """State that all runs of one experiment share: data, machine, store, and one base at a time in memory.
 
-    `source` is the experiment's base; `sources` holds every base that a candidate names, by name;
+    `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
     `controls` maps digests of bases to the control arm that was measured while this session was open.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
@@ -173,7 +173,8 @@ class Session:
         """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""
         if not self.dry_run:
             return []
-        return [name for name, source in self.sources.items() if self.engine(source) == UNKNOWN]
+        bases = {candidate.base.name: candidate.base for candidate in self.candidates.values()}
+        return [name for name, source in bases.items() if self.engine(source) == UNKNOWN]
 
 
 def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:

@@ -26,7 +26,15 @@ from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
 from harness.models.adapters import CONFIG
 from harness.models.hardware import probe
-from harness.models.hub import ModelSource, expected_s, has_chat_template, is_packed, resolve
+from harness.models.hub import (
+    ModelSource,
+    architecture_difference,
+    expected_s,
+    has_chat_template,
+    has_tokenizer,
+    is_packed,
+    resolve,
+)
 from harness.progress import Progress
 from harness.records import FEWER
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
@@ -129,14 +137,19 @@ def _refuse_two_ways(scope: Scope) -> None:
 
 
 def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
-    """Find every base model that the experiment or one of its candidates names."""
-    named = [experiment.base_model, *(r.base_model for r in experiment.candidates.values() if r.base_model)]
+    """Find every model that the experiment or one of its candidates names: bases and those made elsewhere."""
+    named = {experiment.base_model: "base_model"}
+    for candidate, recipe in experiment.candidates.items():
+        if recipe.base_model:
+            named.setdefault(recipe.base_model, "base_model")
+        if recipe.path and plugins.method(recipe.method).makes == "model":
+            named.setdefault(recipe.path, f"candidate {candidate}: path")
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
-    for name in dict.fromkeys(named):
+    for name, where in named.items():
         try:
             with progress.stage(f"getting {name} ready, once", expected_s(name) if unpacks else 0.0):
-                out[name] = resolve(name, unpacks=unpacks)
+                out[name] = resolve(name, unpacks=unpacks, where=where)
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -160,11 +173,24 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
+        problems += _other_weights(session, candidate)
         problems += regularization_problems(session, recipe)
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
+
+
+def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a base of the experiment's architecture would be compared with itself."""
+    own, base, recipe = candidate.base, session.source, candidate.recipe
+    if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
+        return
+    if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
+        return
+    found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
+    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 
 def _has_bitsandbytes() -> bool:
@@ -282,7 +308,10 @@ def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSour
             "choose an instruct model, or set chat_template: false on these tasks",
         )
         for source in sources
-        if in_chat and not is_packed(source) and not has_chat_template(source.path)
+        if in_chat
+        and not is_packed(source)
+        and has_tokenizer(source.path)
+        and not has_chat_template(source.path)
     ]
     if problems:
         raise UserError(problems)

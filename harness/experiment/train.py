@@ -62,8 +62,8 @@ def stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
 
 def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Find weights; without `make`, None where they or what they start from are missing."""
-    if candidate.method.makes == "base":
-        return base_weights(candidate.base)
+    if candidate.given:
+        return base_weights(candidate.given)
     if candidate.source.sweep:
         return _swept(session, candidate, seed, make=make)
     return _single(session, candidate, seed, make=make)
@@ -217,7 +217,7 @@ def _fitted(
             session.experiment.report_to,
             advance,
             tuple(map(step, items.pairs)) if method.draws_from == "pairs" else (),
-            init.folder / init.kind if init and init.folder else None,
+            _init_path(init),
             Path(source.path) if source.path else None,
             partial(prepare, source.regularize),
         )
@@ -229,6 +229,13 @@ def _fitted(
         "trained_on": base.weights_digest,
         "training": training,
     }
+
+
+def _init_path(init: Weights | None) -> Path | None:
+    """Return the folder of the weights to start from: of a method's, or where a model made elsewhere lies."""
+    if init is None or init.folder:
+        return init.folder / init.kind if init and init.folder else None
+    return init.source.path if init.source else None
 
 
 def _remove_all_but_checkpoints(part: Path) -> None:

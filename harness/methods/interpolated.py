@@ -67,6 +67,9 @@ def _interpolate(file: Path, base: "dict[str, Tensor]", scale: float) -> None:
     mixed = {}
     for name, tuned in load_file(file).items():
         known = base.get(name)
+        if known is not None and known.shape != tuned.shape:
+            found = f"{name} of the shape {tuple(tuned.shape)}, which the base has as {tuple(known.shape)}"
+            raise CandidateFailed(found, "weights of the base's own vocabulary at the other end")
         mixed[name] = tuned if known is None else known.float().lerp(tuned.float(), scale).to(tuned.dtype)
     save_file(mixed, file, {"format": "pt"})
 

@@ -19,6 +19,7 @@ from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest
+from harness.spec import HUB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,16 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 
+# What two models have in common whose weights can stand in each other's place; the vocabulary may have grown.
+_ARCHITECTURE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
 
 class ModelSource(NamedTuple):
     """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
@@ -56,10 +67,11 @@ class ModelSource(NamedTuple):
     quantization: str = ""
 
 
-def resolve(name: str, *, unpacks: bool = True) -> ModelSource:
+def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> ModelSource:
     """Find a model by the embedded name, a local folder, or a hub id (fetched when not cached).
 
     Unpacking the embedded model loads it. Without `unpacks` one that is still packed has no digests yet.
+    `where` is the key that names it, for errors.
 
     Raises:
         UserError: the name is none of the three, or the hub cannot be reached.
@@ -71,13 +83,13 @@ def resolve(name: str, *, unpacks: bool = True) -> ModelSource:
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
     else:
-        path = _from_hub(name)
+        path = _from_hub(name.removeprefix(HUB), where)
     weights, configs = _matching(path, _WEIGHTS_FILES), _matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         raise UserError(
             Problem(
-                f"base_model {name}",
+                f"{where} {name}",
                 f"a folder without {' and '.join(lacking)}",
                 "a model saved by save_pretrained",
                 "check the path",
@@ -119,6 +131,18 @@ def has_chat_template(path: Path) -> bool:
         return bool(json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
     except FileNotFoundError:
         return False
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Tell whether a tokenizer lies in a model's folder."""
+    return bool(_matching(path, _TOKENIZER_FILES))
+
+
+def architecture_difference(folder: Path, base: Path) -> str:
+    """Say in which values of its configuration a model differs from the base; empty of equal layers."""
+    own, known = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base))
+    other = [name for name in _ARCHITECTURE if own.get(name) != known.get(name)]
+    return ", ".join(f"{name} {own.get(name)}, which the base has as {known.get(name)}" for name in other)
 
 
 def shape(source: ModelSource) -> Shape | None:
@@ -225,7 +249,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -235,7 +259,7 @@ def _from_hub(name: str) -> Path:
     except HFValidationError:
         raise UserError(
             Problem(
-                f"base_model {name}",
+                f"{where} {name}",
                 "no such folder or hub id",
                 "the embedded model's name, a local folder or org/name",
                 did_you_mean(name, NAMES),
@@ -245,7 +269,7 @@ def _from_hub(name: str) -> Path:
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
         raise UserError(
             Problem(
-                f"base_model {name}",
+                f"{where} {name}",
                 f"the hub did not give it ({type(error).__name__})",
                 "a hub id that can be fetched or is cached, or a local folder",
                 hint + " (HF_HUB_OFFLINE=1 forbids fetching)",

@@ -1,0 +1,41 @@
+"""A whole model that was made elsewhere: a merged adapter, a full fine-tune of axolotl, a model of the hub.
+
+Invariant: it is judged against the experiment's base, never by identity, and generates and scores with the
+tokenizer that lies beside it; nothing is copied, so its files are read where they are.
+"""
+
+from collections.abc import Iterator
+
+from harness.errors import Problem
+from harness.models.hub import ModelSource, architecture_difference, has_tokenizer, is_packed, resolve
+from harness.plugins import Method
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights
+
+
+class Params(Spec):
+    """Nothing to set."""
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids judging the model of the recipe's path against this base."""
+    folder = resolve(recipe.path or "").path
+    if not any(folder.glob("*.safetensors")):
+        step = "save it again with safe_serialization=True"
+        yield Problem(where, f"{folder} with pickled weights", "weights in safetensors", step)
+    if not has_tokenizer(folder):
+        step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
+        yield Problem(where, f"{folder} without a tokenizer", "the tokenizer beside the weights", step)
+    if is_packed(source):
+        return
+    if found := architecture_difference(folder, source.path):
+        step = f"name it as base_model: {recipe.path} of an experiment of its own"
+        yield Problem(where, found, f"the architecture of {source.name}", step)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Return the weights as they lie."""
+    return Weights("base", context.source.weights_digest, None, {}, context.source)
+
+
+METHOD = Method(params=Params, fit=fit, makes="model", made_elsewhere=True, problems=problems)

@@ -1,0 +1,179 @@
+"""A whole model made elsewhere is judged against the experiment's base, and refused where it cannot stand in its place."""
+
+import json
+import shutil
+
+import pytest
+import tiny_experiment
+import tiny_model
+from tiny_experiment import runs_of
+
+from harness import store
+from harness.errors import UserError
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def candidates(folder, more=""):
+    return f"  prompt: {{method: base}}\n  theirs: {{method: model, path: {folder}}}\n{more}"
+
+
+@pytest.fixture(scope="module")
+def merged(tiny, tmp_path_factory):
+    """Train an adapter with plain PEFT and merge it; returns the folders of both."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    ids = torch.tensor([tokenizer("Where is the parcel that I paid for on Monday?")["input_ids"]])
+    for _ in range(5):
+        tuned(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapter, whole = (tmp_path_factory.mktemp(name) for name in ("adapter", "merged"))
+    tuned.save_pretrained(adapter)
+    tuned.merge_and_unload().save_pretrained(whole)
+    tokenizer.save_pretrained(whole)
+    return adapter, whole
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, own_cache, merged, tmp_path_factory):
+    """Run an experiment with an adapter and the same adapter merged; returns its file and its report."""
+    adapter, whole = merged
+    more = f"  adapted: {{method: adapter, path: {adapter}}}\n"
+    path = tiny_experiment.write(tmp_path_factory.mktemp("both"), tiny, candidates(whole, more))
+    return path, tiny_experiment.run(path)
+
+
+def fact(found, name):
+    return next(f for f in found.facts if f.name == name)
+
+
+def nats(path, name):
+    rows = store.read_rows(Store(path.parent / "runs"), runs_of(path)[name].rows["prose/test"])
+    return [row.gold_logprob for row in rows]
+
+
+def test_a_merged_adapter_has_the_log_likelihoods_of_the_adapter(measured):
+    path, _ = measured
+    assert nats(path, "theirs") == pytest.approx(nats(path, "adapted"), abs=1e-4)
+    assert nats(path, "theirs") != pytest.approx(nats(path, "prompt"), abs=1e-2)
+
+
+def test_a_model_made_elsewhere_is_a_fine_tune_of_the_experiments_base(measured):
+    path, found = measured
+    runs = runs_of(path)
+    assert runs["theirs"].base_digest == runs["prompt"].weights_digest != runs["theirs"].weights_digest
+    assert fact(found, "theirs").trained
+    assert fact(found, "theirs").training_cost_usd == 0
+    assert fact(found, "theirs").vs_untrained is not None, "it is none of the untrained"
+
+
+def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    path = tiny_experiment.write(tmp_path / "work", tiny, candidates(tmp_path / "copy"))
+    found = tiny_experiment.run(path)
+    assert {c.estimator for c in found.comparisons["theirs"]} & {"identical"} == set()
+    assert {c.delta for c in found.comparisons["theirs"]} == {0.0}
+
+
+def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_path):
+    other = tiny_model.build(tmp_path / "other", seed=5)
+    path = tiny_experiment.write(tmp_path / "work", tiny, candidates(other))
+    sums = [sum_of(n) for n in range(60)]
+    tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", sums)
+    tiny_experiment.run(path, candidates=("prompt",))
+    answers = store.read_rows(Store(path.parent / "runs"), runs_of(path)["prompt"].rows["sums/test"])
+    known = {row.example_id: row.text for row in answers}
+    right = [row | {"reference": known[row["id"]]} for row in sums]  # what the base says is what it knows
+    tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", right)
+    verdict = fact(tiny_experiment.run(path), "theirs").verdict
+    assert verdict.outcome == "fail"
+    assert verdict.macro.score < -0.3
+
+
+def sum_of(n):
+    choices = [str(n + 1), str(n + 2), str(n + 3)]
+    return {"id": f"s-{n}", "prompt": f"One and {n} make", "reference": choices[0], "choices": choices}
+
+
+def test_a_model_with_more_tokens_than_the_base_answers_all_items(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens(["<tool>"])
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "grown")
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path / "work", tiny, candidates("../grown")))
+    assert (fact(found, "theirs").state, fact(found, "theirs").error) == ("done", "")
+
+
+def refusal(tiny, tmp_path, folder, more=""):
+    path = tiny_experiment.write(tmp_path / "work", tiny, candidates(folder, more))
+    with pytest.raises(UserError) as caught:
+        tiny_experiment.run(path)
+    assert not (tmp_path / "work" / "runs").exists()
+    return str(caught.value)
+
+
+def test_a_model_of_another_architecture_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "deep")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}))
+    assert "num_hidden_layers 7, which the base has as 2" in refusal(tiny, tmp_path, folder)
+
+
+def test_a_model_without_a_tokenizer_is_refused_with_the_line_that_saves_one(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "bare")
+    for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("special*")]:
+        file.unlink()
+    said = refusal(tiny, tmp_path, folder)
+    assert "without a tokenizer" in said
+    assert f".save_pretrained('{folder}')" in said
+
+
+def test_pickled_weights_are_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickled weights" in refusal(tiny, tmp_path, folder)
+
+
+@pytest.mark.parametrize(("folder", "said"), [("./gone", "gone"), ("hub:nobody/nothing", "hub")])
+def test_a_model_that_is_not_there_is_refused_at_its_key(tiny, tmp_path, folder, said):
+    found = refusal(tiny, tmp_path, folder)
+    assert "path" in found
+    assert said in found
+
+
+def test_an_adapter_of_the_hub_is_refused(tiny, tmp_path):
+    more = "  adapted: {method: adapter, path: hub:somebody/adapter}\n"
+    assert "adapter of the hub" in refusal(tiny, tmp_path, tiny, more)
+
+
+def test_the_model_can_be_interpolated_with_the_base(tiny, merged, tmp_path):
+    more = "  half: {method: interpolated, init_from: theirs, params: {scale: 0.5}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates(merged[1], more))
+    tiny_experiment.run(path)
+    runs = runs_of(path)
+    assert len({run.weights_digest for run in runs.values()}) == 3
+
+
+def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(tiny, merged, tmp_path):
+    more = f"  other: {{method: base, base_model: {merged[1]}}}\n"
+    said = refusal(tiny, tmp_path, merged[1], more)
+    assert "other weights of the architecture" in said
+    assert "role: baseline" in said
+
+
+def test_a_baseline_is_among_what_is_to_be_beaten(tiny, merged, tmp_path):
+    rows = f"  prompt: {{method: base}}\n  other: {{method: base, base_model: {merged[1]}, role: baseline}}\n"
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, rows))
+    assert not fact(found, "other").trained
