@@ -473,7 +473,7 @@ def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():
     compared = compare_rows(points, *arms)
     found = verdict([TaskComparison(task("chat", metrics=("points",)), "capability", compared, True, "")])
     assert (found.outcome, found.items_needed) == ("inconclusive", None)
-    assert "items of a single cluster show no spread" in found.sentence
+    assert "too few clusters show no spread" in found.sentence
 
 
 # Drift

@@ -81,7 +81,7 @@ def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Est
     Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
     than the clustered t) where items share clusters; the clustered t for graded means; BCa
     over clusters for any other metric. Clipped to the metric's bounds; all that these allow where an
-    unbounded metric was measured on a single cluster.
+    unbounded metric was measured on too few clusters.
 
     Raises:
         IncompatibleRuns: no row could be scored.
@@ -108,11 +108,14 @@ def compare_rows(
       differ, a graded difference counting as its share of the metric's range.
     - Scores of 0 and 1 with unequal inclusion weights, every item its own cluster: the score interval
       of strata, items of one weight being one (`stats.stratified_flips_interval`).
-    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way.
+    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way; where items share
+      clusters it is wider by the t quantile of the clusters (`stats.cluster_df`) over the normal one.
     - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
 
-    An unbounded metric has no such guard: where none of its items differ the interval is a point, and of a
-    single cluster it is all that the bounds allow.
+    An unbounded metric has no such guard: where none of its items differ the interval is a point. Items
+    that share fewer than four clusters, or so unequal ones that they weigh less (`stats.effective_clusters`),
+    have no interval whatever the estimator: it is infinite, cut to what the bounds allow, and `refused`
+    says why.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
@@ -139,7 +142,7 @@ def compare_rows(
         delta=found.delta,
         low=shown.low,
         high=shown.high,
-        se=(both_ends.high - both_ends.low) / (2 * quantile(found.estimator, n_clusters, 1 - alpha / 2)),
+        se=(both_ends.high - both_ends.low) / (2 * quantile(found.df, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=select_ids(arms.ids, moved & (changes < 0)),
         gained=select_ids(arms.ids, moved & (changes > 0)),
@@ -156,6 +159,8 @@ def compare_rows(
         base_passed=_count_base_passes(metric, arms)
         if is_binary(metric, arms) and found.estimator != "stratified"
         else None,
+        df=found.df,
+        refused=found.refused,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 from scipy import special
 
-from harness import stats
+from harness import formatting, stats
 from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
@@ -42,7 +42,9 @@ class Comparison:
     nothing differed. `disagreement` is the share of items whose score differs, `lost` and
     `gained` name those that flipped for the worse and the better. The `_valid` figures are None where no item
     is valid in both arms. `base_passed` counts the items with the better score in the base
-    where all scores are 0 or 1.
+    where all scores are 0 or 1. `df` are the degrees of freedom of the t distribution that the
+    interval was made with, None where that was normal. Where so few clusters leave the spread unknown,
+    `refused` says why, `lower` and `upper` are infinite, and `low` and `high` all that the bounds allow.
     """
 
     task: str
@@ -74,6 +76,8 @@ class Comparison:
     design_effect: float = 1.0
     base_passed: int | None = None
     unit: Unit = RATE
+    df: float | None = None
+    refused: str = ""
 
 
 def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
@@ -106,18 +110,18 @@ def regression_p(comparison: Comparison, margin: float) -> float:
     if c.estimator == "tango":
         return stats.tango_regression_p(len(c.gained), len(c.lost), c.n, margin)
     distance = c.delta + margin
-    se = (c.upper - c.delta) / quantile(c.estimator, c.n_clusters, 1 - c.alpha)
-    if se <= 0:
-        return float(distance >= 0)
-    if c.estimator == "cluster-t" and c.n_clusters > 1:
-        return float(special.stdtr(c.n_clusters - 1, distance / se))
-    return float(special.ndtr(distance / se))
+    se = (c.upper - c.delta) / quantile(c.df, 1 - c.alpha)
+    return float(distance >= 0) if se <= 0 else chance_below(distance / se, c.df)
 
 
-def quantile(estimator: str, n_clusters: int, p: float) -> float:
-    """Return the quantile that an estimator's intervals are made with."""
-    is_t = estimator == "cluster-t" and n_clusters > 1
-    return stats.t_quantile(p, n_clusters - 1) if is_t else stats.z_quantile(p)
+def quantile(df: float | None, p: float) -> float:
+    """Return the quantile of Student's t, or of the normal distribution where `df` is None."""
+    return stats.z_quantile(p) if df is None else stats.t_quantile(p, df)
+
+
+def chance_below(z: float, df: float | None) -> float:
+    """Return the chance below z of Student's t, or of the normal distribution where `df` is None."""
+    return float(special.ndtr(z) if df is None else special.stdtr(df, z))
 
 
 def difference_p(comparison: Comparison) -> float:
@@ -133,9 +137,7 @@ def difference_p(comparison: Comparison) -> float:
         return stats.mcnemar(len(c.gained), len(c.lost)).midp
     if c.se <= 0:
         return float(c.delta == 0)
-    z = -abs(c.delta) / c.se
-    is_t = c.estimator == "cluster-t" and c.n_clusters > 1
-    return float(2 * (special.stdtr(c.n_clusters - 1, z) if is_t else special.ndtr(z)))
+    return 2 * chance_below(-abs(c.delta) / c.se, c.df)
 
 
 Ends = Callable[[float], Interval]  # two-sided alpha → interval
@@ -144,13 +146,15 @@ _FEW = 10  # clusters with a differing item, below which no resampling or CLT is
 
 
 class Difference(NamedTuple):
-    """The delta with its interval at any level, and both arms' scores."""
+    """The delta with its interval at any level, and both arms' scores; `df`, `refused`: as `Comparison`."""
 
     delta: float
     ends: Ends
     estimator: Estimator
     base: Estimate
     new: Estimate
+    df: float | None = None
+    refused: str = ""
 
 
 def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
@@ -165,10 +169,19 @@ def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
 
 def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     """Estimate what changed, by the estimator that suits the metric and its scores."""
-    if is_mean(metric, arms):
-        return _mean_difference(metric, arms)
-    found = _bca_difference(metric, arms, seed)
+    mean = is_mean(metric, arms)
+    found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
+    if stats.has_few_clusters(arms.clusters):
+        return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=_few_clusters(arms))
     return _stratified_difference(found, metric, arms) if is_stratified_sample(metric, arms) else found
+
+
+def _few_clusters(arms: Arms) -> str:
+    """Say why so few clusters have no interval."""
+    n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
+    unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
+    found = f"{formatting.count(len(arms.ids))} items in {formatting.counted(n, 'cluster')}{unequal}"
+    return f"too few clusters for an interval: {found}; expected at least {stats.MIN_CLUSTERS}"
 
 
 def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Difference:
@@ -217,7 +230,8 @@ def _mean_difference(metric: Metric, arms: Arms) -> Difference:
             "cluster-t",
         )
     scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
-    return Difference(mean.mean, ends, cast("Estimator", estimator), *scores)
+    df = mean.df if estimator == "cluster-t" and mean.se is not None else None
+    return Difference(mean.mean, ends, cast("Estimator", estimator), *scores, df)
 
 
 def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
@@ -227,19 +241,20 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
 
     old, now, changed = _bootstrap(metric, arms, both_and_delta, seed)
     changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
-    ends = _guarded_ends(_bca_ends(changed), changed.estimate, metric, changes, arms, False)
+    df = _bca_df(arms)
+    ends = _guarded_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
     scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
-    return Difference(changed.estimate, ends, "bca", *scores)
+    return Difference(changed.estimate, ends, "bca", *scores, df)
 
 
 def _bootstrap(metric: Metric, arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
-    """Bootstrap over clusters with the inclusion weights; without draws where there is one cluster only."""
+    """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
     even = bool((arms.weights == 1).all())  # as they are where all items were asked
 
     def weighted(draws: Array) -> Array:
         return np.atleast_2d(statistic(draws if even else draws * arms.weights))
 
-    if arms.clusters.max() > 0:
+    if arms.clusters.max() > 0 and not stats.has_few_clusters(arms.clusters):
         return stats.bootstrap(weighted, arms.clusters, seed=seed)
     none: Array = np.array([])
     return [stats.Bootstrap(float(row[0]), none, none) for row in weighted(np.ones((1, len(arms.ids))))]
@@ -249,8 +264,20 @@ def _t_ends(mean: stats.Mean) -> Ends | None:
     return None if mean.se is None else lambda alpha: stats.t_interval(mean, alpha)
 
 
-def _bca_ends(boot: stats.Bootstrap) -> Ends | None:
-    return (lambda alpha: stats.bca_interval(boot, alpha)) if boot.draws.size else None
+def _bca_df(arms: Arms) -> float | None:
+    """Return the degrees of freedom of items that share clusters, which a bootstrap over them neglects."""
+    return stats.cluster_df(arms.clusters) if 1 < int(arms.clusters.max()) + 1 < len(arms.ids) else None
+
+
+def _bca_ends(boot: stats.Bootstrap, df: float | None) -> Ends | None:
+    """Return BCa's interval, each distance from the estimate in the proportion of the t quantile to z."""
+
+    def ends(alpha: float) -> Interval:
+        wider = quantile(df, 1 - alpha / 2) / stats.z_quantile(1 - alpha / 2)
+        low, high = stats.bca_interval(boot, alpha)
+        return Interval(*(boot.estimate + wider * (end - boot.estimate) for end in (low, high)))
+
+    return ends if boot.draws.size else None
 
 
 def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
@@ -293,7 +320,8 @@ def _mean_estimate(metric: Metric, scores: Array, arms: Arms) -> Estimate:
 
 
 def _bca_estimate(metric: Metric, boot: stats.Bootstrap, parts: Array, arms: Arms) -> Estimate:
-    return _score_estimate(metric, boot.estimate, _bca_ends(boot), item_scores(metric, parts), arms)
+    plain = _bca_ends(boot, _bca_df(arms))
+    return _score_estimate(metric, boot.estimate, plain, item_scores(metric, parts), arms)
 
 
 def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Array, arms: Arms) -> Estimate:

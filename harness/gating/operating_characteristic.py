@@ -205,7 +205,7 @@ def more_items(
     a true delta of 0.
     """
     if not isfinite(se):
-        return None, "items of a single cluster show no spread, so items of other clusters would have to"
+        return None, "too few clusters show no spread, so items of other clusters would have to"
     truth = min(delta, 0.0)
     factor = _factor(se, abs(truth + margin), alpha)
     if factor <= 1:

@@ -131,6 +131,7 @@ def macro_rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
         )
     tail = f"; left out, cannot show forgetting: {', '.join(unadmitted)}" if unadmitted else ""
+    tail += "".join(f"; {t.task.name}: {t.comparison.refused}" for t in admitted if t.comparison.refused)
     if macro is None:
         said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", said + tail, facts)

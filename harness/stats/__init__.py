@@ -43,10 +43,14 @@ from harness.stats.intervals import (
     z_quantile,
 )
 from harness.stats.means import (
+    MIN_CLUSTERS,
     Mean,
+    cluster_df,
     clustered_mean,
     design_effect,
     differing_clusters,
+    effective_clusters,
+    has_few_clusters,
     mover_mean,
     paired_delta,
     t_interval,
@@ -98,6 +102,7 @@ from harness.stats.survey import (
 from harness.stats.value_of_information import perfect_information, sample_information
 
 __all__ = [
+    "MIN_CLUSTERS",
     "MIN_SEEDS",
     "MIN_SIZES",
     "TIE",
@@ -129,6 +134,7 @@ __all__ = [
     "bradley_terry",
     "brier_score",
     "clopper_pearson",
+    "cluster_df",
     "clustered_mean",
     "commonest",
     "continual",
@@ -138,9 +144,11 @@ __all__ = [
     "difference_estimate",
     "differing_clusters",
     "distinct_n",
+    "effective_clusters",
     "elo_of_rate",
     "expected_calibration_error",
     "fit_power_law",
+    "has_few_clusters",
     "holm",
     "hypervolume",
     "inclusion_weights",

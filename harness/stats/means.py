@@ -1,6 +1,6 @@
 """Means of items that may share clusters: errors, intervals, design effects, averages of tasks.
 
-Invariant: clusters are the units; an SE that one cluster leaves unknown is None, never 0.
+Invariant: clusters are the units; an SE that few clusters leave unknown is None, never 0.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.stats.intervals import TIE, Array, Interval, finite, t_quantile
 
+MIN_CLUSTERS = 4  # of equal size, or what so many weigh
+
 
 class Mean(NamedTuple):
-    """A mean with its standard error; `se` is None where one cluster leaves it unknown."""
+    """A mean with its standard error; `se` is None where too few clusters leave it unknown."""
 
     mean: float
     se: float | None
-    df: int
+    df: float
     n: int
     n_clusters: int
 
@@ -26,22 +28,85 @@ class Mean(NamedTuple):
 def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     """Estimate a mean whose items (n,) may share a cluster (n,).
 
-    SE² = n⁻² Σ_c (Σ_{i∈c} (x_i − x̄))² · G/(G − 1), df = G − 1; with clusters of one item
-    each it is the usual s²/n with ddof 1. Not for binary scores with few items that differ
-    (the SE shrinks to 0 there: `tango_interval`), and below some 25 clusters only roughly right.
+    CR2: SE² = n⁻² Σ_c (Σ_{i∈c} (x_i − x̄))² / (1 − n_c/n) on `cluster_df`. Clusters of equal size make it
+    the usual Σ·G/(G − 1), and of one item each s²/n with ddof 1. The SE is None where items share
+    clusters that weigh less than four (`effective_clusters`).
+    Not for binary scores with few items that differ (the SE shrinks to 0 there: `tango_interval`);
+    where few clusters hold most items and their means are skewed, a bound errs about twice as often as it
+    says.
 
     Raises:
         ValueError: there are no values, one is NaN, or the lengths differ.
 
-    Source: Miller 2024, arXiv:2411.00640.
+    Source: Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981.
     """
     x, codes, n_clusters = _with_codes(values, clusters)
     mean, n = float(x.mean()), len(x)
-    if n_clusters < 2:
+    if n_clusters < 2 or has_few_clusters(codes):
         return Mean(mean, None, 0, n, n_clusters)
-    sums = np.bincount(codes, x - mean)  # (g,)
-    variance = float(sums @ sums) / n**2 * n_clusters / (n_clusters - 1)
-    return Mean(mean, sqrt(variance), n_clusters - 1, n, n_clusters)
+    shares = np.bincount(codes) / n  # (g,)
+    sums = np.bincount(codes, x - mean)
+    variance = float((sums**2 / (1 - shares)).sum()) / n**2
+    return Mean(mean, sqrt(variance), cluster_df(codes), n, n_clusters)
+
+
+def cluster_df(clusters: ArrayLike) -> float:
+    """Return the degrees of freedom of a mean over the clusters of the items (n,), by their sizes alone.
+
+    Bell and McCaffrey's tr(M)²/tr(M²) for items that are all alike within their cluster, at most
+    G_eff − 1: M = P'DP is the quadratic form that CR2's SE² is in the clusters' means, P = I − 1w',
+    D = diag(w²/(1 − w)), w the clusters' shares of the items. G − 1 where all are of one size. Not for items
+    known to be independent within their clusters: there it is smaller than it need be.
+
+    Raises:
+        ValueError: there are fewer than two clusters.
+
+    Source: Bell & McCaffrey 2002; Imbens & Kolesár 2016.
+    """
+    sizes = np.unique(np.asarray(clusters), return_counts=True)[1]
+    if len(sizes) < 2:
+        raise ValueError(f"found {len(sizes)} clusters; at least two are needed")
+    if np.ptp(sizes) == 0:
+        return len(sizes) - 1.0
+    w = sizes / sizes.sum()
+    d, q = w**2 / (1 - w), float(w @ w)
+    d0, d1, d2 = float(d.sum()), float(d @ w), float(d @ w**2)
+    trace = float(d @ (1 - 2 * w + q))
+    pairs = q**2 * d0**2 - 4 * q * d0 * d1 + 2 * d0 * d2 + 2 * d1**2  # Σ d_g d_h (q − w_g − w_h)²
+    squared = pairs + float(d**2 @ (1 - 4 * w + 2 * q))
+    return min(trace**2 / squared, 1 / q - 1)
+
+
+def effective_clusters(clusters: ArrayLike) -> float:
+    """Return how many clusters of equal size weigh as much as these of the items (n,): n² / Σ n_c².
+
+    Not a count of the clusters in which anything differs (`differing_clusters`).
+
+    Raises:
+        ValueError: there are no items.
+
+    Source: Kish 1965, whose effective size of weights this is.
+    """
+    labels = np.asarray(clusters)
+    if not len(labels):
+        raise ValueError("there are no items")
+    sizes = np.unique(labels, return_counts=True)[1].astype(float)
+    return len(labels) ** 2 / float(sizes @ sizes)
+
+
+def has_few_clusters(clusters: ArrayLike) -> bool:
+    """Tell whether items (n,) share so few clusters, or so unequal ones, that no spread is known.
+
+    That is below four effective clusters; not for items that are each their own cluster.
+
+    Raises:
+        ValueError: there are no items.
+
+    Source: ours, by simulation of one-sided bounds (tests/slow/test_calibration.py).
+    """
+    labels = np.asarray(clusters)
+    found = effective_clusters(labels)
+    return found < MIN_CLUSTERS and len(np.unique(labels)) < len(labels)
 
 
 def paired_delta(base: ArrayLike, new: ArrayLike, clusters: ArrayLike | None = None) -> Mean:
@@ -67,12 +132,12 @@ def t_interval(mean: Mean, alpha: float = 0.05) -> Interval:
     Not where the SE is 0 because nothing differs.
 
     Raises:
-        ValueError: the SE is unknown (fewer than two clusters).
+        ValueError: the SE is unknown (too few clusters).
 
     Source: Student 1908.
     """
     if mean.se is None:
-        raise ValueError("one cluster has no standard error: at least two are needed")
+        raise ValueError(f"too few clusters for a standard error; at least {MIN_CLUSTERS} are needed")
     half = t_quantile(1 - alpha / 2, mean.df) * mean.se
     return Interval(mean.mean - half, mean.mean + half)
 
@@ -83,9 +148,10 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     1 + (m − 1) ρ, with m the size-weighted mean cluster size Σm_c²/n and ρ from
     the ratio of the clustered to the plain variance, shrunk as if one more cluster had been
     seen that differs as a whole: ρ = (c ρ̂ + 1)/(c + 1), c the clusters that hold a value
-    other than the median. So ρ is 1 where nothing differs (n/m items' worth of evidence),
-    and the data's own where many clusters differ. The shrinkage is ours: with few differing
-    items the plain ratio is close to 1 by construction, and proves nothing.
+    other than the median; ρ̂ is 1 where too few clusters leave the spread unknown. So ρ is 1 where
+    nothing differs (n/m items' worth of evidence), and the data's own where many clusters differ. The
+    shrinkage is ours: with few differing items the plain ratio is close to 1 by construction, and proves
+    nothing.
 
     Not for unequal inclusion weights.
 

@@ -4,8 +4,9 @@ Exact enumeration where the truth is a trinomial, simulation elsewhere; a bound 
 correct implementation reaches plus three Monte-Carlo standard errors.
 """
 
+from dataclasses import replace
 from functools import cache
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from harness import stats
 from harness.comparison import Comparison, compare_rows
 from harness.gating import TaskComparison
 from harness.gating.rules import apply_rules
+from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Task
 from tests.fake_rows import EXACT, flips, ratio_metric, rows
 
@@ -98,6 +100,46 @@ def test_the_clustered_t_covers_from_25_clusters(n, n_clusters):
         low < 0 < high for low, high in (stats.t_interval(stats.clustered_mean(r, clusters)) for r in x)
     ]
     assert 0.93 <= np.mean(covered) <= 0.97
+
+
+UNEQUAL = {
+    "one of 200, 20 of 5": np.repeat([200, 5], [1, 20]),
+    "one of 100, 100 single": np.repeat([100, 1], [1, 100]),
+    "two of 100, 100 of 2": np.repeat([100, 2], [2, 100]),
+    "log-normal": np.ceil(np.random.default_rng(4).lognormal(1.5, 1, 30)).astype(int),
+}
+
+
+def bounds_above_the_truth(sizes, correlation, metric, parts_of, draws):
+    """Return how often the lower one-sided bound of a difference that is truly 0 lies above it."""
+    rng, codes, above = np.random.default_rng(7), np.repeat(np.arange(len(sizes)), sizes), 0
+    for _ in range(draws):
+        shared, own = rng.normal(size=len(sizes))[codes], rng.normal(size=len(codes))
+        changes = sqrt(correlation) * shared + sqrt(1 - correlation) * own
+        arms = (rows(parts_of(arm), metric) for arm in (np.zeros(len(codes)), changes))
+        named = [[replace(row, cluster=f"c{c}") for row, c in zip(arm, codes, strict=True)] for arm in arms]
+        above += compare_rows(metric, *named).lower > 0
+    return above / draws
+
+
+@pytest.mark.parametrize("correlation", [0.1, 1.0])
+@pytest.mark.parametrize("sizes", UNEQUAL.values(), ids=UNEQUAL)
+def test_bounds_of_graded_scores_in_unequal_clusters_err_as_they_say(sizes, correlation):
+    """Before, by G − 1 degrees of freedom: 35, 15 to 29, 15 and 8 to 11 %. Three errors of 300 draws are 0.04."""
+    graded = mean_metric("graded", lambda output, example: None, bounds=(-inf, inf))
+    assert bounds_above_the_truth(sizes, correlation, graded, np.asarray, 300) <= 0.075
+
+
+@pytest.mark.parametrize(
+    "sizes", [UNEQUAL["two of 100, 100 of 2"], UNEQUAL["log-normal"]], ids=["two", "log"]
+)
+def test_bounds_of_a_ratio_in_unequal_clusters_err_as_they_say(sizes):
+    """Before, 19 and 8 %. Three errors of 100 draws are 0.07."""
+
+    def parts(changes):
+        return np.column_stack([10 + changes, np.ones(len(changes))])
+
+    assert bounds_above_the_truth(sizes, 0.6, ratio_metric(), parts, 100) <= 0.10
 
 
 @pytest.mark.parametrize(("n", "least"), [(50, 0.90), (200, 0.935), (1000, 0.935)])
