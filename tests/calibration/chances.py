@@ -1,0 +1,161 @@
+"""Cells of what is printed about the future: chances to miss a loss, and items that would settle a verdict."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.gating import MissRate, Verdict, power_warnings
+from harness.spec import Suite as SuiteSpec
+from harness.spec import Task
+from tests.calibration.cell import Cell, Claim, printed
+from tests.calibration.draws import Law, binary, equal, graded, single
+from tests.calibration.gates import POLICY, Asked, Suite, many, outcome
+
+Lose = Callable[[float], Law]
+
+
+def chance_cell(
+    world: str, tasks: Sequence[Asked], lose: Lose, what: str, delta: float, **options: Any
+) -> Cell:
+    """Hold the printed chance of a wrong verdict to how often that verdict is given at the true loss.
+
+    `what` is `macro` (every task has lost so much), `each` (one task, any of them) or `equal`.
+    """
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        suite = Suite(tasks)
+        while True:
+            found = suite.verdict(rng, _laws(rng, suite, lose, what, delta))
+            if (said := chance(found, what, delta)) is not None:
+                yield {"printed": said - _missed(found, what)}
+
+    says = {
+        "macro": f"chance to miss that all tasks lost {-100 * delta:g} points",
+        "each": f"chance to miss that one task lost {-100 * delta:g} points",
+        "equal": "chance that an equal model does not pass",
+    }[what]
+    claims = {"printed": printed(f"{says}, printed less done")}
+    return Cell("operating characteristic", f"{world}, {says}", simulate, claims, **options)
+
+
+def _laws(rng: np.random.Generator, suite: Suite, lose: Lose, what: str, delta: float) -> list[Law]:
+    if what != "each":
+        return [lose(delta)] * len(suite.tasks)
+    one = rng.integers(len(suite.tasks))
+    return [lose(delta if i == one else 0.0) for i in range(len(suite.tasks))]
+
+
+def chance(found: Verdict, what: str, delta: float) -> float | None:
+    """Find a printed chance among those of a verdict."""
+    return next((m.probability for m in found.missed if _is(m, what, delta)), None)
+
+
+def _is(m: MissRate, what: str, delta: float) -> bool:
+    return m.what.startswith(what) and abs(m.delta - delta) < 1e-9
+
+
+def _missed(found: Verdict, what: str) -> bool:
+    if what == "equal":
+        return found.outcome != "pass"
+    return outcome(found, what) == "pass"
+
+
+def items_cell(world: str, tasks: Sequence[Asked], lose: Lose, most: int, **options: Any) -> Cell:
+    """Ask as many more items as an open verdict wants, and see how often they settle it.
+
+    They are asked at the true delta that the advice assumes: the one found where that is a loss, else 0.
+    Draws that want more than `most` times the items are left out.
+    """
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        suite = Suite(tasks)
+        large = Suite([t._replace(groups=single(len(t.groups.codes) * (most + 1))) for t in tasks])
+        while True:
+            found = suite.verdict(rng)
+            sizes = more_of(found, tasks, most)
+            if sizes is None:
+                yield {}
+                continue
+            again = large.cut(sizes).verdict(rng, [lose(assumed(found))] * len(tasks))
+            yield {"settled": outcome(again, "macro") != "inconclusive"}
+
+    claims = {"settled": Claim("so many more items settle the verdict (80 %)", 0.74, 0.93)}
+    return Cell("items needed", world, simulate, claims, **options)
+
+
+def more_of(found: Verdict, tasks: Sequence[Asked], most: int) -> list[int] | None:
+    """Return how many items each task has once it was given what the macro's advice says."""
+    rule = next(r for r in found.rules if r.name == "macro")
+    more, n = rule.numbers.get("items_needed"), [len(t.groups.codes) for t in tasks]
+    if not isinstance(more, int) or more > most * sum(n):
+        return None
+    return [round(k * (1 + more / sum(n))) for k in n]
+
+
+def assumed(found: Verdict) -> float:
+    """Return the true delta under which the advice says that its items would do."""
+    rule = next(r for r in found.rules if r.name == "macro")
+    assert found.macro is not None
+    return 0.0 if "nothing is lost" in rule.sentence else found.macro.score
+
+
+def warning_cell(n: int, disagreement: float = 0.15, n_tasks: int = 4) -> Cell:
+    """Hold what is said before a run, how often an equal model would pass the macro, to how often it does."""
+    tasks = many(n_tasks, binary(0.0, disagreement), single(n))
+    plain: dict[str, Any] = {"kind": "choice", "metrics": ("accuracy",), "data": {}}
+    spec = SuiteSpec(
+        name="s", role="capability", tasks=tuple(Task(name=f"t{i}", **plain) for i in range(n_tasks))
+    )
+    said = power_warnings([spec], {f"t{i}": n for i in range(n_tasks)}, POLICY)
+    (share,) = re.findall(r"an equal model passes in (\d+) %", said[0])
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        suite = Suite(tasks)
+        while True:
+            yield {"printed": int(share) / 100 - (outcome(suite.verdict(rng), "macro") == "pass")}
+
+    claims = {
+        "printed": printed("before a run: share of equal models that pass the macro, printed less done")
+    }
+    return Cell("operating characteristic", f"{n_tasks} tasks of {n} items, 15 % differ", simulate, claims)
+
+
+def lose_binary(delta: float) -> Law:
+    """Lose points of binary items, a fifth of which differ."""
+    return binary(delta, 0.2)
+
+
+_EIGHT, _FOUR = many(8, binary(), single(100)), many(4, binary(), single(50))
+_UNEVEN = [Asked(binary(), single(1000)), *many(4, binary(), single(100))]
+
+CELLS = (
+    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "macro", -0.01),
+    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "macro", -0.02),
+    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "each", -0.05, in_tests=300),
+    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "each", -0.10),
+    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "equal", 0.0, in_tests=300),
+    chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "each", -0.10),
+    chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "equal", 0.0),
+    chance_cell("1 task of 1,000 and 4 of 100 binary items", _UNEVEN, lose_binary, "macro", -0.02),
+    chance_cell("1 task of 1,000 and 4 of 100 binary items", _UNEVEN, lose_binary, "each", -0.10),
+    chance_cell(
+        "4 tasks of 100 binary items in 20 clusters of 5",
+        many(4, binary(), equal(20, 5)),
+        lose_binary,
+        "equal",
+        0.0,
+    ),
+    chance_cell("4 tasks of 100 graded items", many(4, graded(), single(100)), graded, "macro", -0.01),
+    chance_cell("4 tasks of 100 graded items", many(4, graded(), single(100)), graded, "each", -0.05),
+    warning_cell(100),
+    items_cell("4 tasks of 150 binary items, equal model", many(4, binary(), single(150)), lose_binary, 8),
+    items_cell("3 tasks of 100 graded items, equal model", many(3, graded(), single(100)), graded, 8),
+    items_cell(
+        "1 task of 600 and 4 of 100 binary items, equal model",
+        [Asked(binary(), single(600)), *many(4, binary(), single(100))],
+        lose_binary,
+        6,
+    ),
+)

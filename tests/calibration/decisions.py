@@ -1,0 +1,212 @@
+"""Cells of the decision: gains over seeds, their probability, items for a gain, and many candidates."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from harness.comparison import Estimate, compare_rows, estimate
+from harness.decision import CandidateFacts, Decision, decide
+from harness.decision.economics import more_items
+from harness.spec import DecidePolicy
+from tests.calibration.cell import Cell, Claim, at_most, printed
+from tests.calibration.draws import (
+    EXACT,
+    GRADED,
+    Law,
+    Pair,
+    Scores,
+    binary,
+    draw,
+    graded,
+    make_rows,
+    pair,
+    single,
+)
+from tests.calibration.gates import LOST, Suite, many
+
+POLICY = DecidePolicy()
+_ALTERNATIVES = {"prompt": "zero_shot", "fixed": "few_shot(select=fixed)", "knn": "few_shot(select=knn)"}
+Answer = Callable[[np.random.Generator, Scores, Scores, float], Scores]
+
+
+def untrained() -> list[CandidateFacts]:
+    """Return the fair alternatives, of which the prompt is the best."""
+    level = Estimate(0.7, 0.6, 0.8, 200)
+    return [
+        CandidateFacts(
+            name,
+            f"{name}-0",
+            "base",
+            asked,
+            "generate",
+            0,
+            False,
+            "done",
+            target=level,
+            validation=0.7 - i / 100,
+        )
+        for i, (name, asked) in enumerate(_ALTERNATIVES.items())
+    ]
+
+
+def tuned(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
+    """Describe one seed of a fine-tune by its rows on test."""
+    metric = made.law.metric
+    c, level = compare_rows(metric, made.base, made.new), estimate(metric, made.new)
+    fields: dict[str, Any] = {"target": level, "validation": 0.8, "vs_untrained": c, "vs_prompt": c}
+    fields |= {"n_train": 1000, "training_cost_usd": 1.0} | changes
+    return CandidateFacts(
+        name, f"{name}-{seed}", "lora", "zero_shot", "generate", seed, True, "done", **fields
+    )
+
+
+def decided(facts: Sequence[CandidateFacts]) -> Decision:
+    """Decide between fine-tunes and the alternatives."""
+    return decide(
+        [*untrained(), *facts], POLICY, closed_labels=False, has_documents=False, metric_name="score"
+    )
+
+
+class Recipe:
+    """One recipe's seeds on the same items; `facts` draws all of it anew, with gains that differ by seed."""
+
+    def __init__(self, kind: str, n: int, n_seeds: int, spread: float) -> None:
+        self.law = Law(kind, 0.0, 0.0, draw, EXACT if kind == "binary" else GRADED)
+        self.item_se = (0.2 / n) ** 0.5 if kind == "binary" else (0.12**2 / 3 / n) ** 0.5
+        self.n, self.sd = n, spread * self.item_se
+        base = make_rows(self.law.metric, single(n), "target")
+        self.pairs = [
+            Pair(self.law, base, make_rows(self.law.metric, single(n), "target")) for _ in range(n_seeds)
+        ]
+
+    def facts(self, rng: np.random.Generator, gain: float = 0.0) -> tuple[list[CandidateFacts], float]:
+        """Draw the seeds; return them and the true gain of the first one's checkpoint.
+
+        Half of what changes on an item changes for every seed, the other half for this one alone.
+        """
+        effects = gain + np.clip(rng.normal(0, self.sd, len(self.pairs)), -0.15, 0.15)
+        old, common = self._base(rng), rng.random(self.n)
+        for made, effect in zip(self.pairs, effects, strict=True):
+            u = np.where(rng.random(self.n) < 0.5, common, rng.random(self.n))
+            made.score(old, self._answers(old, u, float(effect)))
+        return [tuned("lora", i, made) for i, made in enumerate(self.pairs)], float(effects[0])
+
+    def _base(self, rng: np.random.Generator) -> Scores:
+        if self.law.name == "binary":
+            return (rng.random(self.n) < 0.7).astype(float)
+        return rng.uniform(0.3, 0.7, self.n)
+
+    def _answers(self, old: Scores, u: Scores, effect: float) -> Scores:
+        if self.law.name == "binary":
+            changes = np.where(old == 0, (0.2 + effect) / 0.6, (0.2 - effect) / 1.4)
+            return np.where(u < changes, 1 - old, old)
+        return old + effect + 0.24 * (u - 0.5)
+
+
+_GAIN = "gain_over_untrained"
+
+
+def seeds_cell(kind: str, n: int, n_seeds: int, spread: float, **options: Any) -> Cell:
+    """Ask how often the gain over the best untrained candidate is held, and a gain of 0 called probable.
+
+    From three seeds on the gain is the recipe's, for a new seed; with fewer it is that of the checkpoint.
+    """
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        recipe = Recipe(kind, n, n_seeds, spread)
+        while True:
+            facts, first = recipe.facts(rng)
+            told = decided(facts).arithmetic
+            truth = 0.0 if n_seeds > 2 else first
+            low, high = (told[f"{_GAIN}_{end}"] for end in ("low", "high"))
+            chance = told["probability_above_tau"]
+            found = {"covers": low <= truth <= high}
+            yield found | ({"sure": chance is not None and chance >= 0.95} if truth == 0 else {})
+
+    of = "a new seed's expected gain" if n_seeds > 2 else "the checkpoint's gain"
+    least, most = (0.92, 0.98) if n_seeds > 2 else (0.935, 1.0)
+    claims = {"covers": Claim(f"the 95 % interval holds {of}", least, most)}
+    if n_seeds > 2 or not spread:
+        claims["sure"] = at_most(0.065, "a gain of 0 is printed with a probability of 95 % or more (5 %)")
+    between = f"{spread:g} times the items' standard error between seeds"
+    world = f"{kind}, {n} items, {n_seeds} seed{'s' * (n_seeds > 1)}, {between}"
+    return Cell("seeds", world, simulate, claims, **options)
+
+
+def probability_cell(kind: str, n: int, n_seeds: int = 1, **options: Any) -> Cell:
+    """Hold the printed probability of a gain to the share of true gains, over gains from far below 0 to far above."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        recipe = Recipe(kind, n, n_seeds, 1.0 if n_seeds > 2 else 0.0)
+        while True:
+            gain = float(rng.uniform(-4, 4)) * recipe.item_se
+            chance = decided(recipe.facts(rng, gain)[0]).arithmetic["probability_above_tau"]
+            yield {"printed": chance - (gain > 0)} if chance is not None and 0.6 <= chance <= 0.98 else {}
+
+    claims = {"printed": printed("a probability from 60 to 98 %, printed less the share that truly gains")}
+    world = f"{kind}, {n} items, {n_seeds} seed{'s' * (n_seeds > 1)}, all gains equally likely"
+    return Cell("probability of a gain", world, simulate, claims, **options)
+
+
+def gain_items_cell(law: Callable[[float], Law], gain: float, n: int, most: int = 15, **options: Any) -> Cell:
+    """Ask as many more test items as would tell the gain found from none, at that gain."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        made, large = pair(law(gain), single(n)), pair(law(gain), single(n * (most + 1)))
+        while True:
+            facts = tuned("lora", 0, made.score(*draw(law(gain), single(n), rng)))
+            g, more = facts.vs_untrained, more_items(facts)
+            if g is None or not g.low <= 0 < g.delta or more is None or more > most * n:
+                yield {}
+                continue
+            size = n + more
+            again = Pair(made.law, large.base[:size], large.new[:size])
+            again.score(*draw(law(g.delta), single(size), rng))
+            yield {"shown": compare_rows(made.law.metric, again.base, again.new).low > 0}
+
+    claims = {"shown": Claim("so many more test items show the gain found (80 %)", 0.74, 0.93)}
+    return Cell("items needed", f"gain of {law(gain).name} items, {n} so far", simulate, claims, **options)
+
+
+def family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, **options: Any) -> Cell:
+    """Ask how often one of several fine-tunes is shipped though none should be."""
+    law = binary(delta, 0.1)
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        suite, made = Suite(many(3, law, single(100))), pair(binary(gain), single(200))
+        while True:
+            made.score(*draw(binary(gain), single(200), rng))
+            one = tuned("lora", 0, made)
+            facts = [
+                replace(one, name=f"lora-{i}", run_id=f"lora-{i}", verdict=suite.verdict(rng), validation=v)
+                for i, v in enumerate(rng.uniform(0.75, 0.85, n_candidates))
+            ]
+            yield {"ships": decided(facts).action == "fine-tune"}
+
+    claims = {"ships": at_most(0.055, says)}
+    world = f"{n_candidates} candidates, each truly {100 * delta:g} points on 3 tasks of 100 binary items"
+    return Cell("several candidates", world, simulate, claims, **options)
+
+
+CELLS = (
+    seeds_cell("binary", 200, 1, 0.0),
+    seeds_cell("binary", 200, 2, 1.0),
+    seeds_cell("binary", 200, 3, 0.0, in_tests=300),
+    seeds_cell("binary", 200, 3, 1.0),
+    seeds_cell("binary", 200, 3, 3.0),
+    seeds_cell("binary", 200, 5, 0.0),
+    seeds_cell("binary", 200, 5, 1.0),
+    seeds_cell("graded", 100, 3, 0.0),
+    seeds_cell("graded", 100, 3, 3.0),
+    seeds_cell("graded", 100, 5, 1.0),
+    probability_cell("binary", 200, in_tests=600),
+    probability_cell("graded", 100),
+    probability_cell("binary", 200, 3),
+    gain_items_cell(binary, 0.03, 200, in_tests=300),
+    gain_items_cell(graded, 0.02, 200),
+    family_cell(1, LOST, "a fine-tune that lost the margin is shipped (5 %)"),
+    family_cell(8, LOST, "one that lost the margin is shipped (5 %)"),
+    family_cell(3, LOST, "one that lost the margin is shipped (5 %)", in_tests=200),
+)

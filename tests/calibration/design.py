@@ -1,0 +1,17 @@
+"""The design: every cell of every estimator that a user sees a number of.
+
+Invariant: fractional. The factors are the kind of score, the clusters, the number of items, of seeds, tasks and
+candidates; each level of each stands in at least one cell of every estimator that it could trouble.
+"""
+
+from tests.calibration import chances, chosen, decisions, estimates, gates
+from tests.calibration.cell import Cell
+
+CELLS: tuple[Cell, ...] = (
+    *estimates.CELLS,
+    *gates.CELLS,
+    *chances.CELLS,
+    *decisions.CELLS,
+    *chosen.CELLS,
+)
+BY_NAME = {cell.name: cell for cell in CELLS}

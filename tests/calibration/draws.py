@@ -1,0 +1,169 @@
+"""Answers of a base and a candidate whose true scores and difference are known.
+
+Invariant: an item's scores have the same distribution in every world of one law, so the true difference is
+that of the law, however the items are grouped; `together` of them share what befalls their cluster.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.metrics import Metric, mean_metric
+from harness.records import SampleResult
+from tests.fake_rows import EXACT
+
+GRADED = mean_metric("score", lambda output, example: None)
+Scores = np.ndarray
+Draw = Callable[[np.random.Generator, int], tuple[Scores, Scores]]
+
+
+class Law(NamedTuple):
+    """How one item is scored in both arms: its name, the true score of the base, the true difference."""
+
+    name: str
+    base: float
+    delta: float
+    draw: Draw
+    metric: Metric
+
+
+def binary(delta: float = 0.0, disagreement: float = 0.2, base: float = 0.7) -> Law:
+    """Return scores of 0 and 1, of which a share differs between the arms."""
+    gain, loss = (disagreement + delta) / 2, (disagreement - delta) / 2
+    right = (base - loss) / (1 - disagreement)  # of the items that both answer alike
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
+        u, alike = rng.random(n), (rng.random(n) < right).astype(float)
+        old = np.where(u < gain, 0.0, np.where(u < gain + loss, 1.0, alike))
+        return old, np.where(u < gain, 1.0, np.where(u < gain + loss, 0.0, alike))
+
+    return Law("binary", base, delta, draw, EXACT)
+
+
+def graded(delta: float = 0.0, disagreement: float = 0.4) -> Law:
+    """Return scores between 0 and 1, of which a share is drawn anew for the candidate."""
+    mean = 0.5 + delta / disagreement
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
+        old, other = rng.beta(2, 2, n), rng.beta(4 * mean, 4 * (1 - mean), n)
+        return old, np.where(rng.random(n) < disagreement, other, old)
+
+    return Law("graded", 0.5, delta, draw, GRADED)
+
+
+def skewed(delta: float = 0.0) -> Law:
+    """Return scores most of which rise a little while few fall far: 45 points on average."""
+    falls = (0.05 - delta) / 0.5
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
+        old, size = rng.uniform(0.7, 0.9, n), rng.uniform(0.5, 1.5, n)
+        return old, old + np.where(rng.random(n) < falls, -0.45, 0.05) * size
+
+    return Law("graded, few fall far", 0.8, delta, draw, GRADED)
+
+
+def near_zero() -> Law:
+    """Return graded scores near 0 but for a few, as of a rare quality; both arms alike."""
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[Scores, Scores]:
+        old = rng.beta(0.2, 1.8, n)
+        return old, old
+
+    return Law("graded, most near 0", 0.1, 0.0, draw, GRADED)
+
+
+class Groups(NamedTuple):
+    """Clusters of items: their description, the cluster of each item (n,), the share that moves together."""
+
+    name: str
+    codes: np.ndarray
+    together: float = 0.0
+
+
+def single(n: int) -> Groups:
+    """Return items each of which stands alone."""
+    return Groups(f"{n:,} items", np.arange(n))
+
+
+def clusters(sizes: Sequence[int], name: str, together: float = 0.5) -> Groups:
+    """Return clusters of these sizes."""
+    return Groups(f"{sum(sizes):,} items in {name}", np.repeat(np.arange(len(sizes)), sizes), together)
+
+
+def equal(n_clusters: int, size: int, together: float = 0.5) -> Groups:
+    """Return clusters of one size."""
+    return clusters([size] * n_clusters, f"{n_clusters} clusters of {size}", together)
+
+
+def lognormal(n_clusters: int = 60, together: float = 0.5) -> Groups:
+    """Return clusters of log-normal sizes, the same in every draw."""
+    sizes = np.random.default_rng(7).lognormal(1.2, 1.0, n_clusters).round().astype(int).clip(1)
+    return clusters(sizes.tolist(), f"{n_clusters} clusters of log-normal sizes", together)
+
+
+def one_large() -> Groups:
+    """Return one cluster of 200 items and 20 of 5."""
+    return clusters([200, *[5] * 20], "1 cluster of 200 and 20 of 5")
+
+
+def two_large() -> Groups:
+    """Return two clusters of 100 items and 100 of 2."""
+    return clusters([100, 100, *[2] * 100], "2 clusters of 100 and 100 of 2")
+
+
+def large_and_singles() -> Groups:
+    """Return one cluster of 100 items and 100 single ones."""
+    return clusters([100, *[1] * 100], "1 cluster of 100 and 100 single items")
+
+
+def draw(law: Law, groups: Groups, rng: np.random.Generator) -> tuple[Scores, Scores]:
+    """Score every item in both arms, (n,) each."""
+    n = len(groups.codes)
+    own = law.draw(rng, n)
+    if not groups.together:
+        return own
+    shared, joins = law.draw(rng, int(groups.codes.max()) + 1), rng.random(n) < groups.together
+    return tuple(np.where(joins, of[groups.codes], x) for of, x in zip(shared, own, strict=True))
+
+
+class Pair(NamedTuple):
+    """The rows of both arms on one task, made once: `score` puts other scores into them."""
+
+    law: Law
+    base: list[SampleResult]
+    new: list[SampleResult]
+
+    def score(self, old: Scores, now: Scores) -> "Pair":
+        """Give the rows these scores, (n,) each."""
+        name = self.law.metric.name
+        for rows, scores in ((self.base, old), (self.new, now)):
+            for row, score in zip(rows, scores.tolist(), strict=True):
+                row.parts[name] = (score,)
+        return self
+
+
+def pair(law: Law, groups: Groups, task: str = "task", prompts: str = "") -> Pair:
+    """Make the rows of a task; tasks of the same `prompts` ask the same documents."""
+    return Pair(law, *(make_rows(law.metric, groups, task, prompts) for _ in range(2)))
+
+
+def make_rows(metric: Metric, groups: Groups, task: str, prompts: str = "") -> list[SampleResult]:
+    """Make one row an item, without a score yet."""
+    alone = np.bincount(groups.codes)[groups.codes] == 1
+    return [
+        SampleResult(
+            task=task,
+            split="test",
+            example_id=f"{prompts or task}-{i:05d}",
+            position=i,
+            status="ok",
+            text="",
+            prompt="",
+            references=(),
+            parts={metric.name: None},
+            cluster="" if alone[i] else f"{prompts or task}/{code}",
+            prompt_digest=f"{prompts or task}-{i}",
+        )
+        for i, code in enumerate(groups.codes)
+    ]

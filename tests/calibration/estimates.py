@@ -1,0 +1,135 @@
+"""Cells of the intervals: of a score, of a paired difference, and of its p-value."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from harness.comparison import compare_rows, difference_p, estimate
+from harness.metrics import Metric
+from tests.calibration.cell import Cell, Claim, at_least, at_most
+from tests.calibration.draws import (
+    Groups,
+    Law,
+    binary,
+    draw,
+    equal,
+    graded,
+    large_and_singles,
+    lognormal,
+    make_rows,
+    near_zero,
+    one_large,
+    pair,
+    single,
+    skewed,
+    two_large,
+)
+from tests.fake_rows import LOWER, ratio_metric
+
+_COVERS = "the 95 % interval holds the truth"
+_BOUND = "a one-sided 5 % bound is beyond the truth"
+
+
+def score_cell(law: Law, groups: Groups, least: float, **options: Any) -> Cell:
+    """Ask how often the interval of one run's score holds its true score."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        made = pair(law, groups)
+        while True:
+            made.score(*draw(law, groups, rng))
+            found = estimate(law.metric, made.base)
+            yield {"covers": found.low <= law.base <= found.high}
+
+    claims = {"covers": at_least(least, _COVERS)}
+    return Cell("interval of a score", f"{law.name}, {groups.name}", simulate, claims, **options)
+
+
+def delta_cell(
+    law: Law,
+    groups: Groups,
+    least: float = 0.935,
+    bound: float = 0.065,
+    most: float = 1.0,
+    in_tests: int = 0,
+) -> Cell:
+    """Ask how often the interval of a paired difference holds the true one, and its bounds and p-value err."""
+    claims = {
+        "covers": Claim(_COVERS, least, most),
+        "lower": at_most(bound, f"{_BOUND}, lower"),
+        "upper": at_most(bound, f"{_BOUND}, upper"),
+    }
+    if law.delta == 0:
+        claims["p"] = at_most(bound, "p < 0.05 of an equal model")
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        made = pair(law, groups)
+        while True:
+            made.score(*draw(law, groups, rng))
+            c = compare_rows(law.metric, made.base, made.new)
+            found = {"covers": c.low <= law.delta <= c.high}
+            found |= {"lower": c.lower > law.delta, "upper": c.upper < law.delta}
+            yield found | ({"p": difference_p(c) < 0.05} if law.delta == 0 else {})
+
+    world = f"{law.name}, true delta {100 * law.delta:g} points, {groups.name}"
+    return Cell("interval of a paired difference", world, simulate, claims, in_tests)
+
+
+def ratio_cell(n: int, least: float) -> Cell:
+    """Ask the same of a ratio of sums, bits per byte, whose interval is the bootstrap's (BCa)."""
+    metric, truth = ratio_metric(), 0.02
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        base, new = (make_rows(metric, single(n), "task") for _ in range(2))
+        while True:
+            n_bytes = rng.integers(20, 200, n).astype(float)
+            old = n_bytes * rng.gamma(20, 0.05, n)
+            _fill(metric, base, old, n_bytes)
+            _fill(metric, new, old + n_bytes * rng.normal(truth, 0.1, n), n_bytes)
+            c = compare_rows(metric, base, new)
+            yield {"covers": c.low <= truth <= c.high}
+
+    claims = {"covers": at_least(least, _COVERS)}
+    return Cell("interval of a paired difference", f"bits per byte, {n} items", simulate, claims)
+
+
+def _fill(metric: Metric, rows, *parts: np.ndarray) -> None:
+    for row, values in zip(rows, np.stack(parts, axis=1).tolist(), strict=True):
+        row.parts[metric.name] = tuple(values)
+
+
+def lower_is_better(law: Law) -> Law:
+    """Return the same scores as errors, of which fewer are better."""
+    return law._replace(name=f"{law.name}, lower is better", metric=LOWER)
+
+
+CELLS = (
+    score_cell(binary(base=0.9), single(50), 0.93),
+    score_cell(binary(base=0.7), single(200), 0.935),
+    score_cell(binary(base=0.7), equal(40, 5), 0.925),
+    score_cell(binary(base=0.7), lognormal(), 0.91),
+    score_cell(binary(base=0.7), one_large(), 0.91, in_tests=300),
+    score_cell(graded(), single(50), 0.935),
+    score_cell(near_zero(), single(200), 0.92),
+    score_cell(near_zero(), lognormal(), 0.91),
+    delta_cell(binary(0.0, 0.1), single(50)),
+    delta_cell(binary(-0.02, 0.2), single(200), in_tests=300),
+    delta_cell(binary(-0.02, 0.05, 0.9), single(1000), most=0.965),
+    delta_cell(lower_is_better(binary(0.02)), single(200)),
+    delta_cell(binary(-0.02), equal(40, 5), 0.925, 0.075),
+    delta_cell(binary(), lognormal(), 0.91, 0.075),
+    delta_cell(binary(), one_large(), 0.91, 0.075),
+    delta_cell(binary(-0.02), two_large(), 0.91, 0.075),
+    delta_cell(graded(-0.02), single(50), most=0.965),
+    delta_cell(graded(), single(1000), most=0.965),
+    delta_cell(skewed(), single(50), 0.90, 0.10),
+    delta_cell(skewed(-0.02), single(200), 0.925, 0.075),
+    delta_cell(graded(-0.02), equal(25, 8), 0.925, 0.075),
+    delta_cell(graded(), lognormal(), 0.91, 0.075, in_tests=300),
+    delta_cell(skewed(), lognormal(), 0.89, 0.085),
+    delta_cell(graded(), one_large(), 0.91, 0.075, in_tests=300),
+    delta_cell(graded(-0.02), two_large(), 0.91, 0.075),
+    delta_cell(graded(), large_and_singles(), 0.91, 0.075),
+    ratio_cell(50, 0.90),
+    ratio_cell(200, 0.935),
+)

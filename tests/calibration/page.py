@@ -1,0 +1,104 @@
+"""The calibration page: what is claimed of every printed number, and what simulation gives."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from harness.formatting import count
+from tests.calibration.cell import ERRORS, Cell, Claim, Figure, holds
+from tests.calibration.study import Found
+
+_ABOUT = """\
+Answers of a base and a candidate are made up, so that the truth is known, and given to the functions that print the
+numbers ({functions}). A draw is one whole comparison. The error is the Monte Carlo standard error, and a claim
+holds where the figure is within {errors:g} of them; one that does not is marked **FAILS**."""
+
+_DESIGN = """\
+## The design
+
+Scores are binary, graded, or graded with a skew (most items rise a little, few fall by 45 points); items stand alone or
+in clusters (equal, of log-normal sizes, one of 200 beside 20 of 5, two of 100 beside 100 of 2, one of 100 beside 100 single
+ones), in which half of the items share what befalls their cluster; there are 50 to 2,000 items, 1 to 24 tasks, one to five
+seeds, one to eight candidates, and tasks that ask the same documents. Not every combination is simulated: each level
+stands in a cell of every estimator that it could trouble, beside the plainest one. What is left out, and why: seeds in
+clusters and shared items in clusters (both come through the same interval of a paired difference, which has its own
+cells); more than eight candidates (the correction does not depend on their number); intervals of ratings by people and
+of learning curves, which rest on a handful of numbers each."""
+
+_NOMINAL = """\
+A claim is the nominal level, and where that is only reached with many items, what is claimed of few: of
+single items one percentage point and a half beside 95 or 5 %; in clusters and with a skew as much as the column says."""
+
+
+def page(cells: Sequence[Cell], found: Mapping[str, Found]) -> str:
+    """Write the page as Markdown; cells that were not simulated yet are left out and counted."""
+    known = [c for c in cells if c.name in found]
+    functions = (
+        "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `gating.power_warnings`, "
+        "`decision.decide`, `nightly.alarm`, the plan of fewer items and the halves of a rescue"
+    )
+    lines = [
+        "# Calibration of the printed numbers",
+        "",
+        _ABOUT.format(functions=functions, errors=ERRORS),
+        "",
+        _summary(cells, known, found),
+        "",
+        _NOMINAL,
+    ]
+    for estimator, of in groupby(known, key=lambda c: c.estimator):
+        lines += ["", f"## {estimator[0].upper()}{estimator[1:]}", "", *_table(of, found)]
+    return "\n".join([*lines, "", _DESIGN, "", "`make calibration` makes this page again."]) + "\n"
+
+
+def failing(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
+    """List the claims that simulation does not bear out, with their figures."""
+    return [
+        f"{c.name}: {claim.says}: {shown(claim, figure)}, claimed {claimed(claim)}"
+        for c in cells
+        if c.name in found
+        for name, claim in c.claims.items()
+        if not holds(claim, figure := found[c.name].figures[name])
+    ]
+
+
+def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, Found]) -> str:
+    wrong, n_claims = failing(known, found), sum(len(c.claims) for c in known)
+    draws = [found[c.name].n_draws for c in known]
+    minutes = sum(found[c.name].seconds for c in known) / 60
+    codes = sorted({found[c.name].code for c in known})
+    said = f"{count(n_claims - len(wrong))} of {count(n_claims)} claims in {count(len(known))} cells hold"
+    if len(known) < len(cells):
+        said += f" ({count(len(cells) - len(known))} cells are not simulated yet)"
+    return (
+        f"{said}; at least {count(min(draws, default=0))} draws a cell, {minutes:.0f} minutes of one core. "
+        f"Code {', '.join(codes)}."
+    )
+
+
+def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
+    head = ["| world | claim | claimed % | simulated % | draws | holds |", "|---|---|---|---|---|---|"]
+    return head + [
+        _line(c, claim, found[c.name].figures[name]) for c in cells for name, claim in c.claims.items()
+    ]
+
+
+def _line(cell: Cell, claim: Claim, figure: Figure) -> str:
+    said = "yes" if holds(claim, figure) else "**FAILS**"
+    cells = (cell.world, claim.says, claimed(claim), shown(claim, figure), count(figure.n), said)
+    return f"| {' | '.join(cells)} |"
+
+
+def claimed(claim: Claim) -> str:
+    """Print what a claim allows, in percent or points."""
+    low, high = (f"{100 * end:.3g}" for end in (claim.low, claim.high))
+    if claim.gap:
+        return f"0 ± {high}"
+    if claim.low <= 0:
+        return f"at most {high}"
+    return f"at least {low}" if claim.high >= 1 else f"{low} to {high}"
+
+
+def shown(claim: Claim, figure: Figure) -> str:
+    """Print a figure with its Monte Carlo standard error."""
+    sign = "+" if claim.gap else ""
+    return f"{100 * figure.mean:{sign}.1f} ± {100 * figure.error:.1f}".replace("-", "−") if figure.n else "–"

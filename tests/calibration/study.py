@@ -1,0 +1,110 @@
+"""The simulation of all cells in two processes, kept cell by cell, so that a second call goes on.
+
+Invariant: a kept figure is used again only where draws, the simulation and the code that prints the number
+are the same; a cell's draws depend on its name alone, never on what ran before.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.formatting import seconds
+from tests.calibration.cell import DRAWS, Cell, Figure, run
+from tests.calibration.design import BY_NAME, CELLS
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "reports" / "calibration.json"
+PROCESSES = 2
+# Packages whose code may move a figure, and the simulation itself.
+_PRINTING = ("stats", "comparison", "gating", "decision", "nightly", "evaluation", "experiment", "rescue")
+
+
+class Found(NamedTuple):
+    """Figures of one cell by the name of the claim, and what they took."""
+
+    figures: Mapping[str, Figure]
+    n_draws: int
+    seconds: float
+    code: str
+
+
+def code_digest() -> str:
+    """Return the digest of the code versions, of the code that prints the numbers, and of the simulation."""
+    table = ROOT / "harness" / "provenance" / "code_versions.toml"
+    files = [table, ROOT / "harness" / "spec.py", *Path(__file__).parent.glob("*.py")]
+    files += [f for name in _PRINTING for f in (ROOT / "harness" / name).rglob("*.py")]
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        whole.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def simulate(name: str, n_draws: int) -> tuple[str, dict[str, Figure], float]:
+    """Run the cell of a name; returns the name, its figures and the seconds it took."""
+    start = time.perf_counter()
+    return name, run(BY_NAME[name], n_draws), time.perf_counter() - start
+
+
+def read(path: Path = KEPT) -> dict[str, Found]:
+    """Read what is kept; nothing where there is no file."""
+    if not path.exists():
+        return {}
+    raw: dict[str, Any] = json.loads(path.read_text("utf-8"))["cells"]
+    return {
+        name: Found(
+            {k: Figure(*v) for k, v in one["figures"].items()}, one["n_draws"], one["seconds"], one["code"]
+        )
+        for name, one in raw.items()
+    }
+
+
+def write(found: Mapping[str, Found], path: Path = KEPT) -> None:
+    """Write figures, in the order of the design; cells that the design does not have are dropped."""
+    cells = {c.name: found[c.name]._asdict() for c in CELLS if c.name in found}
+    whole = json.dumps({"cells": cells}, indent=1, ensure_ascii=False) + "\n"
+    beside = path.with_suffix(".part")
+    beside.write_text(whole, "utf-8")
+    beside.replace(path)
+
+
+def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT) -> dict[str, Found]:
+    """Simulate every cell that is not kept as it would be now, the longest first; returns all of them."""
+    found, code = read(path), code_digest()
+    known = {name: one.seconds / one.n_draws for name, one in found.items()}
+    left = [c.name for c in cells if not _is_current(found.get(c.name), n_draws, code)]
+    left.sort(key=lambda name: -known.get(name, float("inf")))
+    start = time.perf_counter()
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        asked = [pool.submit(simulate, name, n_draws) for name in left]
+        for done, future in enumerate(as_completed(asked), start=1):
+            name, figures, took = future.result()
+            found[name] = Found(figures, n_draws, took, code)
+            write(found, path)
+            rest = left_s(known, left, found, n_draws, code, time.perf_counter() - start, done)
+            said = f"{done}/{len(left)} {name}: {seconds(took)}; some {seconds(rest)} left"
+            sys.stderr.write(said + "\n")
+    return found
+
+
+def _is_current(one: Found | None, n_draws: int, code: str) -> bool:
+    return one is not None and one.n_draws >= n_draws and one.code == code
+
+
+def left_s(
+    known: Mapping[str, float],
+    names: Iterable[str],
+    found: Mapping[str, Found],
+    n_draws: int,
+    code: str,
+    spent_s: float,
+    done: int,
+) -> float:
+    """Estimate the seconds left: by what each cell took the last time, else by the mean of those done."""
+    waiting = [name for name in names if not _is_current(found.get(name), n_draws, code)]
+    mean = spent_s * PROCESSES / done / n_draws
+    return sum(known.get(name, mean) for name in waiting) * n_draws / PROCESSES

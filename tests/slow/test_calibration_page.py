@@ -1,0 +1,20 @@
+"""A small form of the calibration page: the claims that once failed, and one of every estimator."""
+
+import pytest
+
+from tests.calibration.cell import holds, run
+from tests.calibration.design import CELLS
+from tests.calibration.page import claimed, shown
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.in_tests], ids=lambda cell: cell.name)
+def test_what_is_claimed_is_what_simulation_gives(cell):
+    found = run(cell, cell.in_tests)
+    wrong = [
+        f"{claim.says}: {shown(claim, found[name])} %, claimed {claimed(claim)} %"
+        for name, claim in cell.claims.items()
+        if not holds(claim, found[name])
+    ]
+    assert wrong == []

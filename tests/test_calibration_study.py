@@ -1,0 +1,59 @@
+"""The study behind the calibration page: what it keeps, what it makes anew, and how a failed claim reads."""
+
+import numpy as np
+import pytest
+
+from tests.calibration import study
+from tests.calibration.cell import Cell, Figure, at_most, holds, printed, run
+from tests.calibration.design import BY_NAME, CELLS
+from tests.calibration.page import failing, page
+
+CONTROL = [c for c in CELLS if c.world.startswith("control arm")]
+
+
+def test_every_cell_has_a_name_of_its_own_and_every_estimator_a_cell_in_the_tests():
+    assert len(BY_NAME) == len(CELLS)
+    assert {c.estimator for c in CELLS if c.in_tests} == {c.estimator for c in CELLS}
+
+
+def test_a_cell_gives_the_same_figures_again():
+    assert run(CONTROL[0], 50) == run(CONTROL[0], 50)
+
+
+def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_another(tmp_path):
+    path = tmp_path / "kept.json"
+    first = study.study(20, CONTROL, path)
+    assert study.study(20, CONTROL, path) == first
+    (name,) = first
+    study.write({name: first[name]._replace(code="another")}, path)
+    assert study.study(20, CONTROL, path)[name].code == study.code_digest()
+    assert study.study(30, CONTROL, path)[name].n_draws == 30
+
+
+def test_a_claim_that_fails_is_named_on_the_page_with_its_figure():
+    cell = Cell("gate", "a world", lambda rng: iter(()), {"x": at_most(0.05, "it errs")})
+    found = {cell.name: study.Found({"x": Figure(0.2, 0.01, 2000)}, 2000, 1.0, "abc")}
+    assert failing([cell], found) == ["gate: a world: it errs: 20.0 ± 1.0, claimed at most 5"]
+    assert "| a world | it errs | at most 5 | 20.0 ± 1.0 | 2,000 | **FAILS** |" in page([cell], found)
+    assert "0 of 1 claims in 1 cells hold" in page([cell], found)
+
+
+@pytest.mark.parametrize(("mean", "fine"), [(0.05, True), (0.064, True), (0.066, False)])
+def test_a_claim_may_be_missed_by_three_monte_carlo_errors(mean, fine):
+    assert holds(at_most(0.05, "it errs"), Figure(mean, 0.005, 2000)) == fine
+
+
+def test_a_claim_of_which_nothing_was_drawn_does_not_hold():
+    cell = Cell("gate", "no draws", lambda rng: iter([{}] * 9), {"x": printed("a chance")})
+    assert not holds(cell.claims["x"], run(cell, 9)["x"])
+
+
+def test_what_never_happened_has_an_error_all_the_same():
+    def never(rng):
+        while True:
+            yield {"x": False}
+
+    found = run(Cell("gate", "never", never, {"x": at_most(0.05, "it errs")}), 400)["x"]
+    assert found.mean == 0
+    assert 0 < found.error < 0.005
+    assert np.isfinite(found.error)
