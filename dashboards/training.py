@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from harness.formatting import UNKNOWN, count, plain, seconds, usd
-from harness.records import Run
+from harness.records import Run, TrainingRecord, Trial
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
 from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, numeric_points, of_preferences, smoothed
@@ -25,9 +25,7 @@ def page() -> None:
     runs = project.runs()
     report = controls.report_if_any()
     trained = {
-        name: run
-        for name, run in _runs(runs, report).items()
-        if len(numeric_points(run.training.get("loss"))) > 1
+        name: run for name, run in _runs(runs, report).items() if len(numeric_points(run.training.loss)) > 1
     }
     if not trained:
         controls.nothing("No training was logged yet.")
@@ -64,7 +62,7 @@ def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
     out = {}
     found = controls.runs_of(report, runs) or controls.newest(runs)
     for name, run in sorted(found.items(), key=lambda one: bool(one[1].recipe.get("weights_of"))):
-        key = run.training.get("fit_key")
+        key = run.training.fit_key
         if run.recipe.get("weights_of") and key in seen:
             continue
         seen.add(key)
@@ -74,19 +72,19 @@ def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
 
 def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
     """Return the curves of a training; of a sweep those of every trial."""
-    trials = [t for t in run.training.get("sweep", []) if numeric_points(t.get("loss"))]
+    trials = [t for t in run.training.sweep if numeric_points(t.loss)]
     if not trials:
         return {name: _curves(run.training)}
     return {
-        f"{name}[{', '.join(f'{key}={value}' for key, value in t['params'].items())}]"
-        + " (chosen)" * t["chosen"]: _curves(t)
+        f"{name}[{', '.join(f'{key}={value}' for key, value in t.params.items())}]"
+        + " (chosen)" * t.chosen: _curves(t)
         for t in trials
     }
 
 
-def _curves(of: Mapping[str, Any]) -> charts.Curves:
+def _curves(of: TrainingRecord | Trial) -> charts.Curves:
     """Return the smoothed training loss and the validation loss by step."""
-    return smoothed(of), numeric_points(of.get("validation_loss"))
+    return smoothed(of), numeric_points(of.validation_loss)
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
@@ -95,31 +93,28 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
         "candidate": name,
         "loss": "preference" if of_preferences(of) else "likelihood",
         "last training loss": plain(smoothed(of)[-1][1]),
-        "best validation loss": plain(of.get("best_validation_loss")),
+        "best validation loss": plain(of.best_validation_loss),
         "overfitting gap": plain(gap(of), sign=True),
-        "tokens/s": count(of.get("tokens_per_s")),
-        "peak memory GiB": plain(of.get("peak_memory_gib")),
-        "time": seconds(of.get("wall_s")),
-        "steps": count(of.get("n_steps")),
-        "trained parameters": count(of.get("n_trainable")),
+        "tokens/s": count(of.tokens_per_s),
+        "peak memory GiB": plain(of.peak_memory_gib),
+        "time": seconds(of.wall_s),
+        "steps": count(of.n_steps),
+        "trained parameters": count(of.n_trainable),
         "cost USD": cost,
     }
 
 
 def _more(name: str, run: Run) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
-    others = {
-        key: value
-        for key, value in run.training.items()
-        if key.startswith("reward_") and numeric_points(value)
-    }
-    sweep = run.training.get("sweep", [])
+    rewards = {"reward_margin": run.training.reward_margin, "reward_accuracy": run.training.reward_accuracy}
+    others = {key: value for key, value in rewards.items() if numeric_points(value)}
+    sweep = run.training.sweep
     if others or sweep:
         with st.expander(safe_text.label(name)):
             for key, value in others.items():
                 st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
             if sweep:
-                tried = [{**t["params"], "validation": t["validation"], "chosen": t["chosen"]} for t in sweep]
+                tried = [{**t.params, "validation": t.validation, "chosen": t.chosen} for t in sweep]
                 st.dataframe(tried, hide_index=True)
 
 

@@ -9,17 +9,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
 FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 
 Message = dict[str, str]
 _Record = TypeVar("_Record")
+Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it was no number
 Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
 
 
@@ -259,12 +261,101 @@ class Control:
     blocks: tuple[ControlBlock, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One trial of a sweep: its parameters, its score on validation, and what was logged of its training.
+
+    `validation` is None where training diverged; `chosen` marks the trial that is best on validation.
+    """
+
+    params: dict[str, Any]
+    validation: float | None
+    best_validation_loss: float | None = None
+    wall_s: float = 0.0
+    loss: Curve = ()
+    validation_loss: Curve = ()
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """Measured figures of one training, in the order in which reports show them; None where not measured.
+
+    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it starts
+    from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
+    largest memory held: of the GPU by tensors, else of the process. `loss` and the other curves are by
+    optimiser step. `not_packed` says why rows were not packed though asked to be. `named_base` is the
+    base that an adapter made elsewhere names. `fit_key` is the folder of the weights, `stands_on` maps
+    those of other weights behind them to their digests. `others` are figures that a method of one's own logs.
+    """
+
+    wall_s: float | None = None
+    train_loop_s: float | None = None
+    copying_s: float | None = None
+    mixing_s: float | None = None
+    n_tokens: int | None = None
+    tokens_per_s: float | None = None
+    n_steps: int | None = None
+    n_dropped_too_long: int | None = None
+    n_trainable: int | None = None
+    peak_memory_gib: float | None = None
+    loss: Curve = ()
+    validation_loss: Curve = ()
+    best_validation_loss: float | None = None
+    n_packs: int | None = None
+    not_packed: str = ""
+    n_pairs: int | None = None
+    reward_margin: Curve = ()
+    reward_accuracy: Curve = ()
+    n_examples: int | None = None
+    n_replayed: int | None = None
+    named_base: str | None = None
+    fit_key: str = ""
+    init_wall_s: float | None = None
+    stands_on: dict[str, str] = field(default_factory=dict)
+    sweep: tuple[Trial, ...] = ()
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that the training and what it starts from took; 0 where nothing was trained."""
+        return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the plain form: what is known, with figures of a method's own beside the others."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", "sweep")}
+        known |= {"sweep": [asdict(trial) for trial in self.sweep]} if self.sweep else {}
+        return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
+
+
+def training_record(stored: Mapping[str, Any]) -> TrainingRecord:
+    """Read the plain form of a training; figures of other names are kept as `others`.
+
+    Raises:
+        ValueError: a figure is of another kind than its name says.
+    """
+    names = {f.name for f in fields(TrainingRecord)} - {"others"}
+    known = {name: value for name, value in stored.items() if name in names}
+    others = {name: value for name, value in stored.items() if name not in names}
+    try:
+        return _training_reader().validate_python({**known, "others": others})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("training", *first["loc"])))
+        raise ValueError(f"{where}: found {first['input']!r}; expected {first['msg']}") from None
+
+
+@cache
+def _training_reader() -> TypeAdapter[TrainingRecord]:
+    return TypeAdapter(TrainingRecord)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One candidate and one seed, trained and evaluated; what `runs/<run_id>/run.json` holds.
 
-    `rows` maps "task/split" to the digest of the row folder. `training` and `latency` hold
-    measured figures with units in their names. `state` is "done" or "failed". `base_digest` names
+    `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with
+    units in their names. `state` is "done" or "failed". `base_digest` names
     the base as it was published, `served_digest` the one that was served where that is another
     (quantised).
     """
@@ -283,7 +374,7 @@ class Run:
     created: str
     rows: dict[str, str]
     recipe: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
     latency: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -294,12 +385,25 @@ class Run:
         """The candidate, with the seed where it is not 0: `lora (seed 1)`."""
         return f"{self.candidate} (seed {self.seed})" if self.seed else self.candidate
 
+    def stored(self) -> dict[str, Any]:
+        """Return the plain form, as `run.json` holds it."""
+        return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.stored()}
+
     def may_be_drawn(self, task: str) -> bool:
         """Tell whether a task's items may have been drawn, by weights that only the report knows.
 
         Of a run with fewer items the suites may be; the target, which alone is validated on, is not.
         """
         return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
+
+
+def run_record(stored: Mapping[str, Any]) -> Run:
+    """Read the plain form of a run.
+
+    Raises:
+        ValueError, TypeError: it is not that of a run.
+    """
+    return Run(**{**stored, "training": training_record(stored.get("training", {}))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ _SAVE = """
 import json, sys, time
 from dataclasses import replace
 from pathlib import Path
-from harness.records import Run
+from harness.records import run_record
 from harness.store import Store, save_run
 store, name, seconds = Store(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
-run = Run(**json.loads(sys.argv[4]))
+run = run_record(json.loads(sys.argv[4]))
 sys.stdin.readline()
 until, saved = time.monotonic() + seconds, []
 while time.monotonic() < until:

@@ -58,7 +58,7 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     made = module.fit(tiny_methods.context(model, folder, source=source), module.Params(**FITS[method]))
     (file,) = (folder / made.kind).glob("*.safetensors")
     norms = {name: tensor.float().norm().item() for name, tensor in sorted(load_file(file).items())}
-    return {"loss": made.training["loss"], "norms": norms}
+    return {"loss": made.training.loss, "norms": norms}
 
 
 def measure(model: Path, folder: Path) -> dict[str, object]:

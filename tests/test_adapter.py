@@ -82,7 +82,7 @@ def test_the_same_weights_trained_here_and_saved_by_plain_peft_have_the_same_row
     from transformers import AutoModelForCausalLM
 
     inside = runs_of(copy)["lora"]
-    made = copy.parent / "runs" / "weights" / inside.training["fit_key"] / "adapter"
+    made = copy.parent / "runs" / "weights" / inside.training.fit_key / "adapter"
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     PeftModel.from_pretrained(base, made).save_pretrained(tmp_path / "elsewhere")
     copy.write_text(copy.read_text() + candidates(tmp_path / "elsewhere").partition("\n")[2])

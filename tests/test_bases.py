@@ -65,7 +65,7 @@ def test_a_second_compare_computes_nothing(measured):
 
 def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(measured):
     runs = runs_of(measured[0])
-    assert runs["qlora"].training["fit_key"] == runs["plain"].training["fit_key"]
+    assert runs["qlora"].training.fit_key == runs["plain"].training.fit_key
     assert runs["qlora"].weights_digest != runs["plain"].weights_digest
     assert runs["qlora"].base_digest == runs["plain"].base_digest == runs["prompt"].weights_digest
     assert runs["qlora"].served_digest not in ("", runs["qlora"].base_digest)
@@ -93,7 +93,7 @@ def test_what_starts_from_another_candidate_is_compared_with_it_too(measured):
         facts(found, "dpo").target.score - facts(found, "lora").target.score
     )
     runs = runs_of(path)
-    assert runs["dpo"].training["init_wall_s"] == runs["lora"].training["wall_s"]
+    assert runs["dpo"].training.init_wall_s == runs["lora"].training.wall_s
     assert facts(found, "dpo").n_train == 30 + 30
 
 
@@ -114,12 +114,12 @@ def test_each_is_measured_against_its_own_base(measured):
 def test_the_best_trial_on_validation_is_the_candidate_and_all_are_kept(measured):
     path, found = measured
     training = runs_of(path)["swept"].training
-    trials = training["sweep"]
-    assert all(len(trial["loss"]) > 1 for trial in trials), "the curves of all trials are kept"
-    assert [t["params"]["learning_rate"] for t in trials] == [1e-5, 0.05]
-    order = [(t["validation"], -t["best_validation_loss"]) for t in trials]
-    assert [t["chosen"] for t in trials] == [pair == max(order) for pair in order]
-    assert training["wall_s"] == pytest.approx(sum(t["wall_s"] for t in trials), abs=0.01)
+    trials = training.sweep
+    assert all(len(trial.loss) > 1 for trial in trials), "the curves of all trials are kept"
+    assert [t.params["learning_rate"] for t in trials] == [1e-5, 0.05]
+    order = [(t.validation, -t.best_validation_loss) for t in trials]
+    assert [t.chosen for t in trials] == [pair == max(order) for pair in order]
+    assert training.wall_s == pytest.approx(sum(t.wall_s for t in trials), abs=0.01)
     assert "## Sweep: swept" in report.markdown(report.experiment_document(found))
 
 
@@ -135,8 +135,8 @@ def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny
     for _ in range(2):
         found = tiny_experiment.run(path, "suites=[]")
         assert facts(found, "swept").state == "done"
-        trials = facts(found, "swept").training["sweep"]
-        assert [(t["validation"] is None, t["chosen"]) for t in trials] == [(True, False), (False, True)]
+        trials = facts(found, "swept").training.sweep
+        assert [(t.validation is None, t.chosen) for t in trials] == [(True, False), (False, True)]
     (kept,) = (tmp_path / "runs" / "weights").glob("*/diverged.json")
     before = kept.stat().st_mtime_ns
     tiny_experiment.run(path, "suites=[]")

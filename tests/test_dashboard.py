@@ -812,7 +812,7 @@ def test_training_overlays_losses_and_names_the_gap(opened, tmp_path):
 
 def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
     made = fake_project.write(tmp_path)
-    training = made.facts[2].training | {"peak_memory_gib": 1.25}
+    training = made.facts[2].training.stored() | {"peak_memory_gib": 1.25}
     rewritten(tmp_path, "lora-0", training=training)
     row = opened("training").dataframe[0].value.iloc[0]
     assert row["peak memory GiB"] == formatting.plain(1.25)
@@ -822,7 +822,7 @@ def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
 
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
-    training = made.facts[2].training | {"fit_key": "k"}
+    training = made.facts[2].training.stored() | {"fit_key": "k"}
     rewritten(tmp_path, "lora-0", training=training)
     rewritten(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
     assert list(opened("training").dataframe[0].value["candidate"]) == ["lora"]

@@ -198,7 +198,7 @@ def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("hybrid",))
     assert [(f.name, f.state) for f in found.facts] == [("hybrid", "done")]
-    assert facts(found, "hybrid").training["n_steps"] > 0
+    assert facts(found, "hybrid").training.n_steps > 0
 
 
 def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):

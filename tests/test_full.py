@@ -41,7 +41,7 @@ def test_every_tensor_is_trained(tiny, tmp_path):
     assert names == set(tensors(tiny))
     assert made.kind == "model"
     assert {p.name for p in tmp_path.iterdir()} == {"model", CHECKPOINTS}
-    assert made.training["n_trainable"] == sum(t.numel() for t in tensors(tiny).values())
+    assert made.training.n_trainable == sum(t.numel() for t in tensors(tiny).values())
 
 
 def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(tiny, tmp_path):

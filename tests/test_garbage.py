@@ -145,7 +145,7 @@ def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_n
 
 
 def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
-    stores.save_run(store, make_run("a", [], training={"fit_key": "own", "sweep": []}))
+    stores.save_run(store, make_run("a", [], training={"fit_key": "own", "init_wall_s": 1.0}))
     fitted(store, "trial", "t")
     assert release.list_unreferenced(store, References()).wanted_by == ("a",)
     assert unused(store) == set()

@@ -84,7 +84,7 @@ def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     candidate = ModelHost(source, CPU).base
     encoded = candidate.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
-    assert made.training["loss"][0][1] == pytest.approx(expected, abs=1e-3)
+    assert made.training.loss[0][1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_path):

@@ -9,6 +9,7 @@ import tiny_methods
 from harness.experiment.analysis import remarks
 from harness.methods import full, lora
 from harness.models.cpu_kernels import chunked_attention
+from harness.records import TrainingRecord
 from harness.training import sft
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -26,13 +27,13 @@ def fitted(tiny, folder, method, params):
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
     alone = fitted(tiny, tmp_path / "alone", method, {**own, **ALONE})
     packed = fitted(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})
-    assert 1 < packed["n_packs"] < 12
+    assert 1 < packed.n_packs < 12
     for name in ("loss", "validation_loss"):
-        assert [loss for _, loss in packed[name]] == pytest.approx(
-            [loss for _, loss in alone[name]], abs=1e-4
+        assert [loss for _, loss in getattr(packed, name)] == pytest.approx(
+            [loss for _, loss in getattr(alone, name)], abs=1e-4
         )
-    assert packed["loss"][-1][1] < 0.9 * packed["loss"][0][1]
-    assert packed["n_tokens"] == alone["n_tokens"]
+    assert packed.loss[-1][1] < 0.9 * packed.loss[0][1]
+    assert packed.n_tokens == alone.n_tokens
 
 
 @pytest.fixture
@@ -96,13 +97,17 @@ def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
     alone = fitted(tiny, tmp_path / "alone", lora, params)
     made = fitted(tiny, tmp_path / "packed", lora, {**params, "packing": True})
-    assert made["loss"] == alone["loss"]
-    assert made["not_packed"] == "would leave 2 optimiser steps, fewer than 100"
+    assert made.loss == alone.loss
+    assert made.not_packed == "would leave 2 optimiser steps, fewer than 100"
 
 
 def test_that_rows_were_not_packed_is_said_under_the_table():
     run = SimpleNamespace(
-        state="done", candidate="lora", method="lora", base_digest="b", training={"not_packed": "would x"}
+        state="done",
+        candidate="lora",
+        method="lora",
+        base_digest="b",
+        training=TrainingRecord(not_packed="would x"),
     )
     session = SimpleNamespace(
         experiment=SimpleNamespace(

@@ -40,18 +40,18 @@ def fitted(tiny, folder, init=None, pairs=None, **params):
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_the_loss_at_the_first_step_is_ln_2(tiny, tmp_path, parent, starts):
     figures = fitted(tiny, tmp_path, parent if starts == "at an adapter" else None).training
-    assert figures["loss"][0] == [1, pytest.approx(math.log(2), abs=1e-5)]
-    assert figures["reward_margin"][0][1] == pytest.approx(0, abs=1e-4)
+    assert figures.loss[0] == (1, pytest.approx(math.log(2), abs=1e-5))
+    assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
 def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
     figures = fitted(tiny, tmp_path, num_train_epochs=4).training
-    assert figures["reward_margin"][-1][1] > 0.05
-    assert figures["loss"][-1][1] < math.log(2)
-    assert all(0 <= share <= 1 for _, share in figures["reward_accuracy"])
-    assert figures["n_pairs"] == 12
-    assert figures["n_tokens"] > 0
-    assert figures["tokens_per_s"] > 0
+    assert figures.reward_margin[-1][1] > 0.05
+    assert figures.loss[-1][1] < math.log(2)
+    assert all(0 <= share <= 1 for _, share in figures.reward_accuracy)
+    assert figures.n_pairs == 12
+    assert figures.n_tokens > 0
+    assert figures.tokens_per_s > 0
 
 
 def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_path, parent):
@@ -145,14 +145,14 @@ def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, st
 def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     long = Example("long", ({"role": "user", "content": "parcel " * 60},), ("late",), rejected="money")
     pairs = (long, *tiny_methods.pairs(slice(0, 1)))
-    assert fitted(tiny, tmp_path, pairs=pairs, max_length=60).training["n_dropped_too_long"] == 1
+    assert fitted(tiny, tmp_path, pairs=pairs, max_length=60).training.n_dropped_too_long == 1
     with pytest.raises(CandidateFailed, match=r"all 1 pairs to train on are longer than 60"):
         fitted(tiny, tmp_path / "none", pairs=(long,), max_length=60)
 
 
 def test_with_few_steps_only_the_pairs_they_come_to_are_read(tiny, tmp_path):
     figures = fitted(tiny, tmp_path, max_steps=2, per_device_train_batch_size=3).training
-    assert (figures["n_pairs"], figures["n_steps"]) == (6, 2)
+    assert (figures.n_pairs, figures.n_steps) == (6, 2)
 
 
 def test_pairs_without_a_chat_template_end_with_the_end_of_sequence(tiny, tmp_path):

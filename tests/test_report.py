@@ -17,6 +17,7 @@ from rich.console import Console
 from harness.comparison import Estimate
 from harness.decision import decide
 from harness.gating import MissRate
+from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,
     experiment_document,
@@ -52,13 +53,13 @@ LORA = tuned(
     0.07,
     target=Estimate(0.81, 0.75, 0.86, 200),
     slices={"knowledge": Estimate(0.30, 0.22, 0.40, 100), "behaviour": Estimate(0.90, 0.82, 0.95, 100)},
-    training={
-        "loss": [[5, 2.9], [45, 0.412]],
-        "tokens_per_s": 251.0,
-        "wall_s": 200.0,
-        "peak_memory_gib": 3.21,
-        "n_trainable": 4_884_480,
-    },
+    training=TrainingRecord(
+        loss=((5, 2.9), (45, 0.412)),
+        tokens_per_s=251.0,
+        wall_s=200.0,
+        peak_memory_gib=3.21,
+        n_trainable=4_884_480,
+    ),
 )
 
 
@@ -329,16 +330,15 @@ def test_a_smoke_report_never_takes_the_place_of_a_result(tmp_path):
 
 
 def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
-    odd = candidate(
-        "odd", 0.5, training={"loss": np.array([1.5, math.nan]), "n": np.int64(3), "ok": np.bool_(True)}
-    )
+    own = {"entropy": np.array([1.5, math.nan]), "n": np.int64(3), "ok": np.bool_(True)}
+    odd = candidate("odd", 0.5, training=TrainingRecord(others=own))
     written = write(report([*alternatives(), odd], header={"wall_s": math.inf}), tmp_path)[1]
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
     data = json.loads(written.read_text(encoding="utf-8"), parse_constant=refuse)
-    assert data["facts"][-1]["training"] == {"loss": [1.5, None], "n": 3, "ok": True}
+    assert data["facts"][-1]["training"] == {"entropy": [1.5, None], "n": 3, "ok": True}
     assert data["header"] == {"wall_s": None}
     rate = {"scale": 100.0, "name": "points", "higher_is_better": True}
     ends = {"low": 0.15000000000000002, "high": 0.25}

@@ -21,7 +21,7 @@ from harness.comparison import Estimate
 from harness.decision import decide
 from harness.evaluation.costs import Tokens
 from harness.gating import MissRate, Rule
-from harness.records import SampleResult
+from harness.records import SampleResult, TrainingRecord
 from harness.report import (
     ExperimentReport,
     Flip,
@@ -66,11 +66,9 @@ def lora(**changes):
     fields = {
         "target": Estimate(0.81, 0.75, 0.86, 200),
         "slices": {"knowledge": Estimate(0.30, 0.22, 0.40, 100)},
-        "training": {
-            "loss": [[1, 5.1], [2, 2.0], [3, 1.1]],
-            "validation_loss": [[3, 0.759]],
-            "wall_s": 143.0,
-        },
+        "training": TrainingRecord(
+            loss=((1, 5.1), (2, 2.0), (3, 1.1)), validation_loss=((3, 0.759),), wall_s=143.0
+        ),
         "verdict": verdict("fail", rules=rules, macro=MACRO, missed=missed),
     }
     return tuned("lora", 0.81, 0.07, **(fields | changes))
@@ -396,7 +394,7 @@ def test_names_in_a_picture_fit_and_are_as_many_as_before(names, width):
 
 def test_losses_of_long_names_have_titles_that_differ():
     trained = [
-        replace(lora(), name=name, training=lora().training | {"wall_s": i}) for i, name in enumerate(LONG)
+        replace(lora(), name=name, training=replace(lora().training, wall_s=i)) for i, name in enumerate(LONG)
     ]
     page = html(report(*trained))
     titles = re.findall(r'<text x="0" y="14"[^>]*>([^<]*)</text>', page)
@@ -466,7 +464,7 @@ def test_the_curve_shows_every_step_and_validation():
     points = [e.get("points").split() for e in drawn(picture).iter() if e.tag.endswith("}polyline")]
     assert [len(p) for p in points] == [3, 3, 1]
     assert said(picture) == ["step 3: validation loss 0.759"]
-    assert curves("bag", {"wall_s": 0.1}, "bag") == ""
+    assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
 
 
 def test_one_training_of_two_candidates_is_drawn_once():
@@ -477,8 +475,8 @@ def test_one_training_of_two_candidates_is_drawn_once():
 
 def in_rounds(of, noise=0.0, n_steps=80):
     """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
-    loss = [[i + 1, of(i) + noise * (9.5 - i % 20)] for i in range(n_steps)]
-    return {"loss": loss, "validation_loss": [[n_steps, 0.75]]}
+    loss = tuple((i + 1, of(i) + noise * (9.5 - i % 20)) for i in range(n_steps))
+    return TrainingRecord(loss=loss, validation_loss=((n_steps, 0.75),))
 
 
 def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
@@ -492,19 +490,19 @@ def test_a_mean_of_the_loss_covers_fifty_steps_of_a_long_epoch():
 
 
 def test_an_epoch_ends_where_validation_is_first_measured():
-    training = in_rounds(float) | {"validation_loss": [[40, 1.0], [80, 0.75]]}
+    training = replace(in_rounds(float), validation_loss=((40, 1.0), (80, 0.75)))
     assert smoothed(training)[-1] == (80, 74.5)
 
 
 @pytest.mark.parametrize("last", [120, 127, 133, 160])
 def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
     training = in_rounds(lambda _: 0.5, noise=0.1, n_steps=160)
-    training["validation_loss"] = [[80, 0.8], [last, 0.75]]
+    training = replace(training, validation_loss=((80, 0.8), (last, 0.75)))
     assert gap(training) == pytest.approx(0.25)
 
 
 def test_a_training_without_validation_has_no_gap():
-    assert gap({"loss": [[1, 2.0], [2, 1.0]]}) is None
+    assert gap(TrainingRecord(loss=((1, 2.0), (2, 1.0)))) is None
 
 
 def test_the_report_prints_the_loss_of_a_round_and_the_gap():
@@ -518,7 +516,7 @@ def test_the_report_prints_the_loss_of_a_round_and_the_gap():
 
 
 def test_the_loss_of_preferences_is_called_so():
-    training = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
+    training = TrainingRecord(loss=((1, 0.69), (2, 0.6)), reward_margin=((1, 0.0), (2, 0.1)))
     assert "Preference loss of dpo by step" in curves("dpo", training, "dpo")
     assert PREFERENCES in html(report(lora(training=training)))
 

@@ -79,16 +79,16 @@ def moments(n_steps):
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
     whole = fitted(tiny, tmp_path / "whole", method, **params)
-    for stop in moments(whole.training["n_steps"]):
+    for stop in moments(whole.training.n_steps):
         seen = []
         with pytest.raises(Stopped):
             fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(stop, seen), **params)
         first = len(seen)
         again = fitted(tiny, tmp_path / f"cut-{stop}", method, stopped_at(None, seen), **params)
         assert again.digest == whole.digest
-        assert again.training["loss"] == whole.training["loss"]
-        assert again.training["n_tokens"] == whole.training["n_tokens"]
-        assert again.training.get("validation_loss") == whole.training.get("validation_loss")
+        assert again.training.loss == whole.training.loss
+        assert again.training.n_tokens == whole.training.n_tokens
+        assert again.training.validation_loss == whole.training.validation_loss
         assert 1 < seen[first] <= stop
 
 
@@ -116,17 +116,17 @@ def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp
     again = fitted(tiny, tmp_path, lora, stopped_at(None, seen), r=2, **params)
     assert seen == []
     assert again.digest == made.digest
-    assert again.training["n_steps"] == made.training["n_steps"]
+    assert again.training.n_steps == made.training.n_steps
 
 
 def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 9, **EARLY, "early_stopping_patience": 3}
     whole = fitted(tiny, tmp_path / "whole", lora, **params)
-    assert whole.training["n_steps"] < 27
+    assert whole.training.n_steps < 27
     with pytest.raises(Stopped):
-        fitted(tiny, tmp_path / "cut", lora, stopped_at(whole.training["n_steps"] - 1, []), **params)
+        fitted(tiny, tmp_path / "cut", lora, stopped_at(whole.training.n_steps - 1, []), **params)
     again = fitted(tiny, tmp_path / "cut", lora, **params)
-    assert (again.digest, again.training["n_steps"]) == (whole.digest, whole.training["n_steps"])
+    assert (again.digest, again.training.n_steps) == (whole.digest, whole.training.n_steps)
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_the_time_before_a_stop_counts(tiny, tmp_path, stopped):
     for record in stopped.glob("*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"elapsed_s": 1000.0}))
     training = fitted(tiny, tmp_path, lora, r=2).training
-    assert training["wall_s"] > 1000
-    assert training["train_loop_s"] > 1000
+    assert training.wall_s > 1000
+    assert training.train_loop_s > 1000
 
 
 @pytest.fixture

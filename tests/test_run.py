@@ -170,7 +170,7 @@ from harness.evaluation.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
-session, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None, {})
+session, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None)
 asked = measured(Task(name="a", data={}, num_fewshot=1), "capability", "s", TaskItems((), (), (), (), (), ()))
 print(json.dumps(asdict(identity(session, weights, asked, "test", "p", "generate"))))
 """

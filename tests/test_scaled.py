@@ -110,7 +110,7 @@ def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
     report = tiny_experiment.run(path)
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
     runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
-    assert runs["half"].training["init_wall_s"] == pytest.approx(runs["lora"].training["wall_s"], abs=0.01)
+    assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
 
 
@@ -125,7 +125,7 @@ def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_pa
     assert asked.weights_digest == run.base_digest
     rows = store.read_rows(at, asked.digest)
     assert len(rows) == 8  # a fifth of thirty rows, and a few to spare
-    assert 1 <= run.training["n_replayed"] <= 6
+    assert 1 <= run.training.n_replayed <= 6
 
 
 def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
@@ -137,7 +137,7 @@ def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     tiny_experiment.run(path)
     (run,) = [r for r in store.list_runs(Store(tmp_path / "runs")) if r.candidate == "mixed"]
-    assert run.training["n_replayed"] == 3
+    assert run.training.n_replayed == 3
     assert not [i for i in store.identities(Store(tmp_path / "runs")) if i.task == "replay"]
 
 
@@ -199,7 +199,7 @@ def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
     report = tiny_experiment.run(path)
     assert {f.state for f in report.facts} == {"done"}
     runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
-    at = {name: tmp_path / "runs" / "weights" / runs[name].training["fit_key"] for name in ("full", "half")}
+    at = {name: tmp_path / "runs" / "weights" / runs[name].training.fit_key for name in ("full", "half")}
     base = load_file(tiny / "model.safetensors")
     full, mixed = (load_file(at[name] / "model" / "model.safetensors") for name in ("full", "half"))
     name = "model.layers.0.self_attn.q_proj.weight"

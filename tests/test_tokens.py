@@ -115,7 +115,7 @@ def test_training_ends_with_the_same_weights_with_and_without_what_is_remembered
         context = tiny_methods.context(tiny, tmp_path / name)
         made.append(method.fit(context, method.Params(**{**QUICK, **own})))
     assert len({weights.digest for weights in made}) == 1
-    assert made[0].training["loss"] == made[1].training["loss"] == made[2].training["loss"]
+    assert made[0].training.loss == made[1].training.loss == made[2].training.loss
 
 
 def remembered_files():
@@ -141,7 +141,7 @@ def test_another_reference_is_read_anew(tiny, tmp_path):
         tiny_methods.context(tiny, tmp_path / "from", init=parent), dpo.Params(**params)
     ).training
     assert len(remembered_files() - before) == 1
-    assert figures["reward_margin"][0][1] == pytest.approx(0, abs=1e-4)
+    assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])

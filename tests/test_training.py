@@ -46,10 +46,10 @@ def fitted(context, folder="", **params):
 
 def test_training_lowers_the_loss(context):
     figures = fitted(context, num_train_epochs=6).training
-    losses = [loss for _, loss in figures["loss"]]
+    losses = [loss for _, loss in figures.loss]
     assert losses[-1] < 0.8 * losses[0]
-    validation = [loss for _, loss in figures["validation_loss"]]
-    assert figures["best_validation_loss"] == min(validation) < validation[0]
+    validation = [loss for _, loss in figures.validation_loss]
+    assert figures.best_validation_loss == min(validation) < validation[0]
 
 
 def test_rows_of_about_one_length_are_trained_on_together(context):
@@ -76,7 +76,7 @@ def test_rows_of_about_one_length_are_trained_on_together(context):
 @pytest.mark.parametrize("chat", [True, False])
 def test_only_the_completion_counts_in_the_loss(context, chat):
     one = dataclasses.replace(context, train=context.train[:1], chat_template=chat)
-    first = fitted(one, lora_dropout=0.0).training["loss"][0][1]
+    first = fitted(one, lora_dropout=0.0).training.loss[0][1]
     candidate = ModelHost(context.source, CPU).base
     asked = context.train[0]
     end = "<|im_end|>\n" if chat else "<|im_end|>"
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(context):
     first, again = fitted(context, "a"), fitted(context, "b")
     other = fitted(dataclasses.replace(context, seed=1), "c")
     assert first.digest == again.digest != other.digest
-    assert first.training["loss"] == again.training["loss"]
+    assert first.training.loss == again.training.loss
 
 
 def test_the_global_state_of_the_process_does_not_change_the_adapter(context):
@@ -110,19 +110,19 @@ def test_training_leaves_only_the_adapter_and_its_checkpoints_behind(context):
 
 def test_what_was_measured_is_kept(context):
     figures = fitted(context).training
-    assert figures["n_trainable"] > 0
-    assert figures["n_steps"] == 2
-    assert figures["n_tokens"] > 0
-    assert figures["wall_s"] >= figures["train_loop_s"] > 0
-    assert figures["peak_memory_gib"] > 0
-    assert figures["n_dropped_too_long"] == 0
+    assert figures.n_trainable > 0
+    assert figures.n_steps == 2
+    assert figures.n_tokens > 0
+    assert figures.wall_s >= figures.train_loop_s > 0
+    assert figures.peak_memory_gib > 0
+    assert figures.n_dropped_too_long == 0
 
 
 def test_rows_that_are_too_long_are_left_out_and_counted(context):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     beside = dataclasses.replace(context, train=(long, *context.train))
     made, without = fitted(beside, "a", max_length=60), fitted(context, "b", max_length=60)
-    assert made.training["n_dropped_too_long"] == 1
+    assert made.training.n_dropped_too_long == 1
     assert made.digest == without.digest
 
 
@@ -144,7 +144,7 @@ def test_progress_is_reported_step_by_step(context):
 def test_the_best_checkpoint_is_kept_not_the_last(context):
     """At a learning rate of 1 the later epochs are far worse than an early one."""
     figures = fitted(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
-    validation = [loss for _, loss in figures["validation_loss"]]
+    validation = [loss for _, loss in figures.validation_loss]
     kept = ModelHost(context.source, CPU)
     with kept.adapted(context.folder / "adapter", "kept") as candidate:
         losses = []
@@ -188,7 +188,7 @@ def test_the_base_method_makes_nothing(context):
 
 def test_the_classifier_keeps_texts_and_labels_and_the_same_give_one_digest(context, tmp_path):
     made = classifier.fit(context, classifier.Params())
-    assert made.training["n_examples"] == len(context.train)
+    assert made.training.n_examples == len(context.train)
     assert classifier.fit(context, classifier.Params()).digest == made.digest
     assert classifier.fit(context, classifier.Params(C=1.0)).digest != made.digest
 

@@ -272,7 +272,8 @@ def train(
     made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
     print_value(
         {
-            name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or ""), "training": w.training}
+            name: {"kind": w.kind, "digest": w.digest, "folder": str(w.folder or "")}
+            | {"training": w.training.stored()}
             for name, w in made.items()
         },
         as_json,

@@ -56,11 +56,9 @@ def runs_show(
     as_json: Json = False,
 ) -> None:
     """Show all that is stored of one run, without its rows."""
-    from dataclasses import asdict
-
     from harness import store
 
-    print_value(asdict(store.get_run(store.Store(runs), run_id)), as_json)
+    print_value(store.get_run(store.Store(runs), run_id).stored(), as_json)
 
 
 @runs_app.command("diff")
@@ -159,9 +157,7 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
 
 def _facts(run: "Run") -> dict[str, Any]:
     """Say what a run is, without its rows, recipe and measurements."""
-    from dataclasses import asdict
-
-    return {name: value for name, value in asdict(run).items() if not isinstance(value, dict)}
+    return {name: value for name, value in run.stored().items() if not isinstance(value, dict)}
 
 
 def _brief(run: "Run") -> str:

@@ -113,7 +113,7 @@ def _factor(
 ) -> Factor:
     done = [f for f in runs if f.state == "done"]
     scores = [f.target.score for f in done if f.target is not None]
-    seconds = [float(f.training["wall_s"]) for f in done if "wall_s" in f.training]
+    seconds = [f.training.wall_s for f in done if f.training.wall_s is not None]
     validations = [f.validation for f in done if f.validation is not None]
     return Factor(
         candidate=name,

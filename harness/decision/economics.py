@@ -160,9 +160,8 @@ def more_items(run: CandidateFacts) -> int | None:
 def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
     """Return the price of a device hour that costs were computed with; None where nothing was trained."""
     for f in facts:
-        spent_s = float(sum(f.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")))
-        if spent_s > 0 and f.training_cost_usd > 0:
-            return 3600 * f.training_cost_usd / spent_s
+        if f.training.total_s > 0 and f.training_cost_usd > 0:
+            return 3600 * f.training_cost_usd / f.training.total_s
     return None
 
 

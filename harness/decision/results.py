@@ -6,7 +6,7 @@ are chosen by their validation scores, ties going to the one listed first.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from harness import formatting, plugins
 from harness.comparison import Comparison, Estimate, orient
@@ -14,6 +14,7 @@ from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
 from harness.formatting import RATE, Unit
 from harness.gating import Verdict
+from harness.records import TrainingRecord
 from harness.spec import DecidePolicy
 
 Action = Literal[
@@ -75,7 +76,7 @@ class CandidateFacts:
     training_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
-    training: dict[str, Any] = field(default_factory=dict)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ from harness import plugins
 from harness.errors import CandidateFailed, Diverged
 from harness.models.hub import ModelSource, quantized
 from harness.plugins import Method
-from harness.records import digest
+from harness.records import digest, training_record
 from harness.spec import Experiment, Recipe
 from harness.training import Weights, adapter_digest, model_digest
 
@@ -132,7 +132,7 @@ def _given(
 
 def base_weights(base: ModelSource) -> Weights:
     """Return the own weights of a base, or of a whole model in its place."""
-    return Weights("base", base.weights_digest, None, {}, base)
+    return Weights("base", base.weights_digest, None, source=base)
 
 
 def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
@@ -150,7 +150,7 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
     own = made["digest"]
     if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
         own = adapter_digest(folder / "adapter", served.weights_digest)
-    return Weights(made["kind"], own, folder, made["training"], served)
+    return Weights(made["kind"], own, folder, training_record(made["training"]), served)
 
 
 def refuse_damaged(weights: Weights) -> None:

@@ -360,7 +360,7 @@ def steps_of(
     parent = parent_of(session, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
-        what = "training on pairs" if "n_pairs" in run.training else "scaling"
+        what = "scaling" if run.training.n_pairs is None else "training on pairs"
         out.append(_step(session, what, run.candidate, parent.candidate, own, old, counting))
     return tuple(out)
 
@@ -405,23 +405,23 @@ def remarks(session: Session, runs: Sequence[Run]) -> list[str]:
 
 def _dropped(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
-        if n := run.training.get("n_dropped_too_long"):
-            what = "pairs" if "n_pairs" in run.training else "training rows"
+        if n := run.training.n_dropped_too_long:
+            what = "training rows" if run.training.n_pairs is None else "pairs"
             yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
 
 
 def _unpacked(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
-        if reason := run.training.get("not_packed"):
+        if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
 
 
 def _sweep_notes(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
-        trials = run.training.get("sweep", [])
-        for trial in (t for t in trials if t["chosen"]):
+        trials = run.training.sweep
+        for trial in (t for t in trials if t.chosen):
             point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items()
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()
             )
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 
@@ -432,7 +432,7 @@ def _unswept(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     named: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         candidate = session.candidates[run.candidate]
-        if candidate.recipe.weights_of is None and "loss" in run.training:
+        if candidate.recipe.weights_of is None and run.training.loss:
             key = (run.base_digest, run.method)
             tried.setdefault(key, set()).update(_rates(candidate.source))
             named.setdefault(key, []).append(run.candidate)
@@ -471,8 +471,8 @@ def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
 def _theirs(runs: Iterable[Run]) -> Iterator[str]:
     """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
     for run in runs:
-        named = run.training.get("named_base")
-        if named and _last(str(named)) != _last(run.base_model):
+        named = run.training.named_base
+        if named and _last(named) != _last(run.base_model):
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
 
 

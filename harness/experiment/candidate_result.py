@@ -77,11 +77,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         measured_on="its server, over HTTP"
         if plugins.method(run.method).makes == "endpoint"
         else run.provenance.get("device") or "",
-        training_cost_usd=costs.price_usd(
-            sum(run.training.get(name, 0.0) for name in ("wall_s", "init_wall_s")),
-            session.machine.device,
-            hour,
-        ),
+        training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
         n_train=_n_train(session, run),
         recall=fmean(recalls) if recalls else None,
         training=run.training,
@@ -124,6 +120,6 @@ def _n_train(session: Session, run: Run) -> int:
     if method.made_elsewhere or method.makes == "endpoint":
         return 0
     rows = len(session.target.items.train)
-    if "n_pairs" not in run.training:
+    if run.training.n_pairs is None:
         return rows
-    return int(run.training["n_pairs"]) + (rows if "init_wall_s" in run.training else 0)
+    return run.training.n_pairs + (rows if run.training.init_wall_s is not None else 0)

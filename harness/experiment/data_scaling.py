@@ -6,7 +6,7 @@ not asked again, because what a curve says is of the target.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness import decision
 from harness.data import part_of
@@ -114,7 +114,7 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
 
 def settled(recipe: Recipe, run: Run) -> Recipe:
     """Return the recipe with what its sweep chose, so that all sizes are of one recipe."""
-    chosen: dict[str, Any] = next((t["params"] for t in run.training.get("sweep", []) if t["chosen"]), {})
+    chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
     return recipe.model_copy(update={"sweep": {}, "params": {**recipe.params, **chosen}})
 
 

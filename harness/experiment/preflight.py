@@ -34,7 +34,7 @@ from harness.models.hf import ANSWERING, Candidate, HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.models.memory import Shape
 from harness.progress import Progress
-from harness.records import BLOCK, Example, Noise, Run, SampleResult, TaskNoise
+from harness.records import BLOCK, Example, Noise, Run, SampleResult, TaskNoise, TrainingRecord
 from harness.spec import Recipe
 
 __all__ = ["Checkup", "Cost", "estimate_costs", "examine", "measure_noise"]
@@ -349,11 +349,11 @@ def _measured(
     if not same:
         return None
     run = same[-1]
-    own = {} if candidate.recipe.weights_of else run.training
+    own = TrainingRecord() if candidate.recipe.weights_of else run.training
     task, tuned = session.target.task.name, run.weights_digest != run.base_digest
     keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
     answered = sum(r.compute_s for key in keys for r in store.read_rows(session.store, run.rows[key]))
-    return float(own.get("wall_s", 0.0)) + answered, own.get("peak_memory_gib")
+    return (own.wall_s or 0.0) + answered, own.peak_memory_gib
 
 
 LAYOUT, BATCH = "layout", "batch"

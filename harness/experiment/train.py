@@ -6,7 +6,8 @@ complete; whatever weights start from or are selected among is made first.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from harness.evaluation.session import Session, measured
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
-from harness.records import Example, SampleResult, digest, without_defaults
+from harness.records import Example, SampleResult, Trial, digest, without_defaults
 from harness.regularizers import Mixture, mixed_rows, prepare
 from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
@@ -85,17 +86,18 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
         found = read_weights(candidate, folder)
     if found is None or init is None:
         return found
-    before_s = sum(init.training.get(name, 0.0) for name in ("wall_s", "init_wall_s"))
-    began_with = {"init_wall_s": round(before_s, 3), "stands_on": stands_on(init)}
-    return found._replace(training={**found.training, **began_with})
+    began_with = replace(
+        found.training, init_wall_s=round(init.training.total_s, 3), stands_on=stands_on(init)
+    )
+    return found._replace(training=began_with)
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
     """Map the keys of weights, and of those that they in turn stand on, to their digests."""
     behind: dict[str, str] = {}
     for one in weights:
-        own = one.training.get("fit_key")
-        behind |= one.training.get("stands_on", {}) | ({own: one.digest} if own else {})
+        own = one.training.fit_key
+        behind |= one.training.stands_on | ({own: one.digest} if own else {})
     return behind
 
 
@@ -178,7 +180,6 @@ def fit(
             _remove_all_but_checkpoints(part)
             with clear_errors(session.store, str(part), AGAIN):
                 record = _fitted(session, candidate, seed, part, init, mixed)
-            record["training"] |= {"fit_key": folder.name}
             write_whole(session.store, part / FIT, json.dumps(record))
     except Diverged as error:
         remove_folder(part)
@@ -222,12 +223,12 @@ def _fitted(
             partial(prepare, source.regularize),
         )
         made = method.fit(context, method.params(**source.params))
-    training = made.training | ({"n_replayed": len(mixed)} if mixed else {})
+    training = replace(made.training, n_replayed=len(mixed) or None, fit_key=part.stem)
     return {
         "kind": made.kind,
         "digest": made.digest,
         "trained_on": base.weights_digest,
-        "training": training,
+        "training": training.stored(),
     }
 
 
@@ -261,9 +262,6 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     return once + mixing_work(session, source, seed, once)
 
 
-_OF_TRIAL = ("best_validation_loss", "wall_s", "loss", "validation_loss")
-
-
 def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
     """Return the weights of the trial that is best on validation with the first seed.
 
@@ -272,7 +270,7 @@ def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
     Raises:
         Diverged: every trial did.
     """
-    tried: list[dict[str, Any]] = []
+    tried: list[Trial] = []
     kept: list[Weights] = []
     metric = session.target.primary
     for point in candidate.points:
@@ -280,31 +278,44 @@ def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: b
         try:
             found = _single(session, trial, session.experiment.seeds[0], make=make)
         except Diverged:
-            tried.append({"params": point, "validation": None, "wall_s": 0.0})
+            tried.append(Trial(params=point, validation=None))
             continue
         score = None if found is None else _validation(session, trial, found, make=make)
         if found is None or score is None:
             return None
         kept.append(found)
-        figures = {name: found.training.get(name) for name in _OF_TRIAL}
-        tried.append({"params": point, "validation": score, **figures})
+        of = found.training
+        best_loss, wall_s = of.best_validation_loss, of.wall_s or 0.0
+        tried.append(
+            Trial(
+                params=point,
+                validation=score,
+                best_validation_loss=best_loss,
+                wall_s=wall_s,
+                loss=of.loss,
+                validation_loss=of.validation_loss,
+            )
+        )
     best = max(tried, key=lambda trial: _rank(trial, metric.unit.sign))
-    if best["validation"] is None:
+    if best.validation is None:
         raise Diverged("the training loss is not a number in any trial of the sweep", "lower values in sweep")
-    found = _single(session, candidate.at(best["params"]), seed, make=make)
+    found = _single(session, candidate.at(best.params), seed, make=make)
     if found is None:
         return None
-    again = 0.0 if seed == session.experiment.seeds[0] else found.training.get("wall_s", 0.0)
-    wall_s = round(sum(t["wall_s"] for t in tried) + again, 3)
-    sweep = [{**t, "chosen": t is best} for t in tried]
-    training = {**found.training, "wall_s": wall_s, "sweep": sweep, "stands_on": stands_on(*kept)}
+    again = 0.0 if seed == session.experiment.seeds[0] else found.training.wall_s or 0.0
+    training = replace(
+        found.training,
+        wall_s=round(sum(t.wall_s for t in tried) + again, 3),
+        sweep=tuple(replace(t, chosen=t is best) for t in tried),
+        stands_on=stands_on(*kept),
+    )
     return found._replace(training=training)
 
 
-def _rank(trial: Mapping[str, Any], sign: int) -> tuple[float, float]:
+def _rank(trial: Trial, sign: int) -> tuple[float, float]:
     """Order trials by their validation score; of equal ones the lower validation loss is the better."""
-    score, loss = trial["validation"], trial.get("best_validation_loss")
-    return -np.inf if score is None else float(sign * score), -np.inf if loss is None else -float(loss)
+    score, loss = trial.validation, trial.best_validation_loss
+    return -np.inf if score is None else sign * score, -np.inf if loss is None else -loss
 
 
 def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *, make: bool) -> float | None:

@@ -14,6 +14,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
 from harness.models.hub import ModelSource
 from harness.plugins import Method
+from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
 
@@ -106,8 +107,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         _convert(context.path / _PICKLED, folder / WEIGHTS)
     own = adapter_digest(folder, context.source.weights_digest)
     named = json.loads((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
-    figures = {"copying_s": round(time.perf_counter() - start, 3), "named_base": named}
-    return Weights("adapter", own, context.folder, figures)
+    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3), named_base=named)
+    return Weights("adapter", own, context.folder, made)
 
 
 def _convert(pickled: Path, to: Path) -> None:

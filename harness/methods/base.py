@@ -14,7 +14,7 @@ class Params(Spec):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Return the base's weights."""
-    return Weights("base", context.source.weights_digest, None, {})
+    return Weights("base", context.source.weights_digest, None)
 
 
 METHOD = Method(params=Params, fit=fit, makes="base")

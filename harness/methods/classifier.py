@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.plugins import Method
-from harness.records import digest
+from harness.records import TrainingRecord, digest
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
@@ -43,12 +43,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         "params": params.model_dump(mode="json"),
     }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
-    return Weights(
-        "classifier",
-        digest(content),
-        context.folder,
-        {"wall_s": round(time.perf_counter() - start, 3), "n_examples": len(closed)},
-    )
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(closed))
+    return Weights("classifier", digest(content), context.folder, made)
 
 
 METHOD = Method(

@@ -16,7 +16,7 @@ class Params(Settings):
 def fit(context: FitContext, params: Params) -> Weights:
     """Keep where the model is asked."""
     (context.folder / FILE).write_text(params.model_dump_json(), "utf-8")
-    return Weights(params.protocol, params.weights_digest, context.folder, {})
+    return Weights(params.protocol, params.weights_digest, context.folder)
 
 
 METHOD = Method(params=Params, fit=fit, makes="endpoint")

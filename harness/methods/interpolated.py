@@ -17,6 +17,7 @@ from pydantic import Field
 from harness.errors import CandidateFailed, Problem
 from harness.models.hub import ModelSource
 from harness.plugins import Method
+from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, model_digest
 
@@ -51,7 +52,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     for file in sorted(folder.glob("*.safetensors")):
         _interpolate(file, base, params.scale)
     own = model_digest(folder, context.source.weights_digest)
-    return Weights("model", own, context.folder, {"mixing_s": round(time.perf_counter() - start, 3)})
+    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    return Weights("model", own, context.folder, made)
 
 
 def _tensors(folder: Path) -> "dict[str, Tensor]":

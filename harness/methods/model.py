@@ -35,7 +35,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Return the weights as they lie."""
-    return Weights("base", context.source.weights_digest, None, {}, context.source)
+    return Weights("base", context.source.weights_digest, None, source=context.source)
 
 
 METHOD = Method(params=Params, fit=fit, makes="model", made_elsewhere=True, problems=problems)

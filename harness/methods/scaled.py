@@ -19,6 +19,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
 from harness.plugins import Method
+from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
 
@@ -51,7 +52,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
     own = adapter_digest(folder, context.source.weights_digest)
-    return Weights("adapter", own, context.folder, {"copying_s": round(time.perf_counter() - start, 3)})
+    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
+    return Weights("adapter", own, context.folder, made)
 
 
 def _scaled(config: dict[str, Any], scale: float) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from harness.records import Run
 from harness.release.champions import champions
 from harness.store import Leftover, References, Store
 
-_STANDS_ON_OTHERS = {"sweep", "init_wall_s"}  # what a training says that other weights stand behind
-
 
 class Unreferenced(NamedTuple):
     """Files that may be removed, those kept for work that is not finished, and the names of that work."""
@@ -79,7 +77,8 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
 
 def _lacks_weight_references(run: Run) -> bool:
     """Tell whether a run was made before runs named the weights that they are found by way of."""
-    return bool(_STANDS_ON_OTHERS & run.training.keys()) and "stands_on" not in run.training
+    behind = run.training.init_wall_s is not None or run.training.sweep
+    return bool(behind) and not run.training.stands_on
 
 
 def _champion_references(at: Store) -> References:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.gating import Verdict
+from harness.records import TrainingRecord
 from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
 from harness.report.experiment_report import SMOKE, ExperimentReport, Flip, Step, flips_of, live_line
@@ -109,6 +110,8 @@ def _replace(path: Path, text: str) -> None:
 
 def to_plain(value: Any) -> Any:
     """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
+    if isinstance(value, TrainingRecord):
+        return to_plain(value.stored())
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

@@ -7,11 +7,12 @@ escaped; every number was printed by `numbers`.
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts, is_fine_tuned
+from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
 from harness.report.escape import clean, clean_lines
@@ -90,7 +91,7 @@ def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Cha
 
 def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
     """Draw each training once, whoever serves its weights."""
-    named: list[tuple[list[str], dict[str, Any]]] = []
+    named: list[tuple[list[str], TrainingRecord]] = []
     for f in facts:
         labels = next((labels for labels, training in named if training == f.training), None)
         if labels is None:

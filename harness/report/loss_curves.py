@@ -5,10 +5,10 @@ by once; with less, it would say where in the round it stands.
 Source: `get_length_grouped_indices` of transformers; a round is a quarter of an epoch, at most 50 steps.
 """
 
-from collections.abc import Mapping
 from math import isfinite
 from statistics import fmean
-from typing import Any
+
+from harness.records import Curve, TrainingRecord, Trial
 
 LIKELIHOOD = (
     "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
@@ -24,19 +24,17 @@ PREFERENCES = (
 _ROUNDS, _LONGEST = 4, 50  # rounds an epoch at least, steps a round at most
 
 
-def numeric_points(curve: Any) -> list[tuple[float, float]]:
-    """Keep the points of a curve, [step, value], that are numbers; a method may log what it likes."""
-    points = curve if isinstance(curve, list | tuple) else ()
-    pairs = (p for p in points if isinstance(p, list | tuple) and len(p) == 2 and None not in p)
-    return [(float(step), float(value)) for step, value in pairs if isfinite(value)]
+def numeric_points(curve: Curve) -> list[tuple[float, float]]:
+    """Keep the points of a curve whose value is a number."""
+    return [(step, value) for step, value in curve if value is not None and isfinite(value)]
 
 
-def smoothed(training: Mapping[str, Any]) -> list[tuple[float, float]]:
+def smoothed(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
     """Average the training loss of each step with those before it, over a round.
 
     An epoch ends where validation is first measured; without validation all steps count as one.
     """
-    train, validation = numeric_points(training.get("loss")), numeric_points(training.get("validation_loss"))
+    train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
     span = max(1, min(epoch // _ROUNDS, _LONGEST))
     return [
@@ -45,12 +43,12 @@ def smoothed(training: Mapping[str, Any]) -> list[tuple[float, float]]:
     ]
 
 
-def gap(training: Mapping[str, Any]) -> float | None:
+def gap(training: TrainingRecord) -> float | None:
     """Subtract the training loss over the last round from the validation loss, at the last step validated.
 
     Above 0 the rows trained on are known better than others: overfitting. None without validation.
     """
-    validation = numeric_points(training.get("validation_loss"))
+    validation = numeric_points(training.validation_loss)
     if not validation:
         return None
     step, loss = validation[-1]
@@ -58,6 +56,6 @@ def gap(training: Mapping[str, Any]) -> float | None:
     return loss - before[-1] if before else None
 
 
-def of_preferences(training: Mapping[str, Any]) -> bool:
+def of_preferences(training: TrainingRecord) -> bool:
     """Tell whether the loss is DPO's: −log σ of the reward margin, and no likelihood of answers."""
-    return "reward_margin" in training
+    return bool(training.reward_margin)

@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 
 from harness.errors import Problem, UserError
+from harness.records import TrainingRecord, training_record
 from harness.report.experiment_report import ExperimentReport
 
 # Of these an older report, which says no units, knew that they are no rates and that lower is better.
@@ -93,6 +94,8 @@ def restored(kind: Any, value: Any) -> Any:
         return {key: restored(inside[1], item) for key, item in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_validate(value)
+    if kind is TrainingRecord:
+        return training_record(value)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
         return _record(kind, value)
     return value

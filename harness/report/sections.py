@@ -16,7 +16,7 @@ from harness.decision import (
 )
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
-from harness.records import Run
+from harness.records import Run, TrainingRecord
 from harness.report import decision_tables, loss_curves
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.document import ResultDocument, Section
@@ -90,7 +90,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     for make in (_forgetting, _diversity, _steps, _gate, _sweep):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
-    yield _training([f for f in made if f.training or f.training_cost_usd])
+    yield _training([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
@@ -186,18 +186,16 @@ def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show every trial of a sweep, and which one validation chose."""
-    trials = f.training.get("sweep", [])
+    trials = f.training.sweep
     rows = [
         [
-            *map(str, trial["params"].values()),
-            formatting.score(report.unit, trial["validation"])
-            if trial["validation"] is not None
-            else "diverged",
-            "chosen" if trial["chosen"] else "",
+            *map(str, trial.params.values()),
+            "diverged" if trial.validation is None else formatting.score(report.unit, trial.validation),
+            "chosen" if trial.chosen else "",
         ]
         for trial in trials
     ]
-    columns = [*trials[0]["params"], f"validation {report.metric}", ""] if trials else []
+    columns = [*trials[0].params, f"validation {report.metric}", ""] if trials else []
     return Section("sweep", f"Sweep: {f.label}", columns, rows, label=f.label)
 
 
@@ -234,9 +232,9 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
     return Section("training", "Training", columns, rows, notes=notes)
 
 
-def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(training: TrainingRecord) -> dict[str, Any]:
     """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
-    found = {name: value for name, value in training.items() if name not in _NOT_MEASURED}
+    found = {name: value for name, value in training.stored().items() if name not in _NOT_MEASURED}
     if mean := loss_curves.smoothed(training):
         found["loss"] = mean
     gap = loss_curves.gap(training)

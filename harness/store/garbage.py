@@ -167,15 +167,14 @@ def weights_behind(run: Run) -> dict[str, str]:
 
     Others are those that its training began with, and the trials of its sweep.
     """
-    behind = dict(run.training.get("stands_on", {}))
-    fit_key = run.training.get("fit_key")
-    return behind | ({fit_key: run.weights_digest} if isinstance(fit_key, str) else {})
+    own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
+    return run.training.stands_on | own
 
 
 def own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
     """Return the key of a run's weights where no other run needs them; the counts are those of all runs."""
-    fit_key = run.training.get("fit_key")
-    if not isinstance(fit_key, str) or not is_bare_name(fit_key):
+    fit_key = run.training.fit_key
+    if not is_bare_name(fit_key):
         return None
     return fit_key if fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
 

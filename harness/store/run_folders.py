@@ -7,11 +7,10 @@ than an index would; that hears of a run afterwards, as soon as nobody holds it.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.records import Run
+from harness.records import Run, run_record
 from harness.store import index
 from harness.store.garbage import needed_keys, own_fit_key
 from harness.store.layout import (
@@ -43,7 +42,7 @@ def save_run(store: Store, run: Run) -> None:
         raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
         raise missing_rows(store, missing)
-    record = json.dumps(asdict(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    record = json.dumps(run.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(store, store.run_file(run.run_id), record)
     index.update(store)
 
@@ -131,4 +130,4 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
 
 
 def _parse_run(file: Path) -> Run:
-    return Run(**json.loads(file.read_text("utf-8")))
+    return run_record(json.loads(file.read_text("utf-8")))

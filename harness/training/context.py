@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
-from harness.records import Example
+from harness.records import Example, TrainingRecord
 
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 
@@ -45,13 +45,12 @@ class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
     An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`; of an endpoint the kind is
-    the protocol it is asked by (`completions` or `chat`). `training` holds measured figures with units
-    in their names, among them `wall_s` where anything was made. `source` is the base as it is
+    the protocol it is asked by (`completions` or `chat`). `source` is the base as it is
     served; None is the experiment's own, and what a method gives back.
     """
 
     kind: Literal["base", "adapter", "model", "classifier", "completions", "chat"]
     digest: str
     folder: Path | None
-    training: dict[str, Any]
+    training: TrainingRecord = TrainingRecord()
     source: ModelSource | None = None

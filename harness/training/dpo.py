@@ -10,6 +10,7 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from harness.models.loglikelihood import Executor
 from harness.progress import quiet_libraries
 from harness.provenance import environment_digest
 from harness.provenance.code_versions import versions_of
-from harness.records import digest
+from harness.records import TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.tokenized import Tokens, cached_dataset, tokenize
@@ -53,14 +54,12 @@ class PreferenceParams(LoopParams):
 
 def preference(
     context: FitContext, params: PreferenceParams, peft_config: "PeftConfig", save_to: Path
-) -> dict[str, Any]:
+) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
     With `context.init` the shape of the adapter is that one's, and `peft_config` is not used.
 
-    Returns:
-        Measured figures: loss, reward margin (in nats times beta) and reward accuracy by step,
-        tokens a second, wall time, peak memory, parameters.
+    The reward margin of its record is in nats times beta.
 
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
@@ -83,7 +82,7 @@ def preference(
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
-    return {**measured, "n_pairs": len(rows), "reward_margin": margins, "reward_accuracy": accuracies}
+    return replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
 
 
 def _n_seen(params: PreferenceParams) -> int:

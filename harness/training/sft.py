@@ -6,6 +6,7 @@ sees another and enough optimiser steps are left; else they are not, and why is 
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pydantic import Field
 from harness.models.hardware import dtype
 from harness.models.hf import load_base
 from harness.progress import quiet_libraries
-from harness.records import Example
+from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.tokenized import tokenize
@@ -48,14 +49,11 @@ def supervised(
     params: SupervisedParams,
     peft_config: "PeftConfig | None",
     save_to: Path,
-) -> dict[str, Any]:
+) -> TrainingRecord:
     """Fine-tune on completions only; keep the checkpoint with the best validation loss.
 
     Without a `peft_config` the whole model is trained, in fp32 with the machine's precision for
     the products, and saved in that precision with its tokenizer.
-
-    Returns:
-        Measured figures: losses by step, tokens a second, wall time, peak memory, parameters.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
@@ -86,9 +84,13 @@ def supervised(
     model.save_pretrained(save_to)
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
-    best = min((loss for _, loss in losses), default=None)
-    packed = {"not_packed": against} if against else {"n_packs": len(read)} if params.packing else {}
-    return {**measured, "validation_loss": losses, "best_validation_loss": best, **packed}
+    return replace(
+        measured,
+        validation_loss=losses,
+        best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
+        not_packed=against,
+        n_packs=len(read) if params.packing else None,
+    )
 
 
 def _rows(

@@ -18,6 +18,7 @@ from harness.errors import CandidateFailed, Diverged
 from harness.models import oom
 from harness.models.hardware import Machine
 from harness.progress import Advance
+from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import FitContext
@@ -196,14 +197,14 @@ def _refuse_divergence(logs: Row) -> None:
         raise Diverged("the training loss is not a number", "a lower params.learning_rate")
 
 
-def curve(history: Sequence[Row], name: str) -> list[list[float]]:
-    """Return what was logged under a name, as [step, value]."""
-    return [[entry["step"], float(entry[name])] for entry in history if name in entry]
+def curve(history: Sequence[Row], name: str) -> Curve:
+    """Return what was logged under a name, by step."""
+    return tuple((entry["step"], float(entry[name])) for entry in history if name in entry)
 
 
 def figures(
     trainer: "Trainer", n_dropped: int, wall_s: float, device: str, earlier_s: float
-) -> dict[str, Any]:
+) -> TrainingRecord:
     """Return what was measured: time, tokens, memory, parameters and the loss by step."""
     import torch
 
@@ -213,17 +214,17 @@ def figures(
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
-    return {
-        "wall_s": round(wall_s, 3),
-        "train_loop_s": round(loop_s, 3),
-        "n_tokens": n_tokens,
-        "tokens_per_s": round(n_tokens / loop_s, 1),
-        "n_steps": trainer.state.global_step,
-        "n_dropped_too_long": n_dropped,
-        "n_trainable": int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
-        "peak_memory_gib": round(peak / 2**30, 3),
-        "loss": curve(history, "loss"),
-    }
+    return TrainingRecord(
+        wall_s=round(wall_s, 3),
+        train_loop_s=round(loop_s, 3),
+        n_tokens=n_tokens,
+        tokens_per_s=round(n_tokens / loop_s, 1),
+        n_steps=trainer.state.global_step,
+        n_dropped_too_long=n_dropped,
+        n_trainable=int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        peak_memory_gib=round(peak / 2**30, 3),
+        loss=curve(history, "loss"),
+    )
 
 
 def _resident_peak_bytes() -> int:

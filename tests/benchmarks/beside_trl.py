@@ -43,10 +43,10 @@ def by_harness(context: FitContext, params: LowRankParams) -> Trained:
     peaks.forget(context.machine.device)
     measured = low_rank(context, params).training
     return Trained(
-        measured["n_tokens"],
-        measured["n_steps"],
-        measured["train_loop_s"],
-        mean_of_last([loss for _, loss in measured["loss"]]),
+        measured.n_tokens,
+        measured.n_steps,
+        measured.train_loop_s,
+        mean_of_last([loss for _, loss in measured.loss]),
         peaks.peak_gb(context.machine.device),
     )
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import bench_page
@@ -26,7 +26,7 @@ from test_store_bench import fill, identity
 
 from harness import report, store
 from harness.models.hardware import probe
-from harness.records import Run
+from harness.records import Run, training_record
 from harness.store import Store
 
 pytestmark = pytest.mark.bench
@@ -69,9 +69,9 @@ _WRITE = """
 import json, sys, time
 from dataclasses import replace
 from pathlib import Path
-from harness.records import Run
+from harness.records import run_record
 from harness.store import Store, save_run
-run = Run(**json.loads(sys.argv[2]))
+run = run_record(json.loads(sys.argv[2]))
 for i in range(int(sys.argv[3])):
     start = time.perf_counter()
     save_run(Store(Path(sys.argv[1])), replace(run, run_id=f"{sys.argv[4]}-{i}"))
@@ -88,7 +88,9 @@ def as_stored(run: Run, number: int) -> Run:
     loss = [[step, 2.0 / (step + number)] for step in range(1, N_STEPS)]
     training = {"wall_s": 60.0, "loss": loss, "validation_loss": [[N_STEPS, 0.5]], "tokens_per_s": 250.0}
     name = f"lora-{number % 100}"
-    return replace(base, candidate=name, method="lora", seed=number // 100, training=training)
+    return replace(
+        base, candidate=name, method="lora", seed=number // 100, training=training_record(training)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def large(tmp_path_factory):
     runs = [run if i < n_filled else replace(run, run_id=f"copy-{i:04d}") for i, run in enumerate(runs)]
     for run in runs:
         at.run_file(run.run_id).parent.mkdir(exist_ok=True)
-        at.run_file(run.run_id).write_text(json.dumps(asdict(run)))
+        at.run_file(run.run_id).write_text(json.dumps(run.stored()))
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "harness.yaml").write_text(EXPERIMENT)
     store.reindex(at)
@@ -137,7 +139,7 @@ def round_of(folder: Path, what: str) -> list[Row]:
 @contextmanager
 def saving(folder: Path, run: Run, name: str, n: int = 100_000) -> Iterator[subprocess.Popen[str]]:
     """Let another process save copies of a run, one after the other; it prints how long each took."""
-    arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(asdict(run)), str(n), name]
+    arguments = [sys.executable, "-c", _WRITE, str(folder / "runs"), json.dumps(run.stored()), str(n), name]
     writer = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield writer

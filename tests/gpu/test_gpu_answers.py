@@ -141,16 +141,16 @@ def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny
     candidate = ModelHost(base, CPU).base
     encoded = candidate.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
     expected = -candidate.loglikelihood([encoded[:2]])[0].logprob / len(encoded.continuation)
-    assert made.training["loss"][0][1] == pytest.approx(expected, abs=0.02)
-    assert made.training["peak_memory_gib"] > 0
+    assert made.training.loss[0][1] == pytest.approx(expected, abs=0.02)
+    assert made.training.peak_memory_gib > 0
 
 
 def test_preference_training_raises_the_margin_from_nothing(machine, tiny, source, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, source=source, machine=machine)
     params = dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, num_train_epochs=4)
     figures = dpo.fit(context, params).training
-    assert figures["reward_margin"][0][1] == pytest.approx(0, abs=1e-3)
-    assert figures["reward_margin"][-1][1] > 0.05
+    assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-3)
+    assert figures.reward_margin[-1][1] > 0.05
 
 
 def test_each_device_attends_and_multiplies_in_its_own_way(machine, source):

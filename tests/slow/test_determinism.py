@@ -28,7 +28,7 @@ def answers(folder: Path) -> dict[str, tuple]:
     (folder / "harness.yaml").write_text(re.sub(r"suites/", f"{ROOT}/suites/", text))
     report = experiment.compare(folder / "harness.yaml", FEW, ["prompt,bag,lora"])
     return {
-        f.name: (f.state, f.target, f.validation, f.slices, f.vs_untrained, f.verdict, f.training.get("loss"))
+        f.name: (f.state, f.target, f.validation, f.slices, f.vs_untrained, f.verdict, f.training.loss)
         for f in report.facts
     }
 

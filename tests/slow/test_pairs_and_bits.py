@@ -40,7 +40,7 @@ def facts(report, name):
 
 @pytest.mark.slow
 def test_the_loss_of_qlora_falls(report):
-    losses = [loss for _, loss in facts(report, "qlora").training["loss"]]
+    losses = [loss for _, loss in facts(report, "qlora").training.loss]
     assert min(losses[3:]) < 0.8 * losses[0]
 
 
@@ -53,8 +53,8 @@ def test_quantisation_alone_costs_bits_on_held_out_text(report):
 @pytest.mark.slow
 def test_preferences_are_learnt_from_ln_2_on(report):
     training = facts(report, "dpo").training
-    assert training["loss"][0][1] == pytest.approx(0.6931, abs=0.02)  # bf16 rounds the two passes apart
-    assert training["reward_margin"][-1][1] > 0.05
+    assert training.loss[0][1] == pytest.approx(0.6931, abs=0.02)  # bf16 rounds the two passes apart
+    assert training.reward_margin[-1][1] > 0.05
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_the_front_holds_what_nothing_beats_in_both(found, tmp_path):
 
 def test_a_replayed_training_was_given_the_bases_own_answers(found):
     trained = [t for t in found.tried if t.step == "replay" and t.facts.state == "done"]
-    assert all(8 <= t.facts.training["n_replayed"] <= 16 for t in trained)
+    assert all(8 <= t.facts.training.n_replayed <= 16 for t in trained)
 
 
 def test_a_second_rescue_computes_nothing(collapsed, found):

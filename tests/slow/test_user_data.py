@@ -104,7 +104,7 @@ def test_instructions_are_learnt_from_rows_as_they_are(dolly):
     lora = next(fact for fact in dolly.facts if fact.name == "lora")
     assert {fact.state for fact in dolly.facts} == {"done"}
     assert {fact.target.n for fact in dolly.facts} == {24}
-    losses = [loss for _, loss in lora.training["loss"]]
+    losses = [loss for _, loss in lora.training.loss]
     half = len(losses) // 2  # an epoch: both have seen the same rows
     assert sum(losses[-half:]) < sum(losses[:half])
 
@@ -129,6 +129,6 @@ def test_no_article_is_on_two_sides(xquad_path):
 def test_transcripts_of_preferences_train_a_dpo_candidate(harmless):
     dpo = next(fact for fact in harmless.facts if fact.name == "dpo")
     assert dpo.state == "done"
-    assert dpo.training["loss"][0][1] == pytest.approx(0.6931, abs=0.02)
-    assert dpo.training["reward_margin"][-1][1] > 0
+    assert dpo.training.loss[0][1] == pytest.approx(0.6931, abs=0.02)
+    assert dpo.training.reward_margin[-1][1] > 0
     assert any("rows dropped" in note or "left out" in note for note in harmless.notes)

@@ -3,9 +3,8 @@
 Invariant: the axis of the loss begins at 0; nothing is drawn that was not logged.
 """
 
-from typing import Any
-
 from harness import formatting
+from harness.records import TrainingRecord
 from harness.report.loss_curves import numeric_points, of_preferences, smoothed
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
@@ -14,12 +13,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
 LONGEST = 20  # cells of a title, which the legend follows
 
 
-def curves(label: str, training: dict[str, Any], title: str) -> str:
+def curves(label: str, training: TrainingRecord, title: str) -> str:
     """Draw the loss on training and validation rows; empty where no curve was kept.
 
     The `title` stands over the picture, for at most `LONGEST` cells.
     """
-    train, validation = (numeric_points(training.get(name)) for name in ("loss", "validation_loss"))
+    train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     if len(train) < 2:
         return ""
     both = [*train, *validation]
@@ -33,7 +32,7 @@ def curves(label: str, training: dict[str, Any], title: str) -> str:
     return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
 
 
-def _of(training: dict[str, Any]) -> str:
+def _of(training: TrainingRecord) -> str:
     return "preference loss" if of_preferences(training) else "loss"
 
 

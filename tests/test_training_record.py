@@ -1,0 +1,68 @@
+"""A training's record is typed, and its stored form is that of runs made before there was one."""
+
+import pytest
+
+from harness.records import TrainingRecord, Trial, training_record
+
+BEFORE = {  # as fit.json and run.json held it when it was a plain dict
+    "wall_s": 36.5,
+    "train_loop_s": 30.25,
+    "n_tokens": 4_096,
+    "tokens_per_s": 135.4,
+    "n_steps": 24,
+    "n_dropped_too_long": 0,
+    "n_trainable": 512,
+    "peak_memory_gib": 1.5,
+    "loss": [[1, 2.5], [2, 1.25]],
+    "validation_loss": [[2, 1.5]],
+    "best_validation_loss": 1.5,
+    "n_packs": 7,
+    "n_replayed": 3,
+    "fit_key": "0123456789abcdef",
+    "init_wall_s": 12.0,
+    "stands_on": {"fedcba9876543210": "d"},
+    "sweep": [
+        {"params": {"r": 2}, "validation": None, "wall_s": 0.0, "chosen": False},
+        {
+            "params": {"r": 4},
+            "validation": 0.5,
+            "best_validation_loss": 1.5,
+            "wall_s": 36.5,
+            "loss": [[1, 2.5]],
+            "validation_loss": [[1, 1.5]],
+            "chosen": True,
+        },
+    ],
+}
+
+
+def test_a_record_of_before_reads_and_is_stored_with_the_same_figures():
+    read = training_record(BEFORE)
+    assert read.loss == ((1, 2.5), (2, 1.25))
+    assert read.total_s == 48.5
+    assert read.sweep[0] == Trial(params={"r": 2}, validation=None)
+    assert training_record(read.stored()) == read
+    plain = {name: value for name, value in read.stored().items() if name not in ("loss", "sweep")}
+    assert plain | {"validation_loss": [[2, 1.5]]} == {k: v for k, v in BEFORE.items() if k in plain}
+
+
+def test_what_was_not_measured_is_not_stored_and_zero_is():
+    assert TrainingRecord(n_dropped_too_long=0, wall_s=0.0).stored() == {
+        "wall_s": 0.0,
+        "n_dropped_too_long": 0,
+    }
+
+
+def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
+    read = training_record({"wall_s": 1.0, "reward_entropy": 0.25})
+    assert read == TrainingRecord(wall_s=1.0, others={"reward_entropy": 0.25})
+    assert read.stored() == {"wall_s": 1.0, "reward_entropy": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("stored", "place"),
+    [({"n_steps": "many"}, "n_steps"), ({"loss": [2.5]}, "loss.0"), ({"fit_key": None}, "fit_key")],
+)
+def test_a_figure_of_another_kind_is_refused_by_its_name(stored, place):
+    with pytest.raises(ValueError, match=rf"^training\.{place}: found .*; expected .*"):
+        training_record(stored)
