@@ -17,10 +17,10 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, ri
 from harness import config, experiment, rescue
 from harness.experiment import Scope, prepare_session
 from harness.experiment.train import folder_of
+from harness.gating.halves import split
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
-from harness.rescue.result import split
 
 BASE = Truth(
     {"zero_shot": {"behaviour": 20}, "few_shot": {"behaviour": 40}, "rag": {"behaviour": 20}, "tuned": {}}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.gating import Measurement
+from harness.gating import Measurement, measured_half
+from harness.gating.halves import cluster_name, split
 from harness.records import SampleResult
-from harness.rescue.result import cluster_name, split
 from harness.rescue.trials import schedule_trials
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 
@@ -130,7 +130,7 @@ def test_pinned_items_are_in_both_halves_and_a_task_without_two_clusters_in_a_ha
         Measurement(task, "capability", "", {}, alone, alone),
     ]
     halved = split({"pinned": pinned, "alone": alone}, 0)
-    parts = [halved.part(measured, half) for half in ("search", "confirm")]
+    parts = [measured_half(measured, halved, half) for half in ("search", "confirm")]
     assert all(part[0].new == pinned for part in parts)
     assert list(map(len, parts)) == [1, 1]
 

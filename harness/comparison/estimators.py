@@ -80,14 +80,18 @@ class Comparison:
     refused: str = ""
 
 
-def mean_change(comparisons: Sequence[Comparison]) -> Estimate:
+def mean_change(
+    comparisons: Sequence[Comparison],
+    weights: Sequence[float] | None = None,
+    correlations: Array | None = None,
+) -> Estimate:
     """Average the deltas of tasks, their intervals combined by MOVER, over the items of all of them.
 
     Raises:
         ValueError: there is no comparison.
     """
     ends = [stats.Interval(c.low, c.high) for c in comparisons]
-    delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends)
+    delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends, weights, correlations)
     return Estimate(delta, low, high, sum(c.n for c in comparisons))
 
 

@@ -74,6 +74,7 @@ def report_of(
         smoke=smoke,
         notes=(*notes, *_unanswered(session, reader, runs), *_noteworthy(session, reader, runs)),
         not_admitted=_not_admitted(tasks.values(), policy),
+        one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
         ablations=_ablations(session, reader, runs, judged),
@@ -231,6 +232,7 @@ def _gate_results(
                 identical=run.weights_digest == run.base_digest,
                 controls=controls_of(session.store, run, reader.controls),
                 compared=compared.get(run.weights_digest),
+                seed=session.experiment.seeds[0],
             )
             compared[run.weights_digest] = out[run.run_id].tasks
     return out

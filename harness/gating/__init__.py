@@ -16,10 +16,13 @@ from harness.gating.admission import (
     applicable_policy,
     compare_invalid_rates,
     compare_measurements,
+    cut_tasks,
+    measured_half,
 )
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
+from harness.gating.shared_items import find_shared_items
 from harness.gating.verdict import (
     MissRate,
     Rule,
@@ -47,12 +50,14 @@ __all__ = [
     "admitted_tasks",
     "applicable_policy",
     "combined_exit_code",
+    "cut_tasks",
     "exit_code",
     "has_drifted",
     "is_in_macro",
     "is_reported_only",
     "judge",
     "margin_of",
+    "measured_half",
     "power_warnings",
     "worst_result",
 ]
@@ -84,6 +89,7 @@ def judge(
     controls: Sequence[ControlFacts] = (),
     compared: Sequence[TaskComparison] | None = None,
     missing: Sequence[str] = (),
+    seed: int = 0,
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
@@ -91,15 +97,18 @@ def judge(
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
     the control arms beside which the rows were computed. `compared` are the comparisons of these very
     measurements, where another run of the same weights has them. `missing` names tasks that one of the
-    arms did not answer: the verdict is then no pass.
+    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
     """
+    cut = cut_tasks(measured, seed)
     if compared is None:
-        compared = compare_measurements(measured, policy.alpha, identical=identical)
+        compared = compare_measurements(measured, cut, policy.alpha, identical=identical)
+    judged = [t for t in compared if t.comparison.metric == t.task.primary_metric]
+    admitted = list(filter(is_in_macro, judged))
     verdict = apply_rules(
-        [t for t in compared if t.comparison.metric == t.task.primary_metric],
+        judged,
         policy,
         validity=compare_invalid_rates(measured, policy.alpha, identical),
         target=target,
@@ -107,6 +116,7 @@ def judge(
         confirmed=confirmed,
         controls=controls,
         missing=missing,
+        shared=find_shared_items(measured, admitted, cut),
     )
     return GateResult(tuple(compared), verdict, policy)
 

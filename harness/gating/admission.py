@@ -1,7 +1,8 @@
 """Admission, and the comparisons of both arms' rows on the tasks of the suites.
 
 Invariant: one place for everybody who judges: a finished experiment, stored runs, and results
-made elsewhere. Admission looks at the base only.
+made elsewhere. Admission looks at the base only, and never at the items that it admits: each task is
+cut once into two halves, and the base on one admits the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,22 @@ from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
-from harness.gating.verdict import TaskComparison, is_reported_only
+from harness.gating.halves import HALVES, Half, Split, cluster_name, other_half, split
+from harness.gating.verdict import AdmittedHalf, TaskComparison, is_reported_only
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Role, Task
 
 _SIGNAL_TO_NOISE = 3.0
+_SAID: Mapping[Half, str] = {"search": "one half of its items", "confirm": "the other half"}
 
 
 class Measurement(NamedTuple):
-    """One task of a suite as both arms answered it; `flip_rate` is its A/A noise where that was measured."""
+    """One task of a suite as both arms answered it; `flip_rate` is its A/A noise where that was measured.
+
+    `documents` maps items to the digests of their documents where the rows do not name them. Where the rows
+    are those of one half already, `admitting` are the base's on the other one.
+    """
 
     task: Task
     role: Role
@@ -28,23 +35,50 @@ class Measurement(NamedTuple):
     base: Sequence[SampleResult]
     new: Sequence[SampleResult]
     flip_rate: float | None = None
+    documents: Mapping[str, str] = {}
+    admitting: Sequence[SampleResult] | None = None
+
+
+class Admission(NamedTuple):
+    """The halves of a task that count, and why the others do not."""
+
+    halves: tuple[Half, ...]
+    why_not: str
+
+
+def cut_tasks(measured: Sequence[Measurement], seed: int) -> Split:
+    """Cut every task into its two halves."""
+    return split({m.task.name: m.base for m in measured}, seed)
+
+
+def measured_half(measured: Sequence[Measurement], cut: Split, half: Half) -> list[Measurement]:
+    """Cut both arms of every task to one half, admitted by the base on the other; pinned items are in both.
+
+    A task with fewer than two clusters there is left out: one cluster has no interval.
+    """
+    parts = [m if m.role == "regression" else _part(m, cut, half) for m in measured]
+    return [m for m in parts if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1]
+
+
+def _part(m: Measurement, cut: Split, half: Half) -> Measurement:
+    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
+    return m._replace(base=base, new=new, admitting=rest)
 
 
 def admit(
     task: Task, metric: Metric, base_rows: Sequence[SampleResult], flip_rate: float | None = None
 ) -> tuple[bool, str]:
-    """Decide from the base's rows whether the task can show forgetting, and say why.
+    """Decide from rows of the base whether the task can show forgetting, and say why.
 
     Admitted where the 95 % interval of the base's score lies above the task's chance level, and the
     score at least three times its A/A noise above it: the standard deviation √(q/2n) that a share q
     of items flipping between two layouts gives each of them. Bits per byte, and any other metric
-    where lower is better, never count.
-
-    Raises:
-        IncompatibleRuns: no row could be scored.
+    where lower is better, never count; nor does what holds no item that could be scored.
     """
     if is_reported_only(task) or not metric.higher_is_better:
-        return False, f"{task.name}: {metric.name} is reported, never part of the macro"
+        return False, f"{metric.name} is reported, never part of the macro"
+    if not _is_scored(metric, base_rows):
+        return False, "it holds no item that could be scored"
     score = comparison.estimate(metric, base_rows)
     percent = " %" if score.unit.is_rate else ""
     found = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
@@ -52,10 +86,10 @@ def admit(
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
     if score.low > task.chance + stats.TIE and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
         moved = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
-        return False, f"{task.name} cannot show forgetting: {found}, above {chance} by {moved}"
+        return False, f"{found}, above {chance} by {moved}"
     if score.low > task.chance + stats.TIE:
-        return True, f"{task.name}: {found}, above {chance}"
-    return False, f"{task.name} cannot show forgetting: {found}, not above {chance}"
+        return True, f"{found}, above {chance}"
+    return False, f"{found}, not above {chance}"
 
 
 def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
@@ -66,33 +100,64 @@ def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
 
 
 def compare_measurements(
-    measured: Sequence[Measurement], alpha: float, *, identical: bool
+    measured: Sequence[Measurement], cut: Split, alpha: float, *, identical: bool
 ) -> list[TaskComparison]:
     """Compare both arms on every metric of every task, each task's primary metric first.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
     """
-    return [t for m in measured for t in _task(m, alpha, identical)]
+    return [t for m in measured for t in _task(m, cut, alpha, identical)]
 
 
-def admitted_tasks(measured: Sequence[Measurement]) -> set[str]:
+def admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     """Name the capability tasks that count in the macro, by the base's rows."""
-    capability = (m for m in measured if m.role == "capability")
-    return {m.task.name for m in capability if _admit_by(m, m.task.primary_metric)[0]}
+    cut = cut_tasks(measured, seed)
+    return {m.task.name for m in measured if m.role == "capability" and _admission(m, cut).halves}
 
 
-def _task(m: Measurement, alpha: float, identical: bool) -> list[TaskComparison]:
+def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[TaskComparison]:
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
         difference = comparison.compare_rows(m.metrics[name], m.base, m.new, alpha=alpha, identical=identical)
-        admitted, why = _admit_by(m, name) if name == primary else (False, "")
-        out.append(TaskComparison(m.task, m.role, difference, admitted, "" if admitted else why, m.suite))
+        out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
+    halves, why_not = _admission(m, cut)
+    half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
+    admitted = bool(halves)
+    out[0] = out[0]._replace(base_rows_admitted=admitted, why_not="" if admitted else why_not, half=half)
     return out
 
 
-def _admit_by(m: Measurement, name: str) -> tuple[bool, str]:
-    return admit(m.task, m.metrics[name], m.base, m.flip_rate)
+def _admission(m: Measurement, cut: Split) -> Admission:
+    """Admit each half of a task by the base on the other; rows of one half as a whole."""
+    name, metric = m.task.name, m.metrics[m.task.primary_metric]
+    if is_reported_only(m.task) or not metric.higher_is_better:
+        return Admission((), f"{name}: {admit(m.task, metric, m.base)[1]}")
+    nothing = f"{name} cannot show forgetting"
+    if m.admitting is not None:
+        admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
+        return Admission(HALVES if admitted else (), f"{nothing}: on its other half {why}")
+    parts = {half: cut.rows(m.base, half) for half in HALVES}
+    if not all(parts.values()):
+        return Admission((), f"{nothing}: its items form one cluster, which has no halves")
+    found = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
+    halves = tuple(h for h in HALVES if found[other_half(h)][0] and _is_scored(metric, parts[h]))
+    why = " and ".join(f"on {_SAID[h]} {found[h][1]}" for h in HALVES if not found[h][0])
+    return Admission(halves, why if halves else f"{nothing}: {why}")
+
+
+def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
+    return any(row.parts[metric.name] is not None for row in rows)
+
+
+def _admitted_half(
+    m: Measurement, cut: Split, half: Half, why: str, alpha: float, identical: bool
+) -> AdmittedHalf:
+    """Compare the only half that counts."""
+    metric = m.metrics[m.task.primary_metric]
+    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
+    difference = comparison.compare_rows(metric, base, new, alpha=alpha, identical=identical)
+    return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 
 def compare_invalid_rates(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
+from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.verdict import (
     MissRate,
     TaskComparison,
@@ -23,7 +24,7 @@ from harness.gating.verdict import (
     own_margin,
 )
 from harness.spec import GatePolicy, Suite, Task
-from harness.stats import Interval
+from harness.stats import Array, Interval
 
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
 _TASK_LOSSES = (-0.05, -0.10)
@@ -37,7 +38,8 @@ class Macro(NamedTuple):
     """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
 
     In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
-    then multiplied by its own of the `scales`.
+    then multiplied by its own of the `scales`. `weights` say what each task counts, and `correlations`,
+    where tasks share items, how far their deltas move together.
     """
 
     delta: float
@@ -45,19 +47,35 @@ class Macro(NamedTuple):
     upper: float
     se: float
     scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    correlations: Array | None
+
+    def se_of(self, standard_errors: Sequence[float]) -> float:
+        """Combine the tasks' standard errors, each in points, to the macro's."""
+        triples = zip(self.weights, self.scales, standard_errors, strict=True)
+        return stats.quadrature([weight * scale * se for weight, scale, se in triples], self.correlations)
 
 
-def average_macro(admitted: Sequence[TaskComparison], policy: GatePolicy) -> Macro:
+def average_macro(
+    admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
+) -> Macro:
     """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+
+    Each half-task has half the weight of a task, and copies of one task have together that of one.
 
     Raises:
         ValueError: no task is admitted.
     """
+    if not admitted:
+        raise ValueError("found no admitted task to average")
     scales = macro_scales(admitted, policy)
-    scaled = [(s, t.comparison) for s, t in zip(scales, admitted, strict=True)]
+    scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
     bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
-    delta, (lower, upper) = stats.mover_mean([s * c.delta for s, c in scaled], bounds)
-    return Macro(delta, lower, upper, (delta - lower) / stats.z_quantile(1 - policy.alpha), scales)
+    weights, correlations = shared.weights(admitted), shared.matrix(admitted)
+    deltas = [s * c.delta for s, c in scaled]
+    delta, (lower, upper) = stats.mover_mean(deltas, bounds, weights, correlations)
+    se = (delta - lower) / stats.z_quantile(1 - policy.alpha)
+    return Macro(delta, lower, upper, se, scales, weights, correlations)
 
 
 def power_warnings(
@@ -99,8 +117,7 @@ def miss_rates(
     """
     if macro.se <= 0:
         return ()
-    scaled = [(s, t.comparison) for s, t in zip(macro.scales, admitted, strict=True)]
-    rates = [_macro_miss(scaled, d, policy) for d in _MACRO_LOSSES]
+    rates = [_macro_miss(admitted, macro, d, policy) for d in _MACRO_LOSSES]
     rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
     passes = stats.noninferiority_power(0.0, margin_share(policy.macro), macro.se, policy.alpha)
     if validity is not None and lower_se(comparison.orient(validity)) > 0:
@@ -137,13 +154,14 @@ def _detection_chance(delta: float, margin: float, se: float, alpha: float, step
     return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
 
 
-def _macro_miss(scaled: Sequence[tuple[float, Comparison]], delta: float, policy: GatePolicy) -> MissRate:
+def _macro_miss(
+    admitted: Sequence[TaskComparison], macro: Macro, delta: float, policy: GatePolicy
+) -> MissRate:
     """Work out the chance to miss that every task lost so many points."""
-    se = sqrt(sum((s * _se_at(c, delta, lower_se(c))) ** 2 for s, c in scaled)) / len(scaled)
-    lost = delta * sum(s for s, _ in scaled) / len(scaled)
-    return MissRate(
-        delta, stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha), "macro"
-    )
+    se = macro.se_of([_se_at(t.counted, delta, lower_se(t.counted)) for t in admitted])
+    lost = delta * sum(w * s for w, s in zip(macro.weights, macro.scales, strict=True))
+    passes = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
+    return MissRate(delta, passes, "macro")
 
 
 def _se_at(c: Comparison, delta: float, se: float) -> float:
@@ -179,11 +197,7 @@ def planning_se(c: Comparison, se: float) -> float:
 
 def macro_planning_se(admitted: Sequence[TaskComparison], macro: Macro) -> float:
     """Return the macro's standard error as `planning_se` gives it of every task."""
-    parts = (
-        s * planning_se(t.comparison, lower_se(t.comparison))
-        for s, t in zip(macro.scales, admitted, strict=True)
-    )
-    return sqrt(sum(part**2 for part in parts)) / len(admitted)
+    return macro.se_of([planning_se(t.counted, lower_se(t.counted)) for t in admitted])
 
 
 def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:

@@ -24,6 +24,7 @@ from harness.gating.operating_characteristic import (
     planning_se,
     upper_se,
 )
+from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.verdict import (
     Number,
     Outcome,
@@ -55,23 +56,24 @@ def apply_rules(
     confirmed: Mapping[str, Collection[str]] | None = None,
     controls: Sequence[ControlFacts] = (),
     missing: Sequence[str] = (),
+    shared: SharedItems = NOTHING_SHARED,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
     `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
     weights digest is the base's own: what the weights decide then passes by identity, not by
     test, and only the target is judged. `controls` are the control arms beside which its rows were
-    computed, `missing` tasks that one of the arms did not answer.
+    computed, `missing` tasks that one of the arms did not answer, `shared` the items that tasks share.
 
     Raises:
         ValueError: a comparison was made at another alpha.
     """
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
-    tasks = [t._replace(comparison=comparison.orient(t.comparison)) for t in tasks]
+    tasks = list(map(_orient, tasks))
     admitted = [t for t in tasks if is_in_macro(t)]
-    macro = average_macro(admitted, policy) if admitted else None
+    macro = average_macro(admitted, policy, shared) if admitted else None
     rules = (
-        macro_rule(tasks, admitted, macro, policy, identical),
+        macro_rule(tasks, admitted, macro, policy, identical, shared),
         each_rule(admitted, policy, identical),
         critical_rule(tasks, policy, identical),
         regressions_rule(tasks, identical, confirmed),
@@ -86,13 +88,18 @@ def apply_rules(
     return Verdict(
         outcome=outcome,
         rules=rules,
-        macro=macro_estimate(admitted, identical) if admitted else None,
-        lost=sum(len(t.comparison.lost) for t in admitted),
-        gained=sum(len(t.comparison.gained) for t in admitted),
+        macro=macro_estimate(admitted, macro, identical) if macro else None,
+        lost=sum(len(t.counted.lost) for t in admitted),
+        gained=sum(len(t.counted.gained) for t in admitted),
         missed=miss_rates(admitted, macro, validity, policy) if macro and not identical else (),
         items_needed=max(needed) if needed and outcome == "inconclusive" else None,
         sentence=_verdict_sentence(outcome, rules),
     )
+
+
+def _orient(t: TaskComparison) -> TaskComparison:
+    half = t.half and t.half._replace(comparison=comparison.orient(t.half.comparison))
+    return t._replace(comparison=comparison.orient(t.comparison), half=half)
 
 
 def _missing_rule(missing: Sequence[str]) -> Rule:
@@ -120,22 +127,24 @@ def macro_rule(
     macro: Macro | None,
     policy: GatePolicy,
     identical: bool,
+    shared: SharedItems,
 ) -> Rule:
     """Pass when the macro-average of the deltas is non-inferior, fail when a loss is shown."""
     left_out = [f"{t.task.name}: {_why_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
-    unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
     margin = margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
+    halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
+    facts |= {"one_half": halves} if halves else {}
+    facts |= {"shared_items": list(shared.said)} if shared.said else {}
     if identical:
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
         )
-    tail = f"; left out, cannot show forgetting: {', '.join(unadmitted)}" if unadmitted else ""
-    tail += "".join(f"; {t.task.name}: {t.comparison.refused}" for t in admitted if t.comparison.refused)
+    tail = _who_counts(tasks, admitted, shared)
     if macro is None:
         said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", said + tail, facts)
-    found = macro_estimate(admitted, identical)
+    found = macro_estimate(admitted, macro, identical)
     outcome = _outcome(macro.lower, macro.upper, margin)
     more, advice = more_items(
         macro.delta,
@@ -147,8 +156,8 @@ def macro_rule(
     )
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
-    facts |= {"n_clusters": sum(t.comparison.n_clusters for t in admitted)}
-    facts |= {"disagreement": fmean(t.comparison.disagreement for t in admitted)}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted)}
+    facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = (
         f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
     )
@@ -157,6 +166,18 @@ def macro_rule(
         f"{of_skill}, " + _margin_verdict(outcome, margin_text(policy.macro), advice)
     )
     return Rule("macro", outcome, said + tail, _add_items_needed(facts, outcome, more))
+
+
+def _who_counts(
+    tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
+) -> str:
+    """Name the tasks that are left out, those of which one half counts, and those that share items."""
+    unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
+    halves = [t.task.name for t in admitted if t.half]
+    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
+    tails += [f"of {', '.join(halves)} one half counts, by half"] if halves else []
+    tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
+    return "".join(f"; {tail}" for tail in (*tails, *shared.said))
 
 
 def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
@@ -175,12 +196,12 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
     doubtful = [
         t
         for t, p, margin in zip(admitted, some, margins, strict=True)
-        if p < policy.alpha and t.comparison.delta < -margin and t not in vetoed
+        if p < policy.alpha and t.counted.delta < -margin and t not in vetoed
     ]
     facts: dict[str, Number] = {
         "vetoed": [t.task.name for t in vetoed],
         "doubtful": [t.task.name for t in doubtful],
-        "lost_items": [f"{t.task.name}/{i}" for t in vetoed + doubtful for i in t.comparison.lost[:_NAMED]],
+        "lost_items": [f"{t.task.name}/{i}" for t in vetoed + doubtful for i in t.counted.lost[:_NAMED]],
         "n_tasks": len(admitted),
         "p_smallest": min(beyond),
     }
@@ -189,7 +210,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
         return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
     if doubtful:
         return _doubtful_rule(doubtful, policy, policy.alpha / len(admitted), facts)
-    lowest = min(admitted, key=lambda t: t.comparison.delta)
+    lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.counted(len(admitted), "task")
     said = f"each: none of {n_tasks} is shown to have lost more than its margin"
     return Rule("each", "pass", f"{said} (lowest: {_task_delta(lowest)})", facts)
@@ -197,7 +218,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
     pairs = zip(admitted, margins, strict=True)
-    return stats.holm([comparison.regression_p(t.comparison, margin) for t, margin in pairs])
+    return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
 
 
 def _doubtful_rule(
@@ -205,7 +226,7 @@ def _doubtful_rule(
 ) -> Rule:
     said, most = [], 0
     for t in doubtful:
-        c, margin = t.comparison, margin_of(t, policy)
+        c, margin = t.counted, margin_of(t, policy)
         more, advice = more_items(
             c.delta, planning_se(c, upper_se(c)), margin, c.n, alpha, _facing_se(c, margin)
         )
@@ -412,12 +433,12 @@ def _outcome(lower: float, upper: float, margin: float) -> Outcome:
     return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
 
 
-def macro_estimate(admitted: Sequence[TaskComparison], identical: bool) -> Estimate:
+def macro_estimate(admitted: Sequence[TaskComparison], macro: Macro, identical: bool) -> Estimate:
     """Return the macro delta with its 95 % interval, over the items of all admitted tasks."""
-    comparisons = [t.comparison for t in admitted]
+    comparisons = [t.counted for t in admitted]
     if identical:
         return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons))
-    return comparison.mean_change(comparisons)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations)
 
 
 def _facing_se(c: Comparison, margin: float) -> float:
@@ -451,7 +472,7 @@ def _why_left_out(t: TaskComparison) -> str:
 
 
 def _task_delta(t: TaskComparison) -> str:
-    c = t.comparison
+    c = t.counted
     return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp"
 
 

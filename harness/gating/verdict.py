@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from harness import formatting
 from harness.comparison import Comparison, Estimate
+from harness.gating.halves import Half
 from harness.spec import GatePolicy, Margin, Task
 
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
@@ -18,8 +19,23 @@ RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"
 Number = float | int | str | list[str]
 
 
+class AdmittedHalf(NamedTuple):
+    """The one half of a task that counts, compared on its own; `why` says what keeps the other half out.
+
+    `admitting_score` is the base's on the other half, which admits this one.
+    """
+
+    name: Half
+    comparison: Comparison
+    admitting_score: float
+    why: str
+
+
 class TaskComparison(NamedTuple):
-    """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted."""
+    """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
+
+    `half` is set where only one half of the items counts in the macro.
+    """
 
     task: Task
     role: str
@@ -27,6 +43,12 @@ class TaskComparison(NamedTuple):
     base_rows_admitted: bool
     why_not: str
     suite: str = ""
+    half: AdmittedHalf | None = None
+
+    @property
+    def counted(self) -> Comparison:
+        """The comparison of the items that count in the macro."""
+        return self.half.comparison if self.half else self.comparison
 
 
 class TargetFacts(NamedTuple):
@@ -114,8 +136,8 @@ def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
 
 
 def skill(t: TaskComparison) -> float:
-    """Return how far the base is above chance; an admitted task's is above 0."""
-    return t.comparison.base - t.task.chance
+    """Return how far the base is above chance, on the items that admit the task, where it is above 0."""
+    return (t.half.admitting_score if t.half else t.comparison.base) - t.task.chance
 
 
 def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tuple[float, ...]:

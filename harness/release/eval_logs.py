@@ -75,7 +75,9 @@ def measurement(old: TaskLog, new: TaskLog) -> Measurement:
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better)
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
     base, now = (_sample_results(name, metric, arm) for arm in (old, new))
-    return Measurement(task, "capability", old.evaluator, {metric.name: metric}, base, now)
+    documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
+    metrics = {metric.name: metric}
+    return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
 
 
 def is_rate(scores: Iterable[object]) -> bool:

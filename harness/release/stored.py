@@ -142,6 +142,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         identical=identical,
         confirmed=_confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
+        seed=experiment.seeds[0],
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest

@@ -79,9 +79,10 @@ class ExperimentReport:
 
     `metric` is the target's primary metric. `comparisons` maps a run's `label` to its
     comparisons with the base on the tasks of the suites, each task's primary metric first;
-    `not_admitted` says of a task why it does not count in the gate. `steps` splits the change of
-    a run, by `label`, where there was a base or a run in between. `header` holds device, precision
-    and times, with units in the names. `seeds` joins the seeds of each recipe that trains,
+    `not_admitted` says of a task why it does not count in the gate, `one_half` why half of it
+    does not. `steps` splits the change of a run, by `label`, where there was a base or a run in between.
+    `header` holds device, precision and times, with units in the names.
+    `seeds` joins the seeds of each recipe that trains,
     `ablations` holds one table for each grid, `curve` what more training data would bring.
     `task` is the target's name; `margins` maps tasks to
     the loss in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their
@@ -102,6 +103,7 @@ class ExperimentReport:
     smoke: bool = False
     notes: tuple[str, ...] = ()
     not_admitted: dict[str, str] = field(default_factory=dict)
+    one_half: dict[str, str] = field(default_factory=dict)
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
     seeds: tuple[SeedSummary, ...] = ()
     ablations: tuple[Ablation, ...] = ()

@@ -83,7 +83,7 @@ def _task_cells(t: TaskComparison) -> list[str]:
         formatting.score(c.unit, c.new, c.new_low, c.new_high),
         formatting.change(c.unit, c.delta, c.low, c.high),
         f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
-        "yes" if gating.is_in_macro(t) else "no",
+        ("one half" if t.half else "yes") if gating.is_in_macro(t) else "no",
     ]
 
 

@@ -153,6 +153,8 @@ def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
     if not is_primary or not c.unit.higher_is_better:
         return "no: reported only"
     why_not = report.not_admitted.get(c.task, "")
+    if c.task in report.one_half:
+        return f"one half: {report.one_half[c.task]}"
     return f"no: {why_not}" if why_not else "yes"
 
 

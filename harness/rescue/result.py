@@ -1,76 +1,17 @@
 """Result of a rescue: every trial with its verdicts on the two halves of the suites' items.
 
-Invariant: no cluster has items in both halves, also not one that several tasks share; the split depends on
-the items and the seed alone, never on an answer. Pinned items are in both, because none of them may be
-lost. At most one trial is evaluated on the confirmation half.
+Invariant: at most one trial is evaluated on the confirmation half.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from harness import formatting, gating, stats
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts, gain
-from harness.gating import Measurement, Verdict
-from harness.records import SampleResult
+from harness.gating import Verdict
+from harness.gating.halves import Half
 from harness.spec import GatePolicy
-
-Half = Literal["search", "confirm"]
-HALVES: tuple[Half, Half] = ("search", "confirm")
-
-
-class Split(NamedTuple):
-    """Assignment of clusters to halves."""
-
-    half_of: Mapping[str, Half]
-    seed: int
-
-    def part(self, measured: Sequence[Measurement], half: Half) -> list[Measurement]:
-        """Cut both arms of every task to one half.
-
-        A task with fewer than two clusters there is left out: one cluster has no interval.
-        """
-        cut = [
-            m
-            if m.role == "regression"
-            else m._replace(base=self.rows(m.base, half), new=self.rows(m.new, half))
-            for m in measured
-        ]
-        return [m for m in cut if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1]
-
-    def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
-        """Keep the rows of one half."""
-        return [row for row in rows if self.half_of[cluster_name(row)] == half]
-
-
-def cluster_name(row: SampleResult) -> str:
-    """Return the cluster of an item: its own id where it has none."""
-    return row.cluster or row.example_id
-
-
-def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
-    """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
-    total = {task: len(rows) for task, rows in tasks.items()}
-    sizes: dict[str, Counter[str]] = {}
-    for task, rows in tasks.items():
-        for row in rows:
-            sizes.setdefault(cluster_name(row), Counter())[task] += 1
-    filled: dict[Half, Counter[str]] = {half: Counter() for half in HALVES}
-    half_of: dict[str, Half] = {}
-    for cluster in sorted(sizes, key=lambda c: (-sizes[c].total(), _hash(c, seed))):
-        halves = HALVES if _hash(cluster, seed) % 2 else HALVES[::-1]
-        half = min(halves, key=lambda h: sum(n * filled[h][t] / total[t] for t, n in sizes[cluster].items()))
-        half_of[cluster] = half
-        filled[half].update(sizes[cluster])
-    return Split(half_of, seed)
-
-
-def _hash(cluster: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
-
 
 _NAMES = {"search": "the search half", "confirm": "the other half"}
 _UNDECIDED = ("inconclusive", "harness-drift")

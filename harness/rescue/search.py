@@ -17,10 +17,11 @@ from harness.evaluation.session import Session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.candidate_result import attempt, facts_of
 from harness.experiment.stored_rows import Reader, controls_of
-from harness.gating import Measurement, TargetFacts
+from harness.gating import Measurement, TargetFacts, measured_half
+from harness.gating.halves import HALVES, Half, Split, split
 from harness.records import Run, SampleResult
 from harness.report import live_line
-from harness.rescue.result import HALVES, Half, HalfVerdict, Rescue, Split, Tried, split
+from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.rescue.select import RescueCase
 from harness.rescue.trials import Trial, TrialSchedule
 from harness.spec import TargetPolicy
@@ -112,7 +113,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     """Name the tasks that are judged on one half or on none."""
     everything = context.measured(run)
     for half in HALVES:
-        there = {m.task.name for m in context.split.part(everything, half)}
+        there = {m.task.name for m in measured_half(everything, context.split, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
             yield f"too few clusters on the {half} half to judge {', '.join(absent)} there"
 
@@ -164,7 +165,7 @@ def _judge_half(
     context: _Context, run: Run, half: Half, target: TargetFacts | None, *, gains: bool
 ) -> HalfVerdict:
     everything = context.measured(run)
-    part = context.split.part(everything, half)
+    part = measured_half(everything, context.split, half)
     policy = context.session.experiment.gate
     if target is None:
         policy = policy.model_copy(update={"target": TargetPolicy()})
@@ -183,7 +184,7 @@ def _compare_matched(
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
-            part = context.split.part(context.measured(run), "search")
+            part = measured_half(context.measured(run), context.split, "search")
             counting = gating.admitted_tasks(part)
             one = replace(
                 one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
@@ -213,14 +214,14 @@ def _base_point(context: _Context, run: Run) -> list[Scaled]:
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
         if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == asked:
             target = facts_of(session, context.reader, other).target
-            part = context.split.part(context.measured(run), "search")
+            part = measured_half(context.measured(run), context.split, "search")
             rows = {m.task.name: m.base for m in part}
             return [Scaled(0.0, target.score, rows)] if target else []
     return []
 
 
 def _new_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
-    return {m.task.name: m.new for m in context.split.part(context.measured(run), "search")}
+    return {m.task.name: m.new for m in measured_half(context.measured(run), context.split, "search")}
 
 
 def matched_target_change(

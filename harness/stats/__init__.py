@@ -53,6 +53,7 @@ from harness.stats.means import (
     has_few_clusters,
     mover_mean,
     paired_delta,
+    quadrature,
     t_interval,
 )
 from harness.stats.multiple_testing import benjamini_hochberg, holm
@@ -169,6 +170,7 @@ __all__ = [
     "paired_se",
     "pareto_front",
     "perfect_information",
+    "quadrature",
     "random_effects",
     "random_effects_interval",
     "random_effects_p",

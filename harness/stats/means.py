@@ -183,24 +183,49 @@ def differing_clusters(values: ArrayLike, clusters: ArrayLike) -> int:
     return len(np.unique(codes[np.abs(x - np.median(x)) > TIE]))
 
 
-def mover_mean(estimates: Sequence[float], intervals: Sequence[Interval]) -> tuple[float, Interval]:
-    """Average independent estimates with equal weight, and combine their intervals.
+def mover_mean(
+    estimates: Sequence[float],
+    intervals: Sequence[Interval],
+    weights: Sequence[float] | None = None,
+    correlations: Array | None = None,
+) -> tuple[float, Interval]:
+    """Average estimates, and combine their intervals; equal weights and independent unless given.
 
-    L = θ̄ − √(Σ w²(θ̂_i − l_i)²), U = θ̄ + √(Σ w²(u_i − θ̂_i)²), w = 1/k: each task's own
-    asymmetry and width near 0 are kept, and the level is that of the intervals given (for a
-    one-sided bound give one-sided bounds). Not for tasks that share items.
+    L = θ̄ − √(Σ_i w_i²(θ̂_i − l_i)² + 2 Σ_{i<j} w_i w_j ρ_ij (θ̂_i − l_i)(θ̂_j − l_j)), U likewise, the
+    weights adding up to 1: each task's own asymmetry and width near 0 are kept, and the level is that of the
+    intervals given (for a one-sided bound give one-sided bounds). `correlations` is (k, k), its
+    elements in [0, 1]. Not for a negative correlation, which would narrow the interval.
 
     Raises:
-        ValueError: there are no estimates, or not as many intervals.
+        ValueError: there are no estimates, or not as many intervals and weights.
 
-    Source: Zou & Donner 2008; Zou, Huang & Zhang 2009 (method of variance estimates recovery).
+    Source: Zou & Donner 2008; Zou, Huang & Zhang 2009 (method of variance estimates recovery); with
+    correlations Zou 2008.
     """
-    if not estimates or len(estimates) != len(intervals):
-        raise ValueError(f"found {len(estimates)} estimates and {len(intervals)} intervals")
+    k = len(estimates)
+    if not k or k != len(intervals) or k != len(weights or estimates):
+        raise ValueError(f"found {k} estimates, {len(intervals)} intervals and weights {weights}")
     theta, ends = np.array(estimates), np.array(intervals)  # (k,), (k, 2)
-    half = np.sqrt(((ends - theta[:, None]) ** 2).sum(axis=0)) / len(theta)
-    mean = float(theta.mean())
-    return mean, Interval(mean - float(half[0]), mean + float(half[1]))
+    share = np.full(k, 1 / k) if weights is None else np.array(weights) / np.sum(weights)
+    mean = float(share @ theta)
+    low, high = (quadrature(share * np.abs(end - theta), correlations) for end in ends.T)
+    return mean, Interval(mean - low, mean + high)
+
+
+def quadrature(widths: ArrayLike, correlations: Array | None = None) -> float:
+    """Add widths (k,) as standard errors add: √(Σ_ij ρ_ij x_i x_j), independent unless given.
+
+    Infinite where a width is. Not for differences, whose covariances are subtracted.
+
+    Raises:
+        ValueError: the correlations (k, k) are not as many as the widths.
+
+    Source: definition of the variance of a sum.
+    """
+    x = np.asarray(widths, float)
+    if correlations is None or not np.isfinite(x).all():
+        return float(np.sqrt((x**2).sum()))
+    return float(np.sqrt(x @ correlations @ x))
 
 
 def _correlation(x: Array, codes: NDArray[np.intp], m: float) -> float:

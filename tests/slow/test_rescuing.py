@@ -9,8 +9,8 @@ from harness import config, gating, rescue, store
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis import bases_of, measured_of
 from harness.experiment.stored_rows import Reader
+from harness.gating.halves import cluster_name, split
 from harness.progress import Silent
-from harness.rescue.result import cluster_name, split
 
 pytestmark = pytest.mark.weekly
 

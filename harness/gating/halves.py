@@ -1,0 +1,58 @@
+"""Two halves of the suites' items: the base on one admits the other, and a rescue searches on one alone.
+
+Invariant: no cluster has items in both halves, also not one that several tasks share; the split depends on
+the items and the seed alone, never on an answer.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from harness.records import SampleResult
+
+Half = Literal["search", "confirm"]
+HALVES: tuple[Half, Half] = ("search", "confirm")
+
+
+class Split(NamedTuple):
+    """Assignment of clusters to halves."""
+
+    half_of: Mapping[str, Half]
+    seed: int
+
+    def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
+        """Keep the rows of one half."""
+        return [row for row in rows if self.half_of[cluster_name(row)] == half]
+
+
+def other_half(half: Half) -> Half:
+    """Return the half that is not this one."""
+    return "confirm" if half == "search" else "search"
+
+
+def cluster_name(row: SampleResult) -> str:
+    """Return the cluster of an item: its own id where it has none."""
+    return row.cluster or row.example_id
+
+
+def split(tasks: Mapping[str, Sequence[SampleResult]], seed: int) -> Split:
+    """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
+    total = {task: len(rows) for task, rows in tasks.items()}
+    sizes: dict[str, Counter[str]] = {}
+    for task, rows in tasks.items():
+        for row in rows:
+            sizes.setdefault(cluster_name(row), Counter())[task] += 1
+    filled: dict[Half, Counter[str]] = {half: Counter() for half in HALVES}
+    half_of: dict[str, Half] = {}
+    order = {cluster: _hash(cluster, seed) for cluster in sizes}
+    for cluster in sorted(sizes, key=lambda c: (-sizes[c].total(), order[c])):
+        halves = HALVES if order[cluster] % 2 else HALVES[::-1]
+        half = min(halves, key=lambda h: sum(n * filled[h][t] / total[t] for t, n in sizes[cluster].items()))
+        half_of[cluster] = half
+        filled[half].update(sizes[cluster])
+    return Split(half_of, seed)
+
+
+def _hash(cluster: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")

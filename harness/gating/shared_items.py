@@ -1,0 +1,146 @@
+"""Tasks that share items: copies of one task, and how far the deltas of two tasks move together.
+
+Invariant: an item is known by the digest of its document, and one whose digest is missing, or that of
+several items of its task, is shared with nobody. Reads paired differences, and no text.
+Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import formatting, stats
+from harness.comparison.alignment import align
+from harness.gating.admission import Measurement
+from harness.gating.halves import Split
+from harness.gating.verdict import TaskComparison
+from harness.metrics import flips
+from harness.records import SampleResult
+from harness.stats import Array
+
+_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
+
+
+class SharedItems(NamedTuple):
+    """Items in common: `copies` maps a task to how many hold just its items, itself among them.
+
+    `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
+    for a reader who shares what.
+    """
+
+    copies: Mapping[str, int]
+    correlations: Mapping[frozenset[str], float]
+    said: tuple[str, ...]
+
+    def weights(self, tasks: Sequence[TaskComparison]) -> tuple[float, ...]:
+        """Return what each task counts in the macro, (k,), adding up to 1: copies together as one task."""
+        raw = [(0.5 if t.half else 1.0) / self.copies.get(t.task.name, 1) for t in tasks]
+        return tuple(weight / sum(raw) for weight in raw)
+
+    def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
+        """Return the correlations of the tasks' deltas, (k, k); None where no two share an item."""
+        found = np.eye(len(tasks))
+        for (i, a), (j, b) in combinations(enumerate(tasks), 2):
+            found[i, j] = found[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
+        return found if self.correlations else None
+
+
+NOTHING_SHARED = SharedItems({}, {}, ())
+
+
+class _Moves(NamedTuple):
+    """One task's delta by cluster: each one's share in it, whether it moved, and the documents' clusters."""
+
+    share: Array  # (clusters,)
+    moved: NDArray[np.bool_]  # (clusters,)
+    cluster_of: Mapping[str, int]
+
+
+def find_shared_items(
+    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: Split
+) -> SharedItems:
+    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+    """
+    tasks = {t.task.name: t for t in admitted}
+    of = {m.task.name: m for m in measured if m.task.name in tasks}
+    known = {name: _documents(m) for name, m in of.items()}
+    holders: dict[str, list[str]] = {}
+    for name, documents in known.items():
+        for document in documents.values():
+            holders.setdefault(document, []).append(name)
+    n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
+    together = {name for pair in n_shared for name in pair}
+    moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
+    groups = _copies({name: known[name] for name in together if len(known[name]) == len(of[name].base)})
+    return SharedItems(
+        {name: len(group) for group in groups for name in group},
+        {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
+        tuple(_said(n_shared, groups)),
+    )
+
+
+def _documents(m: Measurement) -> dict[str, str]:
+    """Map items to their documents' digests, where one is known and that of no other item of the task."""
+    found = {row.example_id: m.documents.get(row.example_id) or _document(row) for row in m.base}
+    counts = Counter(found.values())
+    return {item: document for item, document in found.items() if document and counts[document] == 1}
+
+
+def _document(row: SampleResult) -> str:
+    """Return the digest of a document: lm-eval's own, which its items' ids hold, or that of the prompt."""
+    named = _LM_EVAL_DOCUMENT.search(row.example_id)
+    return named[1] if named else row.prompt_digest
+
+
+def _copies(known: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Group the tasks whose documents are all the same."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, documents in known.items():
+        groups.setdefault(frozenset(documents.values()), []).append(name)
+    return [sorted(group) for group in groups.values() if len(group) > 1]
+
+
+def _said(n_shared: Mapping[tuple[str, str], int], groups: Sequence[Sequence[str]]) -> list[str]:
+    said = [f"{' and '.join(group)} hold the same items and count as one task" for group in groups]
+    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
+    return said + [f"{a} and {b} share {formatting.counted(n, 'item')}" for (a, b), n in partly]
+
+
+def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: Split) -> _Moves:
+    base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
+    metric = m.metrics[m.task.primary_metric]
+    arms = align(metric, base, new, "")
+    changes = flips(metric, arms.base, arms.new)[0]  # (n,)
+    weights = arms.weights / arms.weights.sum()
+    share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
+    moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
+    placed = zip(arms.ids, arms.clusters.tolist(), strict=True)
+    return _Moves(share, moved, {documents[i]: cluster for i, cluster in placed if i in documents})
+
+
+def _correlation(a: _Moves, b: _Moves) -> float:
+    """Correlate two deltas by the clusters that hold documents of both, at least 0.
+
+    That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
+    share of clusters that both hold.
+    """
+    both = {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
+    if not both:
+        return 0.0
+    i, j = np.array(sorted(both)).T
+    x, y = a.share[i], b.share[j]
+    spread = sqrt(float((x @ x) * (y @ y)))
+    n_moved = int((a.moved[i] | b.moved[j]).sum())
+    found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
+    overlap = len(both) / sqrt(len(a.share) * len(b.share))
+    return min(max(found, 0.0) * overlap, 1.0)

@@ -1,0 +1,204 @@
+"""Admission by halves, and tasks that share items: what an equal or a worse model gets from the gate."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from harness.gating import TaskComparison, admit, cut_tasks, judge
+from harness.gating.halves import cluster_name
+from harness.gating.rules import apply_rules
+from harness.spec import GatePolicy
+from tests.fake_measurements import answers, measurement
+from tests.fake_rows import EXACT, flips, rows
+
+POLICY = GatePolicy()
+
+
+def verdict(measured, **judged_by):
+    return judge(measured, POLICY, target=None, identical=False, **judged_by).verdict
+
+
+def macro_of(found):
+    return next(r for r in found.rules if r.name == "macro")
+
+
+def admitted_by_its_own_items(measured):
+    """Judge as the gate did when the items that admit a task were also those of its delta."""
+    compared = judge(measured, POLICY, target=None, identical=False).tasks
+    tasks = [
+        TaskComparison(m.task, m.role, t.comparison, *admit(m.task, EXACT, m.base))
+        for m, t in zip(measured, compared, strict=True)
+    ]
+    return apply_rules(tasks, POLICY, validity=None, target=None, identical=False)
+
+
+def suite(rng, n_tasks, score, flip_rate, loss=0.0):
+    """Make tasks of 100 items on which the base scores so much where chance is a half."""
+    arms = [answers(rng, 100, score, flip_rate, loss) for _ in range(n_tasks)]
+    return [measurement(f"t{i}", *pair, chance=0.5) for i, pair in enumerate(arms)]
+
+
+def test_an_equal_model_near_chance_seems_to_lose_only_where_a_task_is_admitted_by_its_own_items():
+    rng = np.random.default_rng(0)
+    drawn = [suite(rng, 40, 0.53, 0.3) for _ in range(4)]
+    before = [admitted_by_its_own_items(measured) for measured in drawn]
+    after = [verdict(measured) for measured in drawn]
+    assert np.mean([v.macro.score for v in before]) < -0.04
+    assert Counter(v.outcome for v in before)["fail"] >= 2
+    assert np.mean([v.macro.score for v in after]) == pytest.approx(0, abs=0.03)
+    assert Counter(v.outcome for v in after)["fail"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_tasks", [1, 8, 57])
+@pytest.mark.parametrize(("score", "flip_rate"), [(0.53, 0.3), (0.57, 0.15)])
+def test_an_equal_model_near_chance_rarely_fails_and_a_loss_of_the_margin_rarely_passes(
+    n_tasks, score, flip_rate
+):
+    """With one half-task of 50 items the standard error is 8 points, so 2 % fail however they are admitted."""
+    n_draws = {1: 300, 8: 60, 57: 15}[n_tasks]
+    rng = np.random.default_rng(1)
+    equal = Counter(verdict(suite(rng, n_tasks, score, flip_rate)).outcome for _ in range(n_draws))
+    worse = Counter(verdict(suite(rng, n_tasks, score, flip_rate, 0.02)).outcome for _ in range(n_draws))
+    assert equal["fail"] / n_draws <= 0.02 + 3 * (0.02 * 0.98 / n_draws) ** 0.5
+    assert worse["pass"] / n_draws <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
+
+
+def lopsided(passed, chance=0.5, n=100, seed=0):
+    """Make a task of which the base passes so many items of either half, the new model just the same."""
+    plain = measurement("t", np.ones(n), np.ones(n))
+    cut = cut_tasks([plain], seed)
+    left = dict(zip(("search", "confirm"), passed, strict=True))
+    scores = []
+    for row in plain.base:
+        half = cut.half_of[cluster_name(row)]
+        scores.append(float(left[half] > 0))
+        left[half] -= 1
+    return measurement("t", np.array(scores), np.array(scores), chance=chance)
+
+
+@pytest.mark.parametrize(
+    ("passed", "n_items", "weight"), [((40, 40), 100, 1.0), ((40, 25), 50, 0.5), ((25, 40), 50, 0.5)]
+)
+def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight):
+    found = verdict([lopsided(passed)])
+    assert found.macro.n == n_items
+    assert ("of t one half counts, by half" in macro_of(found).sentence) == (weight == 0.5)
+
+
+def test_a_half_counts_half_as_much_as_a_whole_task():
+    lost = measurement("sums", *flips(100, 0, 30))
+    found = verdict([lopsided((40, 25)), lost])
+    assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
+    assert macro_of(found).numbers["one_half"] == [
+        "t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"
+    ]
+
+
+def test_a_task_that_no_half_admits_says_what_each_half_found():
+    found = verdict([lopsided((25, 26))])
+    assert found.outcome == "inconclusive"
+    (why,) = macro_of(found).numbers["left_out"]
+    assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in why
+    assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in why
+
+
+def test_a_task_too_small_for_its_halves_is_left_out_with_their_size():
+    found = verdict([measurement("tiny", np.array([1, 1, 1, 1, 1, 0]), np.ones(6), chance=0.5)])
+    assert "n = 3" in macro_of(found).numbers["left_out"][0]
+
+
+def test_a_task_of_one_cluster_has_no_halves():
+    one = measurement("chat", np.ones(9), np.ones(9))
+    clustered = [rows(np.ones(9), task="chat", cluster_size=9) for _ in range(2)]
+    found = verdict([one._replace(base=clustered[0], new=clustered[1])])
+    assert "its items form one cluster, which has no halves" in macro_of(found).numbers["left_out"][0]
+
+
+def test_a_relative_margin_of_a_half_takes_the_skill_of_the_half_that_admits_it():
+    relative = judge([lopsided((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
+    (half,) = [t.half for t in relative.tasks]
+    assert half.admitting_score == 0.8
+
+
+def test_another_seed_cuts_otherwise():
+    task = lopsided((40, 25))
+    halves = {
+        judge([task], POLICY, target=None, identical=False, seed=seed).tasks[0].half for seed in range(3)
+    }
+    assert len(halves) > 1
+
+
+# Tasks that share items
+
+
+def copies(rng, n_copies, n=1000, loss=0.02, together=1.0, disagreement=0.1):
+    """Make copies of one task that truly lose so much; `together` of the items move alike in all copies."""
+    documents = [f"document-{i}" for i in range(n)]
+
+    def moves():
+        return rng.choice(
+            [1.0, -1.0, 0.0], n, p=[(disagreement - loss) / 2, (disagreement + loss) / 2, 1 - disagreement]
+        )
+
+    common, made = moves(), []
+    for at in range(n_copies):
+        moved = np.where(rng.random(n) < together, common, moves())
+        made.append(measurement(f"c{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0, documents=documents))
+    return made
+
+
+def apart(measured):
+    """Judge as if nobody knew that the tasks share items."""
+    return verdict([m._replace(documents={}) for m in measured])
+
+
+def test_copies_of_a_task_show_no_more_than_the_task():
+    measured = copies(np.random.default_rng(0), 8, loss=0.0)
+    one, eight, unknown = verdict(measured[:1]), verdict(measured), apart(measured)
+    assert eight.macro.score == pytest.approx(one.macro.score)
+    assert (eight.macro.low, eight.macro.high) == pytest.approx((one.macro.low, one.macro.high))
+    assert unknown.macro.high - unknown.macro.low < 0.4 * (one.macro.high - one.macro.low)
+    assert "hold the same items and count as one task" in macro_of(eight).sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_copies", "together", "before"), [(2, 1.0, 0.1), (8, 1.0, 0.2), (8, 0.7, 0.1)])
+def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies, together, before):
+    rng, n_draws = np.random.default_rng(3), 120
+    drawn = [copies(rng, n_copies, n=150, together=together) for _ in range(n_draws)]
+    passed = [macro_of(verdict(measured)).outcome == "pass" for measured in drawn]
+    unknown = [macro_of(apart(measured)).outcome == "pass" for measured in drawn]
+    assert np.mean(passed) <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
+    assert np.mean(unknown) >= before
+
+
+def test_a_copy_weighs_no_more_than_a_task_of_its_own():
+    lost = measurement("sums", *flips(100, 0, 30))
+    twice = copies(np.random.default_rng(0), 2, n=100, loss=0.0)
+    once = [twice[0], lost]
+    assert verdict([*twice, lost]).macro.score == pytest.approx(verdict(once).macro.score)
+
+
+def test_tasks_that_share_some_items_are_correlated_and_named():
+    a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0)
+    half = {
+        item: f"other-{item}" if i % 2 else document for i, (item, document) in enumerate(b.documents.items())
+    }
+    partly, fully, none = (verdict([a, b._replace(documents=d)]).macro for d in (half, b.documents, {}))
+    assert none.high < partly.high < fully.high
+    said = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
+    assert said == ["c0 and c1 share 200 items"]
+
+
+def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
+    a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
+    apart_, known = apart([a, b]).macro, verdict([a, b]).macro
+    assert known.high - known.low >= apart_.high - apart_.low - 1e-12
+
+
+def test_a_digest_that_many_items_of_a_task_have_names_no_document():
+    tasks = copies(np.random.default_rng(0), 2, n=50)
+    same = [m._replace(documents=dict.fromkeys(m.documents, "empty prompt")) for m in tasks]
+    assert "shared_items" not in macro_of(verdict(same)).numbers
