@@ -87,15 +87,18 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str, where: str = "") -> ModuleType:
-    """Import one plugin by its name, or a user's own by the path of its file.
+    """Import one plugin by its name, or a user's own metric by the path of its file.
 
     `where` is what the error points at.
 
     Raises:
         UserError: no plugin of this kind has this name, or the file cannot be imported.
     """
+    if name.endswith(".py") and kind == "metrics":
+        return _metric_from_file(Path(name), where)
     if name.endswith(".py"):
-        return _from_file(kind, Path(name), where)
+        found, expected = f"a file of your own, {name}", f"a {_ONE[kind]} in harness/{kind}/, by its name"
+        raise UserError(Problem(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}"))
     if name not in names(kind):
         raise UserError(unknown(kind, name, where))
     return import_module(f"harness.{kind}.{name}")
@@ -148,11 +151,12 @@ def takes(method: Method, regularizer: str) -> bool:
     return {hook for hook in HOOKS if hasattr(plugin, hook)} <= set(method.hooks)
 
 
-def _from_file(kind: str, path: Path, where: str) -> ModuleType:
-    expected = f"a Python file with what docs/howto/extend.md shows of a {_ONE[kind]}"
-    found = spec_from_file_location(f"harness_own_{kind}_{path.stem}", path)
+def _metric_from_file(path: Path, where: str) -> ModuleType:
+    expected = "a Python file with what docs/howto/extend.md shows of a metric"
+    found = spec_from_file_location(f"harness_own_metrics_{path.stem}", path)
     if not path.is_file() or found is None or found.loader is None:
-        raise UserError(Problem(where or kind, f"no file {path}", expected, "create it, or correct the path"))
+        step = "create it, or correct the path"
+        raise UserError(Problem(where or "metrics", f"no file {path}", expected, step))
     module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
@@ -160,10 +164,8 @@ def _from_file(kind: str, path: Path, where: str) -> ModuleType:
         line = _line_in(error, path)
         problem = Problem(f"{path}{line}", f"{type(error).__name__}: {error}", expected, "mend the file")
         raise UserError(problem) from error
-    if not callable(getattr(module, _ONE[kind], None)):
-        raise UserError(
-            Problem(str(path), f"no function {_ONE[kind]!r}", expected, f"define {_ONE[kind]}(task)")
-        )
+    if not callable(getattr(module, "metric", None)):
+        raise UserError(Problem(str(path), "no function 'metric'", expected, "define metric(task)"))
     return module
 
 

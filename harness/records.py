@@ -54,7 +54,12 @@ def load(record: type[_Record], text: str | bytes) -> _Record:
     Raises:
         ValueError: the text is no JSON, or not that of such a record.
     """
-    return TypeAdapter(record).validate_json(text)
+    return _reader(record).validate_json(text)
+
+
+@cache
+def _reader(record: type[_Record]) -> TypeAdapter[_Record]:
+    return TypeAdapter(record)
 
 
 @contextmanager
@@ -338,16 +343,25 @@ def training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     known = {name: value for name, value in stored.items() if name in names}
     others = {name: value for name, value in stored.items() if name not in names}
     try:
-        return _training_reader().validate_python({**known, "others": others})
+        return _reader(TrainingRecord).validate_python({**known, "others": others})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("training", *first["loc"])))
         raise ValueError(f"{where}: found {first['input']!r}; expected {first['msg']}") from None
 
 
-@cache
-def _training_reader() -> TypeAdapter[TrainingRecord]:
-    return TypeAdapter(TrainingRecord)
+@dataclass(frozen=True, slots=True)
+class MetricRange:
+    """Direction and bounds of a metric, which say its unit; a bound is None where there is none."""
+
+    higher_is_better: bool
+    low: float | None
+    high: float | None
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether its values are rates in [0, 1]."""
+        return self.low is not None and self.high is not None and self.low >= 0 and self.high <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +371,7 @@ class Run:
     `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with
     units in their names. `state` is "done" or "failed". `base_digest` names
     the base as it was published, `served_digest` the one that was served where that is another
-    (quantised).
+    (quantised). `metrics` holds by task and metric what its scores mean, nothing in runs of before 0.1.
     """
 
     run_id: str
@@ -379,6 +393,7 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     served_digest: str = ""
+    metrics: dict[str, dict[str, MetricRange]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -401,9 +416,9 @@ def run_record(stored: Mapping[str, Any]) -> Run:
     """Read the plain form of a run.
 
     Raises:
-        ValueError, TypeError: it is not that of a run.
+        ValueError: it is not that of a run.
     """
-    return Run(**{**stored, "training": training_record(stored.get("training", {}))})
+    return _reader(Run).validate_python({**stored, "training": training_record(stored.get("training", {}))})
 
 
 @dataclass(frozen=True, slots=True)

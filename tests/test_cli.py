@@ -631,6 +631,14 @@ def test_a_flag_of_before_0_1_is_refused_by_its_present_name(harness, arguments,
     assert f"it is called {now} since 0.1" in harness(*arguments, check=2).stderr
 
 
+def test_a_variable_of_before_0_1_is_refused_by_its_present_name(harness, monkeypatch):
+    monkeypatch.setenv("HARNESS_FEWER_ITEMS", "1")
+    said = harness("compare", check=2).stderr
+    assert "unknown variable HARNESS_FEWER_ITEMS" in said
+    assert "it is called HARNESS_SEQUENTIAL since 0.1" in said
+    assert "HARNESS_FEWER_ITEMS" not in harness("ls", check=0).stderr
+
+
 @pytest.mark.parametrize(("given", "missing"), [("--force", "--reason"), ("--reason=it is late", "--force")])
 def test_a_promotion_is_forced_with_a_reason_alone(harness, given, missing):
     assert f"no {missing}" in harness("promote", "lora", given, check=2).stderr
@@ -643,6 +651,14 @@ def test_the_schema_is_printed_as_init_links_it(harness, tmp_path):
     first = (tmp_path / "new" / "harness.yaml").read_text().splitlines()[0]
     linked = tmp_path / "new" / first.removeprefix("# yaml-language-server: $schema=")
     assert json.loads(linked.read_text()) == json.loads(harness("schema", check=0).stdout)
+
+
+def test_a_forced_promotion_says_what_the_gate_said(harness, copy):
+    facts = copy / "suites" / "general" / "facts.jsonl"
+    facts.write_text("".join(facts.read_text().splitlines(keepends=True)[:-1]))
+    done = harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0)
+    assert "forced: not judged: lora" in done.stderr.replace("tiny-lora", "lora")
+    assert "found other items, definitions or evaluation code than it answered" in done.stderr
 
 
 def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):

@@ -170,3 +170,12 @@ def test_without_a_network_a_hub_id_is_refused_with_what_to_check(empty_cache):
     message = refusal("somebody/some-model")
     assert "the network" in message
     assert "HF_HUB_OFFLINE" in message
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 1 << 15])
+def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path, kept):
+    folder = Path(shutil.copytree(tiny, tmp_path / "cut"))
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"model\.safetensors: found a damaged file.*download it again"):
+        resolve(str(folder))

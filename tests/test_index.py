@@ -91,7 +91,20 @@ CREATE TABLE ratings (
     left_side VARCHAR, choice VARCHAR, seconds DOUBLE);
 """
 )
-SCHEMAS = {1: V1, 2: V2, 3: V3}
+V4 = """
+CREATE SCHEMA stored;
+CREATE TABLE stored.files (kind VARCHAR, path VARCHAR, modified_ns BIGINT, record JSON);
+CREATE TABLE stored.run_rows (
+    run_id VARCHAR, task VARCHAR, split VARCHAR, rowset VARCHAR, base_rowset VARCHAR);
+CREATE TABLE stored.rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
+CREATE TABLE stored.scores (
+    rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[], status VARCHAR, cluster VARCHAR,
+    slice VARCHAR, weight DOUBLE);
+CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
+INSERT INTO meta VALUES (4, '0.1.0', '/elsewhere');
+INSERT INTO stored.run_rows VALUES ('old', 't', 'test', 'abc', '');
+"""
+SCHEMAS = {1: V1, 2: V2, 3: V3, 4: V4}
 
 
 @pytest.fixture(params=SCHEMAS)

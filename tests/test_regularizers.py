@@ -67,6 +67,11 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: lora, regularize: {repaly: {share: 0.1}}}", "unknown regularizer 'repaly'"),
         ("{method: lora, regularize: {repaly: {share: 0.1}}}", "did you mean 'replay'?"),
         ("{method: lora, regularize: {replay: {shar: 0.1}}}", "unknown key 'shar'"),
+        ("{method: lora, regularize: {replay: 0.1}}", "next: write replay: {share: 0.1}"),
+        ("{method: full, regularize: {freeze: 2}}", "next: write freeze: {first: 2}"),
+        ("{method: lora, regularize: {./mine.py: {}}}", "a file of your own, ./mine.py"),
+        ("{method: lora, regularize: {./mine.py: {}}}", "harness/regularizers"),
+        ("{method: lora, prompting: {./mine.py: {}}}", "a prompting in harness/prompting/, by its name"),
         ("{method: lora, regularize: {freeze: {first: 1}}}", "freeze with the method lora"),
         ("{method: lora, regularize: {freeze: {first: 1}}}", "one of the methods full"),
         ("{method: dpo, regularize: {replay: {share: 0.1}}}", "one of the methods full, lora, qlora"),
@@ -95,6 +100,7 @@ def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
         digest({**replay, "freeze": {"first": 1}}),
     ]
     assert len({first, *others}) == 6
+    assert digest({"freeze": {"first": 1}, **replay}) == others[-1]  # the order of keys says nothing
 
 
 def test_a_file_of_rows_is_digested_by_what_is_sampled_and_not_by_its_path(tmp_path):

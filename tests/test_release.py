@@ -330,6 +330,19 @@ def test_pinned_items_are_asked_as_their_task_asks_them(copy):
         )
 
 
+def test_the_file_of_a_pinned_items_metric_is_written_relative_to_the_suite(copy):
+    own = (
+        "from harness.metrics import mean_metric\n\ndef metric(task):\n    return mean_metric('mine', len)\n"
+    )
+    (copy.parent / "mine.py").write_text(own)
+    suite = copy.parent / "suites" / "general.yaml"
+    suite.write_text(suite.read_text().replace("[contains]", "[contains, ../mine.py]"))
+    file, *_ = release.pin(copy, "lora", ["facts/fact-1"])
+    assert str(copy.parent) not in file.read_text()
+    (pinned,) = next(s for s in config.read_suites(file.parent) if s.name == "regressions").tasks
+    assert pinned.metrics == ("contains", str((copy.parent / "mine.py").resolve()))
+
+
 def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
     loaded = config.load(copy)
     run = candidate_runs(loaded, Store(copy.parent / "runs"), "lora")[0]
@@ -410,6 +423,27 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
     assert named.notes == (
         "not named by gate.tasks, left out: " + ", ".join(f"task_{i}" for i in range(1, 8)),
     )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (("task_0", "task_x"), "unknown task 'task_x'.*did you mean"),
+        (("nothing",), "unknown task 'nothing'.*one of: task_0, task_1"),
+    ],
+)
+def test_a_task_to_judge_that_neither_model_answered_is_refused_by_its_name(tmp_path, tasks, said):
+    old, new = arms(tmp_path, n=20, tasks=2)
+    with pytest.raises(UserError, match=rf"gate\.tasks.*{said}"):
+        release.gate_folders(old, new, GatePolicy(tasks=tasks))
+
+
+def test_a_task_to_judge_that_one_model_answered_is_said_to_be_in_one_alone(tmp_path):
+    old, new = arms(tmp_path, n=20, tasks=2)
+    for file in new.rglob("samples_task_1_*"):
+        file.unlink()
+    with pytest.raises(IncompatibleRuns, match=r"no task of gate\.tasks in both"):
+        release.gate_folders(old, new, GatePolicy(tasks=("task_1",)))
 
 
 def test_a_model_that_lost_is_failed_with_its_items(tmp_path):

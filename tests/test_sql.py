@@ -14,6 +14,7 @@ from harness import store as stores
 from harness.cli import app
 from harness.errors import UserError
 from harness.experiment.verdict_records import record_verdict
+from harness.records import MetricRange
 from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store
 from tests.fake_facts import verdict
@@ -24,6 +25,7 @@ BASE = replace(IDENTITY, weights_digest="b")
 LORA = replace(IDENTITY, weights_digest="weights of lora")
 DPO = replace(IDENTITY, weights_digest="weights of dpo")
 POLICY = GatePolicy()
+RIGHT = {"support": {"exact_match": MetricRange(True, 0.0, 1.0)}}
 
 
 def answers(right):
@@ -37,9 +39,10 @@ def store(tmp_path):
     for identity, right in ((BASE, {0, 1, 2, 3}), (LORA, {0, 2, 3, 4}), (DPO, {0, 2, 5})):
         complete(store, identity, answers(right))
     key = "support/test"
-    stores.save_run(store, make_run("prompt", [], method="base", weights_digest="b", rows={key: BASE.digest}))
-    stores.save_run(store, make_run("lora", [], rows={key: LORA.digest}))
-    stores.save_run(store, make_run("dpo", [], rows={key: DPO.digest}))
+    base = make_run("prompt", [], method="base", weights_digest="b", rows={key: BASE.digest}, metrics=RIGHT)
+    stores.save_run(store, base)
+    stores.save_run(store, make_run("lora", [], rows={key: LORA.digest}, metrics=RIGHT))
+    stores.save_run(store, make_run("dpo", [], rows={key: DPO.digest}, metrics=RIGHT))
     return store
 
 
@@ -118,6 +121,52 @@ def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
         stores.save_decision(store, decision)
     query = "SELECT experiment, run_id, candidate, metric, target, gain, action FROM decision_inputs"
     assert stores.query(store, query).rows == [("desk", "lora", "lora", "f1", 0.75, None, "prompt")]
+
+
+def test_an_improvement_is_above_0_where_a_lower_score_is_better(store):
+    wer = MetricRange(higher_is_better=False, low=0.0, high=None)
+    old, new = (replace(BASE, task_version="wer", weights_digest=w) for w in ("b", "weights of wer"))
+    for identity, score in ((old, 0.5), (new, 0.2)):
+        complete(store, identity, [row(i, parts={"wer": (score,)}) for i in range(2)])
+    stores.save_run(
+        store, make_run("wer", [], rows={"support/test": new.digest}, metrics={"support": {"wer": wer}})
+    )
+    query = "SELECT DISTINCT delta, improvement, higher_is_better, scale FROM deltas WHERE run_id = 'wer'"
+    assert stores.query(store, query).rows == [(pytest.approx(-0.3), pytest.approx(0.3), False, 1.0)]
+    assert stores.query(store, "SELECT DISTINCT higher_is_better FROM scores WHERE run_id = 'wer'").rows == [
+        (False,)
+    ]
+    lost = stores.query(store, QUERIES[0]).rows
+    assert [name for _, _, name, _ in lost] == ["exact_match"]
+
+
+def test_the_gain_of_a_decision_has_the_direction_of_its_metric(store):
+    facts = [
+        {
+            "run_id": name,
+            "name": name,
+            "seed": 0,
+            "vs_untrained": {"delta": gain, "low": gain - 0.3, "high": gain + 0.4},
+        }
+        for name, gain in (("lora", -0.1), ("dpo", 0.2))
+    ]
+    decision = DecisionRecord(
+        "desk", "wer", "lora", "Ship it.", facts, "0.1.0", "2025-01-01", higher_is_better=False, scale=1.0
+    )
+    stores.save_decision(store, decision)
+    assert [(row[0], float(row[4])) for row in stores.query(store, QUERIES[2]).rows] == [
+        ("lora", 0.1),
+        ("dpo", -0.2),
+    ]
+    ends = stores.query(
+        store, "SELECT gain_low, gain_high FROM decision_inputs WHERE candidate = 'lora'"
+    ).rows
+    assert ends == [(pytest.approx(-0.3), pytest.approx(0.4))]
+
+
+def test_what_was_stored_before_units_were_has_none(store):
+    stores.save_run(store, make_run("old", [], rows={"support/test": LORA.digest}))
+    assert column(store, "SELECT DISTINCT improvement FROM deltas WHERE run_id = 'old'") == [None]
 
 
 # Verdicts
@@ -212,6 +261,12 @@ def test_a_query_is_printed_as_a_table_json_and_csv(store):
     assert plain[0] == {"run_id": "dpo", "trained": True}
     lines = sql(query, "--runs", store.folder, "--csv").stdout.splitlines()
     assert list(csv.reader(lines))[:2] == [["run_id", "trained"], ["dpo", "True"]]
+
+
+def test_json_holds_every_column_and_no_number_that_json_has_not(store):
+    query = "SELECT 1 AS n, 2 AS n, 3 AS n_1, 'nan'::DOUBLE AS x, ['inf'::DOUBLE, 1.5] AS y"
+    (found,) = json.loads(sql(query, "--runs", store.folder, "--json").stdout)
+    assert found == {"n": 1, "n_1": 2, "n_1_1": 3, "x": None, "y": [None, 1.5]}
 
 
 def test_a_models_text_stays_on_its_line_of_the_table(store):

@@ -17,10 +17,10 @@ from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
 from harness.metrics import Metric, flipped, mean_metric, weighted_mean
 from harness.nightly.changes import compare_base
-from harness.records import RowsIdentity, Run
+from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.csv import to_csv
-from harness.report.experiment_report import best_first, live_line, table_rows
+from harness.report.experiment_report import best_first, headers, live_line, table_rows
 from harness.report.plots.pareto_front import front, points_of
 from harness.rescue import Rescue
 from harness.rescue.report import rows as rescue_rows
@@ -51,6 +51,15 @@ def test_the_table_ranks_and_compares_as_the_decision_does():
     assert "over knn" in of.decision.sentence
     marked = [row.candidate for row in table_rows(of) if row.vs_untrained == "(this one)"]
     assert marked == ["knn"] == [best_untrained(of.facts)]
+
+
+def test_the_table_says_a_gain_as_the_sentence_does():
+    of = a_report(tuned("lora", 0.20, 0.10, unit=WER, vs_untrained=comparison(-0.1, unit=WER)))
+    lora = next(row for row in table_rows(of) if row.candidate == "lora")
+    assert lora.vs_untrained.startswith("+0.100 [")
+    assert f"{lora.vs_untrained} wer over knn" in " ".join(of.decision.reasons)
+    assert headers(of).vs_untrained == "gain vs best untrained"
+    assert headers(of).target == "target wer ↓"
 
 
 def test_the_csv_names_the_best_untrained_and_lists_the_best_first():
@@ -175,20 +184,20 @@ def test_one_table_says_how_many_items_flip_where_nothing_is_wrong():
     assert gating.aa_rate("of another kind") == gating.aa_rate("bf16") == 0.022
 
 
-def slow_run(at, name, latency_s):
-    """Store a run of eight answers, each of which took so long."""
+def slow_run(at, name, latency_s, metric="latency", **changes):
+    """Store a run of eight answers, each of which took so long, or has a score of another metric."""
     identity = RowsIdentity(
         name, *("t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu", "s")
     )
     sample = [
-        replace(fake_project.row_of("support", i, 1.0, "x"), parts={"latency": (latency_s + i,)})
+        replace(fake_project.row_of("support", i, 1.0, "x"), parts={metric: (latency_s + i,)})
         for i in range(8)
     ]
     store.append_block(at, identity, 0, sample)
     store.complete_rows(at, identity, len(sample))
     rows_of = {"support/test": identity.digest}
     run = Run(name, "e", name, "base", "zero_shot", "generate", 0, "m", name, name, "done", "", rows_of, {})
-    store.save_run(at, run)
+    store.save_run(at, replace(run, **changes))
 
 
 def test_two_stored_runs_are_compared_in_the_metrics_own_unit_and_direction(tmp_path):
@@ -198,3 +207,22 @@ def test_two_stored_runs_are_compared_in_the_metrics_own_unit_and_direction(tmp_
     found = differences(at, "slow", "fast").scores["support/test"]["latency"]
     assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "latency", False))
     assert len(found.difference.gained) == 8
+
+
+def test_a_metric_of_the_users_own_is_compared_in_the_unit_that_its_runs_say(tmp_path):
+    at = store.Store(tmp_path)
+    said = {"metrics": {"support": {"edits": MetricRange(False, 0.0, None)}}}
+    for name, edits in (("many", 12.0), ("few", 2.0)):
+        slow_run(at, name, edits, "edits", **said)
+    found = differences(at, "many", "few").scores["support/test"]["edits"]
+    assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "edits", False))
+    assert len(found.difference.gained) == 8
+
+
+def test_a_metric_whose_unit_is_not_known_is_not_taken_for_a_rate(tmp_path):
+    at = store.Store(tmp_path)
+    for name in ("one", "other"):
+        slow_run(at, name, 0.1 if name == "one" else 0.05, "edits")
+    found = differences(at, "one", "other").scores["support/test"]["edits"]
+    assert (found.a, found.difference) == (None, None)
+    assert "do not say the unit" in found.why_not

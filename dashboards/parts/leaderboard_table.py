@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from harness.comparison import Estimate
-from harness.decision import is_fine_tuned
+from harness.decision import gain, is_fine_tuned
 from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
@@ -146,7 +146,7 @@ def _score(e: Estimate | None) -> Printed | None:
 def _gain(line: Line) -> Printed | None:
     if line.is_reference:
         return Printed.of(0.0, "(this one)")
-    if line.facts is None or (c := line.facts.vs_untrained) is None:
+    if line.facts is None or (c := gain(line.facts.vs_untrained)) is None:
         return None
     return Printed.of(c.unit.scale * c.delta, change(c.unit, c.delta, c.low, c.high))
 
@@ -164,7 +164,7 @@ def _forgetting(line: Line) -> Printed | None:
 def as_row(line: Line) -> dict[str, Any]:
     """Return a line unrounded, in the metric's unit, for a spreadsheet."""
     run, f = line.run, line.facts
-    c, judged = (f.vs_untrained, f.verdict) if f else (None, None)
+    c, judged = (gain(f.vs_untrained), f.verdict) if f else (None, None)
     macro = judged.macro if f and judged and is_fine_tuned(f) else None
     return {
         "candidate": run.label,

@@ -16,7 +16,7 @@ import streamlit as st
 from harness import config, report, rescue, store
 from harness.config import Loaded
 from harness.errors import HarnessError
-from harness.metrics import Metric, load_metrics, metric_of_rows
+from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.records import Run, SampleResult
 from harness.release import Champion
 from harness.release.champions import champions
@@ -167,7 +167,8 @@ def metric(task_name: str, name: str) -> Metric:
     with suppress(HarnessError):
         if written is not None and not written.lm_eval and name in (made := load_metrics(written)):
             return made[name]
-    return metric_of_rows(name)
+    known = (run.metrics.get(task_name, {}).get(name) for run in runs())
+    return metric_of_rows(name, next(filter(None, known), None)) or mean_metric(name, lambda *_: None)
 
 
 def modified(*digests: str) -> tuple[int, ...]:

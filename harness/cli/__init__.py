@@ -5,6 +5,7 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 """
 
 import errno
+import os
 import sys
 
 from harness.cli import (  # in the order in which help lists the commands
@@ -73,9 +74,10 @@ def main() -> None:
 
 
 def _refuse_renamed(argv: list[str]) -> None:
-    """Name the present flag where one of before 0.1 is given."""
-    if any(argument.startswith("--") for argument in argv[1:]):
-        from harness.config.problems import renamed_flags
+    """Name the present flag or variable where one of before 0.1 is given."""
+    variables = [name for name in os.environ if name.startswith("HARNESS_")]
+    if variables or any(argument.startswith("--") for argument in argv[1:]):
+        from harness.config.problems import renamed_options
 
-        if problems := renamed_flags(argv):
+        if problems := renamed_options(argv, variables) if argv else []:
             raise UserError(problems)

@@ -130,6 +130,8 @@ def promote(
         raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
     path, champion = release.promote_named(config, run, overrides or [], despite=reason)
     say(f"wrote {path}")
+    if champion.verdict != "pass":
+        say(f"forced: {champion.sentence}")
     shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
     if not as_json:
         named = champion.scores.items()

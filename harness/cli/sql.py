@@ -6,6 +6,7 @@ Invariant: stdout holds the rows and nothing else; nothing that is stored change
 import csv
 import sys
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,8 @@ def sql(
         raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
     answer = _documented() if tables else store.query(store.Store(runs), query)
     if as_json:
-        print_json([dict(zip(answer.columns, map(_plain, row), strict=True)) for row in answer.rows])
+        names = _distinct(answer.columns)
+        print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
     elif as_csv:
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(answer.columns)
@@ -76,8 +78,19 @@ def _cell(value: object) -> str:
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`."""
+    names: list[str] = []
+    for column in columns:
+        own = (column, *(f"{column}_{i}" for i in range(1, len(columns))))
+        names.append(next(name for name in own if name not in names))
+    return names
+
+
 def _plain(value: Any) -> Any:
-    """Turn what JSON does not know, such as times and decimals, into text."""
+    """Turn what JSON does not know into text, such as times and decimals; NaN and infinity are null."""
+    if isinstance(value, float) and not isfinite(value):
+        return None
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

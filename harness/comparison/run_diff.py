@@ -17,6 +17,7 @@ from harness.metrics import Metric, metric_of_rows
 from harness.records import Run, SampleResult
 from harness.store import Store
 
+_UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric: made before 0.1")
 _OF_RUN = (
     *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),
     *("state", "error"),
@@ -122,7 +123,13 @@ def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
 def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
     a, b = (_rows(at, run, key) for run in (one, other))
     names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
-    return {name: _compare_scores(at, one, other, key, metric_of_rows(name), a, b) for name in names}
+    task = key.rpartition("/")[0]
+    known = {**other.metrics.get(task, {}), **one.metrics.get(task, {})}
+    metrics = {name: metric_of_rows(name, known.get(name)) for name in names}
+    return {
+        name: _compare_scores(at, one, other, key, metric, a, b) if metric else Scores(*_UNKNOWN_UNIT)
+        for name, metric in metrics.items()
+    }
 
 
 def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:

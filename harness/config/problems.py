@@ -4,7 +4,7 @@ Invariant: `where` always answers, with the line of the value itself or of the n
 one problem for each error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean
+from harness.spec import PLUGINS
 
 Keys = tuple[str | int, ...]
 
@@ -133,6 +135,8 @@ RENAMED = {
     "compare --fewer-items": Renamed("--sequential"),
     "compare --exact": Renamed("--all-items"),
     "promote --despite": Renamed("--force --reason"),
+    "compare HARNESS_FEWER_ITEMS": Renamed("HARNESS_SEQUENTIAL"),
+    "promote HARNESS_DESPITE": Renamed("--force --reason"),
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -220,14 +224,19 @@ def _name(loc: Keys) -> str:
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
 
-def renamed_flags(arguments: Sequence[str]) -> list[Problem]:
-    """List the flags of a command line, its verb first, that have another name since 0.1."""
-    flags = [argument.partition("=")[0] for argument in arguments[1:] if argument.startswith("--")]
-    named = [(flag, RENAMED.get(f"{arguments[0]} {flag}")) for flag in flags]
-    where, expected = f"harness {arguments[0]}", "a known option"
+def renamed_options(arguments: Sequence[str], environment: Iterable[str]) -> list[Problem]:
+    """List the flags and variables of a command line, its verb first, that have another name since 0.1."""
+    verb, *flags = [argument.partition("=")[0] for argument in arguments]
+    kinds = [("option", flags), ("variable", environment)]
+    named = [(kind, name, RENAMED.get(f"{verb} {name}")) for kind, names in kinds for name in names]
     return [
-        Problem(where, f"unknown option {flag}", expected, f"it is called {now.name} since 0.1")
-        for flag, now in named
+        Problem(
+            f"harness {verb}",
+            f"unknown {kind} {name}",
+            f"a known {kind}",
+            f"it is called {now.name} since 0.1",
+        )
+        for kind, name, now in named
         if now
     ]
 
@@ -287,11 +296,21 @@ def _next_step(error: Any) -> str:
         known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = did_you_mean(value, known)
         return hint if "did you mean" in hint else ""
+    if kind == "dict_type" and len(error["loc"]) > 1 and error["loc"][-2] in PLUGINS:
+        return _as_parameter(PLUGINS[error["loc"][-2]], str(error["loc"][-1]), value)
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
         return f'write "{value}" in quotes'
     return ""
+
+
+def _as_parameter(kind: str, name: str, value: Any) -> str:
+    """Phrase a value that stands in place of a plugin's parameters as its first parameter."""
+    if name not in plugins.names(kind):
+        return ""
+    first = next(iter(plugins.load(kind, name).Params.model_fields), "")
+    return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
 
 
 def _short_repr(value: Any) -> str:

@@ -5,7 +5,7 @@ block in flight, and the next call goes on from there.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from harness.evaluation.runner import control_beside, fill, open_weights, shared
 from harness.evaluation.session import Session
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hub import ModelSource
-from harness.records import RowsIdentity, Run
+from harness.records import MetricRange, RowsIdentity, Run
 from harness.spec import Recipe
 from harness.training import Weights
 
@@ -107,6 +107,7 @@ def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed:
             "shared_prompt_tokens": float(shared),
         },
         provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
+        metrics=_metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
@@ -151,9 +152,15 @@ def _saved_again(
         created=provenance.timestamp(),
         rows={s.name: s.identity.digest for s in sets},
         recipe=candidate.recipe.model_dump(mode="json"),
+        metrics=_metric_ranges(sets),
     )
     store.save_run(session.store, run)
     return run
+
+
+def _metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
+    """Say by task and metric which values are better, and between which bounds they lie."""
+    return {s.measured.task.name: {name: m.range for name, m in s.measured.metrics.items()} for s in sets}
 
 
 def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:

@@ -64,6 +64,8 @@ def record_report(at: Store, report: ExperimentReport, runs: Iterable[Run], poli
                 facts=[_brief(facts) for facts in report.facts],
                 harness=__version__,
                 created=timestamp(),
+                higher_is_better=report.unit.higher_is_better,
+                scale=report.unit.scale,
             ),
         )
 

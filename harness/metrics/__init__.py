@@ -6,7 +6,7 @@ inclusion probabilities change weights and never score an answer again.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
-from harness.records import Example, Output, SampleResult, checksum, digest
+from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
 from harness.spec import EVALUATE, Task, TaskData, metric_name
 
 Array = NDArray[np.float64]
@@ -48,9 +48,15 @@ class Metric:
     signature: str = ""
 
     @property
+    def range(self) -> MetricRange:
+        """Its direction and bounds as a run stores them."""
+        low, high = (bound if isfinite(bound) else None for bound in self.bounds)
+        return MetricRange(self.higher_is_better, low, high)
+
+    @property
     def unit(self) -> Unit:
         """How its values are printed, and which of them are better."""
-        if self.bounds[0] >= 0 and self.bounds[1] <= 1:
+        if self.range.is_rate:
             return Unit(higher_is_better=self.higher_is_better)
         return Unit(1.0, self.name.replace("_", " "), self.higher_is_better)
 
@@ -135,12 +141,17 @@ def version(written: str) -> int | str:
     return digest([[file.name, checksum(file)] for file in sorted(script.parent.glob("*.py"))])
 
 
-def metric_of_rows(name: str) -> Metric:
-    """Build the metric of stored rows by its name; a mean in [0, 1] where the name says no more."""
-    try:
-        return load_metrics(Task(name="unknown", data=TaskData(), metrics=(name,)))[name]
-    except UserError:
-        return mean_metric(name, lambda output, example: None)
+def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | None:
+    """Build the mean metric of stored rows by what their run says of it, else by its name alone.
+
+    None where neither says which values are better: a metric of the user's own, in a run of before 0.1.
+    """
+    if stored is not None:
+        bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)
+        return mean_metric(name, lambda output, example: None, stored.higher_is_better, bounds)
+    if name not in plugins.names("metrics"):
+        return None
+    return load_metrics(Task(name="unknown", data=TaskData(), metrics=(name,)))[name]
 
 
 def _built(written: str, task: Task) -> Metric:

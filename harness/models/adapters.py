@@ -43,7 +43,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     """List the tensors of a safetensors file by name, read from its header alone.
 
     Raises:
-        ValueError: the file is no safetensors file.
+        ValueError: the file is no safetensors file, or it is cut short.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -51,11 +51,14 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has no safetensors header")
         header: dict[str, Any] = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    start = 8 + size
-    return {
+    start, there = 8 + size, path.stat().st_size
+    tensors = {
         name: Tensor(t["dtype"], tuple(t["shape"]), *(start + offset for offset in t["data_offsets"]))
         for name, t in header.items()
     }
+    if (whole := max((t.end for t in tensors.values()), default=start)) > there:
+        raise ValueError(f"{path} has {there:,} of {whole:,} bytes")
+    return tensors
 
 
 def adapter_digest(folder: Path, base_digest: str) -> str:

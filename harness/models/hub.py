@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.models.adapters import tensors_of
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest
@@ -74,7 +75,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     `where` is the key that names it, for errors.
 
     Raises:
-        UserError: the name is none of the three, or the hub cannot be reached.
+        UserError: the name is none of the three, the hub cannot be reached, or a file of weights is damaged.
     """
     if name in NAMES:
         if not unpacks and not _is_whole(_folder()):
@@ -95,6 +96,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
                 "check the path",
             )
         )
+    _refuse_damaged([file for file in weights if file.suffix == ".safetensors"])
     return ModelSource(
         name,
         path,
@@ -102,6 +104,19 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         content_digest(_matching(path, _TOKENIZER_FILES)),
         _count_parameters(path),
     )
+
+
+def _refuse_damaged(files: Iterable[Path]) -> None:
+    """Refuse weights that are not whole, such as those of a download that ended early."""
+    problems = []
+    for file in files:
+        try:
+            tensors_of(file)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            found = f"a damaged file ({error})"
+            problems.append(Problem(str(file), found, "whole safetensors", "copy or download it again"))
+    if problems:
+        raise UserError(problems)
 
 
 def quantized(source: ModelSource, quantization: str) -> ModelSource:

@@ -94,5 +94,6 @@ def _plain(mixture: Mixture) -> list[Any]:
 
 
 def _loaded(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
-    loaded = {name: plugins.load("regularizers", name) for name in regularize}
+    """Load regularisers in the order of their names: that of the keys in a file means nothing."""
+    loaded = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
     return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import gating
-from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.gating import GateResult
 from harness.release.eval_logs import TaskLog, differences, measurement
 from harness.release.inspect_logs import log_files, read_logs
@@ -33,18 +33,25 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     if base.resolve() == candidate.resolve():
         step = "name the folder of the other model"
         raise UserError(Problem("--candidate", f"{candidate}, which is --base too", "another model's", step))
-    wanted = list(policy.tasks) or list(dict.fromkeys([*old, *new]))
+    known = list(dict.fromkeys([*old, *new]))
+    if unknown := [name for name in policy.tasks if name not in known]:
+        expected = "tasks that one of the two answered"
+        raise UserError(
+            [Problem("gate.tasks", f"unknown task {n!r}", expected, did_you_mean(n, known)) for n in unknown]
+        )
+    wanted = list(policy.tasks) or known
     shared = [name for name in wanted if name in old and name in new]
     if not shared:
         raise IncompatibleRuns(
-            f"found no task in both ({', '.join(old)} and {', '.join(new)}); expected the same; "
+            f"found no task {'of gate.tasks ' if policy.tasks else ''}in both ({', '.join(old)} and "
+            f"{', '.join(new)}); expected the same; "
             "next: evaluate both models on the same tasks with one evaluator"
         )
     problems = [problem for name in shared for problem in differences(old[name], new[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
     missing = [name for name in wanted if name not in shared]
-    left_out = [name for name in dict.fromkeys([*old, *new]) if name not in wanted]
+    left_out = [name for name in known if name not in wanted]
     notes = [f"only in one of the two, left out: {', '.join(missing)}"] if missing else []
     notes += [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     measured = [measurement(old[name], new[name]) for name in shared]

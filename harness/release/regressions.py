@@ -15,7 +15,7 @@ from harness.config import Loaded
 from harness.data import load_task
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Example, Run
-from harness.spec import Task, TaskData
+from harness.spec import EVALUATE, Task, TaskData, is_path
 
 SUITE = "regressions"
 _SUFFIX = "-pinned"
@@ -92,12 +92,23 @@ def _pinned_task(task: Task, folder: Path) -> Task:
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
     """Write a task without its defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
-    paths = {name: _relative(path, folder) for name, path in plain["data"].items()}
-    return {"name": plain.pop("name"), **plain, "data": paths}
+    plain["data"] = {name: _relative(path, folder) for name, path in plain["data"].items()}
+    plain["metrics"] = [_relative_metric(metric, folder) for metric in task.metrics]
+    return {"name": plain.pop("name"), **plain}
 
 
 def _relative(path: str, folder: Path) -> str:
     return os.path.relpath(path, folder) if Path(path).exists() else path
+
+
+def _relative_metric(written: str, folder: Path) -> str:
+    """Write the file of a metric, also behind `evaluate:`, relative to the suite's folder; a name stays."""
+    prefix = EVALUATE if written.startswith(EVALUATE) else ""
+    path, colon, key = written.removeprefix(prefix).partition(":")
+    if not is_path(path):
+        return written
+    relative = os.path.relpath(path, folder)
+    return f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{colon}{key}"
 
 
 def _row(e: Example) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from harness.decision import (
     LearningCurve,
     SeedSummary,
     best_untrained,
+    gain,
     is_fine_tuned,
     target_unit,
 )
@@ -145,10 +146,11 @@ class Row(NamedTuple):
 
 def headers(report: ExperimentReport) -> Row:
     """Name the columns of the result table."""
+    better = report.unit.higher_is_better
     return Row(
         "candidate",
-        f"target {_SHORT.get(report.metric, report.metric)}",
-        "vs best untrained",
+        f"target {_SHORT.get(report.metric, report.metric)}{'' if better else ' ↓'}",
+        "vs best untrained" if better else "gain vs best untrained",
         "forgetting (macro)",
         "lost/gained",
         "$/1k",
@@ -263,12 +265,11 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
 
 
 def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
+    """Show the gain as the sentences say it: above 0 is better, whatever the metric's direction."""
     if f.name == reference:
         return "(this one)"
-    if f.vs_untrained is None:
-        return formatting.UNKNOWN
-    c = f.vs_untrained
-    return formatting.change(c.unit, c.delta, c.low, c.high, whole=tight)
+    c = gain(f.vs_untrained)
+    return formatting.change(c.unit, c.delta, c.low, c.high, whole=tight) if c else formatting.UNKNOWN
 
 
 def _forgetting(f: CandidateFacts, tight: bool) -> str:

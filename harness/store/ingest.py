@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.records import Rating, Run
+from harness.records import Rating, Run, load
 from harness.store.layout import Store, first_line, is_no_room
 from harness.store.rows import COLUMNS, READ_PARQUET, pattern, read_identity
 from harness.store.tables import TABLES
@@ -21,12 +21,14 @@ from harness.store.verdicts import DecisionRecord, VerdictRecord
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 4  # of the schema; 1 to 3 held copies of all rows
-_SCHEMA = """
+VERSION = 5  # of the schema; 1 to 3 held copies of all rows
+_UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE))"  # by metric
+_SCHEMA = f"""
     CREATE SCHEMA stored;
     CREATE TABLE stored.files (kind VARCHAR, path VARCHAR, modified_ns BIGINT, record JSON);
     CREATE TABLE stored.run_rows (
-        run_id VARCHAR, task VARCHAR, split VARCHAR, rowset VARCHAR, base_rowset VARCHAR);
+        run_id VARCHAR, task VARCHAR, split VARCHAR, rowset VARCHAR, base_rowset VARCHAR,
+        metrics {_UNITS});
     CREATE TABLE stored.rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
     CREATE TABLE stored.scores (
         rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[], status VARCHAR, cluster VARCHAR,
@@ -143,7 +145,7 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
     for (kind, name), modified in sorted(new.items()):
         try:
             text = (store.folder / name).read_text("utf-8")
-            record = _KINDS[kind][1](**json.loads(text))
+            record = load(_KINDS[kind][1], text)
         except (OSError, ValueError, TypeError) as error:
             skipped.append(f"{store.folder / name}: {first_line(error)}")
             continue
@@ -151,26 +153,34 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
         if isinstance(record, Run):
             rows += _run_rows(store, record)
     _insert(db, "files", records)
-    _insert(db, "run_rows", rows)
+    _insert(db, "run_rows", rows, f"::JSON::{_UNITS}")
     return skipped
 
 
 def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
-    """Yield the row sets of a run, each with that of its base, which differs in weights alone."""
+    """Yield the row sets of a run, each with that of its base, which differs in weights alone, and units."""
     for key, digest in run.rows.items():
         task, _, split = key.rpartition("/")
         try:
             base = replace(read_identity(store, digest), weights_digest=run.base_digest).digest
         except Exception:  # noqa: BLE001 (a row set without its identity is compared with nothing)
             base = ""
-        yield run.run_id, task, split, digest, base if base != digest else ""
+        units = {
+            name: {"higher_is_better": metric.higher_is_better, "scale": 100.0 if metric.is_rate else 1.0}
+            for name, metric in run.metrics.get(task, {}).items()
+        }
+        yield run.run_id, task, split, digest, base if base != digest else "", json.dumps(units)
 
 
-def _insert(db: "DuckDBPyConnection", table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+def _insert(
+    db: "DuckDBPyConnection", table: str, rows: Iterable[tuple[Any, ...]], last_cast: str = ""
+) -> None:
     """Insert rows; one list a column is much faster than one statement a row."""
     if columns := list(zip(*rows, strict=True)):
         kinds = [f"unnest(?::{'BIGINT' if isinstance(c[0], int) else 'VARCHAR'}[])" for c in columns]
-        db.execute(f"INSERT INTO stored.{table} SELECT {', '.join(kinds)}", list(map(list, columns)))
+        db.execute(
+            f"INSERT INTO stored.{table} SELECT {', '.join(kinds)}{last_cast}", list(map(list, columns))
+        )
 
 
 def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:

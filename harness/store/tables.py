@@ -31,6 +31,8 @@ _SPLIT = Column("split", "VARCHAR", "", "train, validation or test")
 _ROWSET = Column("rowset", "VARCHAR", "", "digest of the row set, the folder runs/rows/<digest>")
 _ITEM = Column("example_id", "VARCHAR", "", "the item")
 _METRIC = Column("metric", "VARCHAR", "", "the metric")
+_BETTER = Column("higher_is_better", "BOOLEAN", "", "the metric's direction; NULL: stored before 0.1")
+_SCALE = Column("scale", "DOUBLE", "", "100: rates in [0, 1], shown in percent; 1: the metric's own unit")
 _STATUS = Column("status", "VARCHAR", "", "ok, unparsable, truncated, refused or error")
 _CLUSTER = Column("cluster", "VARCHAR", "", "the family of items that it belongs to; empty: its own")
 _SLICE = Column("slice", "VARCHAR", "", "the part of the task that it belongs to; empty: none")
@@ -95,11 +97,14 @@ _SCORES = Table(
         _CLUSTER,
         _SLICE,
         _WEIGHT,
+        _BETTER,
+        _SCALE,
     ),
     """
     SELECT run_id, task, split, rowset, example_id, metric,
         CASE WHEN len(parts) = 1 THEN parts[1] END AS score,
-        parts, status, cluster, slice, weight
+        parts, status, cluster, slice, weight,
+        metrics[metric].higher_is_better AS higher_is_better, metrics[metric].scale AS scale
     FROM stored.run_rows JOIN stored.scores USING (rowset)
     """,
 )
@@ -162,11 +167,16 @@ _DELTAS = Table(
         _CLUSTER,
         _SLICE,
         _WEIGHT,
+        _BETTER,
+        _SCALE,
+        Column("improvement", "DOUBLE", "the metric's", "delta, where lower is better its negative"),
     ),
     """
     SELECT run_id, task, split, new.example_id, new.metric, base.parts[1] AS base_score,
         new.parts[1] AS score,
-        new.parts[1] - base.parts[1] AS delta, new.cluster, new.slice, new.weight
+        new.parts[1] - base.parts[1] AS delta, new.cluster, new.slice, new.weight,
+        metrics[new.metric].higher_is_better AS higher_is_better, metrics[new.metric].scale AS scale,
+        delta * CASE WHEN higher_is_better THEN 1 WHEN NOT higher_is_better THEN -1 END AS improvement
     FROM stored.run_rows
     JOIN stored.scores AS new USING (rowset)
     JOIN stored.scores AS base ON base.rowset = base_rowset AND base.example_id = new.example_id
@@ -269,7 +279,14 @@ _DECISION_INPUTS = Table(
         Column("target_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("target_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
         Column("validation", "DOUBLE", "the metric's", "its value on validation, by which runs are chosen"),
-        Column("gain", "DOUBLE", "the metric's", "test score − that of the best untrained candidate, paired"),
+        _BETTER,
+        _SCALE,
+        Column(
+            "gain",
+            "DOUBLE",
+            "the metric's",
+            "paired difference from the best untrained candidate on test; above 0 is better",
+        ),
         Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
         Column("cost_per_1k_usd", "DOUBLE", "USD", "price of 1,000 requests"),
@@ -283,14 +300,17 @@ _DECISION_INPUTS = Table(
     ),
     """
     WITH facts AS (
-        SELECT record, unnest(from_json(record->'facts', '["JSON"]')) AS fact
+        SELECT record, unnest(from_json(record->'facts', '["JSON"]')) AS fact,
+            CASE record->>'higher_is_better' WHEN 'true' THEN 1 WHEN 'false' THEN -1 END AS sign
         FROM stored.files WHERE kind = 'decision')
     SELECT record->>'experiment' AS experiment, fact->>'run_id' AS run_id, fact->>'name' AS candidate,
         (fact->>'seed')::BIGINT AS seed, record->>'metric' AS metric,
         (fact->>'$.target.score')::DOUBLE AS target, (fact->>'$.target.low')::DOUBLE AS target_low,
         (fact->>'$.target.high')::DOUBLE AS target_high, (fact->>'validation')::DOUBLE AS validation,
-        (fact->>'$.vs_untrained.delta')::DOUBLE AS gain, (fact->>'$.vs_untrained.low')::DOUBLE AS gain_low,
-        (fact->>'$.vs_untrained.high')::DOUBLE AS gain_high,
+        (record->>'higher_is_better')::BOOLEAN AS higher_is_better, (record->>'scale')::DOUBLE AS scale,
+        sign * (fact->>'$.vs_untrained.delta')::DOUBLE AS gain,
+        sign * (fact->>if(sign < 0, '$.vs_untrained.high', '$.vs_untrained.low'))::DOUBLE AS gain_low,
+        sign * (fact->>if(sign < 0, '$.vs_untrained.low', '$.vs_untrained.high'))::DOUBLE AS gain_high,
         (fact->>'cost_per_1k_usd')::DOUBLE AS cost_per_1k_usd,
         (fact->>'training_cost_usd')::DOUBLE AS training_cost_usd,
         (fact->>'latency_p50_s')::DOUBLE AS latency_p50_s,

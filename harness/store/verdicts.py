@@ -47,7 +47,10 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """Inputs of a decision: what it knew of each run of an experiment, and what it recommends."""
+    """Inputs of a decision: what it knew of each run of an experiment, and what it recommends.
+
+    `higher_is_better` and `scale` are those of `metric`, None in records of before 0.1.
+    """
 
     experiment: str
     metric: str
@@ -56,6 +59,8 @@ class DecisionRecord:
     facts: list[dict[str, Any]]
     harness: str
     created: str
+    higher_is_better: bool | None = None
+    scale: float | None = None
 
 
 def save_verdict(store: Store, verdict: VerdictRecord) -> None:
