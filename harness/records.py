@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -54,12 +53,17 @@ def load(record: type[_Record], text: str | bytes) -> _Record:
     Raises:
         ValueError: the text is no JSON, or not that of such a record.
     """
-    return _reader(record).validate_json(text)
+    loaded: _Record = _reader(record).validate_json(text)
+    return loaded
 
 
-@cache
-def _reader(record: type[_Record]) -> TypeAdapter[_Record]:
-    return TypeAdapter(record)
+_READERS: dict[Any, TypeAdapter[Any]] = {}  # by type: making one takes milliseconds
+
+
+def _reader(record: Any) -> TypeAdapter[Any]:
+    if record not in _READERS:
+        _READERS[record] = TypeAdapter(record)
+    return _READERS[record]
 
 
 @contextmanager
@@ -343,11 +347,12 @@ def training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     known = {name: value for name, value in stored.items() if name in names}
     others = {name: value for name, value in stored.items() if name not in names}
     try:
-        return _reader(TrainingRecord).validate_python({**known, "others": others})
+        record: TrainingRecord = _reader(TrainingRecord).validate_python({**known, "others": others})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("training", *first["loc"])))
         raise ValueError(f"{where}: found {first['input']!r}; expected {first['msg']}") from None
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +423,9 @@ def run_record(stored: Mapping[str, Any]) -> Run:
     Raises:
         ValueError: it is not that of a run.
     """
-    return _reader(Run).validate_python({**stored, "training": training_record(stored.get("training", {}))})
+    plain = {**stored, "training": training_record(stored.get("training", {}))}
+    run: Run = _reader(Run).validate_python(plain)
+    return run
 
 
 @dataclass(frozen=True, slots=True)

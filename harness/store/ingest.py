@@ -145,7 +145,7 @@ def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
     for (kind, name), modified in sorted(new.items()):
         try:
             text = (store.folder / name).read_text("utf-8")
-            record = load(_KINDS[kind][1], text)
+            record: object = load(_KINDS[kind][1], text)
         except (OSError, ValueError, TypeError) as error:
             skipped.append(f"{store.folder / name}: {first_line(error)}")
             continue
