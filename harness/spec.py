@@ -387,6 +387,16 @@ class NightlyPolicy(Spec):
     alpha: float = Field(0.05, gt=0, lt=0.5)
 
 
+class TrainingPolicy(Spec):
+    """Process that candidates are trained in; neither the weights nor their folder depend on it.
+
+    `process` is the `same` as the command's, or each training's `own`: its peak memory is then measured
+    alone, all that it held is given back, and one that the system kills ends that candidate alone.
+    """
+
+    process: Literal["same", "own"] = "same"
+
+
 Step = Literal["scale", "learning_rate", "replay", "rank", "half"]
 
 
@@ -427,6 +437,7 @@ class Experiment(Spec):
     decide: DecidePolicy = DecidePolicy()
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
+    training: TrainingPolicy = TrainingPolicy()
     engine: Engine = "transformers"
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -17,9 +17,9 @@ from harness.models.hub import ModelSource, quantized
 from harness.plugins import Method
 from harness.records import digest, training_record
 from harness.spec import Experiment, Recipe
-from harness.training import Weights, adapter_digest, model_digest
+from harness.training import FIT, Weights, adapter_digest, model_digest
 
-DIVERGED, FIT = "diverged.json", "fit.json"
+DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True, slots=True)

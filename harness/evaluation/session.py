@@ -17,7 +17,7 @@ from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
 from harness.metrics import Metric, load_metrics
-from harness.models import vllm
+from harness.models import oom, vllm
 from harness.models.hardware import Machine
 from harness.models.hf import Candidate, ModelHost
 from harness.models.hub import ModelSource
@@ -148,6 +148,7 @@ class Session:
         """Let go of the base in memory, and of what a training left behind in cycles of references."""
         self.slot.host = None
         gc.collect()
+        oom.release()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; remembered, so that none is loaded for it.

@@ -5,12 +5,10 @@ complete; whatever weights start from or are selected among is made first.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,6 @@ from harness.errors import Diverged
 from harness.evaluation import costs, runner
 from harness.evaluation.candidates import (
     DIVERGED,
-    FIT,
     ResolvedCandidate,
     base_weights,
     read_weights,
@@ -40,10 +37,11 @@ from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, Trial, digest, without_defaults
-from harness.regularizers import Mixture, mixed_rows, prepare
+from harness.regularizers import Mixture, mixed_rows
 from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
-from harness.training import CHECKPOINTS, FitContext, Weights
+from harness.training import FIT, Job, Weights, clean_up, code_of, run_job, threads_of, write_job
+from harness.training.worker import launch
 
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
@@ -174,62 +172,63 @@ def fit(
     """
     if init:
         refuse_damaged(init)
-    part = folder.with_name(folder.name + ".part")
+    source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
+    own_process = method.trains and session.experiment.training.process == "own"
+    expected_s = session.seconds(fit_work(session, source, seed), candidate.trained_base)
     try:
         if not (part / FIT).exists():  # it is written when all else is there
-            _remove_all_but_checkpoints(part)
-            with clear_errors(session.store, str(part), AGAIN):
-                record = _fitted(session, candidate, seed, part, init, mixed)
-            write_whole(session.store, part / FIT, json.dumps(record))
+            with (
+                clear_errors(session.store, str(part), AGAIN),
+                session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance,
+            ):
+                _write_job(session, candidate, seed, part, init, mixed)
+                (launch if own_process else run_job)(part, advance)
     except Diverged as error:
         remove_folder(part)
         write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
         raise
     except Exception:
-        _remove_all_but_checkpoints(part)
-        if not any((part / CHECKPOINTS).glob("*")):
-            remove_folder(part)
+        clean_up(part, complete=False)
         raise
-    remove_folder(part / CHECKPOINTS)
+    clean_up(part, complete=True)
     part.rename(folder)
 
 
-def _fitted(
+def _write_job(
     session: Session,
     candidate: ResolvedCandidate,
     seed: int,
     part: Path,
     init: Weights | None,
     mixed: Sequence[Example],
-) -> dict[str, Any]:
-    """Run the method of a recipe; return what there is to know of the weights it made."""
-    source, method, base = candidate.source, candidate.method, candidate.trained_base
-    step, items = prompting_step(session, source, seed), session.target.items
-    expected_s = session.seconds(fit_work(session, source, seed), base)
-    with session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance:
-        context = FitContext(
-            base,
-            session.machine,
-            part,
-            (*map(step, items.train), *mixed),
-            tuple(map(step, items.validation)),
-            session.target.task.chat_template,
-            seed,
-            session.experiment.report_to,
-            advance,
-            tuple(map(step, items.pairs)) if method.draws_from == "pairs" else (),
-            _init_path(init),
-            Path(source.path) if source.path else None,
-            partial(prepare, source.regularize),
-        )
-        made = method.fit(context, method.params(**source.params))
-    training = replace(made.training, n_replayed=len(mixed) or None, fit_key=part.stem)
-    return {
-        "kind": made.kind,
-        "digest": made.digest,
-        "trained_on": base.weights_digest,
-        "training": training.stored(),
-    }
+) -> None:
+    source, step, items = (
+        candidate.source,
+        prompting_step(session, candidate.source, seed),
+        session.target.items,
+    )
+    job = Job(
+        method=source.method,
+        params=source.params,
+        source=candidate.trained_base,
+        machine=session.machine,
+        seed=seed,
+        chat_template=session.target.task.chat_template,
+        regularize=source.regularize,
+        n_mixed=len(mixed),
+        init=_init_path(init),
+        path=Path(source.path) if source.path else None,
+        report_to=session.experiment.report_to,
+        threads=threads_of(source.method),
+        code=code_of(source.method, source.regularize),
+    )
+    write_job(
+        part,
+        job,
+        train=(*map(step, items.train), *mixed),
+        validation=map(step, items.validation),
+        pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
+    )
 
 
 def _init_path(init: Weights | None) -> Path | None:
@@ -237,16 +236,6 @@ def _init_path(init: Weights | None) -> Path | None:
     if init is None or init.folder:
         return init.folder / init.kind if init and init.folder else None
     return init.source.path if init.source else None
-
-
-def _remove_all_but_checkpoints(part: Path) -> None:
-    """Make the folder of unfinished weights, in which a training that was killed left its checkpoints."""
-    part.mkdir(parents=True, exist_ok=True)
-    for path in part.iterdir():
-        if path.is_file():
-            path.unlink()
-        elif path.name != CHECKPOINTS:
-            shutil.rmtree(path)
 
 
 def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:

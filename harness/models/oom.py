@@ -1,5 +1,6 @@
 """Memory that runs out: a GPU says so by an error of its own, a CPU by its allocator's words."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,13 @@ def ran_out(error: BaseException) -> bool:
 
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or any(words in str(error) for words in _OF_A_CPU)
+
+
+def release() -> None:
+    """Give back what torch keeps of a GPU's memory for later, so that another process can have it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

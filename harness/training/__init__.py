@@ -7,12 +7,15 @@ what is evaluated later is what was saved.
 from harness.models.adapters import adapter_digest, model_digest
 from harness.training.context import CHECKPOINTS, FitContext, Weights
 from harness.training.dpo import PreferenceParams, preference
+from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.lora import LoraParams, LowRankParams, adapter_parameters, lora_config, low_rank
 from harness.training.sft import SupervisedParams, supervised
 
 __all__ = [
     "CHECKPOINTS",
+    "FIT",
     "FitContext",
+    "Job",
     "LoraParams",
     "LowRankParams",
     "PreferenceParams",
@@ -20,9 +23,14 @@ __all__ = [
     "Weights",
     "adapter_digest",
     "adapter_parameters",
+    "clean_up",
+    "code_of",
     "lora_config",
     "low_rank",
     "model_digest",
     "preference",
+    "run_job",
     "supervised",
+    "threads_of",
+    "write_job",
 ]

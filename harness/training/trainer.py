@@ -7,7 +7,7 @@ which knob to turn.
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,6 +105,9 @@ def use_one_gpu(args: "TrainingArguments") -> None:
         args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
 
 
+MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
+
+
 @contextmanager
 def enough_memory() -> Iterator[None]:
     """Turn running out of memory into a failure of the candidate that names what to turn.
@@ -112,8 +115,7 @@ def enough_memory() -> Iterator[None]:
     Raises:
         CandidateFailed: out of memory.
     """
-    knobs = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
-    with oom.enough_memory("out of memory while training", knobs):
+    with oom.enough_memory("out of memory while training", MEMORY_KNOBS):
         yield
 
 
@@ -213,7 +215,7 @@ def figures(
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
     n_tokens = int(trainer.state.num_input_tokens_seen)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident_peak_bytes()
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident_peak_bytes()
     return TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
@@ -227,5 +229,9 @@ def figures(
     )
 
 
-def _resident_peak_bytes() -> int:
+def resident_peak_bytes() -> int:
+    """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,190 @@
+"""Job folder of a fit: what is to be made and from which rows, then the weights.
+
+Invariant: `job.json` and `rows.jsonl` hold all that the weights depend on, so any process makes the same
+ones of them. `fit.json` is written when all else is there: with it the weights are complete. One process
+works in a folder at a time, and what it leaves half done the next one goes on from.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import plugins
+from harness.errors import HarnessError, Problem, UserError
+from harness.models.hardware import Machine
+from harness.models.hub import ModelSource
+from harness.progress import Advance
+from harness.provenance.code_versions import versions_of
+from harness.records import Example, canonical_json, load, without_defaults
+from harness.regularizers import prepare
+from harness.training.context import CHECKPOINTS, FitContext
+
+JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
+_INPUT = (JOB, ROWS, LOCK, LOG, CHECKPOINTS)
+_SPLITS = ("train", "validation", "pairs")
+_WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
+
+    The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
+    those that torch computes with, 0 where it does not. `code` holds the versions of the code that the
+    weights depend on.
+    """
+
+    method: str
+    params: dict[str, Any]
+    source: ModelSource
+    machine: Machine
+    seed: int
+    chat_template: bool = True
+    regularize: dict[str, dict[str, Any]]
+    n_mixed: int = 0
+    init: Path | None = None
+    path: Path | None = None
+    report_to: tuple[str, ...] = ()
+    threads: int = 0
+    code: tuple[Any, ...]
+
+
+def code_of(method: str, regularizers: Iterable[str]) -> tuple[Any, ...]:
+    """Return the versions of the code that weights of a method depend on."""
+    own = [plugins.version("regularizers", name) for name in regularizers]
+    return plugins.version("methods", method), versions_of(*plugins.method(method).loops), own
+
+
+def threads_of(method: str) -> int:
+    """Return how many threads torch trains with here; 0 of a method that trains no language model."""
+    if not plugins.method(method).trains:
+        return 0
+    import torch
+
+    return torch.get_num_threads()
+
+
+def write_job(
+    folder: Path,
+    job: Job,
+    *,
+    train: Iterable[Example],
+    validation: Iterable[Example],
+    pairs: Iterable[Example],
+) -> None:
+    """Write a job and its rows into a folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = zip(_SPLITS, (train, validation, pairs), strict=True)
+    lines = (canonical_json([name, without_defaults(row)]) for name, rows in splits for row in rows)
+    _write_whole(folder / ROWS, "".join(f"{line}\n" for line in lines))
+    plain = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
+    _write_whole(folder / JOB, json.dumps(plain, indent=2, default=str) + "\n")
+
+
+def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
+    """Read a job and its rows by split.
+
+    Raises:
+        UserError: there is no job in the folder, or it was written for other code.
+    """
+    expected = "a job folder of this version of harness"
+    try:
+        job = load(Job, (folder / JOB).read_bytes())
+        lines = (folder / ROWS).read_text("utf-8").split("\n")[:-1]
+        rows = [(split, load(Example, json.dumps(row))) for split, row in map(json.loads, lines)]
+    except (OSError, ValueError) as error:
+        found = f"no job ({str(error).partition(chr(10))[0]})"
+        raise UserError(Problem(str(folder), found, expected, "harness train")) from error
+    written, present = map(canonical_json, (job.code, code_of(job.method, job.regularize)))
+    if written != present:
+        found = f"a job for code of the versions {written}"
+        raise UserError(Problem(str(folder), found, f"one for {present}", "harness train"))
+    return job, {name: tuple(row for split, row in rows if split == name) for name in _SPLITS}
+
+
+def run_job(folder: Path, advance: Advance) -> None:
+    """Make the weights of a job folder, from the last checkpoint where an earlier call was stopped.
+
+    Raises:
+        UserError: there is no job in the folder, or it was written for other code.
+        CandidateFailed: the weights cannot be made.
+        HarnessError: another process is at work in the folder.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / LOCK, timeout=_WAIT_S):
+            if not (folder / FIT).exists():
+                _make(folder, advance)
+    except Timeout:
+        found, step = "another process at work there", "wait until it has finished"
+        raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
+
+
+def _make(folder: Path, advance: Advance) -> None:
+    job, rows = read_job(folder)
+    remove_all_but(folder, _INPUT)
+    if job.threads:
+        import torch
+
+        torch.set_num_threads(job.threads)
+    context = FitContext(
+        job.source,
+        job.machine,
+        folder,
+        rows["train"],
+        rows["validation"],
+        job.chat_template,
+        job.seed,
+        job.report_to,
+        advance,
+        rows["pairs"],
+        job.init,
+        job.path,
+        partial(prepare, job.regularize),
+    )
+    method = plugins.method(job.method)
+    made = method.fit(context, method.params(**job.params))
+    key = folder.name.removesuffix(".part")
+    training = replace(made.training, n_replayed=job.n_mixed or None, fit_key=key)
+    record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
+    _write_whole(folder / FIT, json.dumps(record | {"training": training.stored()}))
+
+
+def clean_up(folder: Path, *, complete: bool) -> None:
+    """Delete what a finished job no longer needs, or all that one which ended early does not go on from.
+
+    Without a checkpoint nothing of that one stays, not even the folder.
+    """
+    if complete:
+        for name in (ROWS, LOCK, LOG):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    elif any((folder / CHECKPOINTS).glob("*")):
+        remove_all_but(folder, (CHECKPOINTS,))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
+    """Delete what lies in a folder, but for what has one of these names."""
+    for path in (path for path in folder.iterdir() if path.name not in kept):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that it appears complete or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,137 @@
+"""Worker of a training job, in a process of its own: `python -m harness.training.worker JOB`.
+
+Invariant: its standard output is one JSON array a line, `["advance", done, total, note]` while it works and
+`["error", …]` where it fails; whatever else is printed goes to standard error. It ends with the exit code of
+the command that asked for it, and leaves checkpoints however it ends.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError, in_a_line
+from harness.progress import Advance, quiet_environment
+from harness.training.job import LOG, run_job
+from harness.training.trainer import MEMORY_KNOBS
+
+COMMAND = (sys.executable, "-P", "-m", "harness.training.worker")
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the job of the folder that is named on the command line."""
+    quiet_environment()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
+        os.dup2(2, 1)  # what libraries print is no line of ours
+
+        def say(*message: Any) -> None:
+            lines.write(f"{json.dumps(message)}\n")
+            lines.flush()
+
+        sys.exit(_run(sys.argv[1:], say))
+
+
+def _run(arguments: Sequence[str], say: Any) -> int:
+    try:
+        if len(arguments) != 1:
+            problem = Problem("worker", f"{len(arguments)} arguments", "one folder of a job", "name it")
+            raise UserError(problem)
+        run_job(Path(arguments[0]), lambda done, total, note="": say("advance", done, total, note))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # nobody listens any more: whoever asked for the weights was killed
+        return 1
+    except HarnessError as error:
+        sys.stderr.write(f"error: {error}\n")
+        say("error", *encode_error(error))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  (whoever asked for the weights hears of it)
+        traceback.print_exc()
+        say("error", *encode_error(error))
+        return 1
+    return 0
+
+
+def launch(folder: Path, advance: Advance, command: Sequence[str] = COMMAND) -> None:
+    """Run the job of a folder in a process of its own, which ends with this call however that ends.
+
+    Raises:
+        HarnessError, OSError, RuntimeError: what `run_job` would raise here.
+        CandidateFailed: the process was killed.
+    """
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    with (
+        (folder / LOG).open("wb") as log,
+        subprocess.Popen(
+            [*command, str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": path},
+        ) as worker,
+    ):
+        assert worker.stdout is not None
+        error: Exception | None = None
+        try:
+            for line in worker.stdout:
+                kind, *content = json.loads(line)
+                if kind == "error":
+                    error = decode_error(*content)
+                else:
+                    advance(*content)
+        except BaseException:
+            worker.terminate()
+            raise
+    if error:
+        raise error
+    if worker.returncode in (_INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if worker.returncode:
+        raise _killed(worker.returncode, folder / LOG)
+
+
+def _killed(code: int, log: Path) -> CandidateFailed:
+    """Phrase that a worker ended without saying why: the system kills whoever takes too much memory."""
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGKILL:
+        found = "the training process was killed (SIGKILL), as the system does when memory runs out"
+        return CandidateFailed(found, MEMORY_KNOBS)
+    last = (log.read_text("utf-8", "replace").strip().splitlines() or [""])[-1]
+    name = signal.Signals(number).name if 0 < number < signal.NSIG else f"exit code {code}"
+    found = f"the training process ended with {name}{': ' if last else ''}{last}"
+    return CandidateFailed(found, "the same command again, which goes on from the last checkpoint")
+
+
+def encode_error(error: Exception) -> tuple[str, list[Any]]:
+    """Return an error's kind and content as plain values."""
+    if isinstance(error, CandidateFailed):
+        return type(error).__name__, [error.reason, error.knob]
+    if isinstance(error, UserError):
+        return "UserError", [[p.where, p.found, p.expected, p.next_step] for p in error.problems]
+    if isinstance(error, HarnessError):
+        return "HarnessError", [str(error)]
+    if isinstance(error, OSError) and error.errno:
+        return "OSError", [error.errno, error.strerror, error.filename and str(error.filename)]
+    return "RuntimeError", [in_a_line(error)]
+
+
+def decode_error(kind: str, content: Sequence[Any]) -> Exception:
+    """Return the error that `encode_error` was given; one that is not the harness's own as a RuntimeError."""
+    if kind == "UserError":
+        return UserError([Problem(*problem) for problem in content])
+    kinds: dict[str, type[Exception]] = {
+        kind.__name__: kind for kind in (CandidateFailed, Diverged, HarnessError, OSError)
+    }
+    return kinds.get(kind, RuntimeError)(*content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""A fit is a folder, and gives the same weights here and in a process of its own, however an earlier one ended."""
+
+import errno
+import json
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+import tiny_experiment
+import tiny_methods
+
+from harness import config, training
+from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
+from harness.experiment import Scope, prepare_session, run_candidate
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.training import job as jobs
+from harness.training import worker
+from harness.training.trainer import resident_peak_bytes
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+LORA = {"r": 2, "per_device_train_batch_size": 2, "num_train_epochs": 1, "max_length": 200}
+N_STEPS = 6  # twelve rows, two a batch
+KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
+
+
+def ignore(done, total, note=""):
+    pass
+
+
+def written(tiny, folder, method="lora", params=LORA):
+    """Write a job on the tiny model; returns its folder."""
+    job = training.Job(
+        method=method,
+        params=params,
+        source=resolve(str(tiny)),
+        machine=tiny_methods.CPU,
+        seed=0,
+        regularize={},
+        threads=training.threads_of(method),
+        code=training.code_of(method, ()),
+    )
+    rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
+    training.write_job(folder, job, **rows, pairs=tiny_methods.pairs(slice(0, 2)))
+    return folder
+
+
+def made(folder):
+    return json.loads((folder / training.FIT).read_text())
+
+
+def by_hand(folder):
+    return subprocess.Popen(
+        [*worker.COMMAND, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def here(tiny, tmp_path_factory, own_cache):
+    """Make a LoRA in this process, undisturbed; returns its record."""
+    folder = written(tiny, tmp_path_factory.mktemp("here"))
+    training.run_job(folder, ignore)
+    return made(folder)
+
+
+def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory(tiny, here, tmp_path):
+    held = bytearray(b"x") * 2**30  # what this process holds is not the worker's
+    folder, heard = written(tiny, tmp_path), []
+    worker.launch(folder, lambda done, total, note="": heard.append((done, total)))
+    there = made(folder)
+    assert (there["kind"], there["digest"]) == (here["kind"], here["digest"])
+    assert there["training"]["loss"] == here["training"]["loss"]
+    assert heard == [(step, N_STEPS) for step in range(1, N_STEPS + 1)]
+    assert there["training"]["peak_memory_gib"] < (resident_peak_bytes() - len(held) / 2) / 2**30
+
+
+@pytest.mark.slow
+def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
+    params = {**LORA, "per_device_train_batch_size": 4}
+    one, other = (written(tiny, tmp_path / name, "dpo", params) for name in ("here", "there"))
+    training.run_job(one, ignore)
+    worker.launch(other, ignore)
+    assert made(other)["digest"] == made(one)["digest"]
+    assert made(other)["training"]["n_pairs"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["killed", "left alone"])
+def test_a_worker_that_was_stopped_leaves_a_checkpoint_from_which_the_same_weights_come(
+    tiny, here, tmp_path, end
+):
+    folder = written(tiny, tmp_path)
+    with by_hand(folder) as begun:
+        steps = (json.loads(line)[1] for line in begun.stdout)
+        assert next(step for step in steps if step == 4)
+        begun.kill() if end == "killed" else begun.stdout.close()  # as where who listened was killed
+        code = begun.wait()
+    assert code == {"killed": -9, "left alone": 1}[end]
+    assert not (folder / training.FIT).exists()
+    heard = []
+    training.run_job(folder, lambda done, total, note="": heard.append(done))
+    assert heard[0] > 1
+    assert made(folder)["digest"] == here["digest"]
+
+
+def test_a_failure_there_is_the_failure_of_here_and_the_workers_exit_code(tiny, tmp_path):
+    told = "interpolated without init_from; try: init_from: the candidate that is meant"
+    folder = written(tiny, tmp_path, "interpolated", {})
+    for run in (training.run_job, worker.launch):
+        with pytest.raises(CandidateFailed) as failed:
+            run(folder, ignore)
+        assert str(failed.value) == told
+    with by_hand(folder) as begun:
+        _, said = begun.communicate()
+    assert begun.returncode == CandidateFailed.exit_code
+    assert said.splitlines()[-1] == f"error: {told}"
+
+
+def test_a_folder_without_a_job_is_the_users_error(tmp_path):
+    with by_hand(tmp_path) as begun:
+        _, said = begun.communicate()
+    assert begun.returncode == UserError.exit_code
+    assert "expected a job folder of this version of harness; next: harness train" in said
+
+
+def test_a_job_for_other_code_is_refused(tiny, tmp_path):
+    folder = written(tiny, tmp_path)
+    plain = json.loads((folder / jobs.JOB).read_text())
+    plain["code"][1]["training"] += 1
+    (folder / jobs.JOB).write_text(json.dumps(plain))
+    with pytest.raises(UserError, match="found a job for code of the versions"):
+        training.run_job(folder, ignore)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "told"),
+    [
+        (
+            "kill -KILL $$",
+            CandidateFailed,
+            rf"SIGKILL\), as the system does when memory runs out; try: {KNOBS}",
+        ),
+        ("kill -TERM $$", CandidateFailed, "ended with SIGTERM; try: the same command again"),
+        ("kill -INT $$; sleep 5", KeyboardInterrupt, ""),
+        ("echo no such module >&2; exit 7", CandidateFailed, "ended with exit code 7: no such module"),
+    ],
+)
+def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, script, error, told):
+    expected = told.replace("(with gradient_accumulation_steps)", r"\(with gradient_accumulation_steps\)")
+    with pytest.raises(error, match=expected):
+        worker.launch(tmp_path, ignore, ("bash", "-c", script))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CandidateFailed("out of memory while training", KNOBS),
+        Diverged("the training loss is not a number", "a lower params.learning_rate"),
+        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g")]),
+        HarnessError("the disk is gone"),
+        OSError(errno.ENOSPC, "No space left on device", "adapter.safetensors"),
+    ],
+)
+def test_an_error_comes_back_as_it_was(error):
+    again = worker.decode_error(*json.loads(json.dumps(worker.encode_error(error))))
+    assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
+
+
+def test_an_error_of_a_library_comes_back_with_its_kind_and_words():
+    again = worker.decode_error(*worker.encode_error(KeyError("rank")))
+    assert (type(again), str(again)) == (RuntimeError, "KeyError: 'rank'")
+
+
+class Stopping(Silent):
+    """A progress on which Ctrl-C comes at a step."""
+
+    def __init__(self, step):
+        self.step, self.seen = step, []
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        def advance(done, total, note=""):
+            self.seen.append(done)
+            if done == self.step:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path):
+    found = {}
+    for process in ("same", "own"):
+        path = tiny_experiment.write(tmp_path / process, tiny, extra=f"training: {{process: {process}}}\n")
+        session = prepare_session(config.load(path), Scope(), Silent())
+        candidate = session.candidates["lora"]
+        if process == "own":
+            session.progress = Stopping(2)
+            with pytest.raises(KeyboardInterrupt):
+                run_candidate.ensure_weights(session, candidate, 0)
+        session.progress = Stopping(None)
+        weights = run_candidate.ensure_weights(session, candidate, 0)
+        found[process] = weights.digest, weights.folder.name, weights.training.loss
+        assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]
+    assert found["own"] == found["same"]
