@@ -38,6 +38,7 @@ def page() -> None:
         has_documents=report.has_documents,
         metric_name=report.metric,
         curve=report.curve,
+        family=report.family,
     )
     safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):

@@ -118,6 +118,26 @@ def regression_p(comparison: Comparison, margin: float) -> float:
     return float(distance >= 0) if se <= 0 else chance_below(distance / se, c.df)
 
 
+def at_level(comparison: Comparison, alpha: float) -> Comparison:
+    """Return the comparison with its one-sided bounds at another level; its two-sided interval stays.
+
+    Tango's bounds for single binary items, and by effective counts the least for clustered ones; else those
+    of the t or normal distribution that has the known bounds at the comparison's own level.
+    """
+    c = comparison
+    if alpha == c.alpha or c.estimator == "identical":
+        return replace(c, alpha=alpha)
+    times = quantile(c.df, 1 - alpha) / quantile(c.df, 1 - c.alpha)
+    lower, upper = c.delta - times * (c.delta - c.lower), c.delta + times * (c.upper - c.delta)
+    if c.base_passed is not None:
+        rises, falls = (c.gained, c.lost)[:: c.unit.sign]
+        effect = 1.0 if c.estimator == "tango" else c.design_effect
+        own = stats.tango_interval(len(rises) / effect, len(falls) / effect, c.n / effect, 2 * alpha)
+        exact = c.estimator == "tango"
+        lower, upper = own if exact else (min(own.low, lower), max(own.high, upper))
+    return replace(c, lower=lower, upper=upper, alpha=alpha)
+
+
 def quantile(df: float | None, p: float) -> float:
     """Return the quantile of Student's t, or of the normal distribution where `df` is None."""
     return stats.z_quantile(p) if df is None else stats.t_quantile(p, df)

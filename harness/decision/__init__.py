@@ -13,7 +13,8 @@ from harness import formatting
 from harness.decision.ablation import Ablation, Factor, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
-from harness.decision.explain import reasons, too_dear
+from harness.decision.explain import not_shown_text, reasons, settling_text, too_dear
+from harness.decision.family import Family, Member, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
 from harness.decision.results import (
@@ -30,6 +31,7 @@ from harness.decision.results import (
     is_fine_tuned,
     is_gain_shown,
     missing_alternatives,
+    passes_alone,
     passing_runs,
     score_text,
     strongest,
@@ -47,7 +49,9 @@ __all__ = [
     "CandidateFacts",
     "Decision",
     "Factor",
+    "Family",
     "LearningCurve",
+    "Member",
     "SeedSummary",
     "Trained",
     "ablations",
@@ -55,10 +59,13 @@ __all__ = [
     "best_trained",
     "best_untrained",
     "decide",
+    "family_of",
     "gain",
     "hour_usd",
     "is_fine_tuned",
     "learning_curve",
+    "passes_alone",
+    "place_in_family",
     "reprice",
     "strongest",
     "summarize_seeds",
@@ -68,7 +75,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Recommended action and candidate, with reasons; `missing` names comparisons nobody made."""
+    """Recommended action and candidate, with reasons; `missing` names comparisons nobody made.
+
+    `family` holds the members that the gate's rules are corrected over, where there are several.
+    """
 
     action: Action
     candidate: str | None
@@ -76,6 +86,10 @@ class Decision:
     reasons: tuple[str, ...]
     arithmetic: dict[str, float | str | None]
     missing: tuple[str, ...]
+    family: tuple[Member, ...] = ()
+
+
+NO_FAMILY = Family()
 
 
 class _Choice(NamedTuple):
@@ -92,15 +106,16 @@ def decide(
     has_documents: bool,
     metric_name: str,
     curve: LearningCurve | None = None,
+    family: Family = NO_FAMILY,
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one
     of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
     that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
-    collect data first.
+    collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
     """
-    facts = apply_budgets(pool_seeds(facts), policy)
+    facts = place_in_family(apply_budgets(pool_seeds(facts), policy), family)
     case = Case(
         facts=facts,
         policy=policy,
@@ -113,7 +128,10 @@ def decide(
     )
     found = economics_of(case)
     choice = _choose(case, found)
-    return Decision(*choice, reasons(case, found, choice.candidate), listing(found), case.missing)
+    members = family_members(facts, family) if family.size > 1 else ()
+    return Decision(
+        *choice, reasons(case, found, choice.candidate, members), listing(found), case.missing, members
+    )
 
 
 def _choose(case: Case, found: Economics) -> _Choice:
@@ -263,6 +281,8 @@ def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     if run.verdict is None:
         why, settle = "what it forgot was not measured", "add suites: and compare again"
+    elif passes_alone(run) and run.standing:
+        why, settle = not_shown_text(run.standing), settling_text(run)
     else:
         items = run.verdict.items_needed
         why = "its gate is inconclusive"

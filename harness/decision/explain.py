@@ -6,18 +6,21 @@ Invariant: every sentence carries the numbers it rests on, printed by `formattin
 from collections.abc import Sequence
 from math import inf
 
-from harness import formatting, plugins, stats
+from harness import formatting, gating, plugins, stats
 from harness.decision import economics, next_step
 from harness.decision.arithmetic import Economics
+from harness.decision.family import Member
 from harness.decision.results import (
     FEW,
     CandidateFacts,
     Case,
+    Standing,
     action_of,
     best,
     gain,
     gain_text,
     is_fine_tuned,
+    passes_alone,
 )
 from harness.decision.seeds import gain_label, n_seeds
 from harness.spec import DecidePolicy
@@ -77,7 +80,9 @@ def too_dear(found: Economics) -> str:
     return f"{said}; it pays from {formatting.needed(found.pays_from_requests)} requests"
 
 
-def reasons(case: Case, found: Economics, shipped: str | None) -> tuple[str, ...]:
+def reasons(
+    case: Case, found: Economics, shipped: str | None, family: Sequence[Member] = ()
+) -> tuple[str, ...]:
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
     if case.judged and case.alternative:
@@ -87,6 +92,7 @@ def reasons(case: Case, found: Economics, shipped: str | None) -> tuple[str, ...
         sentences += next_step.sentences(case, found.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
+    sentences += _family(case, family)
     sentences += _failures(case)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
@@ -231,11 +237,57 @@ _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "ha
 def _gates(case: Case) -> list[str]:
     """Say what keeps a fine-tune back, or the untrained candidate that would be shipped instead."""
     stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
-    return [
+    alone = [
         f"The gate on {f.label}: {f.verdict.sentence}."
         for f in stopped
         if f.verdict and f.verdict.outcome in _STOPPED[is_fine_tuned(f)]
     ]
+    corrected = [
+        f"The gate on {f.label} as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %:"
+        f" {f.corrected.sentence}."
+        for f in stopped
+        if f.standing and f.corrected and passes_alone(f) and f.corrected.outcome != "pass"
+    ]
+    return alone + corrected
+
+
+def not_shown_text(standing: Standing) -> str:
+    """Say that a gate passes alone and not among the candidates that were judged beside it."""
+    if standing.p is None:
+        return f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
+    return (
+        f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
+        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is asked)"
+    )
+
+
+def settling_text(run: CandidateFacts) -> str:
+    """Say what would show a gate among the other candidates that passes alone."""
+    if run.standing and run.standing.p is None:
+        return "compare it as a recipe of its own on new test items"
+    n = run.corrected.items_needed if run.corrected else None
+    return f"{formatting.count(n) + ' ' if n else ''}more items would settle it"
+
+
+def _family(case: Case, members: Sequence[Member]) -> list[str]:
+    """Say how the verdicts were corrected for the number of fine-tunes."""
+    if not members:
+        return []
+    alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
+    passing = [_member_text(m, alpha) for m in members if m.p is not None]
+    n, chance = len(members), formatting.chance(gating.passing_chance(alpha, len(members)))
+    said = (
+        f"{formatting.count(n)} fine-tunes are judged on the same items: were all of them at the margin, one"
+        f" would pass its gate alone with a chance of up to {chance}. What is shipped is corrected for that"
+        f" (Holm at {formatting.percent(alpha)} %): {'; '.join(passing) or 'none passes even alone'}."
+    )
+    return [said]
+
+
+def _member_text(m: Member, alpha: float) -> str:
+    shown = "shown" if m.p_adjusted < alpha else "not shown"
+    ps = f"p {formatting.p_value(m.p)}, corrected {formatting.p_value(m.p_adjusted)}"
+    return f"{m.candidate} {shown} ({ps})"
 
 
 def _failures(case: Case) -> list[str]:

@@ -13,7 +13,7 @@ from harness import formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
 from harness.decision.economics import Worth
-from harness.decision.results import FEW, CandidateFacts, Case, gain, is_gain_shown
+from harness.decision.results import FEW, CandidateFacts, Case, gain, is_gain_shown, passes_alone
 from harness.decision.seeds import n_seeds
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
@@ -205,9 +205,10 @@ def _open_gate_text(run: CandidateFacts) -> list[str]:
     """Say that a gate still open comes before both."""
     if run.verdict is None:
         return ["Before either: what the fine-tune forgot is not measured (suites:)."]
-    if run.verdict.outcome != "inconclusive":
+    open_verdict = run.corrected if passes_alone(run) else run.verdict
+    if open_verdict is None or open_verdict.outcome != "inconclusive":
         return []
-    n = run.verdict.items_needed
+    n = open_verdict.items_needed
     settle = f"some {formatting.count(n)} more items of the suites" if n else "more items of the suites"
     return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]
 

@@ -38,6 +38,26 @@ _ALTERNATIVES = {
 }
 
 
+class Standing(NamedTuple):
+    """Place of a fine-tune in the family of `n` members that were judged on the same items.
+
+    `p` is that of its rules alone, None where one is not shown, `p_adjusted` by Holm over the family, `level`
+    what Holm leaves of `alpha`. `chosen` names the recipe that validation has chosen of its grid.
+    """
+
+    n: int
+    alpha: float
+    p: float | None
+    p_adjusted: float
+    level: float
+    chosen: str
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether what the gate asks is shown among all of them."""
+        return self.p_adjusted < self.alpha
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate; all that a decision and a report need of it.
@@ -49,7 +69,9 @@ class CandidateFacts:
     the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
     `tokens` of a request (None of a classifier), `latency_p50_s` in seconds, `requests_per_s` when
     answered in batches, both timed on the machine `measured_on`; `over_budget` says which budget that
-    breaks. `n_train` examples were trained on, 0 where that is not known.
+    breaks. `n_train` examples were trained on, 0 where that is not known. `verdict` is the gate's on this run
+    alone; among many candidates `standing` says what is left of it, and `corrected` is the verdict at that
+    level.
     """
 
     name: str
@@ -77,6 +99,8 @@ class CandidateFacts:
     n_train: int = 0
     recall: float | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
+    standing: Standing | None = None
+    corrected: Verdict | None = None
 
     @property
     def label(self) -> str:
@@ -148,10 +172,21 @@ def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 
 def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the fine-tunes within the budgets that pass the gate with every seed."""
+    """List the fine-tunes within the budgets that pass the gate with every seed, shown among all of them."""
     tuned = [f for f in within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
-    stopped = {f.name for f in tuned if f.verdict is None or f.verdict.outcome != "pass"}
+    stopped = {f.name for f in tuned if not passes(f)}
     return [f for f in tuned if f.name not in stopped]
+
+
+def passes(f: CandidateFacts) -> bool:
+    """Tell whether a run passes its gate, corrected for the candidates that were judged beside it."""
+    shown = f.standing is None or f.standing.is_shown
+    return f.verdict is not None and f.verdict.outcome == "pass" and shown
+
+
+def passes_alone(f: CandidateFacts) -> bool:
+    """Tell whether a run passes its gate, but not once that is corrected for the other candidates."""
+    return f.verdict is not None and f.verdict.outcome == "pass" and not passes(f)
 
 
 def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness import config, gating, store
 from harness.config import Loaded
+from harness.decision import family_of
 from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest
@@ -284,9 +285,10 @@ def first_line(session: Session, n_candidates: int, expected_s: float | None) ->
 
 
 def warnings_before(session: Session) -> tuple[str, ...]:
-    """Say which margins the items at hand probably cannot show."""
+    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
     n = {m.task.name: len(m.items.test) for m in session.suites}
-    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate)
+    n_members = family_of(session.experiment).size
+    return gating.power_warnings(session.experiment.suites, n, session.experiment.gate, n_members=n_members)
 
 
 def _in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:

@@ -49,6 +49,8 @@ def report_of(
         replace(f, verdict=results[f.run_id].verdict) if f.target and tasks.get(f.run_id) else f
         for f in facts
     )
+    family = decide.family_of(session.experiment)
+    judged = _corrected(session, reader, runs, decide.place_in_family(judged, family), base, results)
     primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
@@ -60,6 +62,7 @@ def report_of(
         has_documents=has_documents,
         metric_name=primary.name,
         curve=curve,
+        family=family,
     )
     return ExperimentReport(
         experiment=session.experiment.name,
@@ -89,6 +92,7 @@ def report_of(
         closed_labels=closed_labels,
         has_documents=has_documents,
         diversity=_diversity(session, reader, runs, judged, base),
+        family=family,
     )
 
 
@@ -225,17 +229,50 @@ def _gate_results(
     compared: dict[str, Sequence[TaskComparison]] = {}
     for f, run in zip(facts, runs, strict=True):
         if run.state == "done":
-            out[run.run_id] = gating.judge(
-                measured_of(session, reader, run, base[run.base_digest]),
-                gating.applicable_policy(session.experiment.gate, trained=f.trained),
-                target=TargetFacts(f.target, f.vs_untrained) if f.target else None,
-                identical=run.weights_digest == run.base_digest,
-                controls=controls_of(session.store, run, reader.controls),
-                compared=compared.get(run.weights_digest),
-                seed=session.experiment.seeds[0],
-            )
-            compared[run.weights_digest] = out[run.run_id].tasks
+            found = _gate_result(session, reader, run, f, base, compared.get(run.weights_digest))
+            out[run.run_id], compared[run.weights_digest] = found, found.tasks
     return out
+
+
+def _gate_result(
+    session: Session,
+    reader: Reader,
+    run: Run,
+    f: CandidateFacts,
+    base: Mapping[str, Mapping[str, Rows]],
+    compared: Sequence[TaskComparison] | None,
+    level: float | None = None,
+) -> GateResult:
+    return gating.judge(
+        measured_of(session, reader, run, base[run.base_digest]),
+        gating.applicable_policy(session.experiment.gate, trained=f.trained),
+        target=TargetFacts(f.target, f.vs_untrained) if f.target else None,
+        identical=run.weights_digest == run.base_digest,
+        controls=controls_of(session.store, run, reader.controls),
+        compared=compared,
+        seed=session.experiment.seeds[0],
+        level=level,
+    )
+
+
+def _corrected(
+    session: Session,
+    reader: Reader,
+    runs: Sequence[Run],
+    facts: Sequence[CandidateFacts],
+    base: Mapping[str, Mapping[str, Rows]],
+    results: Mapping[str, GateResult],
+) -> tuple[CandidateFacts, ...]:
+    """Judge the fine-tunes of a family once more, each at the level that is left to it."""
+
+    def judged(f: CandidateFacts, run: Run) -> CandidateFacts:
+        if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
+            return f
+        tasks = results[run.run_id].tasks
+        found = _gate_result(session, reader, run, f, base, tasks, f.standing.level)
+        return replace(f, corrected=found.verdict)
+
+    return tuple(judged(f, run) for f, run in zip(facts, runs, strict=True))
 
 
 def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:

@@ -15,7 +15,14 @@ from harness.report import ExperimentReport, to_plain
 from harness.spec import GatePolicy
 from harness.store import DecisionRecord, Store, VerdictRecord
 
-_LARGE = ("verdict", "training", "slices", "tokens", "vs_prompt")  # of a candidate's facts: kept elsewhere
+_LARGE = (
+    "verdict",
+    "corrected",
+    "training",
+    "slices",
+    "tokens",
+    "vs_prompt",
+)  # of a candidate's facts: kept elsewhere
 _OF_GAIN = ("delta", "low", "high", "n")
 
 

@@ -23,6 +23,7 @@ from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.shared_items import find_shared_items
+from harness.gating.significance import passing_chance
 from harness.gating.verdict import (
     MissRate,
     Rule,
@@ -58,6 +59,7 @@ __all__ = [
     "judge",
     "margin_of",
     "measured_half",
+    "passing_chance",
     "power_warnings",
     "worst_result",
 ]
@@ -68,7 +70,8 @@ class GateResult:
     """A candidate's verdict against a baseline, with the comparisons that it rests on.
 
     `tasks` holds every metric of every task; `notes` say what was left out and why. `candidate` and
-    `baseline` are the names under which a verdict is printed, empty where it stands in a report.
+    `baseline` are the names under which a verdict is printed, empty where it stands in a report. `n_members`
+    counts the fine-tunes of its experiment, for which a verdict is not corrected.
     """
 
     tasks: tuple[TaskComparison, ...]
@@ -77,6 +80,7 @@ class GateResult:
     notes: tuple[str, ...] = ()
     candidate: str = ""
     baseline: str = ""
+    n_members: int = 1
 
 
 def judge(
@@ -90,6 +94,7 @@ def judge(
     compared: Sequence[TaskComparison] | None = None,
     missing: Sequence[str] = (),
     seed: int = 0,
+    level: float | None = None,
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
@@ -97,7 +102,8 @@ def judge(
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
     the control arms beside which the rows were computed. `compared` are the comparisons of these very
     measurements, where another run of the same weights has them. `missing` names tasks that one of the
-    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves.
+    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level` is
+    that at which one of many candidates has to be shown, in place of the policy's alpha.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
@@ -117,6 +123,7 @@ def judge(
         controls=controls,
         missing=missing,
         shared=find_shared_items(measured, admitted, cut),
+        level=level,
     )
     return GateResult(tuple(compared), verdict, policy)
 

@@ -83,14 +83,18 @@ def power_warnings(
     n: Mapping[str, int],
     policy: GatePolicy,
     disagreement: Mapping[str, float] | None = None,
+    n_members: int = 1,
 ) -> tuple[str, ...]:
     """Say before anything runs which margins the items at hand probably cannot show.
 
     `n` maps the names of tasks to their items, `disagreement` to the share of items expected
     to differ (0.15 where it is not known). A margin can be shown where an equal model passes
     the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a critical
-    task where at least losing nothing would pass. Clusters are not known yet and left out.
+    task where at least losing nothing would pass. Clusters are not known yet and left out. Of
+    `n_members` fine-tunes each has to be shown at the level of Holm's first step.
     """
+    among = f", as one of {n_members} fine-tunes," if n_members > 1 else ""
+    show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
     known = disagreement or {}
     counted = [
         (task, suite.name, n[task.name], known.get(task.name, _ASSUMED_DISAGREEMENT))
@@ -100,10 +104,10 @@ def power_warnings(
     ]
     capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
     judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]
-    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], policy)]
+    warnings = [_macro_warning([(n_items, d) for _, _, n_items, d in judged], show, among)]
     warnings += [_each_warning(task, n_items, d, len(judged), policy) for task, _, n_items, d in judged]
     critical = [c for c in counted if {c[0].name, c[1]} & set(policy.critical)]
-    warnings += [_critical_warning(task, n_items, policy) for task, _, n_items, _ in critical]
+    warnings += [_critical_warning(task, n_items, show, among) for task, _, n_items, _ in critical]
     return tuple(w for w in warnings if w)
 
 
@@ -249,7 +253,7 @@ def _times(n: int, factor: float) -> float:
     return ceil(n * factor) if isfinite(factor) else inf
 
 
-def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> str:
+def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among: str) -> str:
     """Warn where an equal model would not pass the macro often enough; (n, disagreement) of each task."""
     if not items:
         return "no capability task has items: the macro cannot pass"
@@ -263,8 +267,8 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy) -> st
     needed = _times(n, _factor(se, margin, policy.alpha))
     return (
         f"macro margin {formatting.percent(margin)} pp: with {formatting.count(n)} items over "
-        f"{formatting.counted(len(items), 'task')} an equal model passes in {100 * power:.0f} % of cases; "
-        f"80 % take some {formatting.count(needed)} items"
+        f"{formatting.counted(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
+        f"cases; 80 % take some {formatting.count(needed)} items"
     )
 
 
@@ -287,7 +291,7 @@ def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy:
     )
 
 
-def _critical_warning(task: Task, n: int, policy: GatePolicy) -> str:
+def _critical_warning(task: Task, n: int, policy: GatePolicy, among: str) -> str:
     """Warn where even losing nothing would not pass: α^{1/n} is then the bound on what is kept."""
     needed = ceil(log(policy.alpha) / log1p(-2 * policy.critical_margin))
     if n >= needed:
@@ -295,5 +299,5 @@ def _critical_warning(task: Task, n: int, policy: GatePolicy) -> str:
     return (
         f"{task.name}, critical margin {formatting.percent(policy.critical_margin)} %: with "
         f"{formatting.count(n)} items not even losing nothing passes; it takes {formatting.count(needed)} "
-        "items that the base passes"
+        f"items that the base passes{among.rstrip(',')}"
     )

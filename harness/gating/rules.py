@@ -25,6 +25,7 @@ from harness.gating.operating_characteristic import (
     upper_se,
 )
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
+from harness.gating.significance import loss_rate_p, macro_p, noninferiority_p, target_p
 from harness.gating.verdict import (
     Number,
     Outcome,
@@ -57,8 +58,12 @@ def apply_rules(
     controls: Sequence[ControlFacts] = (),
     missing: Sequence[str] = (),
     shared: SharedItems = NOTHING_SHARED,
+    level: float | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
+
+    What has to be shown is judged at `level` where one is given: that of one among many candidates. A veto
+    keeps the policy's alpha.
 
     `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
     weights digest is the base's own: what the weights decide then passes by identity, not by
@@ -70,14 +75,18 @@ def apply_rules(
     """
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
     tasks = list(map(_orient, tasks))
+    vetoing = [t for t in tasks if is_in_macro(t)]
+    show = policy if level is None else policy.model_copy(update={"alpha": level})
+    tasks = [t.at_level(show.alpha) for t in tasks]
+    validity = comparison.at_level(validity, show.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
-    macro = average_macro(admitted, policy, shared) if admitted else None
+    macro = average_macro(admitted, show, shared) if admitted else None
     rules = (
-        macro_rule(tasks, admitted, macro, policy, identical, shared),
-        each_rule(admitted, policy, identical),
-        critical_rule(tasks, policy, identical),
+        macro_rule(tasks, admitted, macro, show, identical, shared),
+        each_rule(vetoing, policy, identical),
+        critical_rule(tasks, show, identical),
         regressions_rule(tasks, identical, confirmed),
-        validity_rule(validity, policy, identical),
+        validity_rule(validity, show, identical),
         target_rule(target, policy),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
@@ -91,7 +100,7 @@ def apply_rules(
         macro=macro_estimate(admitted, macro, identical) if macro else None,
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
-        missed=miss_rates(admitted, macro, validity, policy) if macro and not identical else (),
+        missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
         items_needed=max(needed) if needed and outcome == "inconclusive" else None,
         sentence=_verdict_sentence(outcome, rules),
     )
@@ -156,6 +165,7 @@ def macro_rule(
     )
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
+    facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted)}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = (
@@ -249,6 +259,8 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
     more = [n for rule in judged if isinstance(n := rule.numbers.get("items_needed"), int)]
     facts |= {"margin": policy.critical_margin, **({"items_needed": max(more)} if more else {})}
+    ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
+    facts |= {"p": max(ps)} if ps else {}
     said = "critical: " + "; ".join(rule.sentence for rule in judged)
     return Rule("critical", worst_outcome([rule.outcome for rule in judged]), said, facts)
 
@@ -273,6 +285,7 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     }[outcome]
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:_NAMED])}
+    facts["p"] = loss_rate_p(lost / c.design_effect, passed / c.design_effect, 2 * margin)
     return Rule("critical", outcome, said, _add_items_needed(facts, outcome, _critical_items(c, policy)))
 
 
@@ -316,6 +329,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         "margin": policy.validity,
     }
     facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
+    facts |= {"p": noninferiority_p(c, -policy.validity, policy.alpha)} if outcome == "pass" else {}
     rise = formatting.points(validity.delta, validity.low, validity.high)
     said = (
         f"validity: unparsable, truncated or refused answers {formatting.percent(c.base)} → "
@@ -402,7 +416,9 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         facts["gain"] = wanted.gain
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
     said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
-    return Rule("target", worst_outcome([outcome for outcome, _ in judged]), said, facts)
+    outcome = worst_outcome([outcome for outcome, _ in judged])
+    facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
+    return Rule("target", outcome, said, facts)
 
 
 def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, Estimate
+from harness.comparison import Comparison, Estimate, at_level
 from harness.gating.halves import Half
 from harness.spec import GatePolicy, Margin, Task
 
@@ -49,6 +49,11 @@ class TaskComparison(NamedTuple):
     def counted(self) -> Comparison:
         """The comparison of the items that count in the macro."""
         return self.half.comparison if self.half else self.comparison
+
+    def at_level(self, alpha: float) -> "TaskComparison":
+        """Return the same with one-sided bounds at another level."""
+        half = self.half and self.half._replace(comparison=at_level(self.half.comparison, alpha))
+        return self._replace(comparison=at_level(self.comparison, alpha), half=half)
 
 
 class TargetFacts(NamedTuple):
@@ -95,6 +100,20 @@ class Verdict:
     missed: tuple[MissRate, ...]
     items_needed: int | None
     sentence: str
+
+    @property
+    def p(self) -> float | None:
+        """The largest p of the rules that have to be shown; None where one is not, at the gate's own alpha.
+
+        0 where all of them hold by identity of the weights.
+        """
+        rules = [r for r in self.rules if r.name in _TO_BE_SHOWN and r.outcome != "skipped"]
+        if any(r.outcome != "pass" for r in rules):
+            return None
+        return max((p for r in rules if isinstance(p := r.numbers.get("p"), float)), default=0.0)
+
+
+_TO_BE_SHOWN = ("macro", "critical", "validity", "target")
 
 
 def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:

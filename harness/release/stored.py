@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from harness import comparison, config, gating, plugins, store
+from harness import comparison, config, decision, gating, plugins, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.data import version_of_test
@@ -147,7 +147,9 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
     record_verdict(at, run, result.verdict, experiment.gate, against, digest)
-    return replace(result, candidate=run.label, baseline=against, notes=tuple(notes))
+    family = decision.family_of(experiment)
+    n_members = family.size if run.candidate in family.members else 1
+    return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 
 
 def _measurements(

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from harness import formatting, plugins
+from harness import formatting, gating, plugins
 from harness.comparison import AnswerDiversity, Comparison, Estimate
 from harness.decision import (
     Ablation,
     CandidateFacts,
     Decision,
+    Family,
     LearningCurve,
     SeedSummary,
     best_untrained,
@@ -91,7 +92,8 @@ class ExperimentReport:
     verdict stops a release. `flips` shows some of the items that a fine-tune lost and gained, by
     `label`; `diversity` how varied its generated answers are, the target's first. `origins` says what
     each run's numbers depend on. `policy` is what the decision went by,
-    `closed_labels` and `has_documents` which alternatives the target allows.
+    `closed_labels` and `has_documents` which alternatives the target allows, `family` the fine-tunes over
+    which what is shipped was corrected.
     """
 
     experiment: str
@@ -119,6 +121,7 @@ class ExperimentReport:
     closed_labels: bool = False
     has_documents: bool = False
     diversity: dict[str, tuple[AnswerDiversity, ...]] = field(default_factory=dict)
+    family: Family = field(default_factory=Family)
 
     @property
     def file_name(self) -> str:
@@ -213,6 +216,18 @@ def miss_what(m: MissRate) -> str:
     task = m.what.removeprefix("each: ")
     where = " (macro)" if m.what == "macro" else f" on {task} alone (each)"
     return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
+
+
+def family_text(n_members: int, alpha: float) -> str:
+    """Say how often one of so many fine-tunes passes its gate by chance; empty of a single one."""
+    if n_members < 2:
+        return ""
+    any_passes = formatting.chance(gating.passing_chance(alpha, n_members))
+    return (
+        f"of {n_members} fine-tunes that all lost the margin one would pass with a chance of up to"
+        f" {any_passes} (one alone {formatting.chance(alpha)}): this verdict is not corrected for that, the"
+        " decision is"
+    )
 
 
 def miss_basis(verdict: Verdict) -> str:

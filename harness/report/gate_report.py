@@ -11,7 +11,7 @@ from typing import Any
 from harness import formatting, gating, report
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.report.document import ResultDocument, Section
-from harness.report.experiment_report import miss_basis, miss_text
+from harness.report.experiment_report import family_text, miss_basis, miss_text
 from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
@@ -32,7 +32,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
         Section(
             "missed",
             lead=_missed_lead(v),
-            notes=list(map(miss_text, v.missed)),
+            notes=[*map(miss_text, v.missed), *filter(None, [_family(judged)])],
         ),
         Section("lost", notes=lost, detail=True),
         Section("notes", notes=judged.notes),
@@ -44,6 +44,10 @@ def gate_document(judged: GateResult) -> ResultDocument:
 def _missed_lead(verdict: Verdict) -> str:
     basis = miss_basis(verdict)
     return f"{basis[0].upper()}{basis[1:]}:" if basis else ""
+
+
+def _family(judged: GateResult) -> str:
+    return family_text(judged.n_members, judged.policy.alpha)
 
 
 def junit(judged: Sequence[GateResult], name: str) -> str:
@@ -64,6 +68,10 @@ def to_json(judged: GateResult, exit_code: int) -> dict[str, Any]:
         "exit_code": exit_code,
         **plain,
         "comparisons": report.to_plain([t.comparison for t in judged.tasks]),
+        "family": {
+            "members": judged.n_members,
+            "chance": gating.passing_chance(judged.policy.alpha, judged.n_members),
+        },
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),
     }

@@ -27,6 +27,7 @@ from harness.report.experiment_report import (
     Step,
     best_first,
     failure_line,
+    family_text,
     figure_text,
     headers,
     last_line,
@@ -209,7 +210,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     rows = [[rule.name, rule.outcome, rule.sentence] for rule in f.verdict.rules]
     basis = miss_basis(f.verdict)
     lead = f"{basis[0].upper()}{basis[1:]}" if basis else ""
-    return Section("gate", title, columns, rows, lead, list(map(miss_text, f.verdict.missed)), f.label)
+    among = family_text(report.family.size, report.family.alpha)
+    notes = [*map(miss_text, f.verdict.missed), *filter(None, [among])]
+    return Section("gate", title, columns, rows, lead, notes, f.label)
 
 
 _NOT_MEASURED = ("sweep", "stands_on")
@@ -273,7 +276,7 @@ def sentences(report: ExperimentReport) -> list[str]:
     return [
         *(failure_line(f) for f in report.facts if f.state == "failed"),
         *(report.decision.reasons if report.decision else ()),
-        *(_miss_line(f.label, f.verdict) for f in report.facts if is_fine_tuned(f) and f.verdict),
+        *(_miss_line(f, f.verdict) for f in report.facts if is_fine_tuned(f) and f.verdict),
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
         *decision_tables.seed_sentences(report.seeds, report.unit),
@@ -282,16 +285,20 @@ def sentences(report: ExperimentReport) -> list[str]:
     ]
 
 
-def _miss_line(label: str, verdict: Verdict) -> str:
-    macro = [m for m in verdict.missed if m.what == "macro"]
+def _miss_line(f: CandidateFacts, verdict: Verdict) -> str:
+    """Say what the gate could have missed, and what would settle it, at the level that counts."""
+    at = f.corrected or verdict
+    macro = [m for m in at.missed if m.what == "macro"]
     nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
     missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    if f.corrected and f.standing:
+        missed += f" (as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %)"
     if verdict.outcome == "harness-drift":
-        return f"{label}: the harness drifted, which says nothing of the candidate"
-    if verdict.outcome != "inconclusive":
-        return f"{label}: {missed}"
-    more = f" (+{formatting.count(verdict.items_needed)} items)" if verdict.items_needed else ""
-    return f"undecided: {label}{more}; {missed}"
+        return f"{f.label}: the harness drifted, which says nothing of the candidate"
+    if "inconclusive" not in (verdict.outcome, at.outcome):
+        return f"{f.label}: {missed}"
+    more = f" (+{formatting.count(at.items_needed)} items)" if at.items_needed else ""
+    return f"undecided: {f.label}{more}; {missed}"
 
 
 def _recall_line(f: CandidateFacts) -> str:

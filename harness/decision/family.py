@@ -1,0 +1,111 @@
+"""Family of candidates: the fine-tunes that an experiment names, each held to account for all of them.
+
+Invariant: the members are fixed by the experiment as it is resolved, before a test item is read: one a recipe
+with all its seeds, and one a grid, of which validation names the recipe that stands for it. What the decision
+ships is shown among them (Holm); what the gate says of one run is not corrected.
+Source: Holm 1979; `stats.holm`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from harness import plugins, stats
+from harness.decision.results import CandidateFacts, Standing, best, is_fine_tuned, within_budgets
+from harness.spec import Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The member to which each fine-tune of an experiment belongs, and the chance of any false pass.
+
+    A grid's candidates are one member; a sweep, of which one candidate comes, is one as well.
+    """
+
+    members: dict[str, str] = field(default_factory=dict)
+    alpha: float = 0.05
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(set(self.members.values()))
+
+
+class Member(NamedTuple):
+    """One member on the test items: the recipe that stands for it, its p, and p by Holm over the family.
+
+    `p` is the largest over the recipe's seeds and over the rules that have to be shown; None where one of
+    them is not shown even alone. `level` is the one that Holm leaves it.
+    """
+
+    name: str
+    candidate: str
+    p: float | None
+    p_adjusted: float
+    level: float
+
+
+def family_of(experiment: Experiment) -> Family:
+    """List the members of an experiment, whether or not they are selected, trained or finished."""
+    recipes = experiment.candidates
+    sources = {name: recipes.get(recipe.weights_of or "", recipe) for name, recipe in recipes.items()}
+    tuned = [name for name, source in sources.items() if plugins.method(source.method).tunes]
+    return Family({name: name.partition("[")[0] for name in tuned}, experiment.gate.alpha)
+
+
+def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[Member, ...]:
+    """Correct the p of every member by Holm; one that was not measured, or failed, is not shown."""
+    chosen = {name: _representative(facts, family, name) for name in dict.fromkeys(family.members.values())}
+    ps = [_largest_p(facts, run) for run in chosen.values()]
+    known = [1.0 if p is None else p for p in ps]
+    adjusted, levels = stats.holm(known), _levels(known, family.alpha)
+    return tuple(
+        Member(name, run.name if run else "", p, corrected, level)
+        for (name, run), p, corrected, level in zip(chosen.items(), ps, adjusted, levels, strict=True)
+    )
+
+
+def _representative(facts: Sequence[CandidateFacts], family: Family, member: str) -> CandidateFacts | None:
+    """Choose the recipe of a member that is best on validation."""
+    own = [f for f in within_budgets(facts) if family.members.get(f.name) == member and is_fine_tuned(f)]
+    return best(own)
+
+
+def _largest_p(facts: Sequence[CandidateFacts], run: CandidateFacts | None) -> float | None:
+    seeds = [f for f in facts if run and f.name == run.name and f.state == "done"]
+    ps = [f.verdict.p if f.verdict else None for f in seeds]
+    known = [p for p in ps if p is not None]
+    return max(known) if known and len(known) == len(ps) else None
+
+
+def _levels(ps: Sequence[float], alpha: float) -> list[float]:
+    """Return the level at which Holm tests each p: α/k for the smallest, up to the first not shown."""
+    levels, n_shown = [0.0] * len(ps), 0
+    for i in sorted(range(len(ps)), key=ps.__getitem__):
+        levels[i] = alpha / (len(ps) - n_shown)
+        n_shown += ps[i] < levels[i]
+    return levels
+
+
+def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[CandidateFacts]:
+    """Give every fine-tune its standing in a family of more than one candidate; of one nothing changes."""
+    if len(family.members) < 2:
+        return list(facts)
+    members = {m.name: m for m in family_members(facts, family)}
+    out = []
+    for f in facts:
+        m = members.get(family.members.get(f.name, ""))
+        out.append(replace(f, standing=_standing(f, m, family)) if m and is_fine_tuned(f) else f)
+    return out
+
+
+def _standing(f: CandidateFacts, m: Member, family: Family) -> Standing:
+    stands_for = f.name == m.candidate
+    return Standing(
+        n=family.size,
+        alpha=family.alpha,
+        p=m.p if stands_for else None,
+        p_adjusted=m.p_adjusted if stands_for else 1.0,
+        level=m.level,
+        chosen=m.candidate,
+    )

@@ -1,0 +1,198 @@
+"""Many candidates on the same items: what the decision ships is corrected for their number."""
+
+from dataclasses import replace
+from functools import cache
+from math import sqrt
+
+import numpy as np
+import pytest
+from fake_facts import alternatives, tuned
+from fake_rows import EXACT, flips, rows
+
+from harness import config, gating
+from harness.comparison import Comparison, at_level, compare_rows
+from harness.decision import Decision, Family, decide, family_of, place_in_family
+from harness.gating import GateResult, TaskComparison, Verdict
+from harness.gating.rules import apply_rules
+from harness.report import gate_report
+from harness.report.experiment_report import miss_text
+from harness.spec import DecidePolicy, GatePolicy, Task
+
+POLICY = GatePolicy()
+EIGHT = Family({f"lora-{i}": f"lora-{i}" for i in range(8)})
+
+
+@cache
+def compared(n: int, gains: int, losses: int) -> Comparison:
+    return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
+
+
+def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = None) -> Verdict:
+    """Judge one task for each pair of gains and losses among n items."""
+    tasks = [
+        TaskComparison(Task(name=f"t{i}", data={}), "capability", compared(n, *of), True, "")
+        for i, of in enumerate(counts)
+    ]
+    return apply_rules(tasks, POLICY, validity=None, target=None, identical=False, level=level)
+
+
+def decided(facts, family: Family = EIGHT) -> Decision:
+    return decide(
+        [*alternatives(), *facts],
+        DecidePolicy(),
+        closed_labels=True,
+        has_documents=False,
+        metric_name="exact_match",
+        family=family,
+    )
+
+
+def reason(decision: Decision, words: str) -> str:
+    (found,) = [said for said in decision.reasons if words in said]
+    return found
+
+
+SAFE, DOUBTFUL, LOST = [(12, 10)] * 8, [(18, 20)] * 8, [(5, 30)] * 8
+
+
+def test_of_eight_candidates_that_lost_the_margin_the_decision_rarely_ships_one():
+    """Four tasks of 100 items, 20 % of them flip: alone one of eight passes in some 30 of 100 experiments."""
+    rng, n_runs, alone, shipped = np.random.default_rng(0), 120, 0, 0
+    for _ in range(n_runs):
+        drawn = rng.multinomial(100, [0.09, 0.11, 0.80], (8, 4))[..., :2]
+        verdicts = [verdict_of(*((int(g), int(k)) for g, k in of), n=100) for of in drawn]
+        alone += any(v.outcome == "pass" for v in verdicts)
+        facts = [tuned(f"lora-{i}", 0.81, 0.07, verdict=v) for i, v in enumerate(verdicts)]
+        shipped += decided(facts).action == "fine-tune"
+    assert alone / n_runs > 0.20
+    assert shipped / n_runs <= 0.05 + 3 * sqrt(0.05 * 0.95 / n_runs)
+
+
+def test_a_candidate_that_is_safe_is_shipped_from_among_eight():
+    facts = [tuned(f"lora-{i}", 0.81, 0.07, verdict=verdict_of(*SAFE)) for i in range(8)]
+    assert decided(facts).candidate == "lora-0"
+
+
+def test_one_candidate_reads_as_it_did_before():
+    lora = tuned("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
+    assert decided([lora], Family({"lora": "lora"})) == decided([lora], Family())
+
+
+def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_what_would_settle_it():
+    verdict = verdict_of(*DOUBTFUL)
+    p = verdict.p
+    assert verdict.outcome == "pass"
+    assert p is not None
+    assert 0.05 / 8 < p < 0.05
+    corrected = verdict_of(*DOUBTFUL, level=0.05 / 8)
+    lora = tuned("lora-0", 0.81, 0.07, verdict=verdict, corrected=corrected)
+    others = [tuned(f"lora-{i}", 0.70, 0.0, verdict=verdict_of(*LOST)) for i in range(1, 8)]
+    decision = decided([lora, *others])
+    assert decision.action == "undecided"
+    assert f"its gate passes alone (p 0.0{round(1000 * p)}), not as one of 8 fine-tunes" in decision.sentence
+    assert f"{corrected.items_needed:,} more items would settle it" in decision.sentence
+    assert "lora-0 not shown" in reason(decision, "would pass its gate alone with a chance of up to 34 %")
+    assert "INCONCLUSIVE" in reason(decision, "as one of 8, at 0.6 %")
+
+
+def test_items_needed_and_chances_to_miss_are_those_of_the_level():
+    alone, corrected = verdict_of(*DOUBTFUL), verdict_of(*DOUBTFUL, level=0.05 / 8)
+    missed = [[m.probability for m in v.missed if m.what == "macro"] for v in (alone, corrected)]
+    assert all(strict < loose for loose, strict in zip(*missed, strict=True))
+    assert alone.items_needed is None
+    assert corrected.items_needed is not None
+
+
+@pytest.mark.parametrize("counts", [SAFE, DOUBTFUL, [(0, 0)] * 3, [(8, 10), (0, 3), (20, 12)]])
+def test_p_is_the_level_up_to_which_the_macro_passes(counts):
+    p = verdict_of(*counts).p
+    assert p is not None
+    outcomes = [verdict_of(*counts, level=p * times).rules[0].outcome for times in (0.99, 1.01)]
+    assert outcomes == ["inconclusive", "pass"]
+
+
+def test_bounds_at_another_level_are_those_of_a_comparison_made_at_it():
+    base, new = (rows(arm) for arm in flips(200, 12, 9))
+    lower = replace(EXACT, higher_is_better=False)
+    for metric in (EXACT, lower):
+        made = compare_rows(metric, base, new, alpha=0.01)
+        moved = at_level(compare_rows(metric, base, new), 0.01)
+        assert (moved.lower, moved.upper) == pytest.approx((made.lower, made.upper))
+
+
+def test_bounds_of_clustered_flips_are_no_narrower_than_those_made_at_the_level():
+    base, new = (rows(arm, cluster_size=4) for arm in flips(200, 12, 9))
+    made = compare_rows(EXACT, base, new, alpha=0.005)
+    moved = at_level(compare_rows(EXACT, base, new), 0.005)
+    assert moved.lower == pytest.approx(made.lower, abs=0.002)
+
+
+def test_a_recipe_is_as_sure_as_its_least_sure_seed():
+    sure, unsure = (verdict_of(*of) for of in (SAFE, DOUBTFUL))
+    facts = [tuned("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
+    (member, *_) = decided(facts).family
+    assert member.p == unsure.p
+
+
+def test_a_grid_is_one_member_that_validation_chooses_for():
+    family = Family({"lora[r=4]": "lora", "lora[r=8]": "lora", "full": "full"})
+    facts = [
+        tuned("lora[r=4]", 0.79, 0.07, verdict=verdict_of(*SAFE)),
+        tuned("lora[r=8]", 0.82, 0.07, verdict=verdict_of(*LOST)),
+        tuned("full", 0.70, 0.01, verdict=verdict_of(*LOST)),
+    ]
+    decision = decided(facts, family)
+    assert [(m.name, m.candidate) for m in decision.family] == [("lora", "lora[r=8]"), ("full", "full")]
+    assert decision.action != "fine-tune"
+    assert decided(facts[:1] + facts[2:], family).candidate == "lora[r=4]"
+
+
+def test_what_was_not_measured_counts_as_not_shown_and_still_belongs_to_the_family():
+    (lora,) = place_in_family([tuned("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE))], EIGHT)
+    assert lora.standing is not None
+    assert lora.standing.level == pytest.approx(0.05 / 8)
+    assert lora.standing.p_adjusted == pytest.approx(8 * lora.standing.p)
+
+
+def test_the_family_is_what_the_file_names_whatever_is_selected(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "reference": "b"}\n' * 9, "utf-8")
+    (tmp_path / "harness.yaml").write_text(
+        "name: desk\ntarget: {name: desk, data: {all: rows.jsonl}}\ncandidates:\n"
+        "  prompt: {}\n  bag: {method: classifier}\n"
+        "  lora: {method: lora, params: {r: [4, 8]}, sweep: {learning_rate: [1.0e-3, 1.0e-4]}}\n"
+        "  full: {method: full}\n  hybrid: {weights_of: full, prompting: few_shot}\n",
+        "utf-8",
+    )
+    loaded = config.load(tmp_path / "harness.yaml", ["gate.alpha=0.1"], ["full"])
+    family = family_of(loaded.experiment)
+    assert family == Family(
+        {"lora[r=4]": "lora", "lora[r=8]": "lora", "full": "full", "hybrid": "hybrid"}, alpha=0.1
+    )
+    assert family.size == 3
+
+
+def test_the_gate_says_beside_its_verdict_how_often_one_of_so_many_passes():
+    alone = GateResult((), verdict_of(*SAFE), POLICY, candidate="lora-0", baseline="the base")
+    notes = [
+        {s.kind: list(s.notes) for s in gate_report.gate_document(judged).sections}["missed"]
+        for judged in (alone, replace(alone, n_members=8))
+    ]
+    assert notes[0] == list(map(miss_text, alone.verdict.missed))
+    assert notes[1][:-1] == notes[0]
+    assert (
+        "of 8 fine-tunes that all lost the margin one would pass with a chance of up to 34 %" in notes[1][-1]
+    )
+    assert gate_report.to_json(replace(alone, n_members=8), 0)["family"]["chance"] == pytest.approx(
+        1 - 0.95**8
+    )
+
+
+def test_items_that_would_do_for_one_candidate_are_announced_as_too_few_for_eight():
+    from harness.spec import Suite
+
+    suites = [Suite(name="s", role="capability", tasks=[{"name": f"t{i}", "data": {}} for i in range(4)])]
+    n = {f"t{i}": 600 for i in range(4)}
+    alone = gating.power_warnings(suites, n, POLICY)
+    among = gating.power_warnings(suites, n, POLICY, n_members=8)
+    assert not [said for said in alone if "macro" in said]
+    assert "as one of 8 fine-tunes," in among[0]
