@@ -671,3 +671,46 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
     facts = [replace(f, slices=of) for f in (*alternatives(), tuned("lora", 0.81, 0.07))]
     assert said(decided(facts, needs=(need,)), "Measured (").endswith(f": {measured}.")
+
+
+def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():
+    lora = tuned("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
+    assumed = decided([*alternatives(), lora])
+    # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
+    assert said(assumed, "The choice rests on") == (
+        "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, which nobody set): the"
+        " gain is worth 42,000 USD over the horizon, and lora costs 400 USD more. It flips at 0.0095 USD."
+    )
+    flips_at = assumed.arithmetic["pays_from_right_answer_usd"]
+    actions = [
+        decided([*alternatives(), lora], right_answer_usd=flips_at * times).action for times in (0.99, 1.01)
+    ]
+    assert actions == ["few-shot", "fine-tune"]
+    assert "nobody set" not in said(decided([*alternatives(), lora], right_answer_usd=1.0), "rests on")
+
+
+def test_a_choice_by_the_worth_of_a_point_flips_at_one_too():
+    lora = tuned("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
+    decision = decided([*alternatives(), lora], point_usd=100.0)
+    assert "a point being worth 100 USD (decide.point_usd)" in said(decision, "rests on")
+    assert decision.arithmetic["pays_from_point_usd"] == pytest.approx(400 / 7)
+    assert "pays_from_right_answer_usd" not in decision.arithmetic
+
+
+def test_a_fine_tune_that_costs_nothing_more_pays_at_any_worth():
+    lora = tuned("lora", 0.81, 0.07, training_cost_usd=0.0)
+    assert "holds at any worth" in said(decided([*alternatives(), lora]), "rests on")
+
+
+def test_a_gain_without_a_price_says_from_which_price_it_pays():
+    lower = {"unit": BITS, "metric": "bits_per_byte"}
+    lora = tuned("lora", 0.9, 0.2, unit=BITS, vs_untrained=comparison(-0.2, **lower), cost_per_1k_usd=0.20)
+    others = [candidate(f.name, 1.1, BITS, prompting=f.prompting) for f in alternatives()[:3]]
+    decision = decided([*others, lora], closed_labels=False, metric="bits_per_byte")
+    assert "lora pays where it is more than 2.50 USD" in said(decision, "is worth is not set")
+
+
+def test_what_is_not_chosen_rests_on_no_worth():
+    decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
+    assert not [reason for reason in decision.reasons if "rests on" in reason]
+    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said(decision, "Next best spend")

@@ -130,6 +130,16 @@ class Economics:
     pays_from_requests: Annotated[
         float | None, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)
     ] = None
+    right_answer_usd: Annotated[
+        float | None, Unlisted((Number("worth of one more right answer, USD", _USD),))
+    ] = None
+    pays_from_right_answer_usd: Annotated[
+        float | None,
+        Unlisted((Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),)),
+    ] = None
+    pays_from_point_usd: Annotated[
+        float | None, Unlisted((Number(f"worth of a point from which {_TUNED} pays, USD", _USD),))
+    ] = None
     perfect_information_points: Annotated[
         float | None, Number("worth of knowing the gain exactly, {unit}")
     ] = None
@@ -170,10 +180,15 @@ def economics_of(case: Case) -> Economics:
 def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Economics) -> Economics:
     policy, over, prompt = case.policy, gain(run.vs_untrained), gain(run.vs_prompt)
     ratio, at = economics.per_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-    more, less = economics.break_even_band(at)
+    band = economics.break_even_band(at)
     by_token = policy.usd_per_million_tokens is not None
     paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
     rows_needed = next_step.worth_collecting(case, run, over) if over else None
+    in_answers, more = (
+        economics.counts_answers(policy, case.unit),
+        economics.costs_more_usd(run, other, policy),
+    )
+    flips_at = economics.break_even_value(over, more, policy) if over and more is not None else None
     return replace(
         known,
         gain_over_untrained=over,
@@ -190,11 +205,14 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
         spent_once_usd=economics.spent_once_usd(run, policy),
         break_even_requests=at,
-        break_even_if_saving_is_a_fifth_more=more,
-        break_even_if_saving_is_a_fifth_less=less,
+        break_even_if_saving_is_a_fifth_more=band[0],
+        break_even_if_saving_is_a_fifth_less=band[1],
         gain_is_worth_usd=paid.worth if paid else None,
-        costs_more_usd=paid.cost if paid else None,
+        costs_more_usd=more,
         pays_from_requests=paid.from_requests if paid else None,
+        right_answer_usd=economics.answer_usd(policy) if in_answers else None,
+        pays_from_right_answer_usd=flips_at if in_answers else None,
+        pays_from_point_usd=None if in_answers else flips_at,
         perfect_information_points=worth.perfect if worth else None,
         spend=next_step.next_spend(case, worth, rows_needed),
         rows_needed=rows_needed,

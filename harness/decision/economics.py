@@ -113,28 +113,52 @@ def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
     A point is a hundredth of the forecast answered right that was not. A metric that is no rate
     counts no answers.
     """
-    if policy.point_usd is not None or not unit.is_rate:
+    if not counts_answers(policy, unit):
         return policy.point_usd
-    return forecast_requests(policy) / 100 * _answer_usd(policy)
+    return forecast_requests(policy) / 100 * answer_usd(policy)
 
 
-def _answer_usd(policy: DecidePolicy) -> float:
+def answer_usd(policy: DecidePolicy) -> float:
+    """Return what one more right answer is worth: as it is set, else an assumption."""
     return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
+
+
+def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
+    """Tell whether a point is worth the answers that it makes right."""
+    return policy.point_usd is None and unit.is_rate
+
+
+def break_even_value(g: Comparison, cost_usd: float, policy: DecidePolicy) -> float | None:
+    """Return the worth of a right answer in USD from which a gain pays for what it costs more.
+
+    Of a point, where a point does not count answers. 0 where nothing more is spent; None without a gain.
+    """
+    if g.delta <= 0:
+        return None
+    per_point = max(0.0, cost_usd) / (g.unit.scale * g.delta)
+    return per_point * 100 / forecast_requests(policy) if counts_answers(policy, g.unit) else per_point
+
+
+def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
+    """Return what a fine-tune costs more than the alternative over the horizon, None if unknown."""
+    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
+    return spent_once_usd(run, policy) + dearer * forecast_requests(policy)
 
 
 def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
     """Weigh what the gain found is worth against what the fine-tune costs; None where one is unknown."""
-    g = gain(run.vs_untrained)
+    g, cost = gain(run.vs_untrained), costs_more_usd(run, alternative, policy)
     point = point_worth_usd(policy, g.unit) if g else None
-    if g is None or point is None or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+    if g is None or point is None or cost is None:
         return None
-    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
     once = spent_once_usd(run, policy)
-    per_request = g.delta * _answer_usd(policy) - dearer
+    per_request = g.delta * answer_usd(policy) - (cost - once) / forecast_requests(policy)
     scales = policy.point_usd is None and per_request > 0
     return Pay(
         worth=g.unit.scale * g.delta * point,
-        cost=once + dearer * forecast_requests(policy),
+        cost=cost,
         from_requests=once / per_request if scales else None,
     )
 

@@ -89,6 +89,7 @@ def reasons(
         sentences += _gains(case, case.judged, case.alternative)
         sentences.append(_per_usd(case, found, case.judged))
         sentences.append(_break_even(case, found, case.judged, case.alternative))
+        sentences += _worth(case, found)
         sentences += next_step.sentences(case, found.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
@@ -166,6 +167,29 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
         f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
         f" {spent} USD {_one_time_costs(case.policy)}, {costs}."
     )
+
+
+def _worth(case: Case, found: Economics) -> list[str]:
+    """Say on which worth of an answer a choice rests whose gain is shown, and at which worth it flips."""
+    g, policy, run = found.gain_over_untrained, case.policy, case.winner
+    of_answers = found.right_answer_usd is not None
+    flips_at = found.pays_from_right_answer_usd if of_answers else found.pays_from_point_usd
+    if run is None or g is None or g.low <= 0 or flips_at is None:
+        return []
+    one, key = (
+        ("a right answer", "decide.right_answer_usd") if of_answers else ("a point", "decide.point_usd")
+    )
+    value, flips = found.right_answer_usd if of_answers else policy.point_usd, formatting.usd(flips_at)
+    if value is None:
+        said = f"What {one} is worth is not set ({key}), so the gain is not weighed against its cost"
+        return [f"{said}; {run.name} pays where it is more than {flips} USD."]
+    assumed = ", which nobody set" if of_answers and policy.right_answer_usd is None else ""
+    rests = f"The choice rests on {one} being worth {formatting.usd(value)} USD ({key}{assumed})"
+    if flips_at == 0:
+        return [f"{rests}, and holds at any worth, because {run.name} costs nothing more."]
+    worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
+    weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
+    return [f"{rests}: {weighed}. It flips at {flips} USD."]
 
 
 def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:

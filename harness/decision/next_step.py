@@ -193,12 +193,14 @@ def _price_text(option: Option) -> str:
 
 
 def _missing_prices(case: Case) -> str:
-    """Say which prices the comparison lacks."""
+    """Say which prices the comparison lacks, and which it assumes."""
     if economics.point_worth_usd(case.policy, case.unit) is None:
         return " Costs are not weighed, because a point has no price (decide.point_usd)."
-    if case.policy.label_cost_usd == 0:
-        return " A label counts as free (decide.label_cost_usd)."
-    return ""
+    said = " A label counts as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
+    if economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None:
+        usd = formatting.usd(economics.answer_usd(case.policy))
+        said += f" A right answer counts as {usd} USD (decide.right_answer_usd)."
+    return said
 
 
 def _open_gate_text(run: CandidateFacts) -> list[str]:
