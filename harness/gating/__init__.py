@@ -102,8 +102,8 @@ def judge(
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
     the control arms beside which the rows were computed. `compared` are the comparisons of these very
     measurements, where another run of the same weights has them. `missing` names tasks that one of the
-    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level` is
-    that at which one of many candidates has to be shown, in place of the policy's alpha.
+    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
+    is that at which one of many candidates has to be shown, in place of the policy's alpha.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
