@@ -316,7 +316,8 @@ class GatePolicy(Spec):
     tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
     `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
     `tasks` names those to judge in results from elsewhere; without it a task that only one model answered
-    leaves the verdict open.
+    leaves the verdict open. `cumulative` is the margin of the mean against the first base, once gates compare
+    with a champion; twice that of `macro` if not written.
     """
 
     macro: Margin = 0.02
@@ -330,6 +331,7 @@ class GatePolicy(Spec):
     alpha: float = Field(0.05, gt=0, lt=0.5)
     control_blocks: int = Field(2, ge=0)
     tasks: tuple[str, ...] = ()
+    cumulative: Margin | None = None
 
 
 class TokenPrices(Spec):

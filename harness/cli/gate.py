@@ -106,6 +106,16 @@ def gate(
     raise typer.Exit(code)
 
 
+_SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
+
+
+def _cumulative_text(loss: list[float]) -> str:
+    """Print the macro against the first base."""
+    from harness.formatting import count, points
+
+    return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
+
+
 @app.command()
 def promote(
     run: Annotated[str, typer.Argument(help="A run's id, or a candidate: its seed best on validation.")],
@@ -132,9 +142,10 @@ def promote(
     say(f"wrote {path}")
     if champion.verdict != "pass":
         say(f"forced: {champion.sentence}")
-    shown = {name: getattr(champion, name) for name in ("run_id", "target", "verdict", "despite", "scores")}
+    shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
         named = champion.scores.items()
+        shown["cumulative"] = _cumulative_text(champion.cumulative)
         shown["scores"] = {
             key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in named
         }

@@ -19,6 +19,7 @@ from harness.gating.admission import (
     cut_tasks,
     measured_half,
 )
+from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, unmeasured_rule
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
@@ -51,6 +52,9 @@ __all__ = [
     "admitted_tasks",
     "applicable_policy",
     "combined_exit_code",
+    "cumulative_of",
+    "cumulative_policy",
+    "cumulative_rule",
     "cut_tasks",
     "exit_code",
     "has_drifted",
@@ -61,6 +65,7 @@ __all__ = [
     "measured_half",
     "passing_chance",
     "power_warnings",
+    "unmeasured_rule",
     "worst_result",
 ]
 
@@ -95,6 +100,7 @@ def judge(
     missing: Sequence[str] = (),
     seed: int = 0,
     level: float | None = None,
+    cumulative: Rule | None = None,
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
@@ -103,7 +109,8 @@ def judge(
     the control arms beside which the rows were computed. `compared` are the comparisons of these very
     measurements, where another run of the same weights has them. `missing` names tasks that one of the
     arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
-    is that at which one of many candidates has to be shown, in place of the policy's alpha.
+    is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
+    the rule against the first base, where the baseline is another one.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
@@ -124,6 +131,7 @@ def judge(
         missing=missing,
         shared=find_shared_items(measured, admitted, cut),
         level=level,
+        cumulative=cumulative,
     )
     return GateResult(tuple(compared), verdict, policy)
 

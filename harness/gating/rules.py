@@ -59,6 +59,7 @@ def apply_rules(
     missing: Sequence[str] = (),
     shared: SharedItems = NOTHING_SHARED,
     level: float | None = None,
+    cumulative: Rule | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
@@ -68,7 +69,8 @@ def apply_rules(
     `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the
     weights digest is the base's own: what the weights decide then passes by identity, not by
     test, and only the target is judged. `controls` are the control arms beside which its rows were
-    computed, `missing` tasks that one of the arms did not answer, `shared` the items that tasks share.
+    computed, `missing` tasks that one of the arms did not answer, `shared` the items that tasks share,
+    `cumulative` the rule against the first base.
 
     Raises:
         ValueError: a comparison was made at another alpha.
@@ -91,6 +93,7 @@ def apply_rules(
         drift_rule(tasks, policy, identical),
         control_rule(controls),
         *([_missing_rule(missing)] if missing else []),
+        *([cumulative] if cumulative else []),
     )
     outcome = worst_outcome([r.outcome for r in rules])
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]

@@ -76,7 +76,16 @@ class Rule:
     """Outcome of one rule of the policy, and the numbers its sentence rests on."""
 
     name: Literal[
-        "macro", "each", "critical", "regressions", "validity", "target", "drift", "control", "tasks"
+        "macro",
+        "each",
+        "critical",
+        "regressions",
+        "validity",
+        "target",
+        "drift",
+        "control",
+        "tasks",
+        "cumulative",
     ]
     outcome: RuleOutcome
     sentence: str

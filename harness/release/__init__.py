@@ -12,7 +12,7 @@ from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
-from harness.gating import GateResult, Verdict, combined_exit_code, worst_result
+from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_of, worst_result
 from harness.records import Run
 from harness.release.champions import Champion, best_run, promote, read_champion
 from harness.release.cleanup import Unreferenced, list_unreferenced, remove_run, remove_unreferenced
@@ -123,23 +123,56 @@ def promote_named(
     at = Store(loaded.folder / "runs")
     run = best_run(loaded, at, candidate_runs(loaded, at, name))
     refuse_sampled(loaded.experiment, run)  # no reason makes sampled items a baseline
-    verdict, sentence = _verdict_on(loaded, at, run, despite)
-    return promote(loaded, at, run, verdict=verdict, sentence=sentence, despite=despite)
+    before = read_champion(loaded.folder, loaded.experiment.target.name)
+    first_base = (before.first_base or before.base_digest) if before else run.base_digest
+    judged = _judged(loaded, at, run, before, despite)
+    if isinstance(judged, str):
+        return promote(loaded, at, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
+    _ask_about_creep(run, judged, despite)
+    return promote(
+        loaded,
+        at,
+        run,
+        verdict=judged.verdict.outcome,
+        sentence=judged.verdict.sentence,
+        despite=despite,
+        first_base=first_base,
+        cumulative=_cumulative_loss(judged.verdict),
+    )
 
 
-def _verdict_on(loaded: Loaded, at: Store, run: Run, despite: str) -> tuple[str, str]:
-    """Return what the gate says of a run; what it cannot judge needs a reason as well."""
+def _cumulative_loss(verdict: Verdict) -> list[float]:
+    """Return the macro against the first base as [delta, low, high, n]; empty where it is not known."""
+    rule = cumulative_of(verdict)
+    if rule is None:
+        return list(verdict.macro[:4]) if verdict.macro else []
+    found = (rule.numbers.get(name) for name in ("delta", "low", "high", "n_items"))
+    known = [float(x) for x in found if isinstance(x, float | int)]
+    return known if len(known) == 4 else []
+
+
+def _ask_about_creep(run: Run, judged: GateResult, despite: str) -> None:
+    """Ask for a reason where a loss against the first base is not ruled out."""
+    rule = cumulative_of(judged.verdict)
+    if rule is not None and rule.outcome == "skipped" and not despite:
+        found = f"a loss against the first base that is not ruled out ({rule.sentence})"
+        step = "more items of the suites, or --force --reason REASON, which keeps the reason"
+        raise UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
+
+
+def _judged(loaded: Loaded, at: Store, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
+    """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:
-        judged = judge_run(loaded, at, run, read_champion(loaded.folder, loaded.experiment.target.name))
+        judged = judge_run(loaded, at, run, champion)
     except HarnessError as error:
         if not despite:
             raise
-        return "", f"not judged: {str(error).splitlines()[0]}"
+        return f"not judged: {str(error).splitlines()[0]}"
     if judged.verdict.outcome != "pass" and not despite:
         found = f"a verdict that is no pass against {judged.baseline} ({judged.verdict.sentence})"
         step = "--force --reason REASON promotes it all the same, and keeps the reason"
         raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
-    return judged.verdict.outcome, judged.verdict.sentence
+    return judged
 
 
 def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:

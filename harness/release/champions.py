@@ -5,6 +5,7 @@ digests name are the baseline, whatever becomes of the run's name.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class Champion:
     `units` holds the units of those scores that are no rates where higher is better.
 
     `verdict` is what the gate said when it was promoted (empty where it could not say anything),
-    `sentence` the evidence, `despite` why it was promoted although it had not passed.
+    `sentence` the evidence, `despite` why it was promoted although it had not passed. `first_base` is the
+    digest of the base that the first of its champions was judged against, `cumulative` the macro against that
+    one as [delta, low, high, n]; empty where it was not measured.
     """
 
     target: str
@@ -46,6 +49,8 @@ class Champion:
     sentence: str = ""
     despite: str = ""
     units: dict[str, Unit] = field(default_factory=dict)
+    first_base: str = ""
+    cumulative: list[float] = field(default_factory=list)
 
 
 def champion_file(folder: Path, target: str) -> Path:
@@ -64,7 +69,14 @@ def read_champion(folder: Path, target: str) -> Champion | None:
         return None
     try:
         raw = json.loads(path.read_text("utf-8"))
-        lately = ("verdict", "sentence", "despite", "units")  # an older file lacks them
+        lately = (
+            "verdict",
+            "sentence",
+            "despite",
+            "units",
+            "first_base",
+            "cumulative",
+        )  # an older file lacks them
         known = {f.name: raw[f.name] for f in fields(Champion) if f.name not in lately or f.name in raw}
         units = {key: Unit(**unit) for key, unit in known.get("units", {}).items()}
         return Champion(**{**known, "units": units})
@@ -89,7 +101,15 @@ def best_run(loaded: Loaded, at: Store, runs: list[Run]) -> Run:
 
 
 def promote(
-    loaded: Loaded, at: Store, run: Run, *, verdict: str, sentence: str, despite: str
+    loaded: Loaded,
+    at: Store,
+    run: Run,
+    *,
+    verdict: str,
+    sentence: str,
+    despite: str,
+    first_base: str = "",
+    cumulative: Sequence[float] = (),
 ) -> tuple[Path, Champion]:
     """Write a run as the champion of the target, with what the gate said of it; returns the file.
 
@@ -114,6 +134,8 @@ def promote(
         sentence=sentence,
         despite=despite,
         units={key: e.unit for key, e in scores.items() if e.unit != RATE},
+        first_base=first_base or run.base_digest,
+        cumulative=[round(x, 6) for x in cumulative],
     )
     path = champion_file(loaded.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)

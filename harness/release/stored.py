@@ -6,8 +6,9 @@ mended or dropped since are refused by the digest that differs. How an endpoint 
 its base's rows are computed as in the newest run here on that base.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from harness.evaluation.row_sets import rows_version
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
 from harness.experiment.verdict_records import record_verdict
-from harness.gating import GateResult, Measurement, TargetFacts
+from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult
@@ -132,7 +133,8 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     refuse_changed(experiment, catalogue, at, run)
     notes: list[str] = []
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
-    measured = _measurements(at, run, champion, tasks, known, notes)
+    baseline = partial(_baseline_identity, at, run=run, champion=champion)
+    measured = _measurements(at, run, baseline, tasks, known, notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
@@ -143,6 +145,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         confirmed=_confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
+        cumulative=_cumulative(experiment, at, run, champion, tasks, known) if champion else None,
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
@@ -152,10 +155,43 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
 
 
+def _cumulative(
+    experiment: Experiment,
+    at: Store,
+    run: Run,
+    champion: Champion,
+    tasks: Iterable[tuple[Task, Role, str]],
+    known: Mapping[str, dict[str, Metric]],
+) -> Rule | None:
+    """Judge a run against the first base by that base's own rows; None where the champion is that base."""
+    first = champion.first_base or champion.base_digest
+    if champion.weights_digest == first:
+        return None
+    baseline = partial(_first_base_identity, at, run=run, first=first)
+    try:
+        measured = _measurements(at, run, baseline, tasks, known, [])
+    except IncompatibleRuns as error:
+        return gating.unmeasured_rule(str(error).partition(";")[0], first)
+    identical = run.weights_digest == first
+    policy = gating.cumulative_policy(experiment.gate)
+    found = gating.judge(measured, policy, target=None, identical=identical, seed=experiment.seeds[0])
+    return gating.cumulative_rule(found.verdict, first)
+
+
+def _first_base_identity(at: Store, own: RowsIdentity, key: str, run: Run, first: str) -> RowsIdentity:
+    """Find the first base's rows of a task, as the run's were computed."""
+    if first == run.base_digest:
+        return _baseline_identity(at, own, key, run, None)
+    wanted = replace(own, weights_digest=first)
+    if not at.parquet(wanted.digest).exists():
+        raise IncompatibleRuns(f"{key}: found no rows of the first base {first}; next: harness compare on it")
+    return wanted
+
+
 def _measurements(
     at: Store,
     run: Run,
-    champion: Champion | None,
+    baseline: Callable[[RowsIdentity, str], RowsIdentity],
     tasks: Iterable[tuple[Task, Role, str]],
     known: Mapping[str, dict[str, Metric]],
     notes: list[str],
@@ -165,7 +201,7 @@ def _measurements(
     for task, role, suite in tasks:
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(at, run.rows[key])
-            arms.append((task, role, suite, own, _baseline_identity(at, own, key, run, champion)))
+            arms.append((task, role, suite, own, baseline(own, key)))
         else:
             notes.append(f"{task.name}: the run did not answer it")
     rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
