@@ -7,7 +7,7 @@ chance over candidates.
 
 from collections.abc import Callable, Sequence
 
-from scipy import optimize, special
+from scipy import special
 
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
@@ -66,6 +66,7 @@ def passing_chance(alpha: float, n: int) -> float:
 
 def _inverted(lower: Callable[[float], float], least: float, alpha: float) -> float:
     """Return the level at which a bound, which passes at alpha, is no longer above `least`."""
+    from scipy.optimize import brentq
 
     def excess(z: float) -> float:
         return lower(float(special.ndtr(-z))) - least
@@ -75,4 +76,4 @@ def _inverted(lower: Callable[[float], float], least: float, alpha: float) -> fl
         return alpha
     if excess(_MOST_Z) > 0:
         return float(special.ndtr(-_MOST_Z))
-    return float(special.ndtr(-optimize.brentq(excess, z, _MOST_Z, xtol=1e-6)))
+    return float(special.ndtr(-brentq(excess, z, _MOST_Z, xtol=1e-6)))
