@@ -1,47 +1,18 @@
-"""Forgetting, fronts, likelihoods, calibration and diversity: published numbers and a second source."""
+"""Fronts, diversity and win rates: published numbers and a second source."""
 
 import csv
 import gzip
 import json
-from math import log
 
 import numpy as np
 import pytest
 from conftest import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats as scipy_stats
-from sklearn import metrics as sk_metrics
 
 from harness import stats
-from tests.golden import golden
 
 points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12)
-
-
-def test_continual_measures_are_the_published_ones():
-    expected, tolerance = golden("cl")
-    found = stats.continual(expected["R"], expected["b"])
-    assert found == pytest.approx(
-        (expected["ACC"], expected["BWT"], expected["FWT"], expected["AvgForget"]), abs=tolerance
-    )
-
-
-def test_forgetting_counts_from_the_best_stage_not_from_the_own():
-    r = [[0.5, 0.1, 0.1], [0.9, 0.6, 0.1], [0.7, 0.6, 0.8]]
-    assert stats.continual(r, [0.1] * 3).forgetting == pytest.approx((0.2 + 0.0) / 2)
-    assert stats.continual(r, [0.1] * 3).bwt == pytest.approx((0.2 + 0.0) / 2)
-
-
-def test_retention_is_the_share_of_skill_above_chance():
-    assert stats.retention(0.75, 0.50, 0.25) == pytest.approx(0.5)
-    assert stats.retention(0.25, 0.50, 0.25) is None
-
-
-@given(st.floats(0.3, 1), st.floats(0, 1), st.floats(0, 0.2))
-def test_an_unchanged_model_retains_all(base, new, chance):
-    assert stats.retention(base, base, chance) == pytest.approx(1)
-    assert (stats.retention(base, new, chance) > 1) == (new > base)
 
 
 def learned_and_kept():
@@ -105,60 +76,7 @@ def test_points_below_the_reference_add_nothing():
     assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0
 
 
-def test_kl_is_the_published_one():
-    expected, tolerance = golden("kl")
-    p, q = [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]
-    assert stats.kl_divergence(p, q) == pytest.approx(expected["fwd_base_to_ft"], abs=tolerance)
-    assert stats.kl_divergence(q, p) == pytest.approx(expected["rev"], abs=tolerance)
-    assert stats.kl_sampled(log(0.7), log(0.5)) == pytest.approx(expected["k3_at_y0"], abs=tolerance)
-
-
-def test_kl_agrees_with_scipy_and_its_samples_average_to_it():
-    rng = np.random.default_rng(0)
-    p, q = rng.dirichlet(np.ones(6), 2)
-    assert stats.kl_divergence(p, q) == pytest.approx(scipy_stats.entropy(p, q))
-    sampled = sum(w * stats.kl_sampled(a, b) for w, a, b in zip(p, np.log(p), np.log(q), strict=True))
-    assert sampled == pytest.approx(scipy_stats.entropy(p, q))
-
-
-def test_a_fine_tune_that_lost_an_outcome_is_infinitely_far():
-    assert stats.kl_divergence([0.5, 0.5], [1.0, 0.0]) == np.inf
-
-
-def test_bits_per_byte_is_a_ratio_of_sums():
-    assert stats.bits_per_byte([-8 * log(2), -2 * log(2)], [8, 2]) == pytest.approx(1)
-    assert stats.bits_per_byte([-8 * log(2), 0.0], [2, 6]) == pytest.approx(1)
-
-
-def test_calibration_is_the_published_one():
-    expected, tolerance = golden("ece")
-    args = expected["conf"], expected["ok"]
-    assert stats.expected_calibration_error(*args) == pytest.approx(expected["ece10"], abs=tolerance)
-    assert stats.expected_calibration_error(*args, 5) == pytest.approx(expected["ece5"], abs=tolerance)
-    assert stats.brier_score(*args) == pytest.approx(expected["brier"], abs=tolerance)
-
-
-def test_brier_agrees_with_scikit_learn():
-    rng = np.random.default_rng(1)
-    p, hit = rng.random(200), rng.integers(0, 2, 200)
-    assert stats.brier_score(p, hit) == pytest.approx(sk_metrics.brier_score_loss(hit, p))
-
-
-def test_honest_confidences_are_calibrated():
-    rng = np.random.default_rng(2)
-    p = rng.random(50_000)
-    assert stats.expected_calibration_error(p, rng.random(50_000) < p) < 0.02
-
-
-def test_distinct_shares_are_the_published_ones():
-    expected, tolerance = golden("distinct")
-    texts = ["the cat sat on the mat", "the cat sat on the rug"]
-    for n, share in expected.items():
-        assert stats.distinct_n(texts, int(n)) == pytest.approx(share, abs=tolerance)
-
-
-def test_no_words_have_no_diversity_rather_than_none():
-    assert stats.distinct_n(["", " "], 1) is None
+def test_no_answers_have_no_diversity_rather_than_none():
     assert stats.unique_share([]) is None
 
 
@@ -181,18 +99,8 @@ def test_signal_to_noise_is_the_spread_over_repeats():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: stats.continual([[0.5]], [0.1]),
-        lambda: stats.continual([[0.5, 0.1], [0.2, 0.3]], [0.1]),
-        lambda: stats.retention(float("nan"), 0.1, 0.1),
         lambda: stats.pareto_front([]),
         lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
-        lambda: stats.kl_divergence([0.5, 0.6], [0.5, 0.5]),
-        lambda: stats.kl_divergence([1.0], [0.5, 0.5]),
-        lambda: stats.kl_sampled(float("-inf"), 0.0),
-        lambda: stats.bits_per_byte([0.0], [0]),
-        lambda: stats.brier_score([1.2], [1]),
-        lambda: stats.expected_calibration_error([], []),
-        lambda: stats.distinct_n(["a"], 0),
         lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
     ],
 )

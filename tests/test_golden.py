@@ -8,6 +8,17 @@ import pytest
 from tests.golden import GOLDEN
 
 NOT_BUILT = {  # what belongs to nothing here, with the reason
+    "cl": "releases are compared with the first base, and no transfer over a series of them is printed",
+    "distinct": "varied answers are counted whole, and not by n-grams",
+    "ece": "no confidences are asked for",
+    "kl": "drift is printed in bits per byte",
+    "mde_disc10": "what items can show is said as power at a margin",
+    "miller_mde_198_K1": "the same, and each item is asked once",
+    "miller_mde_198_K10": "the same, and each item is asked once",
+    "miller_n_969": "items needed are those for a margin",
+    "resample_cut": "each item is asked once, greedily",
+    "resample_var": "each item is asked once, greedily",
+    "se_math": "intervals of rates are Wilson's",
     "passk": "tasks that run generated code are not offered",
     "ppi": "no judge model is asked, so no labels of one are joined with people's",
     "rogan_gladen": "no judge model is asked, so no rate of one is corrected",
@@ -18,7 +29,9 @@ PARTS_NOT_BUILT = {
     "bca_law pct95": "percentiles are what BCa falls back to, and are offered by no name",
     "bt_2p_60_40 elo_ci95": "intervals of strengths resample items; this one is Wald's",
     "bt_2p_60_40 se_logit": "intervals of strengths resample items; this error is Wald's",
-    "darwin wilcoxon": "signs are flipped, ranks are not summed",
+    "darwin perm_one_sided": "p-values come from the intervals beside them, and no signs are flipped",
+    "darwin perm_two_sided": "the same",
+    "darwin wilcoxon": "the same; ranks are not summed either",
     "normal_mixture formula": "words, which the docstring holds",
     "multi by": "comparisons with one reference depend positively, so Benjamini-Hochberg holds",
     "qlora_65b nodq_GB": "NF4 bases are always quantised twice",

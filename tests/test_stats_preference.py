@@ -7,16 +7,15 @@ from math import log
 import numpy as np
 import pytest
 from conftest import shared_data
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness import stats
 from tests.golden import golden
 
+SIXTY_TO_FORTY = golden("bt_2p_60_40")[0]["elo"]
+
 
 def test_sixty_to_forty_is_seventy_elo():
     expected, tolerance = golden("bt_2p_60_40")
-    assert stats.elo_of_rate(0.6) == pytest.approx(expected["elo"], abs=tolerance)
     base, other = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 60 + [0.0] * 40, range(100))
     assert base == (0.0, 0.0, 0.0)
     assert other.elo == pytest.approx(expected["elo"], abs=tolerance)
@@ -29,15 +28,7 @@ def test_ties_are_half_a_win_for_each_side():
     assert rate.rate == 0.6
     assert (rate.low, rate.high) == stats.wilson(60, 100)
     strength = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 50 + [0.0] * 30 + [0.5] * 20, range(100))[1]
-    assert strength.elo == pytest.approx(stats.elo_of_rate(0.6))
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_the_sign_test_is_the_binomial_one(wins, losses):
-    from scipy.stats import binomtest
-
-    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    assert stats.sign_test(wins, losses) == pytest.approx(expected)
+    assert strength.elo == pytest.approx(SIXTY_TO_FORTY)
 
 
 def test_the_interval_of_a_rate_is_that_of_statsmodels():
@@ -84,7 +75,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     for _ in range(200):
         won = (draw.random(100) < 0.6).astype(float)
         found = stats.bradley_terry([1] * 100, [0] * 100, won, range(100), draws=200)[1]
-        held += found.low <= stats.elo_of_rate(0.6) <= found.high
+        held += found.low <= SIXTY_TO_FORTY <= found.high
     assert 180 <= held <= 198
 
 

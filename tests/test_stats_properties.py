@@ -82,19 +82,12 @@ def test_turning_a_series_over_swaps_the_sums_of_its_chart(x):
 @given(changes, seeds)
 def test_permuting_the_items_changes_nothing(x, seed):
     order = np.random.default_rng(seed).permutation(len(x))
-    y, share, hit = np.array(x), np.abs(x), np.array(x) > 0
-    clusters, strata = np.arange(len(x)) % 3, np.array(["a", "b"])[np.arange(len(x)) % 2]
-    pool = {"a": len(x), "b": len(x)}
+    y, clusters = np.array(x), np.arange(len(x)) % 3
     found = [
         (
             stats.design_effect(y[o], clusters[o]),
             stats.differing_clusters(y[o], clusters[o]),
-            stats.sign_flip(y[o], clusters[o]).two_sided,
-            stats.stratified_estimate(y[o], list(strata[o]), pool).se,
-            stats.difference_estimate(np.zeros(len(x)), y[o], 2 * len(x)).se,
-            stats.expected_calibration_error(share[o], hit[o]),
-            stats.brier_score(share[o], hit[o]),
-            stats.bits_per_byte(-share[o], share[o] + 1),
+            stats.clustered_mean(y[o], clusters[o]).se,
         )
         for o in (np.arange(len(x)), order)
     ]
@@ -106,8 +99,6 @@ def test_copies_inside_a_cluster_make_nothing_surer(x, times):
     clusters = np.arange(len(x))
     copied, of = np.tile(x, times), np.tile(clusters, times)
     assert stats.clustered_mean(copied, of).se >= stats.clustered_mean(x, clusters).se - 1e-12
-    if len(x) <= 16:  # exact
-        assert stats.sign_flip(copied, of).two_sided == pytest.approx(stats.sign_flip(x).two_sided)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 20)), min_size=1, max_size=4))

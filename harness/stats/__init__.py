@@ -19,24 +19,14 @@ from harness.stats.anytime import (
     sign_alarm,
     sign_e_value,
 )
-from harness.stats.bootstrap import Bootstrap, SignFlip, Statistic, bca_interval, bootstrap, sign_flip
-from harness.stats.calibration import (
-    bits_per_byte,
-    brier_score,
-    expected_calibration_error,
-    kl_divergence,
-    kl_sampled,
-)
-from harness.stats.diversity import commonest, distinct_n, signal_to_noise, unique_share
-from harness.stats.forgetting import Continual, continual, retention
+from harness.stats.bootstrap import Bootstrap, Statistic, bca_interval, bootstrap
+from harness.stats.diversity import commonest, signal_to_noise, unique_share
 from harness.stats.group_sequential import alpha_spent, interim_bounds
 from harness.stats.intervals import (
     TIE,
     Array,
     Interval,
-    beta_interval,
     binomial_p,
-    binomial_se,
     clopper_pearson,
     t_quantile,
     wilson,
@@ -67,21 +57,16 @@ from harness.stats.paired import (
 )
 from harness.stats.pareto import hypervolume, pareto_front
 from harness.stats.power import (
-    detectable_delta,
     noninferiority_n,
     noninferiority_power,
-    paired_n,
     paired_se,
     regression_power,
-    score_variance,
 )
 from harness.stats.preference import (
     Strength,
     WinRate,
     bradley_terry,
-    elo_of_rate,
     krippendorff_alpha,
-    sign_test,
     win_rate,
 )
 from harness.stats.random_effects import (
@@ -94,10 +79,8 @@ from harness.stats.random_effects import (
 from harness.stats.scaling_law import MIN_SIZES, PowerLaw, fit_power_law
 from harness.stats.survey import (
     Flips,
-    difference_estimate,
     inclusion_weights,
     neyman_allocation,
-    stratified_estimate,
     stratified_flips_interval,
 )
 from harness.stats.value_of_information import perfect_information, sample_information
@@ -110,7 +93,6 @@ __all__ = [
     "Array",
     "Bootstrap",
     "ConfidenceSequence",
-    "Continual",
     "Cusum",
     "Flips",
     "Interval",
@@ -118,44 +100,31 @@ __all__ = [
     "Mean",
     "PowerLaw",
     "RandomEffects",
-    "SignFlip",
     "Statistic",
     "Strength",
     "WinRate",
     "alpha_spent",
     "bca_interval",
     "benjamini_hochberg",
-    "beta_interval",
     "betting_process",
     "betting_sequence",
     "binomial_p",
-    "binomial_se",
-    "bits_per_byte",
     "bootstrap",
     "bradley_terry",
-    "brier_score",
     "clopper_pearson",
     "cluster_df",
     "clustered_mean",
     "commonest",
-    "continual",
     "cusum",
     "design_effect",
-    "detectable_delta",
-    "difference_estimate",
     "differing_clusters",
-    "distinct_n",
     "effective_clusters",
-    "elo_of_rate",
-    "expected_calibration_error",
     "fit_power_law",
     "has_few_clusters",
     "holm",
     "hypervolume",
     "inclusion_weights",
     "interim_bounds",
-    "kl_divergence",
-    "kl_sampled",
     "krippendorff_alpha",
     "mcnemar",
     "mover_mean",
@@ -166,7 +135,6 @@ __all__ = [
     "normal_mixture_rho",
     "normal_mixture_sequence",
     "paired_delta",
-    "paired_n",
     "paired_se",
     "pareto_front",
     "perfect_information",
@@ -175,15 +143,10 @@ __all__ = [
     "random_effects_interval",
     "random_effects_p",
     "regression_power",
-    "retention",
     "sample_information",
-    "score_variance",
     "sign_alarm",
     "sign_e_value",
-    "sign_flip",
-    "sign_test",
     "signal_to_noise",
-    "stratified_estimate",
     "stratified_flips_interval",
     "t_interval",
     "t_quantile",

@@ -1,4 +1,4 @@
-"""Cluster bootstrap, its BCa interval, and a sign-flip test.
+"""Cluster bootstrap and its BCa interval.
 
 Invariant: seeded; the same arrays and seed give the same draws.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from harness.stats.intervals import TIE, Array, Interval, finite, z_quantile
+from harness.stats.intervals import TIE, Array, Interval, z_quantile
 
 Statistic = Callable[[Array], Array]
 
@@ -85,57 +85,6 @@ def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
         q = special.ndtr(z0 + shifted / (1 - a * shifted))
     low, high = np.quantile(boot.draws, q)
     return Interval(float(low), float(high))
-
-
-class SignFlip(NamedTuple):
-    """p-values of a permutation test; `greater` is one-sided, for a mean above 0."""
-
-    two_sided: float
-    greater: float
-    exact: bool
-
-
-def sign_flip(
-    changes: ArrayLike, clusters: ArrayLike | None = None, n_draws: int = 10_000, seed: int = 0
-) -> SignFlip:
-    """Test that paired changes (n,) are as likely to be negative as positive, by flipping their signs.
-
-    The share of sign patterns whose sum is at least as far from 0 as the one seen; clusters flip
-    as a whole. All 2^g patterns where there are at most 65,536, else draws, with (k + 1)/(d + 1).
-    Not for a margin other than 0, nor for an interval.
-
-    Raises:
-        ValueError: there are no changes, one is NaN, or the lengths differ.
-
-    Source: Fisher 1935; (k + 1)/(d + 1): Phipson & Smyth 2010.
-    """
-    x = finite(changes, "changes")
-    labels = np.arange(len(x)) if clusters is None else np.asarray(clusters)
-    if len(labels) != len(x):
-        raise ValueError(f"changes and clusters must be as many: {len(x)} and {len(labels)}")
-    sums: Array = np.bincount(np.unique(labels, return_inverse=True)[1], x).astype(float)  # (g,)
-    exact = len(sums) <= _EXACT
-    flipped = _all_signs(sums) if exact else _sample_signs(sums, n_draws, seed)  # (d,)
-    tie = TIE * max(1.0, float(np.abs(sums).sum()))
-    far = int((np.abs(flipped) >= abs(sums.sum()) - tie).sum())
-    above = int((flipped >= sums.sum() - tie).sum())
-    extra = 0 if exact else 1
-    total = len(flipped) + extra
-    return SignFlip((far + extra) / total, (above + extra) / total, exact)
-
-
-def _all_signs(sums: Array) -> Array:
-    """Add up the sums under every pattern of signs: (2^g,)."""
-    totals: Array = np.zeros(1)
-    for value in sums:
-        totals = np.concatenate([totals + value, totals - value])
-    return totals
-
-
-def _sample_signs(sums: Array, n_draws: int, seed: int) -> Array:
-    rng, step = np.random.default_rng(seed), max(1, _CHUNK // len(sums))
-    blocks = [min(step, n_draws - at) for at in range(0, n_draws, step)]
-    return np.concatenate([(2.0 * rng.integers(0, 2, (n, len(sums))) - 1) @ sums for n in blocks])
 
 
 def _rows(statistic: Statistic, weights: Array) -> Array:

@@ -11,24 +11,6 @@ from numpy.typing import ArrayLike
 from harness.stats.intervals import finite
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float | None:
-    """Return the share of different n-grams among all n-grams of the texts together, in (0, 1].
-
-    Words are split at blanks. None where no text has n words. It falls with the amount of text: not
-    for comparing different numbers of answers, or answers of another length.
-
-    Raises:
-        ValueError: n is not positive.
-
-    Source: Li et al. 2016, arXiv:1510.03055.
-    """
-    if n < 1:
-        raise ValueError(f"n-grams of n = {n}")
-    words = [text.split() for text in texts]
-    grams = [tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
-
-
 def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
     """Return the answer that is given most often and its share in (0, 1]; None of none.
 

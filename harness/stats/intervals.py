@@ -104,28 +104,6 @@ def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval
     return Interval(low, high)
 
 
-def beta_interval(
-    successes: float, n: float, alpha: float = 0.05, prior: tuple[float, float] = (1.0, 1.0)
-) -> Interval:
-    """Return the equal-tailed credible interval of a rate under a Beta prior; (½, ½) is Jeffreys'.
-
-    Quantiles α/2 and 1 − α/2 of Beta(a + x, b + n − x). Below some 300 items it and `wilson`
-    stand where a CLT interval would be too short. Not where coverage must be guaranteed
-    whatever the rate (`clopper_pearson`).
-
-    Raises:
-        ValueError: not 0 ≤ successes ≤ n, n is 0, or a prior count is not positive.
-
-    Source: Bowyer, Aitchison & Ivanova 2025, arXiv:2503.01747.
-    """
-    _check_count(successes, n)
-    a, b = prior
-    if min(prior) <= 0:
-        raise ValueError(f"prior counts must be positive, found {prior}")
-    ends = special.betaincinv(a + successes, b + n - successes, [alpha / 2, 1 - alpha / 2])
-    return Interval(float(ends[0]), float(ends[1]))
-
-
 def binomial_p(successes: int, n: int, rate: float) -> float:
     """Return the chance of so many successes or more among n independent items of one rate.
 
@@ -140,21 +118,6 @@ def binomial_p(successes: int, n: int, rate: float) -> float:
     if not 0 < rate < 1:
         raise ValueError(f"expected a rate in (0, 1), found {rate}")
     return 1.0 if successes == 0 else float(special.betainc(successes, n - successes + 1, rate))
-
-
-def binomial_se(rate: float, n: float) -> float:
-    """Return √(p(1 − p)/n), the standard error of a rate over independent items.
-
-    Not for intervals at few items (`wilson`), nor for clustered items (`clustered_mean`).
-
-    Raises:
-        ValueError: the rate is not in [0, 1], or n is not positive.
-
-    Source: Miller 2024, arXiv:2411.00640.
-    """
-    if not 0 <= rate <= 1 or n <= 0:
-        raise ValueError(f"expected a rate in [0, 1] and n > 0, found {rate} and {n}")
-    return sqrt(rate * (1 - rate) / n)
 
 
 def _check_count(successes: float, n: float) -> None:

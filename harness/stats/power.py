@@ -1,6 +1,6 @@
-"""Power, minimal detectable effect and sample size of paired comparisons.
+"""Power and sample size of paired comparisons.
 
-Invariant: normal approximations, one-sided for margins and two-sided for differences.
+Invariant: normal approximations, one-sided.
 """
 
 from math import sqrt
@@ -75,57 +75,6 @@ def noninferiority_n(
         raise ValueError(f"a true delta of {delta} cannot be shown to be above −{margin}")
     z = z_quantile(1 - alpha) + z_quantile(power)
     return z**2 * (max(disagreement, abs(delta)) - delta**2) / (margin + delta) ** 2
-
-
-def detectable_delta(disagreement: float, n: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Return the smallest true |delta| that a two-sided paired test finds with the power asked.
-
-    (z_{1−α/2} + z_power) √(d/n), d the share of items that differ, or for graded scores the
-    variance of one item's difference. Not for a margin (`noninferiority_n`).
-
-    Raises:
-        ValueError: the disagreement is negative, or n is not positive.
-
-    Source: Miller 2024, arXiv:2411.00640.
-    """
-    if disagreement < 0 or n <= 0:
-        raise ValueError(f"expected disagreement >= 0 and n > 0, found {disagreement} and {n}")
-    return (z_quantile(1 - alpha / 2) + z_quantile(power)) * sqrt(disagreement / n)
-
-
-def score_variance(between: float, within: float, n_samples: int) -> float:
-    """Return the variance of an item's score when it is asked K times and averaged.
-
-    ω² + σ²/K: ω² the variance of the items' expected scores, σ² the mean variance of one
-    answer about its item's expectation, in the score's unit squared. Asking again lowers the second
-    alone; a lower temperature is no substitute, because it changes what is measured. Not for greedy
-    answers, which come back the same.
-
-    Raises:
-        ValueError: a variance is negative, or K is not positive.
-
-    Source: Miller 2024, arXiv:2411.00640, section on resampling.
-    """
-    if between < 0 or within < 0 or n_samples < 1:
-        raise ValueError(f"expected variances >= 0 and K >= 1, found {between}, {within}, {n_samples}")
-    return between + within / n_samples
-
-
-def paired_n(variance: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Return the items needed to find a true |delta|, two-sided, with the power asked; not rounded.
-
-    (z_{1−α/2} + z_power)² v/δ², v the variance of one item's difference: ω² of the differences
-    plus `score_variance`'s second term of each arm, or the disagreement d for binary scores.
-    With clusters multiply by the design effect. Not for a margin (`noninferiority_n`).
-
-    Raises:
-        ValueError: delta is 0, or the variance is negative.
-
-    Source: Miller 2024, arXiv:2411.00640.
-    """
-    if delta == 0 or variance < 0:
-        raise ValueError(f"expected delta != 0 and variance >= 0, found {delta} and {variance}")
-    return (z_quantile(1 - alpha / 2) + z_quantile(power)) ** 2 * variance / delta**2
 
 
 def _power(distance: float, alpha: float) -> float:

@@ -5,7 +5,6 @@ Invariant: a tie is half a win for each side, a skipped item is nothing; what ha
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from math import log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,36 +51,8 @@ def win_rate(wins: int, losses: int, ties: int = 0, alpha: float = 0.05) -> WinR
     if min(wins, losses, ties) < 0:
         raise ValueError(f"counts must not be negative: {wins}, {losses}, {ties}")
     n, won = wins + losses + ties, wins + ties / 2
-    return WinRate(won / n if n else 0.0, *wilson(won, n, alpha), wins, losses, ties, sign_test(wins, losses))
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the exact two-sided p of H0 "a win is as likely as a loss"; 1 without any.
-
-    min(1, 2 P(X ≤ min)), X ~ Binomial(wins + losses, ½): McNemar's exact test of the same counts. Not
-    where several raters judged the same items.
-
-    Raises:
-        ValueError: a count is negative.
-
-    Source: Dixon & Mood 1946.
-    """
-    return mcnemar(wins, losses).exact
-
-
-def elo_of_rate(rate: float) -> float:
-    """Return the Elo points that a win rate in (0, 1) stands for: 400 log10(p/(1 − p)); 0.6 → +70.4.
-
-    Not for a side that won or lost everything: it has no finite strength.
-
-    Raises:
-        ValueError: the rate is not between 0 and 1.
-
-    Source: Elo 1978, in the logistic form.
-    """
-    if not 0 < rate < 1:
-        raise ValueError(f"expected a rate between 0 and 1, found {rate}")
-    return 400 * log10(rate / (1 - rate))
+    p = mcnemar(wins, losses).exact
+    return WinRate(won / n if n else 0.0, *wilson(won, n, alpha), wins, losses, ties, p)
 
 
 def bradley_terry(

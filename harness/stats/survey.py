@@ -1,4 +1,4 @@
-"""Survey estimates from a part of a known pool of items: the difference estimator and its strata.
+"""Stratified samples of a known pool of items: allocation, weights, and the interval of their flips.
 
 Invariant: with the whole pool scored nothing is uncertain about the pool; whether the pool
 itself or what it stands for is meant is the caller's to say, once a report.
@@ -8,61 +8,8 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from harness.stats.intervals import Interval, finite
-from harness.stats.means import Mean, paired_delta
+from harness.stats.intervals import Interval
 from harness.stats.paired import tango_interval
-
-
-def difference_estimate(base: ArrayLike, new: ArrayLike, pool: int | None) -> Mean:
-    """Estimate mean(new − base) from n items drawn at random out of a pool that the base scored in full.
-
-    SE² = (1 − n/N) s²/n with s² of the differences; the mean of the new arm over the pool is the
-    base's known mean plus it. `pool` None leaves the correction out: the estimand is then the
-    population that the pool stands for. Not for items chosen otherwise than at random
-    (`stratified_estimate`), nor for clustered items.
-
-    Raises:
-        ValueError: the arms differ in length or hold NaN, or the pool is smaller than the sample.
-
-    Source: Cochran 1977, sections 2.6 and 7.
-    """
-    mean = paired_delta(base, new)
-    if pool is None or mean.se is None:
-        return mean
-    return mean._replace(se=mean.se * sqrt(_remaining(mean.n, pool)))
-
-
-def stratified_estimate(changes: ArrayLike, strata: Sequence[str], pool: Mapping[str, int]) -> Mean:
-    """Estimate the pool's mean change from items (n,) drawn at random within strata.
-
-    Σ W_h x̄_h, SE² = Σ W_h² (1 − n_h/N_h) s_h²/n_h, W_h = N_h/N; df Σ(n_h − 1). The SE is None
-    where a stratum holds one drawn item of several. Not where a stratum of the pool has no item.
-
-    Raises:
-        ValueError: the lengths differ, a change is NaN, or a stratum is empty, unknown or over-drawn.
-
-    Source: Cochran 1977, section 5.4.
-    """
-    x, labels = finite(changes, "changes"), np.asarray(strata)
-    if len(labels) != len(x) or set(labels) != set(pool):
-        raise ValueError(
-            f"items must be as many as their strata, and from every one of {sorted(pool)}: "
-            f"{len(x)} items of {sorted(set(map(str, labels)))}"
-        )
-    total, mean, variance, df = sum(pool.values()), 0.0, 0.0, 0
-    for name, size in pool.items():
-        part = x[labels == name]
-        share, left = size / total, _remaining(len(part), size)
-        mean += share * float(part.mean())
-        df += len(part) - 1
-        if left > 0:
-            spread = float(part.var(ddof=1)) if len(part) > 1 else np.nan
-            variance += share**2 * left * spread / len(part)
-    se = None if np.isnan(variance) else sqrt(variance)
-    return Mean(mean, se, df, len(x), len(x))
 
 
 class Flips(NamedTuple):
