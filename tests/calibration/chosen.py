@@ -8,9 +8,9 @@ import numpy as np
 
 from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled
-from harness.gating import Measurement, Verdict, judge
+from harness.gating import Measurement, Verdict, cut_tasks, judge, measured_half
+from harness.gating.halves import HALVES
 from harness.records import SampleResult
-from harness.rescue.result import split
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, at_most
 from tests.calibration.draws import EXACT, Groups, Law, binary, equal, graded, make_rows, single
@@ -22,8 +22,8 @@ def rescue_cell(law: Law, groups: Groups, n_trials: int = 6, **options: Any) -> 
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         suite = Suite(many(3, law, groups))
-        halves = split({m.task.name: m.base for m in suite.measured}, 0)
-        parts = [halves.part(suite.measured, half) for half in ("search", "confirm")]
+        cut = cut_tasks(suite.measured, 0)
+        parts = [measured_half(suite.measured, cut, half) for half in HALVES]
         while True:
             drawn = []
             for _ in range(n_trials):

@@ -1,0 +1,162 @@
+"""Cells of the nightly test: false alarms over a year, and how soon a loss is found.
+
+A pool of items is asked in turn, again and again; each night another recipe's weights answer, or the same ones
+for a week, or the pinned ones. Reference and makings each have a seed effect of a point that all items share.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.nightly.alarm import build_report
+from harness.nightly.state import Night, SeriesNight, State, Watched
+from harness.spec import NightlyPolicy
+from tests.calibration.cell import Cell, at_least, at_most
+from tests.calibration.draws import Scores
+
+POLICY = NightlyPolicy()
+ITEMS = POLICY.items
+SERIES = ("target", "capability")
+SEED_SD, RIGHT = 0.01, 0.7
+FIRST = date(2026, 1, 1)
+Answer = Callable[[np.random.Generator, Scores, float], Scores]
+
+
+class Kind(NamedTuple):
+    """How items are scored: what each is expected to score, and one answer to it with so many points more."""
+
+    name: str
+    expected: Callable[[np.random.Generator, int], Scores]
+    answer: Answer
+
+
+def _binary(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+    right, moved = rng.random(len(expected)) < expected, rng.random(len(expected))
+    rises, falls = moved < more / (1 - RIGHT), moved < -more / RIGHT
+    return ((right & ~falls) | rises).astype(float)
+
+
+def _graded(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+    return np.clip(expected + more + rng.normal(0, 0.15, len(expected)), 0, 1)
+
+
+def _skewed(rng: np.random.Generator, expected: Scores, more: float) -> Scores:
+    falls = rng.random(len(expected)) < (0.05 - more) / 0.5
+    return expected + np.where(falls, -0.45, 0.05) * rng.uniform(0.5, 1.5, len(expected))
+
+
+# Two answers to an item differ in 5 % of cases, and in 10 % where 5 points were lost: most items are easy or hard.
+BINARY = Kind("binary", lambda rng, n: rng.beta(0.135 * RIGHT, 0.135 * (1 - RIGHT), n), _binary)
+GRADED = Kind("graded", lambda rng, n: rng.uniform(0.5, 0.6, n), _graded)
+SKEWED = Kind("graded, few fall far", lambda rng, n: rng.uniform(0.7, 0.9, n), _skewed)
+
+
+class Making(NamedTuple):
+    """How often weights are made anew, in nights (0: never, the pinned ones answer), and the reference's number."""
+
+    every: int
+    n_references: int = 1
+
+    @property
+    def name(self) -> str:
+        """What stands on the page."""
+        if not self.every:
+            return "weights never change"
+        often = "every night" if self.every == 1 else f"every {self.every} nights"
+        of = f"the mean of {self.n_references} makings" if self.n_references > 1 else "one making"
+        return f"weights made anew {often}, against {of}"
+
+
+class Pool(NamedTuple):
+    """The items of one series: what each is expected to score, and what it scored in the reference."""
+
+    expected: Scores
+    reference: Scores
+
+
+def make_pool(kind: Kind, making: Making, size: int, rng: np.random.Generator) -> Pool:
+    """Draw the items of a series and let the reference answer them."""
+    expected = kind.expected(rng, size)
+    if kind is SKEWED:  # its skew is that of the change, and the reference what is changed from
+        return Pool(expected, expected)
+    answers = [kind.answer(rng, expected, _seed_effect(making, rng)) for _ in range(making.n_references)]
+    return Pool(expected, np.mean(answers, axis=0))
+
+
+def _seed_effect(making: Making, rng: np.random.Generator) -> float:
+    return float(rng.normal(0, SEED_SD)) if making.every else 0.0
+
+
+def nights(
+    kind: Kind, making: Making, size: int, n: int, rng: np.random.Generator, lost: float = 0.0
+) -> list[Night]:
+    """Draw n nights of a candidate with two series; the target loses so many points."""
+    pools = {name: make_pool(kind, making, size, rng) for name in SERIES}
+    out, made, effect = [], 0, 0.0
+    for k in range(n):
+        if making.every and k % making.every == 0:
+            made, effect = made + 1, _seed_effect(making, rng)
+        asked = np.arange(k * ITEMS, (k + 1) * ITEMS) % size
+        series = {
+            name: _series(kind, pool, asked, effect - lost * (name == "target"), rng)
+            for name, pool in pools.items()
+        }
+        fields: dict[str, Any] = {"making": f"w{made}" if made else "", "n_references": making.n_references}
+        tested = f"w{made}" if made else f"pass {k * ITEMS // size}"
+        one = Watched("lora", "reference", tested, (), series, **fields)
+        day = (FIRST + timedelta(days=k)).isoformat()
+        out.append(Night(day, "", "", "", "bf16", "", {}, (one,), {}, {}))
+    return out
+
+
+def _series(
+    kind: Kind, pool: Pool, asked: np.ndarray, more: float, rng: np.random.Generator
+) -> SeriesNight:
+    answers = kind.answer(rng, pool.expected[asked], more)
+    changes = answers - pool.reference[asked]
+    return SeriesNight({f"c{i}": d for i, d in zip(asked.tolist(), changes.tolist(), strict=True)}, {})
+
+
+def is_alarm(found: list[Night]) -> bool:
+    """Tell whether the report of the last night calls a regression, as it does ever after one was shown."""
+    return build_report("world", POLICY, found, State()).verdict == "regression"
+
+
+def quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) -> Cell:
+    """Ask how often nights of a recipe that lost nothing raise an alarm."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        while True:
+            yield {"alarm": is_alarm(nights(kind, making, size, n, rng))}
+
+    world = f"{kind.name}, {n} nights of {ITEMS} items from a pool of {size:,}, {making.name}"
+    return Cell("nightly", world, simulate, {"alarm": at_most(0.05, "a false alarm, ever")}, **options)
+
+
+def loss_cell(kind: Kind, making: Making, by: int, size: int = 1200, **options: Any) -> Cell:
+    """Ask how often a loss of 5 points on the target is found by a night."""
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        while True:
+            yield {"found": is_alarm(nights(kind, making, size, by, rng, lost=0.05))}
+
+    claims = {"found": at_least(0.5, f"a loss of 5 points is found by night {by} (median)")}
+    world = f"{kind.name}, {ITEMS} items a night, {making.name}"
+    return Cell("nightly", world, simulate, claims, **options)
+
+
+PINNED, NIGHTLY, WEEKLY = Making(0), Making(1, 3), Making(7, 3)
+
+CELLS = (
+    quiet_cell(BINARY, NIGHTLY, 900, 365),
+    quiet_cell(BINARY, WEEKLY, 900, 365),
+    quiet_cell(BINARY, Making(1), 900, 120, in_tests=60),
+    quiet_cell(GRADED, NIGHTLY, 900, 365),
+    quiet_cell(SKEWED, PINNED, 1200, 60, in_tests=100),
+    loss_cell(BINARY, PINNED, 7, in_tests=150),
+    loss_cell(BINARY, NIGHTLY, 7),
+    loss_cell(GRADED, PINNED, 10),
+    loss_cell(GRADED, NIGHTLY, 10),
+)
