@@ -127,19 +127,19 @@ def lose_binary(delta: float) -> Law:
     return binary(delta, 0.2)
 
 
-_EIGHT, _FOUR = many(8, binary(), single(100)), many(4, binary(), single(50))
-_UNEVEN = [Asked(binary(), single(1000)), *many(4, binary(), single(100))]
+_FIVE, _FOUR = many(5, binary(), single(100)), many(4, binary(), single(50))
+_UNEVEN = [Asked(binary(), single(600)), *many(3, binary(), single(80))]
 
 CELLS = (
-    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "macro", -0.01),
-    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "macro", -0.02),
-    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "each", -0.05, in_tests=300),
-    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "each", -0.10),
-    chance_cell("8 tasks of 100 binary items", _EIGHT, lose_binary, "equal", 0.0, in_tests=300),
+    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.01),
+    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "macro", -0.02),
+    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.05, in_tests=300),
+    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "each", -0.10),
+    chance_cell("5 tasks of 100 binary items", _FIVE, lose_binary, "equal", 0.0, in_tests=300),
     chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "each", -0.10),
     chance_cell("4 tasks of 50 binary items", _FOUR, lose_binary, "equal", 0.0),
-    chance_cell("1 task of 1,000 and 4 of 100 binary items", _UNEVEN, lose_binary, "macro", -0.02),
-    chance_cell("1 task of 1,000 and 4 of 100 binary items", _UNEVEN, lose_binary, "each", -0.10),
+    chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "macro", -0.02),
+    chance_cell("1 task of 600 and 3 of 80 binary items", _UNEVEN, lose_binary, "each", -0.10),
     chance_cell(
         "4 tasks of 100 binary items in 20 clusters of 5",
         many(4, binary(), equal(20, 5)),
@@ -153,8 +153,8 @@ CELLS = (
     items_cell("4 tasks of 150 binary items, equal model", many(4, binary(), single(150)), lose_binary, 8),
     items_cell("3 tasks of 100 graded items, equal model", many(3, graded(), single(100)), graded, 8),
     items_cell(
-        "1 task of 600 and 4 of 100 binary items, equal model",
-        [Asked(binary(), single(600)), *many(4, binary(), single(100))],
+        "1 task of 400 and 4 of 80 binary items, equal model",
+        [Asked(binary(), single(400)), *many(4, binary(), single(80))],
         lose_binary,
         6,
     ),

@@ -175,7 +175,7 @@ def family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, *
     law = binary(delta, 0.1)
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite, made = Suite(many(3, law, single(100))), pair(binary(gain), single(200))
+        suite, made = Suite(many(2, law, single(100))), pair(binary(gain), single(200))
         while True:
             made.score(*draw(binary(gain), single(200), rng))
             one = tuned("lora", 0, made)
@@ -186,7 +186,7 @@ def family_cell(n_candidates: int, delta: float, says: str, gain: float = 0.1, *
             yield {"ships": decided(facts).action == "fine-tune"}
 
     claims = {"ships": at_most(0.055, says)}
-    world = f"{n_candidates} candidates, each truly {100 * delta:g} points on 3 tasks of 100 binary items"
+    world = f"{n_candidates} candidates, each truly {100 * delta:g} points on 2 tasks of 100 binary items"
     return Cell("several candidates", world, simulate, claims, **options)
 
 

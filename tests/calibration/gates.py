@@ -132,7 +132,7 @@ def losing(rate: float, base: float = 0.8) -> Law:
     return binary(delta=0.0, disagreement=2 * lost, base=base)
 
 
-def validity_cell(rise: float, wanted: str, says: str, n: int = 400) -> Cell:
+def validity_cell(rise: float, wanted: str, says: str, n: int = 300) -> Cell:
     """Ask how often the rule on invalid answers errs at a true rise."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
@@ -208,7 +208,7 @@ def control_cell(n: int = 320) -> Cell:
 
 
 LOST = -0.02
-_LARGE_AND_SMALL = [Asked(binary(LOST), single(2000)), *many(4, binary(LOST), single(50))]
+_LARGE_AND_SMALL = [Asked(binary(LOST), single(1200)), *many(4, binary(LOST), single(50))]
 
 CELLS = (
     macro_at_margin(
@@ -219,7 +219,7 @@ CELLS = (
         many(8, binary(LOST, 0.1), single(100)),
         in_tests=300,
     ),
-    macro_at_margin("1 task of 2,000 and 4 of 50 binary items, all lost 2 points", _LARGE_AND_SMALL),
+    macro_at_margin("1 task of 1,200 and 4 of 50 binary items, all lost 2 points", _LARGE_AND_SMALL),
     macro_at_margin(
         "4 tasks of 100 binary items in 20 clusters of 5, all lost 2 points",
         many(4, binary(LOST), equal(20, 5)),
@@ -246,12 +246,12 @@ CELLS = (
         many(8, binary(LOST), single(100), prompts="same"),
     ),
     macro_at_margin(
-        "24 tasks of 100 binary items near chance, of which 30 % differ, all lost 2 points",
-        many(24, binary(LOST, 0.3, 0.30), single(100), chance=0.25),
+        "16 tasks of 60 binary items near chance, of which 30 % differ, all lost 2 points",
+        many(16, binary(LOST, 0.3, 0.30), single(60), chance=0.25),
     ),
     gate_cell(
-        "24 tasks of 100 binary items near chance, of which 30 % differ, equal model",
-        many(24, binary(0.0, 0.3, 0.30), single(100), chance=0.25),
+        "16 tasks of 60 binary items near chance, of which 30 % differ, equal model",
+        many(16, binary(0.0, 0.3, 0.30), single(60), chance=0.25),
         {"macro fail": at_most(0.01, "macro fails an equal model (1 %)")},
         in_tests=300,
     ),

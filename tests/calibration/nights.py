@@ -111,9 +111,7 @@ def nights(
     return out
 
 
-def _series(
-    kind: Kind, pool: Pool, asked: np.ndarray, more: float, rng: np.random.Generator
-) -> SeriesNight:
+def _series(kind: Kind, pool: Pool, asked: np.ndarray, more: float, rng: np.random.Generator) -> SeriesNight:
     answers = kind.answer(rng, pool.expected[asked], more)
     changes = answers - pool.reference[asked]
     return SeriesNight({f"c{i}": d for i, d in zip(asked.tolist(), changes.tolist(), strict=True)}, {})
@@ -151,9 +149,10 @@ PINNED, NIGHTLY, WEEKLY = Making(0), Making(1, 3), Making(7, 3)
 
 CELLS = (
     quiet_cell(BINARY, NIGHTLY, 900, 365),
-    quiet_cell(BINARY, WEEKLY, 900, 365),
-    quiet_cell(BINARY, Making(1), 900, 120, in_tests=60),
-    quiet_cell(GRADED, NIGHTLY, 900, 365),
+    quiet_cell(BINARY, WEEKLY, 900, 120),
+    quiet_cell(BINARY, Making(1), 900, 60, in_tests=60),
+    quiet_cell(GRADED, WEEKLY, 900, 365),
+    quiet_cell(GRADED, NIGHTLY, 900, 60),
     quiet_cell(SKEWED, PINNED, 1200, 60, in_tests=100),
     loss_cell(BINARY, PINNED, 7, in_tests=150),
     loss_cell(BINARY, NIGHTLY, 7),
