@@ -48,7 +48,7 @@ class Method:
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
-    `shape_params` are settled by `init_from`. `proposal(situation)` returns the parameters with which
+    `shape_params` are settled by `init_from`. `proposal(situation)` returns the keys of the recipe with which
     `harness init` proposes the method, None where it does not.
     """
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from fake_facts import candidate, tuned
 
-from harness import config
+from harness import config, plugins
 from harness.data import load_task
+from harness.decision import decide
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request
@@ -71,10 +73,20 @@ def test_enough_rows_are_not_warned_of(proposed):
 @pytest.mark.parametrize(
     ("content", "kind", "metrics", "candidates"),
     [
-        (LABELLED, "labels", ("exact_match", "macro_f1"), ["prompt", "knn", "ranked", "classifier", "lora"]),
-        (FREE, "text", ("token_f1", "rougeL"), ["prompt", "knn", "lora"]),
-        (QUESTIONS, "question", ("token_f1", "exact_match"), ["prompt", "rag", "lora", "hybrid"]),
-        (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "lora"]),
+        (
+            LABELLED,
+            "labels",
+            ("exact_match", "macro_f1"),
+            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
+        ),
+        (FREE, "text", ("token_f1", "rougeL"), ["prompt", "fixed", "knn", "lora"]),
+        (
+            QUESTIONS,
+            "question",
+            ("token_f1", "exact_match"),
+            ["prompt", "fixed", "knn", "rag", "lora", "hybrid"],
+        ),
+        (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),
     ],
     ids=["labels", "text", "question", "preference"],
 )
@@ -144,10 +156,10 @@ def test_many_rows_are_drawn_from_and_it_is_said(proposed):
 
 def test_a_larger_base_gets_a_lower_learning_rate(proposed):
     rates = {
-        base: proposed(FREE, base_model=base).candidates["lora"]["params"]["learning_rate"]
+        base: proposed(FREE, base_model=base).candidates["lora"]["sweep"]["learning_rate"]
         for base in ("smollm2-135m", "own/model")
     }
-    assert rates["own/model"] < rates["smollm2-135m"]
+    assert max(rates["own/model"]) < max(rates["smollm2-135m"])
 
 
 def test_a_few_unusable_rows_are_left_out_and_said(proposed):
@@ -229,3 +241,98 @@ def test_compare_runs_on_what_was_written(proposed, tiny, own_cache):
     )
     assert {fact.name: fact.state for fact in report.facts} == {"prompt": "done", "classifier": "done"}
     assert next(fact for fact in report.facts if fact.name == "classifier").target.score == 1.0
+
+
+KINDS = {"labels": LABELLED, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
+
+
+def decision_on(found, **fine_tune):
+    """Decide between the candidates that were proposed, the untrained ones at 50 points."""
+    experiment = config.load(scaffold.write(found)[0]).experiment
+    facts = []
+    for name, recipe in experiment.candidates.items():
+        spelt = " + ".join(
+            f"{key}({params})" for key, params in recipe.prompting.items() if key != "zero_shot"
+        )
+        own = {"method": recipe.method, "answer": recipe.answer, "prompting": spelt or "zero_shot"}
+        if name == "lora":
+            facts.append(tuned(name, **(own | fine_tune)))
+        elif not (recipe.weights_of or plugins.method(recipe.method).trains):
+            facts.append(candidate(name, 0.5, **own))
+    task = experiment.target
+    return decide(
+        facts,
+        experiment.decide,
+        closed_labels=bool(task.labels),
+        has_documents=bool(task.data.documents),
+        metric_name=task.primary_metric,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_proposed_can_end_in_a_fine_tune(proposed, kind):
+    decision = decision_on(proposed(KINDS[kind]), score=0.8, gain=0.3)
+    assert (decision.action, decision.candidate, decision.missing) == ("fine-tune", "lora", ())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "fine_tune", [{"score": 0.8, "gain": 0.3, "outcome": "fail"}, {"score": 0.4, "gain": -0.1}]
+)
+def test_what_is_proposed_can_end_without_a_fine_tune(proposed, kind, fine_tune):
+    decision = decision_on(proposed(KINDS[kind]), **fine_tune)
+    assert decision.action != "fine-tune"
+    assert decision.candidate in proposed_names(kind)
+
+
+def proposed_names(kind):
+    return {"prompt", "fixed", "knn"} | ({"ranked", "classifier"} if kind == "labels" else {"rag"})
+
+
+def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(proposed):
+    loaded = config.load(scaffold.write(proposed(FREE))[0]).experiment.candidates["lora"]
+    assert len(loaded.sweep["learning_rate"]) == 2
+    assert loaded.regularize == {"replay": {"share": 1.0}}
+
+
+def test_fewer_shots_are_proposed_of_long_rows(proposed):
+    def shots(content):
+        return proposed(content).candidates["knn"]["prompting"]["few_shot"]["shots"]
+
+    long = [{"prompt": f"{i}: {WORDS * 12}", "reference": f"{WORDS} {i}"} for i in range(40)]
+    assert (shots(LABELLED), shots(long)) == (8, 3)
+
+
+def test_the_kind_of_task_can_be_named(proposed):
+    assert proposed(LABELLED, kind="text").task.labels == ()
+    many = [{"text": f"Row {i}", "label": f"class {i % 15}"} for i in range(30)]
+    assert proposed(many).kind == "text"
+    assert len(proposed(many, kind="labels").task.labels) == 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("question", "rows without a context"), ("preference", "rows")],
+    ids=["question", "pairs"],
+)
+def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
+    request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), kind=kind)
+    assert said in " ".join(refused(request))
+
+
+def test_a_kind_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="labels, question, preference, text"):
+        scaffold.kind_named("label")
+
+
+def test_an_example_to_edit_is_a_task_of_labels(tmp_path):
+    path = scaffold.write_example(tmp_path / "new")
+    found = scaffold.propose(Request(tmp_path / "new", str(path)))
+    assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
+    assert found.warnings == ()
+
+
+def test_an_example_overwrites_nothing(tmp_path):
+    scaffold.write_example(tmp_path)
+    with pytest.raises(UserError, match=r"example\.csv"):
+        scaffold.write_example(tmp_path)

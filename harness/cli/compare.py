@@ -41,10 +41,19 @@ if TYPE_CHECKING:
 
 @app.command()
 def init(
-    data: Annotated[
-        str, typer.Option("--data", envvar="HARNESS_DATA", help="Your rows: a file, or hub:owner/name.")
-    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(),
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            envvar="HARNESS_DATA",
+            help="Your rows: a file, or hub:owner/name. Without it an example to edit is written.",
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="labels, question, preference or text, where the guess is wrong."),
+    ] = None,
     base_model: Annotated[
         str,
         typer.Option(
@@ -69,9 +78,11 @@ def init(
     """Look at your rows and write a folder in which compare runs as it is."""
     from harness.experiment import scaffold
 
-    request = scaffold.Request(folder, data, base_model, pairs, documents, prompt, reference)
+    kind = scaffold.kind_named(task)
+    rows = data or str(scaffold.write_example(folder))
+    request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind)
     proposal = scaffold.propose(request)
-    written = [str(path) for path in scaffold.write(proposal)]
+    written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:
         say(line)
     config = "" if folder == Path() else f" -c {shlex.quote(str(folder / 'harness.yaml'))}"

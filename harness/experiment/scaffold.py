@@ -4,12 +4,13 @@ Invariant: nothing is written before everything was read as `compare` will read 
 ever overwritten.
 """
 
+import csv
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from harness import plugins
 from harness.config import json_schema
@@ -27,6 +28,7 @@ Kind = Literal["labels", "question", "preference", "text"]
 SUITES = ("general", "safety")
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 LIMITS = {"train": 2000, "validation": 200, "test": 400}
+MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
 _SCHEMA = "harness.schema.json"
 _UNUSABLE_SHARE = 0.05
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
@@ -46,7 +48,8 @@ _CHOSEN: dict[Kind, str] = {
 class Request(NamedTuple):
     """Request of the user: the folder, the rows, and what belongs to them.
 
-    `prompt` and `reference` are columns or templates, where they are not to be guessed.
+    `prompt` and `reference` are columns or templates, `kind` is the kind of task, where they are not to be
+    guessed.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Request(NamedTuple):
     documents: str | None = None
     prompt: str | None = None
     reference: str | None = None
+    kind: Kind | None = None
 
 
 class Proposal(NamedTuple):
@@ -99,7 +103,7 @@ def propose(request: Request) -> Proposal:
     if problems or seen is None:
         raise UserError(problems)
     task, items = _checked(_task(request, seen, name))
-    candidates = _candidates(request, seen.kind, task)
+    candidates = _candidates(request, seen.kind, task, _n_shots(items.train))
     files = {
         paths[0]: _experiment_text(request, name, candidates),
         paths[1]: _suite_text(request, task, paths[1].parent),
@@ -123,6 +127,62 @@ def write(proposal: Proposal) -> list[Path]:
     return list(proposal.files)
 
 
+def kind_named(name: str | None) -> Kind | None:
+    """Return the kind of task that a user named; None where none was.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if name is not None and name not in _NEEDS:
+        raise UserError(
+            Problem("--task", f"{name!r}", f"one of {', '.join(_NEEDS)}", did_you_mean(name, _NEEDS))
+        )
+    return cast(Kind | None, name)
+
+
+def write_example(folder: Path) -> Path:
+    """Write rows of a small example, to be edited; returns their path.
+
+    Raises:
+        UserError: the folder holds an experiment or such rows already.
+    """
+    path = folder / "example.csv"
+    if there := [_there(at) for at in (path, folder / "harness.yaml") if at.exists()]:
+        raise UserError(there)
+    rows = [
+        (form.format(thing), label)
+        for label, forms in _EXAMPLE.items()
+        for form in forms
+        for thing in _THINGS
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+# The counter of a library for tools: what people write, by what they want.
+_THINGS = ("drill", "ladder", "tent", "sewing machine", "projector")
+_EXAMPLE = {
+    "borrow": (
+        "May I have the {} from Friday on?",
+        "Is the {} free this weekend?",
+        "I would like to take the {}.",
+    ),
+    "return": ("When do you take the {} back?", "I am bringing the {} tonight.", "Where do I leave the {}?"),
+    "extend": (
+        "Can I keep the {} a week longer?",
+        "I need the {} until Monday.",
+        "More time with the {}, please.",
+    ),
+    "broken": (
+        "The {} does not work any more.",
+        "A part of the {} came off.",
+        "Your {} was damaged when I got it.",
+    ),
+}
+
+
 def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
     """Read the rows, and the other files for their problems alone."""
     problems: list[Problem] = []
@@ -142,7 +202,11 @@ def _look(request: Request, content: readers.Rows) -> _Seen:
     fields = _fields(request, content, layout)
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in _examples(task, content)]
-    return _Seen(content.shown, content.rows, layout, fields, _kind(layout, content.rows, examples))
+    kind = request.kind or _kind(layout, content.rows, examples)
+    if found := _misfit(kind, layout, content.rows, examples):
+        step = "leave --task out, or name another kind"
+        raise UserError(Problem(f"{content.shown}, --task {kind}", found, _NEEDS[kind], step))
+    return _Seen(content.shown, content.rows, layout, fields, kind)
 
 
 def _examples(task: Task, content: readers.Rows) -> list[Any]:
@@ -232,9 +296,31 @@ def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Exam
     return "labels" if _label_set(examples) else "text"
 
 
+_NEEDS: dict[Kind, str] = {
+    "labels": "one label a row, of two different ones at least",
+    "question": "question rows with a context",
+    "preference": "rows with a chosen and a rejected answer",
+    "text": "rows with a reference",
+}
+
+
+def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> str:
+    """Say what the rows lack for a kind of task; empty where they are of that kind."""
+    form = layout.name if layout else "prompt and reference"
+    if kind == "labels" and (len(_references(examples)) < 2 or any(len(e.references) > 1 for e in examples)):
+        return f"{counted(len(_references(examples)), 'different reference')}, or several a row"
+    if kind == "question" and not any(row.fields.get("context") for row in content):
+        return f"{form} rows without a context"
+    return f"{form} rows" if kind == "preference" and form != "preference" else ""
+
+
+def _references(examples: Sequence[Example]) -> set[str]:
+    return {reference for example in examples for reference in example.references}
+
+
 def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the labels, where the references are few, short and repeated; else nothing."""
-    values = {reference for example in examples for reference in example.references}
+    values = _references(examples)
     few = 2 <= len(values) <= min(MOST_LABELS, len(examples) // ROWS_A_LABEL)
     short = all(len(value) <= LONGEST_LABEL and "\n" not in value for value in values)
     return tuple(sorted(values)) if few and short and all(len(e.references) == 1 for e in examples) else ()
@@ -251,7 +337,7 @@ def _task(request: Request, seen: _Seen, name: str) -> dict[str, Any]:
     examples = [sourced.example for sourced in _examples(reading, content)]
     references = [max(example.references, key=len) for example in examples]
     if seen.kind == "labels":
-        labels = _label_set(examples)
+        labels = sorted(_references(examples))
         task |= {"labels": list(labels), "metrics": ["exact_match", "macro_f1"], "system": _choose(labels)}
         return task | {"max_new_tokens": _tokens(references, share=1.0)}
     short = sorted(len(r.split()) for r in references)[int(0.9 * (len(references) - 1))] <= 8
@@ -316,19 +402,21 @@ def _checked(task: dict[str, Any]) -> tuple[Task, TaskItems]:
         return lenient, items
 
 
-def _candidates(request: Request, kind: Kind, task: Task) -> dict[str, dict[str, Any]]:
-    """List what is worth comparing on such a task, the cheap alternatives first."""
-    shots = {"few_shot": {"select": "knn", "shots": 8 if kind == "labels" else 4}}
+def _candidates(request: Request, kind: Kind, task: Task, n_shots: int) -> dict[str, dict[str, Any]]:
+    """List every alternative that a decision asks for on such a task, the cheap ones first."""
+    fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     proposed = _methods(
         plugins.Situation(kind == "labels", bool(task.data.pairs), request.base_model in EMBEDDED)
     )
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot"}}
-    if kind in ("labels", "text"):
-        found["knn"] = {"prompting": shots}
+    found: dict[str, dict[str, Any]] = {
+        "prompt": {"prompting": "zero_shot"},
+        "fixed": {"prompting": fixed},
+        "knn": {"prompting": nearest},
+    }
     if kind == "labels":
-        found["ranked"] = {"prompting": shots, "answer": "rank"}
+        found["ranked"] = {"prompting": nearest, "answer": "rank"}
     found |= untrained
     rag = {"rag": {"retriever": "bm25", "top_k": 2}}
     if task.data.documents:
@@ -339,14 +427,16 @@ def _candidates(request: Request, kind: Kind, task: Task) -> dict[str, dict[str,
     return found | proposed
 
 
+def _n_shots(train: Sequence[Example]) -> int:
+    """Choose as many shots, up to eight, as fit a prompt of some thousand tokens."""
+    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
+    return max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(lengths[int(0.9 * (len(lengths) - 1))], 1)))
+
+
 def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
     """Return a recipe of each method that proposes itself, by its name."""
     proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
-    return {
-        name: {"method": name, **({"params": params} if params else {})}
-        for name, params in proposals.items()
-        if params is not None
-    }
+    return {name: {"method": name, **recipe} for name, recipe in proposals.items() if recipe is not None}
 
 
 def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[str, Any]) -> Iterator[str]:
@@ -374,6 +464,16 @@ def _sentences(seen: _Seen, task: Task, items: TaskItems, candidates: Mapping[st
         yield f"pairs: {len(items.pairs):,}{method}"
     yield f"metrics: {', '.join(task.metrics)}; answers of at most {task.max_new_tokens} tokens"
     yield f"candidates: {', '.join(candidates)}"
+    for name, recipe in candidates.items():
+        tried = [
+            f"{key} {' and '.join(f'{v:g}' for v in values)}"
+            for key, values in recipe.get("sweep", {}).items()
+        ]
+        if tried:
+            replayed = (
+                f"; {recipe['replay']:g} general rows replayed for each row" if "replay" in recipe else ""
+            )
+            yield f"{name}: {', '.join(tried)}, the better on validation is kept{replayed}"
 
 
 def _warnings(items: TaskItems) -> Iterator[str]:
