@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from harness import plugins
 from harness.config import json_schema
@@ -137,7 +137,7 @@ def kind_named(name: str | None) -> Kind | None:
         raise UserError(
             Problem("--task", f"{name!r}", f"one of {', '.join(_NEEDS)}", did_you_mean(name, _NEEDS))
         )
-    return cast(Kind | None, name)
+    return name
 
 
 def write_example(folder: Path) -> Path:
