@@ -1,15 +1,18 @@
 """Grids against their first member, and recipes over seeds: what is compared, corrected and said."""
 
 import io
+from statistics import fmean
 
 import pytest
 from fake_facts import alternatives, candidate, comparison, tuned
 from rich.console import Console
+from scipy import stats as scipy_stats
 
-from harness.comparison import Estimate
+from harness.comparison import Estimate, RecipeDifference
 from harness.decision import ablations, decide, summarize_seeds
 from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
 from harness.spec import DecidePolicy
+from harness.stats import Variance
 
 DELTAS = {"lora[r=8]": 0.02, "lora[r=16]": 0.08, "lora[r=64]": 0.05}
 
@@ -23,8 +26,15 @@ def pair(base, new):
     return comparison(DELTAS[new.name] + 0.01 * new.seed, 0.05, estimator="bca")
 
 
+def means(base, new):
+    """Compare recipes as if every seed of one scored as `pair` says, with a standard error of 0.05/1.96."""
+    items = Variance((0.05 / 1.959964) ** 2, None)
+    delta = fmean(pair(base[0], f).delta for f in new)
+    return RecipeDifference(delta, items, items, 200)
+
+
 def table(facts):
-    (found,) = ablations(facts, pair)
+    (found,) = ablations(facts, pair, means)
     return found
 
 
@@ -36,7 +46,7 @@ def printed(report):
 
 def report(facts, **changes):
     fields = {
-        "ablations": ablations(facts, pair),
+        "ablations": ablations(facts, pair, means),
         "seeds": summarize_seeds(facts),
     }
     return ExperimentReport("e", "m", "exact_match", tuple(facts), **(fields | changes))
@@ -57,7 +67,7 @@ def test_the_p_values_are_corrected_for_the_number_of_looks():
 
 
 def test_a_grid_of_one_and_a_candidate_without_a_grid_have_no_table():
-    assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair) == ()
+    assert ablations([*alternatives(), *grid(0, names=("lora[r=4]",))], pair, means) == ()
 
 
 def test_a_member_that_failed_has_no_difference_and_counts_as_no_look():
@@ -83,22 +93,42 @@ def test_the_winner_named_is_that_of_validation():
 
 def test_one_seed_leaves_the_variance_of_training_unknown_and_an_untrained_grid_has_none():
     shots = [candidate(f"few-shot[shots={k}]", 0.5) for k in (4, 8)]
-    (untrained,) = ablations(shots, lambda base, new: comparison(0.01))
+    (untrained,) = ablations(shots, lambda base, new: comparison(0.01), means)
     assert (table(grid(0)).seed_variance_known, untrained.seed_variance_known) == (False, True)
     assert "training-seed variance unknown (fewer than 3 seeds)" in printed(report(grid(0)))
 
 
-def test_from_three_seeds_on_the_difference_is_by_random_effects():
-    one, three = table(grid(0)).factors[1], table(grid(0, 1, 2)).factors[1]
-    assert three.n_seeds == 3
-    assert three.difference.score == pytest.approx(0.03)
-    assert three.difference.high - three.difference.low > one.difference.high - one.difference.low
+def varied(*names, scores):
+    return [tuned(n, x, 0.05, run_id=f"{n}-{s}", seed=s) for n in names for s, x in enumerate(scores)]
 
 
-def test_two_seeds_are_averaged_over_items_alone():
-    found = table(grid(0, 1)).factors[1]
-    assert found.difference.score == pytest.approx(0.025)
-    assert (found.difference.low, found.difference.high) == pytest.approx((-0.025, 0.075))
+def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():
+    found = table(varied("lora[r=4]", "lora[r=16]", scores=(0.70, 0.72, 0.74))).factors[1]
+    items, seeds = 0.05 / 1.959964, 0.02 / 3**0.5
+    se = (items**2 + 2 * seeds**2) ** 0.5
+    df = se**4 / (2 * seeds**4 / 2)
+    t = scipy_stats.t.ppf(0.975, df)
+    assert found.n_seeds == 3
+    assert found.difference.score == pytest.approx(0.09)
+    assert (found.difference.low, found.difference.high) == pytest.approx((0.09 - t * se, 0.09 + t * se))
+    assert found.p == pytest.approx(2 * scipy_stats.t.sf(0.09 / se, df))
+
+
+def test_two_seeds_share_what_the_recipes_vary_by():
+    """Before, two seeds were averaged over items alone; two recipes of two seeds have two degrees of freedom."""
+    one, two = (table(varied("lora[r=4]", "lora[r=16]", scores=of)) for of in ((0.70,), (0.70, 0.74)))
+    assert (one.seed_variance_known, two.seed_variance_known) == (False, True)
+    items, seeds = 0.05 / 1.959964, (0.04**2 / 2 / 2) ** 0.5
+    se = (items**2 + 2 * seeds**2) ** 0.5
+    t = scipy_stats.t.ppf(0.975, se**4 / (2 * seeds**4 / 2))
+    assert two.factors[1].difference.high == pytest.approx(0.085 + t * se)
+
+
+def test_two_seeds_of_one_recipe_leave_the_difference_over_items_alone():
+    facts = [*varied("lora[r=4]", scores=(0.7,)), *varied("lora[r=16]", scores=(0.70, 0.74))]
+    found = table(facts)
+    assert not found.seed_variance_known
+    assert found.factors[1].difference.low == pytest.approx(0.085 - 0.05, abs=1e-6)
 
 
 def test_the_table_stands_under_the_main_one_and_in_markdown_and_json():
@@ -142,8 +172,8 @@ def test_what_each_seed_reached_is_shown():
     facts = [tuned("lora", x, 0.05, seed=s) for s, x in enumerate((0.80, 0.84, 0.82))]
     text = markdown(experiment_document(report(facts)))
     assert "## Seeds" in text
-    assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [70, 94] | 2.0 |" in text
-    assert "lora over 3 seeds: 82.0 [70, 94] (80.0, 84.0, 82.0; SD between seeds 2.0)" in printed(
+    assert "| lora | 0, 1, 2 | 80.0, 84.0, 82.0 | 82.0 [76, 88] | 2.0 |" in text
+    assert "lora over 3 seeds: 82.0 [76, 88] (80.0, 84.0, 82.0; SD between seeds 2.0)" in printed(
         report(facts)
     )
 

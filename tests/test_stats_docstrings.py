@@ -11,7 +11,6 @@ FUNCTIONS = {name: f for name in stats.__all__ if inspect.isfunction(f := getatt
 QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
 REFUSES_NOTHING = {
     "krippendorff_alpha",
-    "random_effects_p",
     "unique_share",
     "commonest",
 }  # whatever they are given

@@ -35,13 +35,11 @@ def test_a_constant_shift_moves_the_bca_interval(n, seed, shift):
     assert moved == pytest.approx([end + shift for end in plain], abs=1e-6)
 
 
-@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 0.2)), min_size=3, max_size=6), shifts)
-def test_a_constant_shift_moves_the_interval_over_seeds(runs, shift):
-    x, se = zip(*runs, strict=True)
-    plain, moved = (
-        stats.random_effects_interval(stats.random_effects(of, se)) for of in (x, [v + shift for v in x])
-    )
-    assert moved == pytest.approx([end + shift for end in plain], abs=1e-9)
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=2, max_size=4), min_size=2, max_size=4), shifts)
+def test_a_constant_shift_of_a_recipe_changes_no_variance_between_seeds(recipes, shift):
+    moved = [[x + shift * i for x in of] for i, of in enumerate(recipes)]
+    plain, after = stats.seed_variance(recipes), stats.seed_variance(moved)
+    assert after == (pytest.approx(plain.variance, abs=1e-9), plain.df)
 
 
 @given(

@@ -16,6 +16,7 @@ from harness.comparison.estimators import (
     Estimate,
     Estimator,
     at_level,
+    chance_below,
     clip_to_bounds,
     difference_p,
     estimate_difference,
@@ -28,6 +29,7 @@ from harness.comparison.estimators import (
 )
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
+from harness.comparison.recipe_means import RecipeDifference, compare_recipes
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint
@@ -39,9 +41,12 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Estimator",
+    "RecipeDifference",
     "answer_diversity",
     "at_level",
+    "chance_below",
     "check_comparable",
+    "compare_recipes",
     "compare_rows",
     "compare_validity",
     "difference_p",
@@ -49,6 +54,7 @@ __all__ = [
     "estimate_columns",
     "mean_change",
     "orient",
+    "quantile",
     "regression_p",
     "shared_ranks",
 ]

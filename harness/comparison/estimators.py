@@ -19,7 +19,7 @@ from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
-Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical"]
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical", "seeds"]
 
 
 class Estimate(NamedTuple):
@@ -45,6 +45,7 @@ class Comparison:
     where all scores are 0 or 1. `df` are the degrees of freedom of the t distribution that the
     interval was made with, None where that was normal. Where so few clusters leave the spread unknown,
     `refused` says why, `lower` and `upper` are infinite, and `low` and `high` all that the bounds allow.
+    `components` are the variances of a mean over seeds, None of one run.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Comparison:
     unit: Unit = RATE
     df: float | None = None
     refused: str = ""
+    components: stats.VarianceComponents | None = None
 
 
 def mean_change(

@@ -21,6 +21,7 @@ from harness.decision.results import (
     Action,
     CandidateFacts,
     Case,
+    ItemVariances,
     action_of,
     alternative,
     best,
@@ -39,7 +40,13 @@ from harness.decision.results import (
     target_unit,
     within_budgets,
 )
-from harness.decision.seeds import VARIANCE_UNKNOWN, SeedSummary, pool_seeds, summarize_seeds
+from harness.decision.seeds import (
+    VARIANCE_UNKNOWN,
+    SeedSummary,
+    item_variances,
+    pool_seeds,
+    summarize_seeds,
+)
 from harness.spec import DecidePolicy
 
 __all__ = [
@@ -50,6 +57,7 @@ __all__ = [
     "Decision",
     "Factor",
     "Family",
+    "ItemVariances",
     "LearningCurve",
     "Member",
     "SeedSummary",
@@ -63,6 +71,7 @@ __all__ = [
     "gain",
     "hour_usd",
     "is_fine_tuned",
+    "item_variances",
     "learning_curve",
     "passes_alone",
     "place_in_family",
@@ -112,7 +121,7 @@ def decide(
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one
     of those is missing, no fine-tune is recommended. From three seeds on a recipe's gain is
-    that over its seeds, by random effects. With the `curve` of the fine-tune it may be worth more to
+    that over its seeds, by variance components. With the `curve` of the fine-tune it may be worth more to
     collect data first. What is shipped passes its gate as one of the `family`, which the experiment fixed.
     """
     facts = place_in_family(apply_budgets(pool_seeds(facts), policy), family)

@@ -2,19 +2,21 @@
 
 Invariant: every member answers the same items as the reference; the reference is the first in
 the file, so nobody chose it by its result; the winner on validation is named, never that on test.
-Source: Benjamini & Hochberg 1995; several seeds by random effects (`decide.seeds`).
+Source: Benjamini & Hochberg 1995; several seeds by variance components (`decision.seeds`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import NamedTuple
 
 from harness import stats
-from harness.comparison import Comparison, Estimate, difference_p
-from harness.decision.results import CandidateFacts, best, is_fine_tuned
-from harness.decision.seeds import effects_over_seeds, pooled_difference
+from harness.comparison import Comparison, Estimate, RecipeDifference, difference_p
+from harness.decision.results import CandidateFacts, best, is_fine_tuned, target_unit
+from harness.decision.seeds import mean_interval, mean_p, pooled_variance, scores, variance_components
 
-Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
+Pair = Callable[[CandidateFacts, CandidateFacts], Comparison]
+Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,39 @@ class Ablation:
     seed_variance_known: bool
 
 
-def ablations(facts: Sequence[CandidateFacts], pair: Pair) -> tuple[Ablation, ...]:
-    """Compare the members of every grid with the first; `pair` compares two runs (base, new) on test."""
+class _Comparer(NamedTuple):
+    """The ways to compare runs and recipes, and the variance of one seed over all recipes."""
+
+    pair: Pair
+    means: Means
+    pooled: stats.Variance | None
+
+
+def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tuple[Ablation, ...]:
+    """Compare the members of every grid with the first.
+
+    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds. Every member is
+    trained for itself, so what varies between the seeds of both is added; with two seeds it is pooled over
+    the recipes.
+    """
     grids: dict[str, dict[str, list[CandidateFacts]]] = {}
     for f in facts:
         source, bracket, _ = f.name.partition("[")
         if bracket:
             grids.setdefault(source, {}).setdefault(f.name, []).append(f)
-    return tuple(_ablation(source, members, pair) for source, members in grids.items() if len(members) > 1)
+    by = _Comparer(pair, means, pooled_variance(facts))
+    return tuple(_ablation(source, members, by) for source, members in grids.items() if len(members) > 1)
 
 
-def _ablation(source: str, members: dict[str, list[CandidateFacts]], pair: Pair) -> Ablation:
+def _ablation(source: str, members: dict[str, list[CandidateFacts]], by: _Comparer) -> Ablation:
     reference, *others = members
-    rows = [_factor(name, members[name], None, None) for name in (reference,)]
-    for name in others:
-        pairs = _pairs(members[reference], members[name], pair)
-        rows.append(_factor(name, members[name], *_difference(pairs)))
+    rows = [_factor(reference, members[reference], None, None)]
+    rows += [_factor(n, members[n], *_difference(members[reference], members[n], by)) for n in others]
     tested = [row.p for row in rows if row.p is not None]
     adjusted = iter(stats.benjamini_hochberg(tested))
     rows = [replace(row, p_adjusted=next(adjusted)) if row.p is not None else row for row in rows]
     chosen = best(f for of in members.values() for f in of)
+    enough = stats.MIN_SEEDS if by.pooled is None else 2
     return Ablation(
         source,
         reference,
@@ -75,37 +90,26 @@ def _ablation(source: str, members: dict[str, list[CandidateFacts]], pair: Pair)
         len(tested),
         chosen.name if chosen else None,
         not any(is_fine_tuned(f) for of in members.values() for f in of)
-        or all(row.n_seeds >= stats.MIN_SEEDS for row in rows),
+        or all(row.n_seeds >= enough for row in rows),
     )
 
 
-def _pairs(base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], pair: Pair) -> list[Comparison]:
-    """Compare seed with seed; a run that failed has no partner."""
-    of_seed = {f.seed: f for f in base if f.state == "done"}
-    partners = [(of_seed[f.seed], f) for f in new if f.state == "done" and f.seed in of_seed]
-    return [c for old, now in partners if (c := pair(old, now)) is not None]
-
-
-def _difference(pairs: Sequence[Comparison]) -> tuple[Estimate | None, float | None]:
-    """Return the difference with its p: random effects from three seeds on, else over items alone."""
-    if not pairs:
+def _difference(
+    base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: _Comparer
+) -> tuple[Estimate | None, float | None]:
+    """Return the difference with its p: over items, and over seeds where their variance is known."""
+    old, now = ([f for f in of if f.state == "done"] for of in (base, new))
+    if not old or not now:
         return None, None
-    over = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
-    if over:
-        return pooled_difference(pairs), stats.random_effects_p(over)
-    first = pairs[0]
-    if len(pairs) == 1:
-        return Estimate(first.delta, first.low, first.high, first.n, first.unit), difference_p(first)
-    # Two seeds on the same items: no interval of their mean is wider than the mean of theirs.
-    mean = replace(
-        first,
-        delta=fmean(c.delta for c in pairs),
-        low=fmean(c.low for c in pairs),
-        high=fmean(c.high for c in pairs),
-        se=fmean(c.se for c in pairs),
-        estimator="cluster-t",
-    )
-    return Estimate(mean.delta, mean.low, mean.high, mean.n, mean.unit), difference_p(mean)
+    if len(old) == len(now) == 1:
+        c = by.pair(old[0], now[0])
+        return Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)
+    found = by.means(old, now)
+    arms = [variance_components(scores(of), found.change, by.pooled) for of in (old, now)]
+    seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
+    variance = stats.satterthwaite([found.change, *seeds])
+    difference = Estimate(found.delta, *mean_interval(found.delta, variance), found.n, target_unit(now))
+    return difference, mean_p(found.delta, variance)
 
 
 def _factor(

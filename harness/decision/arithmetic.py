@@ -170,7 +170,7 @@ def economics_of(case: Case) -> Economics:
     run, other = case.judged, case.alternative
     known = Economics(
         alternative=other.name if other else None,
-        fine_tune=gain_label(case.facts, run) if run else None,
+        fine_tune=gain_label(run) if run else None,
         tau_points_per_usd=case.policy.tau,
         forecast_requests=economics.forecast_requests(case.policy),
     )

@@ -5,20 +5,21 @@ Rates per USD are in points of the target metric (its own unit where it is no ra
 a budget by measured figures alone, the median over its finished seeds; one not measured stays in.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import ceil, erf, inf, sqrt
+from math import inf, sqrt
 from statistics import median
 from typing import NamedTuple
 
 from harness import formatting, stats
-from harness.comparison import Comparison
+from harness.comparison import Comparison, chance_below
 from harness.decision.results import CandidateFacts, gain
 from harness.evaluation.costs import RIGHT_ANSWER_USD
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
+from harness.stats import Variance, VarianceComponents
 
-_POWER = 1.959964 + 0.841621  # z of 97.5 % and of 80 %
 _SHAKEN = 0.2  # by how much the saving per request is varied
 _MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
 
@@ -40,11 +41,13 @@ def per_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
 
 
 def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
-    """Return P(gain / cost > tau) for a normally distributed gain; None without a spread."""
+    """Return P(gain / cost > tau) by the distribution that the gain's interval was made with.
+
+    None without a spread.
+    """
     if g is None or g.se <= 0:
         return None
-    z = (g.delta - tau * cost_usd / g.unit.scale) / g.se
-    return (1 + erf(z / sqrt(2))) / 2
+    return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
 
 
 def spent_once_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
@@ -69,16 +72,25 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
     """Value more test items before the choice between a fine-tune and the best untrained candidate.
 
     The option value of the gain less τ times the training cost, in points of the target metric.
-    None where the gain is unknown or without spread.
+    None where the gain is unknown or its spread is. More items tell nothing of what varies between seeds.
 
     Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
     """
     g = gain(run.vs_untrained)
-    if g is None or not 0 < g.se < inf:
+    if g is None or not 0 < g.se < inf or (g.df is not None and g.df <= 1):
         return None
-    scale = g.unit.scale
-    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * g.se
-    return Worth(stats.perfect_information(mean, sd), stats.sample_information(mean, sd, sd * sqrt(g.n), g.n))
+    scale, items = g.unit.scale, _components(g).items
+    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
+    return Worth(
+        stats.perfect_information(mean, scale * g.se, g.df),
+        stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df),
+    )
+
+
+def _components(g: Comparison) -> VarianceComponents:
+    """Return the variances of a gain; that of one checkpoint has none between seeds."""
+    known = VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
+    return g.components or known
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
@@ -168,17 +180,26 @@ def forecast_requests(policy: DecidePolicy) -> float:
     return policy.requests_per_month * policy.horizon_months
 
 
-def more_items(run: CandidateFacts) -> int | None:
+def more_items(run: CandidateFacts) -> float | None:
     """Return how many more test items would tell the observed gain from none, at 80 % power.
 
-    None where the gain is unknown or without spread, or where no reasonable number would do.
+    None where the gain or its spread is unknown, or no reasonable number would do; inf where no number at
+    all would, because the variance between seeds alone hides such a gain.
 
-    Source: n = (z_α/2 + z_β)² σ² / δ², with σ² = n se² from the comparison at hand.
+    Source: `stats.detectable_mean`, the smallest number of items at which that is the gain.
     """
     g = gain(run.vs_untrained)
-    if g is None or g.se <= 0 or abs(g.delta) * _MOST_ITEMS**0.5 < _POWER * g.se:
+    if g is None or not 0 < g.se < inf:
         return None
-    return max(1, ceil(g.n * (_POWER * g.se / g.delta) ** 2) - g.n)
+    found, size = _components(g), abs(g.delta)
+    if stats.detectable_mean(found, inf) >= size:
+        return inf if found.seeds.variance > 0 else None
+    if stats.detectable_mean(found, _MOST_ITEMS) > size:
+        return None
+    n = bisect_left(
+        range(g.n + 1, _MOST_ITEMS * g.n), True, key=lambda n: stats.detectable_mean(found, n / g.n) <= size
+    )
+    return n + 1
 
 
 def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:

@@ -6,7 +6,7 @@ Invariant: every sentence carries the numbers it rests on, printed by `formattin
 from collections.abc import Sequence
 from math import inf
 
-from harness import formatting, gating, plugins, stats
+from harness import formatting, gating, plugins
 from harness.decision import economics, next_step
 from harness.decision.arithmetic import Economics
 from harness.decision.family import Member
@@ -22,7 +22,7 @@ from harness.decision.results import (
     is_fine_tuned,
     passes_alone,
 )
-from harness.decision.seeds import gain_label, n_seeds
+from harness.decision.seeds import gain_label, n_seeds, spread_text
 from harness.spec import DecidePolicy
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
@@ -100,7 +100,7 @@ def reasons(
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
         if plugins.stored_method(case.judged.method).trains:
-            sentences.append(_seeds(n_seeds(case.facts, case.judged)))
+            sentences.append(_seeds(case.judged, n_seeds(case.facts, case.judged)))
     elif shipped and case.missing:
         sentences.append(f"Not compared, though it might be better still: {', '.join(case.missing)}.")
     return tuple(sentences)
@@ -114,14 +114,21 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though too slow"
-    sentences = [f"{gain_label(case.facts, run)}: {over_prompt}{over}, {chosen}."]
-    if g and g.low <= 0 < g.delta:
+    sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}."]
+    if g and g.refused:
+        sentences.append(f"Nothing is shown of that gain: {g.refused}.")
+    elif g and g.low <= 0 < g.delta:
         sentences.append(_more_items(run))
     return sentences
 
 
 def _more_items(run: CandidateFacts) -> str:
     n = economics.more_items(run)
+    if n == inf:
+        return (
+            "No number of test items would tell a gain of this size from none, because of what varies between"
+            " seeds; more seeds would."
+        )
     if n is None:
         return "No reasonable number of test items would tell a gain this small from none."
     return f"It would take {formatting.count(n)} more test items to tell a gain of this size from none."
@@ -383,13 +390,14 @@ def _labels_missing(case: Case, n: int) -> str:
     return f" {FEW - n} more would make {FEW}{cost}."
 
 
-def _seeds(n: int) -> str:
-    if n < stats.MIN_SEEDS:
+def _seeds(run: CandidateFacts, n: int) -> str:
+    found = run.vs_untrained.components if run.vs_untrained else None
+    if found is None:
         return (
             f"Trained with {formatting.counted(n, 'seed')}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
     return (
-        f"Trained with {n} seeds: the gain is their mean by random effects; the checkpoint judged is the"
-        " best on validation."
+        f"Trained with {n} seeds: the gain is their mean, and its interval holds {spread_text(found)}; the"
+        " checkpoint judged is the best on validation."
     )

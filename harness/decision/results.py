@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from harness import formatting, plugins
+from harness import formatting, plugins, stats
 from harness.comparison import Comparison, Estimate, orient
 from harness.decision.learning_curve import LearningCurve
 from harness.evaluation.costs import Tokens
@@ -58,6 +58,14 @@ class Standing(NamedTuple):
         return self.p_adjusted < self.alpha
 
 
+class ItemVariances(NamedTuple):
+    """Variances over the items of what a recipe's seeds reach in the mean: their score, and their gains."""
+
+    score: stats.Variance
+    vs_untrained: stats.Variance | None
+    vs_prompt: stats.Variance | None
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate; all that a decision and a report need of it.
@@ -69,7 +77,8 @@ class CandidateFacts:
     the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
     `tokens` of a request (None of a classifier), `latency_p50_s` in seconds, `requests_per_s` when
     answered in batches, both timed on the machine `measured_on`; `over_budget` says which budget that
-    breaks. `n_train` examples were trained on, 0 where that is not known. `verdict` is the gate's on this run
+    breaks. `n_train` examples were trained on, 0 where that is not known. `over_items` says how much the mean
+    over the recipe's seeds varies with the items, None with one seed. `verdict` is the gate's on this run
     alone; among many candidates `standing` says what is left of it, and `corrected` is the verdict at that
     level.
     """
@@ -98,6 +107,7 @@ class CandidateFacts:
     training_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
+    over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
     standing: Standing | None = None
     corrected: Verdict | None = None

@@ -1,29 +1,36 @@
 """A recipe's results over its training seeds, as against one checkpoint of it.
 
-Invariant: with fewer than three seeds nothing is said of the variance of training but that it
-is unknown; a recipe is never shown by its best seed.
-Source: random effects over seeds, `stats.random_effects`.
+Invariant: what varies over items and between seeds is added, neither subtracted nor left out; where the
+seeds' variance has fewer than two degrees of freedom it is unknown, and nothing is said of the recipe; a
+recipe is never shown by its best seed.
+Source: variance components, `stats.VarianceComponents`.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, sqrt
+from statistics import fmean
 
-from harness import plugins, stats
-from harness.comparison import Comparison, Estimate
-from harness.decision.results import CandidateFacts, gain, is_fine_tuned
+from harness import comparison, formatting, plugins, stats
+from harness.comparison import Comparison, Estimate, chance_below, orient, quantile
+from harness.decision.results import CandidateFacts, ItemVariances, is_fine_tuned
 from harness.formatting import Unit
+from harness.metrics import Metric
+from harness.records import SampleResult
+from harness.stats import Variance, VarianceComponents
 
 VARIANCE_UNKNOWN = "training-seed variance unknown"
+Rows = Sequence[SampleResult]
 
 
 @dataclass(frozen=True, slots=True)
 class SeedSummary:
-    """One recipe over its finished seeds: scores on test, and random effects from three seeds on.
+    """One recipe over its finished seeds, with its scores on test.
 
     `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over
-    seeds with an interval for a new seed's expectation; None with fewer than three seeds.
-    `seed_sd` is the standard deviation of the scores between seeds, in the metric's unit.
+    seeds with an interval for a new seed's expectation; None where the variance between seeds is unknown.
+    `seed_sd` is the standard deviation of the scores between seeds, in the metric's unit, `seed_df` its
+    degrees of freedom: more than R − 1 where recipes with two seeds were pooled.
     """
 
     candidate: str
@@ -32,16 +39,42 @@ class SeedSummary:
     score: Estimate | None
     gain: Estimate | None
     seed_sd: float | None
+    seed_df: float | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the variance between seeds was taken from other recipes as well."""
+        return self.seed_df is not None and self.seed_df != len(self.seeds) - 1
+
+
+def item_variances(
+    metric: Metric, seeds: Sequence[Rows], untrained: Rows | None, prompt: Rows | None
+) -> ItemVariances:
+    """Return how much the mean of a recipe's seeds varies with the items, by the rows of all of them on test.
+
+    Raises:
+        IncompatibleRuns: the runs hold different items, or none was scored in all of them.
+    """
+    over = [
+        comparison.compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)
+    ]
+    score = next((d for d in over if d), None) or comparison.compare_recipes(metric, seeds[:1], seeds)
+    return ItemVariances(score.score, *(d.change if d else None for d in over))
 
 
 def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
-    """Join the seeds of every recipe that trains a language model, as listed; an endpoint has none."""
-    by_name: dict[str, list[CandidateFacts]] = {}
-    for f in facts:
-        seeded = plugins.stored_method(f.method).makes != "endpoint"
-        if is_fine_tuned(f) and seeded and f.state == "done" and f.target is not None:
-            by_name.setdefault(f.name, []).append(f)
-    return tuple(_seed_summary(name, sorted(of, key=lambda f: f.seed)) for name, of in by_name.items())
+    """Join the seeds of every recipe that trains a language model, as listed."""
+    facts = list(facts)
+    recipes = [r for r in _recipes(facts) if r[0].target is not None]
+    pooled = pool_seeds(f for r in recipes for f in r)
+    gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
+    one = pooled_variance(facts)
+    return tuple(_seed_summary(r, one, gains.get(r[0].name)) for r in recipes)
+
+
+def pooled_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
+    """Estimate the variance of one seed's score over all recipes; None below two degrees of freedom."""
+    return stats.seed_variance([scores(of) for of in _recipes(facts)])
 
 
 def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
@@ -49,67 +82,136 @@ def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
     return sum(f.name == run.name and f.state == "done" for f in facts)
 
 
-def gain_label(facts: Iterable[CandidateFacts], run: CandidateFacts) -> str:
+def gain_label(run: CandidateFacts) -> str:
     """Name a recipe whose gain is the mean over its seeds by itself, and else the one run."""
-    n = n_seeds(facts, run)
-    return f"{run.name} over {n} seeds" if n >= stats.MIN_SEEDS else run.label
+    found = run.vs_untrained.components if run.vs_untrained else None
+    return f"{run.name} over {found.n_seeds} seeds" if found else run.label
 
 
-def effects_over_seeds(values: Sequence[float], errors: Sequence[float]) -> stats.RandomEffects | None:
-    """Join seeds by random effects; None with fewer than three, or where one has no finite standard error."""
-    return stats.random_effects(values, errors) if all(map(isfinite, errors)) else None
+def variance_components(
+    seeds: Sequence[float], items: Variance, pooled: Variance | None = None
+) -> VarianceComponents | None:
+    """Add up what the mean of several seeds varies by; None where the seeds' part is unknown.
 
-
-def pooled_difference(pairs: Sequence[Comparison]) -> Estimate | None:
-    """Average paired deltas of several seeds by random effects; None with fewer than three."""
-    found = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
-    return _estimate(found, pairs[0].n, pairs[0].unit, -1.0) if found else None
+    From three seeds on their own variance counts; with two the `pooled` one of a seed, where there is one.
+    """
+    one = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
+    if one is None:
+        return None
+    return VarianceComponents(items, Variance(one.variance / len(seeds), one.df), len(seeds))
 
 
 def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """Give runs of a recipe with three seeds or more the recipe's gains over seeds in place of their own."""
+    """Give the runs of a recipe with several seeds the recipe's gains in place of their own.
+
+    That is from three seeds on, or from two where the variance between seeds can be pooled over recipes.
+    """
     runs = list(facts)
-    return [_pool(f, [o for o in runs if o.name == f.name and o.state == "done"]) for f in runs]
+    of, pooled = {r[0].name: r for r in _recipes(runs)}, pooled_variance(runs)
+    return [_pool(f, of[f.name], pooled) if f.state == "done" and f.name in of else f for f in runs]
 
 
-def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts]) -> CandidateFacts:
-    if not is_fine_tuned(f) or f.state != "done" or len(seeds) < stats.MIN_SEEDS:
-        return f
+def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
+    """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
+    by_name: dict[str, list[CandidateFacts]] = {}
+    for f in facts:
+        if is_fine_tuned(f) and f.state == "done" and plugins.stored_method(f.method).makes != "endpoint":
+            by_name.setdefault(f.name, []).append(f)
+    return [sorted(of, key=lambda f: f.seed) for of in by_name.values()]
+
+
+def scores(runs: Iterable[CandidateFacts]) -> list[float]:
+    """List what each run reaches on test."""
+    return [f.target.score for f in runs if f.target is not None]
+
+
+def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts], pooled: Variance | None) -> CandidateFacts:
     untrained = [o.vs_untrained for o in seeds if o.vs_untrained]
     prompt = [o.vs_prompt for o in seeds if o.vs_prompt]
+    items = f.over_items
     return replace(
         f,
-        vs_untrained=_mean_pair(f.vs_untrained, untrained),
-        vs_prompt=_mean_pair(f.vs_prompt, prompt),
+        vs_untrained=_mean_pair(f.vs_untrained, untrained, items and items.vs_untrained, pooled),
+        vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
     )
 
 
-def _mean_pair(own: Comparison | None, pairs: Sequence[Comparison]) -> Comparison | None:
-    over = effects_over_seeds([c.delta for c in pairs], [c.se for c in pairs])
-    if own is None or over is None:
+def _mean_pair(
+    own: Comparison | None, pairs: Sequence[Comparison], items: Variance | None, pooled: Variance | None
+) -> Comparison | None:
+    found = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
+    if own is None or found is None:
         return own
-    ends = _estimate(over, own.n, own.unit, -1.0)
-    return replace(own, delta=over.mean, low=ends.low, high=ends.high, se=over.se)
-
-
-def _seed_summary(name: str, runs: Sequence[CandidateFacts]) -> SeedSummary:
-    targets = [f.target for f in runs if f.target is not None]
-    z = 2 * stats.z_quantile(0.975)
-    found = effects_over_seeds([t.score for t in targets], [(t.high - t.low) / z for t in targets])
-    gains = [g for f in runs if (g := gain(f.vs_untrained)) is not None]
-    return SeedSummary(
-        candidate=name,
-        seeds=tuple(f.seed for f in runs),
-        scores=tuple(t.score for t in targets),
-        score=_estimate(found, targets[0].n, targets[0].unit, 0.0) if found else None,
-        gain=pooled_difference(gains) if len(gains) == len(runs) else None,
-        seed_sd=found.seed_sd if found else None,
+    delta, (variance, df) = fmean(c.delta for c in pairs), found.total
+    both, one = (mean_interval(delta, found.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
+    low, high = _cut(both, own.unit, -1.0)
+    return replace(
+        own,
+        delta=delta,
+        low=low,
+        high=high,
+        lower=one.low,
+        upper=one.high,
+        se=sqrt(variance),
+        df=df,
+        estimator="seeds",
+        base_passed=None,
+        components=found,
     )
 
 
-def _estimate(found: stats.RandomEffects, n: int, unit: Unit, least: float) -> Estimate:
+def items_at_most(pairs: Sequence[Comparison]) -> Variance:
+    """Bound the variance over items of a mean over seeds by the mean of their own errors, without rows."""
+    if not pairs:
+        return Variance(inf, None)
+    known = [c.df for c in pairs if c.df is not None]
+    return Variance(fmean(c.se for c in pairs) ** 2, min(known) if known else None)
+
+
+def mean_interval(mean: float, variance: Variance, alpha: float = 0.05) -> stats.Interval:
+    """Return mean ± t_{1−α/2, ν} √V, in the unit of the mean."""
+    half = quantile(variance.df, 1 - alpha / 2) * sqrt(variance.variance)
+    return stats.Interval(mean - half, mean + half)
+
+
+def mean_p(mean: float, variance: Variance) -> float:
+    """Return the two-sided p of H0 "the mean is 0"; 1 where nothing varies and it is 0."""
+    if variance.variance == 0:
+        return float(mean == 0)
+    return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
+
+
+def _seed_summary(
+    runs: Sequence[CandidateFacts], pooled: Variance | None, over: Comparison | None
+) -> SeedSummary:
+    each, targets = scores(runs), [f.target for f in runs if f.target is not None]
+    bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
+    items = runs[0].over_items.score if runs[0].over_items else bound
+    found, unit, n = variance_components(each, items, pooled), targets[0].unit, targets[0].n
+    mean = fmean(each)
+    return SeedSummary(
+        candidate=runs[0].name,
+        seeds=tuple(f.seed for f in runs),
+        scores=tuple(each),
+        score=Estimate(mean, *_cut(mean_interval(mean, found.total), unit, 0.0), n, unit) if found else None,
+        gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
+        seed_sd=sqrt(found.seeds.variance * len(each)) if found else None,
+        seed_df=found.seeds.df if found else None,
+    )
+
+
+def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
     """Cut the interval to what a rate (or a difference of rates) can be."""
-    low, high = stats.random_effects_interval(found)
-    if unit.is_rate:
-        low, high = max(low, least), min(high, 1.0)
-    return Estimate(found.mean, low, high, n, unit)
+    return stats.Interval(max(ends.low, least), min(ends.high, 1.0)) if unit.is_rate else ends
+
+
+def spread_text(found: VarianceComponents) -> str:
+    """Say which variances an interval over seeds holds: `items and seeds (t on 8.4 degrees of freedom)`."""
+    df, of_seeds = found.total.df, found.seeds.df
+    t = f"t on {formatting.figure(df)} degrees of freedom" if df is not None else "normal"
+    if not found.is_pooled:
+        return f"items and seeds ({t})"
+    return (
+        f"items and seeds ({t}; the seeds' variance is pooled over the recipes, as if all varied alike, on"
+        f" {formatting.figure(of_seeds)})"
+    )

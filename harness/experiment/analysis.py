@@ -16,6 +16,7 @@ from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of
+from harness.experiment.target_comparisons import add_comparisons, compare_grids, is_prompt
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison
 from harness.gating.verdict import is_in_macro
 from harness.models.openai_api import Settings
@@ -40,7 +41,7 @@ def report_of(
     measured = decide.apply_budgets(
         (facts_of(session, reader, run) for run in runs), session.experiment.decide
     )
-    facts = _with_comparisons(session, reader, runs, measured)
+    facts = add_comparisons(session, reader, runs, measured)
     results = _gate_results(session, reader, runs, facts, base)
     tasks = {run_id: result.tasks for run_id, result in results.items()}
     steps = _steps(session, reader, runs, base, tasks)
@@ -80,7 +81,7 @@ def report_of(
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=decide.summarize_seeds(judged),
-        ablations=_ablations(session, reader, runs, judged),
+        ablations=compare_grids(session, reader, runs, judged),
         curve=curve,
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
@@ -168,53 +169,6 @@ def _noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
             if found := [f"{n} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
-
-
-def _with_comparisons(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> list[CandidateFacts]:
-    """Add the paired differences to the best untrained candidate and to the plain prompt."""
-    metric = session.target.primary
-    best = decide.best_untrained(facts)
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
-    prompts = [r for r in by_name.values() if _is_prompt(r)]
-    prompt_of = {r.base_digest: r for r in reversed(prompts)}
-    first = prompts[0] if prompts else None
-
-    def against(run: Run, other: Run | None) -> Comparison | None:
-        if other is None or run.state == "failed" or run.run_id == other.run_id:
-            return None
-        return comparison.compare_rows(
-            metric, reader.of(other, session.target), reader.of(run, session.target)
-        )
-
-    return [
-        replace(
-            f,
-            vs_untrained=against(run, by_name.get(best or "")),
-            vs_prompt=against(run, prompt_of.get(run.base_digest, first)),
-        )
-        for f, run in zip(facts, runs, strict=True)
-    ]
-
-
-def _ablations(
-    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
-) -> tuple[decide.Ablation, ...]:
-    metric, by_id = session.target.primary, {run.run_id: run for run in runs}
-
-    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
-        base, now = (reader.of(by_id[f.run_id], session.target) for f in (old, new))
-        return comparison.compare_rows(metric, base, now)
-
-    in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
-    ordered = sorted(facts, key=lambda f: in_file[f.name])
-    return decide.ablations(ordered, pair)
-
-
-def _is_prompt(run: Run) -> bool:
-    plain = run.prompting == "zero_shot" and run.answer == "generate"
-    return plain and plugins.method(run.method).makes == "base"
 
 
 def _gate_results(
@@ -363,7 +317,7 @@ def _base_on_target(run: Run, runs: Sequence[Run]) -> Run | None:
     """Find the run of a fine-tune's base on the target: asked in the same way, else by the plain prompt."""
     own = [r for r in runs if r.state == "done" and r.weights_digest == r.base_digest == run.base_digest]
     alike = [r for r in own if (r.prompting, r.answer) == (run.prompting, run.answer)]
-    return next(iter([*alike, *filter(_is_prompt, own)]), None)
+    return next(iter([*alike, *filter(is_prompt, own)]), None)
 
 
 def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:

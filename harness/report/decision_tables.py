@@ -104,9 +104,10 @@ def _over_seeds(s: SeedSummary, unit: Unit) -> str:
     each = ", ".join(formatting.score(unit, x) for x in s.scores)
     gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
     over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+    pooled = f", pooled over recipes on {formatting.count(s.seed_df)} df" if s.is_pooled else ""
     return (
         f"{s.candidate} over {formatting.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
-        f"{formatting.score(unit, s.seed_sd)}){gain}, by random effects"
+        f"{formatting.score(unit, s.seed_sd)}{pooled}){gain}, over items and seeds"
     )
 
 

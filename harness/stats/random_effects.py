@@ -1,75 +1,107 @@
-"""Random effects over training seeds.
+"""Variance components of a mean over training seeds: what varies over items, and what between seeds.
 
-Invariant: with fewer than three seeds the variance of training is unknown, and no interval
-claims to hold it.
+Invariant: the variance between seeds is estimated on at least two degrees of freedom or unknown; it is never
+set off against that over items, and never dropped for being small.
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
-from harness.stats.intervals import Interval, t_quantile
+from harness.stats.intervals import t_quantile, z_quantile
 
 MIN_SEEDS = 3
+_MOST_DF = 1e6  # beyond that t is the normal distribution
 
 
-class RandomEffects(NamedTuple):
-    """A mean over R seeds; `seed_sd` is the standard deviation between them."""
+class Variance(NamedTuple):
+    """An estimated variance with its degrees of freedom, None where it is taken for known."""
 
-    mean: float
-    se: float
-    df: int
-    seed_sd: float
+    variance: float
+    df: float | None
+
+
+class VarianceComponents(NamedTuple):
+    """Variances of a mean over `n_seeds` seeds with the same items: over these items, and between seeds."""
+
+    items: Variance
+    seeds: Variance
     n_seeds: int
 
+    @property
+    def total(self) -> Variance:
+        """Their sum, which is the variance of the mean."""
+        return satterthwaite([self.items, self.seeds])
 
-def random_effects(estimates: Sequence[float], standard_errors: Sequence[float]) -> RandomEffects | None:
-    """Average the estimates of R seeds on the same items; None with fewer than three.
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the variance between seeds was taken from other recipes as well."""
+        return self.seeds.df != self.n_seeds - 1
 
-    SE² = σ̄² + s²/R, df = R − 1: σ̄ the mean of the seeds' own standard errors over items, which
-    bounds that of their mean whatever the seeds share, and s² the variance between the seeds'
-    estimates. What items and seeds do together is in both terms, so the SE errs on the wide
-    side. Not for seeds evaluated on different items, nor to judge one checkpoint.
+
+def seed_variance(recipes: Sequence[Sequence[float]]) -> Variance | None:
+    """Estimate the variance of one seed's result about its recipe, pooled over recipes.
+
+    Σ (R − 1) s² / Σ (R − 1) on Σ (R − 1) degrees of freedom, each recipe given by the results of its R
+    seeds; None with fewer than two degrees of freedom, as of a single recipe with two seeds. A recipe with
+    one seed adds nothing. Not where recipes vary unlike one another: give one alone.
 
     Raises:
-        ValueError: the lists differ in length, or a number is NaN or infinite, or an SE negative.
+        ValueError: a result is NaN or infinite.
 
-    Source: Miller 2024, arXiv:2411.00640, for the two variances; t on R − 1: Hartung & Knapp 2001.
+    Source: the pooled variance of one-way analysis of variance; Miller 2024, arXiv:2411.00640.
     """
-    x, se = np.asarray(estimates, float), np.asarray(standard_errors, float)
-    if x.shape != se.shape or not np.isfinite([x, se]).all() or (se < 0).any():
-        raise ValueError(f"expected as many finite estimates and SEs: {list(x)} and {list(se)}")
-    r = len(x)
-    if r < MIN_SEEDS:
+    groups = [np.asarray(of, float) for of in recipes]
+    if not all(np.isfinite(x).all() for x in groups):
+        raise ValueError(f"expected finite results of seeds: {[list(x) for x in groups]}")
+    df = sum(len(x) - 1 for x in groups if len(x))
+    if df < MIN_SEEDS - 1:
         return None
-    spread = float(x.std(ddof=1))
-    return RandomEffects(float(x.mean()), sqrt(float(se.mean()) ** 2 + spread**2 / r), r - 1, spread, r)
+    return Variance(sum(float(((x - x.mean()) ** 2).sum()) for x in groups if len(x)) / df, df)
 
 
-def random_effects_interval(found: RandomEffects, alpha: float = 0.05) -> Interval:
-    """Return mean ± t_{1−α/2, R−1} · SE, in the unit of the estimates.
+def satterthwaite(parts: Sequence[Variance]) -> Variance:
+    """Add independent variances V_k on ν_k degrees of freedom: V = Σ V_k on V²/Σ(V_k²/ν_k).
 
-    Not for one checkpoint, whose training does not vary.
+    The sum counts as known where every part that matters is, and where one is infinite. Not for variances
+    of which one is subtracted.
 
     Raises:
-        ValueError: alpha is not in (0, 1).
+        ValueError: a variance is negative or NaN.
 
-    Source: Hartung & Knapp 2001.
+    Source: Satterthwaite 1946.
     """
-    half = t_quantile(1 - alpha / 2, found.df) * found.se
-    return Interval(found.mean - half, found.mean + half)
+    if not all(part.variance >= 0 for part in parts):
+        raise ValueError(f"expected variances >= 0, found {[part.variance for part in parts]}")
+    total = sum(part.variance for part in parts)
+    if not isfinite(total):
+        return Variance(inf, None)
+    share = sum((part.variance / total) ** 2 / part.df for part in parts if part.df and part.variance > 0)
+    return Variance(total, 1 / share if share * _MOST_DF > 1 else None)
 
 
-def random_effects_p(found: RandomEffects) -> float:
-    """Return the two-sided p of H0: the mean over seeds is 0; 1 where nothing varies and it is 0.
+def detectable_mean(
+    found: VarianceComponents, times: float, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """Return the smallest mean that so many times the items would tell from 0, two-sided, by the same seeds.
 
-    2 T_{R−1}(−|mean|/SE). Not for a margin, nor to show that nothing differs.
+    (t_{1−α/2, ν} + t_{power, ν}) √V, V = V_I/times + V_S on Satterthwaite's ν, in which the items' degrees of
+    freedom grow with the items; `times` inf leaves what no number of items would mend. Not for more
+    seeds, which would lower V_S.
 
-    Source: Hartung & Knapp 2001.
+    Raises:
+        ValueError: `times` is not positive.
+
+    Source: Satterthwaite 1946; the approximate power of the t test, Chow, Shao & Wang 2008.
     """
-    if found.se == 0:
-        return float(found.mean == 0)
-    return float(2 * special.stdtr(found.df, -abs(found.mean) / found.se))
+    if not times > 0:
+        raise ValueError(f"expected times > 0, found {times}")
+    df = None if found.items.df is None else found.items.df * times
+    items = Variance(found.items.variance / times, df)
+    total = found.seeds if times == inf else satterthwaite([items, found.seeds])
+    reach = sum(
+        z_quantile(p) if total.df is None else t_quantile(p, total.df) for p in (1 - alpha / 2, power)
+    )
+    return reach * sqrt(total.variance)

@@ -4,17 +4,19 @@ Invariant: in the unit of the difference between the options; more information i
 less, and never more than perfect information.
 """
 
-from math import exp, pi, sqrt
+from math import exp, inf, lgamma, log, log1p, pi, sqrt
 
 from scipy import special
 
 
-def perfect_information(mean: float, sd: float) -> float:
-    """Return EVPI = s φ(μ/s) − |μ| Φ(−|μ|/s): the loss expected from taking the better-looking option now.
+def perfect_information(mean: float, sd: float, df: float | None = None) -> float:
+    """Return EVPI, the loss expected from taking the better-looking option now.
 
-    `mean` and `sd` describe what is believed of the difference between two options, normal; the
-    value is in their unit. 0 where nothing is uncertain. Not for more than two options, nor where
-    the options' costs of being wrong differ by more than this difference.
+    s g(z) − |μ| F(−z), z = |μ|/s. `mean` and `sd` describe what is believed of the difference between two
+    options, normal or, with `df`, Student's t about the mean with that scale: F is its distribution, and
+    g(z) = φ(z), or f(z) (ν + z²)/(ν − 1) of the t, inf on one degree of freedom or fewer. The value is in
+    their unit; 0 where nothing is uncertain. Not for more than two options, nor where the options' costs of
+    being wrong differ by more than this difference.
 
     Raises:
         ValueError: the sd is negative.
@@ -26,14 +28,20 @@ def perfect_information(mean: float, sd: float) -> float:
     if sd == 0:
         return 0.0
     z = abs(mean) / sd
-    return sd * exp(-z * z / 2) / sqrt(2 * pi) - abs(mean) * float(special.ndtr(-z))
+    if df is None:
+        return sd * exp(-z * z / 2) / sqrt(2 * pi) - abs(mean) * float(special.ndtr(-z))
+    if df <= 1:
+        return inf
+    density = exp(lgamma((df + 1) / 2) - lgamma(df / 2) - log(df * pi) / 2 - (df + 1) / 2 * log1p(z * z / df))
+    return sd * density * (df + z * z) / (df - 1) - abs(mean) * float(special.stdtr(df, -z))
 
 
-def sample_information(mean: float, sd: float, item_sd: float, n: float) -> float:
+def sample_information(mean: float, sd: float, item_sd: float, n: float, df: float | None = None) -> float:
     """Return EVSI, what n more items are worth: `perfect_information` with s² / √(s² + σ²/n) for s.
 
-    `item_sd` is the standard deviation σ of one item's difference, in the unit of the mean, as the
-    value is. Not the net worth: subtract what the items cost.
+    `sd` is that of what items could tell; what only more seeds would tell is no part of it. `item_sd` is the
+    standard deviation σ of one item's difference, in the unit of the mean, as the value is; `df` as of
+    `perfect_information`. Not the net worth: subtract what the items cost.
 
     Raises:
         ValueError: an sd is negative, or n is not positive.
@@ -44,4 +52,4 @@ def sample_information(mean: float, sd: float, item_sd: float, n: float) -> floa
         raise ValueError(f"expected sds >= 0 and n > 0, found {sd}, {item_sd}, {n}")
     if sd == 0:
         return 0.0
-    return perfect_information(mean, sd**2 / sqrt(sd**2 + item_sd**2 / n))
+    return perfect_information(mean, sd**2 / sqrt(sd**2 + item_sd**2 / n), df)

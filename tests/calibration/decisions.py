@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from harness.comparison import Estimate, compare_rows, estimate
-from harness.decision import CandidateFacts, Decision, decide
+from harness.decision import CandidateFacts, Decision, decide, item_variances
 from harness.decision.economics import more_items
 from harness.spec import DecidePolicy
 from tests.calibration.cell import Cell, Claim, at_most, printed
@@ -91,7 +91,10 @@ class Recipe:
         for made, effect in zip(self.pairs, effects, strict=True):
             u = np.where(rng.random(self.n) < 0.5, common, rng.random(self.n))
             made.score(old, self._answers(old, u, float(effect)))
-        return [tuned("lora", i, made) for i, made in enumerate(self.pairs)], float(effects[0])
+        rows = [made.new for made in self.pairs]
+        over = item_variances(self.law.metric, rows, self.pairs[0].base, None) if len(rows) > 1 else None
+        made_of = [tuned("lora", i, made, over_items=over) for i, made in enumerate(self.pairs)]
+        return made_of, float(effects[0])
 
     def _base(self, rng: np.random.Generator) -> Scores:
         if self.law.name == "binary":

@@ -1,0 +1,90 @@
+"""Paired differences on the target: to the best untrained candidate, to the prompt, and within grids.
+
+Invariant: reads rows from the store; a recipe's seeds are compared together as well as each for itself,
+and of these only the variances are kept.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from harness import comparison, plugins
+from harness import decision as decide
+from harness.comparison import Comparison, RecipeDifference
+from harness.decision import CandidateFacts, ItemVariances
+from harness.evaluation.session import Session
+from harness.experiment.stored_rows import Reader, Rows
+from harness.records import Run
+
+
+def add_comparisons(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Add the paired differences to the best untrained candidate and to the plain prompt.
+
+    Where a recipe has several seeds, every run of it gets the variances of their mean over the items too.
+    """
+    metric = session.target.primary
+    best = decide.best_untrained(facts)
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    prompts = [r for r in by_name.values() if is_prompt(r)]
+    prompt_of = {r.base_digest: r for r in reversed(prompts)}
+    first = prompts[0] if prompts else None
+
+    def against(run: Run, other: Run | None) -> Comparison | None:
+        if other is None or run.state == "failed" or run.run_id == other.run_id:
+            return None
+        return comparison.compare_rows(
+            metric, reader.of(other, session.target), reader.of(run, session.target)
+        )
+
+    def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
+        of = [reader.of(run, session.target) for run in seeds]
+        rows = [reader.of(other, session.target) if other else None for other in others]
+        return decide.item_variances(metric, of, *rows) if len(of) > 1 else None
+
+    others = {r.run_id: (by_name.get(best or ""), prompt_of.get(r.base_digest, first)) for r in runs}
+    seeds = _runs_of(runs)
+    found = {name: over_items(of, *others[of[0].run_id]) for name, of in seeds.items()}
+    return [
+        replace(
+            f,
+            vs_untrained=against(run, others[run.run_id][0]),
+            vs_prompt=against(run, others[run.run_id][1]),
+            over_items=found.get(run.candidate) if run.state == "done" else None,
+        )
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Map each candidate to its finished runs, one a seed."""
+    out: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.state == "done":
+            out.setdefault(run.candidate, []).append(run)
+    return out
+
+
+def compare_grids(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[decide.Ablation, ...]:
+    """Compare the members of every grid with its first one, in the order of the file."""
+    metric, by_id = session.target.primary, {run.run_id: run for run in runs}
+
+    def rows(of: Sequence[CandidateFacts]) -> list[Rows]:
+        return [reader.of(by_id[f.run_id], session.target) for f in of]
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison:
+        return comparison.compare_rows(metric, *rows([old, new]))
+
+    def means(old: Sequence[CandidateFacts], new: Sequence[CandidateFacts]) -> RecipeDifference:
+        return comparison.compare_recipes(metric, rows(old), rows(new))
+
+    in_file = {name: at for at, name in enumerate(session.experiment.candidates)}
+    return decide.ablations(sorted(facts, key=lambda f: in_file[f.name]), pair, means)
+
+
+def is_prompt(run: Run) -> bool:
+    """Tell whether a run is the plain prompt on weights of the base."""
+    plain = run.prompting == "zero_shot" and run.answer == "generate"
+    return plain and plugins.method(run.method).makes == "base"
