@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from harness import config, release, store
 from harness.cli import app
+from harness.decision.results import Standing
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
@@ -202,6 +203,17 @@ def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
     rules = tuple(Rule(name, outcome, "", {}) for name, outcome in outcomes.items())
     verdict = Verdict("inconclusive", rules, None, 0, 0, (), None, "")
     facts = (tuned("lora", 0.8, 0.1, verdict=verdict),)
+    assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
+
+
+@pytest.mark.parametrize(("among_all", "settled"), [("inconclusive", False), ("pass", True)])
+def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_all, settled):
+    alone, corrected = (
+        Verdict(outcome, (Rule("macro", outcome, "", {}),), None, 0, 0, (), None, "")
+        for outcome in ("pass", among_all)
+    )
+    standing = Standing(8, 0.05, 0.02, 0.16, 0.05 / 8, "lora")
+    facts = (tuned("lora", 0.8, 0.1, verdict=alone, corrected=corrected, standing=standing),)
     assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import store
+from harness.decision import passes_alone
 from harness.evaluation import sampling
 from harness.evaluation.sampling import Plan, Pool
 from harness.evaluation.session import Measured, Session
@@ -84,7 +85,9 @@ def narrow(session: Session, look: Look) -> None:
 
 def is_settled(found: ExperimentReport) -> bool:
     """Tell whether more items of the suites would change no verdict on a fine-tune."""
-    return all(_is_settled(f.verdict) for f in found.facts if f.trained and f.verdict)
+    alone = all(_is_settled(f.verdict) for f in found.facts if f.trained and f.verdict)
+    among = (f.corrected for f in found.facts if passes_alone(f))
+    return alone and all(_is_settled(verdict) for verdict in among if verdict)
 
 
 def _is_settled(verdict: Verdict) -> bool:
