@@ -714,3 +714,13 @@ def test_what_is_not_chosen_rests_on_no_worth():
     decision = decided([*alternatives(), tuned("lora", 0.77, 0.03)])
     assert not [reason for reason in decision.reasons if "rests on" in reason]
     assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said(decision, "Next best spend")
+
+
+def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longer_pays():
+    lora = tuned("lora", 0.75, 0.01, training_cost_usd=100.0)
+    advised = decided([*alternatives(), lora], curve=learned(0.12), label_cost_usd=1.0)
+    assert advised.action == "collect more data"
+    # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
+    assert said(advised, "The advice rests on").endswith(
+        "nobody set): more data no longer pay at 0.0072 USD."
+    )

@@ -188,7 +188,9 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         economics.counts_answers(policy, case.unit),
         economics.costs_more_usd(run, other, policy),
     )
-    flips_at = economics.break_even_value(over, more, policy) if over and more is not None else None
+    flips_at = (
+        economics.break_even_value(over.delta, over.unit, more, policy) if over and more is not None else None
+    )
     return replace(
         known,
         gain_over_untrained=over,

@@ -140,15 +140,15 @@ def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
     return policy.point_usd is None and unit.is_rate
 
 
-def break_even_value(g: Comparison, cost_usd: float, policy: DecidePolicy) -> float | None:
+def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePolicy) -> float | None:
     """Return the worth of a right answer in USD from which a gain pays for what it costs more.
 
     Of a point, where a point does not count answers. 0 where nothing more is spent; None without a gain.
     """
-    if g.delta <= 0:
+    if delta <= 0:
         return None
-    per_point = max(0.0, cost_usd) / (g.unit.scale * g.delta)
-    return per_point * 100 / forecast_requests(policy) if counts_answers(policy, g.unit) else per_point
+    per_point = max(0.0, cost_usd) / (unit.scale * delta)
+    return per_point * 100 / forecast_requests(policy) if counts_answers(policy, unit) else per_point
 
 
 def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:

@@ -178,25 +178,41 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
 
 def _worth(case: Case, found: Economics) -> list[str]:
     """Say on which worth of an answer a choice rests whose gain is shown, and at which worth it flips."""
-    g, policy, run = found.gain_over_untrained, case.policy, case.winner
+    g, run = found.gain_over_untrained, case.winner
     of_answers = found.right_answer_usd is not None
     flips_at = found.pays_from_right_answer_usd if of_answers else found.pays_from_point_usd
     if run is None or g is None or g.low <= 0 or flips_at is None:
-        return []
-    one, key = (
-        ("a right answer", "decide.right_answer_usd") if of_answers else ("a point", "decide.point_usd")
-    )
-    value, flips = found.right_answer_usd if of_answers else policy.point_usd, formatting.usd(flips_at)
-    if value is None:
-        said = f"What {one} is worth is not set ({key}), so the gain is not weighed against its cost"
-        return [f"{said}; {run.name} pays where it is more than {flips} USD."]
-    assumed = ", which nobody set" if of_answers and policy.right_answer_usd is None else ""
-    rests = f"The choice rests on {one} being worth {formatting.usd(value)} USD ({key}{assumed})"
+        return _worth_of_rows(case, found)
+    if not of_answers and case.policy.point_usd is None:
+        said = (
+            "What a point is worth is not set (decide.point_usd), so the gain is not weighed against its cost"
+        )
+        return [f"{said}; {run.name} pays where it is more than {formatting.usd(flips_at)} USD."]
+    rests = f"The choice rests on {_worth_text(case, found)}"
     if flips_at == 0:
         return [f"{rests}, and holds at any worth, because {run.name} costs nothing more."]
     worth, cost = formatting.usd(found.gain_is_worth_usd), formatting.usd(found.costs_more_usd)
     weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
-    return [f"{rests}: {weighed}. It flips at {flips} USD."]
+    return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
+
+
+def _worth_of_rows(case: Case, found: Economics) -> list[str]:
+    """Say on which worth the advice rests to collect more data."""
+    rows, spend = found.rows_needed, found.spend
+    if rows is None or spend is None or spend.best is None or spend.best.kind != "training rows":
+        return []
+    flips_at = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
+    flips = f"more data no longer pay at {formatting.usd(flips_at)} USD"
+    return [f"The advice rests on {_worth_text(case, found)}: {flips}."]
+
+
+def _worth_text(case: Case, found: Economics) -> str:
+    """Name the worth that counts, where it is set, and whether anybody did."""
+    if found.right_answer_usd is None:
+        return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
+    assumed = ", which nobody set" if case.policy.right_answer_usd is None else ""
+    usd = formatting.usd(found.right_answer_usd)
+    return f"a right answer being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
 def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
