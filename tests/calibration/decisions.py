@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from harness.comparison import Estimate, compare_rows, estimate
-from harness.decision import CandidateFacts, Decision, decide, item_variances
+from harness.decision import CandidateFacts, Decision, Family, decide, item_variances
 from harness.decision.economics import more_items
 from harness.spec import DecidePolicy
 from tests.calibration.cell import Cell, Claim, at_most, printed
@@ -63,9 +63,14 @@ def tuned(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
 
 
 def decided(facts: Sequence[CandidateFacts]) -> Decision:
-    """Decide between fine-tunes and the alternatives."""
+    """Decide between fine-tunes, which are one family, and the alternatives."""
     return decide(
-        [*untrained(), *facts], POLICY, closed_labels=False, has_documents=False, metric_name="score"
+        [*untrained(), *facts],
+        POLICY,
+        closed_labels=False,
+        has_documents=False,
+        metric_name="score",
+        family=Family({f.name: f.name for f in facts}),
     )
 
 
