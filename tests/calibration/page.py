@@ -62,11 +62,14 @@ def failing(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
 
 
 def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, Found]) -> str:
-    wrong, n_claims = failing(known, found), sum(len(c.claims) for c in known)
+    wrong, made = failing(known, found), [one for c in known for one in c.claims.values()]
+    n_claims, withdrawn = sum(not one.withdrawn for one in made), sum(one.withdrawn for one in made)
     draws = [found[c.name].n_draws for c in known]
     minutes = sum(found[c.name].seconds for c in known) / 60
     codes = sorted({found[c.name].code for c in known})
     said = f"{count(n_claims - len(wrong))} of {count(n_claims)} claims in {count(len(known))} cells hold"
+    if withdrawn:
+        said += f", {count(withdrawn)} more are withdrawn"
     if len(known) < len(cells):
         said += f" ({count(len(cells) - len(known))} cells are not simulated yet)"
     return (
@@ -83,13 +86,15 @@ def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
 
 
 def _line(cell: Cell, claim: Claim, figure: Figure) -> str:
-    said = "yes" if holds(claim, figure) else "**FAILS**"
+    said = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
     cells = (cell.world, claim.says, claimed(claim), shown(claim, figure), count(figure.n), said)
     return f"| {' | '.join(cells)} |"
 
 
 def claimed(claim: Claim) -> str:
     """Print what a claim allows, in percent or points."""
+    if claim.withdrawn:
+        return "nothing"
     low, high = (f"{100 * end:.3g}" for end in (claim.low, claim.high))
     if claim.gap:
         return f"0 ± {high}"
