@@ -87,7 +87,7 @@ def figure(values: list[float]) -> Figure:
     if not n:
         return Figure(float("nan"), float("nan"), 0)
     mean, spread = float(np.mean(values)), float(np.std(values))
-    return Figure(mean, max(spread, sqrt(1 / (n + 2))) / sqrt(n) if spread == 0 else spread / sqrt(n), n)
+    return Figure(mean, (spread or sqrt(1 / (n + 2))) / sqrt(n), n)
 
 
 def holds(claim: Claim, found: Figure) -> bool:
