@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import provenance, store
-from harness.evaluation import Job
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.metrics import flipped
+from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 
@@ -58,16 +58,10 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     chosen = list(_next_blocks(session, source, n_blocks, earlier))
     if not chosen:
         return ""
-    jobs = {block.rows.name: block.rows.job() for block in chosen}
-    label, found = "control arm: the base again", []
-    expected = sum(session.seconds(work_of(jobs[b.rows.name])) / jobs[b.rows.name].n_blocks for b in chosen)
-    candidate = session.host(source).base
-    with session.progress.stage(label, expected) as advance:
-        for at, block in enumerate(chosen):
-            job = jobs[block.rows.name]
-            anew = block.rows.measured.evaluate(candidate, job, block.place)
-            found.append((_compared(session, job, block, anew), anew))
-            advance(at + 1, len(chosen))
+    again = reevaluate(
+        session, [b[:2] for b in chosen], [session.host(source).base], "control arm: the base again"
+    )
+    found = [(_compared(session, block, anew), anew) for block, (anew,) in zip(chosen, again, strict=True)]
     now = datetime.now(UTC)
     control = Control(
         id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
@@ -79,6 +73,18 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     )
     store.save_control(session.store, control, found)
     return control.id
+
+
+def reevaluate(
+    session: Session, blocks: Sequence[tuple[RowSet, int]], candidates: Sequence[Candidate], label: str
+) -> Iterator[list[list[SampleResult]]]:
+    """Evaluate blocks of row sets by each candidate, whatever is stored of them; yields block by block."""
+    jobs = {rows.name: rows.job() for rows, _ in blocks}
+    seconds = sum(session.seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
+    with session.progress.stage(label, len(candidates) * seconds) as advance:
+        for at, (rows, index) in enumerate(blocks, 1):
+            yield [rows.measured.evaluate(candidate, jobs[rows.name], index) for candidate in candidates]
+            advance(at, len(blocks))
 
 
 def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_Block]:
@@ -111,11 +117,11 @@ def _stored(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_
             yield _Block(rows, index, held)
 
 
-def _compared(session: Session, job: Job, block: _Block, anew: Rows) -> ControlBlock:
+def _compared(session: Session, block: _Block, anew: Rows) -> ControlBlock:
     came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, anew, strict=True))
     return ControlBlock(
-        task=job.task.name,
+        task=block.rows.measured.task.name,
         rows=block.rows.identity.digest,
         index=block.place,
         n=len(anew),

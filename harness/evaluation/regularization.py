@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from harness.errors import Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.session import Session
-from harness.regularizers import MixContext, mixtures, regularizers_digest
+from harness.regularizers import MixContext, mixtures
 from harness.spec import Recipe
 
 
@@ -18,11 +18,6 @@ def mix_context(session: Session, seed: int) -> MixContext:
     evaluated = {session.target.task.name: (*own.test, *own.validation)}
     evaluated |= {m.task.name: m.items.test for m in session.suites}
     return MixContext(len(own.train), seed, evaluated)
-
-
-def regularization_digest(session: Session, source: Recipe, seed: int) -> str:
-    """Digest what a recipe's regularisers depend on beside the base; empty without any."""
-    return regularizers_digest(source.regularize, mix_context(session, seed)) if source.regularize else ""
 
 
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:

@@ -19,6 +19,7 @@ from harness import config, plugins, provenance, store
 from harness.errors import Problem, UserError
 from harness.evaluation import Job, costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
@@ -387,7 +388,12 @@ def measure_noise(session: Session) -> Noise:
     host = session.host(session.source)
     assert isinstance(host, ModelHost)
     arms = _arms(host)
-    tasks = tuple(_task(session, rows, host.base, arms) for rows in sets)
+    blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
+    again = reevaluate(session, blocks, candidates, "noise: the base again")
+    tasks = tuple(
+        task_noise(rows.job(), usual, dict(zip(arms, others, strict=True)))
+        for rows, (usual, *others) in zip(sets, again, strict=True)
+    )
     now = datetime.now(UTC)
     noise = Noise(
         id=f"{now:%Y%m%dT%H%M%S%f}",
@@ -411,18 +417,6 @@ def _arms(host: ModelHost) -> dict[str, Candidate]:
     if engine != "plain":
         arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     return arms
-
-
-def _task(session: Session, rows: RowSet, base: Candidate, arms: dict[str, Candidate]) -> TaskNoise:
-    job = rows.job()
-    expected_s = (1 + len(arms)) * session.seconds(work_of(job)) / job.n_blocks
-    with session.progress.stage(f"noise: {job.task.name}", expected_s) as advance:
-        usual = rows.measured.evaluate(base, job, 0)
-        answered = {}
-        for at, (name, arm) in enumerate(arms.items(), 1):
-            answered[name] = rows.measured.evaluate(arm, job, 0)
-            advance(at, len(arms))
-    return task_noise(job, usual, answered)
 
 
 def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]) -> TaskNoise:

@@ -23,7 +23,7 @@ from harness.evaluation.candidates import (
     read_weights,
     refuse_damaged,
 )
-from harness.evaluation.regularization import mix_context, mixing_work, regularization_digest
+from harness.evaluation.regularization import mix_context, mixing_work
 from harness.evaluation.row_sets import (
     is_there,
     prompting_digest,
@@ -37,7 +37,7 @@ from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, Trial, digest, without_defaults
-from harness.regularizers import Mixture, mixed_rows
+from harness.regularizers import Mixture, mixed_rows, regularizers_digest
 from harness.spec import Recipe, Task, TaskData
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Weights, clean_up, code_of, run_job, threads_of, write_job
@@ -101,11 +101,8 @@ def stands_on(*weights: Weights) -> dict[str, str]:
 
 def _mixed(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
     """Return the rows that a candidate's regularisers mix into training."""
-    regularizers = candidate.source.regularize
-    if not regularizers:
-        return ()
     evaluate = partial(_base_answers, session, candidate.base)
-    return mixed_rows(regularizers, mix_context(session, seed), evaluate)
+    return mixed_rows(candidate.source.regularize, mix_context(session, seed), evaluate)
 
 
 def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
@@ -137,7 +134,7 @@ def folder_of(session: Session, candidate: ResolvedCandidate, seed: int, init: W
         "init": init.digest if init else "",
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
-        "regularize": regularization_digest(session, source, seed),
+        "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 

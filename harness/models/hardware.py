@@ -7,6 +7,7 @@ unchanged second command knows its precision without importing torch.
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,12 +64,16 @@ def memory(device: str) -> Memory:
 
 
 def _available_bytes(otherwise: int) -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return otherwise
-    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return int(found) * 1024 if found else otherwise
+    found = proc_line("meminfo", "MemAvailable:").split()
+    return int(found[1]) * 1024 if found else otherwise
+
+
+def proc_line(file: str, begins: str) -> str:
+    """Return the line of a file below /proc that begins so; empty where there is none."""
+    with suppress(OSError):
+        lines = Path("/proc", file).read_text().splitlines()
+        return next((line for line in lines if line.startswith(begins)), "")
+    return ""
 
 
 def probe(device: str = "auto", precision: str = "auto") -> Machine:
@@ -78,23 +83,12 @@ def probe(device: str = "auto", precision: str = "auto") -> Machine:
         UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
     """
     key = digest(
-        [device, precision, version("torch"), platform.machine(), _cpu_model(), _gpu_nodes(), _MATRIX]
-        + [Machine._fields]
+        [device, precision, version("torch"), platform.machine()]
+        + [proc_line("cpuinfo", "flags") or platform.processor()]
+        + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     )
     return Machine(**memo("machines", key, lambda: _measure(device, precision)._asdict()))
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), "")
-
-
-def _gpu_nodes() -> list[str]:
-    return sorted(str(p) for p in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _measure(device: str, precision: str) -> Machine:

@@ -121,7 +121,7 @@ class HFCandidate:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
         import torch
 
-        newest = 1 + max(map(_n_bytes, stop), default=0)  # a token holds a byte at least
+        newest = 1 + max((len(s.encode()) for s in stop), default=0)  # a token holds a byte at least
 
         def stopped(new: "torch.Tensor") -> "torch.Tensor":
             tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
@@ -129,10 +129,6 @@ class HFCandidate:
             return torch.tensor(found, device=new.device)
 
         return stopped
-
-
-def _n_bytes(text: str) -> int:
-    return len(text.encode())
 
 
 class ModelHost:

@@ -85,13 +85,9 @@ def preference(
     return replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
 
 
-def _n_seen(params: PreferenceParams) -> int:
-    return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
-
-
 def _used(context: FitContext, params: PreferenceParams, rows: list[Tokens]) -> list[Tokens]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
-    n_seen = _n_seen(params)
+    n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
     if params.max_steps < 0 or n_seen >= len(rows):
         return rows
     return random.Random(context.seed).sample(rows, n_seen)

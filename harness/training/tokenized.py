@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, remember_written
+from harness.models.batching import common_length
 from harness.models.hub import ModelSource
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, Message, digest
@@ -77,14 +77,9 @@ def _tokens(
         text = "\n\n".join(m["content"] for m in messages)
         prompt = tokenizer(text)["input_ids"]
         wholes = [tokenizer(f"{text} {answer}{tokenizer.eos_token}")["input_ids"] for answer in answers]
-    return Tokens(min(_shared(prompt, whole) for whole in wholes), wholes)
+    return Tokens(common_length([tuple(ids) for ids in (prompt, *wholes)]), wholes)
 
 
 def _of_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Any], **options: Any) -> list[int]:
     ids: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
     return list(ids["input_ids"])
-
-
-def _shared(one: list[int], other: list[int]) -> int:
-    """Count the ids that two lists begin with in common."""
-    return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(one, other, strict=False)))

@@ -7,7 +7,7 @@ which knob to turn.
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Diverged
 from harness.models import oom
-from harness.models.hardware import Machine
+from harness.models.hardware import Machine, proc_line
 from harness.progress import Advance
 from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
@@ -185,18 +185,15 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
 
     class Reporting(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
-            _refuse_divergence(logs or {})
-            loss = (logs or {}).get("loss")
-            if loss is not None:
-                advance(state.global_step, state.max_steps, f"loss {float(loss):.2f}")
+            losses = {
+                name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
+            }
+            if not all(map(isfinite, losses.values())):  # no later step would mend it
+                raise Diverged("the training loss is not a number", "a lower params.learning_rate")
+            if "loss" in losses:
+                advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
 
     return Reporting()
-
-
-def _refuse_divergence(logs: Row) -> None:
-    """Stop at the first loss that is no number: no later step would mend it."""
-    if any(not isfinite(float(logs[name])) for name in ("loss", "eval_loss") if name in logs):
-        raise Diverged("the training loss is not a number", "a lower params.learning_rate")
 
 
 def curve(history: Sequence[Row], name: str) -> Curve:
@@ -231,7 +228,5 @@ def figures(
 
 def resident_peak_bytes() -> int:
     """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
-    with suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = proc_line("self/status", "VmHWM:").split()
+    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
