@@ -22,7 +22,8 @@ from harness import stats
 from harness.comparison import Comparison
 from harness.formatting import count, percent, points
 from harness.gating import TaskComparison
-from harness.gating.operating_characteristic import average_macro, miss_rates
+from harness.gating.macro import average_macro
+from harness.gating.operating_characteristic import miss_rates
 from harness.spec import GatePolicy, Task
 
 BENCHMARKS = {
@@ -137,7 +138,7 @@ def printed(first: Sequence[Half]) -> dict[tuple[str, float], float]:
         for i, h in enumerate(first)
     ]
     rates = miss_rates(tasks, average_macro(tasks, POLICY), None, POLICY)
-    return {("each" if m.what.startswith("each") else m.what, m.delta): m.probability for m in rates}
+    return {(m.what, m.delta): m.probability for m in rates}
 
 
 def draws(half: Half, rng: np.random.Generator, n_draws: int) -> np.ndarray:

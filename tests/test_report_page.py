@@ -170,7 +170,7 @@ def test_the_page_prints_the_numbers_of_the_json():
     for rule in plain["facts"][-1]["verdict"]["rules"]:
         assert rule["sentence"] in text
     assert "could have missed a true −3 pp loss (macro): 12 %" in text
-    assert "would not have passed an equally good model (macro and validity): 80 %" in text
+    assert "would not have passed an equally good model (macro, each and validity): 80 %" in text
 
 
 def hostile() -> ExperimentReport:
@@ -524,8 +524,8 @@ def test_the_loss_of_preferences_is_called_so():
 def test_the_chances_of_the_gate_are_those_of_the_verdict():
     assert said(chances("lora", lora().verdict)) == [
         "could have missed a true −3 pp loss (macro): 12 %",
-        "could have missed a true −5 pp loss on chat alone (each): 94 %",
-        "would not have passed an equally good model (macro and validity): 80 %",
+        "could have missed a true −5 pp loss on one task, whichever (each): 94 %",
+        "would not have passed an equally good model (macro, each and validity): 80 %",
     ]
     assert chances("prompt", verdict("pass", missed=())) == ""
 

@@ -6,7 +6,7 @@ cut once into two halves, and the base on one admits the other.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 from harness import comparison, formatting, stats
@@ -123,9 +123,15 @@ def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[Tas
         out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
     halves, why_not = _admission(m, cut)
     half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
-    admitted = bool(halves)
-    out[0] = out[0]._replace(base_rows_admitted=admitted, why_not="" if admitted else why_not, half=half)
+    why_not, room = "" if halves else why_not, _room(m.base)
+    out[0] = out[0]._replace(base_rows_admitted=bool(halves), why_not=why_not, half=half, room=room)
     return out
+
+
+def _room(rows: Sequence[SampleResult]) -> float:
+    """Count the items of a task that were not drawn, by the weights of those that were."""
+    left = round(sum(row.weight for row in rows)) - len(rows)
+    return left if left > 0 else inf
 
 
 def _admission(m: Measurement, cut: Split) -> Admission:

@@ -1,81 +1,34 @@
-"""The gate's operating characteristic: chances of a wrong verdict, and the items that would settle one.
+"""The gate's operating characteristic: chances of a wrong verdict, before a run and after it.
 
-Invariant: normal approximations throughout, from widths that were found (which hold n,
-disagreement and clusters) or, before a run, from a disagreement that is assumed.
+Invariant: from widths that were found (which hold n, disagreement and clusters) or, before a run, from a
+disagreement that is assumed; normal approximations but for what `veto` works out of scores of 0 and 1.
 Source: Chow, Shao & Wang 2008.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, inf, isfinite, log, log1p, sqrt
-from typing import NamedTuple
+from math import ceil, inf, isfinite, log, log1p, sqrt
+
+from scipy import special
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
-from harness.gating.shared_items import NOTHING_SHARED, SharedItems
+from harness.gating.items_needed import POWER, lower_se, settling_growth
+from harness.gating.macro import Macro
 from harness.gating.verdict import (
     MissRate,
     TaskComparison,
     is_relative,
     is_reported_only,
-    macro_scales,
-    margin_of,
     margin_share,
     margin_text,
     own_margin,
 )
+from harness.gating.veto import chance_to_pass, se_at, stops
 from harness.spec import GatePolicy, Suite, Task
-from harness.stats import Array, Interval
 
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05)
 _TASK_LOSSES = (-0.05, -0.10)
-_POWER = 0.8
-_ROUNDING = 1e-9
 _ASSUMED_DISAGREEMENT = 0.15
-MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
-
-
-class Macro(NamedTuple):
-    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
-
-    In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
-    then multiplied by its own of the `scales`. `weights` say what each task counts, and `correlations`,
-    where tasks share items, how far their deltas move together.
-    """
-
-    delta: float
-    lower: float
-    upper: float
-    se: float
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
-    correlations: Array | None
-
-    def se_of(self, standard_errors: Sequence[float]) -> float:
-        """Combine the tasks' standard errors, each in points, to the macro's."""
-        triples = zip(self.weights, self.scales, standard_errors, strict=True)
-        return stats.quadrature([weight * scale * se for weight, scale, se in triples], self.correlations)
-
-
-def average_macro(
-    admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
-) -> Macro:
-    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
-
-    Each half-task has half the weight of a task, and copies of one task have together that of one.
-
-    Raises:
-        ValueError: no task is admitted.
-    """
-    if not admitted:
-        raise ValueError("found no admitted task to average")
-    scales = macro_scales(admitted, policy)
-    scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
-    bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
-    weights, correlations = shared.weights(admitted), shared.matrix(admitted)
-    deltas = [s * c.delta for s, c in scaled]
-    delta, (lower, upper) = stats.mover_mean(deltas, bounds, weights, correlations)
-    se = (delta - lower) / stats.z_quantile(1 - policy.alpha)
-    return Macro(delta, lower, upper, se, scales, weights, correlations)
 
 
 def power_warnings(
@@ -116,45 +69,43 @@ def miss_rates(
 ) -> tuple[MissRate, ...]:
     """Work out the operating characteristic from the found widths, which hold n, disagreement and clusters.
 
-    Normal approximations. A true loss larger than the disagreement found needs more of it,
-    and gets the variance that goes with it. "equal" counts the macro and validity rules.
+    A true loss larger than the disagreement found needs more of it, and gets the variance that goes
+    with it. "each" is of a loss in one task, named at random; "equal" counts macro, each and validity.
     """
     if macro.se <= 0:
         return ()
     rates = [_macro_miss(admitted, macro, d, policy) for d in _MACRO_LOSSES]
-    rates += [_each_miss(admitted, d, policy) for d in _TASK_LOSSES]
-    passes = stats.noninferiority_power(0.0, margin_share(policy.macro), macro.se, policy.alpha)
+    rates += [MissRate(d, chance_to_pass(admitted, d, policy), "each") for d in _TASK_LOSSES]
+    passes = _macro_and_each(admitted, macro, policy)
     if validity is not None and lower_se(comparison.orient(validity)) > 0:
         se = lower_se(comparison.orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 
 
-def _each_miss(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> MissRate:
-    """Find the task on which `each` would most probably pass this loss, at Holm's hardest step."""
-    alpha = policy.alpha / len(admitted)
+def _macro_and_each(admitted: Sequence[TaskComparison], macro: Macro, policy: GatePolicy) -> float:
+    """Return the chance that an equal model passes both rules: the macro's, less what `each` stops of it.
 
-    def chance(t: TaskComparison) -> float:
-        found = upper_se(t.comparison) or planning_se(t.comparison, 0.0)  # 0 where all items rose
-        se = _se_at(t.comparison, delta, found)
-        return 1 - _detection_chance(delta, margin_of(t, policy), se, alpha, _step(t.comparison))
-
-    hardest = max(admitted, key=chance)
-    return MissRate(delta, chance(hardest), f"each: {hardest.task.name}")
-
-
-def _step(c: Comparison) -> float:
-    """Return how far apart the deltas are that can be found: one item for scores of 0 and 1."""
-    return 0.0 if c.base_passed is None else 1 / c.n
-
-
-def _detection_chance(delta: float, margin: float, se: float, alpha: float, step: float = 0.0) -> float:
-    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass.
-
-    Where deltas come in steps, the normal is cut half a step beyond the last that is not beyond.
+    Where a task stops `each`, what is found on it takes the macro down with it.
     """
-    beyond = (floor(margin / step + _ROUNDING) + 0.5) * step if step else margin
-    found_beyond = stats.regression_power(delta, beyond, se, alpha=0.5)
+    margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
+    passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
+    if not isfinite(macro.se):  # too few clusters to show anything
+        return passes
+    kept, stopped, both = 1.0, 0.0, 0.0
+    for t, stop, factor in zip(admitted, stops(admitted, 0.0, policy), macro.factors, strict=True):
+        own = factor * lower_se(t.counted)
+        rest = sqrt(max(macro.se**2 - own**2, 0.0))
+        room = margin + factor * stop.delta - z * macro.se
+        passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
+        kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
+        both += stop.chance * passes_then
+    return max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
+
+
+def _detection_chance(delta: float, margin: float, se: float, alpha: float) -> float:
+    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass."""
+    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
     return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
 
 
@@ -162,91 +113,10 @@ def _macro_miss(
     admitted: Sequence[TaskComparison], macro: Macro, delta: float, policy: GatePolicy
 ) -> MissRate:
     """Work out the chance to miss that every task lost so many points."""
-    se = macro.se_of([_se_at(t.counted, delta, lower_se(t.counted)) for t in admitted])
-    lost = delta * sum(w * s for w, s in zip(macro.weights, macro.scales, strict=True))
+    se = macro.se_of([se_at(t.counted, delta, lower_se(t.counted)) for t in admitted])
+    lost = delta * sum(macro.factors)
     passes = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
     return MissRate(delta, passes, "macro")
-
-
-def _se_at(c: Comparison, delta: float, se: float) -> float:
-    if abs(delta) <= c.disagreement:
-        return se
-    return max(se, stats.paired_se(abs(delta), c.n, delta, c.design_effect))
-
-
-def lower_se(c: Comparison) -> float:
-    """Return the standard error that the lower one-sided bound amounts to."""
-    return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
-
-
-def upper_se(c: Comparison) -> float:
-    """Return the standard error that the upper one-sided bound amounts to."""
-    return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
-
-
-def planning_se(c: Comparison, se: float) -> float:
-    """Return the standard error from which to foretell what more items would show.
-
-    The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
-    and not with its root. So their spread is taken from the items that were lost and gained, half an
-    item added to each and two to all: what was never seen among few is not taken for impossible.
-
-    Source: the added items after Agresti & Min 2005.
-    """
-    if c.base_passed is None or c.estimator == "identical":
-        return se
-    grown = c.n / (c.n + 2)
-    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grown, c.design_effect)
-
-
-def macro_planning_se(admitted: Sequence[TaskComparison], macro: Macro) -> float:
-    """Return the macro's standard error as `planning_se` gives it of every task."""
-    return macro.se_of([planning_se(t.counted, lower_se(t.counted)) for t in admitted])
-
-
-def facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
-    """Return the standard error that the one-sided bound between the delta and −margin amounts to."""
-    width = delta - ends.low if delta >= -margin else ends.high - delta
-    return width / stats.z_quantile(1 - alpha)
-
-
-def more_items(
-    delta: float, se: float, margin: float, n: int, alpha: float, found_se: float
-) -> tuple[int | None, str]:
-    """Say how many more items would settle the margin with 80 % power, and under which true delta.
-
-    `se` is the one to plan with (`planning_se`), `found_se` that of the bound which left the margin
-    open (`facing_se`): it is used where by the planned one the items at hand would have done. The
-    true delta is taken to be the observed one where that is a loss, else 0 (a gain that is not
-    shown is not counted on), however many items that takes. Where the observed loss lies so close
-    to the margin that a hundred times the items would not tell them apart, the number is that for
-    a true delta of 0.
-    """
-    if not isfinite(se):
-        return None, "too few clusters show no spread, so items of other clusters would have to"
-    truth = min(delta, 0.0)
-    factor = _factor(se, abs(truth + margin), alpha)
-    if factor <= 1:
-        factor = _factor(found_se, abs(truth + margin), alpha)
-    if factor <= MOST_ITEMS or (truth == 0 and isfinite(factor)):
-        assumed = "the true delta is the one found" if truth < 0 else "nothing is lost"
-        more = max(1, ceil(n * (factor - 1)))
-        return more, f"some {formatting.count(more)} more items would settle it with 80 % power if {assumed}"
-    if truth == 0:
-        return None, "no number of items would settle a margin so small"
-    at_margin = "the loss found lies at the margin, which no reasonable number of items would settle"
-    factor = _factor(se, margin, alpha)
-    if factor <= 1:
-        return None, at_margin
-    more = max(1, ceil(n * (factor - 1)))
-    return more, f"{at_margin}; if nothing is lost, some {formatting.count(more)} more would, with 80 % power"
-
-
-def _factor(se: float, gap: float, alpha: float) -> float:
-    """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
-    reach = se * (stats.z_quantile(1 - alpha) + stats.z_quantile(_POWER))
-    times = reach / gap if gap > 0 else inf
-    return times * times  # ** raises where the square is beyond what a float holds
 
 
 def _times(n: int, factor: float) -> float:
@@ -262,9 +132,9 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
     margin = margin_share(policy.macro)
     n, se = sum(n for n, _ in items), sqrt(sum(d / n for n, d in items)) / len(items)
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
-    if power >= _POWER:
+    if power >= POWER:
         return ""
-    needed = _times(n, _factor(se, margin, policy.alpha))
+    needed = _times(n, settling_growth(se, margin, policy.alpha))
     return (
         f"macro margin {formatting.percent(margin)} pp: with {formatting.count(n)} items over "
         f"{formatting.counted(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
@@ -281,9 +151,9 @@ def _each_warning(task: Task, n: int, disagreement: float, n_tasks: int, policy:
         return ""  # no task can lose twice as much
     se = stats.paired_se(disagreement, n, -2 * margin)
     power = _detection_chance(-2 * margin, margin, se, alpha)
-    if power >= _POWER:
+    if power >= POWER:
         return ""
-    needed = _times(n, max(_factor(se, 2 * margin, alpha), _factor(se, margin, 0.5)))
+    needed = _times(n, max(settling_growth(se, 2 * margin, alpha), settling_growth(se, margin, 0.5)))
     return (
         f"{task.name}, margin {formatting.percent(margin)} pp: with {formatting.count(n)} items a true loss "
         f"of {formatting.percent(2 * margin)} pp is noticed in {100 * power:.0f} % of cases; "

@@ -12,18 +12,18 @@ from statistics import fmean
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.drift import ControlFacts, control_rule
-from harness.gating.operating_characteristic import (
+from harness.gating.items_needed import (
     MOST_ITEMS,
-    Macro,
-    average_macro,
+    Advice,
+    Part,
     facing_se,
     lower_se,
-    macro_planning_se,
-    miss_rates,
     more_items,
     planning_se,
     upper_se,
 )
+from harness.gating.macro import Macro, average_macro, planned_parts
+from harness.gating.operating_characteristic import miss_rates
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.significance import loss_rate_p, macro_p, noninferiority_p, target_p
 from harness.gating.verdict import (
@@ -158,14 +158,9 @@ def macro_rule(
         return Rule("macro", "inconclusive", said + tail, facts)
     found = macro_estimate(admitted, macro, identical)
     outcome = _outcome(macro.lower, macro.upper, margin)
-    more, advice = more_items(
-        macro.delta,
-        macro_planning_se(admitted, macro),
-        margin,
-        found.n,
-        policy.alpha,
-        facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha),
-    )
+    facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
+    parts = planned_parts(admitted, macro)
+    advice = more_items(macro.delta, parts, margin, policy.alpha, facing, macro.correlations)
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
@@ -178,7 +173,9 @@ def macro_rule(
         f"macro over {formatting.counted(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
         f"{of_skill}, " + _margin_verdict(outcome, margin_text(policy.macro), advice)
     )
-    return Rule("macro", outcome, said + tail, _add_items_needed(facts, outcome, more))
+    if outcome == "inconclusive" and advice.by_task:
+        facts["items_needed_by_task"] = list(advice.by_task)
+    return Rule("macro", outcome, said + tail, _add_items_needed(facts, outcome, advice.items))
 
 
 def _who_counts(
@@ -240,11 +237,10 @@ def _doubtful_rule(
     said, most = [], 0
     for t in doubtful:
         c, margin = t.counted, margin_of(t, policy)
-        more, advice = more_items(
-            c.delta, planning_se(c, upper_se(c)), margin, c.n, alpha, _facing_se(c, margin)
-        )
-        said.append(f"{_delta_and_margin(t, policy)}: {advice}")
-        most = max(most, more or 0)
+        part = Part(t.task.name, planning_se(c, upper_se(c)), c.n, t.room)
+        advice = more_items(c.delta, [part], margin, alpha, _facing_se(c, margin))
+        said.append(f"{_delta_and_margin(t, policy)}: {advice.sentence}")
+        most = max(most, advice.items or 0)
     sentence = f"each: a loss is shown, but not that it lies beyond the margin, on {'; '.join(said)}"
     return Rule("each", "inconclusive", sentence, _add_items_needed(facts, "inconclusive", most or None))
 
@@ -317,14 +313,8 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = comparison.orient(validity)
     outcome = _outcome(c.lower, c.upper, policy.validity)
-    more, advice = more_items(
-        c.delta,
-        planning_se(c, lower_se(c)),
-        policy.validity,
-        c.n,
-        policy.alpha,
-        _facing_se(c, policy.validity),
-    )
+    part = Part("validity", planning_se(c, lower_se(c)), c.n)
+    advice = more_items(c.delta, [part], policy.validity, policy.alpha, _facing_se(c, policy.validity))
     facts: dict[str, Number] = {
         "base": c.base,
         "new": c.new,
@@ -341,7 +331,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
             outcome, margin_text(policy.validity), advice, "a format regression beyond it is shown"
         )
     )
-    return Rule("validity", outcome, said, _add_items_needed(facts, outcome, more))
+    return Rule("validity", outcome, said, _add_items_needed(facts, outcome, advice.items))
 
 
 def regressions_rule(
@@ -469,9 +459,9 @@ def _add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) 
 
 
 def _margin_verdict(
-    outcome: Outcome, margin: str, advice: str, broken: str = "a loss beyond it is shown"
+    outcome: Outcome, margin: str, advice: Advice, broken: str = "a loss beyond it is shown"
 ) -> str:
-    words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice}"}
+    words = {"pass": "non-inferiority shown", "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
     return f"margin {margin}: {words[outcome]}"
 
 

@@ -11,7 +11,7 @@ from scipy import special
 
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
-from harness.gating.operating_characteristic import average_macro
+from harness.gating.macro import average_macro
 from harness.gating.shared_items import SharedItems
 from harness.gating.verdict import TargetFacts, TaskComparison, margin_share
 from harness.spec import GatePolicy, TargetPolicy

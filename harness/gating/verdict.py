@@ -7,6 +7,7 @@ the base was measured; until then what it amounts to is unknown.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting
@@ -34,7 +35,8 @@ class AdmittedHalf(NamedTuple):
 class TaskComparison(NamedTuple):
     """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
 
-    `half` is set where only one half of the items counts in the macro.
+    `half` is set where only one half of the items counts in the macro. `room` is how many items the task
+    still holds beside those that were drawn, infinite where all were asked.
     """
 
     task: Task
@@ -44,6 +46,7 @@ class TaskComparison(NamedTuple):
     why_not: str
     suite: str = ""
     half: AdmittedHalf | None = None
+    room: float = inf
 
     @property
     def counted(self) -> Comparison:

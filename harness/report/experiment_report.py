@@ -212,9 +212,8 @@ def miss_text(m: MissRate) -> str:
 def miss_what(m: MissRate) -> str:
     """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
     if m.what == "equal":
-        return "would not have passed an equally good model (macro and validity)"
-    task = m.what.removeprefix("each: ")
-    where = " (macro)" if m.what == "macro" else f" on {task} alone (each)"
+        return "would not have passed an equally good model (macro, each and validity)"
+    where = " (macro)" if m.what == "macro" else " on one task, whichever (each)"
     return f"could have missed a true −{abs(100 * m.delta):g} pp loss{where}"
 
 

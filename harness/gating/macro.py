@@ -1,0 +1,79 @@
+"""The macro: the mean delta over the tasks that count, with its bounds and what it is made of.
+
+Invariant: each half-task has half the weight of a task, copies of one task have together that of one, and
+items that tasks share widen the interval.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness import stats
+from harness.gating.items_needed import Part, lower_se, planning_se
+from harness.gating.shared_items import NOTHING_SHARED, SharedItems
+from harness.gating.verdict import TaskComparison, macro_scales
+from harness.spec import GatePolicy
+from harness.stats import Array, Interval
+
+
+class Macro(NamedTuple):
+    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
+
+    In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
+    then multiplied by its own of the `scales`. `weights` say what each task counts, and `correlations`,
+    where tasks share items, how far their deltas move together.
+    """
+
+    delta: float
+    lower: float
+    upper: float
+    se: float
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    correlations: Array | None
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What each task's delta in points is multiplied by."""
+        return tuple(weight * scale for weight, scale in zip(self.weights, self.scales, strict=True))
+
+    def se_of(self, standard_errors: Sequence[float]) -> float:
+        """Combine the tasks' standard errors, each in points, to the macro's."""
+        widths = [factor * se for factor, se in zip(self.factors, standard_errors, strict=True)]
+        return stats.quadrature(widths, self.correlations)
+
+
+def average_macro(
+    admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
+) -> Macro:
+    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+
+    Raises:
+        ValueError: no task is admitted.
+    """
+    if not admitted:
+        raise ValueError("found no admitted task to average")
+    scales = macro_scales(admitted, policy)
+    scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
+    bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
+    weights, correlations = shared.weights(admitted), shared.matrix(admitted)
+    deltas = [s * c.delta for s, c in scaled]
+    delta, (lower, upper) = stats.mover_mean(deltas, bounds, weights, correlations)
+    se = (delta - lower) / stats.z_quantile(1 - policy.alpha)
+    return Macro(delta, lower, upper, se, scales, weights, correlations)
+
+
+def planned_parts(admitted: Sequence[TaskComparison], macro: Macro) -> list[Part]:
+    """Describe what each task adds to the macro's standard error, and how many items it could still ask.
+
+    Of a task of which one half counts, every second item that is added counts.
+    """
+    pairs = zip(admitted, macro.factors, strict=True)
+    return [
+        Part(
+            name=t.task.name,
+            se=factor * planning_se(t.counted, lower_se(t.counted)),
+            n=t.comparison.n,
+            room=t.room,
+        )
+        for t, factor in pairs
+    ]
