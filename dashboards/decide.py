@@ -68,7 +68,15 @@ def _gains(
         "the gate's verdicts are the report's."
     )
     compared = {label: c for label, c in found.items() if isinstance(c, Comparison)}
-    return [replace(f, vs_untrained=compared.get(f.label)) for f in facts]
+    return [
+        replace(
+            f,
+            vs_untrained=compared.get(f.label),
+            # Measured against the other one; without it the seeds' own errors bound it.
+            over_items=f.over_items and f.over_items._replace(vs_untrained=None),
+        )
+        for f in facts
+    ]
 
 
 def _break_even(found: Decision) -> None:

@@ -1,5 +1,6 @@
 """Variance components over seeds: against a second source, what is unknown, and how often the interval holds."""
 
+import json
 from dataclasses import replace
 from math import inf, sqrt
 
@@ -14,9 +15,11 @@ from scipy import stats as scipy_stats
 
 from harness import stats
 from harness.comparison import compare_recipes, compare_rows
-from harness.decision import decide, item_variances, pool_seeds, summarize_seeds
+from harness.decision import ItemVariances, decide, item_variances, pool_seeds, summarize_seeds
 from harness.decision.economics import more_items, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
+from harness.report import ExperimentReport, to_json
+from harness.report.reading import restored
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
 
@@ -176,6 +179,31 @@ def test_without_seeds_probability_and_items_are_those_of_one_interval():
     few = replace(g, estimator="cluster-t", df=4.0)
     assert probability_above(0, few, 1.0) == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, 4))
     assert more_items(replace(run, vs_untrained=few)) > more_items(run)
+
+
+def test_a_stored_report_decides_as_the_report_did():
+    over = ItemVariances(Variance(3e-4, None), Variance(4e-4, 150.0), None)
+    facts = (*alternatives(), *seeds(0.05, 0.06, 0.04, over_items=over))
+    written = json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts))))
+    again = restored(ExperimentReport, written)
+    assert again.facts == facts
+    assert decision(again.facts[5:]) == decision(facts[5:])
+
+
+def test_a_gain_without_an_interval_is_decided_on_from_a_stored_report_too():
+    """A gain that clusters refuse is infinitely uncertain, which JSON has no number for."""
+    said = "too few clusters for an interval: 300 items in 2 clusters; expected at least 4"
+    ends = {"low": -1.0, "high": 1.0, "lower": -inf, "upper": inf, "se": inf, "refused": said}
+    unknown = comparison(0.05, estimator="cluster-t", **ends)
+    over = ItemVariances(Variance(0.1, None), Variance(inf, None), None)
+    facts = tuple(seeds(0.05, 0.05, 0.06, vs_untrained=unknown, vs_prompt=unknown, over_items=over))
+    again = restored(
+        ExperimentReport, json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts))))
+    )
+    for read in (facts, again.facts):
+        found = decision(read)
+        assert found.candidate == "knn"
+        assert f"Nothing is shown of that gain: {said}." in found.reasons
 
 
 # Two seeds

@@ -1,13 +1,14 @@
 """Read reports back from the JSON that was written of them.
 
 Invariant: what comes back prints the same; a field that an older report lacks gets its default, one
-that a newer report adds is left out, and what was not finite stays unknown.
+that a newer report adds is left out, and an infinite end, error or variance is one again.
 """
 
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from harness.report.experiment_report import ExperimentReport
 
 # Of these an older report, which says no units, knew that they are no rates and that lower is better.
 _OWN_UNITS = frozenset({"bits_per_byte", "latency"})
+_INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 _GENERAL = ("verdict", "macro", "search", "confirm", "equal")  # in points, whatever the target's metric
 
 
@@ -103,7 +105,12 @@ def restored(kind: Any, value: Any) -> Any:
 
 def _record(kind: Any, value: Mapping[str, Any]) -> Any:
     hints = _hints(kind)
-    return kind(**{name: restored(hints[name], item) for name, item in value.items() if name in hints})
+    return kind(**{name: _field(hints[name], name, item) for name, item in value.items() if name in hints})
+
+
+def _field(kind: Any, name: str, value: Any) -> Any:
+    """Restore a field; one that is always a number and was written as none was infinite."""
+    return _INFINITE[name] if value is None and kind is float and name in _INFINITE else restored(kind, value)
 
 
 @cache
