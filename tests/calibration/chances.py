@@ -66,32 +66,36 @@ def items_cell(world: str, tasks: Sequence[Asked], lose: Lose, most: int, **opti
     """Ask as many more items as an open verdict wants, and see how often they settle it.
 
     They are asked at the true delta that the advice assumes: the one found where that is a loss, else 0.
-    Draws that want more than `most` times the items are left out.
+    Draws that want more than `most` times a task's items for one are left out.
     """
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
-        suite = Suite(tasks)
-        large = Suite([t._replace(groups=single(len(t.groups.codes) * (most + 1))) for t in tasks])
+        suite, sizes = Suite(tasks), [len(t.groups.codes) for t in tasks]
+        room = [n + most * sum(sizes) // len(sizes) for n in sizes]
+        large = Suite([t._replace(groups=single(n)) for t, n in zip(tasks, room, strict=True)])
         while True:
             found = suite.verdict(rng)
-            sizes = more_of(found, tasks, most)
-            if sizes is None:
+            grown = more_of(found, room, sizes)
+            if grown is None:
                 yield {}
                 continue
-            again = large.cut(sizes).verdict(rng, [lose(assumed(found))] * len(tasks))
+            again = large.cut(grown).verdict(rng, [lose(assumed(found))] * len(tasks))
             yield {"settled": outcome(again, "macro") != "inconclusive"}
 
     claims = {"settled": Claim("so many more items settle the verdict (80 %)", 0.74, 0.93)}
     return Cell("items needed", world, simulate, claims, **options)
 
 
-def more_of(found: Verdict, tasks: Sequence[Asked], most: int) -> list[int] | None:
-    """Return how many items each task has once it was given what the macro's advice says."""
+def more_of(found: Verdict, room: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
+    """Return how many items each task has once it was given what the macro's advice says; None beyond the room."""
     rule = next(r for r in found.rules if r.name == "macro")
-    more, n = rule.numbers.get("items_needed"), [len(t.groups.codes) for t in tasks]
-    if not isinstance(more, int) or more > most * sum(n):
+    named = rule.numbers.get("items_needed_by_task", [])
+    if "items_needed" not in rule.numbers or not isinstance(named, list):
         return None
-    return [round(k * (1 + more / sum(n))) for k in n]
+    split = dict(line.rsplit(" ", 1) for line in named)
+    more = [int(split.get(f"t{i}", "0").replace(",", "")) for i in range(len(sizes))]
+    grown = [n + extra for n, extra in zip(sizes, more, strict=True)]
+    return grown if all(n <= most for n, most in zip(grown, room, strict=True)) else None
 
 
 def assumed(found: Verdict) -> float:

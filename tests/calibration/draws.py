@@ -143,27 +143,28 @@ class Pair(NamedTuple):
         return self
 
 
-def pair(law: Law, groups: Groups, task: str = "task", prompts: str = "") -> Pair:
-    """Make the rows of a task; tasks of the same `prompts` ask the same documents."""
-    return Pair(law, *(make_rows(law.metric, groups, task, prompts) for _ in range(2)))
+def pair(law: Law, groups: Groups, task: str = "task", documents: Sequence[str] = ()) -> Pair:
+    """Make the rows of a task, which asks its own documents or those named."""
+    return Pair(law, *(make_rows(law.metric, groups, task, documents) for _ in range(2)))
 
 
-def make_rows(metric: Metric, groups: Groups, task: str, prompts: str = "") -> list[SampleResult]:
+def make_rows(metric: Metric, groups: Groups, task: str, documents: Sequence[str] = ()) -> list[SampleResult]:
     """Make one row an item, without a score yet."""
+    documents = documents or [f"{task}-{i:05d}" for i in range(len(groups.codes))]
     alone = np.bincount(groups.codes)[groups.codes] == 1
     return [
         SampleResult(
             task=task,
             split="test",
-            example_id=f"{prompts or task}-{i:05d}",
+            example_id=documents[i],
             position=i,
             status="ok",
             text="",
             prompt="",
             references=(),
             parts={metric.name: None},
-            cluster="" if alone[i] else f"{prompts or task}/{code}",
-            prompt_digest=f"{prompts or task}-{i}",
+            cluster="" if alone[i] else f"{task}/{code}",
+            prompt_digest=documents[i],
         )
         for i, code in enumerate(groups.codes)
     ]
