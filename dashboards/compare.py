@@ -10,9 +10,9 @@ import streamlit as st
 
 from harness.comparison import Comparison, orient
 from harness.decision import best_untrained
-from harness.formatting import count, score
+from harness.formatting import count
 from harness.report import ExperimentReport
-from harness.report.experiment_report import best_first
+from harness.report.experiment_report import arm_texts, best_first
 from parts import charts, controls, paired_runs, project, safe_text, sample_viewer
 from parts.paired_runs import Pair
 
@@ -89,12 +89,13 @@ def _differences(
 
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
+    reference, new = arm_texts(c)
     return {
         "candidate": name,
         "task": c.task,
         "metric": c.metric,
-        "reference": score(c.unit, c.base, c.base_low, c.base_high),
-        "new": score(c.unit, c.new, c.new_low, c.new_high),
+        "reference": reference,
+        "new": new,
         "change": paired_runs.said(c),
         "lost": len(c.lost),
         "gained": len(c.gained),

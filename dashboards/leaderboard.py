@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from harness.formatting import count, score
+from harness.comparison import Estimate
+from harness.formatting import count, errors, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.experiment_report import last_line
@@ -95,6 +96,10 @@ def _unread(found: Board) -> None:
         st.rerun()
 
 
+def _said(e: Estimate) -> str:
+    return score(e.unit, *e[:3]) + errors(e.n_errors)
+
+
 def _picture(lines: Sequence[Line]) -> None:
     known = [(line, line.score) for line in lines if line.score is not None][: score_cache.AT_ONCE]
     if not known:
@@ -103,7 +108,7 @@ def _picture(lines: Sequence[Line]) -> None:
     alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
     unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
     bars = [
-        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, score(unit, *e[:3]))
+        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, _said(e))
         for name, (_, e) in zip(names, alike, strict=True)
     ]
     figure = charts.forest(

@@ -77,6 +77,11 @@ def score(
     return interval(x, low, high, whole=whole) if unit.is_rate else plain(x, low, high)
 
 
+def errors(n: int) -> str:
+    """Print behind a score how many answers failed: ` (3 errors)`; nothing where none did."""
+    return f" ({counted(n, 'error')})" if n else ""
+
+
 def change(
     unit: Unit,
     delta: float | None,

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 BLOCK = 160  # items that are answered together, and whose rows are written together
+_DEEPEST = 100  # lists and objects in one another: more is no data, and no recursion ends it
 FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
 
 Message = dict[str, str]
@@ -64,6 +65,32 @@ def _reader(record: Any) -> TypeAdapter[Any]:
     if record not in _READERS:
         _READERS[record] = TypeAdapter(record)
     return _READERS[record]
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parse JSON that somebody else wrote, with the options of `json.loads`.
+
+    Raises:
+        json.JSONDecodeError: it is no JSON, or brackets stand in one another more than 100 deep.
+    """
+    plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    try:
+        value = json.loads(text, **options)
+    except RecursionError:
+        pass
+    else:
+        if plain.count("[") + plain.count("{") <= _DEEPEST or _depth(value) <= _DEEPEST:
+            return value
+    raise json.JSONDecodeError(f"brackets in one another more than {_DEEPEST} deep", plain, 0)
+
+
+def _depth(value: Any) -> int:
+    """Count how many lists and objects of a value stand in one another."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 @contextmanager

@@ -315,9 +315,10 @@ class GatePolicy(Spec):
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
     tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
     `on_inconclusive` says how such a verdict counts. `alpha` is the chance to pass a loss beyond the margin.
-    `tasks` names those to judge in results from elsewhere; without it a task that only one model answered
-    leaves the verdict open. `cumulative` is the margin of the mean against the first base, once gates compare
-    with a champion; twice that of `macro` if not written.
+    `tasks` names those to judge; without it all are, and a task that was not answered by both leaves the
+    verdict open. `max_errors` is the share of a task's answers that may fail: those of the candidate count as
+    lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
+    the first base, once gates compare with a champion; twice that of `macro` if not written.
     """
 
     macro: Margin = 0.02
@@ -332,6 +333,7 @@ class GatePolicy(Spec):
     control_blocks: int = Field(2, ge=0)
     tasks: tuple[str, ...] = ()
     cumulative: Margin | None = None
+    max_errors: float = Field(0.01, ge=0, lt=1)
 
 
 class TokenPrices(Spec):

@@ -33,20 +33,21 @@ def rows(
     status: Sequence[Status] | None = None,
     slices: Sequence[str] | None = None,
 ) -> list[SampleResult]:
-    """Make one row an item; `parts` holds one number (or a row of numbers, or None) an item."""
+    """Make one row an item; `parts` holds one number (or a row of numbers, or None for an error) an item."""
     return [
         SampleResult(
             task=task,
             split="test",
             example_id=f"item-{i:04d}",
             position=i,
-            status=status[i] if status else "ok",
+            status=status[i] if status else "error" if part is None else "ok",
             text="",
             prompt="",
             references=(),
             parts={metric.name: None if part is None else tuple(np.atleast_1d(part).astype(float).tolist())},
             cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
             slice=slices[i] if slices else "",
+            error="no answer" if part is None else "",
         )
         for i, part in enumerate(parts)
     ]

@@ -63,6 +63,25 @@ def test_one_cluster_decides_nothing_however_many_items_it_has():
     assert verdict.outcome == "inconclusive"
 
 
+def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
+    """It was: among eight tasks three items are too few for Holm to show anything."""
+    tasks = [("small", *flips(3, 0, 3)), *((f"t{i}", *flips(400, 3, 3)) for i in range(7))]
+    compared = [
+        TaskComparison(
+            Task(name=name, data=TaskData()),
+            "capability",
+            comparison.compare_rows(EXACT, rows(base, task=name), rows(new, task=name)),
+            True,
+            "",
+        )
+        for name, base, new in tasks
+    ]
+    verdict = apply_rules(compared, GatePolicy(), validity=None, target=None, identical=False)
+    each = next(rule for rule in verdict.rules if rule.name == "each")
+    assert (each.outcome, each.numbers["doubtful"]) == ("inconclusive", ["small"])
+    assert each.sentence.startswith("each: too few items to show any loss on small −100")
+
+
 def test_one_cluster_of_graded_scores_that_all_fell_alike_decides_nothing():
     compared, verdict = judged([0.8] * 20, [0.7] * 20, cluster_size=20)
     assert compared.se > 0
@@ -139,6 +158,9 @@ def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
         ("gate.each=100%", "each: '100%'; expected a valid number or a share such as 10%"),
         ("gate.validity=1", "validity: 1; expected a value less than 1"),
         ("gate.critical_margin=0.5", "critical_margin: 0.5; expected a value less than 0.5"),
+        ("gate.max_errors=1", "max_errors: 1; expected a value less than 1"),
+        ("gate.max_errors=-0.1", "max_errors: -0.1; expected a value greater than or equal to 0"),
+        ("gate.tasks=[fcts]", "unknown task 'fcts'; expected one that is listed under suites:"),
         ("gate.drift=0", "drift: 0; expected a value greater than 0"),
         ("gate.target={min: 1.5}", "min: 1.5; expected a value less than or equal to 1"),
         ("decide.label_cost_usd=-1", "label_cost_usd: -1; expected a value greater than or equal to 0"),

@@ -127,9 +127,10 @@ def test_where_lower_is_better_a_rise_is_a_loss_and_delta_stays_new_minus_base()
     assert comparison.orient(c).delta == pytest.approx(-1 / 3)
 
 
-def test_rows_with_an_error_are_dropped_in_both_arms():
+def test_an_error_scores_worst_in_either_arm():
     c = compared([1, 1, None, 0], [1, None, 1, 0])
-    assert (c.n, c.delta) == (2, 0)
+    assert (c.n, c.delta, c.lost, c.gained) == (4, 0, ("item-0001",), ("item-0002",))
+    assert (c.errors.base, c.errors.new, c.errors.both) == (1, 1, 0)
 
 
 def test_unparsable_answers_count_in_the_headline_and_not_among_valid_items():
@@ -170,8 +171,9 @@ def test_an_item_twice_in_one_run_is_refused():
 
 
 def test_arms_without_a_common_scored_item_are_refused():
+    """An error of a metric without a worst value is left out of both arms."""
     with pytest.raises(IncompatibleRuns, match="no item"):
-        compared([None, 1], [1, None])
+        compared([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
 
 
 def test_an_unbounded_metric_on_one_cluster_has_all_that_its_bounds_allow():
@@ -220,9 +222,22 @@ def test_validity_pools_tasks_whose_items_share_names():
     assert c.lost == ("b/item-0001", "b/item-0002")
 
 
-def test_validity_leaves_out_what_failed_in_one_arm():
+def test_validity_counts_what_failed_in_one_arm():
     new = rows([1.0, None, 1.0], status=["ok", "error", "unparsable"])
-    assert compare_validity(rows([1.0] * 3), new).n == 2
+    c = compare_validity(rows([1.0] * 3), new)
+    assert (c.n, c.delta) == (3, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("parts", [[3.0] * 40, [[3.0, 2.0]] * 40])
+def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts):
+    """It gave the point [0, 0], which passed every margin."""
+    metric = RATIO if isinstance(parts[0], list) else mean_metric("m", lambda o, e: None, bounds=(-inf, inf))
+    c = compared(parts, parts, metric)
+    assert (c.delta, c.low, c.high) == (0, -inf, inf)
+    score = estimate(metric, rows(parts, metric))
+    assert (score.low, score.high) == metric.bounds
+    more = compared([0.0, *parts[1:]], parts, metric) if metric is not RATIO else None
+    assert more is None or -inf < more.low < more.high < inf
 
 
 def test_a_regression_p_of_single_binary_items_is_tangos():

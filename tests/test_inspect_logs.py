@@ -191,6 +191,17 @@ def test_logs_of_two_models_in_one_folder_are_refused(tmp_path):
         read_logs(tmp_path)
 
 
+def test_a_log_that_holds_an_item_twice_in_one_epoch_is_refused(tmp_path):
+    """It was averaged as if it were another epoch."""
+    log = inspect_logs.log_of("quiz", ["C"] * 9)
+    base = inspect_logs.write(tmp_path / "base", {"quiz": ["C"] * 9})
+    twice = inspect_logs.write(
+        tmp_path / "twice", {"quiz": ["C"] * 9}, zipped=False, samples=log["samples"] * 2
+    )
+    with pytest.raises(UserError, match=r"9 of 9 items twice in one epoch \(id quiz-0, .*once an epoch"):
+        release.gate_folders(base, twice, GatePolicy())
+
+
 @pytest.mark.parametrize("status", ["started", "error", "cancelled"])
 def test_logs_of_which_none_is_finished_are_refused_with_their_state(tmp_path, status):
     inspect_logs.write(tmp_path, {"quiz": ["C"] * 9}, status=status)

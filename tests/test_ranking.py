@@ -16,6 +16,8 @@ def columns(scores, metric=EXACT, **options):
         tuple(r.cluster for r in of),
         tuple(r.parts[metric.name] for r in of),
         tuple(r.weight for r in of),
+        tuple(r.status == "error" for r in of),
+        tuple(r.references for r in of),
     )
 
 
@@ -40,7 +42,14 @@ def test_who_answered_other_items_has_no_rank():
 
 def test_nobody_is_ranked_where_there_is_nobody():
     assert shared_ranks(EXACT, {}) == {}
-    assert shared_ranks(EXACT, {"none": columns([None, None])}) == {}
+    unbounded = ratio_metric()
+    assert shared_ranks(unbounded, {"none": columns([None, None], unbounded)}) == {}
+
+
+def test_an_error_ranks_as_a_wrong_answer():
+    found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(first(150))}
+    assert shared_ranks(EXACT, found) == {"answers": 1, "errs": 2}
+    assert comparison.estimate_columns(EXACT, found["errs"]).n_errors == 100
 
 
 @pytest.mark.parametrize("options", [{}, {"cluster_size": 5}])

@@ -539,6 +539,64 @@ def test_a_folder_is_not_compared_with_itself(tmp_path):
         release.gate_folders(old, tmp_path / "link", GatePolicy())
 
 
+def rewrite(folder, change):
+    """Write the samples of a folder anew, as a function of the lines of a file."""
+    for file in folder.rglob("samples_*"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, change(lines))))
+
+
+@pytest.mark.parametrize(
+    ("second", "named"),
+    [
+        (lambda line: line, True),
+        (lambda line: line, False),
+        (lambda line: {**line, "acc": 0.0, "resps": [[["-1.0", "False"]]]}, True),
+        (lambda line: {**line, "acc": 0.0, "resps": [[["-1.0", "False"]]]}, False),
+    ],
+)
+def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, second, named):
+    """Its first half was judged, and the second dropped without a word."""
+    old, new = arms(tmp_path, n=30, tasks=1)
+
+    def twice(lines):
+        kept = [line if named else {k: v for k, v in line.items() if k != "filter"} for line in lines]
+        return [*kept, *map(second, kept)]
+
+    rewrite(new, twice)
+    with pytest.raises(UserError, match=r"found each of its 30 items 2 times \(doc_id 0, 1.*every item once"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(tmp_path):
+    old, new = arms(tmp_path, n=300, tasks=1)
+
+    def filtered(lines):
+        plain = [{k: v for k, v in line.items() if k != "filter"} for line in lines]
+        return [*plain, *({**line, "acc": 0.0} for line in plain)]
+
+    for folder in (old, new):
+        rewrite(folder, filtered)
+    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+    assert (task.comparison.n, len(task.comparison.lost)) == (300, 8)
+
+
+def test_a_log_that_holds_each_document_twice_under_other_ids_is_refused(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=1)
+    for folder in (old, new):
+        rewrite(folder, lambda lines: lines + [{**line, "doc_id": line["doc_id"] + 30} for line in lines])
+    with pytest.raises(UserError, match=r"each of its 30 documents several times, such as the items 0, 30;"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_a_few_documents_that_are_there_twice_are_a_cluster_each(tmp_path):
+    old, new = arms(tmp_path, n=30, tasks=1)
+    for folder in (old, new):
+        rewrite(folder, lambda lines: lines + [{**line, "doc_id": line["doc_id"] + 30} for line in lines[:5]])
+    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+    assert (task.comparison.n, task.comparison.n_clusters) == (35, 30)
+
+
 def test_items_about_one_passage_are_a_cluster(tmp_path):
     old, new = arms(tmp_path, n=30)
     for file in (*old.rglob("samples_*"), *new.rglob("samples_*")):

@@ -342,7 +342,7 @@ def test_json_holds_plain_types_and_null_for_what_is_not_finite(tmp_path):
     assert data["header"] == {"wall_s": None}
     rate = {"scale": 100.0, "name": "points", "higher_is_better": True}
     ends = {"low": 0.15000000000000002, "high": 0.25}
-    assert data["facts"][0]["target"] == {"score": 0.2, **ends, "n": 200, "unit": rate}
+    assert data["facts"][0]["target"] == {"score": 0.2, **ends, "n": 200, "unit": rate, "n_errors": 0}
 
 
 def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():

@@ -11,7 +11,7 @@ import streamlit as st
 
 from harness.comparison import Estimate
 from harness.decision import gain, is_fine_tuned
-from harness.formatting import UNKNOWN, change, count, points, score, seconds, usd
+from harness.formatting import UNKNOWN, change, count, errors, points, score, seconds, usd
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
@@ -140,7 +140,7 @@ def verdict(line: Line) -> str:
 
 
 def _score(e: Estimate | None) -> Printed | None:
-    return Printed.of(e.unit.scale * e.score, score(e.unit, *e[:3])) if e else None
+    return Printed.of(e.unit.scale * e.score, score(e.unit, *e[:3]) + errors(e.n_errors)) if e else None
 
 
 def _gain(line: Line) -> Printed | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import streamlit as st
 
 from harness import comparison, store
-from harness.comparison import Comparison
+from harness.comparison import BaseErrors, Comparison
 from harness.errors import HarnessError
 from harness.formatting import change
 from harness.records import Run, SampleResult
@@ -21,13 +21,14 @@ ALPHA = 0.05
 
 
 class Pair(NamedTuple):
-    """Two row sets of one task, and the metric that decides there."""
+    """Two row sets of one task, the metric that decides there, and what the base's errors count as."""
 
     task: str
     metric: str
     base: str
     new: str
     alpha: float = ALPHA
+    base_errors: BaseErrors = "worst"
 
 
 def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> str:
@@ -63,7 +64,9 @@ def on_every_task(
         if key in base.rows:
             task = key.removesuffix("/test")
             metric = primary_metric(task, new.rows[key], report)
-            pair = Pair(task, metric, base.rows[key], new.rows[key], ALPHA if task == target else alpha)
+            # As the report compares: on the target errors score worst in both, else as the gate takes them.
+            how: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
+            pair = Pair(task, metric, base.rows[key], new.rows[key], *how)
             out[task] = (pair, of_drawn(task, base, new, report) or compare(pair))
     return out
 
@@ -95,6 +98,7 @@ def _compared(pair: Pair, changed: tuple[int, ...]) -> Comparison:
         project.scored(pair.new, pair.metric),
         alpha=pair.alpha,
         identical=pair.base == pair.new,
+        base_errors=pair.base_errors,
     )
 
 

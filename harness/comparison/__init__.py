@@ -1,11 +1,13 @@
 """Paired comparison of two sets of rows of the same items, or a refusal that names what differs.
 
-Invariant: an item counts only where both arms scored it, and swapping the arms flips the
-sign and nothing else. The headline delta counts an unparsable, truncated or refused answer
-as evaluate.py stored it (the metric's worst parts); `delta_valid` leaves such items out.
+Invariant: an answer that failed scores worst, in either arm, so swapping the arms flips the sign and
+nothing else; only a gate treats the base's apart (`base_errors`). The headline delta counts an unparsable,
+truncated or refused answer as evaluate.py stored it (the metric's worst parts); `delta_valid` leaves such
+items, and those that failed, out.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,9 +15,11 @@ from harness import stats
 from harness.comparison.alignment import Arms, align, is_binary, select_ids, validity_rows
 from harness.comparison.estimators import (
     Comparison,
+    Difference,
     Estimate,
     Estimator,
     at_level,
+    bounded_difference,
     chance_below,
     clip_to_bounds,
     difference_p,
@@ -27,6 +31,7 @@ from harness.comparison.estimators import (
     regression_p,
     valid_estimate,
 )
+from harness.comparison.failed_answers import BaseErrors, Errors, Filled, base_extremes, fill_errors
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
@@ -38,7 +43,9 @@ from harness.records import RowsIdentity, SampleResult
 __all__ = [
     "AnswerDiversity",
     "Answers",
+    "BaseErrors",
     "Comparison",
+    "Errors",
     "Estimate",
     "Estimator",
     "RecipeDifference",
@@ -52,6 +59,8 @@ __all__ = [
     "difference_p",
     "estimate",
     "estimate_columns",
+    "fill_errors",
+    "is_comparable",
     "mean_change",
     "orient",
     "quantile",
@@ -84,17 +93,30 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
 
 
 def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Estimate:
-    """Estimate the score of one run with its 95 % interval, leaving out rows with an error.
+    """Estimate the score of one run with its 95 % interval; rows with an error score worst.
+
+    Where the metric has no worst value they are left out; either way they are counted.
 
     Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
     than the clustered t) where items share clusters; the clustered t for graded means; BCa
     over clusters for any other metric. Clipped to the metric's bounds; all that these allow where an
-    unbounded metric was measured on too few clusters.
+    unbounded metric was measured on too few clusters, or on clusters that all agree.
 
     Raises:
         IncompatibleRuns: no row could be scored.
     """
-    return identical_difference(metric, align(metric, rows, rows, ""), seed).base
+    filled = fill_errors(metric, rows, rows)
+    found = identical_difference(metric, align(metric, filled.base, filled.base, ""), seed).base
+    return found._replace(n_errors=filled.errors.total)
+
+
+def is_comparable(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> bool:
+    """Tell whether the base scored an item that the new run scored too, or that counts as failed by it."""
+    scored = {row.example_id for row in base if row.parts[metric.name] is not None}
+    if any(row.parts[metric.name] is not None and row.example_id in scored for row in new):
+        return True
+    filled = fill_errors(metric, base, new, base_errors="bounds").new
+    return any(row.parts[metric.name] is not None and row.example_id in scored for row in filled)
 
 
 def compare_rows(
@@ -106,6 +128,7 @@ def compare_rows(
     seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
+    base_errors: BaseErrors = "worst",
 ) -> Comparison:
     """Compare two runs on the same items; with `slice` on the items of that slice only.
 
@@ -120,21 +143,31 @@ def compare_rows(
       clusters it is wider by the t quantile of the clusters (`stats.cluster_df`) over the normal one.
     - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
 
-    An unbounded metric has no such guard: where none of its items differ the interval is a point. Items
-    that share fewer than four clusters, or so unequal ones that they weigh less (`stats.effective_clusters`),
-    have no interval whatever the estimator: it is infinite, cut to what the bounds allow, and `refused`
-    says why.
+    An unbounded metric has no such guard: where all its clusters differ by as much, the interval is all that
+    the bounds allow. Items that share fewer than four clusters, or so unequal ones that they weigh less
+    (`stats.effective_clusters`), have no interval whatever the estimator: it is infinite, cut to what the
+    bounds allow, and `refused` says why.
+
+    A failed answer scores worst. With `base_errors="bounds"` what neither answered is left out, and so are
+    items that the base alone did not answer: the interval then also holds the intervals in which these count
+    as passed and as failed by it. Of a metric without a worst value all of them are left out.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
     """
-    arms = align(metric, base, base if identical else new, slice)
-    found = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
+    filled = fill_errors(metric, base, base if identical else new, slice, base_errors)
+    errors, arms = filled.errors, align(metric, filled.base, filled.new, slice)
+    plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
+    found = plain
+    if base_errors == "bounds" and errors.base and errors.is_scored:
+        lost, kept = _extreme_differences(metric, filled, slice, seed)
+        found = bounded_difference(plain, (lost, kept))
+        errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     shown = clip_to_bounds(metric, both_ends)
-    valid = valid_estimate(metric, arms, found, seed, alpha)
+    valid = valid_estimate(metric, arms, plain, seed, alpha)
     return Comparison(
         task=base[0].task,
         metric=metric.name,
@@ -165,11 +198,23 @@ def compare_rows(
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
         base_passed=_count_base_passes(metric, arms)
-        if is_binary(metric, arms) and found.estimator != "stratified"
+        if is_binary(metric, arms) and plain.estimator != "stratified"
         else None,
         df=found.df,
         refused=found.refused,
+        errors=errors,
     )
+
+
+def _extreme_differences(
+    metric: Metric, filled: Filled, only_slice: str, seed: int
+) -> tuple[Difference, Difference]:
+    """Estimate the difference with the base's failed answers as passed by it, and as failed."""
+    lost, kept = (
+        estimate_difference(metric, align(metric, rows, filled.new, only_slice), seed)
+        for rows in base_extremes(metric, filled.base, filled.new, only_slice)
+    )
+    return lost, kept
 
 
 def _count_base_passes(metric: Metric, arms: Arms) -> int:
@@ -184,10 +229,12 @@ def compare_validity(
     seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
+    base_errors: BaseErrors = "worst",
 ) -> Comparison:
     """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
 
-    A rise is a loss. Give the generated rows of tasks where a refusal is not what is wanted.
+    A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
+    refusal is not what is wanted.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or none was answered in both.
@@ -195,4 +242,6 @@ def compare_validity(
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
     old = validity_rows(base)
     now = old if new == base else validity_rows(new)
-    return compare_rows(metric, old, now, seed=seed, alpha=alpha, identical=identical)
+    return compare_rows(
+        metric, old, now, seed=seed, alpha=alpha, identical=identical, base_errors=base_errors
+    )

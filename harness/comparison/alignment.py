@@ -102,6 +102,7 @@ def validity_rows(rows: Sequence[SampleResult]) -> list[SampleResult]:
                 parts={"invalid": None if row.status == "error" else (float(row.status in _INVALID),)},
                 cluster=f"{row.task}/{row.cluster or row.example_id}",
                 weight=row.weight,
+                error=row.error,
             )
             for row in rows
         ]

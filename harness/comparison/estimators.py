@@ -15,21 +15,23 @@ from scipy import special
 
 from harness import formatting, stats
 from harness.comparison.alignment import Arms, is_binary, is_mean, is_stratified_sample
+from harness.comparison.failed_answers import NO_ERRORS, Errors
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
-Estimator = Literal["tango", "cluster-t", "bca", "stratified", "identical", "seeds"]
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds"]
 
 
 class Estimate(NamedTuple):
-    """A score or a delta with its 95 % interval, over n items."""
+    """A score or a delta with its 95 % interval, over n items; `n_errors` of all asked were not answered."""
 
     score: float
     low: float
     high: float
     n: int
     unit: Unit = RATE
+    n_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Comparison:
     interval was made with, None where that was normal. Where so few clusters leave the spread unknown,
     `refused` says why, `lower` and `upper` are infinite, and `low` and `high` all that the bounds allow.
     `components` are the variances of a mean over seeds, None of one run.
+    `errors` counts the items that an arm did not answer.
     """
 
     task: str
@@ -80,6 +83,7 @@ class Comparison:
     df: float | None = None
     refused: str = ""
     components: stats.VarianceComponents | None = None
+    errors: Errors = NO_ERRORS
 
 
 def mean_change(
@@ -103,7 +107,9 @@ def orient(comparison: Comparison) -> Comparison:
     if c.unit.higher_is_better:
         return c
     better = replace(c.unit, higher_is_better=True)
-    return replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
+    turned = replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
+    lost, kept = (x if x is None else -x for x in (c.errors.delta_lost, c.errors.delta_kept))
+    return replace(turned, errors=replace(c.errors, delta_lost=lost, delta_kept=kept))
 
 
 def regression_p(comparison: Comparison, margin: float) -> float:
@@ -225,6 +231,16 @@ def _stratified_difference(found: Difference, metric: Metric, arms: Arms) -> Dif
     return found._replace(ends=ends, estimator="stratified")
 
 
+def bounded_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
+    """Widen the intervals of a delta until they hold those of other deltas, its extremes."""
+
+    def ends(alpha: float) -> Interval:
+        lows, highs = zip(*(one.ends(alpha) for one in (found, *extremes)), strict=True)
+        return Interval(min(lows), max(highs))
+
+    return found._replace(ends=ends, estimator="bounds")
+
+
 def valid_estimate(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
     """Estimate the delta on the items valid in both arms; None where there are none."""
     n_valid = int(arms.valid.sum())
@@ -325,7 +341,7 @@ def _guarded_ends(
 ) -> Ends:
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
-        return plain or (lambda alpha: Interval(-inf, inf))
+        return _unbounded_ends(plain)
     if plain and not binary and stats.differing_clusters(changes, arms.clusters) >= _FEW:
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
@@ -334,6 +350,16 @@ def _guarded_ends(
         low, high = (end + shift for end in guard(alpha))
         own = plain(alpha) if plain else Interval(low, high)
         return Interval(min(own.low, low), max(own.high, high))
+
+    return ends
+
+
+def _unbounded_ends(plain: Ends | None) -> Ends:
+    """Let clusters that all agree say nothing of the others, which no bounds hold: a point is no interval."""
+
+    def ends(alpha: float) -> Interval:
+        own = plain(alpha) if plain else Interval(-inf, inf)
+        return own if own.high - own.low > stats.TIE else Interval(-inf, inf)
 
     return ends
 
@@ -354,7 +380,7 @@ def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Arr
     """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
     low, high = metric.bounds
     if not isfinite(high - low):
-        own = plain(0.05) if plain else Interval(low, high)
+        own = _unbounded_ends(plain)(0.05)
         return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
     few = stats.differing_clusters(items, arms.clusters) < _FEW
     ends = [plain(0.05)] if plain else []

@@ -1,17 +1,18 @@
 """Ranks in which candidates that are not shown to differ share one.
 
 Invariant: going down by score, a candidate opens a rank only where its paired difference to the one
-that opened the last rank has a 95 % interval without 0; pairs are not corrected for their number.
+that opened the last rank has a 95 % interval without 0; pairs are not corrected for their number. An answer
+that failed scores worst.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.comparison.alignment import Arms, select_ids
 from harness.comparison.estimators import Estimate, estimate_difference, identical_difference
-from harness.metrics import Metric
+from harness.metrics import Metric, extremes
 
 if TYPE_CHECKING:
     from harness.store import Columns
@@ -21,8 +22,10 @@ _ALPHA = 0.05
 
 def estimate_columns(metric: Metric, columns: "Columns", seed: int = 0) -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
-    arms = _arms(columns, columns)
-    return identical_difference(metric, arms, seed).base if arms.ids else None
+    arms = _arms(metric, columns, columns)
+    if not arms.ids:
+        return None
+    return identical_difference(metric, arms, seed).base._replace(n_errors=sum(columns.failed))
 
 
 def shared_ranks(metric: Metric, columns: Mapping[str, "Columns"], seed: int = 0) -> dict[str, int]:
@@ -52,18 +55,17 @@ def _largest_group(columns: Mapping[str, "Columns"]) -> dict[str, "Columns"]:
 
 
 def _differ(metric: Metric, one: "Columns", other: "Columns", seed: int) -> bool:
-    arms = _arms(one, other)
+    arms = _arms(metric, one, other)
     if not arms.ids:
         return False
     low, high = estimate_difference(metric, arms, seed).ends(_ALPHA)
     return low > 0 or high < 0
 
 
-def _arms(base: "Columns", new: "Columns") -> Arms:
+def _arms(metric: Metric, base: "Columns", new: "Columns") -> Arms:
     """Put two candidates' parts on the same items beside each other, without the items one lacks."""
-    both = np.array(
-        [a is not None and b is not None for a, b in zip(base.parts, new.parts, strict=True)], bool
-    )
+    old, now = _parts(metric, base), _parts(metric, new)
+    both = np.array([a is not None and b is not None for a, b in zip(old, now, strict=True)], bool)
     ids = select_ids(base.ids, both)
     families = [cluster or item for item, cluster in zip(base.ids, base.clusters, strict=True)]
     kept = [family for family, chosen in zip(families, both, strict=True) if chosen]
@@ -71,7 +73,16 @@ def _arms(base: "Columns", new: "Columns") -> Arms:
         ids,
         np.unique(kept, return_inverse=True)[1],
         np.array(base.weights, float)[both],
-        np.array([p for p, chosen in zip(base.parts, both, strict=True) if chosen], float),
-        np.array([p for p, chosen in zip(new.parts, both, strict=True) if chosen], float),
+        np.array([p for p, chosen in zip(old, both, strict=True) if chosen], float),
+        np.array([p for p, chosen in zip(now, both, strict=True) if chosen], float),
         np.ones(len(ids), bool),
     )
+
+
+def _parts(metric: Metric, columns: "Columns") -> list[Sequence[float] | None]:
+    """Return every item's parts, the worst there are for an answer that failed."""
+    out = list(columns.parts)
+    for at, failed in enumerate(columns.failed):
+        if failed and out[at] is None and (found := extremes(metric, columns.references[at])):
+            out[at] = found.worst
+    return out

@@ -13,6 +13,7 @@ import numpy as np
 from harness import stats
 from harness.comparison.alignment import Arms, align
 from harness.comparison.estimators import estimate_difference, quantile
+from harness.comparison.failed_answers import fill_errors
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -59,7 +60,8 @@ def compare_recipes(
 def _mean_arms(
     metric: Metric, base: Sequence[Sequence[SampleResult]], new: Sequence[Sequence[SampleResult]]
 ) -> Arms:
-    arms = [align(metric, base[0], rows, "") for rows in (*base, *new)]
+    runs = [fill_errors(metric, rows, rows).base for rows in (*base, *new)]  # a failed answer scores worst
+    arms = [align(metric, runs[0], rows, "") for rows in runs]
     shared = set.intersection(*(set(a.ids) for a in arms))
     if not shared:
         raise IncompatibleRuns(f"metric {metric.name!r}: found no item that all {len(arms)} runs scored")

@@ -41,7 +41,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
         tree.problems += _task(task, keys, tree)
     tree.problems += _names(known, tree)
     tree.problems += _roles(tree)
-    tree.problems += _critical(known, tree)
+    tree.problems += _gated(known, tree)
     tree.problems += _rescue(tree)
     tree.problems += _watched(members, tree)
     for name, member in members.items():
@@ -128,18 +128,22 @@ def _watched(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
             yield Problem(where, f"unknown candidate {name!r}", "a candidate", did_you_mean(name, members))
 
 
-def _critical(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+def _gated(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
     gate = salvage(GatePolicy, tree.data.get("gate", {}))
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
-    known = {task.name for keys, task in tasks if keys != ("target",)}
-    known |= {str(suite.get("name")) for _, suite in suites}
-    for index, name in enumerate(gate.critical):
-        if name not in known:
-            where = tree.where(("gate", "critical", index))
-            hint = did_you_mean(name, known) if known else "list its suite under suites:"
-            yield Problem(where, f"unknown task or suite {name!r}", "one that is listed under suites:", hint)
+    of_suites = {task.name for keys, task in tasks if keys != ("target",)}
+    named = (
+        ("critical", "task or suite", gate.critical, of_suites | {str(s.get("name")) for _, s in suites}),
+        ("tasks", "task", gate.tasks, of_suites),
+    )
+    for key, what, names, known in named:
+        for index, name in enumerate(names):
+            if name not in known:
+                where = tree.where(("gate", key, index))
+                hint = did_you_mean(name, known) if known else "list its suite under suites:"
+                yield Problem(where, f"unknown {what} {name!r}", "one that is listed under suites:", hint)
 
 
 def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iterator[Problem]:

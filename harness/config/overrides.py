@@ -32,6 +32,10 @@ def parse(texts: Iterable[str], tree: Tree) -> list[Setting]:
         keys = tuple(key.strip().split("."))
         try:
             read = plain(YAML(typ="safe", pure=True).load(value))
+        except RecursionError:
+            found = f"{value[:20]}…, deeper than can be read"
+            tree.problems.append(Problem(f"override {key}", found, _FORM, "mend the brackets"))
+            continue
         except YAMLError:
             tree.problems.append(Problem(f"override {text}", f"no YAML: {value!r}", _FORM, "quote the value"))
             continue

@@ -59,13 +59,16 @@ def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
     Raises:
         UserError: the text is no YAML, or a key stands twice.
     """
+    marks: dict[Keys, str] = {(): f"{shown}:1"}
     try:
         loaded = YAML().load(text)
+        _mark(loaded, (), shown, marks)
+        return plain(loaded), marks
     except YAMLError as error:
         raise UserError(_syntax(error, shown)) from None
-    marks: dict[Keys, str] = {(): f"{shown}:1"}
-    _mark(loaded, (), shown, marks)
-    return plain(loaded), marks
+    except RecursionError:
+        found = "values in one another, deeper than can be read"
+        raise UserError(Problem(f"{shown}:1", found, "keys and values", "mend the brackets")) from None
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from harness.errors import Problem, UserError
+from harness.records import parse_json
 from harness.spec import HUB
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -118,7 +119,7 @@ def _json_lines(file: Path, shown: str) -> list[Row]:
 def _json_array(file: Path, shown: str) -> list[Row]:
     try:
         text = _text(file, shown)
-        rows = json.loads(text, parse_constant=_no_number)
+        rows = parse_json(text, parse_constant=_no_number)
         _refuse_half_signs(text, rows)
     except json.JSONDecodeError as error:
         found = f"malformed JSON ({error.msg} at column {error.colno})"
@@ -136,7 +137,7 @@ def _json_array(file: Path, shown: str) -> list[Row]:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line, parse_constant=_no_number)
+        value = parse_json(line, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at column {error.colno}") from None
     if not isinstance(value, dict):

@@ -290,7 +290,8 @@ def score_text(case: Case, run: CandidateFacts) -> str:
     """Say what a candidate reaches on test: `81.0 [75, 86] exact_match`."""
     if run.target is None:
         return f"unknown {case.metric} on test"
-    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}"
+    failed = formatting.errors(run.target.n_errors)
+    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}{failed}"
 
 
 def gain_text(case: Case, g: Comparison | None) -> str:

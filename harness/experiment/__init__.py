@@ -32,7 +32,7 @@ from harness.experiment.prepare import (
 )
 from harness.experiment.run_candidate import base_arm, outdated, stored_runs
 from harness.experiment.stored_rows import Reader
-from harness.experiment.verdict_records import record_report
+from harness.experiment.verdict_records import record_report, report_changes
 from harness.formatting import count, seconds
 from harness.models.hardware import slow_bf16
 from harness.models.hub import ModelSource
@@ -146,8 +146,15 @@ def run_all(
     header = {**_header(session), "wall_s": round(time.monotonic() - start, 1)}
     curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
     report = report_of(session, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+    report = _with_changes(session, report, runs)
     record_report(session.store, report, runs, session.experiment.gate)
     return report
+
+
+def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:
+    """Add to the notes which stored verdicts are others now, and why."""
+    changed = report_changes(session.store, report, runs, session.experiment.gate)
+    return replace(report, notes=(*report.notes, *changed))
 
 
 def _refuse_without_key(
@@ -224,7 +231,8 @@ def _reported(
     runs = [run for run in found if run is not None]
     reader, header, notes = Reader(session), _header(session), _notes(session, runs)
     curve_of = partial(stored_curve, session, reader, runs)
-    return report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
+    report = report_of(session, reader, runs, smoke=False, header=header, notes=notes, curve_of=curve_of)
+    return _with_changes(session, report, runs)
 
 
 def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:

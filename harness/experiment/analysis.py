@@ -139,15 +139,14 @@ def _steps(
 def _unanswered(session: Session, reader: Reader, runs: Iterable[Run]) -> list[str]:
     """Count the test rows that could not be asked or scored, with the first one's reason."""
     out = []
-    for run in runs:
-        if run.state == "done":
-            errors = [r for r in reader.of(run, session.target) if r.status == "error"]
-            if errors:
-                n = len(session.target.items.test)
-                out.append(
-                    f"{run.candidate}: {len(errors)} of {n} test rows are errors and left out, the first one "
-                    f"{errors[0].example_id}: {errors[0].error}"
-                )
+    for run in (run for run in runs if run.state == "done"):
+        rows = reader.of(run, session.target)
+        failed = [r for r in rows if r.status == "error"]
+        if failed:
+            is_scored = comparison.fill_errors(session.target.primary, rows, rows).errors.is_scored
+            counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
+            said = f"{run.candidate}: {len(failed)} of {len(rows)} test rows are errors and {counted}"
+            out.append(f"{said}, the first one {failed[0].example_id}: {failed[0].error}")
     return out
 
 
@@ -205,6 +204,7 @@ def _gate_result(
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,
         seed=session.experiment.seeds[0],
+        missing=_missing(session, run),
         level=level,
     )
 
@@ -229,6 +229,13 @@ def _corrected(
     return tuple(judged(f, run) for f, run in zip(facts, runs, strict=True))
 
 
+def _missing(session: Session, run: Run) -> list[str]:
+    """Name the tasks that the gate would judge and the run did not answer."""
+    policy = session.experiment.gate
+    judged = (m for m in session.suites if gating.may_decide(m.task, m.role, m.suite, policy))
+    return [m.task.name for m in judged if f"{m.task.name}/test" not in run.rows]
+
+
 def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
     """Put the rows of both arms beside each task that the run answered, with its A/A noise."""
     noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
@@ -249,6 +256,8 @@ def _not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy
     """Say of each task that the gate leaves out why it does."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
     safety = {t.task.name: t.suite for tasks in runs for t in tasks if t.role == "safety"}
+    unnamed = {t.task.name for tasks in runs for t in tasks if not gating.is_judged(t.task.name, policy)}
+    out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
     named = set(policy.critical)
     unjudged = {name for name, suite in safety.items() if not {name, suite} & named}
     return out | {name: f"{name} is reported; gate.critical would judge it" for name in unjudged}
@@ -368,17 +377,23 @@ def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
 def _step(
     session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, counting: set[str]
 ) -> Step:
-    compared = {m.task.name: _compared(session, m, old, own) for m in session.suites}
+    compared = {m.task.name: _compared(session, m, old, own) for m in session.suites if _both(m, old, own)}
     counted = [c for name, c in compared.items() if name in counting]
-    target = session.target.task.name
+    target = session.target
     return Step(
         what,
         new,
         base,
         comparison.mean_change(counted) if counted else None,
         tuple(compared.values()),
-        _compared(session, session.target, old, own) if target in own and target in old else None,
+        _compared(session, target, old, own) if _both(target, old, own) else None,
     )
+
+
+def _both(m: Measured, old: RowsByTask, new: RowsByTask) -> bool:
+    """Tell whether two arms answered a task, at least one item of it both."""
+    name = m.task.name
+    return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
 
 
 def _compared(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:

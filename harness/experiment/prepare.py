@@ -4,7 +4,6 @@ Invariant: every problem of the files is reported at once, before a model is loa
 written.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -36,7 +35,7 @@ from harness.models.hub import (
     resolve,
 )
 from harness.progress import Progress
-from harness.records import FEWER
+from harness.records import FEWER, parse_json
 from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
 from harness.store import Store
 
@@ -398,7 +397,7 @@ def _adapter(recipe: Recipe) -> dict[str, Any]:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params
     try:
-        config = json.loads((Path(recipe.path) / CONFIG).read_text("utf-8"))
+        config = parse_json((Path(recipe.path) / CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
         return {}  # the method says what is wrong with it
     return config if isinstance(config, dict) else {}

@@ -247,9 +247,9 @@ def _notes(name: str, found: Found, rows: Sequence[SampleResult]) -> Iterator[st
     yield from (f"{name}: {said}" for said in found.left_out)
     errors = [row for row in rows if row.status == "error"]
     if errors:
-        first = errors[0]
+        first, counted = errors[0], "score worst, or are left out where a metric has no bounds"
         yield (
-            f"{name}: {len(errors)} of {len(rows)} items could not be asked and are left out, the first one "
+            f"{name}: {len(errors)} of {len(rows)} items could not be asked and {counted}; the first one is "
             f"{first.example_id}: {first.error}"
         )
     cut = sum(row.status == "truncated" for row in rows)

@@ -52,10 +52,12 @@ class Reader:
         return self._controls
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
-        """Return every metric of every task that a run answered on test."""
+        """Return every metric of every task that a run answered on test, as far as an item was scored."""
         return {
             m.task.name: {
-                name: comparison.estimate(metric, self.of(run, m)) for name, metric in m.metrics.items()
+                name: comparison.estimate(metric, rows)
+                for name, metric in m.metrics.items()
+                if comparison.is_comparable(metric, rows := self.of(run, m), rows)
             }
             for m in (self._session.target, *self._session.suites)
             if f"{m.task.name}/test" in run.rows

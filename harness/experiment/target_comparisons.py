@@ -33,9 +33,8 @@ def add_comparisons(
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
-        return comparison.compare_rows(
-            metric, reader.of(other, session.target), reader.of(run, session.target)
-        )
+        arms = reader.of(other, session.target), reader.of(run, session.target)
+        return comparison.compare_rows(metric, *arms) if comparison.is_comparable(metric, *arms) else None
 
     def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
         of = [reader.of(run, session.target) for run in seeds]

@@ -3,7 +3,7 @@
 Invariant: a record holds what the report says and nothing else; smoke runs leave none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from harness import __version__, store
@@ -50,6 +50,43 @@ def record_verdict(
         },
     )
     store.save_verdict(at, record)
+
+
+def verdict_change(
+    at: Store, run: Run, verdict: Verdict, policy: GatePolicy, baseline: str, baseline_digest: str
+) -> str:
+    """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
+    before = store.newest_verdict(at, run.run_id, baseline_digest)
+    if before is None or before.outcome == verdict.outcome:
+        return ""
+    since = "; ".join(_changes(before, run, policy)) or "the evidence is the same, judged by other rules"
+    was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
+    return f"{was} and would now be {verdict.sentence} (since then: {since})"
+
+
+def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[str]:
+    """Name the settings, rows and version that are other than when a verdict was stored."""
+    defaults, now = to_plain(GatePolicy()), to_plain(policy)
+    for key, value in now.items():
+        then = before.policy.get(key, defaults[key])
+        if then != value:
+            yield f"gate.{key} {then} → {value}"
+    if other := sorted(key for key in {*before.rows, *run.rows} if before.rows.get(key) != run.rows.get(key)):
+        yield f"other answers on {', '.join(other)}"
+    if before.harness != __version__:
+        yield f"harness {before.harness} → {__version__}"
+
+
+def report_changes(
+    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy
+) -> Iterator[str]:
+    """Say of every verdict of a report that is another than the one stored what has changed."""
+    by_id = {run.run_id: run for run in runs}
+    for facts in report.facts:
+        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
+            said = verdict_change(at, run, facts.verdict, policy, "the base", run.base_digest)
+            if said:
+                yield said
 
 
 def record_report(at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy) -> None:

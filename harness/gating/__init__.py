@@ -1,13 +1,15 @@
 """Gate: both arms' rows and a policy → one verdict, pass, fail, inconclusive or harness-drift.
 
 Invariant: pass needs non-inferiority shown and fail needs a regression shown; whatever lies
-between is inconclusive, and so is a run of which no admitted capability task was measured.
+between is inconclusive, and so is a run of which no admitted capability task was measured, or too many
+answers failed.
 Where the control arm moved, nothing is said of the candidate. Admission looks at the base only.
 The exit code, the terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from harness.gating.admission import (
     Measurement,
@@ -32,8 +34,11 @@ from harness.gating.verdict import (
     TaskComparison,
     Verdict,
     is_in_macro,
+    is_invalid,
+    is_judged,
     is_reported_only,
     margin_of,
+    may_decide,
 )
 from harness.spec import GatePolicy
 
@@ -59,9 +64,12 @@ __all__ = [
     "exit_code",
     "has_drifted",
     "is_in_macro",
+    "is_invalid",
+    "is_judged",
     "is_reported_only",
     "judge",
     "margin_of",
+    "may_decide",
     "measured_half",
     "passing_chance",
     "power_warnings",
@@ -110,26 +118,29 @@ def judge(
     measurements, where another run of the same weights has them. `missing` names tasks that one of the
     arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
     is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
-    the rule against the first base, where the baseline is another one.
+    the rule against the first base, where the baseline is another one. Where `policy.tasks` names tasks,
+    others are compared and not judged.
 
     Raises:
-        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+        IncompatibleRuns: the arms hold different items.
     """
     cut = cut_tasks(measured, seed)
     if compared is None:
         compared = compare_measurements(measured, cut, policy.alpha, identical=identical)
-    judged = [t for t in compared if t.comparison.metric == t.task.primary_metric]
-    admitted = list(filter(is_in_macro, judged))
+    primary = {t.task.name: t for t in compared if t.comparison.metric == t.task.primary_metric}
+    judged = [m for m in measured if is_judged(m.task.name, policy)]
+    unanswered = [m.task.name for m in judged if m.task.name not in primary]
+    tasks = [primary[m.task.name] for m in judged if m.task.name in primary]
     verdict = apply_rules(
-        judged,
+        tasks,
         policy,
-        validity=compare_invalid_rates(measured, policy.alpha, identical),
+        validity=compare_invalid_rates(judged, policy.alpha, identical),
         target=target,
         identical=identical,
         confirmed=confirmed,
         controls=controls,
-        missing=missing,
-        shared=find_shared_items(measured, admitted, cut),
+        missing=[*filter(partial(is_judged, policy=policy), missing), *unanswered],
+        shared=find_shared_items(measured, list(filter(is_in_macro, tasks)), cut),
         level=level,
         cumulative=cumulative,
     )
@@ -139,9 +150,9 @@ def judge(
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
     """Return 0 for pass, 3 for fail, 4 for inconclusive unless the policy lets that through.
 
-    A harness that drifted is 4 whatever the policy says: nothing was judged.
+    A harness that drifted, and too many failed answers, are 4 whatever the policy says: nothing was judged.
     """
-    if verdict.outcome == "harness-drift":
+    if verdict.outcome == "harness-drift" or is_invalid(verdict.rules):
         return 4
     if verdict.outcome == "inconclusive":
         return 4 if policy.on_inconclusive == "fail" else 0

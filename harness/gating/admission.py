@@ -104,8 +104,10 @@ def compare_measurements(
 ) -> list[TaskComparison]:
     """Compare both arms on every metric of every task, each task's primary metric first.
 
+    A metric by which no item of the base could be scored is left out.
+
     Raises:
-        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+        IncompatibleRuns: the arms hold different items.
     """
     return [t for m in measured for t in _task(m, cut, alpha, identical)]
 
@@ -119,8 +121,13 @@ def admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
 def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[TaskComparison]:
     primary, out = m.task.primary_metric, []
     for name in sorted(m.metrics, key=lambda n: n != primary):
-        difference = comparison.compare_rows(m.metrics[name], m.base, m.new, alpha=alpha, identical=identical)
-        out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
+        if comparison.is_comparable(m.metrics[name], m.base, m.new):
+            difference = comparison.compare_rows(
+                m.metrics[name], m.base, m.new, alpha=alpha, identical=identical, base_errors="bounds"
+            )
+            out.append(TaskComparison(m.task, m.role, difference, False, "", m.suite))
+    if not out or out[0].comparison.metric != primary:
+        return out
     halves, why_not = _admission(m, cut)
     half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
     why_not, room = "" if halves else why_not, _room(m.base)
@@ -158,11 +165,15 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
 
 def _admitted_half(
     m: Measurement, cut: Split, half: Half, why: str, alpha: float, identical: bool
-) -> AdmittedHalf:
-    """Compare the only half that counts."""
+) -> AdmittedHalf | None:
+    """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
     metric = m.metrics[m.task.primary_metric]
     base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
-    difference = comparison.compare_rows(metric, base, new, alpha=alpha, identical=identical)
+    if not comparison.is_comparable(metric, base, new):
+        return None
+    difference = comparison.compare_rows(
+        metric, base, new, alpha=alpha, identical=identical, base_errors="bounds"
+    )
     return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 
@@ -174,4 +185,6 @@ def compare_invalid_rates(
     if not generated:
         return None
     base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
-    return comparison.compare_validity(base, new, alpha=alpha, identical=identical)
+    if all(row.status == "error" for row in base):
+        return None
+    return comparison.compare_validity(base, new, alpha=alpha, identical=identical, base_errors="bounds")

@@ -17,6 +17,7 @@ from harness.gating.macro import Macro
 from harness.gating.verdict import (
     MissRate,
     TaskComparison,
+    is_judged,
     is_relative,
     is_reported_only,
     margin_share,
@@ -53,7 +54,7 @@ def power_warnings(
         (task, suite.name, n[task.name], known.get(task.name, _ASSUMED_DISAGREEMENT))
         for suite in suites
         for task in suite.tasks
-        if n.get(task.name)
+        if n.get(task.name) and is_judged(task.name, policy)
     ]
     capability = {task.name for suite in suites if suite.role == "capability" for task in suite.tasks}
     judged = [c for c in counted if c[0].name in capability and not is_reported_only(c[0])]

@@ -25,7 +25,9 @@ from harness.gating.items_needed import (
 from harness.gating.macro import Macro, average_macro, planned_parts
 from harness.gating.operating_characteristic import miss_rates
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems
-from harness.gating.significance import loss_rate_p, macro_p, noninferiority_p, target_p
+from harness.gating.significance import loss_rate_p, macro_p, noninferiority_p
+from harness.gating.target import target_rule
+from harness.gating.unanswered import errors_rule, missing_rule
 from harness.gating.verdict import (
     Number,
     Outcome,
@@ -34,6 +36,8 @@ from harness.gating.verdict import (
     TaskComparison,
     Verdict,
     is_in_macro,
+    is_invalid,
+    is_named_critical,
     is_relative,
     is_reported_only,
     margin_of,
@@ -76,6 +80,7 @@ def apply_rules(
         ValueError: a comparison was made at another alpha.
     """
     _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
+    errors = None if identical else errors_rule(tasks, target, policy)
     tasks = list(map(_orient, tasks))
     vetoing = [t for t in tasks if is_in_macro(t)]
     show = policy if level is None else policy.model_copy(update={"alpha": level})
@@ -84,6 +89,7 @@ def apply_rules(
     admitted = [t for t in tasks if is_in_macro(t)]
     macro = average_macro(admitted, show, shared) if admitted else None
     rules = (
+        *([errors] if errors else []),
         macro_rule(tasks, admitted, macro, show, identical, shared),
         each_rule(vetoing, policy, identical),
         critical_rule(tasks, show, identical),
@@ -92,10 +98,10 @@ def apply_rules(
         target_rule(target, policy),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
-        *([_missing_rule(missing)] if missing else []),
+        *([missing_rule(missing)] if missing and not identical else []),
         *([cumulative] if cumulative else []),
     )
-    outcome = worst_outcome([r.outcome for r in rules])
+    outcome = _join_outcomes(rules)
     needed = [int(n) for r in rules if isinstance(n := r.numbers.get("items_needed"), int)]
     return Verdict(
         outcome=outcome,
@@ -104,7 +110,7 @@ def apply_rules(
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
         missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
-        items_needed=max(needed) if needed and outcome == "inconclusive" else None,
+        items_needed=max(needed) if needed and outcome == "inconclusive" and not is_invalid(rules) else None,
         sentence=_verdict_sentence(outcome, rules),
     )
 
@@ -114,15 +120,17 @@ def _orient(t: TaskComparison) -> TaskComparison:
     return t._replace(comparison=comparison.orient(t.comparison), half=half)
 
 
-def _missing_rule(missing: Sequence[str]) -> Rule:
-    """Leave the verdict open where tasks are missing: what nobody measured may be what was lost."""
-    found = f"{formatting.counted(len(missing), 'task')} not answered by both ({_list_ids(missing)})"
-    said = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
-    return Rule("tasks", "inconclusive", said, {"missing": list(missing[:_NAMED]), "n_missing": len(missing)})
+def _join_outcomes(rules: Sequence[Rule]) -> Outcome:
+    """Join the rules' outcomes; where too many answers failed only a drift of the harness is worse."""
+    outcome = worst_outcome([r.outcome for r in rules])
+    return "inconclusive" if outcome == "fail" and is_invalid(rules) else outcome
 
 
 def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
-    return f"{outcome.upper()}: " + "; ".join(r.sentence for r in rules if r.outcome == outcome)
+    said = [r for r in rules if r.outcome == outcome]
+    if outcome == "inconclusive" and is_invalid(rules):
+        said = [r for r in said if r.name in ("errors", "tasks")]  # the others rest on what failed
+    return f"{outcome.upper()}: " + "; ".join(r.sentence for r in said)
 
 
 def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:
@@ -193,25 +201,30 @@ def _who_counts(
 def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
     """Fail when a task is shown, by Holm over the tasks, to have lost more than its own margin.
 
-    Inconclusive where a loss is shown and lies beyond the margin as found, but is not shown
-    to lie there: the task may not have lost that much, and nobody should be told that it passed.
+    Inconclusive where a loss lies beyond the margin as found and is shown, but not to lie there: the task
+    may not have lost that much, and nobody should be told that it passed. So it is where the task has too
+    few items to show even the loss of all of them.
     """
     if identical:
         return Rule("each", "pass", "each: no task can have lost anything, by identity of the weights", {})
     if not admitted:
         return Rule("each", "skipped", "each: no admitted capability task was measured", {})
-    margins = [margin_of(t, policy) for t in admitted]
+    margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
     some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
     vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
-    doubtful = [
-        t
+    beyond_margin = [
+        (t, p)
         for t, p, margin in zip(admitted, some, margins, strict=True)
-        if p < policy.alpha and t.counted.delta < -margin and t not in vetoed
+        if t.counted.delta < -margin and t not in vetoed
     ]
+    doubtful = [t for t, p in beyond_margin if p < policy.alpha]
+    too_small = [t for t, p in beyond_margin if p >= policy.alpha and _is_too_small(t, alpha)]
     facts: dict[str, Number] = {
         "vetoed": [t.task.name for t in vetoed],
-        "doubtful": [t.task.name for t in doubtful],
-        "lost_items": [f"{t.task.name}/{i}" for t in vetoed + doubtful for i in t.counted.lost[:_NAMED]],
+        "doubtful": [t.task.name for t in doubtful + too_small],
+        "lost_items": [
+            f"{t.task.name}/{i}" for t in vetoed + doubtful + too_small for i in t.counted.lost[:_NAMED]
+        ],
         "n_tasks": len(admitted),
         "p_smallest": min(beyond),
     }
@@ -219,7 +232,10 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
         named = "; ".join(_delta_and_margin(t, policy) for t in vetoed)
         return Rule("each", "fail", f"each: a loss beyond the margin is shown on {named}", facts)
     if doubtful:
-        return _doubtful_rule(doubtful, policy, policy.alpha / len(admitted), facts)
+        return _doubtful_rule(doubtful, policy, alpha, facts)
+    if too_small:
+        named = "; ".join(_delta_and_margin(t, policy) for t in too_small)
+        return Rule("each", "inconclusive", f"each: too few items to show any loss on {named}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.counted(len(admitted), "task")
     said = f"each: none of {n_tasks} is shown to have lost more than its margin"
@@ -229,6 +245,12 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
     pairs = zip(admitted, margins, strict=True)
     return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
+
+
+def _is_too_small(t: TaskComparison, alpha: float) -> bool:
+    """Tell whether not even the loss of every item would be shown; clusters count as single items."""
+    n = t.counted.n_clusters
+    return stats.tango_regression_p(0, n, n, 0.0) >= alpha
 
 
 def _doubtful_rule(
@@ -251,7 +273,7 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
         return Rule("critical", "skipped", "critical: no task is named critical", {})
     if identical:
         return Rule("critical", "pass", "critical: nothing is lost, by identity of the weights", {})
-    named = [t for t in tasks if {t.task.name, t.suite} & set(policy.critical)]
+    named = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
     missing = set(policy.critical) - {name for t in tasks for name in (t.task.name, t.suite)}
     judged = [_critical_task(t, policy) for t in named]
     judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
@@ -271,7 +293,10 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
         why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
         return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
     lost, passed = len(c.lost), c.base_passed
-    low, high = _loss_bounds(lost, passed, c.design_effect, policy.alpha)
+    # What the base did not answer may be passed by it and lost by the candidate.
+    most_lost, most_passed = lost + c.errors.base, passed + c.errors.base
+    low = _loss_bounds(lost, passed, c.design_effect, policy.alpha).low
+    high = _loss_bounds(most_lost, most_passed, c.design_effect, policy.alpha).high
     outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
     said = (
         f"{name}: {lost} of {passed} items that the base passed are lost, "
@@ -284,7 +309,7 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     }[outcome]
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:_NAMED])}
-    facts["p"] = loss_rate_p(lost / c.design_effect, passed / c.design_effect, 2 * margin)
+    facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, 2 * margin)
     return Rule("critical", outcome, said, _add_items_needed(facts, outcome, _critical_items(c, policy)))
 
 
@@ -324,8 +349,9 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
     facts |= {"p": noninferiority_p(c, -policy.validity, policy.alpha)} if outcome == "pass" else {}
     rise = formatting.points(validity.delta, validity.low, validity.high)
+    failed = f" or {formatting.count(c.errors.new)} failed" if c.errors.new else ""
     said = (
-        f"validity: unparsable, truncated or refused answers {formatting.percent(c.base)} → "
+        f"validity: unparsable, truncated or refused{failed} answers {formatting.percent(c.base)} → "
         f"{formatting.percent(c.new)} %, {rise} pp, "
         + _margin_verdict(
             outcome, margin_text(policy.validity), advice, "a format regression beyond it is shown"
@@ -392,52 +418,6 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
     return Rule("drift", outcome, f"{said}, limit {formatting.plain(limit)}: {words[outcome]}", facts)
 
 
-def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
-    """Judge what was declared of the target by the 95 % intervals on the test split."""
-    wanted = policy.target
-    if wanted.min is None and wanted.gain is None:
-        return Rule("target", "skipped", "target: nothing was declared for it", {})
-    if target is None:
-        return Rule("target", "inconclusive", "target: it was not measured", {})
-    judged: list[tuple[Outcome, str]] = []
-    facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
-    if wanted.min is not None:
-        judged.append(_level(target.score, wanted.min))
-        facts["min"] = wanted.min
-    if wanted.gain is not None:
-        judged.append(_gain(target.gain, wanted.gain))
-        facts["gain"] = wanted.gain
-    words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
-    said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
-    outcome = worst_outcome([outcome for outcome, _ in judged])
-    facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
-    return Rule("target", outcome, said, facts)
-
-
-def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
-    """Judge the score against a level: the least, or the most where lower is better."""
-    unit, percent = found.unit, " %" if found.unit.is_rate else ""
-    low, high = sorted((unit.sign * found.low, unit.sign * found.high))
-    limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
-    said = f"{formatting.score(unit, *found[:3])}{percent} against {limit}"
-    return _target_outcome(low, high, unit.sign * wanted), said
-
-
-def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
-    if gain is None:
-        least = f"a gain of {formatting.percent(wanted)} pp"
-        return "inconclusive", f"{least} has no untrained candidate to be measured against"
-    c = comparison.orient(gain)
-    name = "pp" if c.unit.is_rate else c.unit.name
-    found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
-    said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
-    return _target_outcome(c.low, c.high, wanted), said
-
-
-def _target_outcome(low: float, high: float, wanted: float) -> Outcome:
-    return "pass" if low >= wanted else "fail" if high < wanted else "inconclusive"
-
-
 def _outcome(lower: float, upper: float, margin: float) -> Outcome:
     return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
 
@@ -466,7 +446,7 @@ def _margin_verdict(
 
 
 def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
-    is_critical = bool({t.task.name, t.suite} & set(policy.critical))
+    is_critical = is_named_critical(t.task, t.suite, policy)
     return t.role not in ("target", "regression") and not is_in_macro(t) and not is_critical
 
 

@@ -79,6 +79,7 @@ class Rule:
     """Outcome of one rule of the policy, and the numbers its sentence rests on."""
 
     name: Literal[
+        "errors",
         "macro",
         "each",
         "critical",
@@ -128,6 +129,11 @@ class Verdict:
 _TO_BE_SHOWN = ("macro", "critical", "validity", "target")
 
 
+def is_invalid(rules: Sequence[Rule]) -> bool:
+    """Tell whether so many answers failed that nothing was judged, whatever the other rules say."""
+    return any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in rules)
+
+
 def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
     """Join outcomes: where the harness drifted nothing else counts; then one fail fails, and so on."""
     if "harness-drift" in outcomes:
@@ -138,6 +144,25 @@ def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
 def is_in_macro(t: TaskComparison) -> bool:
     """Tell whether a task counts in the macro and may veto."""
     return t.role == "capability" and t.base_rows_admitted and not is_reported_only(t.task)
+
+
+def is_judged(task: str, policy: GatePolicy) -> bool:
+    """Tell whether a task is one of those that the policy names; all are where it names none."""
+    return not policy.tasks or task in policy.tasks
+
+
+def is_named_critical(task: Task, suite: str, policy: GatePolicy) -> bool:
+    """Tell whether the policy names a task critical, by its name or by its suite."""
+    return bool({task.name, suite} & set(policy.critical))
+
+
+def may_decide(task: Task, role: str, suite: str, policy: GatePolicy) -> bool:
+    """Tell whether a rule of the policy judges a task, as far as that is known before it is measured."""
+    if not is_judged(task.name, policy):
+        return False
+    if is_reported_only(task):
+        return policy.drift is not None
+    return role in ("capability", "regression") or is_named_critical(task, suite, policy)
 
 
 def is_reported_only(task: Task) -> bool:

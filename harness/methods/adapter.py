@@ -4,7 +4,6 @@ Invariant: it is copied as it is and judged like one trained here; the same tens
 have the same digest, and so the same rows.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS, tensors_of
 from harness.models.hub import ModelSource
 from harness.plugins import Method
-from harness.records import TrainingRecord
+from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
 
@@ -40,7 +39,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         )
         return
     try:
-        named = json.loads((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+        named = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
         yield Problem(f"{folder / CONFIG}", "no JSON object", "PEFT's configuration", "export it again")
         return
@@ -106,7 +105,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     else:
         _convert(context.path / _PICKLED, folder / WEIGHTS)
     own = adapter_digest(folder, context.source.weights_digest)
-    named = json.loads((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    named = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3), named_base=named)
     return Weights("adapter", own, context.folder, made)
 

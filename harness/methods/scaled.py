@@ -19,7 +19,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
 from harness.plugins import Method
-from harness.records import TrainingRecord
+from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_digest
 
@@ -46,7 +46,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     if context.init is None:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"
-    config = json.loads((context.init / CONFIG).read_text("utf-8"))
+    config = parse_json((context.init / CONFIG).read_text("utf-8"))
     scaled = _scaled(config, params.scale)
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")

@@ -4,7 +4,7 @@ Invariant: a score depends only on the parts and the weights, so bootstraps, clu
 inclusion probabilities change weights and never score an answer again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -114,6 +114,32 @@ def flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
     if before is None or now is None:
         return before is not now
     return bool(flips(metric, np.array([before]), np.array([now])).flipped[0])
+
+
+class Extremes(NamedTuple):
+    """Parts of the worst and of the best answer to an item."""
+
+    worst: Parts
+    best: Parts
+
+
+def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
+    """Return the parts of the worst and of the best answer to an item with these references.
+
+    None where the metric has no bounds, or several parts and no reference to make them of.
+    """
+    low, high = metric.bounds
+    if not isfinite(high - low):
+        return None
+    ends = np.array([[low], [high]])
+    if len(metric.parts) == 1 and np.allclose(metric.aggregate(ends, np.eye(2)), (low, high)):
+        worst, best = (low, high) if metric.higher_is_better else (high, low)
+        return Extremes((float(worst),), (float(best),))
+    if not references:
+        return None
+    example = Example("", (), tuple(references))
+    found = metric.score(Output(references[0]), example)  # the reference itself scores best
+    return None if found is None else Extremes(metric.worst(example), found)
 
 
 def load_metrics(task: Task) -> dict[str, Metric]:

@@ -5,11 +5,10 @@ paths, versions or how a file is laid out.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.records import digest
+from harness.records import digest, parse_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter computes does not depend on where it came from and how it was trained.
@@ -49,7 +48,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:
             raise ValueError(f"{path} has no safetensors header")
-        header: dict[str, Any] = json.loads(file.read(size))
+        header: dict[str, Any] = parse_json(file.read(size))
     header.pop("__metadata__", None)
     start, there = 8 + size, path.stat().st_size
     tensors = {
@@ -63,7 +62,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 def adapter_digest(folder: Path, base_digest: str) -> str:
     """Return the digest of an adapter on its base: its tensors and what scales them, no paths."""
-    config = json.loads((folder / CONFIG).read_text())
+    config = parse_json((folder / CONFIG).read_text())
     kept = {k: v for k, v in config.items() if k not in _OF_TRAINING and v is not None}
     plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
     return digest([base_digest, _content(folder / WEIGHTS), plain])

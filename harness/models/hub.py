@@ -19,7 +19,7 @@ from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.models.adapters import tensors_of
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
-from harness.records import checksum, digest
+from harness.records import checksum, digest, parse_json
 from harness.spec import HUB
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def has_chat_template(path: Path) -> bool:
     if any(path.glob("chat_template*")):
         return True
     try:
-        return bool(json.loads((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
+        return bool(parse_json((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
     except FileNotFoundError:
         return False
 
@@ -165,7 +165,7 @@ def shape(source: ModelSource) -> Shape | None:
     if is_packed(source):
         return _SHAPE
     try:
-        return shape_of(json.loads((source.path / "config.json").read_text("utf-8")), source.n_parameters)
+        return shape_of(parse_json((source.path / "config.json").read_text("utf-8")), source.n_parameters)
     except (OSError, ValueError):
         return None
 
@@ -176,7 +176,7 @@ def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
 
 def _count_parameters(path: Path) -> int:
     """Count parameters from the size of the weights on disk; their type stands in the config."""
-    config = json.loads((path / "config.json").read_text())
+    config = parse_json((path / "config.json").read_text())
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
     size = sum(file.stat().st_size for file in _matching(path, _WEIGHTS_FILES))
     return max(1, size // (4 if four_bytes else 2))

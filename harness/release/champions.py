@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
-from harness.records import Run
+from harness.records import Run, parse_json
 from harness.store import Store
 
 
@@ -68,7 +68,7 @@ def read_champion(folder: Path, target: str) -> Champion | None:
     if not path.exists():
         return None
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = parse_json(path.read_text("utf-8"))
         lately = (
             "verdict",
             "sentence",

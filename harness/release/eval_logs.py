@@ -5,11 +5,14 @@ settings; what is not known of either is not compared.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from harness.errors import Problem, UserError
 from harness.gating import Measurement
 from harness.metrics import Metric, mean_metric
 from harness.records import SampleResult, Status, digest
@@ -78,6 +81,27 @@ def measurement(old: TaskLog, new: TaskLog) -> Measurement:
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
     metrics = {metric.name: metric}
     return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
+
+
+def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, LoggedItem]:
+    """Make one cluster of items that are the same document under other ids.
+
+    Raises:
+        UserError: every document is there several times.
+    """
+    documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
+    counts = Counter(documents.values())
+    if min(counts.values()) > 1 and "" not in counts:
+        most = counts.most_common(1)[0][0]
+        copies = ", ".join([name for name, document in documents.items() if document == most][:5])
+        found = f"each of its {len(counts)} documents several times, such as the items {copies}"
+        raise UserError(Problem(str(path), found, "every document once", "evaluate each document once"))
+    return {
+        name: item._replace(cluster=item.cluster or documents[name])
+        if documents[name] and counts[documents[name]] > 1
+        else item
+        for name, item in items.items()
+    }
 
 
 def is_rate(scores: Iterable[object]) -> bool:

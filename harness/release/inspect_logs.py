@@ -6,7 +6,6 @@ Source: the format that inspect_ai 0.3 documents as its log file format, version
 note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
 """
 
-import json
 import struct
 import zipfile
 import zlib
@@ -17,8 +16,8 @@ from statistics import fmean
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import Problem, UserError
-from harness.records import Status, canonical_json, digest
-from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, shared_text_cluster
+from harness.records import Status, canonical_json, digest, parse_json
+from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, join_copies, shared_text_cluster
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 _STOPPED: dict[str, Status] = {
@@ -117,7 +116,7 @@ def _read_or_refuse(file: Path, read: Callable[[], T]) -> T:
 
 
 def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
-    log = _header(json.loads(file.read_text("utf-8")))
+    log = _header(parse_json(file.read_text("utf-8")))
     samples = log.get("samples") or []
     return log, lambda: samples
 
@@ -126,14 +125,14 @@ def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]
     """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
     if "header.json" not in member_names(file):
         (start,) = read_members(file, lambda name: name == "_journal/start.json")
-        return _header({"status": "started", **json.loads(start)}), list
+        return _header({"status": "started", **parse_json(start)}), list
     (header,) = read_members(file, lambda name: name == "header.json")
 
     def samples() -> list[object]:
         found = read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
-        return [json.loads(sample) for sample in found]
+        return [parse_json(sample) for sample in found]
 
-    return _header(json.loads(header)), samples
+    return _header(parse_json(header)), samples
 
 
 def _header(value: object) -> Mapping[str, Any]:
@@ -172,15 +171,20 @@ def _parse_task(task: str, log: Log) -> TaskLog:
     items = {
         name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
     }
+    items = join_copies(log.path, items)
     settings, same = _settings(log.header), "use the same --limit and --sample-id"
     return TaskLog(task, metric, True, items, settings, "generate", "inspect", same)
 
 
-def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[object]]) -> None:
-    """Refuse a log without samples, and one that holds fewer or other items than it set out with."""
+def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse a log without samples, an item twice in an epoch, and fewer or other items than were asked."""
     if not by_item:
         step = "evaluate again without --no-log-samples"
         raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
+    twice = [name for name, samples in by_item.items() if _n_epochs(samples) < len(samples)]
+    if twice:
+        found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
+        raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
     epochs = {len(samples) for samples in by_item.values()}
     if len(epochs) > 1:
         found = f"items with {min(epochs)} to {max(epochs)} epochs"
@@ -189,6 +193,12 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[object]]) -> None:
     n = sum(map(len, by_item.values()))
     if isinstance(asked, int) and asked > n:
         raise UserError(Problem(str(log.path), f"{n} of {asked} samples", "all of them", _AGAIN))
+
+
+def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:
+    """Count the epochs that an item's samples name; as many as there are samples where they name none."""
+    named = {sample.get("epoch") for sample in samples}
+    return len(samples) if named == {None} else len(named)
 
 
 def _first_score(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> str:

@@ -6,16 +6,16 @@ Invariant: nothing is read but JSON; of several evaluations of a task the newest
 Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from harness.errors import Problem, UserError
-from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, shared_text_cluster
+from harness.records import parse_json
+from harness.release.eval_logs import LoggedItem, TaskLog, is_rate, join_copies, shared_text_cluster
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
@@ -65,7 +65,7 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
     settings["version"] = results.get("versions", {}).get(task)
     settings["num_fewshot"] = results.get("n-shot", {}).get(task)
-    items = {name: _item(row, metric) for name, row in samples.items()}
+    items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
     return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit")
 
@@ -82,7 +82,11 @@ def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
 def _first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Keep each item once: with several filters an item stands once a filter, and the first one decides.
 
-    Versions of lm-eval that do not name the filter write the filters one after the other.
+    Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
+    same responses, filtered in other ways.
+
+    Raises:
+        UserError: an item stands there twice.
     """
     kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
     counts = Counter(str(row["doc_id"]) for row in kept)
@@ -90,7 +94,20 @@ def _first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[
         found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
         raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
     first = {str(row["doc_id"]): row for row in reversed(kept)}
+    again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
+    if again and not _are_filters(again):
+        times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
+        found = f"each of its {len(first)} items {times} times (doc_id {named})"
+        step = "keep the lines of one evaluation, or evaluate again"
+        raise UserError(Problem(str(path), found, "every item once", step))
     return dict(reversed(first.items()))
+
+
+def _are_filters(again: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
+    """Tell whether further lines of items are their first ones' responses, by a filter without a name."""
+    pairs = list(again)
+    same = all("filter" not in row and row.get("resps") == first.get("resps") for row, first in pairs)
+    return same and any(row != first for row, first in pairs)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -99,7 +116,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             row["doc_id"]
         except (ValueError, KeyError, TypeError) as error:
             found = f"a line that is no sample ({type(error).__name__})"
@@ -114,7 +131,7 @@ def _results(path: Path, date: str) -> dict[str, Any]:
     """Read the results file of the same evaluation; empty where it was not kept."""
     results = path.with_name(f"results{date}.json")
     try:
-        found = json.loads(results.read_text("utf-8"))
+        found = parse_json(results.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

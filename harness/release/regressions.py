@@ -14,7 +14,7 @@ from harness import config
 from harness.config import Loaded
 from harness.data import load_task
 from harness.errors import Problem, UserError, did_you_mean
-from harness.records import Example, Run
+from harness.records import Example, Run, parse_json
 from harness.spec import EVALUATE, Task, TaskData, is_path
 
 SUITE = "regressions"
@@ -120,7 +120,7 @@ def _row(e: Example) -> dict[str, Any]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    return [parse_json(line) for line in lines if line.strip()]
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from harness.evaluation import lm_eval
 from harness.evaluation.row_sets import rows_version
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
-from harness.experiment.verdict_records import record_verdict
+from harness.experiment.verdict_records import record_verdict, verdict_change
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
@@ -125,13 +125,16 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     experiment, catalogue = with_lm_eval(loaded.experiment)
     target = experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
-    if not any(f"{task.name}/test" in run.rows for task, _, _ in tasks) and tasks:
+    unanswered = [named for named in tasks if f"{named[0].name}/test" not in run.rows]
+    if tasks and len(unanswered) == len(tasks):
         found = f"{run.candidate}, which answered no task of the suites"
         raise UserError(
             Problem("--candidate", found, "one with capability to lose", "harness compare --gate")
         )
     refuse_changed(experiment, catalogue, at, run)
-    notes: list[str] = []
+    left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
+    notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
+    tasks = [named for named in tasks if named[0].name not in left_out]
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     baseline = partial(_baseline_identity, at, run=run, champion=champion)
     measured = _measurements(at, run, baseline, tasks, known, notes)
@@ -146,9 +149,12 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
         cumulative=_cumulative(experiment, at, run, champion, tasks, known) if champion else None,
+        missing=[named[0].name for named in unanswered if gating.may_decide(*named, experiment.gate)],
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
+    if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest):
+        notes.append(changed)
     record_verdict(at, run, result.verdict, experiment.gate, against, digest)
     family = decision.family_of(experiment)
     n_members = family.size if run.candidate in family.members else 1
@@ -202,8 +208,6 @@ def _measurements(
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(at, run.rows[key])
             arms.append((task, role, suite, own, baseline(own, key)))
-        else:
-            notes.append(f"{task.name}: the run did not answer it")
     rows = store.read_many(at, [one.digest for *_, own, base in arms for one in (own, base)], texts=False)
     measured = []
     for task, role, suite, own, base in arms:
@@ -305,7 +309,7 @@ def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple
 
 def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task) -> TargetFacts | None:
     """Read what was reached on the target; the gain over the best untrained candidate if the policy asks."""
-    if policy.target.min is None and policy.target.gain is None:
+    if (policy.target.min is None and policy.target.gain is None) or f"{task.name}/test" not in run.rows:
         return None
     metric = load_metrics(task)[task.primary_metric]
     limit = task.data.limits.test
@@ -322,8 +326,8 @@ def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison |
     if not untrained:
         return None
     best = max(untrained, key=lambda run: validation_score(loaded, at, run))
-    other = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test)
-    return comparison.compare_rows(metric, other, rows)
+    arms = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test), rows
+    return comparison.compare_rows(metric, *arms) if comparison.is_comparable(metric, *arms) else None
 
 
 def _untrained(runs: Iterable[Run], candidates: Iterable[str]) -> list[Run]:

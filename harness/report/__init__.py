@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from harness.gating import Verdict
+from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
 from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
@@ -96,9 +96,9 @@ def _forms(report: ExperimentReport) -> dict[str, str]:
 
 
 def _stops(report: ExperimentReport, verdict: Verdict) -> bool:
-    return verdict.outcome in ("fail", "harness-drift") or (
-        verdict.outcome == "inconclusive" and report.undecided_fails
-    )
+    if verdict.outcome == "inconclusive":
+        return report.undecided_fails or is_invalid(verdict.rules)
+    return verdict.outcome != "pass"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ COLUMNS = (
     "metric",
     "slice",
     "n",
+    "n_errors",
     "score",
     "score_low",
     "score_high",
@@ -65,11 +66,12 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
 
 
 def _estimate_cells(e: Estimate) -> Row:
-    return {"n": e.n, "score": e.score, "score_low": e.low, "score_high": e.high}
+    return {"n": e.n, "n_errors": e.n_errors, "score": e.score, "score_low": e.low, "score_high": e.high}
 
 
 def _compared(c: Comparison, with_: str) -> Row:
-    new = _estimate_cells(Estimate(c.new, c.new_low, c.new_high, c.n))
+    failed = c.errors.new + c.errors.both
+    new = _estimate_cells(Estimate(c.new, c.new_low, c.new_high, c.n, n_errors=failed))
     base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
     delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
     return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}

@@ -195,13 +195,28 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     """Say in one line what a candidate reached, while the others are still running."""
     if f.state == "failed":
         return failure_line(f)
-    target = formatting.score(f.target.unit, *f.target[:3]) if f.target else formatting.UNKNOWN
+    target = target_text(f)
     parts = [f"{_SHORT.get(metric, metric)} {target}"]
     parts += [f"{formatting.usd(f.cost_per_1k_usd)} USD/1k"] if f.cost_per_1k_usd is not None else []
     parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
     parts += [SMOKE] if smoke else []
     return f"{f.label}: {' · '.join(parts)}"
+
+
+def arm_texts(c: Comparison) -> tuple[str, str]:
+    """Print both arms' scores of a comparison, each with the number of its answers that failed."""
+    base = formatting.score(c.unit, c.base, c.base_low, c.base_high)
+    new = formatting.score(c.unit, c.new, c.new_low, c.new_high)
+    shared = c.errors.both
+    return base + formatting.errors(c.errors.base + shared), new + formatting.errors(c.errors.new + shared)
+
+
+def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
+    """Print a candidate's score on the target, with the number of its answers that failed."""
+    if f.target is None:
+        return formatting.UNKNOWN
+    return formatting.score(f.target.unit, *f.target[:3], whole=tight) + formatting.errors(f.target.n_errors)
 
 
 def miss_text(m: MissRate) -> str:
@@ -268,7 +283,7 @@ def failure_line(f: CandidateFacts) -> str:
 def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
     return Row(
         f.label,
-        formatting.score(f.target.unit, *f.target[:3], whole=tight) if f.target else formatting.UNKNOWN,
+        target_text(f, tight=tight),
         _vs_untrained(f, reference, tight),
         _forgetting(f, tight),
         _lost_gained(f),

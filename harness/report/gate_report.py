@@ -11,7 +11,7 @@ from typing import Any
 from harness import formatting, gating, report
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.report.document import ResultDocument, Section
-from harness.report.experiment_report import family_text, miss_basis, miss_text
+from harness.report.experiment_report import arm_texts, family_text, miss_basis, miss_text
 from harness.report.labels import WORDS
 
 _LOST_SHOWN = 20
@@ -87,8 +87,7 @@ def _task_cells(t: TaskComparison) -> list[str]:
         c.task,
         c.metric,
         formatting.count(c.n),
-        formatting.score(c.unit, c.base, c.base_low, c.base_high),
-        formatting.score(c.unit, c.new, c.new_low, c.new_high),
+        *arm_texts(c),
         formatting.change(c.unit, c.delta, c.low, c.high),
         f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
         ("one half" if t.half else "yes") if gating.is_in_macro(t) else "no",

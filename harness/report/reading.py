@@ -4,7 +4,6 @@ Invariant: what comes back prints the same; a field that an older report lacks g
 that a newer report adds is left out, and an infinite end, error or variance is one again.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 
 from harness.errors import Problem, UserError
-from harness.records import TrainingRecord, training_record
+from harness.records import TrainingRecord, parse_json, training_record
 from harness.report.experiment_report import ExperimentReport
 
 # Of these an older report, which says no units, knew that they are no rates and that lower is better.
@@ -32,7 +31,7 @@ def read(path: Path) -> ExperimentReport:
         UserError: the file is no report.
     """
     try:
-        found = restored(ExperimentReport, with_units(json.loads(path.read_text("utf-8"))))
+        found = restored(ExperimentReport, with_units(parse_json(path.read_text("utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error

@@ -25,6 +25,7 @@ from harness.report.experiment_report import (
     SMOKE,
     ExperimentReport,
     Step,
+    arm_texts,
     best_first,
     failure_line,
     family_text,
@@ -125,7 +126,9 @@ def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section
 
 
 def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
-    return formatting.score(unit, *f.slices[name][:3]) if name in f.slices else formatting.UNKNOWN
+    if name not in f.slices:
+        return formatting.UNKNOWN
+    return formatting.score(unit, *f.slices[name][:3]) + formatting.errors(f.slices[name].n_errors)
 
 
 def _forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -143,8 +146,7 @@ def _task_row(c: Comparison) -> list[str]:
     return [
         c.task,
         c.metric,
-        formatting.score(c.unit, c.base, c.base_low, c.base_high),
-        formatting.score(c.unit, c.new, c.new_low, c.new_high),
+        *arm_texts(c),
         formatting.change(c.unit, c.delta, c.low, c.high) + _on_valid(c),
         f"{formatting.count(len(c.lost))}/{formatting.count(len(c.gained))}",
     ]

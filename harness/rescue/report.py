@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from harness import formatting, report
 from harness.decision import Decision
+from harness.records import parse_json
 from harness.report import ExperimentReport, ResultDocument, Section
-from harness.report.experiment_report import verdict_word
+from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
 from harness.report.reading import restored, with_units
 from harness.rescue.result import HalfVerdict, Rescue, Tried
@@ -92,7 +93,7 @@ def report_files(folder: Path, experiment: str) -> list[Path]:
 def read(path: Path) -> Rescue | None:
     """Read a rescue back from the JSON that was written of it; None where the file holds none."""
     try:
-        found: Rescue = restored(Rescue, with_units(json.loads(path.read_text(encoding="utf-8"))))
+        found: Rescue = restored(Rescue, with_units(parse_json(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found
@@ -128,10 +129,10 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
 
 def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> TrialRow:
     v = t.search.verdict if t.search else None
-    target, kept = t.facts.target, t.kept
+    kept = t.kept
     return TrialRow(
         t.name,
-        formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
+        target_text(t.facts),
         formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
         f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
         "yes" if t.name in front else "",

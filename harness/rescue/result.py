@@ -11,6 +11,7 @@ from harness.comparison import Estimate
 from harness.decision import CandidateFacts, gain
 from harness.gating import Verdict
 from harness.gating.halves import Half
+from harness.report.experiment_report import target_text
 from harness.spec import GatePolicy
 
 _NAMES = {"search": "the search half", "confirm": "the other half"}
@@ -133,11 +134,7 @@ class Rescue:
 
 def _rescued_sentence(rescue: Rescue) -> str:
     found = next(t for t in rescue.tried if t.name == rescue.rescued)
-    target = (
-        formatting.score(found.facts.target.unit, *found.facts.target[:3])
-        if found.facts.target
-        else formatting.UNKNOWN
-    )
+    target = target_text(found.facts)
     g = gain(found.facts.vs_untrained)
     gained = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
     kept = found.confirm.verdict.macro if found.confirm else None

@@ -250,9 +250,10 @@ def _brackets(path: Sequence[Scaled], target: float) -> Iterator[_Bracket]:
 
 
 def _compare_interpolated(m: Measurement, bracket: _Bracket, alpha: float) -> Comparison:
-    name = m.task.name
-    mixed = _interpolate_rows(bracket.low.rows[name], bracket.high.rows[name], bracket.weight)
-    return comparison.compare_rows(m.metrics[m.task.primary_metric], mixed, m.new, alpha=alpha)
+    name, metric = m.task.name, m.metrics[m.task.primary_metric]
+    low, high, _ = comparison.fill_errors(metric, bracket.low.rows[name], bracket.high.rows[name])
+    mixed = _interpolate_rows(low, high, bracket.weight)
+    return comparison.compare_rows(metric, mixed, m.new, alpha=alpha)
 
 
 def _interpolate_rows(

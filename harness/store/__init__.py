@@ -88,7 +88,13 @@ from harness.store.run_folders import (
 )
 from harness.store.status import StoredProgress, current_activity
 from harness.store.tables import TABLES, Column, Table
-from harness.store.verdicts import DecisionRecord, VerdictRecord, save_decision, save_verdict
+from harness.store.verdicts import (
+    DecisionRecord,
+    VerdictRecord,
+    newest_verdict,
+    save_decision,
+    save_verdict,
+)
 
 __all__ = [
     "TABLES",
@@ -127,6 +133,7 @@ __all__ = [
     "list_runs",
     "list_unfinished",
     "list_unreferenced",
+    "newest_verdict",
     "noise_rates",
     "noises",
     "origins",

@@ -8,19 +8,22 @@ from typing import NamedTuple
 
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import Store, clear_errors, missing_rows
-from harness.store.rows import ANEW, READ_PARQUET, memory, pattern, rows_from
+from harness.store.rows import ANEW, OF_ERRORS, READ_PARQUET, memory, pattern, rows_from
 
 
 class Columns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, in the order of ids.
 
-    `parts` is None where an item could not be scored.
+    `parts` is None where an item could not be scored; `failed` says that its answer was an error, of which
+    `references` holds the item's.
     """
 
     ids: tuple[str, ...]
     clusters: tuple[str, ...]
     parts: tuple[Sequence[float] | None, ...]
     weights: tuple[float, ...]
+    failed: tuple[bool, ...]
+    references: tuple[Sequence[str], ...]
 
 
 _FILES = READ_PARQUET.replace(")", ", filename = true)")
@@ -41,7 +44,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
 def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
     """Read a complete row set by position with what a comparison by one metric needs, and no more.
 
-    Texts, counts and other metrics are left empty.
+    Texts, but for the references of errors, counts and other metrics are left empty.
 
     Raises:
         HarnessError: the set is missing or unreadable.
@@ -49,7 +52,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     path = store.parquet(rows_digest)
     if not path.exists():
         raise missing_rows(store, [rows_digest])
-    names = "task, split, example_id, position, status, parts[?], cluster, slice, weight"
+    names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
         return [_scored_row(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
@@ -57,12 +60,13 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
 
 def _scored_row(
     metric: str, task: str, split: str, item: str, position: int, status: Status,
-    parts: list[float] | None, cluster: str, slice_: str, weight: float,
+    references: list[str], parts: list[float] | None, cluster: str, slice_: str, weight: float, error: str,
 ) -> SampleResult:  # fmt: skip
     scores = {metric: None if parts is None else tuple(parts)}
     return SampleResult(
-        task, split, item, position, status, "", "", (), scores, cluster, slice_, weight=weight
-    )
+        task, split, item, position, status, "", "", tuple(references), scores, cluster, slice_,
+        weight=weight, error=error,
+    )  # fmt: skip
 
 
 def find_items(store: Store, rows_digests: Sequence[str], text: str) -> set[str]:
@@ -122,7 +126,7 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
     files = _existing_files(store, rows_digests)
     if not files:
         return {}
-    names = ("example_id", "cluster", "parts[?]", "weight")
+    names = ("example_id", "cluster", "parts[?]", "weight", "status = 'error'", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = f"SELECT {_DIGEST} AS digest, {lists} FROM {_FILES} WHERE map_contains(parts, ?) GROUP BY digest"
     with clear_errors(store, "rows", ANEW), memory() as db:

@@ -65,7 +65,9 @@ ANEW = "harness compare, which computes damaged rows again"
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 _FIELDS = tuple(field.name for field in fields(SampleResult))
 _SELECTED = ", ".join(f'"{name}"' for name in _FIELDS)
-_EMPTY = {"text": "''", "prompt": "''", "references": "[]", "passages": "[]"}
+# The references say what the worst answer to an item is, where there is none to be scored.
+OF_ERRORS = "CASE WHEN status = 'error' THEN \"references\" ELSE [] END"
+_EMPTY = {"text": "''", "prompt": "''", "references": OF_ERRORS, "passages": "[]"}
 _WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS)
 _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
 _PARTS = _FIELDS.index("parts")
@@ -150,7 +152,8 @@ def read_rows(
 ) -> list[SampleResult]:
     """Read a complete row set by position; with `n`, at most the first n.
 
-    Without `texts` the answers, prompts, references and passages are left empty: statistics need none.
+    Without `texts` the answers, prompts, passages and, but for errors, references are left empty: statistics
+    need none.
 
     Raises:
         HarnessError: the set is missing or unreadable.

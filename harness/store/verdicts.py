@@ -72,6 +72,18 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
             write_whole(store, path, _text(verdict))
 
 
+def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
+    """Return the newest stored verdict on a run against a baseline; None where there is none to be read."""
+    paths = (store.folder / "verdicts" / run_id).glob("*.json")
+    found = [(_stored(path), path.stat().st_mtime_ns) for path in paths]
+    own = [(str(record.get("created")), written, record) for record, written in found]
+    for *_, record in sorted(own, key=lambda one: one[:2], reverse=True):
+        if record.get("baseline_digest") == baseline_digest:
+            with suppress(TypeError):
+                return VerdictRecord(**record)
+    return None
+
+
 def _is_newest(path: Path) -> bool:
     """Tell whether a verdict is stored and no other of its run is newer, such as one under a trial policy."""
     created = {file: _stored(file).get("created", "") for file in path.parent.glob("*.json")}

@@ -1,0 +1,57 @@
+"""Rule on the target: the level or the gain that the policy declares, judged on the test split.
+
+Invariant: a goal passes where the whole 95 % interval reaches it, and fails where none of it does; signs are
+turned so that more is better, whatever the metric's direction.
+"""
+
+from harness import comparison, formatting
+from harness.comparison import Comparison, Estimate
+from harness.gating.significance import target_p
+from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, worst_outcome
+from harness.spec import GatePolicy
+
+
+def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
+    """Judge what was declared of the target by the 95 % intervals on the test split."""
+    wanted = policy.target
+    if wanted.min is None and wanted.gain is None:
+        return Rule("target", "skipped", "target: nothing was declared for it", {})
+    if target is None:
+        return Rule("target", "inconclusive", "target: it was not measured", {})
+    judged: list[tuple[Outcome, str]] = []
+    facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
+    if wanted.min is not None:
+        judged.append(_level(target.score, wanted.min))
+        facts["min"] = wanted.min
+    if wanted.gain is not None:
+        judged.append(_gain(target.gain, wanted.gain))
+        facts["gain"] = wanted.gain
+    words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
+    said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
+    outcome = worst_outcome([outcome for outcome, _ in judged])
+    facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
+    return Rule("target", outcome, said, facts)
+
+
+def _level(found: Estimate, wanted: float) -> tuple[Outcome, str]:
+    """Judge the score against a level: the least, or the most where lower is better."""
+    unit, percent = found.unit, " %" if found.unit.is_rate else ""
+    low, high = sorted((unit.sign * found.low, unit.sign * found.high))
+    limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
+    said = f"{formatting.score(unit, *found[:3])}{percent} against {limit}"
+    return _target_outcome(low, high, unit.sign * wanted), said
+
+
+def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
+    if gain is None:
+        least = f"a gain of {formatting.percent(wanted)} pp"
+        return "inconclusive", f"{least} has no untrained candidate to be measured against"
+    c = comparison.orient(gain)
+    name = "pp" if c.unit.is_rate else c.unit.name
+    found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
+    said = f"{found} {name} over the best untrained candidate against at least {least} {name}"
+    return _target_outcome(c.low, c.high, wanted), said
+
+
+def _target_outcome(low: float, high: float, wanted: float) -> Outcome:
+    return "pass" if low >= wanted else "fail" if high < wanted else "inconclusive"

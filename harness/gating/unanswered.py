@@ -1,0 +1,108 @@
+"""Rules on what was not answered: failed answers beyond what the policy allows, and missing tasks.
+
+Invariant: neither rule can make a verdict better; where too many answers failed it is inconclusive whatever
+the others say, because what they say rests on answers that are not there.
+"""
+
+from collections.abc import Sequence
+
+from harness import formatting
+from harness.comparison import Comparison
+from harness.gating.verdict import (
+    Number,
+    Rule,
+    TargetFacts,
+    TaskComparison,
+    is_named_critical,
+    is_reported_only,
+    may_decide,
+)
+from harness.spec import GatePolicy
+
+_NAMED = 20  # tasks named in a rule's numbers
+_SHOWN = 3  # tasks named in a rule's sentence
+
+
+def missing_rule(missing: Sequence[str]) -> Rule:
+    """Leave the verdict open where tasks are missing: what nobody measured may be what was lost."""
+    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    found = f"{formatting.counted(len(missing), 'task')} not answered by both ({shown})"
+    said = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
+    return Rule("tasks", "inconclusive", said, {"missing": list(missing[:_NAMED]), "n_missing": len(missing)})
+
+
+def errors_rule(
+    tasks: Sequence[TaskComparison], target: TargetFacts | None, policy: GatePolicy
+) -> Rule | None:
+    """Judge how many answers failed on each task; None where none did.
+
+    An error of the candidate counts as lost, and one of the base as anything between. Beyond
+    `gate.max_errors` of a task's items, and at once where the metric has no worst value to count one by, the
+    verdict is invalid.
+    """
+    found = [t.comparison for t in tasks if t.comparison.errors.total and _may_decide(t, policy)]
+    unscored = [c for c in found if not c.errors.is_scored]
+    if target and target.gain and not target.gain.errors.is_scored and policy.target.gain is not None:
+        unscored.append(target.gain)
+    too_many = [c for c in found if c.errors.is_scored and c.errors.share > policy.max_errors]
+    if not found and not unscored:
+        return None
+    facts: dict[str, Number] = {
+        "max_errors": policy.max_errors,
+        "n_errors": sum(c.errors.total for c in found),
+        "largest_share": max((c.errors.share for c in (*found, *unscored)), default=0.0),
+        "tasks": [c.task for c in (*unscored, *too_many)][:_NAMED],
+    }
+    if unscored or too_many:
+        return Rule("errors", "inconclusive", _invalid(unscored, too_many, policy), facts)
+    most = formatting.percent(policy.max_errors)
+    said = f"errors: {_listed(found)}; at most {most} % of a task may fail{''.join(map(_bounds, found))}"
+    return Rule("errors", "pass", said, facts)
+
+
+def _may_decide(t: TaskComparison, policy: GatePolicy) -> bool:
+    """Tell whether a rule judges the task, or would if the base's failed answers had let it be admitted."""
+    is_lower_better = not t.comparison.unit.higher_is_better and not is_reported_only(t.task)
+    if t.role == "capability" and is_lower_better:  # which admission never takes
+        return is_named_critical(t.task, t.suite, policy)
+    return may_decide(t.task, t.role, t.suite, policy)
+
+
+def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], policy: GatePolicy) -> str:
+    said = []
+    if too_many:
+        most = formatting.percent(policy.max_errors)
+        said.append(f"{_listed(too_many)}, more than the {most} % that gate.max_errors allows")
+    if unscored:
+        named = ", ".join(dict.fromkeys(c.metric for c in unscored))
+        why = f"{named} has no worst value to count them by, which bounds: of the task declares"
+        said.append(f"{_listed(unscored)}, and {why}")
+    return f"invalid: {'; '.join(said)}"
+
+
+def _listed(found: Sequence[Comparison]) -> str:
+    most = sorted(found, key=lambda c: -c.errors.share)
+    rest = f" and on {formatting.counted(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
+    return "; ".join(map(_counted, most[:_SHOWN])) + rest
+
+
+def _counted(c: Comparison) -> str:
+    """Count a task's failed answers by who failed, with the first one's cause."""
+    e = c.errors
+    by = ((e.new, "the candidate"), (e.base, "the baseline"), (e.both, "both"))
+    who = ", ".join(f"{formatting.count(n)} by {name}" for n, name in by if n)
+    share = formatting.percent(e.share)
+    return (
+        f"{formatting.count(e.total)} of {formatting.count(e.n)} answers on {c.task} ({share} %) failed: "
+        f"{who} ({e.cause})"
+    )
+
+
+def _bounds(c: Comparison) -> str:
+    """Show what the base's failed answers could make of the delta."""
+    e = c.errors
+    if e.delta_lost is None or e.delta_kept is None:
+        return ""
+    lost, kept = (formatting.change(c.unit, delta) for delta in (e.delta_lost, e.delta_kept))
+    name = "pp" if c.unit.is_rate else c.unit.name
+    return f"; {c.task} {lost} {name} if the baseline would have passed what it did not answer, {kept} if not"

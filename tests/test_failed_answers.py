@@ -1,0 +1,320 @@
+"""Failed answers: what a candidate does not answer counts as lost, is seen in every report, and is never dropped."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
+
+from harness import config, formatting, gating, release, store
+from harness.comparison import Estimate, compare_rows, estimate, orient
+from harness.comparison.failed_answers import Errors
+from harness.experiment.verdict_records import record_verdict
+from harness.gating import Measurement, TargetFacts, exit_code
+from harness.metrics import extremes, load_metrics, mean_metric
+from harness.records import BLOCK
+from harness.release.stored import candidate_runs
+from harness.report.experiment_report import arm_texts
+from harness.spec import GatePolicy, Task, TaskData
+from harness.store import Store
+
+POLICY = GatePolicy()
+
+
+def measured(base, new, name="facts", metric=EXACT, **fields):
+    """One capability task; None among the scores is an answer that failed."""
+    task = Task(name=name, data=TaskData(), metrics=(metric.name,), kind="choice", **fields)
+    old, now = (rows(arm, metric, task=name) for arm in (base, new))
+    return Measurement(task, "capability", "suite", {metric.name: metric}, old, now)
+
+
+def judged(*tasks, policy=POLICY, target=None):
+    return gating.judge(tasks, policy, target=target, identical=False).verdict
+
+
+def outcomes(verdict):
+    return {rule.name: rule.outcome for rule in verdict.rules}
+
+
+def evidence(verdict, name):
+    return next(rule for rule in verdict.rules if rule.name == name)
+
+
+def without(arm, ids):
+    return [None if at in ids else score for at, score in enumerate(arm)]
+
+
+def dropped(base, new):
+    """Compare as before: items that failed in one arm are left out of both."""
+    kept = [(a, b) for a, b in zip(base, new, strict=True) if a is not None and b is not None]
+    return compare_rows(EXACT, *(rows(arm) for arm in zip(*kept, strict=True)))
+
+
+# The candidate's errors
+
+
+def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
+    """It did: of 1,000 items it errs on the 300 that it would lose, and 700 equal ones were left."""
+    base, new = [1.0] * 1000, [None] * 300 + [1.0] * 700
+    before = dropped(base, new)
+    assert (formatting.points(before.delta, before.low, before.high), before.n) == ("0.0 [−0.5, +0.5]", 700)
+    assert judged(measured(base[300:], new[300:])).outcome == "pass"
+    found = judged(measured(base, new))
+    assert (found.outcome, evidence(found, "macro").outcome) == ("inconclusive", "fail")
+    assert found.macro.score == pytest.approx(-0.3)
+    assert found.sentence == (
+        "INCONCLUSIVE: invalid: 300 of 1,000 answers on facts (30.0 %) failed: 300 by the candidate (no answer), "
+        "more than the 1.0 % that gate.max_errors allows"
+    )
+
+
+def test_errors_on_the_target_score_worst_for_everybody():
+    """With 40 % errors a candidate looked 2 points better; it answers 29 points fewer items right."""
+    base = [1.0] * 40 + [0.0] * 20 + [1.0] * 30 + [0.0] * 10
+    new = [1.0] * 41 + [0.0] * 19 + [None] * 40
+    before = dropped(base, new)
+    assert (before.n, formatting.points(before.delta)) == (60, "+1.7")
+    c = compare_rows(EXACT, rows(base), rows(new))
+    assert (c.n, formatting.points(c.delta)) == (100, "−29.0")
+    score = estimate(EXACT, rows(new))
+    assert (score.score, score.n, score.n_errors) == (pytest.approx(0.41), 100, 40)
+
+
+def test_one_error_in_a_thousand_is_an_item_lost_and_is_said():
+    base, new = [1.0] * 1000, [None] + [1.0] * 999
+    found = judged(measured(base, new))
+    assert (found.outcome, found.lost) == ("pass", 1)
+    said = "errors: 1 of 1,000 answers on facts (0.1 %) failed: 1 by the candidate (no answer); at most 1.0 %"
+    assert evidence(found, "errors").sentence.startswith(said)
+
+
+@pytest.mark.parametrize(("n", "outcome"), [(10, "pass"), (11, "inconclusive")])
+def test_one_percent_may_fail_and_no_more(n, outcome):
+    found = judged(measured([1.0] * 1000, [None] * n + [1.0] * (1000 - n)))
+    assert outcomes(found)["errors"] == outcome
+
+
+def test_the_policy_says_how_many_may_fail():
+    task = measured([1.0] * 1000, [None] * 5 + [1.0] * 995)
+    assert outcomes(judged(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
+    assert outcomes(judged(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
+
+
+@pytest.mark.parametrize("on_inconclusive", ["pass", "warn"])
+def test_no_policy_lets_an_invalid_verdict_through(on_inconclusive):
+    policy = GatePolicy(on_inconclusive=on_inconclusive)
+    found = judged(measured([1.0] * 100, [None] * 30 + [1.0] * 70), policy=policy)
+    assert (found.outcome, exit_code(found, policy)) == ("inconclusive", 4)
+
+
+def test_an_error_on_a_critical_task_is_a_loss():
+    policy = GatePolicy(critical=("facts",), max_errors=0.5)
+    found = judged(measured([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
+    assert "30 of 200 items that the base passed are lost" in evidence(found, "critical").sentence
+    assert outcomes(found)["critical"] == "fail"
+
+
+def test_errors_of_a_task_that_nobody_judges_leave_the_verdict_alone():
+    fine = measured(*flips(2000, 2, 2))
+    text = measured([1.0] * 20, [None] + [1.0] * 19, "english", LOWER)._replace(role="safety")
+    assert judged(fine, text).outcome == "pass"
+
+
+# The base's errors
+
+
+def test_what_the_base_did_not_answer_lies_between_two_bounds():
+    base, new = [None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396
+    (task,) = gating.judge([measured(base, new)], POLICY, target=None, identical=False).tasks
+    c = task.comparison
+    assert (c.n, c.delta, c.errors.base) == (396, 0.0, 4)
+    assert (c.errors.delta_lost, c.errors.delta_kept) == pytest.approx((-2 / 400, 2 / 400))
+    lost, kept = (compare_rows(EXACT, rows([end] * 4 + base[4:]), rows(new)) for end in (1.0, 0.0))
+    assert c.lower == pytest.approx(lost.lower)
+    assert c.upper == pytest.approx(kept.upper)
+
+
+def test_both_bounds_are_shown():
+    found = judged(measured([None] * 4 + [1.0] * 396, [1.0, 1.0, 0.0, 0.0] + [1.0] * 396))
+    assert evidence(found, "errors").sentence.endswith(
+        "; facts −0.5 pp if the baseline would have passed what it did not answer, +0.5 if not"
+    )
+
+
+def test_a_pass_that_rests_on_the_bases_errors_is_none():
+    """Nothing is lost among the rest; but what the base did not answer the candidate fails."""
+    base, new = [None] * 10 + [1.0] * 990, [0.0] * 10 + [1.0] * 990
+    policy = GatePolicy(macro=0.012)
+    assert judged(measured(base[10:], new[10:]), policy=policy).outcome == "pass"
+    assert outcomes(judged(measured(base, new), policy=policy))["macro"] == "inconclusive"
+
+
+@pytest.mark.parametrize("metric", [EXACT, LOWER])
+def test_the_interval_holds_the_delta_whatever_the_base_would_have_answered(metric):
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        truth, new = rng.integers(0, 2, (2, 60)).astype(float)
+        base = without(truth, set(np.flatnonzero(rng.random(60) < 0.1)))
+        c = compare_rows(metric, rows(base, metric), rows(new, metric), base_errors="bounds")
+        whole = compare_rows(metric, rows(truth, metric), rows(new, metric))
+        low, high = sorted((c.errors.delta_lost, c.errors.delta_kept))
+        assert low - 1e-12 <= whole.delta <= high + 1e-12
+        assert c.lower <= whole.delta <= c.upper
+        assert orient(c).errors.delta_lost <= orient(c).errors.delta_kept
+
+
+def test_what_neither_answered_is_left_out_and_counted():
+    found = gating.judge(
+        [measured([None] * 30 + [1.0] * 70, [None] * 30 + [1.0] * 70)], POLICY, target=None, identical=False
+    )
+    assert (found.tasks[0].comparison.n, found.tasks[0].comparison.errors.both) == (70, 30)
+    assert "30 by both (no answer)" in found.verdict.sentence
+
+
+def test_a_task_of_which_the_base_answered_nothing_is_missing():
+    fine = measured(*flips(2000, 2, 2))
+    found = judged(fine, measured([None] * 10, [1.0] * 10, "sums"))
+    assert found.outcome == "inconclusive"
+    assert "1 task not answered by both (sums)" in found.sentence
+
+
+# Metrics and their worst value
+
+
+def test_without_a_worst_value_one_error_is_enough():
+    points = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np.inf))
+    base = np.random.default_rng(0).uniform(5, 6, 2000)
+    found = judged(measured(base, [None, *base[1:]], metric=points))
+    assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
+    assert "points has no worst value to count them by, which bounds: of the task declares" in found.sentence
+    assert found.items_needed is None
+
+
+def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
+    points = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np.inf))
+    gain = compare_rows(points, rows([1.0, 2.0, 3.0], points), rows([2.0, None, 3.5], points))
+    target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
+    policy = GatePolicy(target={"gain": 0.1})
+    found = judged(measured(*flips(2000, 2, 2)), policy=policy, target=target)
+    assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 3 answers on task")
+
+
+def task_of(name):
+    return Task(name="t", data=TaskData(), metrics=(name,), labels=("yes", "no"))
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "precision", "recall", "chrf", "bleu", "token_f1", "rougeL"])
+def test_a_failed_answer_is_the_worst_of_a_metric_of_several_parts(name):
+    metric = load_metrics(task_of(name))[name]
+    worst, best = extremes(metric, ("yes",) if metric.parts[0].startswith("tp") else ("a cat sat on a mat",))
+    score = [float(metric.aggregate(np.array([parts]), np.ones(1))) for parts in (worst, best)]
+    assert score == pytest.approx([0.0, 1.0])
+
+
+def test_a_failed_label_counts_as_missed_among_the_others():
+    metric = load_metrics(task_of("macro_f1"))["macro_f1"]
+    _, right = extremes(metric, ("yes",))
+    base = [replace(row, references=("yes",)) for row in rows([right] * 4, metric)]
+    new = [base[0], base[1], *(replace(r, parts={"macro_f1": None}, status="error") for r in base[2:])]
+    assert compare_rows(metric, base, new).new == pytest.approx(2 / 3)
+    assert estimate(metric, new).score == pytest.approx(2 / 3)
+
+
+def test_a_metric_without_bounds_has_no_worst_value():
+    assert extremes(ratio_metric(), ("yes",)) is None
+    assert extremes(load_metrics(task_of("macro_f1"))["macro_f1"], ()) is None
+
+
+def test_an_item_that_is_no_part_of_the_metric_is_no_error():
+    """Means over some of the items only, as lm-eval has them, give nothing for the others."""
+    arms = [[replace(r, status="ok") for r in rows([1.0, None, 0.0])] for _ in range(2)]
+    c = compare_rows(EXACT, *arms)
+    assert (c.n, c.errors) == (2, Errors(3))
+
+
+# Reports
+
+
+def test_the_number_of_errors_stands_beside_the_score():
+    c = compare_rows(EXACT, rows([None, *[1.0] * 99]), rows([None, None, *[1.0] * 98]))
+    base, new = arm_texts(c)
+    assert base.endswith("] (1 error)")
+    assert new.endswith("] (2 errors)")
+    assert arm_texts(compare_rows(EXACT, rows([1.0] * 9), rows([1.0] * 9)))[0].endswith("]")
+
+
+# Stored runs
+
+
+@pytest.fixture
+def run(copy):
+    return candidate_runs(config.load(copy), Store(copy.parent / "runs"), "lora")[0]
+
+
+def fail(at, digest, n):
+    """Let the first n stored answers of a row set be errors."""
+    identity, kept = store.read_identity(at, digest), store.read_rows(at, digest)
+    shutil.rmtree(at.rows(digest))
+    lost = [
+        replace(row, status="error", text="", parts=dict.fromkeys(row.parts), error="the server was busy")
+        for row in kept[:n]
+    ]
+    changed = [*lost, *kept[n:]]
+    for index in range(0, len(kept), BLOCK):
+        store.append_block(at, identity, index // BLOCK, changed[index : index + BLOCK])
+    store.complete_rows(at, identity, len(kept))
+
+
+def test_a_stored_run_with_failed_answers_is_invalid(copy, run):
+    fail(Store(copy.parent / "runs"), run.rows["facts/test"], 5)
+    (found,) = release.gate(copy, "lora")
+    assert found.verdict.sentence.startswith("INCONCLUSIVE: invalid: 5 of ")
+    assert "5 by the candidate (the server was busy)" in found.verdict.sentence
+    assert release.combined_exit_code([found]) == 4
+    assert "(5 errors)" in str(release.gate_document(found).sections[0].rows)
+
+
+def pass_before_errors(copy, run):
+    """Store a verdict on a run that passed, and let some of its answers be errors since."""
+    at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
+    passed = replace(release.gate(copy, "prompt")[0].verdict, outcome="pass", sentence="PASS")
+    shutil.rmtree(at.folder / "verdicts")
+    record_verdict(at, run, passed, policy, "the base", run.base_digest)
+    fail(at, run.rows["facts/test"], 5)
+
+
+def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
+    pass_before_errors(copy, run)
+    (found,) = release.gate(copy, "lora", ["gate.macro=0.03"])
+    (note,) = [note for note in found.notes if "was pass" in note]
+    assert "against the base was pass and would now be INCONCLUSIVE: invalid: 5 of " in note
+    assert note.endswith("(since then: gate.macro 0.02 → 0.03)")
+    assert not [n for n in release.gate(copy, "lora", ["gate.macro=0.03"])[0].notes if "would now" in n]
+
+
+def test_a_stored_verdict_under_the_same_settings_names_the_rules(copy, run):
+    pass_before_errors(copy, run)
+    assert "judged by other rules" in str(release.gate(copy, "lora")[0].notes)
+
+
+def leave_out(at, run, task):
+    file = at.folder / run.run_id / "run.json"
+    kept = {key: digest for key, digest in run.rows.items() if key != f"{task}/test"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": kept}))
+
+
+def test_a_stored_run_that_did_not_answer_a_task_does_not_pass(copy, run):
+    leave_out(Store(copy.parent / "runs"), run, "facts")
+    (found,) = release.gate(copy, run.run_id)
+    assert outcomes(found.verdict)["tasks"] == "inconclusive"
+    assert "tasks: 1 task not answered by both (facts)" in found.verdict.sentence
+
+
+def test_a_task_that_is_not_named_is_neither_missed_nor_judged(copy, run):
+    leave_out(Store(copy.parent / "runs"), run, "facts")
+    others = [t.name for s in config.load(copy).experiment.suites for t in s.tasks if t.name != "facts"]
+    (found,) = release.gate(copy, run.run_id, [f"gate.tasks=[{', '.join(others)}]"])
+    assert "tasks" not in outcomes(found.verdict)
+    assert "not named by gate.tasks, left out: facts" in found.notes
