@@ -1,16 +1,19 @@
 """Admission by halves, and tasks that share items: what an equal or a worse model gets from the gate."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
+import lmeval_folder
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import stats
+from harness import release, stats
 from harness.comparison import compare_rows
-from harness.gating import TaskComparison, admit, cut_tasks, judge
+from harness.gating import TaskComparison, admit, cut_tasks, judge, measured_half
 from harness.gating.halves import cluster_name
 from harness.gating.items_needed import Part, allocate_items, more_items
 from harness.gating.macro import average_macro
@@ -337,3 +340,40 @@ def test_the_allocation_reaches_what_is_wanted_with_no_more_than_growing_alike(g
     grown = [part.se * (part.n / (part.n + m)) ** 0.5 for part, m in zip(parts, more, strict=True)]
     assert stats.quadrature(grown) <= share * now * (1 + 1e-6)
     assert sum(more) <= sum(part.n for part in parts) * (share**-2 - 1) * (1 + 1e-6) + len(parts)
+
+
+def test_a_rescues_half_is_admitted_by_the_base_on_the_other_and_counts_in_full():
+    task = lopsided((40, 25))
+    cut = cut_tasks([task], 0)
+    searched, confirmed = (verdict(measured_half([task], cut, half)) for half in ("search", "confirm"))
+    assert searched.macro is None
+    (why,) = macro_of(searched).numbers["left_out"]
+    assert "t cannot show forgetting: on its other half the base scores 50.0" in why
+    assert confirmed.macro.n == 50
+    assert "one half counts" not in confirmed.sentence
+
+
+def test_documents_of_other_evaluators_logs_are_known_by_their_hash_whatever_the_prompt(tmp_path):
+    arms = [lmeval_folder.write(tmp_path / name, {"a": [1] * 60, "a_10shot": [1] * 60}) for name in "xy"]
+    for file in tmp_path.rglob("samples_a_10shot_*"):
+        text = file.read_text().replace("a_10shot question", "a question")
+        lines = [json.loads(line) for line in text.splitlines()]
+        for line in lines:
+            line["doc_hash"] = lmeval_folder.sha(json.dumps(line["doc"]))
+        file.write_text("\n".join(map(json.dumps, lines)))
+    found = release.gate_folders(*arms, POLICY).verdict
+    assert "a and a_10shot hold the same items and count as one task" in found.sentence
+
+
+def test_items_of_lm_eval_are_known_by_the_hash_that_ends_their_ids():
+    hashes = [f"{i:064x}" for i in range(60)]
+    tasks = []
+    for name in ("a", "b"):
+        arm = [
+            replace(row, example_id=f"{i}-{h}", prompt_digest=f"{name}{i}")
+            for i, (row, h) in enumerate(zip(rows(np.ones(60), task=name), hashes, strict=True))
+        ]
+        tasks.append(measurement(name, np.ones(60), np.ones(60))._replace(base=arm, new=arm))
+    assert macro_of(verdict(tasks)).numbers["shared_items"] == [
+        "a and b hold the same items and count as one task"
+    ]
