@@ -167,9 +167,12 @@ def test_an_error_comes_back_as_it_was(error):
     assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
 
 
-def test_an_error_of_a_library_comes_back_with_its_kind_and_words():
-    again = worker.decode_error(*worker.encode_error(KeyError("rank")))
+def test_an_error_of_a_library_comes_back_with_its_kind_words_and_traceback():
+    with pytest.raises(KeyError) as raised:
+        {}["rank"]
+    again = worker.decode_error(*json.loads(json.dumps(worker.encode_error(raised.value))))
     assert (type(again), str(again)) == (RuntimeError, "KeyError: 'rank'")
+    assert '{}["rank"]' in again.__notes__[0]
 
 
 class Stopping(Silent):

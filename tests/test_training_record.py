@@ -1,7 +1,12 @@
 """A training's record is typed, and its stored form is that of runs made before there was one."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from harness.errors import CandidateFailed
+from harness.evaluation.candidates import read_weights
 from harness.records import TrainingRecord, Trial, training_record
 
 BEFORE = {  # as fit.json and run.json held it when it was a plain dict
@@ -66,3 +71,11 @@ def test_a_figure_that_a_method_of_ones_own_logs_is_kept_beside_the_others():
 def test_a_figure_of_another_kind_is_refused_by_its_name(stored, place):
     with pytest.raises(ValueError, match=rf"^training\.{place}: found .*; expected .*"):
         training_record(stored)
+
+
+def test_weights_whose_record_cannot_be_read_say_which_folder_to_delete(tmp_path):
+    record = {"kind": "model", "digest": "d", "trained_on": "b", "training": {"n_steps": "many"}}
+    (tmp_path / "fit.json").write_text(json.dumps(record))
+    told = r"fit\.json cannot be read \(training\.n_steps: found 'many'; .*try: delete that folder"
+    with pytest.raises(CandidateFailed, match=told):
+        read_weights(SimpleNamespace(served_base=None), tmp_path)

@@ -140,17 +140,22 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
 
     Raises:
         Diverged: making them ended in a loss that is no number, and would again.
+        CandidateFailed: their record cannot be read.
     """
     if (folder / DIVERGED).exists():
         raise Diverged(*json.loads((folder / DIVERGED).read_text()))
     if not (folder / FIT).exists():
         return None
-    made = json.loads((folder / FIT).read_text())
-    served = candidate.served_base
-    own = made["digest"]
+    try:
+        made = json.loads((folder / FIT).read_text())
+        training = training_record(made["training"])
+    except (ValueError, KeyError) as error:
+        knob = "delete that folder, and compare makes them again"
+        raise CandidateFailed(f"{folder / FIT} cannot be read ({error})", knob) from None
+    served, own = candidate.served_base, made["digest"]
     if made["kind"] == "adapter" and served.weights_digest != made["trained_on"]:
         own = adapter_digest(folder / "adapter", served.weights_digest)
-    return Weights(made["kind"], own, folder, training_record(made["training"]), served)
+    return Weights(made["kind"], own, folder, training, served)
 
 
 def refuse_damaged(weights: Weights) -> None:

@@ -120,17 +120,19 @@ def encode_error(error: Exception) -> tuple[str, list[Any]]:
         return "HarnessError", [str(error)]
     if isinstance(error, OSError) and error.errno:
         return "OSError", [error.errno, error.strerror, error.filename and str(error.filename)]
-    return "RuntimeError", [in_a_line(error)]
+    return "RuntimeError", [in_a_line(error), "".join(traceback.format_exception(error))]
 
 
 def decode_error(kind: str, content: Sequence[Any]) -> Exception:
-    """Return the error that `encode_error` was given; one that is not the harness's own as a RuntimeError."""
+    """Return the error that `encode_error` was given; a library's as a RuntimeError with its traceback."""
     if kind == "UserError":
         return UserError([Problem(*problem) for problem in content])
-    kinds: dict[str, type[Exception]] = {
-        kind.__name__: kind for kind in (CandidateFailed, Diverged, HarnessError, OSError)
-    }
-    return kinds.get(kind, RuntimeError)(*content)
+    if kind == "RuntimeError":
+        error = RuntimeError(content[0])
+        error.add_note(content[1])
+        return error
+    kinds: tuple[type[Exception], ...] = (CandidateFailed, Diverged, HarnessError, OSError)
+    return next(one for one in kinds if one.__name__ == kind)(*content)
 
 
 if __name__ == "__main__":
