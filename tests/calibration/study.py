@@ -44,10 +44,10 @@ def code_digest() -> str:
     return whole.hexdigest()[:16]
 
 
-def simulate(name: str, n_draws: int) -> tuple[str, dict[str, Figure], float]:
-    """Run the cell of a name; returns the name, its figures and the seconds of a processor that it took."""
+def simulate(name: str, n_draws: int) -> tuple[dict[str, Figure], float]:
+    """Run the cell of a name; returns its figures and the seconds of a processor that it took."""
     start = time.process_time()
-    return name, run(BY_NAME[name], n_draws), time.process_time() - start
+    return run(BY_NAME[name], n_draws), time.process_time() - start
 
 
 def read(path: Path = KEPT) -> dict[str, Found]:
@@ -73,16 +73,24 @@ def write(found: Mapping[str, Found], path: Path = KEPT) -> None:
 
 
 def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT) -> dict[str, Found]:
-    """Simulate every cell that is not kept as it would be now, the longest first; returns all of them."""
+    """Simulate every cell that is not kept as it would be now, the longest first; returns all of them.
+
+    A cell that raises is named on stderr and left out, so that it costs no other its figures.
+    """
     found, code = read(path), code_digest()
     known = {name: one.seconds / one.n_draws for name, one in found.items()}
     left = [c.name for c in cells if not _is_current(found.get(c.name), n_draws, code)]
     left.sort(key=lambda name: -known.get(name, float("inf")))
     start = time.perf_counter()
     with ProcessPoolExecutor(PROCESSES) as pool:
-        asked = [pool.submit(simulate, name, n_draws) for name in left]
+        asked = {pool.submit(simulate, name, n_draws): name for name in left}
         for done, future in enumerate(as_completed(asked), start=1):
-            name, figures, took = future.result()
+            name = asked[future]
+            if error := future.exception():
+                sys.stderr.write(f"{name} was not simulated: {type(error).__name__}: {error}\n")
+                found.pop(name, None)
+                continue
+            figures, took = future.result()
             found[name] = Found(figures, n_draws, took, code)
             write(found, path)
             rest = left_s(known, left, found, n_draws, code, time.perf_counter() - start, done)
