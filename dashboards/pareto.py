@@ -97,7 +97,7 @@ def _tried(of: Rescue) -> list[Point]:
     return [
         Point(f"{of.original.facts.label} at scale {scale:g}", target, kept, "", False, False)
         for scale, t in of.path
-        if (target := t.facts.target) and (kept := t.kept)
+        if (target := t.facts.target) and (kept := t.capability_change)
     ]
 
 

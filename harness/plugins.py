@@ -19,6 +19,7 @@ from harness.provenance.code_versions import code_versions
 from harness.records import checksum
 from harness.spec import Recipe, Spec
 
+LANGUAGE_MODELS = ("base", "adapter", "model", "endpoint")  # kinds of weights that generate text
 HOOKS = ("mix", "prepare")  # what a regulariser may do to a training
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
@@ -48,6 +49,8 @@ class Method:
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
+    `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter of a rank
+    divided by `by`, and of one without the modules that an expression names; empty where there is none.
     `shape_params` are settled by `init_from`. `proposal(situation)` returns the keys of the recipe with which
     `harness init` proposes the method, None where it does not.
     """
@@ -67,12 +70,19 @@ class Method:
     shape_params: tuple[str, ...] = ()
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+    lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
+    leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
+
+    @property
+    def makes_language_model(self) -> bool:
+        """Whether the weights are a language model's, which has a base and capabilities to lose."""
+        return self.makes in LANGUAGE_MODELS
 
     @property
     def tunes(self) -> bool:
         """Whether the weights are a language model's, and may be other than the base's."""
-        return self.makes not in ("base", "classifier")
+        return self.makes_language_model and self.makes != "base"
 
     @property
     def trains_on_rows(self) -> bool:

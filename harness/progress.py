@@ -25,7 +25,7 @@ class Progress(Protocol):
     def stage(self, label: str, expected_s: float = 0.0) -> AbstractContextManager[Advance]:
         """Open a stage that is expected to take so many seconds; a context manager of `Advance`."""
 
-    def finished(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str) -> None:
         """Show the line of a candidate that is done or has failed."""
 
 
@@ -39,9 +39,9 @@ class Prefixed:
         """Open a stage under its longer label."""
         return self._inner.stage(f"{self._prefix}{label}", expected_s)
 
-    def finished(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str) -> None:
         """Show the longer line of a candidate."""
-        self._inner.finished(candidate, f"{self._prefix}{line}")
+        self._inner.finish(candidate, f"{self._prefix}{line}")
 
 
 class Silent:
@@ -52,7 +52,7 @@ class Silent:
         """Open a stage and ignore what it reports."""
         yield lambda done, total, note="": None
 
-    def finished(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str) -> None:
         """Ignore the candidate."""
 
 

@@ -7,8 +7,8 @@ so two equal things have one digest on every machine.
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -91,6 +91,15 @@ def _depth(value: Any) -> int:
         depth += 1
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     return depth
+
+
+def load_files(record: type[_Record], files: Iterable[Path]) -> list[_Record]:
+    """Read a record of each file; files that cannot be read are left out."""
+    found = []
+    for file in files:
+        with suppress(OSError, ValueError):
+            found.append(load(record, file.read_bytes()))
+    return found
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Limits(Spec):
+class ItemLimits(Spec):
     """Numbers of items used of each split; sampled by seed, stratified by label where there are labels.
 
     Each of `train`, `validation` and `test` is a number of items; without one all are used.
@@ -86,7 +86,7 @@ class TaskData(Spec):
     test: str | None = None
     pairs: str | None = None
     documents: str | None = None
-    limits: Limits = Limits()
+    limits: ItemLimits = ItemLimits()
     contamination: Literal["error", "drop"] = "error"
     unknown_labels: Literal["error", "drop"] = "error"
     invalid_rows: Literal["error", "drop"] = "error"
@@ -173,7 +173,7 @@ class Task(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _named_by_lm_eval(cls, data: Any) -> Any:
+    def _take_lm_eval_name(cls, data: Any) -> Any:
         if isinstance(data, str):
             data = {"lm_eval": data}
         if isinstance(data, dict) and isinstance(data.get("lm_eval"), str):

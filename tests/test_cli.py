@@ -164,7 +164,7 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["candidate", "trained", "read", "generated", "about"]
     assert [line.split("  ")[0] for line in lines[1:9]] == [
-        "general ability of the base",
+        "capability suite of the base",
         *("prompt", "shots", "ranked", "bag", "lora", "hybrid"),
         "all, in tokens, from nothing",
     ]

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny_model
 
-from harness.evaluation import Job, addressed, evaluate_block, in_order, latency_s
+from harness.evaluation import Job, evaluate_block, in_order, latency_s, wrap_prompt
 from harness.evaluation.runner import shared_tokens
 from harness.metrics import load_metrics
 from harness.models.hardware import Machine
@@ -215,7 +215,7 @@ def test_bytes_are_those_of_utf_8(base):
 def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
     shots = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
     asked = Example("x", (*shots, {"role": "user", "content": "c {d}"}), ("e",))
-    found = addressed(asked, "Be brief.", "Q: {prompt}\nA:")
+    found = wrap_prompt(asked, "Be brief.", "Q: {prompt}\nA:")
     assert found.messages == (
         {"role": "system", "content": "Be brief."},
         *shots,
@@ -224,13 +224,13 @@ def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
 
 
 def test_an_empty_system_message_is_one_and_no_system_message_is_none():
-    assert addressed(example(), "", None).messages[0] == {"role": "system", "content": ""}
-    assert addressed(example(), None, None) == example()
+    assert wrap_prompt(example(), "", None).messages[0] == {"role": "system", "content": ""}
+    assert wrap_prompt(example(), None, None) == example()
 
 
 def test_a_whole_text_gets_neither_system_nor_template():
     text = Example("text", (), ("A red fox.",))
-    assert addressed(text, "Be brief.", "Q: {prompt}") == text
+    assert wrap_prompt(text, "Be brief.", "Q: {prompt}") == text
 
 
 def test_a_row_keeps_passages_and_their_recall():
@@ -264,7 +264,7 @@ def test_latency_is_of_single_requests_without_the_first(n_items, n_times):
 
 @pytest.mark.parametrize("system", [None, "Answer as the clerk of a small shop would, in one word."])
 def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
-    asked = [addressed(example(n), system, None) for n in (1, 2, 31)]
+    asked = [wrap_prompt(example(n), system, None) for n in (1, 2, 31)]
     n = shared_tokens(base, job_of(*asked))
     contexts = [base.encode(e.messages).context for e in asked]
     assert len({context[:n] for context in contexts}) == 1

@@ -14,7 +14,7 @@ from tiny_experiment import runs_of
 from harness import config, report, store
 from harness.comparison import IncompatibleRuns
 from harness.errors import UserError
-from harness.experiment import Scope, analysis, prepare_session, stored
+from harness.experiment import Scope, analysis, prepare_session, report_stored
 from harness.progress import Silent
 from harness.store import Store
 
@@ -291,7 +291,7 @@ def test_a_candidate_that_failed_once_succeeds_the_next_time(tiny, tmp_path):
 
 def reported(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
-    return stored(prepare_session(loaded, Scope(), Silent()), loaded.selected)
+    return report_stored(prepare_session(loaded, Scope(), Silent()), loaded.selected)
 
 
 def test_the_stored_report_is_that_of_compare(finished, copy):

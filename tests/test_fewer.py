@@ -150,10 +150,10 @@ def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp
 
 
 def looks_with(asked, override):
-    """Plan the looks of the finished experiment with another gate."""
+    """Plan the interim analyses of the finished experiment with another gate."""
     loaded = config.load(asked[0] / "harness.yaml", [override])
     session = prepare_session(loaded, Scope(fewer=True), Silent())
-    return fewer_items.looks_of(session, base_arm(session, session.source))
+    return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
 
 
 def test_a_critical_task_is_asked_in_full(asked, own_cache):
@@ -181,7 +181,7 @@ def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(aske
     found = tiny_experiment.run(folder / "harness.yaml", "gate.macro=0.001", fewer_items=True)
     said = next(note for note in found.notes if note.startswith("fewer items"))
     assert f"{N} of {N} items of sums were asked" in said
-    assert "look 3 of 3" in said
+    assert "interim analysis 3 of 3" in said
     c = of_sums(found)
     assert c.n == N
     assert c.alpha < 0.05

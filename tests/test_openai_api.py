@@ -18,7 +18,7 @@ from harness import config, gate, release, report
 from harness.cli import main
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, planned, prepare_session, seconds_planned
+from harness.experiment import Scope, compare, estimate_work, prepare_session, seconds_planned
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.metrics import load_metrics
@@ -560,7 +560,7 @@ def test_an_endpoint_takes_no_time_or_memory_of_this_machine(compared, monkeypat
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     loaded = config.load(compared[0])
     session = prepare_session(loaded, Scope(), Silent())
-    work = planned(session, loaded.selected)
+    work = estimate_work(session, loaded.selected)
     assert work["served"].read > 0
     assert "served" not in seconds_planned(session, work)
     assert "prompt" in seconds_planned(session, work)

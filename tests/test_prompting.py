@@ -297,7 +297,7 @@ def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tm
     copy = shutil.copytree(embedder, tmp_path / "copy")
 
     def drawn_from(folder):
-        return rag.drawn_from(rag.Params(retriever="dense", model=str(folder)))
+        return rag.source_digest(rag.Params(retriever="dense", model=str(folder)))
 
     same = drawn_from(copy)
     (copy / "model.safetensors").write_bytes(b"other")

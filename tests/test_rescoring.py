@@ -63,7 +63,7 @@ def rows(made, name):
 
 def lacking(made):
     """Name the rows that only a model can give."""
-    return {s.name for s in runner.missing(made, base_sets(made))}
+    return {s.name for s in runner.rescore_stored(made, base_sets(made))}
 
 
 TARGET = {"letters/validation", "letters/test"}

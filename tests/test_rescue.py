@@ -71,7 +71,7 @@ def test_a_rescue_read_back_is_the_same(mended, tmp_path):
 def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
     _, found = mended
     assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]
-    assert found.rescued == "lora+scale=0.5"
+    assert found.rescued_trial == "lora+scale=0.5"
     assert [t.search.verdict.outcome for t in found.tried] == ["fail", "pass"]
     assert found.tried[1].confirm.verdict.outcome == "pass"
     assert found.sentence.startswith("Rescued: lora+scale=0.5 (at scale 0.5, no training) passes on")
@@ -80,7 +80,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(mended):
 
 def test_a_rescue_is_shown_as_a_rescue_to_whoever_looks_on(mended):
     class LooksOn(Silent):
-        def finished(self, candidate, line):
+        def finish(self, candidate, line):
             seen.append(store.current_activity(made.session.store))
 
     made, seen = mended[0], []
@@ -138,14 +138,14 @@ def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing
     found = world(tmp_path, versions, sizes=SMALL).rescued()
     assert names(found) == ["lora+scale=0.75"]
     assert (found.tried[0].search.passes, found.tried[0].confirm.verdict.outcome) == (True, "fail")
-    assert found.rescued is None
+    assert found.rescued_trial is None
     assert "lora+scale=0.75 passed on the search half, but on the other half" in found.sentence
     assert exit_code(found, POLICY) == 3
 
 
 def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
     _, found = hopeless
-    assert found.rescued is None
+    assert found.rescued_trial is None
     assert found.sentence.startswith("Nothing is rescued: none of 7 trials of lora passes on the search half")
     assert {t.search.verdict.outcome for t in found.tried} == {"fail"}
     assert all(t.confirm is None for t in found.tried)
@@ -168,9 +168,9 @@ def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score
     _, found = hopeless
     by_name = {t.name: t for t in found.tried}
     # Between scale 0.5 (60 % right) and 0.75 (80 %), 70 % right costs what is halfway between them.
-    halves = [by_name[f"lora+scale={s}"].kept.score for s in ("0.5", "0.75")]
+    halves = [by_name[f"lora+scale={s}"].capability_change.score for s in ("0.5", "0.75")]
     trial = by_name["lora+lr=0.0001"]
-    assert trial.equal.score == pytest.approx(trial.kept.score - sum(halves) / 2, abs=0.005)
+    assert trial.equal.score == pytest.approx(trial.capability_change.score - sum(halves) / 2, abs=0.005)
     assert trial.equal.low < trial.equal.score < trial.equal.high
     assert by_name["lora+scale=0.5"].equal is None
 
@@ -187,13 +187,13 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
     assert [t.name for t in passed] == ["lora+scale=0.5", "lora+scale=0.25"]
     assert not any(t.search.gains or t.search.passes for t in passed)
     assert passed[0].search.sentence.endswith("; the gain on the target is gone")
-    assert (found.rescued, exit_code(found, POLICY)) == (None, 3)
+    assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 3)
 
 
 def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
     found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescued()  # 0.75 is not in this world
     assert found.tried[0].facts.error == "RuntimeError: no version scale=0.75 in this world"
-    assert found.rescued == "lora+scale=0.5"
+    assert found.rescued_trial == "lora+scale=0.5"
     assert (
         "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
         in rescue.report.sentences(found)
@@ -204,14 +204,14 @@ def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
     versions = {**dict.fromkeys(BAD_SCALES, Version(80)), **dict.fromkeys(TRAINED, Version(80))}
     found = world(tmp_path, versions, sizes=Sizes(general=50)).rescued()
     assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
-    assert (found.rescued, exit_code(found, POLICY)) == (None, 4)
+    assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
 
 
 def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
     extra = "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescued("hybrid")
-    assert found.rescued == "hybrid+scale=0.75"
+    assert found.rescued_trial == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
     said = rescue.report.sentences(found)
@@ -222,7 +222,7 @@ def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path
     extra = "  grid: {method: lora, params: {r: [4, 8]}}\n"
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescued("grid[r=8]")
-    assert found.rescued == "grid[r=8]+scale=0.75"
+    assert found.rescued_trial == "grid[r=8]+scale=0.75"
     (line,) = [s for s in rescue.report.sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
     path = made.path.with_name("with.yaml")
@@ -313,7 +313,7 @@ def test_json_holds_every_trial_with_its_halves(mended):
     made, found = mended
     result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path), "--json"])
     read = json.loads(result.stdout)
-    assert (read["rescued"], read["front"]) == (found.rescued, list(found.front))
+    assert (read["rescued"], read["front"]) == (found.rescued_trial, list(found.front))
     assert [t["search"]["verdict"]["outcome"] for t in read["tried"]] == ["fail", "pass"]
     assert read["tried"][1]["confirm"]["half"] == "confirm"
 
@@ -336,7 +336,7 @@ def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(mended):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == found.sentence
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
-    assert read["rescue"]["rescued"] == found.rescued
+    assert read["rescue"]["rescued"] == found.rescued_trial
     assert read["decision"]["candidate"] == "fixed"
 
 

@@ -165,13 +165,13 @@ import json
 from dataclasses import asdict
 from types import SimpleNamespace
 from harness.data import TaskItems
-from harness.evaluation.session import measured
+from harness.evaluation.session import join_items
 from harness.evaluation.row_sets import identity
 from harness.spec import Task
 from harness.training import Weights
 machine, source = SimpleNamespace(precision="fp32", device="cpu"), SimpleNamespace(template_digest="t")
 session, weights = SimpleNamespace(machine=machine, source=source), Weights("classifier", "w", None)
-asked = measured(Task(name="a", data={}, num_fewshot=1), "capability", "s", TaskItems((), (), (), (), (), ()))
+asked = join_items(Task(name="a", data={}, num_fewshot=1), "capability", "s", TaskItems((), (), (), (), (), ()))
 print(json.dumps(asdict(identity(session, weights, asked, "test", "p", "generate"))))
 """
 

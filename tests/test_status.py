@@ -14,7 +14,7 @@ def test_nobody_is_at_work_in_an_empty_store(tmp_path):
 def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
     at = Store(tmp_path / "runs")
     with store.working(at):
-        StoredProgress(Silent(), at, "A comparison", 3).finished("prompt", "prompt: done")
+        StoredProgress(Silent(), at, "A comparison", 3).finish("prompt", "prompt: done")
     with store.working(at):
         assert store.current_activity(at) == {}
 
@@ -24,7 +24,7 @@ def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
     with store.working(at):
         assert store.current_activity(at) == {}
         progress = StoredProgress(Silent(), at, "A comparison", 3)
-        progress.finished("prompt", "prompt: done")
+        progress.finish("prompt", "prompt: done")
         with progress.stage("lora: chat", 5.0) as advance:
             assert store.current_activity(at) == {
                 "what": "A comparison",
@@ -48,6 +48,6 @@ def test_looking_on_takes_the_store_from_nobody(tmp_path):
 
 def test_a_note_that_cannot_be_written_stops_nobody(tmp_path):
     progress = StoredProgress(Silent(), Store(tmp_path / "absent"), "A comparison", 1)
-    progress.finished("prompt", "prompt: done")
+    progress.finish("prompt", "prompt: done")
     with progress.stage("x") as advance:
         advance(1, 1)

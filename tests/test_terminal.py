@@ -21,7 +21,7 @@ def test_nothing_is_written_to_stdout(capsys):
     progress = TerminalProgress()
     with progress.following({"a": 60.0}), progress.stage("training [x]", 60.0) as advance:
         advance(1, 2, "loss 1.0")
-        progress.finished("a", "a is [bold]done")
+        progress.finish("a", "a is [bold]done")
     out, err = capsys.readouterr()
     assert out == ""
     assert "training [x]" in err
@@ -60,7 +60,7 @@ def test_what_a_stage_took_is_not_counted_again_in_the_next_one():
 def test_a_finished_candidate_has_no_time_left():
     progress = TerminalProgress()
     with progress.following({"a": 20.0, "b": 30.0}):
-        progress.finished("a", "a is done")
+        progress.finish("a", "a is done")
         assert notes(progress, 0) == ["about 30 s left"]
 
 
@@ -85,7 +85,7 @@ def test_a_stage_longer_than_a_quarter_of_a_minute_gets_a_line_where_there_is_no
 def test_the_silent_progress_says_nothing(capsys):
     with Silent().stage("stage", 100.0) as advance:
         advance(1, 2, "loss 1.0")
-    Silent().finished("a", "a is done")
+    Silent().finish("a", "a is done")
     assert capsys.readouterr() == ("", "")
 
 

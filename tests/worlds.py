@@ -14,7 +14,7 @@ import fake_adapter
 
 from harness import config, experiment
 from harness.data import part_of
-from harness.evaluation.session import measured
+from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
 from harness.experiment.data_scaling import SHARES
 from harness.experiment.train import folder_of
@@ -72,7 +72,8 @@ def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
     for made in (suites / "desk", suites / "general", model):
         made.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"\0" * 2_000_000)
+    header = (2).to_bytes(8, "little") + b"{}"  # of a file that names no tensor
+    (model / "model.safetensors").write_bytes(header.ljust(2_000_000, b"\0"))
     (model / "tokenizer_config.json").write_text('{"chat_template": "none"}')
     data = ", ".join(f"{part}: desk/{part}.jsonl" for part in ("train", "validation", "test", "documents"))
     (suites / "desk.yaml").write_text(
@@ -198,7 +199,7 @@ def report(
     session, loaded = opened(write(folder, truth, sizes), truth, overrides, candidates)
     for share in (*SHARES, 1.0):
         items = part_of(session.target.items, share, 0)
-        part = replace(session, target=measured(session.target.task, "target", "desk", items))
+        part = replace(session, target=join_items(session.target.task, "target", "desk", items))
         trained(part, session.candidates["lora"])
     return experiment.run_all(session, loaded, quick=False, learning_curve=learning_curve)
 
@@ -212,4 +213,4 @@ def further(folder: Path, truth: Truth) -> ExperimentReport:
 def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
     """Report a world from what is stored of it."""
     session, loaded = opened(folder / "harness.yaml", truth, overrides)
-    return experiment.stored(session, loaded.selected)
+    return experiment.report_stored(session, loaded.selected)

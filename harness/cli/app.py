@@ -171,11 +171,11 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
     """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
     from harness.report import to_plain
 
-    def shown(e: "Estimate") -> object:
+    def as_text(e: "Estimate") -> object:
         return to_plain(e) if as_json else format_score(e.unit, *e[:4])
 
     named = {
-        run: {task: {m: shown(e) for m, e in of.items()} for task, of in scores.items()}
+        run: {task: {m: as_text(e) for m, e in of.items()} for task, of in scores.items()}
         for run, scores in found.items()
     }
     print_value(named, as_json)

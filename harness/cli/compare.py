@@ -229,10 +229,10 @@ def _estimate_work(
     from harness import experiment
     from harness.rescue import largest_work
 
-    work = experiment.planned(session, selected)
+    work = experiment.estimate_work(session, selected)
     if learning_curve:
         experiment.refuse_curve(session, selected)
-        work["learning curve"] = experiment.planned_curve(session, selected)
+        work["learning curve"] = experiment.estimate_curve_work(session, selected)
     if rescue:
         work["rescue, at most"] = largest_work(session, selected)
     return work
@@ -403,7 +403,7 @@ def _prepare_standalone(
         raise UserError(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
         )
-    return standalone.prepare_model(name, tasks, runs, progress, **standalone.checked(computing))
+    return standalone.prepare_model(name, tasks, runs, progress, **standalone.check_computing(computing))
 
 
 def _evaluate_standalone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:

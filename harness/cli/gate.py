@@ -32,7 +32,7 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     from harness import experiment, report
 
     session, loaded = open_session(config, overrides)
-    found = experiment.stored(session, loaded.selected)
+    found = experiment.report_stored(session, loaded.selected)
     report.write(found, config.parent / "reports")
     print_report(found, as_json)
 
@@ -44,7 +44,7 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     from harness.report import arithmetic_lines, to_plain
 
     session, loaded = open_session(config, overrides)
-    stored = experiment.stored(session, loaded.selected)
+    stored = experiment.report_stored(session, loaded.selected)
     found = stored.decision
     if found is None:
         raise HarnessError("no decision: found no finished candidate; next: harness compare")

@@ -74,7 +74,7 @@ class TerminalProgress:
                 self._expected_s += expected_s
                 self._spent_s += time.monotonic() - start
 
-    def finished(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str) -> None:
         """Show a candidate's line; its share of the plan is done, whether computed or found."""
         self._left.pop(candidate, None)
         self._passed_s = 0.0

@@ -36,7 +36,9 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
     found = store.list_runs(at)
     used = store.disk_use(at, found)
     if as_json:
-        shown: dict[str, Any] = {r.run_id: _facts(r) | {"frees_bytes": used.freed[r.run_id]} for r in found}
+        # Without its rows, recipe and measurements.
+        facts = {r.run_id: {k: v for k, v in r.stored().items() if not isinstance(v, dict)} for r in found}
+        shown: dict[str, Any] = {k: of | {"frees_bytes": used.freed[k]} for k, of in facts.items()}
     else:
         shown = {r.run_id: f"{_brief(r)}, {size(used.freed[r.run_id])}" for r in found}
     print_value(shown, as_json)
@@ -153,11 +155,6 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
             Problem(str(runs), "no such folder", "a folder of stored runs", "name it with --runs")
         )
     print_value(store.reindex(store.Store(runs))._asdict(), as_json)
-
-
-def _facts(run: "Run") -> dict[str, Any]:
-    """Say what a run is, without its rows, recipe and measurements."""
-    return {name: value for name, value in run.stored().items() if not isinstance(value, dict)}
 
 
 def _brief(run: "Run") -> str:

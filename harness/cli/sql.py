@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.app import Json, RunsFolder, app, print_json, say
+from harness.cli.app import Json, RunsFolder, app, print_document, print_json, say
 
 if TYPE_CHECKING:
     from harness.store import Answer
@@ -33,12 +33,13 @@ def sql(
     """Query what is stored: runs, scores, samples, deltas, verdicts and more; --tables lists them."""
     from harness import store
     from harness.errors import Problem, UserError
+    from harness.report import ResultDocument, Section
 
     if tables == bool(query) or (as_csv and as_json):
         found = "both --csv and --json" if as_csv and as_json else "both" if tables else "neither"
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
         raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
-    answer = _documented() if tables else store.query(store.Store(runs), query)
+    answer = _list_columns() if tables else store.query(store.Store(runs), query)
     if as_json:
         names = _distinct(answer.columns)
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
@@ -47,11 +48,12 @@ def sql(
         out.writerow(answer.columns)
         out.writerows(answer.rows)
     else:
-        _print_table(answer)
+        rows = [list(map(_cell, row)) for row in answer.rows]
+        print_document(ResultDocument("", [Section(columns=answer.columns, rows=rows)], ""))
         say(f"{len(answer.rows):,} rows")
 
 
-def _documented() -> "Answer":
+def _list_columns() -> "Answer":
     """List every column of every table as rows of one more table."""
     from harness.store import TABLES, Answer
 
@@ -59,19 +61,8 @@ def _documented() -> "Answer":
     return Answer(("table", "column", "type", "unit", "meaning"), rows)
 
 
-def _print_table(answer: "Answer") -> None:
-    """Print aligned columns; what a model wrote is cut to one line without control characters."""
-    cells = [[_cell(value) for value in row] for row in answer.rows]
-    widths = [max(map(len, column)) for column in zip(answer.columns, *cells, strict=True)]
-    for line in [answer.columns, ["─" * width for width in widths], *cells]:
-        print(_aligned(line, widths))
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
 def _cell(value: object) -> str:
+    """Write a value on one line, cut where it is long: it may be what a model wrote."""
     from harness.report.escape import clean
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))

@@ -43,7 +43,7 @@ def check(tree: Tree, members: Mapping[str, Member]) -> None:
     tree.problems += _roles(tree)
     tree.problems += _gated(known, tree)
     tree.problems += _rescue(tree)
-    tree.problems += _watched(members, tree)
+    tree.problems += _check_nightly(members, tree)
     for name, member in members.items():
         recipe = salvage(Recipe, member.recipe)
         if recipe is not None:
@@ -119,7 +119,7 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
         yield from _replay_file(policy.replay, tree.where(("rescue", "replay")))
 
 
-def _watched(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
+def _check_nightly(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
     """Refuse to watch at night what is no candidate."""
     policy = salvage(NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(policy.candidates if policy and members else ()):
@@ -200,18 +200,18 @@ def _is_name(name: str) -> bool:
 def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
     """Yield what does not fit in how a recipe comes by its weights."""
     keys: Keys = ("candidates", members[name].source)
-    yield from _borrowed(name, recipe, members, tree, keys)
+    yield from _check_weights_of(name, recipe, members, tree, keys)
     if recipe.method not in plugins.names("methods"):
         return
     method = plugins.method(recipe.method)
-    yield from _started(name, recipe, method, members, tree, keys)
+    yield from _check_init_from(name, recipe, method, members, tree, keys)
     yield from _path_problems(recipe, method, tree, keys)
-    yield from _served(recipe, method, members, tree, keys)
-    yield from _swept(recipe, method, tree, keys)
-    yield from _regularized(recipe, method, tree, keys)
+    yield from _check_serve_on(recipe, method, members, tree, keys)
+    yield from _check_sweep(recipe, method, tree, keys)
+    yield from _check_regularizers(recipe, method, tree, keys)
 
 
-def _borrowed(
+def _check_weights_of(
     name: str, recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     source = recipe.weights_of
@@ -228,7 +228,7 @@ def _borrowed(
         yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
 
 
-def _started(
+def _check_init_from(
     name: str, recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     source, where = recipe.init_from, tree.where((*keys, "init_from"))
@@ -294,7 +294,7 @@ def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> It
             yield missing_file(Path(recipe.path), where, "the folder of the weights")
 
 
-def _served(
+def _check_serve_on(
     recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
 ) -> Iterator[Problem]:
     if recipe.serve_on is None:
@@ -307,7 +307,7 @@ def _served(
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")
 
 
-def _swept(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse a sweep of what is no parameter, of one value, or of a method that trains nothing."""
     fields = method.params.model_fields
     for name, values in recipe.sweep.items():
@@ -329,7 +329,7 @@ def _swept(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[P
             yield from (p for p in refused if p.found.startswith(f"{name}:"))
 
 
-def _regularized(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+def _check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse regularisers that the method does not take, and a file of rows that is not there."""
     known = plugins.names("regularizers")
     for name, params in recipe.regularize.items():

@@ -39,7 +39,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
     Raises:
         UserError: it is not UTF-8, not YAML, or no mapping.
     """
-    shown = _display_path(path, folder)
+    shown = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     data, marks = parse(_text(path, shown), shown)
     if not isinstance(data, dict):
         raise UserError(_no_mapping(shown, data, expected))
@@ -264,10 +264,6 @@ def _no_mapping(shown: str, data: Any, expected: str) -> Problem:
     kinds = {type(None): "an empty file", list: "a list", str: "text"}
     found = kinds.get(type(data), f"the value {data}")
     return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
-
-
-def _display_path(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def _list(value: Any) -> Iterable[Any]:

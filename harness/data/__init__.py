@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from harness.cache import memo
 from harness.data import contamination, readers, splits
 from harness.data import examples as items
-from harness.data.contamination import ContaminatedRow, contaminated_rows, folded, suite_contamination
+from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_text, suite_contamination
 from harness.data.examples import Kept, Notes, Sourced
 from harness.errors import Problem, UserError
 from harness.provenance.code_versions import versions_of
@@ -27,7 +27,7 @@ __all__ = [
     "ContaminatedRow",
     "TaskItems",
     "contaminated_rows",
-    "folded",
+    "fold_text",
     "load_task",
     "part_of",
     "suite_contamination",
@@ -100,11 +100,11 @@ def load_task(task: Task, seed: int) -> TaskItems:
 def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
     """Return the items with a share of the training rows and pairs; a smaller share lies in a larger one."""
 
-    def drawn(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
+    def draw(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
         sourced = [Sourced(example, "") for example in examples]
         return splits.draw(sourced, round(share * len(sourced)), random.Random(f"{seed}/part of {what}"))
 
-    return replace(items, train=drawn(items.train, "train"), pairs=drawn(items.pairs, "pairs"))
+    return replace(items, train=draw(items.train, "train"), pairs=draw(items.pairs, "pairs"))
 
 
 def task_version(task: Task, items: TaskItems, split: Split | None = None) -> str:
@@ -133,16 +133,16 @@ def _read(task: Task) -> _Files:
     """Read every file, going on after a bad one, so that all problems come at once."""
     problems: list[Problem] = []
     notes = Notes([], [])
-    documents = _tried(problems, [], _documents, task)
+    documents = _try(problems, [], _documents, task)
     train, validation, test = (
-        _tried(problems, Kept([], []), _split, task, path, split, notes, documents)
+        _try(problems, Kept([], []), _split, task, path, split, notes, documents)
         for split, path in (
             ("train", task.data.source("train")),
             ("validation", task.data.validation),
             ("test", task.data.test),
         )
     )
-    pairs = _tried(problems, [], _pairs, task, notes)
+    pairs = _try(problems, [], _pairs, task, notes)
     if not problems:
         problems += items.unused_labels(task, (train, validation, test))
         problems += items.unknown_documents((train, validation, test), documents) if documents else []
@@ -151,7 +151,7 @@ def _read(task: Task) -> _Files:
     return _Files(train.examples, validation.examples, test.examples, pairs, documents, notes)
 
 
-def _tried(
+def _try(
     problems: list[Problem],
     otherwise: _Made,
     make: Callable[_Given, _Made],

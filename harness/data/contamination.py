@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from harness.data.examples import Sourced
-from harness.data.readers import capped
+from harness.data.readers import cap_problems
 from harness.errors import Problem
 from harness.formatting import counted
 from harness.records import Example
@@ -21,7 +21,7 @@ class ContaminatedRow(NamedTuple):
     evaluated: Sourced
 
 
-def folded(text: str) -> str:
+def fold_text(text: str) -> str:
     """Return a text without letter case and with single spaces, as questions are compared."""
     return " ".join(text.lower().split())
 
@@ -32,7 +32,7 @@ def key(example: Example, with_choices: bool = False) -> str:
     The key of an item that is only read is its text.
     """
     asked = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
-    return "\n".join(map(folded, (*asked, *sorted(example.choices) * with_choices)))
+    return "\n".join(map(fold_text, (*asked, *sorted(example.choices) * with_choices)))
 
 
 def contaminated_rows(
@@ -66,7 +66,7 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
         )
         for row in rows
     ]
-    return capped(found, where, "training rows that are evaluated")
+    return cap_problems(found, where, "training rows that are evaluated")
 
 
 def removed(rows: Sequence[ContaminatedRow], where: str) -> str:

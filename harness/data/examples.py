@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats
 from harness.data.formats import Layout
-from harness.data.readers import Row, Rows, capped
+from harness.data.readers import Row, Rows, cap_problems
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
 from harness.spec import Fields, Task
@@ -71,7 +71,7 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     if task.data.unknown_labels == "error" or not task.labels:
         problems += [_outside(sourced) for sourced in outside]
     if problems:
-        raise UserError(capped(problems, content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(problems, content.shown, "rows that cannot be used"))
     if not kept:
         expected = f"at least one with one of the {len(task.labels)} labels"
         raise UserError(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
@@ -103,7 +103,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     )
     problems = _twice([(sourced.example.id, sourced.where) for sourced in made])
     if problems:
-        raise UserError(capped(problems, content.shown, "ids that stand twice"))
+        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
 
 
@@ -118,7 +118,7 @@ def documents(content: Rows) -> list[Document]:
     made = _each(content, _document)
     problems = _twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)])
     if problems:
-        raise UserError(capped(problems, content.shown, "ids that stand twice"))
+        raise UserError(cap_problems(problems, content.shown, "ids that stand twice"))
     return made
 
 
@@ -144,7 +144,7 @@ def unknown_documents(splits: Sequence[Kept], known: Sequence[Document]) -> list
         for name in sourced.example.documents
         if name not in ids
     ]
-    return capped(problems, "documents", "unknown documents")
+    return cap_problems(problems, "documents", "unknown documents")
 
 
 def _each(
@@ -162,7 +162,7 @@ def _each(
         except UserError as error:
             problems += error.problems
     if problems and (invalid_rows == "error" or not made):
-        raise UserError(capped(problems, content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(problems, content.shown, "rows that cannot be used"))
     if problems and notes is not None:
         notes.append(_removed_rows(content, problems))
     return made
@@ -199,7 +199,7 @@ def _with_context(example: Example, row: Row, known: set[str]) -> Example:
 
 
 def _context(row: Row) -> Document:
-    text = _filled(row, "{context}")
+    text = _fill(row, "{context}")
     return Document(formats.context_id(text), formats.title(row), text)
 
 
@@ -229,21 +229,21 @@ def _pair(task: Task, row: Row, name: str) -> Example:
     return Example(
         id=ident,
         messages=_messages(row, prompt),
-        references=(_filled(row, "{chosen}"),),
-        rejected=_filled(row, "{rejected}"),
+        references=(_fill(row, "{chosen}"),),
+        rejected=_fill(row, "{rejected}"),
         cluster=_own(row, cluster, "cluster") or ident,
         slice=_own(row, None, "slice"),
     )
 
 
 def _document(row: Row, name: str) -> Document:
-    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _filled(row, "{text}"))
+    return Document(_own(row, None, "id") or name, _own(row, None, "title"), _fill(row, "{text}"))
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     if template == _DEFAULT.prompt and "messages" in row.fields:
         return _turns(row)
-    prompt = _filled(row, template)
+    prompt = _fill(row, template)
     if not prompt.strip() and not may_be_empty:
         raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
     return ({"role": "user", "content": prompt},)
@@ -276,7 +276,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         if not accepted:
             raise UserError(Problem(row.where, f"no entry in {field[1]!r}", "at least one accepted answer"))
         return accepted
-    reference = _filled(row, template)
+    reference = _fill(row, template)
     if not reference.strip():
         next_step = "fill it in, or set invalid_rows: drop in data: of the task"
         raise UserError(Problem(row.where, "an empty reference", "the right answer", next_step))
@@ -284,7 +284,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
 
 
 def _text(row: Row, template: str) -> tuple[str, ...]:
-    text = _filled(row, "{text}" if template == _DEFAULT.reference else template)
+    text = _fill(row, "{text}" if template == _DEFAULT.reference else template)
     if not text:
         raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
     return (text,)
@@ -294,10 +294,10 @@ def _own(row: Row, template: str | None, field: str) -> str:
     """Fill the template, or take the field, or nothing."""
     if template is None and row.fields.get(field) is None:
         return ""
-    return _filled(row, template or f"{{{field}}}")
+    return _fill(row, template or f"{{{field}}}")
 
 
-def _filled(row: Row, template: str) -> str:
+def _fill(row: Row, template: str) -> str:
     """Put the row's fields into a template such as `{text}`; other braces stay."""
     return _FIELD.sub(lambda field: _scalar(row, field[1]), template)
 

@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
     """Return the layout of most rows; None where they are in our own, or in none that is known."""
-    found = Counter(_layout_of(_filled(row)) for row in rows)
+    found = Counter(_layout_of(_known_fields(row)) for row in rows)
     return found.most_common(1)[0][0] if found else None
 
 
@@ -69,9 +69,9 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     """
     if layout is None:
         return row
-    if not layout.fits(_filled(row)):
+    if not layout.fits(_known_fields(row)):
         raise UserError(
-            _misfit(row, f"fields {', '.join(sorted(_filled(row))) or 'without a value'}", layout)
+            _misfit(row, f"fields {', '.join(sorted(_known_fields(row))) or 'without a value'}", layout)
         )
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 
@@ -82,11 +82,11 @@ def read_pair(row: Row) -> Row:
     Raises:
         UserError: the answers are equal or empty, or do not answer the same conversation.
     """
-    if not {"chosen", "rejected"} <= _filled(row):
+    if not {"chosen", "rejected"} <= _known_fields(row):
         return row
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
     if chosen is None or rejected is None:
-        return _checked(_with_question(row))
+        return _check_pair(_with_question(row))
     if not chosen or not rejected:
         raise UserError(Problem(row.where, "an empty conversation", "turns", _REMOVE))
     n = _n_shared(chosen, rejected)
@@ -102,7 +102,7 @@ def read_pair(row: Row) -> Row:
         )
     texts = [rest[0]["content"] if rest else "" for rest in answers]
     fields = {**row.fields, "chosen": texts[0], "rejected": texts[1]}
-    return _checked(_with_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
+    return _check_pair(_with_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
 
 def context_id(text: str) -> str:
@@ -118,7 +118,7 @@ def title(row: Row) -> str:
 _REMOVE = "mend the row, or set invalid_rows: drop in data: of the task"
 
 
-def _filled(row: Row) -> set[str]:
+def _known_fields(row: Row) -> set[str]:
     return {name for name, value in row.fields.items() if value is not None}
 
 
@@ -291,7 +291,7 @@ def _with_question(row: Row) -> Row:
     return row._replace(fields={**fields, "messages": _user_turns(text, row)}) if text else row
 
 
-def _checked(pair: Row) -> Row:
+def _check_pair(pair: Row) -> Row:
     """Refuse a pair that says nothing of what is preferred."""
     chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
     if chosen == rejected:

@@ -67,7 +67,7 @@ def display_path(path: str) -> str:
     return str(file.relative_to(Path.cwd())) if below else path
 
 
-def capped(problems: list[Problem], where: str, what: str) -> list[Problem]:
+def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem]:
     """Keep the first ten problems and say how many there are."""
     if len(problems) <= SHOWN:
         return problems
@@ -112,7 +112,7 @@ def _json_lines(file: Path, shown: str) -> list[Row]:
             found = f"malformed JSON ({error})"
             problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", "mend the line"))
     if problems:
-        raise UserError(capped(problems, shown, "malformed lines"))
+        raise UserError(cap_problems(problems, shown, "malformed lines"))
     return rows
 
 
@@ -188,7 +188,7 @@ def _csv(file: Path, shown: str) -> list[Row]:
             Problem(f"{shown}:{reader.line_num}", str(error), "comma-separated values", "quote it")
         )
     if problems:
-        raise UserError(capped(problems, shown, "malformed lines"))
+        raise UserError(cap_problems(problems, shown, "malformed lines"))
     return rows
 
 

@@ -143,7 +143,7 @@ def is_fine_tuned(run: CandidateFacts) -> bool:
 
 
 def _is_classifier(run: CandidateFacts) -> bool:
-    return plugins.stored_method(run.method).makes == "classifier"
+    return not plugins.stored_method(run.method).makes_language_model
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:

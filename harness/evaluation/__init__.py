@@ -54,7 +54,7 @@ def in_order(examples: Sequence[Example], version: str) -> tuple[Example, ...]:
     return tuple(examples[i] for i in order)
 
 
-def addressed(example: Example, system: str | None, template: str | None) -> Example:
+def wrap_prompt(example: Example, system: str | None, template: str | None) -> Example:
     """Put the system message in front and wrap the question in the template, where given."""
     messages: tuple[Message, ...] = example.messages
     if template and messages:
@@ -74,7 +74,7 @@ def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleRes
     contexts = [candidate.encode(e.messages, chat_template=chat) for e in examples]
     outputs: dict[int, Output] = {}
     merged: dict[int, bool] = {}
-    for route in (_too_long, _ranked, _whole_texts, _generated):
+    for route in (_too_long, _rank, _whole_texts, _generate):
         left = [i for i in range(len(examples)) if i not in outputs]
         outputs.update(route(candidate, job, examples, contexts, left, merged))
     return [
@@ -119,7 +119,7 @@ def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
 
 
-def _ranked(
+def _rank(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
@@ -132,7 +132,8 @@ def _ranked(
     if not wanted:
         return {}
     encoded = {
-        i: [_continued(candidate, job, examples[i], choice) for choice in examples[i].choices] for i in wanted
+        i: [_encode_choice(candidate, job, examples[i], choice) for choice in examples[i].choices]
+        for i in wanted
     }
     room = candidate.max_context
     unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
@@ -176,7 +177,7 @@ def _whole_texts(
     }
 
 
-def _generated(
+def _generate(
     candidate: Candidate,
     job: Job,
     examples: Sequence[Example],
@@ -189,7 +190,7 @@ def _generated(
     return dict(zip(left, answers, strict=True))
 
 
-def _continued(candidate: Candidate, job: Job, example: Example, choice: str) -> Encoded:
+def _encode_choice(candidate: Candidate, job: Job, example: Example, choice: str) -> Encoded:
     chat = job.task.chat_template
     gap = "" if chat or not example.messages else " "
     return candidate.encode(example.messages, gap + choice, chat_template=chat)

@@ -112,13 +112,13 @@ def resolve(
     serve_on = recipe.serve_on or source.serve_on
     served_base = quantized(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
-    source_name, given = recipe.weights_of or name, _given(source, method, base, bases)
+    source_name, given = recipe.weights_of or name, _model_source(source, method, base, bases)
     return ResolvedCandidate(
         name, recipe, source_name, source, method, init, base, trained_base, served_base, seeds, given
     )
 
 
-def _given(
+def _model_source(
     source: Recipe, method: Method, base: ModelSource, bases: Mapping[str, ModelSource]
 ) -> ModelSource | None:
     """Return the base, or the model made elsewhere in its place, its tokenizer part of the weights."""

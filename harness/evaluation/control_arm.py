@@ -41,7 +41,7 @@ def origin(session: Session, control: str = "") -> Origin:
     return Origin(store.keep_environment(session.store, environment), control)
 
 
-def beside(session: Session, source: ModelSource) -> str:
+def measure_once(session: Session, source: ModelSource) -> str:
     """Measure the control arm of a base, unless this call has; returns the measurement's id.
 
     Empty where the policy asks for no block, or nothing of the base is stored.
@@ -61,7 +61,9 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     again = reevaluate(
         session, [b[:2] for b in chosen], [session.host(source).base], "control arm: the base again"
     )
-    found = [(_compared(session, block, anew), anew) for block, (anew,) in zip(chosen, again, strict=True)]
+    found = [
+        (_compare_block(session, block, anew), anew) for block, (anew,) in zip(chosen, again, strict=True)
+    ]
     now = datetime.now(UTC)
     control = Control(
         id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
@@ -97,7 +99,7 @@ def _next_blocks(session: Session, source: ModelSource, n: int, earlier: int) ->
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
     of_kind = [_from(_in_turn(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
-    return islice(_stored(session, _in_turn(of_kind)), n)
+    return islice(_read_blocks(session, _in_turn(of_kind)), n)
 
 
 def _in_turn(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
@@ -109,7 +111,7 @@ def _from(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int
     return [*turns[at:], *turns[:at]]
 
 
-def _stored(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
+def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_Block]:
     """Read blocks; one that a limit cuts now and did not then was laid out otherwise and is left out."""
     for rows, index in turns:
         held = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
@@ -117,7 +119,7 @@ def _stored(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_
             yield _Block(rows, index, held)
 
 
-def _compared(session: Session, block: _Block, anew: Rows) -> ControlBlock:
+def _compare_block(session: Session, block: _Block, anew: Rows) -> ControlBlock:
     came_from = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
     pairs = list(zip(block.stored, anew, strict=True))
     return ControlBlock(
@@ -143,14 +145,14 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
     names = old.parts.keys() | new.parts.keys()
     scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
     likelihoods = [(_single(old.gold_logprob), _single(new.gold_logprob))]
-    return any(_moved(a, b) for a, b in [*scores, *likelihoods])
+    return any(_differ(a, b) for a, b in [*scores, *likelihoods])
 
 
 def _single(x: float | None) -> tuple[float, ...] | None:
     return None if x is None else (x,)
 
 
-def _moved(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
     if a is None or b is None:
         return a is not b
     return len(a) != len(b) or any(

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, store
 from harness.data import SCORING, SPLITS, Split
-from harness.evaluation import Job, addressed, costs
+from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
@@ -64,7 +64,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
 
     step = cache(partial(prompting_step, session, recipe, seed))
 
-    def asked(split: Split) -> tuple[Example, ...]:
+    def prompts(split: Split) -> tuple[Example, ...]:
         return tuple(map(step(), target.examples(split)))
 
     return [
@@ -73,7 +73,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
             split,
             answer,
             identity(session, weights, target, split, prompting, answer),
-            partial(asked, split),
+            partial(prompts, split),
         )
         for split in SPLITS[1:]
     ]
@@ -81,10 +81,10 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
 
 def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
     """List the capability tasks that can be asked: of a classifier none, of chat what is answered in text."""
-    if weights.kind == "classifier":
+    if not weights.is_language_model:
         return []
-    asked = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
-    return [suite_set(session, weights, m) for m in asked]
+    able = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
+    return [suite_set(session, weights, m) for m in able]
 
 
 def suite_set(session: Session, weights: Weights, m: Measured) -> RowSet:
@@ -98,10 +98,10 @@ def _suite_prompts(m: Measured) -> tuple[Example, ...]:
     if m.task.lm_eval:
         return m.examples("test")
     if m.task.num_fewshot == 0:
-        return tuple(addressed(e, m.task.system, None) for e in m.examples("test"))
+        return tuple(wrap_prompt(e, m.task.system, None) for e in m.examples("test"))
     shots = {"few_shot": {"select": "fixed", "shots": m.task.num_fewshot}}
     step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
-    return tuple(addressed(step(e), m.task.system, None) for e in m.examples("test"))
+    return tuple(wrap_prompt(step(e), m.task.system, None) for e in m.examples("test"))
 
 
 def total_work(sets: Iterable[RowSet]) -> costs.Work:
@@ -162,7 +162,7 @@ def _computed(session: Session, weights: Weights) -> _Computed:
         template = base.template_digest if weights.kind == "completions" else ""
         engine, layout = openai_api.identity(weights.kind)
         return _Computed(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
-    engine, layout = ("text", digest("text")) if weights.kind == "classifier" else session.engine(base)
+    engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
     return _Computed(base.template_digest, machine.precision, engine, layout, machine.device)
 
 
@@ -196,21 +196,25 @@ class RunRequest(NamedTuple):
     seed: int
 
 
-class Sought(NamedTuple):
+class RunIdentity(NamedTuple):
     """The id of a run, and the row set of each of its tasks and splits."""
 
     run_id: str
     rows: dict[str, str]
 
 
-def sought(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Sought | None:
-    """Say which run to look for; None where rows are missing, so that there is none."""
+def run_identity(
+    session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]
+) -> RunIdentity | None:
+    """Name the run of these rows; None where rows are missing, so that there is none."""
     if not all(is_there(session, s) for s in sets):
         return None
-    return Sought(run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets})
+    return RunIdentity(
+        run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets}
+    )
 
 
-def find_runs(session: Session, wanted: Sequence[Sought | None]) -> list[Run | None]:
+def find_runs(session: Session, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
     """Find the runs that lie in the store; None for each that does not."""
     written = store.written_runs(session.store, [one.run_id for one in wanted if one])
     found = [(one, written.get(one.run_id)) if one else (None, None) for one in wanted]
@@ -250,7 +254,7 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
     context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
     prompted = compose(recipe.prompting, context)
     system = recipe.system if recipe.system is not None else task.system
-    return lambda example: addressed(prompted(example), system, recipe.template)
+    return lambda example: wrap_prompt(prompted(example), system, recipe.template)
 
 
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
@@ -274,5 +278,5 @@ def _prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[st
     built = plugin.Params(**params)
     plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
     if "model" in plain:
-        plain["model"] = plugin.drawn_from(built) or plain["model"]
+        plain["model"] = plugin.source_digest(built) or plain["model"]
     return plugins.version("prompting", name), plain

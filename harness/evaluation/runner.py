@@ -13,7 +13,7 @@ from typing import Any
 from harness import store
 from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
-from harness.evaluation.control_arm import beside, origin
+from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Session
@@ -47,9 +47,9 @@ def fill(
         store.complete_rows(session.store, job.identity, len(rows.ids))
 
 
-def control_beside(session: Session, base: ModelSource, weights: Weights) -> str:
+def measure_control(session: Session, base: ModelSource, weights: Weights) -> str:
     """Measure the control arm of what answers; a classifier has no base that could have moved."""
-    return "" if weights.kind == "classifier" else beside(session, base)
+    return measure_once(session, base) if weights.is_language_model else ""
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
         yield candidate
 
 
-def missing(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
+def rescore_stored(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Score again what was answered before under other metrics; returns the sets that need a model."""
     absent = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
     if not absent:

@@ -97,7 +97,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
         return sqrt(fixed + sum(planned_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
 
     def alone(share: float) -> dict[str, dict[str, int]]:
-        return {t: _allocated(pool, _blocks(pool.n, share), {}) for t, pool in pools.items()}
+        return {t: _allocate(pool, _blocks(pool.n, share), {}) for t, pool in pools.items()}
 
     enough = (s for s in _SHARES if stats.noninferiority_power(0.0, margin, se(alone(s)), alpha) >= POWER)
     last = next(enough, 1.0)
@@ -105,7 +105,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():
             before = drawn[task][-1] if drawn[task] else {}
-            drawn[task] += (_allocated(pool, _blocks(pool.n, last * look / N_LOOKS), before),)
+            drawn[task] += (_allocate(pool, _blocks(pool.n, last * look / N_LOOKS), before),)
     kept = [k for k in range(N_LOOKS) if k == 0 or any(of[k] != of[k - 1] for of in drawn.values())]
     drawn = {task: tuple(of[k] for k in kept) for task, of in drawn.items()}
     information = [se({t: of[k] for t, of in drawn.items()}) ** -2 for k in range(len(kept))]
@@ -139,7 +139,7 @@ def _blocks(n: int, share: float) -> int:
     return min(n, ceil(share * n / BLOCK - 1e-9) * BLOCK)
 
 
-def _allocated(pool: Pool, n: int, before: Mapping[str, int]) -> dict[str, int]:
+def _allocate(pool: Pool, n: int, before: Mapping[str, int]) -> dict[str, int]:
     """Share n items out over the strata as Neyman does, none of which may lose an item that it had before."""
     had = {name: before.get(name, 0) for name in pool.ids}
     spread = {name: sqrt(d) for name, d in pool.expected.items()}

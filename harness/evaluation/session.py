@@ -160,10 +160,10 @@ class Session:
         plain = self.sources[source.name]
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
         key = digest([*known, versions_of("layout")])
-        engine, layout = memo("engines", key, lambda: self._loaded_engine(plain)) or UNKNOWN
+        engine, layout = memo("engines", key, lambda: self._load_engine(plain)) or UNKNOWN
         return engine, layout
 
-    def _loaded_engine(self, source: ModelSource) -> tuple[str, str] | None:
+    def _load_engine(self, source: ModelSource) -> tuple[str, str] | None:
         """Load a base for its engine and layout digest; None in a dry run."""
         if self.dry_run:
             return None
@@ -178,7 +178,7 @@ class Session:
         return [name for name, source in bases.items() if self.engine(source) == UNKNOWN]
 
 
-def measured(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
+def join_items(task: Task, role: Role, suite: str, items: TaskItems) -> Measured:
     """Join a task with its items, their versions and its metrics."""
     versions = {split: task_version(task, items, split) for split in SPLITS}
     return Measured(task, role, suite, items, versions, load_metrics(task))

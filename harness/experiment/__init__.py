@@ -20,13 +20,13 @@ from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import remarks, report_of
 from harness.experiment.candidate_result import attempt
-from harness.experiment.data_scaling import make_curve, planned_curve, refuse_curve, stored_curve
+from harness.experiment.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.prepare import (
     Scope,
     arm_label,
+    estimate_work,
     key_problems,
     measured_bases,
-    planned,
     prepare_session,
     seconds_planned,
 )
@@ -46,16 +46,16 @@ __all__ = [
     "Scope",
     "all_done",
     "compare",
+    "estimate_curve_work",
+    "estimate_work",
     "first_line",
     "look_up",
-    "planned",
-    "planned_curve",
     "prepare_session",
     "refuse_curve",
     "refuse_many",
+    "report_stored",
     "run_all",
     "seconds_planned",
-    "stored",
     "stored_sentence",
     "stored_so_far",
     "warnings_before",
@@ -115,7 +115,7 @@ def run_all(
 ) -> ExperimentReport:
     """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
-    With `fewer_items` large tasks of the suites are asked in looks, until the verdicts are settled.
+    With `fewer_items` large tasks are asked in interim analyses, until the verdicts are settled.
 
     Raises:
         UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to
@@ -134,7 +134,7 @@ def run_all(
         store.begin(session.store, session.experiment.name)
         store.remove_merged_blocks(session.store)
         if fewer_items:
-            said, runs = fewer.in_looks(session, _measure_base(session, session.source), make_all)
+            said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make_all)
             reader = Reader(session)
         else:
             said, reader = [], Reader(session)
@@ -192,23 +192,23 @@ def _make_all(
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base's general ability as far as that is not done yet; returns each task's row set."""
+    """Measure a base on the capability suite as far as that is not done yet; returns each task's row set."""
     label, rows = arm_label(session, source), base_arm(session, source)
-    session.progress.finished(label, f"{label}: measured on {len(rows)} tasks")
+    session.progress.finish(label, f"{label}: measured on {len(rows)} tasks")
     return rows
 
 
-def stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
+def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
     """Report the stored runs of the selected candidates as they are written now; computes nothing.
 
     Raises:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = _in_order(session, selected)
-    return _reported(session, wanted, stored_runs(session, wanted))
+    return _report_runs(session, wanted, stored_runs(session, wanted))
 
 
-def _reported(
+def _report_runs(
     session: Session, wanted: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> ExperimentReport:
     """Report runs that were looked up; all of them have to be there."""
@@ -245,7 +245,7 @@ def stored_so_far(session: Session, selected: Sequence[str], needed: str) -> Exp
     found = list(zip(wanted, stored_runs(session, wanted), strict=True))
     there = {needed, *(one.candidate.name for one, run in found if run)}
     kept = [(one, run) for one, run in found if one.candidate.name in there]
-    return _reported(session, [one for one, _ in kept], [run for _, run in kept])
+    return _report_runs(session, [one for one, _ in kept], [run for _, run in kept])
 
 
 def _header(session: Session) -> dict[str, object]:
@@ -321,7 +321,5 @@ def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | 
     """Make a run that is not done, and show its line."""
     candidate, seed = request
     run, facts = attempt(session, reader, candidate, seed, done)
-    session.progress.finished(
-        candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke)
-    )
+    session.progress.finish(candidate.name, live_line(facts, session.target.task.primary_metric, smoke=smoke))
     return run

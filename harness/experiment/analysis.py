@@ -45,7 +45,7 @@ def report_of(
     results = _gate_results(session, reader, runs, facts, base)
     tasks = {run_id: result.tasks for run_id, result in results.items()}
     steps = _steps(session, reader, runs, base, tasks)
-    # What has no general ability (a classifier) has no verdict.
+    # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
         replace(f, verdict=results[f.run_id].verdict) if f.target and tasks.get(f.run_id) else f
         for f in facts
@@ -101,7 +101,7 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     """Map digests of the bases that runs are measured against to their rows of each suite's task.
 
     Raises:
-        IncompatibleRuns: a base's general ability was not measured as it is written now.
+        IncompatibleRuns: the capability suite of a base was not measured as it is written now.
     """
     done = [run for run in runs if run.state == "done"]
     out: dict[str, dict[str, Rows]] = {}
@@ -113,7 +113,7 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
             out[source.weights_digest] = {name: reader.rows(rows[name], n) for name, n in sizes.items()}
     if any(run.base_digest not in out for run in done):
         raise IncompatibleRuns(
-            f"{session.store.folder}: found no rows of the base's general ability as written now; "
+            f"{session.store.folder}: found no rows of the base on the capability suite as written now; "
             "expected them beside the runs; next: harness compare"
         )
     return out

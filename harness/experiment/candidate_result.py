@@ -90,7 +90,7 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
     None of a classifier, which no provider sells by the token, and of a server that counts none.
     """
     prompt = fmean(r.n_prompt_tokens for r in test)
-    if plugins.method(run.method).makes == "classifier" or not prompt:
+    if not plugins.method(run.method).makes_language_model or not prompt:
         return None
     shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
     return costs.Tokens(prompt, shared, fmean(r.n_output_tokens for r in test))

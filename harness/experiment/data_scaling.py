@@ -15,7 +15,7 @@ from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
-from harness.evaluation.session import Session, measured
+from harness.evaluation.session import Session, join_items
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.run_candidate import make_run, stored_runs
 from harness.experiment.stored_rows import Reader
@@ -48,7 +48,7 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
         raise UserError(Problem("--learning-curve", f"{n} training rows", expected, "leave it out"))
 
 
-def planned_curve(session: Session, selected: Iterable[str]) -> Work:
+def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
     """Estimate the curve of the fine-tune that takes longest; which one it will be, validation says."""
     works = (_work(session, session.candidates[name]) for name in _trained_here(session, selected))
     return max(works, key=session.seconds, default=Work())
@@ -67,58 +67,59 @@ def make_curve(session: Session, runs: Sequence[Run], facts: Sequence[CandidateF
         name = part.request.candidate.name
         try:
             run = make_run(part.session, *part.request)
-            session.progress.finished(name, f"{run.candidate}: trained and measured")
+            session.progress.finish(name, f"{run.candidate}: trained and measured")
         except UserError:
             raise
         except HarnessError as error:
-            session.progress.finished(name, f"{name} failed: {error}")
+            session.progress.finish(name, f"{name} failed: {error}")
 
 
 def stored_curve(
     session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
 ) -> LearningCurve | None:
     """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
-    name = _judged(session, facts)
+    name = _curve_candidate(session, facts)
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
     found = [(part, stored_runs(part.session, [part.request])[0]) for part in _parts(session, runs, facts)]
-    trained = [_trained(part.session, reader, run) for part, run in found if run and run.state == "done"]
+    trained = [_curve_point(part.session, reader, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
-    return decision.learning_curve(name, [*trained, _trained(session, reader, whole)], session.target.primary)
+    points = [*trained, _curve_point(session, reader, whole)]
+    return decision.learning_curve(name, points, session.target.primary)
 
 
-def _trained(session: Session, reader: Reader, run: Run) -> decision.Trained:
+def _curve_point(session: Session, reader: Reader, run: Run) -> decision.Trained:
     cost = facts_of(session, reader, run).training_cost_usd
     return decision.Trained(len(session.target.items.train), cost, reader.of(run, session.target))
 
 
 def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts]) -> Iterator[Part]:
     """Yield the parts one after the other, so that each goes on with the base that is in memory."""
-    name = _judged(session, facts)
+    name = _curve_candidate(session, facts)
     if name is None or len(session.target.items.train) * SHARES[0] < _LEAST:
         return
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     candidates = dict(session.experiment.candidates)
     source = candidates[name].weights_of or name
-    candidates[source] = settled(candidates[source], whole)
+    candidates[source] = settle_sweep(candidates[source], whole)
     last = session
     for share in SHARES:
         items = part_of(session.target.items, share, session.experiment.seeds[0])
-        target = measured(session.target.task, session.target.role, session.target.suite, items)
+        target = join_items(session.target.task, session.target.role, session.target.suite, items)
         part = f"{name}@{len(items.train)}"
         with_part = last.with_candidates({**candidates, part: candidates[name]})
         last = replace(with_part, target=target, suites=())
         yield Part(last, RunRequest(last.candidates[part], session.experiment.seeds[0]))
 
 
-def settled(recipe: Recipe, run: Run) -> Recipe:
+def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
     """Return the recipe with what its sweep chose, so that all sizes are of one recipe."""
     chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
     return recipe.model_copy(update={"sweep": {}, "params": {**recipe.params, **chosen}})
 
 
-def _judged(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
+def _curve_candidate(session: Session, facts: Sequence[CandidateFacts]) -> str | None:
     """Name the fine-tune that the decision is about, where it is trained here."""
     name = decision.best_trained(facts) or decision.strongest(facts)
     return name if name in list(_trained_here(session, [name] if name else [])) else None

@@ -1,7 +1,7 @@
-"""Fewer items: the base's stored rows choose which items of large tasks are asked, in up to three looks.
+"""Fewer items: the base's stored rows choose which items of large tasks are asked, in interim analyses.
 
-Invariant: base and candidates answer the same items in the same layout; the first look that settles the
-gate's rules on general ability is the last one, at an alpha that pays for having looked.
+Invariant: base and candidates answer the same items in the same layout; the first analysis that settles
+the gate's rules on the capability suite is the last one, at an alpha that pays for the earlier ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there
 _SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity")
 
 
-class Look(NamedTuple):
+class InterimAnalysis(NamedTuple):
     """One interim analysis: the suites with their sampled items, its one-sided alpha, and its description.
 
-    `name` is `look 1 of 3`.
+    `name` is `interim analysis 1 of 3`.
     """
 
     name: str
@@ -39,30 +39,30 @@ class Look(NamedTuple):
     said: str
 
 
-def in_looks(
+def run_interim_analyses(
     session: Session, base_rows: Mapping[str, str], make_all: Callable[[], list[Run]]
 ) -> tuple[list[str], list[Run]]:
-    """Make all runs on what each look asks, until one has settled the verdicts.
+    """Make all runs on what each interim analysis asks, until one has settled the verdicts.
 
     `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
-    stands, which is left as the last look needs it. Returns what a reader should know, and the runs.
+    stands, which is left as the last analysis needs it. Returns what a reader should know, and the runs.
     """
-    looks = looks_of(session, base_rows)
-    if not looks:
+    analyses = plan_interim_analyses(session, base_rows)
+    if not analyses:
         return ["fewer items: no task is large enough to draw from, so all items were asked"], make_all()
     progress = session.progress
-    for look in looks:
-        narrow(session, look)
-        session.progress = Prefixed(progress, f"{look.name}: ")
+    for analysis in analyses:
+        narrow(session, analysis)
+        session.progress = Prefixed(progress, f"{analysis.name}: ")
         runs = make_all()
         if is_settled(report_of(session, Reader(session), runs, smoke=False, header={}, notes=())):
             break
     session.progress = progress
-    return [look.said], runs
+    return [analysis.said], runs
 
 
-def looks_of(session: Session, base_rows: Mapping[str, str]) -> list[Look]:
-    """Plan the looks from the base's row sets of each task; none where every task is asked in full."""
+def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
+    """Plan the interim analyses from the base's row sets of each task; none where all items are asked."""
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
         for m in session.suites
@@ -73,14 +73,14 @@ def looks_of(session: Session, base_rows: Mapping[str, str]) -> list[Look]:
     full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
     plan = sampling.plan(pools, full, _margin(session, rows, pools), session.experiment.gate.alpha)
     orders = {name: _order(session, name, pool, plan) for name, pool in pools.items()}
-    return [_look(session, plan, pools, orders, k) for k in range(len(plan.alphas))]
+    return [_interim_analysis(session, plan, pools, orders, k) for k in range(len(plan.alphas))]
 
 
-def narrow(session: Session, look: Look) -> None:
-    """Let a session ask what a look asks, and judge at its alpha."""
+def narrow(session: Session, analysis: InterimAnalysis) -> None:
+    """Let a session ask what an interim analysis asks, and judge at its alpha."""
     experiment: Experiment = session.experiment
-    gate = experiment.gate.model_copy(update={"alpha": look.alpha})
-    session.experiment, session.suites = experiment.model_copy(update={"gate": gate}), look.suites
+    gate = experiment.gate.model_copy(update={"alpha": analysis.alpha})
+    session.experiment, session.suites = experiment.model_copy(update={"gate": gate}), analysis.suites
 
 
 def is_settled(found: ExperimentReport) -> bool:
@@ -124,9 +124,9 @@ def _order(session: Session, name: str, pool: Pool, plan: Plan) -> tuple[str, ..
     return sampling.in_order(pool, plan.drawn[name], seed)
 
 
-def _look(
+def _interim_analysis(
     session: Session, plan: Plan, pools: Mapping[str, Pool], orders: Mapping[str, tuple[str, ...]], k: int
-) -> Look:
+) -> InterimAnalysis:
     suites = tuple(
         _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
         if m.task.name in pools
@@ -135,14 +135,14 @@ def _look(
     )
     asked = sum(plan.n(name, k) for name in pools)
     of = f"{count(asked)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
-    name = f"look {k + 1} of {len(plan.alphas)}"
+    name = f"interim analysis {k + 1} of {len(plan.alphas)}"
     judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
     said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"
-    return Look(name, suites, plan.alphas[k], said)
+    return InterimAnalysis(name, suites, plan.alphas[k], said)
 
 
 def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
-    """Cut a task to the items of a look; its version names the whole order, so looks share their rows."""
+    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
     weights = sampling.weights(pool, drawn, order)
     by_id = {example.id: example for example in m.items.test}
     return m._replace(

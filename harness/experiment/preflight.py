@@ -35,7 +35,7 @@ from harness.models.hf import ANSWERING, Candidate, HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.models.memory import Shape
 from harness.progress import Progress
-from harness.records import BLOCK, Example, Noise, Run, SampleResult, TaskNoise, TrainingRecord
+from harness.records import BLOCK, Noise, Run, SampleResult, TaskNoise, TrainingRecord
 from harness.spec import Recipe
 
 __all__ = ["Checkup", "Cost", "estimate_costs", "examine", "measure_noise"]
@@ -199,7 +199,7 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
-    if makes == "classifier":
+    if not candidate.method.makes_language_model:
         return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
     training = _training(session, candidate)
     own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
@@ -294,12 +294,9 @@ def _longest(session: Session, candidate: ResolvedCandidate) -> int:
     """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
     step = prompting_step(session, candidate.source, session.experiment.seeds[0])
     items, in_pairs = session.target.items, candidate.method.draws_from == "pairs"
-    longest = max((_tokens(step(e), in_pairs) for e in (items.pairs if in_pairs else items.train)), default=1)
+    work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
+    longest = max((work([step(e)], 1).trained for e in rows), default=1)
     return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
-
-
-def _tokens(example: Example, in_pairs: bool) -> int:
-    return (costs.preference if in_pairs else costs.training)([example], 1).trained
 
 
 def _flops(

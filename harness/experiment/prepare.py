@@ -19,7 +19,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights, resol
 from harness.evaluation.costs import Work
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
-from harness.evaluation.session import Measured, Session, measured
+from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
@@ -36,12 +36,12 @@ from harness.models.hub import (
 )
 from harness.progress import Progress
 from harness.records import FEWER, parse_json
-from harness.spec import Experiment, Limits, Recipe, Role, Suite, Task
+from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
 
-SMOKE_LIMITS = Limits(train=64, validation=16, test=24)
+SMOKE_LIMITS = ItemLimits(train=64, validation=16, test=24)
 SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
-BASE_ARM = "general ability of the base"
+BASE_ARM = "capability suite of the base"
 
 
 class Scope(NamedTuple):
@@ -56,7 +56,7 @@ class Scope(NamedTuple):
     dry_run: bool = False
 
 
-def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
+def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """Return the experiment with fewer items, and for a smoke with a short training as well.
 
     A name of its own keeps such runs and reports apart from the full ones; which items a `fewer` run asks
@@ -66,15 +66,15 @@ def narrowed(experiment: Experiment, scope: Scope) -> Experiment:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
         target = _with_limits(experiment.target, SMOKE_LIMITS)
-        suites = tuple(_capped(suite, SMOKE_ITEMS) for suite in experiment.suites)
+        suites = tuple(_cap_suite(suite, SMOKE_ITEMS) for suite in experiment.suites)
         candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
         return experiment.model_copy(update={"target": target, "suites": suites, "candidates": candidates})
     if scope.limit:
         old = experiment.target.data.limits
-        limits = Limits(
+        limits = ItemLimits(
             train=old.train, validation=old.validation, test=min(scope.limit, old.test or scope.limit)
         )
-        suites = tuple(_capped(suite, scope.limit) for suite in experiment.suites)
+        suites = tuple(_cap_suite(suite, scope.limit) for suite in experiment.suites)
         name = f"{experiment.name}-limit{scope.limit}"
         target = _with_limits(experiment.target, limits)
         return experiment.model_copy(update={"name": name, "target": target, "suites": suites})
@@ -88,7 +88,7 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
         UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
     """
     _refuse_two_ways(scope)
-    experiment = narrowed(loaded.experiment, scope)
+    experiment = narrow(loaded.experiment, scope)
     _refuse_without_train(experiment.target)
     experiment, catalogue = with_lm_eval(experiment)
     seed = experiment.seeds[0]
@@ -102,11 +102,11 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     target, *suites = (
         of_lm_eval(catalogue[task.name], role, suite)
         if task.lm_eval
-        else measured(task, role, suite, items[task.name])
+        else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
     )
     machine = probe(experiment.device, experiment.precision)
-    sources = _resolved(experiment, progress, unpacks=not scope.dry_run)
+    sources = _resolve_models(experiment, progress, unpacks=not scope.dry_run)
     _refuse_without_template(experiment, sources.values())
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
@@ -135,7 +135,7 @@ def _refuse_two_ways(scope: Scope) -> None:
         raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
 
 
-def _resolved(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
+def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
     """Find every model that the experiment or one of its candidates names: bases and those made elsewhere."""
     named = {experiment.base_model: "base_model"}
     for candidate, recipe in experiment.candidates.items():
@@ -167,7 +167,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += plugins.method(recipe.method).problems(recipe, candidate.base, where)
         if (
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
-            and not _has_bitsandbytes()
+            and find_spec("bitsandbytes") is None
         ):
             found = "a base in NF4, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
@@ -192,11 +192,7 @@ def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[P
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 
-def _has_bitsandbytes() -> bool:
-    return find_spec("bitsandbytes") is not None
-
-
-def planned(session: Session, selected: Collection[str]) -> dict[str, Work]:
+def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work]:
     """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet."""
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
@@ -233,7 +229,7 @@ def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSourc
 
 
 def arm_label(session: Session, source: ModelSource) -> str:
-    """Name the measurement of a base's general ability."""
+    """Name the measurement of a base on the capability suite."""
     other = "" if source.name == session.experiment.base_model else f" {source.name}"
     return f"{BASE_ARM}{other}{' in NF4' if source.quantization else ''}"
 
@@ -249,7 +245,7 @@ def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
 
 
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
-    if plugins.method(candidate.recipe.method).makes == "classifier":
+    if not plugins.method(candidate.recipe.method).makes_language_model:
         return Work()
     return total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
 
@@ -325,11 +321,11 @@ def _refuse_leaks(
         raise UserError(problems)
 
 
-def _with_limits(task: Task, limits: Limits) -> Task:
+def _with_limits(task: Task, limits: ItemLimits) -> Task:
     return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
 
 
-def _capped(suite: Suite, n: int) -> Suite:
+def _cap_suite(suite: Suite, n: int) -> Suite:
     tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
     return suite.model_copy(update={"tasks": tasks})
 

@@ -15,19 +15,19 @@ from harness.evaluation import latency_s, runner
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.row_sets import (
     RowSet,
+    RunIdentity,
     RunRequest,
-    Sought,
     begun_as,
     failed_id,
     failure,
     find_runs,
     is_there,
     run_id_of,
-    sought,
+    run_identity,
     suite_sets,
     target_sets,
 )
-from harness.evaluation.runner import control_beside, fill, open_weights, shared_tokens
+from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hub import ModelSource
@@ -61,7 +61,7 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     name = candidate.name
     if done is None:
         begin(session, name, seed)
-    run = done or _trained_and_evaluated(session, candidate, seed)
+    run = done or _train_and_evaluate(session, candidate, seed)
     if (session.store.folder / (failed := failed_id(session, name, seed))).exists():
         store.remove_run(session.store, failed)
     store.end(session.store, begun_as(session, name, seed))
@@ -77,17 +77,17 @@ def begin(session: Session, name: str, seed: int) -> None:
     store.begin(session.store, begun_as(session, name, seed))
 
 
-def _trained_and_evaluated(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
+def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: int) -> Run:
     name, weights = candidate.name, ensure_weights(session, candidate, seed)
     sets = _row_sets(session, candidate, weights, seed)
-    (done,) = find_runs(session, [sought(session, name, seed, weights, sets)])
+    (done,) = find_runs(session, [run_identity(session, name, seed, weights, sets)])
     if done is not None:
         return done
     run_id = run_id_of(session, name, seed, weights, sets)
-    lacking = runner.missing(session, sets)
+    lacking = runner.rescore_stored(session, sets)
     if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
-        return _saved_again(session, candidate, run_id, sets, before)
-    beside = control_beside(session, candidate.base, weights) if lacking else ""
+        return _save_again(session, candidate, run_id, sets, before)
+    beside = measure_control(session, candidate.base, weights) if lacking else ""
     with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
         validation = sets[0].job()
@@ -123,11 +123,11 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     if weights is None:
         return None, list(run.rows)
     sets = _row_sets(session, candidate, weights, run.seed)
-    if lacking := runner.missing(session, sets):
+    if lacking := runner.rescore_stored(session, sets):
         return None, [rows.name for rows in lacking]
-    (done,) = find_runs(session, [sought(session, candidate.name, run.seed, weights, sets)])
+    (done,) = find_runs(session, [run_identity(session, candidate.name, run.seed, weights, sets)])
     run_id = run_id_of(session, candidate.name, run.seed, weights, sets)
-    return done or _saved_again(session, candidate, run_id, sets, run), []
+    return done or _save_again(session, candidate, run_id, sets, run), []
 
 
 def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> Run | None:
@@ -142,7 +142,7 @@ def _before(session: Session, name: str, seed: int, weights: Weights, sets: Sequ
     return None
 
 
-def _saved_again(
+def _save_again(
     session: Session, candidate: ResolvedCandidate, run_id: str, sets: Sequence[RowSet], before: Run
 ) -> Run:
     """Save a run with rows that were scored again; what was measured of it stays."""
@@ -165,7 +165,7 @@ def _metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
 
 def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing."""
-    found = find_runs(session, [_sought_in_store(session, request) for request in requests])
+    found = find_runs(session, [_stored_identity(session, request) for request in requests])
     if all(found):
         return found
     known = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
@@ -187,11 +187,11 @@ def outdated(session: Session, request: RunRequest) -> list[str]:
     return [name for name in names if any(then[key][name] != now[key][name] for key in then)]
 
 
-def _sought_in_store(session: Session, request: RunRequest) -> Sought | None:
+def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | None:
     candidate, seed = request
     if (weights := stored_weights(session, candidate, seed)) is None:
         return None
-    return sought(session, candidate.name, seed, weights, _row_sets(session, candidate, weights, seed))
+    return run_identity(session, candidate.name, seed, weights, _row_sets(session, candidate, weights, seed))
 
 
 def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
@@ -199,21 +199,21 @@ def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, 
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base's general ability, as it is served; returns the row set of each task."""
+    """Measure a base on the capability suite, as it is served; returns the row set of each task."""
     return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip())
 
 
 def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
     """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
     sets = suite_sets(session, weights)
-    if lacking := runner.missing(session, sets):
+    if lacking := runner.rescore_stored(session, sets):
         with open_weights(session, weights) as candidate:
             fill(session, candidate, lacking, name)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
 def measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
-    """Find a base's general ability where it was measured; None where rows are missing."""
+    """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
     sets = suite_sets(session, base_weights(source))
     if not all(is_there(session, s) for s in sets):
         return None
@@ -243,7 +243,7 @@ def _record(session: Session, candidate: ResolvedCandidate, seed: int, **outcome
         experiment=session.experiment.name,
         candidate=candidate.name,
         method=candidate.source.method,
-        prompting=_spelled(recipe),
+        prompting=_spell_prompting(recipe),
         answer=recipe.answer,
         seed=seed,
         base_model=base.name,
@@ -255,7 +255,7 @@ def _record(session: Session, candidate: ResolvedCandidate, seed: int, **outcome
     )
 
 
-def _spelled(recipe: Recipe) -> str:
+def _spell_prompting(recipe: Recipe) -> str:
     """Spell out the promptings with their parameters."""
     return " + ".join(
         f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name

@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -102,7 +102,7 @@ def propose(request: Request) -> Proposal:
         problems += error.problems
     if problems or seen is None:
         raise UserError(problems)
-    task, items = _checked(_task(request, seen, name))
+    task, items = _check_task(_task(request, seen, name))
     candidates = _candidates(request, seen.kind, task, _n_shots(items.train))
     files = {
         paths[0]: _experiment_text(request, name, candidates),
@@ -223,7 +223,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if layout is None and not (
         columns & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):
-        fields = _guessed(content, columns, fields)
+        fields = _guess_columns(content, columns, fields)
     group = next(
         (name for name in _GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
     )
@@ -243,7 +243,7 @@ def _columns(content: Sequence[Row]) -> set[str]:
     return {name for name, n in filled.items() if 2 * n > len(content)}
 
 
-def _guessed(content: readers.Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
+def _guess_columns(content: readers.Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
     """Guess which column asks and which answers, by their names; of two, the one that varies less answers."""
     plain = {
         c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
@@ -251,7 +251,8 @@ def _guessed(content: readers.Rows, columns: set[str], fields: dict[str, str]) -
     asks = fields.get("prompt") or _by_name(plain, _QUESTIONS)
     answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, _ANSWERS)
     left = sorted(
-        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")}, key=_n_values(content.rows)
+        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
+        key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
     if answers is None and left and len(left) + bool(asks) == 2:
         answers = f"{{{left.pop(0)}}}"
@@ -273,10 +274,6 @@ def _guessed(content: readers.Rows, columns: set[str], fields: dict[str, str]) -
 def _by_name(columns: set[str], known: Iterable[str]) -> str | None:
     lowered = {column.lower(): column for column in columns}
     return next((f"{{{lowered[name]}}}" for name in known if name in lowered), None)
-
-
-def _n_values(content: Sequence[Row]) -> Callable[[str], int]:
-    return lambda column: len({str(row.fields.get(column)) for row in content})
 
 
 def _groups_rows(content: Sequence[Row], name: str) -> bool:
@@ -379,7 +376,7 @@ def _tokens(references: Sequence[str], share: float = 0.95) -> int:
     return min(256, -(-(longest // per_token + 4) // 8) * 8)
 
 
-def _checked(task: dict[str, Any]) -> tuple[Task, TaskItems]:
+def _check_task(task: dict[str, Any]) -> tuple[Task, TaskItems]:
     """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
 
     Raises:

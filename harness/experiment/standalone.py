@@ -93,7 +93,7 @@ def tasks_of(
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
 
 
-def checked(computing: Mapping[str, str]) -> dict[str, Any]:
+def check_computing(computing: Mapping[str, str]) -> dict[str, Any]:
     """Return the engine and the precision that the command line names, as `prepare_model` takes them.
 
     Raises:
@@ -161,8 +161,8 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     found = _load_tasks(tasks, session.experiment.datasets_dir)
     begin(session, name, session.experiment.seeds[0])
     weights = ensure_weights(session, session.candidates[name], session.experiment.seeds[0])
-    if weights.kind in ("classifier", "chat"):
-        problem = f"{name}, {'a classifier' if weights.kind == 'classifier' else 'asked by chat'}"
+    if weights.kind == "chat" or not weights.is_language_model:
+        problem = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         raise UserError(Problem("harness eval", problem, "a language model, which tasks of lm-eval need"))
     measured = tuple(of_lm_eval(f, "capability", _SUITE) for f in found.values())
     return Prepared(replace(session, suites=measured), name, weights, found)

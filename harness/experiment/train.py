@@ -31,8 +31,8 @@ from harness.evaluation.row_sets import (
     suite_set,
     target_sets,
 )
-from harness.evaluation.runner import control_beside, fill, open_weights
-from harness.evaluation.session import Session, measured
+from harness.evaluation.runner import fill, measure_control, open_weights
+from harness.evaluation.session import Session, join_items
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
@@ -116,8 +116,8 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     )
     items = TaskItems((), (), mixture.rows, (), (), ())
     weights = base_weights(base)
-    wanted = suite_set(session, weights, measured(task, "capability", name, items))
-    if lacking := runner.missing(session, [wanted]):
+    wanted = suite_set(session, weights, join_items(task, "capability", name, items))
+    if lacking := runner.rescore_stored(session, [wanted]):
         with open_weights(session, weights) as model:
             fill(session, model, lacking, "base")
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
@@ -310,8 +310,8 @@ def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *,
     if not is_there(session, rows):
         if not make:
             return None
-        if lacking := runner.missing(session, [rows]):
-            beside = control_beside(session, trial.base, weights)
+        if lacking := runner.rescore_stored(session, [rows]):
+            beside = measure_control(session, trial.base, weights)
             with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
     metric = session.target.primary

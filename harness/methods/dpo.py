@@ -14,7 +14,9 @@ from harness.training import (
     Weights,
     adapter_digest,
     adapter_parameters,
+    leave_out,
     lora_config,
+    lower_rank,
     preference,
 )
 
@@ -41,5 +43,7 @@ METHOD = Method(
     loops=("training", "tokens", "dpo"),
     shape_params=tuple(LoraParams.model_fields),
     adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+    leave_out=leave_out,
     proposal=lambda situation: {} if situation.pairs else None,
 )

@@ -7,7 +7,15 @@ ten times that of full fine-tuning) after Biderman et al. 2024 (arXiv:2405.09673
 """
 
 from harness.plugins import Method
-from harness.training import FitContext, LowRankParams, Weights, adapter_parameters, low_rank
+from harness.training import (
+    FitContext,
+    LowRankParams,
+    Weights,
+    adapter_parameters,
+    leave_out,
+    low_rank,
+    lower_rank,
+)
 
 
 class Params(LowRankParams):
@@ -29,6 +37,8 @@ METHOD = Method(
     hooks=("mix",),
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+    leave_out=leave_out,
     # Rates of Dettmers et al. 2023 (arXiv:2305.14314) for 7 to 65 billion parameters; small models need more.
     # One replayed row for each training row kept most of what the quickstart's base could do.
     proposal=lambda situation: {

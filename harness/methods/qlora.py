@@ -7,7 +7,15 @@ Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
 """
 
 from harness.plugins import Method
-from harness.training import FitContext, LowRankParams, Weights, adapter_parameters, low_rank
+from harness.training import (
+    FitContext,
+    LowRankParams,
+    Weights,
+    adapter_parameters,
+    leave_out,
+    low_rank,
+    lower_rank,
+)
 
 
 class Params(LowRankParams):
@@ -30,4 +38,6 @@ METHOD = Method(
     hooks=("mix",),
     loops=("training", "tokens", "sft"),
     adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+    leave_out=leave_out,
 )

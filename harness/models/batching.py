@@ -85,10 +85,10 @@ def grow(
             groups.append([i])
             width = len(row)
         before = row
-    return [_laid_out(group, rows, pairs, shared) for group in groups]
+    return [_build_tree(group, rows, pairs, shared) for group in groups]
 
 
-def _laid_out(
+def _build_tree(
     numbers: list[int], rows: Sequence[tuple[int, ...]], pairs: Sequence[Pair], shared: int
 ) -> PrefixTree:
     tree = PrefixTree([], [], [], numbers, [])

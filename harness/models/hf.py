@@ -110,14 +110,14 @@ class HFCandidate:
     def _answer_together(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
-        stopped = self._stopped(limits.stop)
+        stopped = self._stop_condition(limits.stop)
         prefixes = self._executor.prefixes
         made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, prefixes)
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
 
-    def _stopped(self, stop: tuple[str, ...]) -> Stopped:
+    def _stop_condition(self, stop: tuple[str, ...]) -> Stopped:
         """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
         import torch
 

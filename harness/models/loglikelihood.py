@@ -56,16 +56,16 @@ class Executor:
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
         if self.engine == "plain":
-            scored = [self._alone(pair) for pair in pairs]
+            scored = [self._score_alone(pair) for pair in pairs]
         else:
             with chunked_attention(self.model):
-                scored = self._packed(pairs)
+                scored = self._score_packed(pairs)
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in scored]
 
-    def _alone(self, pair: Pair) -> Scored:
+    def _score_alone(self, pair: Pair) -> Scored:
         return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
 
-    def _packed(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def _score_packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         shared = shared_length([context for context, _ in pairs])
         prefix = self._prefix(pairs[0][0][:shared]) if shared else None
         trees = grow(pairs, self.budget, shared)
@@ -179,7 +179,7 @@ class Executor:
         gaps = [
             abs(p - q)
             for i, pair in enumerate(pairs)
-            for p, q in zip(together[i][0], self._alone(pair)[0], strict=True)
+            for p, q in zip(together[i][0], self._score_alone(pair)[0], strict=True)
         ]
         return sum(gaps) / len(gaps) < _AGREEMENT_NATS
 
@@ -200,11 +200,11 @@ def only_at(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
     Inside, logits have the shape (1, u, v).
     """
 
-    def chosen(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][wanted[:, 0], wanted[:, 1]][None], *args[1:])
 
     projection: Any = model.get_output_embeddings()
-    hook = projection.register_forward_pre_hook(chosen)
+    hook = projection.register_forward_pre_hook(select)
     try:
         yield
     finally:

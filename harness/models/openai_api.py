@@ -191,7 +191,7 @@ class Server:
                 except IndexError:  # another thread took the last one
                     return
                 try:
-                    answer.set_result(self._asked(ask, one))
+                    answer.set_result(self._send(ask, one))
                 except BaseException as error:  # noqa: BLE001 (raised where the answers are awaited)
                     answer.set_exception(error)
 
@@ -205,13 +205,13 @@ class Server:
             raise next(error for one in done if (error := one.exception()))
         return [one.result() for one in answers]
 
-    def _asked(self, ask: Callable[[_Asked], _Said], one: _Asked) -> _Said:
+    def _send(self, ask: Callable[[_Asked], _Said], one: _Asked) -> _Said:
         from openai import APIError
 
         try:
             return ask(one)
         except APIError as error:
-            raise self._failed(error) from None
+            raise self._failure(error) from None
 
     def max_context(self) -> int:
         """Return how many tokens the server says that its model holds; no bound where it does not say."""
@@ -222,23 +222,23 @@ class Server:
         except APIStatusError:
             return _ANY_LENGTH  # a server without a list; the first request says what else is wrong
         except APIError as error:
-            raise self._failed(error) from None
+            raise self._failure(error) from None
         except AttributeError:  # the client takes whatever came for a list
-            raise self.refused("a page that is no list of models", "a base_url that ends with /v1") from None
+            raise self.refusal("a page that is no list of models", "a base_url that ends with /v1") from None
         sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
         return int(sizes.get(self.settings.model) or _ANY_LENGTH)
 
-    def refused(self, found: str, knob: str) -> CandidateFailed:
+    def refusal(self, found: str, knob: str) -> CandidateFailed:
         """Phrase an answer that cannot be used."""
         return CandidateFailed(f"{self.settings.name}: found {found}; expected an answer", knob)
 
-    def said(self, error: "APIError") -> str:
+    def error_text(self, error: "APIError") -> str:
         """Return what the server says of an error, on one line and without the key."""
         text = message(error)
         hidden = text.replace(self._key, "…") if self.settings.api_key_env else text
         return " ".join(hidden.split())[:200]
 
-    def _failed(self, error: "APIError") -> CandidateFailed:
+    def _failure(self, error: "APIError") -> CandidateFailed:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         if isinstance(error, APITimeoutError):
@@ -246,13 +246,13 @@ class Server:
                 f"nothing within {self.settings.timeout:g} s",
                 "a longer timeout, or a smaller num_concurrent",
             )
-            return self.refused(found, knob)
+            return self.refusal(found, knob)
         if isinstance(error, APIConnectionError):
-            return self.refused("no server", "start it, or correct base_url")
+            return self.refusal("no server", "start it, or correct base_url")
         status = error.status_code if isinstance(error, APIStatusError) else None
-        said = self.said(error)
+        said = self.error_text(error)
         found = f"status {status}, {said}" if status else f"what is no answer, {said}"
-        return self.refused(found, _STEPS.get(status or 400, "ask again later, or look at the server's log"))
+        return self.refusal(found, _STEPS.get(status or 400, "ask again later, or look at the server's log"))
 
 
 def message(error: "APIError") -> str:
@@ -281,7 +281,7 @@ class CompletionsCandidate:
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
-        return _answers(self._server, partial(self._completed, limits), prompts)
+        return _answers(self._server, partial(self._complete, limits), prompts)
 
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a request of its own.
@@ -289,16 +289,16 @@ class CompletionsCandidate:
         Raises:
             CandidateFailed: the server gives no log-probabilities of a prompt.
         """
-        return self._server.each(self._scored, pairs)
+        return self._server.each(self._score, pairs)
 
-    def _completed(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
+    def _complete(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
         found = self._server.api.completions.create(
             model=self._server.settings.model, prompt=list(prompt), temperature=0.0, **_ends(limits)
         )
         choice = _choice(self._server, found)
         return _output(choice.text, choice.finish_reason, found.usage, limits)
 
-    def _scored(self, pair: "Pair") -> Likelihood:
+    def _score(self, pair: "Pair") -> Likelihood:
         context, continuation = pair
         whole = [*context, *continuation]
         found = self._server.api.completions.create(
@@ -315,7 +315,7 @@ class CompletionsCandidate:
         # One token more is what was generated; two more are a prompt that the server added to.
         if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
             what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
-            raise self._server.refused(
+            raise self._server.refusal(
                 what, "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
             )
         return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
@@ -338,7 +338,7 @@ class ChatCandidate:
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer the messages of each prompt greedily; `compute_s` is an equal share of the whole call."""
-        return _answers(self._server, partial(self._answered, limits), prompts)
+        return _answers(self._server, partial(self._answer, limits), prompts)
 
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Refuse: the protocol gives no log-probabilities of a prompt.
@@ -352,7 +352,7 @@ class ChatCandidate:
             )
         return []
 
-    def _answered(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
+    def _answer(self, limits: Limits, prompt: tuple[int, ...]) -> Output:
         messages: Any = loads(bytes(prompt))
         found = self._server.api.chat.completions.create(
             model=self._server.settings.model, messages=messages, temperature=0.0, **_ends(limits)
@@ -379,7 +379,7 @@ def _or_too_long(server: Server, ask: Callable[[tuple[int, ...]], Output], promp
     except (BadRequestError, UnprocessableEntityError) as error:
         if not _TOO_LONG.search(f"{error.code} {message(error)}"):
             raise
-        return Output("", "error", error=server.said(error))
+        return Output("", "error", error=server.error_text(error))
 
 
 def _ends(limits: Limits) -> dict[str, Any]:
@@ -391,7 +391,7 @@ def _choice(server: Server, found: Any) -> Any:
     """Return the one answer of a response; the client itself checks no response."""
     choices = getattr(found, "choices", None)
     if not choices:
-        raise server.refused("a response without choices", "a base_url that ends with /v1")
+        raise server.refusal("a response without choices", "a base_url that ends with /v1")
     return choices[0]
 
 

@@ -117,7 +117,7 @@ class VllmCandidate:
         """Answer each prompt greedily; `compute_s` is an equal share of the whole call."""
         start = time.perf_counter()
         tokenizer, ends = self._host.tokenizer, self._host.ends
-        made = self._asked(
+        made = self._generate(
             prompts,
             max_tokens=limits.max_new_tokens,
             stop=list(limits.stop),
@@ -133,13 +133,13 @@ class VllmCandidate:
     def loglikelihood(self, pairs: "Sequence[Pair]") -> list[Likelihood]:
         """Score each (context, continuation) in nats, every one as a sequence of its own."""
         whole = [context + continuation for context, continuation in pairs]
-        read = self._asked(whole, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        read = self._generate(whole, max_tokens=1, prompt_logprobs=0, detokenize=False)
         return [
             likelihood(continuation, found.prompt_logprobs)
             for (_, continuation), found in zip(pairs, read, strict=True)
         ]
 
-    def _asked(self, prompts: Sequence[tuple[int, ...]], **params: Any) -> list[Any]:
+    def _generate(self, prompts: Sequence[tuple[int, ...]], **params: Any) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 
         if not prompts:
@@ -158,7 +158,7 @@ class VllmHost:
         self.source, self.machine = source, machine
         self._adaptable = _adaptable(source.path)
         self._llm: Any = None
-        self.max_model_len = int(self._loaded().model_config.max_model_len)
+        self.max_model_len = int(self._load_once().model_config.max_model_len)
         self.tokenizer = AutoTokenizer.from_pretrained(source.path)
         self.ends = end_ids(self.tokenizer, _generation_config(source.path))
         self.base = VllmCandidate(self, source.weights_digest)
@@ -181,7 +181,7 @@ class VllmHost:
 
     def ask(self, prompts: Sequence[Any], params: Any, adapter: Any) -> list[Any]:
         """Let vLLM read and answer, in order and without what it knows from before."""
-        llm = self._loaded()
+        llm = self._load_once()
         llm.reset_prefix_cache()
         try:
             found: list[Any] = llm.generate(prompts, params, use_tqdm=False, lora_request=adapter)
@@ -190,7 +190,7 @@ class VllmHost:
             raise
         return found
 
-    def _loaded(self) -> Any:
+    def _load_once(self) -> Any:
         if self._llm is None:
             self._llm = _load(self.source, self.machine, self._adaptable)
         return self._llm

@@ -175,7 +175,7 @@ class _NightRun:
             found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
             found = Watched(label, "", "", (), error=in_a_line(error))
-        self.session.progress.finished(label, f"{label}: {found.error or 'evaluated'}")
+        self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
     def _evaluate(self, target: Target) -> Watched:
@@ -183,7 +183,7 @@ class _NightRun:
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = run_candidate.ensure_weights(session, target.candidate, target.seed)
         sets = self._comparable_sets(watchlist.own_sets(session, target, weights), reference.rows)
-        control = None if weights.kind == "classifier" else self._control(target, reference)
+        control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
         now = reevaluate(session, self.folder, target.name, weights, batches)
         then = self._reference_rows(sets, reference.rows)

@@ -127,7 +127,7 @@ def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
 
 def own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
     """List what a candidate is evaluated on: the target, and the suites where the weights are its own."""
-    own = weights.kind != "classifier" and weights.digest != target.candidate.base.weights_digest
+    own = weights.is_language_model and weights.digest != target.candidate.base.weights_digest
     asked = target_sets(session, target.candidate.recipe, weights, target.seed)[1]
     return [asked, *(suite_sets(session, weights) if own else [])]
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.data import folded
+from harness.data import fold_text
 from harness.errors import Problem, UserError
 from harness.prompting import PromptingContext, Step, question
 from harness.records import Example, Message
@@ -51,8 +51,8 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 
 def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
-    asked = folded(question(example))
-    return (shot for shot in ranked if shot.id != example.id and folded(shot.prompt) != asked)
+    asked = fold_text(question(example))
+    return (shot for shot in ranked if shot.id != example.id and fold_text(shot.prompt) != asked)
 
 
 def _with_turns(example: Example, shots: list[Example]) -> Example:

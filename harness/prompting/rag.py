@@ -57,7 +57,7 @@ class Params(Spec):
         return self
 
 
-def drawn_from(params: Params) -> str:
+def source_digest(params: Params) -> str:
     """Digest what passages are found with beside the documents: the weights of the retriever."""
     if params.model is None:
         return ""

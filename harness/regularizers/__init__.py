@@ -46,7 +46,7 @@ def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
     Raises:
         UserError: rows cannot be read, or one of them is evaluated.
     """
-    return {name: p.sample(context, params) for name, p, params in _loaded(regularize) if hasattr(p, "mix")}
+    return {name: p.sample(context, params) for name, p, params in _load(regularize) if hasattr(p, "mix")}
 
 
 def mixed_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
@@ -67,7 +67,7 @@ def prepare(regularize: Regularize, model: Any) -> None:
     Raises:
         CandidateFailed: the model has no such part.
     """
-    for _, plugin, params in _loaded(regularize):
+    for _, plugin, params in _load(regularize):
         if hasattr(plugin, "prepare"):
             plugin.prepare(model, params)
 
@@ -84,7 +84,7 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
             params.model_dump(mode="json", exclude_defaults=True, exclude={"data"}),
             _plain(sampled[name]) if name in sampled else [],
         ]
-        for name, _, params in _loaded(regularize)
+        for name, _, params in _load(regularize)
     ]
     return digest([versions_of("regularizers"), own])
 
@@ -93,7 +93,7 @@ def _plain(mixture: Mixture) -> list[Any]:
     return [mixture.n, mixture.max_new_tokens, [without_defaults(row) for row in mixture.rows]]
 
 
-def _loaded(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     """Load regularisers in the order of their names: that of the keys in a file means nothing."""
     loaded = {name: plugins.load("regularizers", name) for name in sorted(regularize)}
     return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import Field
 
-from harness.data import folded, load_task, suite_contamination
+from harness.data import fold_text, load_task, suite_contamination
 from harness.data.general_prompts import general_prompts
 from harness.errors import CandidateFailed, UserError
 from harness.records import Example, SampleResult
@@ -69,8 +69,8 @@ def _prompts(context: MixContext) -> tuple[Example, ...]:
         Example(f"{_NAME}-{number}", ({"role": "user", "content": text},), cluster=f"{_NAME}-{number}")
         for number, text in enumerate(general_prompts())
     ]
-    taken = {folded(e.prompt) for examples in context.evaluated.values() for e in examples}
-    return tuple(e for e in prompts if folded(e.prompt) not in taken)
+    taken = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
+    return tuple(e for e in prompts if fold_text(e.prompt) not in taken)
 
 
 def _whole(row: SampleResult) -> str:

@@ -4,9 +4,8 @@ Invariant: the file holds digests and numbers only, no path of a machine; the ro
 digests name are the baseline, whatever becomes of the run's name.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from harness.errors import Problem, UserError
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.formatting import RATE, Unit
 from harness.metrics import load_metrics
-from harness.records import Run, parse_json
+from harness.records import Run, load
 from harness.store import Store
 
 
@@ -68,20 +67,9 @@ def read_champion(folder: Path, target: str) -> Champion | None:
     if not path.exists():
         return None
     try:
-        raw = parse_json(path.read_text("utf-8"))
-        lately = (
-            "verdict",
-            "sentence",
-            "despite",
-            "units",
-            "first_base",
-            "cumulative",
-        )  # an older file lacks them
-        known = {f.name: raw[f.name] for f in fields(Champion) if f.name not in lately or f.name in raw}
-        units = {key: Unit(**unit) for key, unit in known.get("units", {}).items()}
-        return Champion(**{**known, "units": units})
-    except (ValueError, KeyError, TypeError) as error:
-        found = f"a file that cannot be read ({type(error).__name__}: {error})"
+        return load(Champion, path.read_bytes())
+    except ValueError as error:
+        found = f"a file that cannot be read ({str(error).splitlines()[0]})"
         raise UserError(Problem(str(path), found, "what harness promote wrote", "promote again")) from error
 
 
@@ -139,7 +127,7 @@ def promote(
     )
     path = champion_file(loaded.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    store.write_whole(at, path, json.dumps(asdict(champion), indent=2, ensure_ascii=False) + "\n")
+    store.write_record(at, path, champion)
     return path, champion
 
 

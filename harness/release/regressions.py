@@ -6,7 +6,7 @@ it twice changes nothing.
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def add_regressions(loaded: Loaded, run: Run, items: Sequence[str]) -> tuple[Pat
         rows = _read(rows_file)
         new = [e for e in examples if e.id not in {row["id"] for row in rows}]
         added += len(new)
-        _write(rows_file, [*rows, *map(_row, new)])
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *map(_row, new))]
+        rows_file.write_text("".join(lines), "utf-8")
         tasks[f"{task.name}{_SUFFIX}"] = _pinned_task(task, folder)
     path = folder / f"{SUITE}.yaml"
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
@@ -121,7 +122,3 @@ def _row(e: Example) -> dict[str, Any]:
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return [parse_json(line) for line in lines if line.strip()]
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -51,7 +51,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
     if champion is not None:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
-        runner.missing(session, suite_sets(session, weights))
+        runner.rescore_stored(session, suite_sets(session, weights))
     return RescoredRun(again, Reader(session).scores(again))
 
 

@@ -48,7 +48,9 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
     writer.writeheader()
     for f in best_first(report):
         own = {"experiment": report.experiment, "candidate": f.name, "seed": f.seed, "evidence": evidence}
-        writer.writerows({k: _cell(v) for k, v in (own | row).items()} for row in _rows(report, f))
+        for row in _rows(report, f):
+            cells = (own | row).items()
+            writer.writerow({k: spreadsheet(v) if isinstance(v, str) else v for k, v in cells})
     return stream.getvalue()
 
 
@@ -57,25 +59,20 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
         return
     best = best_untrained(report.facts)
     named = {"task": report.task, "metric": report.metric}
-    yield (
-        named | (_compared(f.vs_untrained, best or "") if f.vs_untrained else {}) | _estimate_cells(f.target)
-    )
+    compared = _comparison_cells(f.vs_untrained, best or "") if f.vs_untrained else {}
+    yield named | compared | _estimate_cells(f.target)
     yield from (named | {"slice": name} | _estimate_cells(e) for name, e in f.slices.items())
     for c in report.comparisons.get(f.label, ()):
-        yield {"task": c.task, "metric": c.metric, "slice": c.slice} | _compared(c, "base")
+        yield {"task": c.task, "metric": c.metric, "slice": c.slice} | _comparison_cells(c, "base")
 
 
 def _estimate_cells(e: Estimate) -> Row:
     return {"n": e.n, "n_errors": e.n_errors, "score": e.score, "score_low": e.low, "score_high": e.high}
 
 
-def _compared(c: Comparison, with_: str) -> Row:
+def _comparison_cells(c: Comparison, with_: str) -> Row:
     failed = c.errors.new + c.errors.both
     new = _estimate_cells(Estimate(c.new, c.new_low, c.new_high, c.n, n_errors=failed))
     base = {"compared_with": with_, "base": c.base, "base_low": c.base_low, "base_high": c.base_high}
     delta = {"delta": c.delta, "delta_low": c.low, "delta_high": c.high, "n_paired": c.n}
     return new | base | delta | {"lost": len(c.lost), "gained": len(c.gained)}
-
-
-def _cell(value: Any) -> Any:
-    return spreadsheet(value) if isinstance(value, str) else value

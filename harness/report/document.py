@@ -72,7 +72,7 @@ def terminal_lines(document: ResultDocument) -> Iterator[Text]:
     for i, section in enumerate(s for s in document.sections if not s.detail):
         if section.rows:
             yield from [Text()] if i else []
-            yield from aligned(section.columns, section.rows)
+            yield from align(section.columns, section.rows)
         yield from (Text(clean(text)) for text in (section.lead, *section.notes) if text)
     yield from [Text(clean(document.last_line), style="bold")] if document.last_line else []
 
@@ -83,7 +83,7 @@ def print_document(document: ResultDocument, console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Text]:
+def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Text]:
     """Lay cells out in columns, numbers to the right; a word of a verdict has its colour."""
     cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if columns else rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]

@@ -32,11 +32,8 @@ def clean(text: str) -> str:
 def clean_lines(text: str) -> str:
     """Drop what `clean` drops, but keep lines and the spaces in them: for prompts and answers."""
     lines = _ANSI.sub("", text).splitlines()
-    return "\n".join("".join(map(_plain_space, filter(_visible, line.expandtabs(4)))) for line in lines)
-
-
-def _plain_space(character: str) -> str:
-    return " " if character.isspace() else character
+    visible = (filter(_visible, line.expandtabs(4)) for line in lines)
+    return "\n".join("".join(" " if c.isspace() else c for c in line) for line in visible)
 
 
 def _visible(character: str) -> bool:

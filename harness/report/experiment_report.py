@@ -304,7 +304,7 @@ def _vs_untrained(f: CandidateFacts, reference: str | None, tight: bool) -> str:
 def _forgetting(f: CandidateFacts, tight: bool) -> str:
     if f.state == "failed":
         return formatting.UNKNOWN
-    if plugins.stored_method(f.method).makes == "classifier":
+    if not plugins.stored_method(f.method).makes_language_model:
         return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
     if not is_fine_tuned(f):
         return "0 (base weights)"

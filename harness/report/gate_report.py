@@ -4,7 +4,7 @@ Invariant: every format says the same: each rule with its sentence, what the gat
 missed, and the verdict last.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,8 @@ _TASK_COLUMNS = ("task", "metric", "n", "baseline", "candidate", "change", "lost
 
 def gate_document(judged: GateResult) -> ResultDocument:
     """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
-    v, tasks = judged.verdict, _primary(judged)
+    v = judged.verdict
+    tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
     lost = [_lost(t) for t in tasks if t.comparison.lost and t.comparison.base_passed is not None]
     sections = [
         Section("tasks", columns=_TASK_COLUMNS, rows=list(map(_task_cells, tasks))),
@@ -52,11 +53,8 @@ def _family(judged: GateResult) -> str:
 
 def junit(judged: Sequence[GateResult], name: str) -> str:
     """Write one test case a rule; what is inconclusive fails where the policy says so."""
-    return report.junit(_stopped(judged), name)
-
-
-def _stopped(judged: Iterable[GateResult]) -> list[tuple[str, Verdict, bool]]:
-    return [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
+    stops = [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
+    return report.junit(stops, name)
 
 
 def to_json(judged: GateResult, exit_code: int) -> dict[str, Any]:
@@ -75,10 +73,6 @@ def to_json(judged: GateResult, exit_code: int) -> dict[str, Any]:
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),
     }
-
-
-def _primary(judged: GateResult) -> list[TaskComparison]:
-    return [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
 
 
 def _task_cells(t: TaskComparison) -> list[str]:

@@ -51,7 +51,7 @@ def html(report: ExperimentReport) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
     )
-    environment.filters |= {"lines": lambda text: Markup(_escaped(text)), "drawn": Markup}
+    environment.filters |= {"lines": lambda text: Markup(_escape(text)), "drawn": Markup}
     shown = experiment_document(report)
     return environment.get_template("page.html").render(
         report=report,
@@ -65,7 +65,7 @@ def html(report: ExperimentReport) -> str:
     )
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     from markupsafe import escape
 
     return str(escape(clean_lines(text)))
@@ -109,7 +109,7 @@ def _flips(report: ExperimentReport, f: CandidateFacts) -> list[tuple[str, tuple
     if f.vs_untrained:
         compared[f.vs_untrained.task] = f.vs_untrained
     grouped = groupby(report.flips.get(f.label, ()), key=lambda flip: flip.task)
-    return [_titled(compared[task], tuple(flips)) for task, flips in grouped if task in compared]
+    return [_flips_title(compared[task], tuple(flips)) for task, flips in grouped if task in compared]
 
 
 def _same_weights(report: ExperimentReport, label: str) -> str:
@@ -121,7 +121,7 @@ def _same_weights(report: ExperimentReport, label: str) -> str:
     return next(same, "")
 
 
-def _titled(c: Comparison, flips: tuple[Flip, ...]) -> tuple[str, tuple[Flip, ...]]:
+def _flips_title(c: Comparison, flips: tuple[Flip, ...]) -> tuple[str, tuple[Flip, ...]]:
     n_lost = sum(flip.lost for flip in flips)
     lost, gained = formatting.count(len(c.lost)), formatting.count(len(c.gained))
     n_gained = formatting.count(len(flips) - n_lost)

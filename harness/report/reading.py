@@ -31,7 +31,7 @@ def read(path: Path) -> ExperimentReport:
         UserError: the file is no report.
     """
     try:
-        found = restored(ExperimentReport, with_units(parse_json(path.read_text("utf-8"))))
+        found = restore(ExperimentReport, with_units(parse_json(path.read_text("utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
@@ -75,7 +75,7 @@ def _with_units(value: Any, metric: str, own: Collection[str]) -> Any:
     return inner | {"unit": {"scale": 1.0, "name": metric.replace("_", " "), "higher_is_better": False}}
 
 
-def restored(kind: Any, value: Any) -> Any:
+def restore(kind: Any, value: Any) -> Any:
     """Turn plain types into what a type hint asks for.
 
     Raises:
@@ -86,13 +86,13 @@ def restored(kind: Any, value: Any) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         known = [one for one in inside if one is not type(None)]
-        return restored(known[0], value) if len(known) == 1 else value
+        return restore(known[0], value) if len(known) == 1 else value
     if origin is tuple:
-        return tuple(restored(inside[0], item) for item in value)
+        return tuple(restore(inside[0], item) for item in value)
     if origin is list:
-        return [restored(inside[0], item) for item in value]
+        return [restore(inside[0], item) for item in value]
     if origin is dict:
-        return {key: restored(inside[1], item) for key, item in value.items()}
+        return {key: restore(inside[1], item) for key, item in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_validate(value)
     if kind is TrainingRecord:
@@ -109,7 +109,7 @@ def _record(kind: Any, value: Mapping[str, Any]) -> Any:
 
 def _field(kind: Any, name: str, value: Any) -> Any:
     """Restore a field; one that is always a number and was written as none was infinite."""
-    return _INFINITE[name] if value is None and kind is float and name in _INFINITE else restored(kind, value)
+    return _INFINITE[name] if value is None and kind is float and name in _INFINITE else restore(kind, value)
 
 
 @cache

@@ -69,7 +69,7 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
 
 def _header_facts(report: ExperimentReport) -> list[str]:
     """List the base model, what was measured of the whole run, and what its intervals are of."""
-    header = (f"{_titled(name)} {figure_text(name, value)}" for name, value in report.header.items())
+    header = (f"{_figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
     return [f"Base model {report.base_model}", *header, _ESTIMAND]
 
 
@@ -224,7 +224,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
     """Show the measured figures of each training run; one row a candidate."""
     figures = [_figures(f.training) for f in trained]
     names = list(dict.fromkeys(name for of in figures for name in of))
-    columns = ["candidate", "training examples", "cost USD", *map(_titled, names)]
+    columns = ["candidate", "training examples", "cost USD", *map(_figure_title, names)]
     rows = [
         [
             f.label,
@@ -258,16 +258,11 @@ def _missing(decision: Decision) -> list[str]:
     return [f"Missing from the comparison: {what}" for what in decision.missing]
 
 
-def _titled(name: str) -> str:
+def _figure_title(name: str) -> str:
     """Turn the name of a measured figure into words; a time carries its unit itself."""
     if name in _MEASURED:
         return _MEASURED[name]
-    return _words(name if name.endswith("_per_s") else name.removesuffix("_s"))
-
-
-def _words(name: str) -> str:
-    """Turn a field's name into words; the unit stays: `cost_usd` → `cost usd`."""
-    return clean(name.replace("_", " "))
+    return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 
 _TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
@@ -371,7 +366,7 @@ def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
             formatting.percent(d.reference_share),
             _distinct(d.base) if d.base else formatting.UNKNOWN,
             _distinct(d.new),
-            _quoted(d.new.commonest),
+            _quote(d.new.commonest),
         ]
         for d in found
     ]
@@ -380,7 +375,7 @@ def diversity_rows(found: Sequence[AnswerDiversity]) -> list[list[str]]:
 def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
     """Name the tasks on which the answers have collapsed; empty where there is none."""
     said = [
-        f"on {d.task} {_quoted(d.new.commonest)} is the answer to {formatting.percent(d.new.share)} % of the "
+        f"on {d.task} {_quote(d.new.commonest)} is the answer to {formatting.percent(d.new.share)} % of the "
         f"{formatting.count(d.n)} items, the base's commonest to {formatting.percent(d.base.share)} %"
         for d in found
         if d.collapsed and d.base
@@ -392,7 +387,7 @@ def _distinct(answers: Answers) -> str:
     return f"{formatting.count(answers.n_distinct)} ({formatting.percent(answers.distinct_share)} %)"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Quote an answer on one line, cut where it is long; an empty one is called so."""
     line = " ".join(text.split())
     if not line:

@@ -18,7 +18,7 @@ from harness.records import parse_json
 from harness.report import ExperimentReport, ResultDocument, Section
 from harness.report.experiment_report import target_text, verdict_word
 from harness.report.labels import WORDS
-from harness.report.reading import restored, with_units
+from harness.report.reading import restore, with_units
 from harness.rescue.result import HalfVerdict, Rescue, Tried
 from harness.spec import Recipe
 
@@ -49,7 +49,7 @@ def rows(rescue: Rescue) -> list[TrialRow]:
 
     def key(t: Tried) -> tuple[bool, bool, bool, float]:
         score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
-        return t.name != rescue.rescued, t.search is None, t.name not in front, -score
+        return t.name != rescue.rescued_trial, t.search is None, t.name not in front, -score
 
     return [_row(rescue, t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
 
@@ -81,7 +81,7 @@ def rescue_document(rescue: Rescue) -> ResultDocument:
 def to_json(rescue: Rescue) -> dict[str, Any]:
     """Turn a rescue into plain types, with what follows from its fields."""
     plain: dict[str, Any] = report.to_plain(rescue)
-    summed = {"rescued": rescue.rescued, "front": list(rescue.front), "sentence": rescue.sentence}
+    summed = {"rescued": rescue.rescued_trial, "front": list(rescue.front), "sentence": rescue.sentence}
     return {**summed, **plain}
 
 
@@ -93,7 +93,7 @@ def report_files(folder: Path, experiment: str) -> list[Path]:
 def read(path: Path) -> Rescue | None:
     """Read a rescue back from the JSON that was written of it; None where the file holds none."""
     try:
-        found: Rescue = restored(Rescue, with_units(parse_json(path.read_text(encoding="utf-8"))))
+        found: Rescue = restore(Rescue, with_units(parse_json(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found
@@ -104,7 +104,7 @@ def front_file(rescue: Rescue) -> str:
     facts = tuple(
         replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
     )
-    decision = Decision("fine-tune", rescue.rescued, rescue.sentence, (), {}, ())
+    decision = Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ())
     drawn = ExperimentReport(
         rescue.experiment,
         rescue.base_model,
@@ -129,7 +129,7 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
 
 def _row(rescue: Rescue, t: Tried, front: Sequence[str]) -> TrialRow:
     v = t.search.verdict if t.search else None
-    kept = t.kept
+    kept = t.capability_change
     return TrialRow(
         t.name,
         target_text(t.facts),
@@ -168,7 +168,7 @@ def _matched_target_lines(rescue: Rescue) -> Iterator[str]:
 
 def _yaml_lines(rescue: Rescue) -> Iterator[str]:
     """Write down the rescued recipes as harness.yaml takes them."""
-    found = next((t for t in rescue.tried if t.name == rescue.rescued), None)
+    found = next((t for t in rescue.tried if t.name == rescue.rescued_trial), None)
     if found is None:
         return
     yield "to keep it, add to candidates: in the file (nothing is computed again):"

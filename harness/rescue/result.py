@@ -59,7 +59,7 @@ class Tried:
     equal: Estimate | None = None
 
     @property
-    def kept(self) -> Estimate | None:
+    def capability_change(self) -> Estimate | None:
         """The change of capability on the search half."""
         return self.search.verdict.macro if self.search else None
 
@@ -90,19 +90,23 @@ class Rescue:
     notes: tuple[str, ...] = ()
 
     @property
-    def rescued(self) -> str | None:
+    def rescued_trial(self) -> str | None:
         """Name the trial that passed on both halves."""
         return next((t.name for t in self.tried if t.confirm and t.confirm.passes), None)
 
     @property
-    def confirmed(self) -> Tried | None:
+    def confirmed_trial(self) -> Tried | None:
         """The trial that was evaluated on the other half, whatever came of it."""
         return next((t for t in self.tried if t.confirm), None)
 
     @property
     def front(self) -> tuple[str, ...]:
         """Name the runs that no other matches in both target and capability and beats in one."""
-        known = [(t, f, k) for t in (self.original, *self.tried) if (f := t.facts.target) and (k := t.kept)]
+        known = [
+            (t, f, k)
+            for t in (self.original, *self.tried)
+            if (f := t.facts.target) and (k := t.capability_change)
+        ]
         points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
         best = stats.pareto_front(points) if points else []
         return tuple(known[i][0].name for i in best)
@@ -116,9 +120,9 @@ class Rescue:
     @property
     def sentence(self) -> str:
         """Say in one sentence what came of it."""
-        if self.rescued:
-            return _rescued_sentence(self)
-        if (seen := self.confirmed) and seen.confirm:
+        if self.rescued_trial:
+            return _success_sentence(self)
+        if (seen := self.confirmed_trial) and seen.confirm:
             return (
                 f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
                 "It was evaluated there once; more items would say more."
@@ -132,8 +136,8 @@ class Rescue:
         )
 
 
-def _rescued_sentence(rescue: Rescue) -> str:
-    found = next(t for t in rescue.tried if t.name == rescue.rescued)
+def _success_sentence(rescue: Rescue) -> str:
+    found = next(t for t in rescue.tried if t.name == rescue.rescued_trial)
     target = target_text(found.facts)
     g = gain(found.facts.vs_untrained)
     gained = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
@@ -145,9 +149,9 @@ def _rescued_sentence(rescue: Rescue) -> str:
 
 def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
     """Return 0 where a trial passed on both halves, 3 or 4 by what was seen, 1 without a verdict."""
-    if rescue.rescued:
+    if rescue.rescued_trial:
         return 0
-    seen = rescue.confirmed
+    seen = rescue.confirmed_trial
     judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
     if not judged:
         return 1

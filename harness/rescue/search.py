@@ -54,7 +54,7 @@ class _Context(NamedTuple):
     reference: Run
     reference_validation: float
 
-    def measured(self, run: Run) -> list[Measurement]:
+    def measurements(self, run: Run) -> list[Measurement]:
         return measured_of(self.session, self.reader, run, self.base)
 
 
@@ -111,7 +111,7 @@ def _prepare_context(session: Session, case: RescueCase) -> _Context:
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
     """Name the tasks that are judged on one half or on none."""
-    everything = context.measured(run)
+    everything = context.measurements(run)
     for half in HALVES:
         there = {m.task.name for m in measured_half(everything, context.split, half)}
         if absent := [m.task.name for m in everything if m.task.name not in there]:
@@ -128,12 +128,12 @@ def _run_trial(context: _Context, trial: Trial, seed: int) -> tuple[Tried, Run]:
     """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
     run, facts = attempt(session, context.reader, session.candidates[trial.name], seed)
-    session.progress.finished(trial.name, live_line(facts, session.target.task.primary_metric))
+    session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
     if run.state == "failed":
         return Tried(trial.name, trial.step, trial.says, recipes, facts), run
     facts = replace(facts, vs_untrained=_vs_reference(context, run))
     seen = _judge_search(context, run, facts)
-    session.progress.finished(trial.name, f"{trial.name}: {seen.sentence}")
+    session.progress.finish(trial.name, f"{trial.name}: {seen.sentence}")
     return Tried(trial.name, trial.step, trial.says, recipes, facts, seen), run
 
 
@@ -157,14 +157,14 @@ def _confirm(context: _Context, tried: Tried, run: Run) -> Tried:
     assert facts.target is not None
     target = TargetFacts(facts.target, facts.vs_untrained)
     seen = _judge_half(context, run, "confirm", target, gains=g is not None and g.low > 0)
-    context.session.progress.finished(tried.name, f"{tried.name}: {seen.sentence}")
+    context.session.progress.finish(tried.name, f"{tried.name}: {seen.sentence}")
     return replace(tried, confirm=seen)
 
 
 def _judge_half(
     context: _Context, run: Run, half: Half, target: TargetFacts | None, *, gains: bool
 ) -> HalfVerdict:
-    everything = context.measured(run)
+    everything = context.measurements(run)
     part = measured_half(everything, context.split, half)
     policy = context.session.experiment.gate
     if target is None:
@@ -184,7 +184,7 @@ def _compare_matched(
     out = []
     for one, run in tried:
         if one.step != "scale" and one.facts.target and len(path) > 1:
-            part = measured_half(context.measured(run), context.split, "search")
+            part = measured_half(context.measurements(run), context.split, "search")
             counting = gating.admitted_tasks(part)
             one = replace(
                 one, equal=matched_target_change(path, part, one.facts.target.score, counting, alpha)
@@ -201,7 +201,7 @@ def _scale_path(
     if not scaled:
         return []
     points = [*scaled, (1.0, original.facts.target, case.run)]
-    path = [Scaled(scale, t.score, _new_rows(context, run)) for scale, t, run in points if t]
+    path = [Scaled(scale, t.score, _search_rows(context, run)) for scale, t, run in points if t]
     return [*_base_point(context, case.run), *path]
 
 
@@ -214,14 +214,14 @@ def _base_point(context: _Context, run: Run) -> list[Scaled]:
         plain = other.state == "done" and other.weights_digest == run.base_digest == other.base_digest
         if plain and recipe and [getattr(recipe, name) for name in _PROMPTED_BY] == asked:
             target = facts_of(session, context.reader, other).target
-            part = measured_half(context.measured(run), context.split, "search")
+            part = measured_half(context.measurements(run), context.split, "search")
             rows = {m.task.name: m.base for m in part}
             return [Scaled(0.0, target.score, rows)] if target else []
     return []
 
 
-def _new_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
-    return {m.task.name: m.new for m in measured_half(context.measured(run), context.split, "search")}
+def _search_rows(context: _Context, run: Run) -> dict[str, Sequence[SampleResult]]:
+    return {m.task.name: m.new for m in measured_half(context.measurements(run), context.split, "search")}
 
 
 def matched_target_change(

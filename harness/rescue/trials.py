@@ -17,11 +17,12 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
-from harness.experiment.data_scaling import settled
+from harness.experiment.data_scaling import settle_sweep
 from harness.experiment.run_candidate import stored_runs
 from harness.experiment.train import fit_work
 from harness.models import hub
 from harness.models.hub import ModelSource
+from harness.plugins import Method
 from harness.records import Run
 from harness.report import ResultDocument, Section
 from harness.spec import Recipe, RescuePolicy, Step
@@ -122,8 +123,8 @@ def _changes(
         able = plugins.takes(method, "replay")
         return list(_replay_changes(source, policy)) if able else "it is not trained on rows"
     if step == "rank":
-        return _lower_rank(source, params)
-    return _freeze_half(source, params, n_layers)
+        return _lower_rank(source, {} if source.init_from else method.lower_rank(params, _SMALLER))
+    return _freeze_half(source, method, n_layers)
 
 
 def _scale_changes(name: str, source: Recipe, policy: RescuePolicy, by: str) -> Iterator[_Change]:
@@ -138,7 +139,7 @@ def _change_params(step: Step, source: Recipe, mark: str, says: str, params: dic
     return _Change(step, mark, made, True, says)
 
 
-def _regularized(source: Recipe, name: str, params: dict[str, Any]) -> Recipe:
+def _add_regularizer(source: Recipe, name: str, params: dict[str, Any]) -> Recipe:
     return source.model_copy(update={"regularize": {**source.regularize, name: params}})
 
 
@@ -146,30 +147,28 @@ def _replay_changes(source: Recipe, policy: RescuePolicy) -> Iterator[_Change]:
     what = "rows of your file" if policy.replay else "the base's own answers"
     own = {"data": policy.replay} if policy.replay else {}
     for share in policy.shares:
-        made = _regularized(source, "replay", {"share": share, **own})
+        made = _add_regularizer(source, "replay", {"share": share, **own})
         said = f"{100 * share:g} % replay of {what}"
         yield _Change("replay", f"replay={share:g}", made, True, said)
 
 
-def _lower_rank(source: Recipe, params: Any) -> Sequence[_Change] | str:
-    if not hasattr(params, "r") or source.init_from:
-        return "no new adapter is trained, so there is no rank to lower"
-    if params.r == 1:
-        return "the rank is 1 already"
-    r = max(1, params.r // _SMALLER)
-    alpha = {"lora_alpha": max(1, params.lora_alpha * r // params.r)} if params.lora_alpha else {}
-    return [_change_params("rank", source, f"r={r}", f"rank {r}", {"r": r, **alpha})]
+def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_Change] | str:
+    if not params:
+        return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
+    name, rank = next(iter(params.items()))
+    return [_change_params("rank", source, f"{name}={rank}", f"rank {rank}", params)]
 
 
-def _freeze_half(source: Recipe, params: Any, n_layers: int | None) -> Sequence[_Change] | str:
+def _freeze_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
     if not n_layers or n_layers < 2:
         return "the number of layers is not known"
     half = n_layers // 2
     said = f"the first {half} of {n_layers} layers left as they are"
-    if plugins.takes(plugins.method(source.method), "freeze") and "freeze" not in source.regularize:
-        return [_Change("half", "half", _regularized(source, "freeze", {"first": half}), True, said)]
-    if getattr(params, "exclude_modules", "") is None and not source.init_from:
-        return [_change_params("half", source, "half", said, {"exclude_modules": first_layers(half)})]
+    if plugins.takes(method, "freeze") and "freeze" not in source.regularize:
+        return [_Change("half", "half", _add_regularizer(source, "freeze", {"first": half}), True, said)]
+    without = method.leave_out(method.params(**source.params), first_layers(half))
+    if without and not source.init_from:
+        return [_change_params("half", source, "half", said, without)]
     return "a part of the layers is left out already, or settled by another candidate"
 
 
@@ -193,7 +192,7 @@ class TrialCost(NamedTuple):
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
-    source = settled(candidate.source, run)
+    source = settle_sweep(candidate.source, run)
     policy = session.experiment.rescue
     return schedule_trials(run.candidate, candidate.recipe, source, policy, _n_layers(candidate.base))
 

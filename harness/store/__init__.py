@@ -36,7 +36,7 @@ from harness.store.garbage import (
     run_references,
 )
 from harness.store.index import Counts, reindex
-from harness.store.layout import Store, working, write_whole
+from harness.store.layout import Store, working, write_record, write_whole
 from harness.store.measurements import (
     controls,
     flip_rates,
@@ -164,6 +164,7 @@ __all__ = [
     "stored_blocks",
     "working",
     "write_measured",
+    "write_record",
     "write_whole",
     "written_runs",
 ]

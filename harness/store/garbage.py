@@ -57,15 +57,15 @@ def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
     """List complete rows and weights that nobody refers to."""
     rows = _wanted_rows(store, wanted)
     return [
-        *_sized(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
-        *_sized(path for path in _folders(store, "weights") if not _is_wanted(path, wanted)),
+        *_leftovers(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
+        *_leftovers(path for path in _folders(store, "weights") if not _is_wanted(path, wanted)),
     ]
 
 
 def list_unfinished(store: Store) -> list[Leftover]:
     """List blocks of rows and trainings that are not complete, and files that were being written."""
     rows = _folders(store, "rows")
-    return _sized(
+    return _leftovers(
         [
             *(path / "blocks" if _is_whole(path) else path for path in rows),
             *(path for path in _folders(store, "weights") if path.suffix == ".part"),
@@ -110,7 +110,7 @@ def _folders(store: Store, kind: str) -> list[Path]:
     return sorted(path for path in (store.folder / kind).glob("*") if path.is_dir())
 
 
-def _sized(paths: Iterable[Path]) -> list[Leftover]:
+def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
     return [Leftover(path, size(path)) for path in paths if path.exists()]
 
 
@@ -153,7 +153,7 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
         "nightly": size(store.folder / "nightly"),
     }
     others = size(store.folder) - sum(named.values())
-    return DiskUse(**named, others=others, freed=_freed(runs, rows, weights))
+    return DiskUse(**named, others=others, freed=_freed_bytes(runs, rows, weights))
 
 
 def size(path: Path) -> int:
@@ -184,7 +184,7 @@ def needed_keys(runs: Iterable[Run]) -> Counter[str]:
     return Counter(key for run in runs for key in weights_behind(run))
 
 
-def _freed(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
+def _freed_bytes(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
     users = Counter(digest for run in runs for digest in set(run.rows.values()))
     fit_keys, of_weights = needed_keys(runs), Counter(run.weights_digest for run in runs)
     return {

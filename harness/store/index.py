@@ -17,7 +17,7 @@ from harness.store.layout import (
     remove_stale_parts,
     rename_when_whole,
 )
-from harness.store.rows import silent
+from harness.store.rows import hide_progress_bar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,7 +155,7 @@ def _try_open(store: Store, *, despite_skipped: bool) -> "DuckDBPyConnection | N
 def _build_in_memory(store: Store) -> "DuckDBPyConnection":
     import duckdb
 
-    db = silent(duckdb.connect())
+    db = hide_progress_bar(duckdb.connect())
     with clear_errors(store, str(store.folder), REINDEX):
         ingest.create(db, store)
         ingest.sync(db, store)
@@ -174,7 +174,7 @@ def _rebuild(store: Store) -> Counts:
 def _build(store: Store, path: "Path") -> Counts:
     import duckdb
 
-    with silent(duckdb.connect(str(path))) as db:
+    with hide_progress_bar(duckdb.connect(str(path))) as db:
         ingest.create(db, store)
         skipped = ingest.sync(db, store)
         return Counts(*ingest.sizes(db), tuple(skipped))
@@ -194,7 +194,7 @@ def _connect(store: Store, wait_s: float, *, read_only: bool) -> "DuckDBPyConnec
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return silent(duckdb.connect(str(store.index), read_only=read_only))
+            return hide_progress_bar(duckdb.connect(str(store.index), read_only=read_only))
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise

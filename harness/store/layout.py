@@ -5,14 +5,16 @@ name is whole; when the disk is full nothing half-written stays.
 """
 
 import errno
+import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError, Problem, UserError
 
@@ -99,6 +101,17 @@ def write_whole(store: Store, path: Path, text: str) -> None:
     data = text.encode()
     with clear_errors(store, str(path), AGAIN):
         rename_when_whole(store, path, lambda part: part.write_bytes(data))
+
+
+def write_record(store: Store, path: Path, record: Any) -> None:
+    """Write a dataclass, or its plain form, as JSON so that it appears complete or not at all.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+        HarnessError: the disk is full; nothing is left behind.
+    """
+    plain = record if isinstance(record, dict) else asdict(record)
+    write_whole(store, path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object]) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from harness.records import (
     Control,
@@ -26,12 +25,13 @@ from harness.records import (
     Origin,
     Rating,
     SampleResult,
-    TaskNoise,
     canonical_json,
     digest,
+    load,
+    load_files,
 )
 from harness.store import index
-from harness.store.layout import Store, is_bare_name, write_whole
+from harness.store.layout import Store, is_bare_name, write_record, write_whole
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -59,15 +59,14 @@ def keep_environment(store: Store, environment: Mapping[str, str]) -> str:
     key = digest(dict(environment))
     path = _environment_file(store, key)
     if not path.exists():
-        write_whole(store, path, json.dumps(environment, indent=2) + "\n")
+        write_record(store, path, dict(environment))
     return key
 
 
 def read_environment(store: Store, key: str) -> dict[str, str]:
     """Read what an environment consists of; empty where it was not kept."""
     with suppress(OSError, ValueError):
-        found: dict[str, str] = json.loads(_environment_file(store, key).read_text("utf-8"))
-        return found
+        return load(dict[str, str], _environment_file(store, key).read_bytes())
     return {}
 
 
@@ -82,15 +81,12 @@ def save_control(
     folder = store.folder / "control" / control.id
     for block, block_rows in rows:
         write_measured(store, folder / f"{block.rows}.{block.index:05d}.jsonl", block_rows)
-    write_whole(store, folder / "control.json", json.dumps(asdict(control), indent=2) + "\n")
+    write_record(store, folder / "control.json", control)
 
 
 def controls(store: Store) -> list[Control]:
     """List the measurements, oldest first; one whose file cannot be read is left out."""
-    found = []
-    for path in sorted((store.folder / "control").glob("*/control.json")):
-        with suppress(OSError, ValueError, TypeError):
-            found.append(_parse(path))
+    found = load_files(Control, (store.folder / "control").glob("*/control.json"))
     return sorted(found, key=lambda one: (one.created, one.id))
 
 
@@ -105,23 +101,10 @@ def write_measured(store: Store, path: Path, rows: Sequence[SampleResult]) -> No
 
 def read_measured(path: Path) -> list[SampleResult] | None:
     """Read rows that stand beside the stored ones; None where they are not there, or damaged."""
-    with suppress(OSError, ValueError, TypeError):
-        lines = path.read_bytes().decode().removesuffix("\n").split("\n")  # answers may hold other line ends
-        return [_row(json.loads(line)) for line in lines if line]
+    with suppress(OSError, ValueError):
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")  # answers may hold other line ends
+        return [load(SampleResult, line) for line in lines if line]
     return None
-
-
-def _row(raw: dict[str, Any]) -> SampleResult:
-    parts = {name: None if values is None else tuple(values) for name, values in raw["parts"].items()}
-    raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return SampleResult(**{**raw, "parts": parts})
-
-
-def _parse(path: Path) -> Control:
-    content = json.loads(path.read_text("utf-8"))
-    named = ("reworded", "differing", "flipped")
-    blocks = [{**b, **{name: tuple(b[name]) for name in named}} for b in content.pop("blocks")]
-    return Control(**content, blocks=tuple(ControlBlock(**b) for b in blocks))
 
 
 def _origins_file(store: Store, rows_digest: str) -> Path:
@@ -141,18 +124,12 @@ def save_noise(store: Store, noise: Noise) -> None:
     Raises:
         HarnessError: the disk is full.
     """
-    text = json.dumps(asdict(noise), indent=2, allow_nan=False) + "\n"
-    write_whole(store, store.folder / "noise" / f"{noise.id}.json", text)
+    write_record(store, store.folder / "noise" / f"{noise.id}.json", noise)
 
 
 def noises(store: Store) -> list[Noise]:
     """List the measurements, oldest first; files that cannot be read are left out."""
-    found = []
-    for path in sorted((store.folder / "noise").glob("*.json")):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            raw = json.loads(path.read_text("utf-8"))
-            found.append(Noise(**{**raw, "tasks": tuple(TaskNoise(**task) for task in raw["tasks"])}))
-    return found
+    return load_files(Noise, sorted((store.folder / "noise").glob("*.json")))
 
 
 def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
@@ -184,21 +161,13 @@ def save_rating(store: Store, rating: Rating) -> None:
     if not is_bare_name(rating.rating_id):
         raise ValueError(f"{rating.rating_id!r} cannot name the file of a rating")
     with _SAVING:
-        text = json.dumps(asdict(rating), ensure_ascii=False, allow_nan=False) + "\n"
-        write_whole(store, _folder(store) / f"{rating.rating_id}.json", text)
+        write_record(store, store.folder / "ratings" / f"{rating.rating_id}.json", rating)
         if store.index.exists():
             index.update(store)
 
 
 def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
     """List the ratings, oldest first; those of one task where it is given. Waits for nobody who writes."""
-    found = []
-    for path in sorted(_folder(store).glob("*.json")):
-        with suppress(OSError, ValueError, TypeError):
-            found.append(Rating(**json.loads(path.read_text("utf-8"))))
+    found = load_files(Rating, (store.folder / "ratings").glob("*.json"))
     of_task = (rating for rating in found if task in (None, rating.task))
     return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))
-
-
-def _folder(store: Store) -> Path:
-    return store.folder / "ratings"

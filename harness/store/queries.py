@@ -55,10 +55,10 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        return [_scored_row(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
+        return [_row_of_scores(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
 
 
-def _scored_row(
+def _row_of_scores(
     metric: str, task: str, split: str, item: str, position: int, status: Status,
     references: list[str], parts: list[float] | None, cluster: str, slice_: str, weight: float, error: str,
 ) -> SampleResult:  # fmt: skip

@@ -12,12 +12,12 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, many_rows
+from harness.records import BLOCK, RowsIdentity, SampleResult, canonical_json, load, load_files, many_rows
 from harness.store.layout import (
     AGAIN,
     Store,
@@ -25,6 +25,7 @@ from harness.store.layout import (
     failure,
     missing_rows,
     rename_when_whole,
+    write_record,
     write_whole,
 )
 
@@ -100,7 +101,7 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
     folder = store.rows(identity.digest)
     lines = "".join(map(_line, rows))
     if not (folder / "identity.json").exists():
-        write_whole(store, folder / "identity.json", json.dumps(asdict(identity), indent=2) + "\n")
+        write_record(store, folder / "identity.json", identity)
     write_whole(store, _block_path(folder, index), lines)
 
 
@@ -204,7 +205,7 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
         raise missing_rows(store, [rows_digest])
-    return RowsIdentity(**json.loads(path.read_text("utf-8")))
+    return load(RowsIdentity, path.read_bytes())
 
 
 def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dict[int, list[SampleResult]]:
@@ -227,11 +228,7 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
 
 def identities(store: Store) -> list[RowsIdentity]:
     """List what the stored row sets depend on; sets whose file cannot be read are left out."""
-    found = []
-    for path in sorted((store.folder / "rows").glob("*/identity.json")):
-        with suppress(OSError, ValueError, TypeError):
-            found.append(RowsIdentity(**json.loads(path.read_text("utf-8"))))
-    return found
+    return load_files(RowsIdentity, sorted((store.folder / "rows").glob("*/identity.json")))
 
 
 def pattern(path: Path) -> str:
@@ -372,10 +369,10 @@ def _database() -> "DuckDBPyConnection":
     import duckdb
 
     # A file that was replaced must not be answered from memory.
-    return silent(duckdb.connect(config={"enable_external_file_cache": False}))
+    return hide_progress_bar(duckdb.connect(config={"enable_external_file_cache": False}))
 
 
-def silent(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
+def hide_progress_bar(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
     """Keep the bar that DuckDB draws during long queries off stdout, which belongs to the result."""
     db.execute("SET enable_progress_bar = false")
     return db
@@ -407,8 +404,7 @@ def is_as_written(path: Path) -> bool | None:
 
 def _read_checksums(path: Path) -> list[str] | None:
     with suppress(OSError, ValueError):
-        found: list[str] = json.loads(_file(path).read_text("utf-8"))
-        return found
+        return load(list[str], _file(path).read_bytes())
     return None
 
 

@@ -20,7 +20,7 @@ from harness.store.layout import (
     is_bare_name,
     missing_rows,
     remove_folder,
-    write_whole,
+    write_record,
 )
 
 _TAKEN = (
@@ -42,8 +42,7 @@ def save_run(store: Store, run: Run) -> None:
         raise ValueError(f"{run.run_id!r} cannot name the folder of a run")
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
         raise missing_rows(store, missing)
-    record = json.dumps(run.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(store, store.run_file(run.run_id), record)
+    write_record(store, store.run_file(run.run_id), run.stored())
     index.update(store)
 
 

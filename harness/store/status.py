@@ -46,11 +46,11 @@ class StoredProgress:
 
             yield both
 
-    def finished(self, candidate: str, line: str) -> None:
+    def finish(self, candidate: str, line: str) -> None:
         """Note that a candidate is done or has failed."""
         known = dict.fromkeys([*self._state["finished"], candidate])  # an interim analysis finishes one again
         self._note({"finished": list(known)}, at_once=True)
-        self._inner.finished(candidate, line)
+        self._inner.finish(candidate, line)
 
     def _note(self, changes: Mapping[str, Any], *, at_once: bool = False) -> None:
         self._state |= changes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import digest
-from harness.store.layout import Store, is_bare_name, write_whole
+from harness.store.layout import Store, is_bare_name, write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
     path = store.folder / "verdicts" / verdict.run_id / f"{digest(said)}.json"
     if is_bare_name(verdict.run_id) and not _is_newest(path):
         with suppress(PermissionError):
-            write_whole(store, path, _text(verdict))
+            write_record(store, path, verdict)
 
 
 def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
@@ -94,10 +94,10 @@ def save_decision(store: Store, decision: DecisionRecord) -> None:
     """Write an experiment's decision in place of another; none where the folder may not be written."""
     path = store.folder / "decisions" / f"{decision.experiment}.json"
     # Compared as JSON: what stands in a file has lists where a record has tuples.
-    new = json.loads(_text(decision)) | {"created": ""}
+    new = json.loads(json.dumps(asdict(decision))) | {"created": ""}
     if is_bare_name(decision.experiment) and _stored(path) | {"created": ""} != new:
         with suppress(PermissionError):
-            write_whole(store, path, _text(decision))
+            write_record(store, path, decision)
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -107,7 +107,3 @@ def _stored(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _text(record: VerdictRecord | DecisionRecord) -> str:
-    return json.dumps(asdict(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

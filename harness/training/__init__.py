@@ -8,7 +8,15 @@ from harness.models.adapters import adapter_digest, model_digest
 from harness.training.context import CHECKPOINTS, FitContext, Weights
 from harness.training.dpo import PreferenceParams, preference
 from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
-from harness.training.lora import LoraParams, LowRankParams, adapter_parameters, lora_config, low_rank
+from harness.training.lora import (
+    LoraParams,
+    LowRankParams,
+    adapter_parameters,
+    leave_out,
+    lora_config,
+    low_rank,
+    lower_rank,
+)
 from harness.training.sft import SupervisedParams, supervised
 
 __all__ = [
@@ -25,8 +33,10 @@ __all__ = [
     "adapter_parameters",
     "clean_up",
     "code_of",
+    "leave_out",
     "lora_config",
     "low_rank",
+    "lower_rank",
     "model_digest",
     "preference",
     "run_job",

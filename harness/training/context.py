@@ -13,6 +13,7 @@ from harness.models.hub import ModelSource
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
 
+_LANGUAGE_MODELS = ("base", "adapter", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 
 
@@ -54,3 +55,8 @@ class Weights(NamedTuple):
     folder: Path | None
     training: TrainingRecord = TrainingRecord()
     source: ModelSource | None = None
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether they generate text, and have a base and capabilities to lose."""
+        return self.kind in _LANGUAGE_MODELS

@@ -3,7 +3,7 @@
 Invariant: only the adapter is trained; its digest is that of the adapter on the base it was trained on.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -63,6 +63,18 @@ def low_rank(context: FitContext, params: LowRankParams) -> Weights:
     folder = context.folder / "adapter"
     training = supervised(context, params, lora_config(params), folder)
     return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:
+    """Return the parameters of a rank divided by `by`, scaled as before; empty where it is 1."""
+    r = max(1, params.r // by)
+    alpha = {"lora_alpha": max(1, params.lora_alpha * r // params.r)} if params.lora_alpha else {}
+    return {"r": r, **alpha} if params.r > 1 else {}
+
+
+def leave_out(params: LoraParams, modules: str) -> dict[str, Any]:
+    """Return the parameters that leave modules out; empty where some are left out already."""
+    return {"exclude_modules": modules} if params.exclude_modules is None else {}
 
 
 def adapter_parameters(shape: Shape, params: LoraParams) -> int:

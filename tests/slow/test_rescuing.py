@@ -63,9 +63,9 @@ def test_the_collapsed_run_itself_fails_on_the_half_that_is_searched(found, outc
 
 def test_what_is_rescued_passes_on_both_halves_by_the_stored_rows_or_nothing_does(found, outcome_on):
     passed = [t for t in found.tried if t.search and t.search.gains and outcome_on(t, "search") == "pass"]
-    if found.rescued:
+    if found.rescued_trial:
         (chosen,) = passed
-        assert (chosen.name, outcome_on(chosen, "confirm")) == (found.rescued, "pass")
+        assert (chosen.name, outcome_on(chosen, "confirm")) == (found.rescued_trial, "pass")
         assert chosen.facts.vs_untrained.low > 0
         assert found.sentence.startswith(f"Rescued: {chosen.name}")
     else:
@@ -90,7 +90,11 @@ def test_the_halves_share_no_cluster_and_hold_every_item(collapsed, found):
 
 
 def test_the_front_holds_what_nothing_beats_in_both(found, tmp_path):
-    points = {t.name: (t.facts.target.score, t.kept.score) for t in (found.original, *found.tried) if t.kept}
+    points = {
+        t.name: (t.facts.target.score, t.capability_change.score)
+        for t in (found.original, *found.tried)
+        if t.capability_change
+    }
     beaten = {
         a
         for a, (x, y) in points.items()

@@ -24,7 +24,7 @@ from harness.evaluation.lm_eval.metadata import Description
 from harness.evaluation.lm_eval.metrics import Score, metric_of, parts_of
 from harness.evaluation.lm_eval.registry import datasets_folder, names
 from harness.evaluation.lm_eval.requests import Answer, Unfit, answer
-from harness.evaluation.lm_eval.samples import logged
+from harness.evaluation.lm_eval.samples import sample_records
 from harness.metrics import Metric
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
@@ -163,7 +163,7 @@ class _Asker:
         self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[Answer | Unfit]] = {}
-        for part in self._asked_together(places):
+        for part in self._group_by_task(places):
             given = iter(answer(candidate, [i for place in part for i in self._requests[place]]))
             by_place |= {place: [next(given) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
@@ -173,7 +173,7 @@ class _Asker:
             for i, (e, p) in enumerate(zip(examples, places, strict=True))
         ]
 
-    def _asked_together(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    def _group_by_task(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """Part a group's items by their task where shots are scored: each task's are then read once."""
         if not self._described.num_fewshot or self._described.kind == "generate":
             return [list(places)]
@@ -187,7 +187,7 @@ class _Asker:
         for row, place in zip(rows, places, strict=True):
             instances = self._requests[place]
             target = self.task(place[0]).doc_to_target(instances[0].doc)
-            yield from logged(row, place[1], target, instances, self._scores)
+            yield from sample_records(row, place[1], target, instances, self._scores)
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
         """Build the requests of documents that have none yet."""
@@ -213,10 +213,10 @@ class _Asker:
                 instance.resps = [given.response] * (instance.repeats or 1)
             task._instances = instances  # noqa: SLF001 (lm-eval has no other way to filter a part)
             task.apply_filters()
-            out.update({place: self._scored(task, self._requests[place]) for place in places})
+            out.update({place: self._score_document(task, self._requests[place]) for place in places})
         return out
 
-    def _scored(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
+    def _score_document(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
         """Score one document under every filter; `filtered` keeps what the primary score's filter gave."""
         document, by_filter = instances[0].doc, {}
         for name in dict.fromkeys(s.filter for s in self._scores):
@@ -266,10 +266,12 @@ class _Asker:
             boundary_merged=any(a.encoded.merged for a in given),
             n_prompt_tokens=len(given[0].encoded.context),
         )
-        return _generated(row, given[0], scored, job.role) if given[0].output else _ranked(row, given, scored)
+        if given[0].output:
+            return _fill_answer(row, given[0], scored, job.role)
+        return _fill_likelihoods(row, given, scored)
 
 
-def _generated(row: SampleResult, given: Answer, scored: Mapping[str, Any], role: Role) -> SampleResult:
+def _fill_answer(row: SampleResult, given: Answer, scored: Mapping[str, Any], role: Role) -> SampleResult:
     """Fill in a generated answer; the scores are lm-eval's whatever the status."""
     output = given.output
     assert output is not None
@@ -290,7 +292,7 @@ def _generated(row: SampleResult, given: Answer, scored: Mapping[str, Any], role
     )
 
 
-def _ranked(row: SampleResult, given: Sequence[Answer], scored: Mapping[str, Any]) -> SampleResult:
+def _fill_likelihoods(row: SampleResult, given: Sequence[Answer], scored: Mapping[str, Any]) -> SampleResult:
     """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
     gold = scored["gold"]
     row = replace(

@@ -68,7 +68,7 @@ def description(
     memory = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
     if memory.exists():
         known = load(Description, memory.read_text())
-        if len(known.documents) >= _wanted(known.hashes, limit):
+        if len(known.documents) >= _n_items(known.hashes, limit):
             return replace(known, documents=known.documents[:limit])
     made = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
     remember(memory, json.dumps({f.name: getattr(made, f.name) for f in fields(made)}))
@@ -88,7 +88,7 @@ def _key(members: Sequence[registry.Member], num_fewshot: int | None, datasets_d
     )
 
 
-def _wanted(hashes: Sequence[Sequence[str]], limit: int | None) -> int:
+def _n_items(hashes: Sequence[Sequence[str]], limit: int | None) -> int:
     n = sum(map(len, hashes))
     return n if limit is None else min(limit, n)
 

@@ -122,17 +122,17 @@ def primary(scores: Sequence[Score], asked: str, where: str) -> str:
         found = f"primary: {asked}, " + (
             "which is not among its scores" if not meant else "which stands for several"
         )
-        raise UserError(Problem(where, found, f"one of {_listed(meant or names)}"))
+        raise UserError(Problem(where, found, f"one of {_join_names(meant or names)}"))
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names
     candidates = [n for n in shares if n == "acc"] or shares or others
     if len(candidates) == 1:
         return candidates[0]
-    found = f"several scores that could decide: {_listed(candidates)}"
+    found = f"several scores that could decide: {_join_names(candidates)}"
     raise UserError(Problem(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task'))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 

@@ -52,11 +52,11 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Score each continuation after its context, in nats; True where it is the greedy one."""
-        return self._answered(requests)
+        return self._answer_by_task(requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Score each whole text in nats, in windows as long as the context."""
-        return self._answered(requests)
+        return self._answer_by_task(requests)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answer each prompt greedily, up to a stop string or the limit of tokens.
@@ -67,7 +67,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
             found = f"task {sampled.task_name}, whose answers are sampled"
             raise UserError(Problem("harness", found, "greedy answers: a second run has to give the same"))
-        return self._answered(requests)
+        return self._answer_by_task(requests)
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Write messages by the tokenizer's template; a last turn that is prefilled stays open."""
@@ -89,7 +89,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         """Return the tokenizer's template where one is to be used."""
         return str(self.candidate.tokenizer.get_chat_template()) if chat_template else None
 
-    def _answered(self, requests: Sequence[Any]) -> list[Any]:
+    def _answer_by_task(self, requests: Sequence[Any]) -> list[Any]:
         """Answer task by task, because the items of one begin alike.
 
         Raises:

@@ -122,7 +122,7 @@ def _rolling(candidate: Candidate, asked: Mapping[int, Any], _cut: bool) -> dict
     return out
 
 
-def _generated(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
+def _generate(candidate: Candidate, asked: Mapping[int, Any], cut: bool) -> dict[int, Answer | Unfit]:
     """Generate, those with the same limits together."""
     prompts = {i: _ids(candidate, args[0]) for i, args in asked.items()}
     limits = {i: limits_of(args[1]) for i, args in asked.items()}
@@ -154,4 +154,4 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
     return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
 
 
-_ROUTES = {"loglikelihood": _likelihoods, "loglikelihood_rolling": _rolling, "generate_until": _generated}
+_ROUTES = {"loglikelihood": _likelihoods, "loglikelihood_rolling": _rolling, "generate_until": _generate}

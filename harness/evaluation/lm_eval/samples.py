@@ -12,11 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.evaluation.lm_eval.metrics import Score
-from harness.metrics import Parts
 from harness.records import SampleResult
 
 
-def logged(
+def sample_records(
     row: SampleResult, doc_id: int, target: Any, instances: Sequence[Any], scores: Sequence[Score]
 ) -> Iterator[dict[str, Any]]:
     """Yield one sample of a row for each filter, as plain types; `instances` are the document's requests."""
@@ -28,13 +27,15 @@ def logged(
     first = instances[0]
     document = json.dumps(first.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     for name in dict.fromkeys(score.filter for score in scores):
-        values = {s.metric: _value(row.parts[s.name]) for s in scores if s.filter == name}
+        parts = {s.metric: row.parts[s.name] for s in scores if s.filter == name}
+        values = {metric: p[0] if p is not None and len(p) == 1 else p for metric, p in parts.items()}
+        arguments = {f"gen_args_{i}": plain(instance.args) for i, instance in enumerate(instances)}
         yield {
             **asdict(row),
             "doc_id": doc_id,
             "doc": plain(first.doc),
             "target": plain(target),
-            "arguments": {f"gen_args_{i}": _arguments(plain(x.args)) for i, x in enumerate(instances)},
+            "arguments": {k: {f"arg_{i}": a for i, a in enumerate(args)} for k, args in arguments.items()},
             "filter": name,
             "metrics": list(values),
             "doc_hash": hash_string(document),
@@ -42,12 +43,3 @@ def logged(
             "target_hash": hash_string(str(target)),
             **values,
         }
-
-
-def _arguments(args: Sequence[Any]) -> dict[str, Any]:
-    return {f"arg_{i}": arg for i, arg in enumerate(args)}
-
-
-def _value(parts: Parts | None) -> float | Sequence[float] | None:
-    """Write a score of one number as that number."""
-    return parts[0] if parts is not None and len(parts) == 1 else parts

@@ -28,7 +28,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
     body.append(path(((x(step), y(loss)) for step, loss in smoothed(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
-    body += [_validated(step, loss, x, y) for step, loss in validation]
+    body += [_validation_mark(step, loss, x, y) for step, loss in validation]
     return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
 
 
@@ -36,7 +36,7 @@ def _of(training: TrainingRecord) -> str:
     return "preference loss" if of_preferences(training) else "loss"
 
 
-def _validated(step: float, loss: float, x: Scale, y: Scale) -> str:
+def _validation_mark(step: float, loss: float, x: Scale, y: Scale) -> str:
     said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
     beside = text(x(step) - 9, y(loss) - 9, formatting.plain(loss), "over small", "end")
     return group(said, mark("diamond", x(step), y(loss), "validated"), beside)

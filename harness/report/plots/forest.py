@@ -12,7 +12,7 @@ from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import for_picture
-from harness.report.plots.svg import Scale, around, group, line, mark, marks, picture, rect, text
+from harness.report.plots.svg import Scale, group, line, mark, marks, padded_range, picture, rect, text
 
 _WIDTH, _ROW, _TOP = 860.0, 25.0, 44.0
 _LEFT, _RIGHT = 210.0, 590.0  # where the axis begins and ends
@@ -38,7 +38,7 @@ def forest(report: ExperimentReport, f: CandidateFacts) -> str:
     if not lines:
         return ""
     ends = [0.0, *(x for one in lines for x in (one.low, one.high)), *(-(one.margin or 0) for one in lines)]
-    low, high = around(100 * x for x in ends)
+    low, high = padded_range(100 * x for x in ends)
     scale = Scale(low, high, _LEFT, _RIGHT)
     bottom = _TOP + _ROW * len(lines)
     shown = for_picture([one.name for one in lines], _LONGEST)
@@ -98,10 +98,10 @@ def _row(one: Line, name: str, scale: Scale, top: float) -> str:
         text(_RIGHT + 20, y + 4, shown, "strong" if one.is_mean else ""),
         text(_WIDTH, y + 4, one.flips, "quiet", "end"),
     ]
-    return group(f"{one.name}: {shown} points{_judged(one)}", *body)
+    return group(f"{one.name}: {shown} points{_judgement(one)}", *body)
 
 
-def _judged(one: Line) -> str:
+def _judgement(one: Line) -> str:
     if not one.counts:
         return ", reported only"
     return f", margin {formatting.percent(one.margin)} points" if one.margin is not None else ""

@@ -38,7 +38,7 @@ def marks(low: float, high: float, n: int = 6) -> tuple[list[float], float]:
     return [i * step for i in range(first, last + 1)], step
 
 
-def around(values: Iterable[float]) -> tuple[float, float]:
+def padded_range(values: Iterable[float]) -> tuple[float, float]:
     """Return ends that leave some room around values, and never the same one twice."""
     known = list(values)
     low, high = min(known), max(known)
@@ -48,9 +48,8 @@ def around(values: Iterable[float]) -> tuple[float, float]:
 
 def tag(name: str, content: str = "", **attributes: object) -> str:
     """Write an element; `class_` and `text_anchor` become `class` and `text-anchor`."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"' for key, value in attributes.items()
-    )
+    texts = {key: f"{v:.1f}" if isinstance(v, float) else str(v) for key, v in attributes.items()}
+    written = "".join(f' {k.rstrip("_").replace("_", "-")}="{escape(text)}"' for k, text in texts.items())
     return f"<{name}{written}>{content}</{name}>"
 
 
@@ -100,7 +99,3 @@ def picture(width: float, height: float, title: str, body: Iterable[str]) -> str
 def width_of(content: str) -> float:
     """Guess how wide a text is drawn, in pixels."""
     return _NARROW * cell_len(content)
-
-
-def _value(value: object) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
