@@ -40,9 +40,12 @@ def page() -> None:
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
         charts.draw(charts.nights(nightly_charts.trends(told, key), *marks), key)
-    st.caption("Band: 95 % for all nights at once. Dotted: other code or libraries. Grey: a missed night.")
+    st.caption(
+        "Band: a confidence sequence, which begins anew each time the pool goes round; below 0 is an alarm. "
+        "Dotted: other code or libraries. Grey: a missed night."
+    )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
-    safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
+    safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool, *last.no_evidence])
     _alarms(state.alarms)
     _control(stored)
     controls.offer_csv(nightly_charts.rows_of(told), "nightly")

@@ -382,13 +382,15 @@ class NightlyPolicy(Spec):
     """Nightly evaluation: `candidates` beside the champion, `items` of target and capability suites.
 
     `anchors` of each are asked every night, the others rotate. `alpha` is the chance of a false alarm
-    on a candidate, however many nights there are.
+    on a candidate, however many nights there are. `seed_sd` is the standard deviation of the mean score
+    between trainings of one recipe, which no alarm is about where weights are made anew.
     """
 
     candidates: tuple[str, ...] = ()
     items: int = Field(60, ge=1)
     anchors: int = Field(20, ge=0)
     alpha: float = Field(0.05, gt=0, lt=0.5)
+    seed_sd: float = Field(0.01, ge=0, lt=0.5)
 
 
 class TrainingPolicy(Spec):

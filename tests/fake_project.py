@@ -170,7 +170,7 @@ def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
 
     def series(night: int, lost: float) -> files.SeriesNight:
         changes = {f"support/{night}-{k}": _change(draw.random(), lost) for k in range(30)}
-        return files.SeriesNight(changes, {"support/anchor": 0.0})
+        return files.SeriesNight(changes, {"support/anchor": 0.0}, n_asked=31)
 
     for i in (i for i in range(n) if i != 9):
         day = (date(2026, 3, 1) + timedelta(days=i)).isoformat()

@@ -13,7 +13,7 @@ from pathlib import Path
 import worlds
 from worlds import Sizes, Truth
 
-from harness import nightly
+from harness import experiment, nightly
 
 FIRST = date(2026, 3, 1)
 TRUTH = Truth(
@@ -81,9 +81,16 @@ class NightlyHost(worlds.OracleHost):
         yield Nightly(self._truth, weights_digest, True, *self._what)
 
 
-def world(folder: Path, *, test: int = 200, general: int = 60) -> Path:
-    """Make a world with a finished reference; returns its file."""
+def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int, ...] = (0,)) -> Path:
+    """Make a world with a finished reference of each seed; returns its file."""
     worlds.report(folder, TRUTH, Sizes(test=test, general=general), candidates=["prompt", "lora"])
+    if seeds != (0,):
+        session, loaded = worlds.opened(
+            folder / "harness.yaml", TRUTH, [f"seeds={list(seeds)}"], ["prompt", "lora"]
+        )
+        for seed in seeds:
+            worlds.trained(session, session.candidates["lora"], seed)
+        experiment.run_all(session, loaded, quick=False)
     return folder / "harness.yaml"
 
 

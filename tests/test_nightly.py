@@ -11,6 +11,7 @@ import shutil
 import signal
 from dataclasses import replace
 from datetime import date
+from math import inf
 
 import fake_project
 import inbox
@@ -38,6 +39,7 @@ from harness.nightly.state import (
     open_alarms,
     read_nights,
     read_state,
+    references,
     write_state,
 )
 from harness.progress import Silent
@@ -188,17 +190,67 @@ def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     assert line(found).verdict == "harness-drift"
 
 
+METRIC = mean_metric("exact_match", lambda output, example: None)
+
+
+def chat_rows(*scores):
+    made = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
+    return {("chat", row.example_id): row for row in made}
+
+
+def failed(rows):
+    return {item: replace(row, status="error", parts={METRIC.name: None}) for item, row in rows.items()}
+
+
+def compared(now, *then, base_now=None, base_then=None, metric=METRIC, **policy):
+    arms = NightArms(now, then, base_now, base_then)
+    return compare_series(arms, (), [(item,) for item in now], {"chat": metric}, **policy)
+
+
 def test_a_change_that_the_base_shows_too_is_not_the_candidates():
-    metric = mean_metric("exact_match", lambda output, example: None)
-
-    def rows(*scores):
-        made = (fake_project.row_of("chat", i, score, "a text") for i, score in enumerate(scores))
-        return {("chat", row.example_id): row for row in made}
-
-    arms = NightArms(now=rows(0, 0), then=rows(1, 1), base_now=rows(0, 1), base_then=rows(1, 1))
-    found = compare_series(arms, (), [(item,) for item in arms.now], {"chat": metric})
+    bases = {"base_now": chat_rows(0, 1), "base_then": chat_rows(1, 1)}
+    found = compared(chat_rows(0, 0), chat_rows(1, 1), **bases)
     assert found.changes == {"chat/chat-000": 0.0, "chat/chat-001": -1.0}
     assert found.adjusted
+
+
+def test_weights_made_anew_are_compared_with_the_mean_of_the_makings():
+    found = compared(chat_rows(0, 1), chat_rows(1, 1), chat_rows(1, 0), chat_rows(1, 0))
+    assert list(found.changes.values()) == pytest.approx([-1.0, 2 / 3])
+
+
+def test_changes_are_shares_of_the_metrics_range_whatever_its_direction():
+    grade = replace(METRIC, bounds=(1.0, 5.0), higher_is_better=False)
+    assert list(compared(chat_rows(5, 1), chat_rows(1, 2), metric=grade).changes.values()) == [-1.0, 0.25]
+
+
+def test_changes_of_a_metric_without_bounds_stay_apart_in_their_unit():
+    found = compared(chat_rows(40), chat_rows(10), metric=replace(METRIC, bounds=(-inf, inf)))
+    assert (found.changes, found.unbounded) == ({}, {"chat": {"chat/chat-000": 30.0}})
+
+
+def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
+    now = {**chat_rows(1, 1, 1), **failed(chat_rows(1))}
+    found = compared(now, chat_rows(1, 1, 1), max_errors=0.4)
+    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, 0.0, 0.0], 1, True)
+    assert not compared(now, chat_rows(1, 1, 1), max_errors=0.3).valid
+
+
+def test_answers_of_the_base_that_failed_are_left_out_and_counted():
+    bases = {"base_now": failed(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
+    found = compared(chat_rows(0, 0), chat_rows(1, 1), **bases)
+    assert (found.changes, found.left_out, found.errors, found.valid) == ({}, 2, 2, False)
+
+
+def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path):
+    path = nights.world(tmp_path, seeds=(0, 1, 2))
+    calendar = Calendar(path, ["seeds=[0, 1, 2]"])
+    calendar.night(1)
+    reference = read_state(folder_of(path)).references["lora"]
+    assert len(reference.makings) == 2
+    assert len({rows["desk/test"] for rows in (reference.rows, *reference.makings)}) == 3
+    wanted = {digest for rows in reference.makings for digest in rows.values()}
+    assert wanted <= references(calendar.session.store).rows
 
 
 def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):

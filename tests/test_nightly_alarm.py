@@ -1,49 +1,62 @@
 """What a series of nights shows: no false alarms, a real loss soon, and which items a night asks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from years import Year, drawn, first_alarm, median_night
 
-from harness import stats
-from harness.nightly.alarm import DRIFT_E, Tally, drift_e, judge, tally, worst_verdict
+from harness.nightly.alarm import DRIFT_E, build_report, drift_e, worst_verdict
+from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
 from harness.nightly.rotation import build_pool, ids_by_task, next_items
+from harness.nightly.state import Night, SeriesNight, State, Watched
 from harness.records import Example
+from harness.spec import NightlyPolicy
 
 NIGHTS, ITEMS, ALPHA, SERIES = 30, 60, 0.05, 2
+MONTH = Year("binary", 6000, n_nights=NIGHTS)
 
 
-def nights(rng, gain, loss, n=ITEMS, of=NIGHTS):
-    drawn = rng.multinomial(n, [gain, loss, 1 - gain - loss], of)
-    return [Tally(int(g), int(lost), n, float(g - lost), float(g + lost)) for g, lost, _ in drawn]
+def night(changes, tested="t", at=0, **more):
+    """Make one night's changes of clusters of its own."""
+    return NightChanges({f"{at}-{i}": float(d) for i, d in enumerate(changes)}, tested, **more)
 
 
-def alarmed(tallies, n_series=SERIES):
-    """Return the first night of the alarm, or None."""
-    looks = (judge(tallies[: k + 1], ALPHA, n_series).verdict for k in range(len(tallies)))
-    return next((k + 1 for k, verdict in enumerate(looks) if verdict == "regression"), None)
+def quiet(of, rng, gain=0.05, loss=0.05, at=0):
+    """Draw nights of single items, so many better and worse."""
+    p = [gain, loss, 1 - gain - loss]
+    return [night(rng.choice([1, -1, 0], ITEMS, p=p), at=at + k) for k in range(of)]
 
 
-def test_an_unchanged_model_raises_at_most_five_percent_false_alarms_over_200_months():
+def test_an_unchanged_model_raises_at_most_five_percent_false_alarms_over_a_month():
     rng = np.random.default_rng(5)
-    months = [any(alarmed(nights(rng, 0.05, 0.05)) for _ in range(SERIES)) for _ in range(200)]
+    months = [any(first_alarm(quiet(NIGHTS, rng), Seeds()) for _ in range(SERIES)) for _ in range(20)]
     assert np.mean(months) <= 0.05
 
 
-def test_a_loss_of_five_points_is_found_by_night_seven_in_the_median():
-    rng = np.random.default_rng(6)
-    found = [alarmed(nights(rng, 0.025, 0.075)) or NIGHTS + 1 for _ in range(200)]
-    assert np.median(found) <= 7
-    assert np.mean(np.array(found) <= NIGHTS) > 0.95
+@pytest.mark.parametrize(("answers", "by"), [("binary", 7), ("graded", 10)])
+def test_a_loss_of_five_points_is_found_soon_in_the_median(answers, by):
+    assert median_night(MONTH._replace(answers=answers), 12) <= by
 
 
-def test_a_gain_is_no_alarm():
+def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_times():
+    """Each item counted again under another digest gave 31 % false alarms in a year."""
+    rng, year = np.random.default_rng(1), Year("binary", 360, 1)
+    alarmed = [judge(drawn(year, rng), ALPHA, SERIES, year.seeds).verdict == "regression" for _ in range(8)]
+    assert not any(alarmed)
+
+
+def test_a_gain_is_no_alarm_and_no_suspicion():
+    """Many small gains and few large losses were alarmed by their signs, and so were gains."""
     rng = np.random.default_rng(7)
-    assert alarmed(nights(rng, 0.20, 0.02)) is None
+    assert judge(quiet(NIGHTS, rng, 0.20, 0.02), ALPHA, SERIES).verdict == "ok"
+    skewed = [night(rng.choice([0.6, -0.02], ITEMS, p=[0.1, 0.9]), at=k) for k in range(NIGHTS)]
+    assert judge(skewed, ALPHA, SERIES).verdict == "ok"
 
 
 def test_what_is_suspected_says_how_many_more_nights_would_settle_it():
-    rng = np.random.default_rng(8)
-    tallies = nights(rng, 0.025, 0.075)
-    looks = [judge(tallies[: k + 1], ALPHA, SERIES) for k in range(alarmed(tallies))]
+    nights = quiet(NIGHTS, np.random.default_rng(8), 0.025, 0.075)
+    looks = [judge(nights[: k + 1], ALPHA, SERIES) for k in range(first_alarm(nights, Seeds()))]
     suspected = [one for one in looks if one.verdict == "suspect"]
     assert suspected
     assert all(1 <= one.more_nights <= 30 for one in suspected)
@@ -52,39 +65,146 @@ def test_what_is_suspected_says_how_many_more_nights_would_settle_it():
 
 def test_a_sudden_loss_after_many_quiet_nights_is_suspected_within_days():
     rng = np.random.default_rng(9)
-    before, after = nights(rng, 0.05, 0.05, of=60), nights(rng, 0.02, 0.12, of=10)
-    first = next(k for k in range(10) if judge([*before, *after[: k + 1]], ALPHA, SERIES).verdict != "ok")
-    assert first <= 4
+    nights = [*quiet(60, rng), *quiet(10, rng, 0.02, 0.12, at=60)]
+    assert next(k for k in range(10) if judge(nights[: 61 + k], ALPHA, SERIES).verdict != "ok") <= 4
 
 
 def test_an_alarm_stays_though_later_nights_are_better():
-    bad, good = Tally(0, 12, 60, -12.0, 12.0), Tally(12, 0, 60, 12.0, 12.0)
-    assert judge([bad, good, good], ALPHA, SERIES).verdict == "regression"
+    nights = [night([-1] * 14 + [0] * 46), night([1] * 12, at=1), night([1] * 12, at=2)]
+    assert judge(nights, ALPHA, SERIES).verdict == "regression"
 
 
 def test_series_of_one_candidate_share_its_chance_of_a_false_alarm():
-    losses = next(k for k in range(60) if 1 / ALPHA <= stats.sign_e_value(0, k) < SERIES / ALPHA)
-    night = [Tally(0, losses, 60, -float(losses), float(losses))]
-    assert [judge(night, ALPHA, n).verdict for n in (1, SERIES)] == ["regression", "suspect"]
+    needed = [judge([night([0.0])], ALPHA, n).needed for n in (1, SERIES)]
+    assert needed == pytest.approx([25, 50])
+
+
+def test_all_passes_together_use_up_alpha():
+    assert sum(pass_alpha(k, ALPHA) for k in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-4)
+    assert pass_alpha(1, ALPHA) == pytest.approx(0.04)
+
+
+def test_an_item_counts_once_a_pass_and_never_again_by_the_same_answers():
+    worse = night([-1] * 4 + [0] * 56)
+    alone = judge([worse], ALPHA)
+    assert judge([worse] * 5, ALPHA) == alone, "the same answers tell nothing new"
+    again = judge([worse, worse._replace(tested="other")], ALPHA)
+    assert (again.n_pass, again.n, again.e_value) == (2, 60, pytest.approx(alone.e_value))
+    assert again.needed == pytest.approx(1 / pass_alpha(2, ALPHA))
+    assert again.needed > alone.needed
+
+
+def test_later_answers_feed_the_chart_by_what_changed_since_the_earlier_ones():
+    steady = [night([-0.1] * 60, tested=str(k)) for k in range(30)]
+    assert judge(steady, 1e-9).chart_sd < 5, "what the reference had by luck is charted once"
+    lost = [night([-0.6] * 60, tested=str(30 + k)) for k in range(3)]
+    assert judge([*steady, *lost], 1e-9).chart_sd > 5
+
+
+def test_seeds_explain_a_small_loss_of_weights_made_anew_and_of_none_other():
+    def year(making):
+        changes = np.where(np.random.default_rng(3).random((60, 200)) < 0.02, -1.0, 0.0)
+        return [night(d, str(k), k, making=making.format(k)) for k, d in enumerate(changes)]
+
+    assert judge(year(""), ALPHA, 1, Seeds(0.01)).verdict == "regression"
+    assert judge(year("making {}"), ALPHA, 1, Seeds(0.01)).verdict != "regression"
+    assert judge(year("making {}"), ALPHA, 1, Seeds(0.0)).verdict == "regression"
+
+
+def test_what_has_no_bounds_is_suspected_and_never_a_regression():
+    rng = np.random.default_rng(4)
+    lost = [
+        NightChanges({}, "t", unbounded={"perplexity": {f"{k}-{i}": d for i, d in enumerate(of)}})
+        for k, of in enumerate(rng.normal(-40, 30, (20, 60)))
+    ]
+    assert judge(lost, ALPHA).verdict == "suspect"
+    same = [one._replace(unbounded={"perplexity": {"a": 0.0}}) for one in lost]
+    assert judge(same, ALPHA).verdict == "ok"
 
 
 def test_no_night_and_empty_nights_show_nothing():
-    for tallies in ([], [tally([])], [tally([0.0] * 60)] * 5):
-        found = judge(tallies, ALPHA, SERIES)
+    for nights in ([], [night([])], [night([0.0] * 60, at=k) for k in range(5)]):
+        found = judge(nights, ALPHA, SERIES)
         assert (found.verdict, found.gains, found.losses) == ("ok", 0, 0)
     assert judge([], ALPHA).delta is None
 
 
 def test_the_mean_change_lies_in_its_ends_which_narrow():
-    rng = np.random.default_rng(10)
-    tallies = nights(rng, 0.02, 0.08)
-    few, many = judge(tallies[:5], ALPHA), judge(tallies, ALPHA)
+    nights = quiet(NIGHTS, np.random.default_rng(10), 0.02, 0.08)
+    few, many = judge(nights[:5], ALPHA), judge(nights, ALPHA)
     assert many.low < -0.06 < many.high
     assert many.high - many.low < few.high - few.low
 
 
-def test_changes_are_counted_by_their_sign():
-    assert tally([0.5, -0.25, 0.0, 1e-15]) == Tally(1, 1, 4, pytest.approx(0.25), pytest.approx(0.3125))
+def test_the_interval_excludes_no_change_where_the_evidence_reaches_what_is_needed():
+    nights = quiet(NIGHTS, np.random.default_rng(11), 0.025, 0.075)
+    looks = [judge(nights[: k + 1], ALPHA) for k in range(NIGHTS)]
+    assert all((one.e_value >= one.needed) == (one.high < 0) for one in looks)
+    assert {one.e_value >= one.needed for one in looks} == {True, False}
+
+
+def test_the_interval_holds_the_mean_of_a_skewed_change_on_all_nights():
+    rng, missed = np.random.default_rng(12), 0
+    for _ in range(40):
+        nights = [night(rng.choice([-0.05, 0.45], ITEMS, p=[0.9, 0.1]), at=k) for k in range(8)]
+        looks = [judge(nights[: k + 1], ALPHA, SERIES) for k in (0, 3, 7)]
+        missed += not all(one.low <= 0 <= one.high for one in looks)
+    assert missed <= 2
+
+
+# The report
+
+
+def stored(series, day=1, version=2, **watched):
+    one = Watched("lora", "run", f"t{day}", (), {"target": series}, **watched)
+    return Night(f"2026-03-{day:02d}", "", "", "", "bf16", "e", {}, (one,), {}, {}, version)
+
+
+def told(*nights):
+    (line,) = build_report("desk", NightlyPolicy(), nights, State()).lines
+    return line
+
+
+LOST = SeriesNight({f"chat/{i}": -1.0 for i in range(30)}, {"chat/a": -1.0}, n_asked=31)
+
+
+def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
+    assert told(stored(LOST)).verdict == "regression"
+    found = told(stored(replace(LOST, errors=3, valid=False)))
+    assert (found.verdict, found.anchors) == ("error", {})
+    assert found.sentence == (
+        "lora: error: target: 3 of 31 answers failed tonight (9.7 %), more than gate.max_errors allows: "
+        "the night is no evidence"
+    )
+
+
+def test_an_invalid_night_does_not_hide_what_others_showed():
+    assert told(stored(LOST), stored(replace(LOST, errors=3, valid=False), 2)).verdict == "regression"
+
+
+def test_nights_by_an_earlier_version_are_no_evidence_and_that_is_said():
+    found = build_report("desk", NightlyPolicy(), [stored(LOST, version=1), stored(LOST, 2)], State())
+    assert found.lines[0].series["target"].n_nights == 1
+    (said,) = found.no_evidence
+    assert said.startswith("1 night up to 2026-03-01 by an earlier version: no evidence")
+    assert build_report("desk", NightlyPolicy(), [stored(LOST)], State()).no_evidence == ()
+
+
+@pytest.mark.parametrize(
+    ("watched", "reference"),
+    [
+        ({}, "the reference"),
+        ({"making": "w"}, "the pinned checkpoint"),
+        ({"making": "w", "n_references": 3}, "the mean of 3 makings"),
+    ],
+)
+def test_what_weights_are_compared_with_is_named(watched, reference):
+    assert f"against {reference} over 30 clusters in 1 night" in told(stored(LOST, **watched)).sentence
+
+
+def test_a_metric_without_bounds_is_named():
+    series = SeriesNight({}, {}, unbounded={"perplexity": {"perplexity/1": -3.0}}, n_asked=1)
+    assert "scores of perplexity have no bounds and are only charted" in told(stored(series)).sentence
 
 
 # The harness

@@ -174,6 +174,7 @@ def trained(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
     folder = folder_of(session, candidate, seed, None)
     settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
+    settings |= {"seed": seed} if seed else {}
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
 

@@ -1,95 +1,35 @@
-"""Sequential test of the nights so far: ok, suspect or regression, harness drift, and the night's report.
+"""Verdicts of the nights so far: ok, suspect or regression of each candidate, harness drift, and the report.
 
-Invariant: pure. However many nights are evaluated, a series whose mean change is 0 is called a regression
-with a chance of at most its alpha; only clusters with new evidence count. A night in which the
-harness drifted is no evidence on a candidate.
-Source: the sign e-process and the CUSUM of `stats`; the e-detector of Shin, Ramdas & Rinaldo 2022.
+Invariant: pure. A night in which the harness drifted, in which more answers failed than the policy allows,
+or that earlier code wrote is no evidence on a candidate, and that is said.
+Source: the e-processes of `evidence`; the e-detector of Shin, Ramdas & Rinaldo 2022.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from statistics import fmean
-from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness import formatting, gating, stats
-from harness.nightly.state import Alarm, BaseNight, Night, State, Watched, nights_since_ack, open_alarms
+from harness import formatting, gating
+from harness.nightly.evidence import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
+from harness.nightly.state import (
+    EVIDENCE,
+    Alarm,
+    BaseNight,
+    Night,
+    SeriesNight,
+    State,
+    Watched,
+    nights_since_ack,
+    open_alarms,
+)
 from harness.spec import NightlyPolicy
 
-Verdict = Literal["ok", "suspect", "regression", "harness-drift", "error"]
 ORDER: tuple[Verdict, ...] = ("ok", "suspect", "error", "harness-drift", "regression")
 
-SUSPECT_E = 10.0  # evidence that is worth a word, but no alarm
-SLACK_SD, LIMIT_SD = 0.5, 5.0  # of the chart of nightly means, in their standard deviations
 DRIFT_E = 1000.0  # on average at most one false alarm in so many nights
-_PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the clusters differ, before anything is seen
-_MOST_NIGHTS = 365
-
-
-class Tally(NamedTuple):
-    """One night of a series: clusters that got better, worse, and all that were new that night.
-
-    `total` is the sum of the changes of the n clusters, `square` that of their squares.
-    """
-
-    gains: int
-    losses: int
-    n: int
-    total: float
-    square: float
-
-
-class Evidence(NamedTuple):
-    """Evidence of the nights of one series.
-
-    `delta` is the mean change with a confidence sequence's ends, where there are any clusters.
-    `more_nights` at the rate so far would settle a suspicion; None where nothing is suspected.
-    """
-
-    verdict: Verdict
-    n_nights: int
-    n: int
-    gains: int
-    losses: int
-    delta: float | None
-    low: float | None
-    high: float | None
-    e_value: float
-    needed: float
-    chart_sd: float
-    more_nights: int | None = None
-
-
-def tally(changes: Sequence[float]) -> Tally:
-    """Count one night's changes, each the mean of a cluster."""
-    d = np.asarray(changes, float)
-    gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
-    return Tally(gains, losses, len(d), float(d.sum()), float((d**2).sum()))
-
-
-def judge(nights: Sequence[Tally], alpha: float, n_series: int = 1) -> Evidence:
-    """Judge the nights of one of a candidate's series, which share its alpha; changes lie in [−2, 2]."""
-    needed = n_series / alpha
-    gains, losses = (np.cumsum([getattr(t, name) for t in nights]) for name in ("gains", "losses"))
-    e_values = [
-        (stats.sign_e_value(int(g), int(lost)) if lost > g else 0.0)
-        for g, lost in zip(gains, losses, strict=True)
-    ]
-    seen, n = [t for t in nights if t.n], sum(t.n for t in nights)
-    chart = _chart(seen)
-    e_value = e_values[-1] if e_values else 1.0
-    delta = sum(t.total for t in nights) / n if n else None
-    low, high = _interval(nights, n, alpha / n_series)
-    verdict: Verdict = "ok"
-    if any(e >= needed for e in e_values):
-        verdict = "regression"
-    elif e_value >= min(SUSPECT_E, needed) or chart > LIMIT_SD:
-        verdict = "suspect"
-    more = _more_nights(nights, needed) if verdict == "suspect" else None
-    g, lost = (int(gains[-1]), int(losses[-1])) if e_values else (0, 0)
-    return Evidence(verdict, len(seen), n, g, lost, delta, low, high, e_value or 1.0, needed, chart, more)
 
 
 def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
@@ -109,40 +49,6 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
 def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
     """Join verdicts; `ok` where there are none."""
     return max(verdicts, key=ORDER.index, default="ok")
-
-
-def _chart(nights: Sequence[Tally]) -> float:
-    """Return the lower sum of the CUSUM of nightly means, in standard deviations, after the last night."""
-    if not nights:
-        return 0.0
-    square = (sum(t.square for t in nights) + _PRIOR_SQUARE * _PRIOR_N) / (
-        sum(t.n for t in nights) + _PRIOR_N
-    )
-    z = [t.total / t.n / np.sqrt(square / t.n) for t in nights]
-    return float(stats.cusum(z, 0.0, SLACK_SD, LIMIT_SD).low[-1])
-
-
-def _interval(nights: Sequence[Tally], n: int, alpha: float) -> tuple[float | None, float | None]:
-    """Return a normal mixture's ends of the mean change, with the variance that was seen.
-
-    Asymptotic: honest from some hundred clusters on, and for looking at, not for the verdict.
-    """
-    if not n:
-        return None, None
-    square = sum(t.square for t in nights) + _PRIOR_SQUARE
-    mean = sum(t.total for t in nights) / n
-    half = float(stats.normal_mixture_radius(square, stats.normal_mixture_rho(25.0, alpha), alpha)) / n
-    return max(mean - half, -2.0), min(mean + half, 2.0)
-
-
-def _more_nights(nights: Sequence[Tally], needed: float) -> int | None:
-    """Say after how many nights like those so far the evidence would do; None where not within a year."""
-    gains, losses, t = sum(x.gains for x in nights), sum(x.losses for x in nights), len(nights)
-    for more in range(1, _MOST_NIGHTS + 1):
-        grown = 1 + more / t
-        if losses > gains and stats.sign_e_value(round(gains * grown), round(losses * grown)) >= needed:
-            return more
-    return None
 
 
 HARNESS = "harness"
@@ -165,7 +71,10 @@ class CandidateVerdict:
 
 @dataclass(frozen=True, slots=True)
 class NightReport:
-    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool."""
+    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool.
+
+    `no_evidence` says which nights do not count.
+    """
 
     experiment: str
     night: str
@@ -180,6 +89,7 @@ class NightReport:
     commit: str
     environment: str
     precision: str
+    no_evidence: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -193,7 +103,8 @@ def build_report(
     """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
     last = nights[-1]
     drifts = _drifts(nights, state)
-    sound = [n for n in nights if n.night not in drifts]
+    earlier = [n for n in nights if n.evidence < EVIDENCE]
+    sound = [n for n in nights if n.night not in drifts and n.evidence >= EVIDENCE]
     harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
     lines = tuple(_judge_candidate(policy, one, sound, state, harness) for one in last.candidates)
     verdict = worst_verdict([line.verdict for line in lines])
@@ -221,6 +132,7 @@ def build_report(
         commit=last.commit,
         environment=last.environment,
         precision=last.precision,
+        no_evidence=tuple(_earlier_nights(earlier)),
     )
 
 
@@ -279,45 +191,86 @@ def _judge_candidate(
         return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
     kept = nights_since_ack(state, one.name, "regression", sound)
     series = {key: _evidence(policy, one, key, kept) for key in one.series}
-    anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors}
+    anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors and s.valid}
     lost = tuple(item for s in one.series.values() for item in s.lost)
     if harness:
         said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
         return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
-    verdict = worst_verdict([found.verdict for found in series.values()])
-    said = (
-        f"{one.name}: {verdict}: {'; '.join(_series_sentence(key, found) for key, found in series.items())}"
-    )
+    invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
+    verdict = worst_verdict([*(found.verdict for found in series.values()), *invalid])
+    told = (_series_sentence(key, found, one) for key, found in series.items())
+    said = f"{one.name}: {verdict}: {'; '.join(told)}"
     return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
 
 
 def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Night]) -> Evidence:
-    seen: set[tuple[str, str]] = set()
-    tallies: list[Tally] = []
+    changes = []
     for night in nights:
         found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
         if found is None or found.reference != one.reference or key not in found.series:
             continue
-        changes = found.series[key].changes
-        new = {c: d for c, d in changes.items() if (found.tested, c) not in seen}
-        seen |= {(found.tested, c) for c in new}
-        tallies.append(tally(list(new.values())))
-    return judge(tallies, policy.alpha, len(one.series))
+        series = found.series[key]
+        if series.valid:
+            largest = 2.0 if series.adjusted else 1.0  # both arms can move by the metric's whole range
+            changes.append(
+                NightChanges(series.changes, found.tested, found.making, largest, series.unbounded)
+            )
+    return judge(changes, policy.alpha, len(one.series), Seeds(policy.seed_sd, one.n_references))
 
 
-def _series_sentence(key: str, e: Evidence) -> str:
+def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
+    if nights:
+        yield (
+            f"{formatting.counted(len(nights), 'night')} up to {nights[-1].night} by an earlier version: no "
+            "evidence, because they do not say the range of their scores"
+        )
+
+
+def _series_sentence(key: str, e: Evidence, one: Watched) -> str:
+    series = one.series[key]
+    said = [*_invalid(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
+    return "; ".join(said) or f"{key}: no new items were evaluated"
+
+
+def _invalid(key: str, series: SeriesNight) -> Iterable[str]:
+    if not series.valid:
+        share = formatting.percent(series.errors / series.n_asked)
+        yield (
+            f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
+            f"tonight ({share} %), more than gate.max_errors allows: the night is no evidence"
+        )
+
+
+def _unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
+    if series.unbounded:
+        yield (
+            f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are only charted "
+            f"({e.chart_sd:.1f} sd of {LIMIT_SD:.0f}); bounds: of the task declares them"
+        )
+
+
+def _shown(key: str, e: Evidence, one: Watched) -> Iterable[str]:
     if not e.n:
-        return f"{key}: no new items were evaluated"
+        return
     change = formatting.points(e.delta, e.low, e.high)
     over = f"{formatting.count(e.n)} clusters in {formatting.counted(e.n_nights, 'night')}"
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
-    base = f"{key} {change} pp against the reference over {over} ({flips}, {evidence})"
-    if e.verdict != "suspect":
-        return base
-    nights = formatting.counted(e.more_nights, "night") if e.more_nights else ""
-    settle = f"{nights} more like these would settle it" if nights else "watch it"
-    return f"{base}: {settle}, or harness compare and harness gate on all items"
+    again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
+    base = f"{key} {change} pp against {_reference(one)} over {over}{again} ({flips}, {evidence})"
+    if e.verdict == "suspect":
+        nights = formatting.counted(e.more_nights, "night") if e.more_nights else ""
+        settle = f"{nights} more like these would settle it" if nights else "watch it"
+        base += f": {settle}, or harness compare and harness gate on all items"
+    yield base
+
+
+def _reference(one: Watched) -> str:
+    """Name what a candidate is compared with: one training of a recipe says little of the next."""
+    if not one.making:
+        return "the reference"
+    many = formatting.counted(one.n_references, "making")
+    return f"the mean of {many}" if one.n_references > 1 else "the pinned checkpoint"
 
 
 def _strength(e_value: float) -> str:
@@ -345,5 +298,5 @@ def _pool(night: Night) -> Iterable[str]:
         else:
             yield (
                 f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
-                "nothing new from here on; add items"
+                "nothing new from here on, and to show a loss by others takes more each time round; add items"
             )

@@ -1,10 +1,12 @@
 """Difference in differences by cluster: candidate against reference, less the control arm against its own.
 
 Invariant: pure. An item counts only where question and references are those of the reference, and
-only where all four answers could be scored; what cannot be compared is counted.
+only where all answers could be scored; what cannot be compared is counted. An answer of the candidate that
+failed scores worst.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import NamedTuple
 
@@ -23,23 +25,43 @@ _MOVED_P = 0.01
 class NightArms(NamedTuple):
     """Rows of the four arms by item: the candidate now and then, and the base now and then.
 
-    The base's are None where nobody stands beside a candidate on these items.
+    `then` holds one or more makings of the reference, whose mean counts. The base's are None where
+    nobody stands beside a candidate on these items.
     """
 
     now: Rows
-    then: Rows
+    then: Sequence[Rows]
     base_now: Rows | None
     base_then: Rows | None
 
 
 def compare_series(
-    arms: NightArms, anchors: Iterable[Cluster], fresh: Iterable[Cluster], metrics: Mapping[str, Metric]
+    arms: NightArms,
+    anchors: Sequence[Cluster],
+    fresh: Sequence[Cluster],
+    metrics: Mapping[str, Metric],
+    max_errors: float = 0.01,
 ) -> SeriesNight:
-    """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster."""
-    changes, lost, left_out = _cluster_changes(arms, fresh, metrics)
-    fixed, also_lost, also_left = _cluster_changes(arms, anchors, metrics)
-    adjusted = arms.base_now is not None and arms.base_then is not None
-    return SeriesNight(changes, fixed, (*lost, *also_lost), left_out + also_left, adjusted)
+    """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
+
+    In shares of the metric's range where it has one. Not valid where a larger share than `max_errors` of the
+    answers failed, be it the candidate's or the base's.
+    """
+    new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
+    changes, unbounded = _by_range(new.changes, metrics)
+    asked = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
+    errors = sum(_failed(arms.now.get(item)) or _failed((arms.base_now or {}).get(item)) for item in asked)
+    return SeriesNight(
+        {name(first): change for first, change in changes.items()},
+        {name(first): change for first, change in _by_range(fixed.changes, metrics)[0].items()},
+        (*new.lost, *fixed.lost),
+        new.left_out + fixed.left_out,
+        adjusted=arms.base_now is not None and arms.base_then is not None,
+        unbounded=unbounded,
+        errors=errors,
+        n_asked=len(asked),
+        valid=errors <= max_errors * len(asked),
+    )
 
 
 def compare_base(
@@ -85,10 +107,16 @@ def score(row: SampleResult, metric: Metric) -> float | None:
     return metric.unit.sign * value if np.isfinite(value) else None
 
 
-def _cluster_changes(
-    arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
-) -> tuple[dict[str, float], list[str], int]:
-    changes: dict[str, float] = {}
+class _Found(NamedTuple):
+    """Changes by the first item of a cluster, items that got worse, and how many could not be compared."""
+
+    changes: dict[Item, float]
+    lost: list[str]
+    left_out: int
+
+
+def _cluster_changes(arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]) -> _Found:
+    changes: dict[Item, float] = {}
     lost: list[str] = []
     left_out = 0
     for cluster in clusters:
@@ -97,24 +125,55 @@ def _cluster_changes(
         left_out += len(found) - len(known)
         lost += [name(item) for item, d in known.items() if d < -stats.TIE]
         if known:
-            changes[name(cluster[0])] = round(fmean(known.values()), 9)
-    return changes, lost, left_out
+            changes[cluster[0]] = fmean(known.values())
+    return _Found(changes, lost, left_out)
+
+
+def _by_range(
+    changes: Mapping[Item, float], metrics: Mapping[str, Metric]
+) -> tuple[dict[Item, float], dict[str, dict[str, float]]]:
+    """Divide changes by the range of their metric; of metrics without one they are returned by task."""
+    bounded: dict[Item, float] = {}
+    unbounded: dict[str, dict[str, float]] = {}
+    for first, change in changes.items():
+        low, high = metrics[first[0]].bounds
+        if isfinite(high - low):
+            bounded[first] = round(change / (high - low), 9)
+        else:
+            unbounded.setdefault(first[0], {})[name(first)] = round(change, 9)
+    return bounded, unbounded
 
 
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     """Return an item's change, less the base's; None where an answer is missing or another item's."""
-    own = _difference(arms.now.get(item), arms.then.get(item), metric)
+    now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
+    own = _difference(now, then, metric, _worst_score(metric) if _failed(now) else None)
     if own is None or arms.base_now is None or arms.base_then is None:
         return own
-    base = _difference(arms.base_now.get(item), arms.base_then.get(item), metric)
+    base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
     return None if base is None else own - base
 
 
-def _difference(now: SampleResult | None, then: SampleResult | None, metric: Metric) -> float | None:
-    if now is None or then is None or now.references != then.references:
+def _difference(
+    now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric, failed: float | None = None
+) -> float | None:
+    """Return how much better an answer is than the mean of those then; `failed` scores one that failed."""
+    there = [row for row in then if row is not None]
+    if now is None or len(there) < len(then) or any(row.references != now.references for row in there):
         return None
-    new, old = score(now, metric), score(then, metric)
-    return None if new is None or old is None else new - old
+    new, old = failed if failed is not None else score(now, metric), [score(row, metric) for row in there]
+    known = [value for value in old if value is not None]
+    return None if new is None or len(known) < len(old) else new - fmean(known)
+
+
+def _failed(row: SampleResult | None) -> bool:
+    return row is not None and row.status == "error"
+
+
+def _worst_score(metric: Metric) -> float | None:
+    """Return the worst score, so that the larger is the better; None where there is none."""
+    worst = min(metric.unit.sign * bound for bound in metric.bounds)
+    return worst if isfinite(worst) else None
 
 
 def _answer(row: SampleResult) -> tuple[str, str, str]:

@@ -186,12 +186,14 @@ class _NightRun:
         control = self._control(target, reference) if weights.is_language_model else None
         batches = self._batches(sets)
         now = reevaluate(session, self.folder, target.name, weights, batches)
-        then = self._reference_rows(sets, reference.rows)
+        making = weights.digest if weights.digest != reference.weights else ""
+        makings = [reference.rows, *(reference.makings if making else ())]
+        then = [self._reference_rows(sets, rows) for rows in makings]
         self.references[target.name] = reference
         prompting = watchlist.own_sets(session, target, weights)[0].identity.prompting_digest
         since = served = ""
         if weights.kind in PROTOCOLS:
-            since = self._changed_since(target.name, reference.id, batches, now, then)
+            since = self._changed_since(target.name, reference.id, batches, now, then[0])
             served = watchlist.endpoint_tested(target.candidate, since, self.day)
         there = {s.measured.task.name for s in sets}
         return Watched(
@@ -203,12 +205,15 @@ class _NightRun:
             ),
             since=since,
             fit_keys=tuple(run_candidate.stands_on(weights)),
+            making=making,
+            n_references=1 + len(reference.makings),
             series={
                 key: compare_series(
                     _arms(now, then, control, {m.task.name for m in of}),
                     self.plan[key].anchors,
                     self.plan[key].fresh,
                     self.metrics,
+                    session.experiment.gate.max_errors,
                 )
                 for key, of in self.tasks.items()
                 if there & {m.task.name for m in of}
@@ -269,7 +274,7 @@ class _NightRun:
         return index_by_item(row for of in rows for row in of)
 
 
-def _arms(now: Rows, then: Rows, control: _Control | None, tasks: set[str]) -> NightArms:
+def _arms(now: Rows, then: Sequence[Rows], control: _Control | None, tasks: set[str]) -> NightArms:
     """Put the base beside a candidate where it answered the same tasks."""
     stands = control is not None and any(item[0] in tasks for item in control.then)
     if control is None or not stands:

@@ -124,6 +124,7 @@ def _about(found: NightReport) -> list[str]:
         f"control arm: {found.harness}",
         *found.pool,
         *missed,
+        *found.no_evidence,
     ]
 
 

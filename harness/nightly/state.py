@@ -17,13 +17,17 @@ from harness import store
 from harness.errors import HarnessError, Problem
 from harness.store import Store
 
+EVIDENCE = 2  # of changes in shares of the metric's range; nights of 1 do not say that range
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesNight:
     """One series of one candidate in one night; changes are adjusted by the control arm.
 
-    `changes` maps clusters that rotate to their mean change, `anchors` those that do not.
-    `lost` names items that got worse, `left_out` counts those that could not be compared.
+    `changes` maps clusters that rotate to their mean change in shares of the metric's range, `anchors`
+    those that do not; `unbounded` those of tasks without a range, by task, in their unit. `lost` names items
+    that got worse, `left_out` counts those that could not be compared. Of `n_asked` answers `errors`
+    failed; where that is more than the policy allows the night is not `valid`.
     """
 
     changes: dict[str, float]
@@ -31,6 +35,10 @@ class SeriesNight:
     lost: tuple[str, ...] = ()
     left_out: int = 0
     adjusted: bool = True
+    unbounded: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: int = 0
+    n_asked: int = 0
+    valid: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,8 @@ class Watched:
     environment): the same on the same items tells nothing new. `tests` says in words what is new.
     `since` is the night from which on an endpoint has answered its anchors as now; empty where it
     answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
-    those that they stand on.
+    those that they stand on. `making` digests weights that are others than the reference's, which then is
+    the mean of `n_references` makings.
     """
 
     name: str
@@ -52,6 +61,8 @@ class Watched:
     error: str = ""
     since: str = ""
     fit_keys: tuple[str, ...] = ()
+    making: str = ""
+    n_references: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,10 @@ class BaseNight:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One finished night; `taken` and `left` count clusters of each series' pool."""
+    """One finished night; `taken` and `left` count clusters of each series' pool.
+
+    `evidence` is the version of what its changes mean: nights of an earlier one are shown, but no evidence.
+    """
 
     night: str
     started: str
@@ -81,11 +95,15 @@ class Night:
     candidates: tuple[Watched, ...]
     taken: dict[str, int]
     left: dict[str, int]
+    evidence: int = EVIDENCE
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Reference of a candidate: digests of row sets by task and split, of it and of its base."""
+    """Reference of a candidate: digests of row sets by task and split, of it and of its base.
+
+    `makings` are those of the same recipe with other seeds, beside which weights made anew are compared.
+    """
 
     id: str
     rows: dict[str, str]
@@ -95,6 +113,7 @@ class Reference:
     data: str
     environment: str
     seed: int = 0
+    makings: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +152,9 @@ def read_state(folder: Path) -> State:
         return State()
     try:
         raw = json.loads(path.read_text("utf-8"))
-        references = {name: Reference(**one) for name, one in raw["references"].items()}
+        references = {
+            name: _parse_tuples(Reference, one, "makings") for name, one in raw["references"].items()
+        }
         return State(references, tuple(Alarm(**one) for one in raw["alarms"]))
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error, "remove it; references are then pinned again") from error
@@ -168,7 +189,12 @@ def references(at: Store) -> store.References:
     pinned = [one for folder in folders for one in read_state(folder).references.values()]
     last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
     return store.References(
-        frozenset(digest for one in pinned for digest in (*one.rows.values(), *one.base.values())),
+        frozenset(
+            digest
+            for one in pinned
+            for rows in (one.rows, one.base, *one.makings)
+            for digest in rows.values()
+        ),
         frozenset(key for one in last for key in one.fit_keys),
         frozenset(one.weights for one in pinned),
     )
@@ -205,7 +231,7 @@ def _parse_night(path: Path) -> Night:
             k: _parse_tuples(BaseNight, v, "reworded", "differing") for k, v in raw["bases"].items()
         }
         raw["candidates"] = tuple(map(_parse_watched, raw["candidates"]))
-        return Night(**raw)
+        return Night(**{"evidence": 1, **raw})
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error, f"remove {path.parent}; the night then counts as missed") from error
 

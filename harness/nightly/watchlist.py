@@ -4,7 +4,7 @@ Invariant: a reference is pinned once and stays, so that a slow loss adds up; an
 `nightly ack --new-reference`, pins again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from harness import provenance, store
@@ -16,8 +16,8 @@ from harness.evaluation.session import Session
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.nightly.state import Reference
-from harness.records import digest
-from harness.release import candidate_runs, read_champion
+from harness.records import Run, digest
+from harness.release import Champion, candidate_runs, read_champion
 from harness.spec import Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -26,7 +26,10 @@ NEXT = "harness compare, which makes what a night is compared with"
 
 
 class Target(NamedTuple):
-    """A watched candidate: its label, its recipe as resolved now, its seed, and where its rows are from."""
+    """A watched candidate: its label, its recipe as resolved now, its seed, and where its rows are from.
+
+    `makings` holds the rows of the same recipe with other seeds.
+    """
 
     name: str
     candidate: ResolvedCandidate
@@ -34,6 +37,7 @@ class Target(NamedTuple):
     rows: Mapping[str, str]
     reference: str
     weights: str
+    makings: tuple[dict[str, str], ...] = ()
 
 
 def targets(
@@ -55,7 +59,8 @@ def targets(
         )
         label = f"champion {champion.candidate}"
         run_id, digest_of = champion.run_id, champion.weights_digest
-        one = Target(label, candidate, champion.seed, champion.rows, run_id, digest_of)
+        others = _other_makings(_champion_runs(loaded, session, champion), champion.rows, digest_of)
+        one = Target(label, candidate, champion.seed, champion.rows, run_id, digest_of, others)
         out.append((label, one))
     out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
     if not out:
@@ -72,10 +77,34 @@ def _find_target(
     if known is not None:
         return Target(name, candidate, known.seed, known.rows, known.id, known.weights)
     try:
-        found = candidate_runs(loaded, session.store, name)[0]
+        runs = candidate_runs(loaded, session.store, name)
     except HarnessError as error:
         return error
-    return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest)
+    found = runs[0]
+    others = _other_makings(runs, found.rows, found.weights_digest)
+    return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
+
+
+def _champion_runs(loaded: Loaded, session: Session, champion: Champion) -> list[Run]:
+    """Find the stored runs of a champion's recipe; none where the recipe is another one by now."""
+    recipe = loaded.experiment.candidates.get(champion.candidate)
+    if recipe is None or recipe != Recipe.model_validate(champion.recipe):
+        return []
+    try:
+        return candidate_runs(loaded, session.store, champion.candidate)
+    except HarnessError:
+        return []
+
+
+def _other_makings(runs: Sequence[Run], rows: Mapping[str, str], weights: str) -> tuple[dict[str, str], ...]:
+    """Return the test rows of other trainings of a recipe, on all that the reference holds rows of."""
+    wanted = [key for key in rows if key.endswith("/test")]
+    others = {
+        run.weights_digest: {key: run.rows[key] for key in wanted}
+        for run in runs
+        if run.weights_digest != weights and all(key in run.rows for key in wanted)
+    }
+    return tuple(others.values())
 
 
 def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
@@ -85,13 +114,15 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         IncompatibleRuns: rows of the candidate or of its base are missing.
     """
     if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
-        _refuse_missing(session.store, {**before.rows, **before.base})
+        for rows in (before.rows, before.base, *before.makings):
+            _refuse_missing(session.store, rows)
         return before
     sets = base_sets(session, target.candidate.base)
     base = {f"{s.measured.task.name}/test": s.identity.digest for s in sets}
     there = {key: rows for key, rows in base.items() if session.store.parquet(rows).exists()}
     wanted = {key: rows for key, rows in target.rows.items() if key.endswith("/test")}
-    _refuse_missing(session.store, wanted)
+    for rows in (wanted, *target.makings):
+        _refuse_missing(session.store, rows)
     target_key = f"{session.target.task.name}/test"
     if lacking := sorted(base.keys() & wanted.keys() - there.keys() - {target_key}):
         raise IncompatibleRuns(
@@ -108,6 +139,7 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         data=data_digest(session),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
+        makings=target.makings,
     )
 
 

@@ -1,176 +1,120 @@
-"""Anytime-valid tests and confidence sequences, and a CUSUM chart for a series of runs.
+"""Anytime-valid tests of a series of groups of items, and a CUSUM chart for a series of runs.
 
 Invariant: an e-process starts at 1 and exceeds 1/α at any time with a chance of at most α
-while its null hypothesis holds; a bet on an item never looks at that item.
+while its null hypothesis holds; a bet on a group never looks at that group.
 """
 
-from math import e, exp, log
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from harness.stats.intervals import Array, finite
 
-_CAUTION = 0.5  # share of the largest bet that may be placed, so that wealth never reaches 0
+BETS = (np.arange(10) + 0.5) / 10  # shares of the largest bet, evenly spread
+_PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the items differ, before anything is seen
 
 
-def sign_e_value(gains: int, losses: int, prior: float = 0.5) -> float:
-    """Return the evidence that gains and losses are not equally likely among the items that differ.
+class SharedEffects(NamedTuple):
+    """What the items of each group (t,) share, as the groups before it predict: its mean and its variance."""
 
-    B(a + l, a + g)/B(a, a) · 2^{l + g}, a mixture over the chance of a loss with a Beta(a, a)
-    prior: ½ is Krichevsky-Trofimov's, 1 is uniform. Reject at 1/α, at any time. It is two-sided
-    (`sign_alarm`). Not for a margin other than 0: the chance of a gain given that an item
-    differs then depends on the unknown disagreement (`betting_process`).
-
-    Raises:
-        ValueError: a count is negative, or the prior is not positive.
-
-    Source: Howard, Ramdas, McAuliffe & Sekhon 2021; Robbins 1970.
-    """
-    if min(gains, losses) < 0 or prior <= 0:
-        raise ValueError(f"expected counts >= 0 and prior > 0, found {gains}, {losses}, {prior}")
-    ratio = special.betaln(prior + losses, prior + gains) - special.betaln(prior, prior)
-    return exp(min(float(ratio) + (gains + losses) * log(2), 700.0))
+    mean: Array
+    variance: Array
 
 
-def sign_alarm(gains: int, losses: int, alpha: float = 0.05, prior: float = 0.5) -> bool:
-    """Tell whether a regression is shown: evidence of at least 1/α, and more losses than gains.
+def betting_mixture(
+    groups: Sequence[Array], largest: ArrayLike, shared: SharedEffects | None = None, mean: float = 0.0
+) -> Array:
+    """Return the log-wealth (t, b) after each of t groups of b bets against H0: the mean change is ≥ `mean`.
 
-    Not for clustered items, nor for a margin other than 0 (`betting_process`).
+    ∏ (1 − λ (d − mean)) over the items of the groups so far, for b bets λ that stay; `log_mean_wealth`
+    joins them to the e-process, to be rejected at 1/α at any time. `largest` bounds |d| by group (t,),
+    known before its changes are. What items of a group share is taken to be normal: its expected product
+    exp(−λ n m + λ² n² v/2) is divided out. On single items that got better, worse or stayed
+    this is the one-sided sign process with a uniform prior.
 
     Raises:
-        ValueError: a count is negative, the prior is not positive, or alpha outside (0, 1).
+        ValueError: a group is empty, or a change is NaN or larger than `largest`.
 
-    Source: Howard, Ramdas, McAuliffe & Sekhon 2021.
+    Source: Waudby-Smith & Ramdas 2024, arXiv:2010.09686, with Robbins' 1970 mixture over the bet.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"expected alpha in (0, 1), found {alpha}")
-    return losses > gains and sign_e_value(gains, losses, prior) >= 1 / alpha
+    n, d = np.array([len(group) for group in groups]), finite(np.concatenate(groups), "changes")
+    bounds = np.broadcast_to(np.asarray(largest, float), n.shape)
+    if not n.all() or (np.abs(d) > np.repeat(bounds, n) + 1e-6).any():
+        raise ValueError(f"expected groups of changes of at most {largest}, found {np.abs(d).max():g}")
+    bets = BETS / (bounds + max(-mean, 0.0))[:, None]  # (t, b), so that no wealth falls to 0
+    starts = np.concatenate([[0], np.cumsum(n)[:-1]])
+    gained = np.log1p((mean - d)[:, None] * np.repeat(bets, n, axis=0))  # (n, b)
+    log_wealth = np.add.reduceat(gained, starts, axis=0)
+    if shared is not None:
+        placed = bets * n[:, None]
+        log_wealth += placed * shared.mean[:, None] - placed**2 * shared.variance[:, None] / 2
+    return np.asarray(np.cumsum(log_wealth, axis=0))
 
 
-def betting_process(changes: ArrayLike, margin: float) -> Array:
-    """Return the wealth (n,) after each change of a bettor against H0: the mean change is at most −margin.
+def log_mean_wealth(log_wealth: ArrayLike) -> Array:
+    """Return the log of the mean wealth of all bets: (…, b) → (…)."""
+    wealth = np.asarray(log_wealth, float)
+    return np.asarray(np.logaddexp.reduce(wealth, axis=-1) - np.log(wealth.shape[-1]))
 
-    ∏ (1 + λ_t (d_t + m)) with λ_t in [0, ½/(1 − m)] from the changes before t alone: their mean
-    over their second moment, which nearly maximises growth. Reject H0, so show non-inferiority,
-    at 1/α at any time. Changes lie in [−1, 1] and come in an order that knows nothing of them.
-    Not for clustered items, unless a cluster's mean is one change.
 
-    Raises:
-        ValueError: the margin is not in (0, 1), or a change is NaN or outside [−1, 1].
+class _Making(NamedTuple):
+    """Changes seen so far of what one training made."""
 
-    Source: Waudby-Smith & Ramdas 2024, arXiv:2010.09686.
+    name: str = ""
+    total: float = 0.0
+    n: int = 0
+
+
+def seed_effects(
+    groups: Sequence[Array], makings: Sequence[str], sd: float, n_references: int = 1, mean: float = 0.0
+) -> SharedEffects:
+    """Predict by how much training seeds shift each group's mean change, from the groups before it.
+
+    Every making has a normal effect with standard deviation `sd`, and the reference the mean of
+    `n_references` such, which all groups share; `mean` is the true mean change. At most 0, so that what was
+    gained allows no later loss. Groups of an empty making answer by the reference's own weights: nothing
+    shifts them. A making that comes again after another counts as a new one.
+
+    Source: Henderson 1975, best linear unbiased prediction; the noise of items from the groups before.
     """
-    d = finite(changes, "changes")
-    if not 0 < margin < 1 or np.abs(d).max() > 1:
-        raise ValueError(f"expected a margin in (0, 1) and changes in [-1, 1], found {margin} and {d}")
-    x = d + margin
-    # Before anything is seen the bettor assumes no change, and a spread of a quarter.
-    counts = np.arange(1, len(x) + 1)
-    mean = np.concatenate([[margin], (margin + np.cumsum(x)) / (counts + 1)])[:-1]
-    square = np.concatenate([[0.25], (0.25 + np.cumsum(x**2)) / (counts + 1)])[:-1]
-    bets = np.clip(mean / square, 0.0, _CAUTION / (1 - margin))
-    return np.asarray(np.exp(np.cumsum(np.log1p(bets * x))))
+    out = SharedEffects(np.zeros(len(groups)), np.zeros(len(groups)))
+    if sd <= 0:
+        return out
+    precision, weighted, making = n_references / sd**2, 0.0, _Making()  # of the reference's effect
+    square, n_seen = _PRIOR_SQUARE * _PRIOR_N, _PRIOR_N
+    sizes = [len(group) for group in groups]
+    sums = [float(group.sum()) - mean * n for group, n in zip(groups, sizes, strict=True)]
+    squares = [float(((group - mean) ** 2).sum()) for group in groups]
+    for at, name in enumerate(makings):
+        noise = square / n_seen
+        if name and name != making.name:
+            seen = _precision(making, noise, sd)
+            precision, weighted = precision + seen, weighted + seen * making.total / max(making.n, 1)
+            making = _Making(name)
+        if name:
+            out.mean[at], out.variance[at] = _predicted_shift(precision, weighted, making, noise, sd)
+            making = _Making(name, making.total + sums[at], making.n + sizes[at])
+        square, n_seen = square + squares[at], n_seen + sizes[at]
+    return out
 
 
-def normal_mixture_radius(variance: ArrayLike, rho: float, alpha: float = 0.05) -> Array:
-    """Return how far a sum may stray from its expectation at any time: √((V + ρ) log((V + ρ)/(α² ρ))).
-
-    `variance` is the intrinsic time V (t σ² for sub-Gaussian terms), `rho` the time at which the
-    boundary is tightest (`normal_mixture_rho`). Two-sided, in the unit of the sum. Not for a time
-    that is looked at once: the usual interval is narrower there.
-
-    Raises:
-        ValueError: rho is not positive, a variance negative, or alpha outside (0, 1).
-
-    Source: Howard, Ramdas, McAuliffe & Sekhon 2021, equation 14.
-    """
-    v = np.asarray(variance, float)
-    if rho <= 0 or (v < 0).any() or not 0 < alpha < 1:
-        raise ValueError(f"expected rho > 0, variances >= 0 and alpha in (0, 1): {rho}, {v}, {alpha}")
-    return np.asarray(np.sqrt((v + rho) * np.log((v + rho) / (alpha**2 * rho))))
+def _precision(making: _Making, noise: float, sd: float) -> float:
+    """Return what a making's mean tells of the reference's effect: the inverse of its variance."""
+    return 1 / (sd**2 + noise / making.n) if making.n else 0.0
 
 
-def normal_mixture_rho(variance: float, alpha: float = 0.05) -> float:
-    """Return the ρ that makes `normal_mixture_radius` smallest at intrinsic time V.
-
-    V/(−W₋₁(−α²/e) − 1), W₋₁ the lower branch of Lambert's function, in the unit of V. Not to be chosen
-    after values were seen.
-
-    Raises:
-        ValueError: V is not positive, or alpha outside (0, 1).
-
-    Source: Howard, Ramdas, McAuliffe & Sekhon 2021, proposition 3.
-    """
-    if variance <= 0 or not 0 < alpha < 1:
-        raise ValueError(f"expected a variance > 0 and alpha in (0, 1), found {variance} and {alpha}")
-    return variance / (-float(special.lambertw(-(alpha**2) / e, -1).real) - 1)
-
-
-class ConfidenceSequence(NamedTuple):
-    """A confidence sequence: both ends after each item (n,); all of them hold at once."""
-
-    low: Array
-    high: Array
-
-
-def normal_mixture_sequence(
-    values: ArrayLike, bounds: tuple[float, float], alpha: float = 0.05, tightest_at: int = 250
-) -> ConfidenceSequence:
-    """Return the confidence sequence of the mean of bounded values (n,), from Hoeffding's variance.
-
-    x̄_t ± radius(V_t)/t, V_t = t (high − low)²/4, in the unit of the values. Simple, and not for values
-    that vary little (`betting_sequence`), nor for clustered items.
-
-    Raises:
-        ValueError: a value is NaN or outside the bounds.
-
-    Source: Howard, Ramdas, McAuliffe & Sekhon 2021.
-    """
-    x = _within(values, bounds)
-    t, scale = np.arange(1, len(x) + 1), (bounds[1] - bounds[0]) ** 2 / 4
-    half = normal_mixture_radius(t * scale, normal_mixture_rho(tightest_at * scale, alpha), alpha) / t
-    return _nested(np.cumsum(x) / t - half, np.cumsum(x) / t + half, bounds)
-
-
-def betting_sequence(
-    values: ArrayLike, bounds: tuple[float, float], alpha: float = 0.05, n_grid: int = 1000
-) -> ConfidenceSequence:
-    """Return the confidence sequence of the mean of bounded values (n,), by betting against each mean.
-
-    A mean stays in while ½∏(1 + λ_t (x_t − m)) and ½∏(1 − λ_t (x_t − m)) are both below 1/α;
-    λ_t = √(2 log(2/α)/(σ̂²_{t−1} t log(1 + t))), cut to half of 1/m and 1/(1 − m), values scaled to
-    [0, 1]. It adapts to the variance. The ends lie on a grid, rounded outwards. Not for clustered
-    items, unless a cluster's mean is one value.
-
-    Raises:
-        ValueError: a value is NaN or outside the bounds.
-
-    Source: Waudby-Smith & Ramdas 2024, arXiv:2010.09686, hedged capital with predictable plug-in.
-    """
-    low, high = bounds
-    x = (_within(values, bounds) - low) / (high - low)  # (n,)
-    means = np.linspace(0, 1, n_grid + 1)  # (m,)
-    t = np.arange(1, len(x) + 1)
-    running = (0.5 + np.cumsum(x)) / (t + 1)
-    spread = (0.25 + np.cumsum((x - running) ** 2)) / (t + 1)
-    before = np.concatenate([[0.25], spread[:-1]])
-    bets = np.sqrt(2 * np.log(2 / alpha) / (before * t * np.log1p(t)))[:, None]  # (n, 1)
-    with np.errstate(divide="ignore"):
-        up, down = np.minimum(bets, _CAUTION / means), np.minimum(bets, _CAUTION / (1 - means))
-    distance = x[:, None] - means  # (n, m)
-    wealth = np.maximum(
-        np.cumsum(np.log1p(up * distance), axis=0), np.cumsum(np.log1p(-down * distance), axis=0)
-    )
-    kept = np.maximum.accumulate(wealth, axis=0) < log(2 / alpha)  # once out, out for good
-    step = (high - low) / n_grid
-    first = np.where(kept.any(axis=1), kept.argmax(axis=1), 0)
-    last = np.where(kept.any(axis=1), n_grid - kept[:, ::-1].argmax(axis=1), n_grid)
-    return ConfidenceSequence(
-        np.maximum(low + step * (first - 1), low), np.minimum(low + step * (last + 1), high)
-    )
+def _predicted_shift(
+    precision: float, weighted: float, making: _Making, noise: float, sd: float
+) -> tuple[float, float]:
+    """Return mean and variance of the reference's effect and a making's own together."""
+    observed, seen = making.total / max(making.n, 1), _precision(making, noise, sd)
+    of_reference = (weighted + seen * observed) / (precision + seen)
+    shrinkage = making.n / (making.n + noise / sd**2)
+    shift = of_reference + shrinkage * (observed - of_reference)
+    variance = (1 - shrinkage) ** 2 / (precision + seen) + (1 - shrinkage) * sd**2
+    return min(shift, 0.0), variance
 
 
 class Cusum(NamedTuple):
@@ -204,17 +148,3 @@ def _one_sided(steps: Array) -> Array:
     """Add steps up, never falling below 0: the walk less its lowest point so far."""
     walk = np.cumsum(steps)
     return np.asarray(walk - np.minimum(np.minimum.accumulate(walk), 0.0))
-
-
-def _within(values: ArrayLike, bounds: tuple[float, float]) -> Array:
-    x = finite(values)
-    if bounds[0] >= bounds[1] or x.min() < bounds[0] or x.max() > bounds[1]:
-        raise ValueError(f"values from {x.min()} to {x.max()} outside the bounds {bounds}")
-    return x
-
-
-def _nested(low: Array, high: Array, bounds: tuple[float, float]) -> ConfidenceSequence:
-    """Intersect the intervals so far, which all hold at once."""
-    return ConfidenceSequence(
-        np.maximum(np.maximum.accumulate(low), bounds[0]), np.minimum(np.minimum.accumulate(high), bounds[1])
-    )

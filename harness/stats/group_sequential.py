@@ -39,7 +39,7 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
     paths that have crossed nowhere is carried from look to look by Gauss-Legendre quadrature, and each
     bound is bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval
     made at that look holds together with those of all other looks (a repeated confidence interval).
-    Not for looks planned by what earlier ones saw, nor without an end (`betting_process`).
+    Not for looks planned by what earlier ones saw, nor without an end (`betting_mixture`).
 
     Raises:
         ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).

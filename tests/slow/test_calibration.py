@@ -82,15 +82,6 @@ def test_the_paired_t_of_bounded_scores_misses_an_equal_model_about_one_time_in_
     assert 0.04 <= np.mean(missed) <= 0.06
 
 
-def test_the_sign_process_rarely_alarms_over_a_thousand_looks_at_an_equal_model():
-    rng, alarms = np.random.default_rng(6), 0
-    for _ in range(2000):
-        signs = rng.choice([1, 0, -1], 1000, p=[0.05, 0.90, 0.05])
-        counts = zip(np.cumsum(signs > 0)[signs != 0], np.cumsum(signs < 0)[signs != 0], strict=True)
-        alarms += any(stats.sign_e_value(int(gains), int(losses)) >= 20 for gains, losses in counts)
-    assert alarms / 2000 <= 0.05
-
-
 @pytest.mark.parametrize(("n", "n_clusters"), [(50, 25), (200, 25), (1000, 50)])
 def test_the_clustered_t_covers_from_25_clusters(n, n_clusters):
     rng, clusters = np.random.default_rng(0), np.repeat(np.arange(n_clusters), n // n_clusters)

@@ -1,0 +1,34 @@
+"""A simulated year of nights: an unchanged recipe is rarely alarmed about, also where seeds make it luckier.
+
+A seed effect of one point is shared by all items of a making, and by all rows of the reference.
+"""
+
+import numpy as np
+import pytest
+from years import Year, alarm_rate, drawn, first_alarm, median_night
+
+from harness.nightly.evidence import Seeds
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("answers", ["binary", "graded"])
+@pytest.mark.parametrize("made_every", [1, 7, None])
+def test_a_quiet_year_in_which_the_pool_goes_round_raises_few_alarms(answers, made_every):
+    """Of 20 years of two series each two alarms have a chance of 26 % where the rate is 5 %, four of 2 %."""
+    assert alarm_rate(Year(answers, 3000, made_every), 20) <= 3 / 20
+
+
+def test_a_lucky_reference_is_alarmed_about_where_seeds_are_left_out_and_not_where_they_count():
+    rng, year = np.random.default_rng(2), Year("graded", 6000, 1)
+    quiet = [drawn(year, rng) for _ in range(15)]
+    left_out, counted = (
+        sum(first_alarm(nights, seeds) is not None for nights in quiet) for seeds in (Seeds(0.0), year.seeds)
+    )
+    assert left_out >= 3
+    assert counted <= 2
+
+
+@pytest.mark.parametrize(("answers", "by"), [("binary", 7), ("graded", 7)])
+def test_five_points_lost_by_weights_made_anew_every_night_are_found_within_a_week(answers, by):
+    assert median_night(Year(answers, 6000, 1, n_references=3, n_nights=40), 40) <= by
