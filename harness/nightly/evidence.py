@@ -11,7 +11,6 @@ from math import exp, log, pi
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from harness import stats
 from harness.stats import Array
@@ -74,7 +73,7 @@ class Evidence(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What one night adds to a pass."""
+    """Changes that one night adds to a pass, by one making, and the largest there could be."""
 
     changes: Array
     making: str
@@ -166,6 +165,8 @@ def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evi
 
 def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
     """Return the smallest mean change that the bets refute: the alarm's test, turned into an interval."""
+    from scipy import optimize
+
     most = max(g.largest for g in shown.groups)
 
     def lacking(mean: float) -> float:

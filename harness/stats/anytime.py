@@ -17,7 +17,7 @@ _PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the items differ, before anyth
 
 
 class SharedEffects(NamedTuple):
-    """What the items of each group (t,) share, as the groups before it predict: its mean and its variance."""
+    """Mean and variance of what the items of each group (t,) share, as the groups before it predict."""
 
     mean: Array
     variance: Array
