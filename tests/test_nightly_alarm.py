@@ -173,7 +173,8 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
     found = told(stored(replace(LOST, errors=3, valid=False)))
     assert (found.verdict, found.anchors) == ("error", {})
     assert found.sentence == (
-        "lora: error: target: 3 of 31 answers failed tonight (9.7 %), too many: the night is no evidence"
+        "lora: error: target: 3 of 31 answers failed tonight (9.7 %), more than gate.max_errors allows: "
+        "the night is no evidence"
     )
 
 

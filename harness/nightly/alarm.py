@@ -237,7 +237,7 @@ def _invalid(key: str, series: SeriesNight) -> Iterable[str]:
         share = formatting.percent(series.errors / series.n_asked)
         yield (
             f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
-            f"tonight ({share} %), too many: the night is no evidence"
+            f"tonight ({share} %), more than gate.max_errors allows: the night is no evidence"
         )
 
 
