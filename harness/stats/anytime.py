@@ -42,7 +42,7 @@ def betting_mixture(
     n, d = np.array([len(group) for group in groups]), finite(np.concatenate(groups), "changes")
     bounds = np.broadcast_to(np.asarray(largest, float), n.shape)
     if not n.all() or (np.abs(d) > np.repeat(bounds, n) + 1e-6).any():
-        raise ValueError(f"expected groups of changes of at most {largest}, found {np.abs(d).max():g}")
+        raise ValueError(f"expected groups of changes of at most {bounds.max():g}, found {np.abs(d).max():g}")
     bets = BETS / (bounds + max(-mean, 0.0))[:, None]  # (t, b), so that no wealth falls to 0
     starts = np.concatenate([[0], np.cumsum(n)[:-1]])
     gained = np.log1p((mean - d)[:, None] * np.repeat(bets, n, axis=0))  # (n, b)
