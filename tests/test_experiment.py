@@ -392,7 +392,9 @@ def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path)
     found = tiny_experiment.run(path, candidates=("prompt",))
     rows = store.read_rows(Store(tmp_path / "runs"), runs_of(path)["prompt"].rows["letters/test"])
     assert [(r.example_id, r.status) for r in rows if r.status == "error"] == [("long", "error")]
-    assert facts(found, "prompt").target.n == 12
+    reached = facts(found, "prompt").target
+    assert (reached.n, reached.n_errors) == (13, 1)
+    assert any("prompt: 1 of 13 test rows are errors and count as worst" in note for note in found.notes)
 
 
 def test_a_second_compare_in_the_same_folder_is_told_to_wait(copy):

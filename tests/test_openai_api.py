@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import openai_server
 import pytest
@@ -528,7 +529,8 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     (suite,) = config.load(path).experiment.suites
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
-    (measured,) = stored._measurements(store, run, None, [(facts, suite.role, suite.name)], known, [])
+    baseline = partial(stored._baseline_identity, store, run=run, champion=None)
+    (measured,) = stored._measurements(store, run, baseline, [(facts, suite.role, suite.name)], known, [])
     assert measured.flip_rate == 0.5
 
 
