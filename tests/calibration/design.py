@@ -4,7 +4,7 @@ Invariant: fractional. The factors are the kind of score, the clusters, the numb
 candidates; each level of each stands in at least one cell of every estimator that it could trouble.
 """
 
-from tests.calibration import chances, chosen, decisions, estimates, gates
+from tests.calibration import chances, chosen, decisions, estimates, gates, nights
 from tests.calibration.cell import Cell
 
 CELLS: tuple[Cell, ...] = (
@@ -12,6 +12,7 @@ CELLS: tuple[Cell, ...] = (
     *gates.CELLS,
     *chances.CELLS,
     *decisions.CELLS,
+    *nights.CELLS,
     *chosen.CELLS,
 )
 BY_NAME = {cell.name: cell for cell in CELLS}
