@@ -190,13 +190,13 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):  # 
 
 def test_columns_for_a_ranking_come_in_the_order_of_ids(answered):
     at, sample = answered
-    ((digest, (ids, clusters, parts, weights)),) = stores.read_columns(
+    ((digest, (ids, clusters, parts, weights, failed, _)),) = stores.read_columns(
         at, [IDENTITY.digest], "exact_match"
     ).items()
     assert digest == IDENTITY.digest
     assert list(ids) == [r.example_id for r in sample]
     assert [tuple(p) for p in parts] == [r.parts["exact_match"] for r in sample]
-    assert (set(clusters), set(weights)) == ({""}, {1.0})
+    assert (set(clusters), set(weights), set(failed)) == ({""}, {1.0}, {False})
     assert stores.read_columns(at, [IDENTITY.digest], "other") == {}
 
 
