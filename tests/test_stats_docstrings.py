@@ -11,6 +11,7 @@ FUNCTIONS = {name: f for name in stats.__all__ if inspect.isfunction(f := getatt
 QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
 REFUSES_NOTHING = {
     "krippendorff_alpha",
+    "log_mean_wealth",
     "unique_share",
     "commonest",
 }  # whatever they are given

@@ -33,6 +33,7 @@ def betting_mixture(
     known before its changes are. What items of a group share is taken to be normal: its expected product
     exp(−λ n m + λ² n² v/2) is divided out. On single items that got better, worse or stayed
     this is the one-sided sign process with a uniform prior.
+    Not for items of a cluster, unless the cluster's mean is one change.
 
     Raises:
         ValueError: a group is empty, or a change is NaN or larger than `largest`.
@@ -54,7 +55,12 @@ def betting_mixture(
 
 
 def log_mean_wealth(log_wealth: ArrayLike) -> Array:
-    """Return the log of the mean wealth of all bets: (…, b) → (…)."""
+    """Return the log of the mean wealth of all bets: (…, b) → (…), which is an e-process as each of them is.
+
+    Not for bets that were chosen by how they did.
+
+    Source: Robbins 1970, the mixture over the bet.
+    """
     wealth = np.asarray(log_wealth, float)
     return np.asarray(np.logaddexp.reduce(wealth, axis=-1) - np.log(wealth.shape[-1]))
 
@@ -75,7 +81,11 @@ def seed_effects(
     Every making has a normal effect with standard deviation `sd`, and the reference the mean of
     `n_references` such, which all groups share; `mean` is the true mean change. At most 0, so that what was
     gained allows no later loss. Groups of an empty making answer by the reference's own weights: nothing
-    shifts them. A making that comes again after another counts as a new one.
+    shifts them. A making that comes again after another counts as a new one. Not where seeds move items by
+    themselves, and not all of them together.
+
+    Raises:
+        ValueError: there are not as many makings as groups.
 
     Source: Henderson 1975, best linear unbiased prediction; the noise of items from the groups before.
     """
