@@ -191,7 +191,10 @@ def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_ta
 def test_margins_that_the_items_cannot_show_are_refused_where_that_is_asked(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     done = harness("compare", "--strict", check=2)
-    assert "macro margin 2.0 pp: with 12 items over 2 tasks an equal model passes" in done.stderr
+    assert (
+        "macro margin 2.0 pp: with 12 items over 2 tasks an equal model, as one of 2 fine-tunes, passes"
+        in done.stderr
+    )
     assert not (tmp_path / "runs").exists()
 
 

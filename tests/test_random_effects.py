@@ -19,7 +19,7 @@ from harness.decision import ItemVariances, decide, item_variances, pool_seeds, 
 from harness.decision.economics import more_items, probability_above, worth_of_items
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
-from harness.report.reading import restored
+from harness.report.reading import restore
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
 
@@ -185,7 +185,7 @@ def test_a_stored_report_decides_as_the_report_did():
     over = ItemVariances(Variance(3e-4, None), Variance(4e-4, 150.0), None)
     facts = (*alternatives(), *seeds(0.05, 0.06, 0.04, over_items=over))
     written = json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts))))
-    again = restored(ExperimentReport, written)
+    again = restore(ExperimentReport, written)
     assert again.facts == facts
     assert decision(again.facts[5:]) == decision(facts[5:])
 
@@ -197,9 +197,7 @@ def test_a_gain_without_an_interval_is_decided_on_from_a_stored_report_too():
     unknown = comparison(0.05, estimator="cluster-t", **ends)
     over = ItemVariances(Variance(0.1, None), Variance(inf, None), None)
     facts = tuple(seeds(0.05, 0.05, 0.06, vs_untrained=unknown, vs_prompt=unknown, over_items=over))
-    again = restored(
-        ExperimentReport, json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts))))
-    )
+    again = restore(ExperimentReport, json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts)))))
     for read in (facts, again.facts):
         found = decision(read)
         assert found.candidate == "knn"

@@ -351,7 +351,7 @@ def steps_of(
     `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
     comparisons with the base, which say what counts.
     """
-    counting = {t.task.name for t in tasks if is_in_macro(t)}
+    counting = [t for t in tasks if is_in_macro(t)]
     out = []
     if run.served_digest in rows and run.base_digest in rows:
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
@@ -375,17 +375,28 @@ def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
 
 
 def _step(
-    session: Session, what: str, new: str, base: str, own: RowsByTask, old: RowsByTask, counting: set[str]
+    session: Session,
+    what: str,
+    new: str,
+    base: str,
+    own: RowsByTask,
+    old: RowsByTask,
+    counting: Sequence[TaskComparison],
 ) -> Step:
-    compared = {m.task.name: _compared(session, m, old, own) for m in session.suites if _both(m, old, own)}
-    counted = [c for name, c in compared.items() if name in counting]
+    measured = [
+        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name])
+        for m in session.suites
+        if _both(m, old, own)
+    ]
+    seed, alpha = session.experiment.seeds[0], session.experiment.gate.alpha
+    compared = [_compared(session, m, old, own) for m in session.suites if _both(m, old, own)]
     target = session.target
     return Step(
         what,
         new,
         base,
-        comparison.mean_change(counted) if counted else None,
-        tuple(compared.values()),
+        gating.macro_between(measured, counting, seed, alpha),
+        tuple(compared),
         _compared(session, target, old, own) if _both(target, old, own) else None,
     )
 

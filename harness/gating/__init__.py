@@ -23,6 +23,7 @@ from harness.gating.admission import (
 )
 from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, unmeasured_rule
 from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
+from harness.gating.macro import macro_between
 from harness.gating.operating_characteristic import power_warnings
 from harness.gating.rules import apply_rules
 from harness.gating.shared_items import find_shared_items
@@ -68,6 +69,7 @@ __all__ = [
     "is_judged",
     "is_reported_only",
     "judge",
+    "macro_between",
     "margin_of",
     "may_decide",
     "measured_half",

@@ -7,10 +7,14 @@ items that tasks share widen the interval.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness import stats
+from harness import comparison, stats
+from harness.comparison import Comparison, Estimate
+from harness.gating.admission import Measurement, cut_tasks
+from harness.gating.halves import Split
 from harness.gating.items_needed import Part, lower_se, planning_se
-from harness.gating.shared_items import NOTHING_SHARED, SharedItems
+from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
+from harness.records import SampleResult
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval
 
@@ -77,3 +81,34 @@ def planned_parts(admitted: Sequence[TaskComparison], macro: Macro) -> list[Part
         )
         for t, factor in pairs
     ]
+
+
+def macro_between(
+    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], seed: int, alpha: float
+) -> Estimate | None:
+    """Average the change between two other arms over the items that count in a verdict, weighted as there.
+
+    `admitted` are the verdict's tasks; those that `measured` lacks are left out, None where it has none of
+    them. `seed` is the one that the verdict cut its tasks by.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
+    by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
+    found = [_with_arms(t, by_task[t.task.name], cut, alpha) for t in admitted if t.task.name in by_task]
+    if not found:
+        return None
+    shared = find_shared_items(measured, found, cut)
+    return comparison.mean_change([t.counted for t in found], shared.weights(found), shared.matrix(found))
+
+
+def _with_arms(t: TaskComparison, m: Measurement, cut: Split, alpha: float) -> TaskComparison:
+    """Compare two other arms on the items of a task that count."""
+
+    def compare(base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Comparison:
+        return comparison.compare_rows(m.metrics[m.task.primary_metric], base, new, alpha=alpha)
+
+    if t.half is None:
+        return t._replace(comparison=compare(m.base, m.new))
+    half = compare(cut.rows(m.base, t.half.name), cut.rows(m.new, t.half.name))
+    return t._replace(half=t.half._replace(comparison=half))
