@@ -240,6 +240,17 @@ def test_one_seed_that_fails_the_gate_stops_the_recipe():
     assert best_trained(facts) == "small"
 
 
+def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
+    crashed = [
+        tuned("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None) for i in (1, 2)
+    ]
+    decision = decided([*alternatives(), tuned("lora", 0.84, 0.1), *crashed])
+    assert decision.action == "undecided"
+    assert "but seeds 1, 2 failed; mend that and compare again; ship knn until then" in decision.sentence
+    assert said(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
+    assert decided([*alternatives(), tuned("lora", 0.84, 0.1)]).candidate == "lora"
+
+
 def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
     facts = [tuned("wild", 0.95, 0.2), tuned("wild", 0.55, 0.0, seed=1), tuned("steady", 0.80, 0.1)]
     assert best_trained(facts) == "steady"

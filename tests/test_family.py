@@ -134,6 +134,14 @@ def test_a_recipe_is_as_sure_as_its_least_sure_seed():
     assert member.p == unsure.p
 
 
+def test_a_recipe_of_which_a_seed_failed_is_not_shown_and_is_not_shipped():
+    crashed = tuned("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
+    decision = decided([tuned("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), crashed])
+    assert (decision.family[0].p, decision.family[0].p_adjusted) == (None, 1.0)
+    assert decision.candidate is None
+    assert "but seed 1 failed" in decision.sentence
+
+
 def test_a_grid_is_one_member_that_validation_chooses_for():
     family = Family({"lora[r=4]": "lora", "lora[r=8]": "lora", "full": "full"})
     facts = [

@@ -13,7 +13,7 @@ from harness import formatting
 from harness.decision.ablation import Ablation, Factor, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
-from harness.decision.explain import not_shown_text, reasons, settling_text, too_dear
+from harness.decision.explain import failed_seeds_text, not_shown_text, reasons, settling_text, too_dear
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
@@ -27,6 +27,7 @@ from harness.decision.results import (
     best,
     best_trained,
     best_untrained,
+    failed_seeds,
     gain,
     gain_text,
     is_fine_tuned,
@@ -290,6 +291,8 @@ def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) ->
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
     if run.verdict is None:
         why, settle = "what it forgot was not measured", "add suites: and compare again"
+    elif run.verdict.outcome == "pass" and (failed := failed_seeds(case.facts, run)):
+        why, settle = failed_seeds_text(failed), "mend that and compare again"
     elif passes_alone(run) and run.standing:
         why, settle = not_shown_text(run.standing), settling_text(run)
     else:

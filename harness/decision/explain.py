@@ -17,6 +17,7 @@ from harness.decision.results import (
     Standing,
     action_of,
     best,
+    failed_seeds,
     gain,
     gain_text,
     is_fine_tuned,
@@ -92,7 +93,7 @@ def reasons(
         sentences += _worth(case, found)
         sentences += next_step.sentences(case, found.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
-    sentences += _gates(case)
+    sentences += [*_gates(case), *_failed_recipes(case)]
     sentences += _family(case, family)
     sentences += _failures(case)
     if case.judged:
@@ -296,6 +297,21 @@ def _gates(case: Case) -> list[str]:
         if f.standing and f.corrected and passes_alone(f) and f.corrected.outcome != "pass"
     ]
     return alone + corrected
+
+
+def _failed_recipes(case: Case) -> list[str]:
+    """Name the fine-tunes of which some seeds finished and others failed."""
+    done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
+    return [
+        f"{name} does not pass: {failed_seeds_text(failed)}, and a recipe passes with all of its seeds."
+        for name, run in done.items()
+        if (failed := failed_seeds(case.facts, run))
+    ]
+
+
+def failed_seeds_text(seeds: Sequence[int]) -> str:
+    """Say which seeds failed: `seed 1 failed`, `seeds 1, 2 failed`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} failed"
 
 
 def not_shown_text(standing: Standing) -> str:

@@ -35,7 +35,7 @@ class Member(NamedTuple):
     """One member on the test items: the recipe that stands for it, its p, and p by Holm over the family.
 
     `p` is the largest over the recipe's seeds and over the rules that have to be shown; None where one of
-    them is not shown even alone. `level` is the one that Holm leaves it.
+    them is not shown even alone, or a seed failed. `level` is the one that Holm leaves it.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _representative(facts: Sequence[CandidateFacts], family: Family, member: str
 
 
 def _largest_p(facts: Sequence[CandidateFacts], run: CandidateFacts | None) -> float | None:
-    seeds = [f for f in facts if run and f.name == run.name and f.state == "done"]
+    seeds = [f for f in facts if run and f.name == run.name]
     ps = [f.verdict.p if f.verdict else None for f in seeds]
     known = [p for p in ps if p is not None]
     return max(known) if known and len(known) == len(ps) else None

@@ -183,9 +183,15 @@ def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the fine-tunes within the budgets that pass the gate with every seed, shown among all of them."""
+    facts = list(facts)
     tuned = [f for f in within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
-    stopped = {f.name for f in tuned if not passes(f)}
+    stopped = {f.name for f in tuned if not passes(f) or failed_seeds(facts, f)}
     return [f for f in tuned if f.name not in stopped]
+
+
+def failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+    """List the seeds of a run's recipe that failed: a recipe passes with all of its seeds, or not at all."""
+    return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
 
 
 def passes(f: CandidateFacts) -> bool:
