@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -403,6 +404,13 @@ class MetricRange:
     def is_rate(self) -> bool:
         """Whether its values are rates in [0, 1]."""
         return self.low is not None and self.high is not None and self.low >= 0 and self.high <= 1
+
+    @property
+    def span(self) -> float:
+        """The difference that is all of the scale: 1 of rates, infinite where a bound is missing."""
+        if self.low is None or self.high is None:
+            return inf
+        return 1.0 if self.is_rate else self.high - self.low
 
 
 @dataclass(frozen=True, slots=True)

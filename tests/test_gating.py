@@ -5,9 +5,10 @@ from math import inf
 import numpy as np
 import pytest
 
+from harness import gating
 from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.formatting import Unit
-from harness.gating import TargetFacts, TaskComparison, admit, exit_code, power_warnings
+from harness.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
 from harness.gating.rules import apply_rules
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
@@ -479,6 +480,47 @@ def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():
 
 
 # Drift
+
+
+def points(n, change, bounds):
+    """A graded task: scores from 40 to 60, and a change of each with a little spread."""
+    metric = mean_metric("points", lambda output, example: None, bounds=bounds)
+    rng = np.random.default_rng(0)
+    base = rng.uniform(40, 60, n)
+    arms = (rows(arm, metric, task="chat") for arm in (base, base + change + rng.normal(0, 0.1, n)))
+    return Measurement(task("chat", metrics=("points",)), "capability", "", {"points": metric}, *arms)
+
+
+def fine(n, losses):
+    arms = (rows(arm, task="facts") for arm in flips(n, 0, losses))
+    return Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms)
+
+
+def judged(*measurements, policy=POLICY):
+    return gating.judge(measurements, policy, target=None, identical=False).verdict
+
+
+def test_a_change_of_a_score_from_0_to_100_counts_as_a_share_of_that_range():
+    found = judged(points(500, 0.5, (0, 100)), fine(2000, 160))
+    assert found.outcome == "fail"
+    assert found.macro.score == pytest.approx((0.005 - 0.08) / 2, abs=1e-3)
+    lost = judged(points(500, -0.5, (0, 100)))
+    assert lost.outcome == "pass"
+    assert "chat −0.5 [−0.5, −0.5] pp of its range" in rule(lost, "each").sentence
+
+
+def test_a_loss_beyond_the_margins_share_of_the_range_is_vetoed():
+    found = judged(points(500, -8, (0, 100)), fine(2000, 0))
+    assert rule(found, "each").numbers["vetoed"] == ["chat"]
+    wide = POLICY.model_copy(update={"each": "20%"})  # of the base's 50 of 100: 10 points
+    assert rule(judged(points(500, -8, (0, 100)), fine(2000, 0), policy=wide), "each").outcome == "pass"
+
+
+def test_a_metric_without_bounds_does_not_enter_the_macro():
+    found = judged(points(500, 5.0, (-inf, inf)), fine(2000, 160))
+    assert found.macro.score == pytest.approx(-0.08)
+    (why,) = rule(found, "macro").numbers["left_out"]
+    assert "points has no bounds, so its changes are no points; declare bounds: of the task" in why
 
 
 def text(factor):

@@ -29,6 +29,7 @@ from harness.comparison.estimators import (
     orient,
     quantile,
     regression_p,
+    rescale,
     valid_estimate,
 )
 from harness.comparison.failed_answers import BaseErrors, Errors, Filled, base_extremes, fill_errors
@@ -65,6 +66,7 @@ __all__ = [
     "orient",
     "quantile",
     "regression_p",
+    "rescale",
     "shared_ranks",
 ]
 

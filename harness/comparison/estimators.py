@@ -112,6 +112,21 @@ def orient(comparison: Comparison) -> Comparison:
     return replace(turned, errors=replace(c.errors, delta_lost=lost, delta_kept=kept))
 
 
+def rescale(comparison: Comparison, span: float) -> Comparison:
+    """Return the comparison with its changes as shares of a range of `span`, which points then are of.
+
+    The scores of both arms stay in the metric's own unit.
+    """
+    c = comparison
+    if span == 1:
+        return c
+    return replace(
+        c,
+        **{name: getattr(c, name) / span for name in ("delta", "low", "high", "se", "lower", "upper")},
+        unit=replace(RATE, higher_is_better=c.unit.higher_is_better),
+    )
+
+
 def regression_p(comparison: Comparison, margin: float) -> float:
     """Return the one-sided p of H0 "the loss is at most the margin"; small shows a regression.
 

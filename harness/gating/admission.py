@@ -6,7 +6,7 @@ cut once into two halves, and the base on one admits the other.
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 from harness import comparison, formatting, stats
@@ -73,10 +73,11 @@ def admit(
     Admitted where the 95 % interval of the base's score lies above the task's chance level, and the
     score at least three times its A/A noise above it: the standard deviation √(q/2n) that a share q
     of items flipping between two layouts gives each of them. Bits per byte, and any other metric
-    where lower is better, never count; nor does what holds no item that could be scored.
+    where lower is better, never count; nor does a metric without bounds, whose changes are no shares of
+    anything, nor what holds no item that could be scored.
     """
-    if is_reported_only(task) or not metric.higher_is_better:
-        return False, f"{metric.name} is reported, never part of the macro"
+    if reported := _why_reported(task, metric):
+        return False, reported
     if not _is_scored(metric, base_rows):
         return False, "it holds no item that could be scored"
     score = comparison.estimate(metric, base_rows)
@@ -132,6 +133,8 @@ def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[Tas
     half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
     why_not, room = "" if halves else why_not, _room(m.base)
     out[0] = out[0]._replace(base_rows_admitted=bool(halves), why_not=why_not, half=half, room=room)
+    if halves:
+        out[0] = out[0]._replace(span=m.metrics[primary].range.span)
     return out
 
 
@@ -144,8 +147,8 @@ def _room(rows: Sequence[SampleResult]) -> float:
 def _admission(m: Measurement, cut: Split) -> Admission:
     """Admit each half of a task by the base on the other; rows of one half as a whole."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
-    if is_reported_only(m.task) or not metric.higher_is_better:
-        return Admission((), f"{name}: {admit(m.task, metric, m.base)[1]}")
+    if reported := _why_reported(m.task, metric):
+        return Admission((), f"{name}: {reported}")
     nothing = f"{name} cannot show forgetting"
     if m.admitting is not None:
         admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
@@ -157,6 +160,15 @@ def _admission(m: Measurement, cut: Split) -> Admission:
     halves = tuple(h for h in HALVES if found[other_half(h)][0] and _is_scored(metric, parts[h]))
     why = " and ".join(f"on {_SAID[h]} {found[h][1]}" for h in HALVES if not found[h][0])
     return Admission(halves, why if halves else f"{nothing}: {why}")
+
+
+def _why_reported(task: Task, metric: Metric) -> str:
+    """Say why a metric never counts in the macro, whatever the base scores; empty where it may."""
+    if is_reported_only(task) or not metric.higher_is_better:
+        return f"{metric.name} is reported, never part of the macro"
+    if isfinite(metric.range.span):
+        return ""
+    return f"{metric.name} has no bounds, so its changes are no points; declare bounds: of the task"
 
 
 def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:

@@ -462,7 +462,8 @@ def _why_left_out(t: TaskComparison) -> str:
 
 def _task_delta(t: TaskComparison) -> str:
     c = t.counted
-    return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp"
+    of_range = "" if t.span == 1 else " of its range"
+    return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
 
 
 def _delta_and_margin(t: TaskComparison, policy: GatePolicy) -> str:

@@ -11,7 +11,7 @@ from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, Estimate, at_level
+from harness.comparison import Comparison, Estimate, at_level, rescale
 from harness.gating.halves import Half
 from harness.spec import GatePolicy, Margin, Task
 
@@ -36,7 +36,8 @@ class TaskComparison(NamedTuple):
     """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
 
     `half` is set where only one half of the items counts in the macro. `room` is how many items the task
-    still holds beside those that were drawn, infinite where all were asked.
+    still holds beside those that were drawn, infinite where all were asked. `span` is the range of the
+    primary metric, of which margins are shares.
     """
 
     task: Task
@@ -47,11 +48,12 @@ class TaskComparison(NamedTuple):
     suite: str = ""
     half: AdmittedHalf | None = None
     room: float = inf
+    span: float = 1.0
 
     @property
     def counted(self) -> Comparison:
-        """The comparison of the items that count in the macro."""
-        return self.half.comparison if self.half else self.comparison
+        """The comparison of the items that count in the macro, its changes shares of the metric's range."""
+        return rescale(self.half.comparison if self.half else self.comparison, self.span)
 
     def at_level(self, alpha: float) -> "TaskComparison":
         """Return the same with one-sided bounds at another level."""
@@ -186,14 +188,14 @@ def own_margin(task: Task, policy: GatePolicy) -> Margin:
 
 
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
-    """Return the loss in [0, 1] that counts as a regression on this task."""
+    """Return the loss that counts as a regression on this task, as a share of its metric's range."""
     margin = own_margin(t.task, policy)
     return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
 
 
 def skill(t: TaskComparison) -> float:
-    """Return how far the base is above chance, on the items that admit the task, where it is above 0."""
-    return (t.half.admitting_score if t.half else t.comparison.base) - t.task.chance
+    """Return how far the base is above chance, on the items that admit the task, as a share of the range."""
+    return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
 
 
 def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tuple[float, ...]:

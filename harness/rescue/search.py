@@ -253,7 +253,7 @@ def _compare_interpolated(m: Measurement, bracket: _Bracket, alpha: float) -> Co
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     low, high, _ = comparison.fill_errors(metric, bracket.low.rows[name], bracket.high.rows[name])
     mixed = _interpolate_rows(low, high, bracket.weight)
-    return comparison.compare_rows(metric, mixed, m.new, alpha=alpha)
+    return comparison.rescale(comparison.compare_rows(metric, mixed, m.new, alpha=alpha), metric.range.span)
 
 
 def _interpolate_rows(
