@@ -236,6 +236,22 @@ def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
     assert not compared(now, chat_rows(1, 1, 1), max_errors=0.3).valid
 
 
+def unscored(rows):
+    return {item: replace(row, parts={METRIC.name: None}) for item, row in rows.items()}
+
+
+def test_answers_that_could_no_longer_be_scored_count_as_failed_as_the_gate_counts_them():
+    found = compared(unscored(chat_rows(1, 1)), chat_rows(1, 1))
+    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0], 2, False)
+    bases = {"base_now": unscored(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
+    assert compared(chat_rows(1, 1), chat_rows(1, 1), **bases).errors == 2
+
+
+def test_what_neither_answer_could_be_scored_on_is_no_part_of_the_metric():
+    found = compared(unscored(chat_rows(1)), unscored(chat_rows(1)))
+    assert (found.changes, found.errors, found.left_out, found.valid) == ({}, 0, 1, True)
+
+
 def test_answers_of_the_base_that_failed_are_left_out_and_counted():
     bases = {"base_now": failed(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
     found = compared(chat_rows(0, 0), chat_rows(1, 1), **bases)

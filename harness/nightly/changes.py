@@ -50,7 +50,7 @@ def compare_series(
     new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
     changes, unbounded = _by_range(new.changes, metrics)
     asked = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
-    errors = sum(_failed(arms.now.get(item)) or _failed((arms.base_now or {}).get(item)) for item in asked)
+    errors = sum(_is_error(arms, item, metrics[item[0]]) for item in asked)
     return SeriesNight(
         {name(first): change for first, change in changes.items()},
         {name(first): change for first, change in _by_range(fixed.changes, metrics)[0].items()},
@@ -147,7 +147,7 @@ def _by_range(
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     """Return an item's change, less the base's; None where an answer is missing or another item's."""
     now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
-    own = _difference(now, then, metric, _worst_score(metric) if _failed(now) else None)
+    own = _difference(now, then, metric, _worst_score(metric) if _failed(now, then, metric) else None)
     if own is None or arms.base_now is None or arms.base_then is None:
         return own
     base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
@@ -166,8 +166,19 @@ def _difference(
     return None if new is None or len(known) < len(old) else new - fmean(known)
 
 
-def _failed(row: SampleResult | None) -> bool:
-    return row is not None and row.status == "error"
+def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
+    """Tell whether the candidate's or the base's answer to an item failed tonight."""
+    base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
+    then = [rows.get(item) for rows in arms.then]
+    return _failed(arms.now.get(item), then, metric) or _failed(base_now, [base_then], metric)
+
+
+def _failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
+    """Tell whether an answer failed, as the gate counts: an error, or without a score where it had one."""
+    if now is None:
+        return False
+    was_scored = any(row is not None and row.parts.get(metric.name) is not None for row in then)
+    return now.status == "error" or (now.parts.get(metric.name) is None and was_scored)
 
 
 def _worst_score(metric: Metric) -> float | None:
