@@ -1,13 +1,16 @@
 """Rows say what was asked, what came back and what it scores; a failed sample is a row too."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_model
 
+from harness import store
+from harness.errors import UserError
 from harness.evaluation import Job, evaluate_block, in_order, latency_s, wrap_prompt
 from harness.evaluation.runner import shared_tokens
-from harness.metrics import load_metrics
+from harness.metrics import load_metrics, mean_metric
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted
 from harness.models.hub import resolve
@@ -274,3 +277,35 @@ def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
 def test_one_prompt_is_all_that_all_prompts_begin_with_and_no_prompt_nothing(base):
     assert shared_tokens(base, job_of(example())) == len(base.encode(example().messages).context)
     assert shared_tokens(base, job_of()) == 0
+
+
+# Scores of metrics that are not ours
+
+
+def own_metric_row(score, **bounds):
+    """Answer one item that a metric of one's own scores so, beside exact_match."""
+    job = job_of(example(7))
+    own = mean_metric("own", lambda output, example: score, **bounds)
+    return evaluate_block(scripted(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0)[
+        0
+    ]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_none_and_the_row_says_of_which_metric_and_item(score, tmp_path):
+    found = own_metric_row(score, bounds=(-math.inf, math.inf))
+    assert (found.status, found.parts) == ("ok", {"exact_match": (1.0,), "own": None})
+    assert found.error == "metric own: found NaN or infinity for item item-7; expected a finite score"
+    store.append_block(store.Store(tmp_path), IDENTITY, 0, [found])
+
+
+@pytest.mark.parametrize("score", [1.5, -0.01])
+def test_a_score_out_of_its_metrics_bounds_is_refused_with_metric_item_and_bounds(score):
+    with pytest.raises(
+        UserError, match=rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
+    ):
+        own_metric_row(score)
+
+
+def test_a_score_at_a_bound_may_be_off_by_rounding():
+    assert own_metric_row(1 + 1e-15).parts["own"] == (1 + 1e-15,)

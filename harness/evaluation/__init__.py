@@ -7,10 +7,12 @@ batching happens inside a block, so a block's numbers do not depend on what ran 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from harness.metrics import Metric, normalize
+from harness.errors import Problem, UserError
+from harness.metrics import Metric, Parts, normalize
 from harness.metrics._refusals import is_refusal
 from harness.models.hf import Candidate
 from harness.prompting import recall
@@ -28,6 +30,8 @@ from harness.records import (
     digest,
 )
 from harness.spec import Role, Task
+
+_ROUNDING = 1e-9  # of a score, by which it may lie beyond its metric's bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,7 @@ def _choice(
 def _row(
     job: Job, position: int, example: Example, context: Encoded, output: Output, merged: bool
 ) -> SampleResult:
-    status, parts = score_output(job, example, output)
+    status, parts, error = score_output(job, example, output)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -246,16 +250,50 @@ def _row(
         finish_reason=output.finish_reason,
         passages=example.passages,
         recall=recall(example),
-        error=output.error,
+        error=error,
     )
 
 
-def score_output(
-    job: Job, example: Example, output: Output
-) -> tuple[Status, dict[str, tuple[float, ...] | None]]:
-    """Say what became of an answer, and return its parts by metric."""
+class Scored(NamedTuple):
+    """Scores of an answer: its status, its parts by metric, and why it or a score is not there."""
+
+    status: Status
+    parts: dict[str, Parts | None]
+    error: str
+
+
+def score_output(job: Job, example: Example, output: Output) -> Scored:
+    """Say what became of an answer, and score it; a score that is no finite number is none.
+
+    Raises:
+        UserError: a score lies outside the bounds of its metric.
+    """
     status = _status(job, example, output)
-    return status, {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}
+    found = {n: _parts(metric, job.task, status, output, example) for n, metric in job.metrics.items()}
+    not_finite = [n for n, parts in found.items() if parts is not None and not np.isfinite(parts).all()]
+    parts = {n: None if n in not_finite else parts for n, parts in found.items()}
+    for name, known in parts.items():
+        if known is not None:
+            _refuse_out_of_bounds(job, name, known, example)
+    return Scored(status, parts, output.error if status == "error" else _not_finite_text(not_finite, example))
+
+
+def _not_finite_text(names: Sequence[str], example: Example) -> str:
+    said = f"metric {', '.join(names)}: found NaN or infinity for item {example.id}; expected a finite score"
+    return said if names else ""
+
+
+def _refuse_out_of_bounds(job: Job, name: str, parts: Parts, example: Example) -> None:
+    """Refuse a score beyond its metric's bounds, which every test and interval of it rests on."""
+    metric = job.metrics[name]
+    low, high = metric.bounds
+    score = float(metric.aggregate(np.array([parts], float), np.ones(1)))
+    room = _ROUNDING * max(1.0, abs(score))
+    if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
+        where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
+        raise UserError(
+            Problem(where, found, f"{low:g} to {high:g}", "mend the metric, or declare bounds that hold")
+        )
 
 
 def _status(job: Job, example: Example, output: Output) -> Status:
@@ -271,9 +309,7 @@ def _status(job: Job, example: Example, output: Output) -> Status:
     return "refused" if job.role != "safety" and is_refusal(output.text) else "ok"
 
 
-def _parts(
-    metric: Metric, task: Task, status: Status, output: Output, example: Example
-) -> tuple[float, ...] | None:
+def _parts(metric: Metric, task: Task, status: Status, output: Output, example: Example) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none."""
     if status == "error":
         return None

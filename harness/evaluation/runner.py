@@ -110,8 +110,7 @@ def _row(job: Job, example: Example, row: SampleResult) -> SampleResult:
         gold_bytes=row.gold_bytes,
         error=row.error,
     )
-    status, parts = score_output(job, example, output)
-    return replace(row, status=status, parts=parts)
+    return replace(row, **score_output(job, example, output)._asdict())
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:
