@@ -318,7 +318,8 @@ class GatePolicy(Spec):
     `tasks` names those to judge; without it all are, and a task that was not answered by both leaves the
     verdict open. `max_errors` is the share of a task's answers that may fail: those of the candidate count as
     lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
-    the first base, once gates compare with a champion; twice that of `macro` if not written.
+    the first base, once gates compare with a champion; twice that of `macro`, at most 0.99,
+    if not written.
     """
 
     macro: Margin = 0.02

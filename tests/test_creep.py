@@ -9,7 +9,7 @@ import pytest
 from fake_rows import EXACT, rows
 
 from harness import gating, release, store
-from harness.errors import UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.gating import Measurement, Rule
 from harness.spec import GatePolicy, Task
 from harness.store import Store
@@ -59,10 +59,25 @@ def test_the_loss_against_the_first_base_is_said_with_its_own_margin():
 
 @pytest.mark.parametrize(
     ("policy", "margin"),
-    [({}, 0.04), ({"macro": "10%"}, "20%"), ({"macro": 0.01}, 0.02), ({"cumulative": 0.03}, 0.03)],
+    [
+        ({}, 0.04),
+        ({"macro": "10%"}, "20%"),
+        ({"macro": 0.01}, 0.02),
+        ({"cumulative": 0.03}, 0.03),
+        ({"macro": 0.6}, 0.99),
+        ({"macro": "60%"}, "99%"),
+        ({"macro": 0.995}, 0.995),
+    ],
 )
 def test_its_margin_is_twice_the_macros_unless_it_is_written(policy, margin):
     assert gating.cumulative_policy(GatePolicy(**policy)).macro == margin
+
+
+def test_two_tasks_of_one_name_are_refused():
+    """Only one of them would be judged."""
+    arms = measured(0.0, 0.0)
+    with pytest.raises(IncompatibleRuns, match="several tasks named t0"):
+        judged([*arms, arms[0]])
 
 
 def test_a_loss_that_is_not_ruled_out_stops_no_gate_and_says_that_promote_asks():

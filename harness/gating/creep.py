@@ -10,6 +10,8 @@ from harness.spec import GatePolicy, Margin
 
 _ASKED = "; harness promote asks for a reason"
 
+_LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything none could be shown
+
 
 def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     """Return the policy by which the macro against the first base is judged: twice the margin by default."""
@@ -19,7 +21,8 @@ def cumulative_policy(policy: GatePolicy) -> GatePolicy:
 def _margin(policy: GatePolicy) -> Margin:
     if policy.cumulative is not None:
         return policy.cumulative
-    twice = 2 * margin_share(policy.macro)
+    own = margin_share(policy.macro)
+    twice = max(own, min(2 * own, _LARGEST))
     return f"{100 * twice:g}%" if is_relative(policy.macro) else twice
 
 
