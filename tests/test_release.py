@@ -16,6 +16,7 @@ from conftest import shared_data
 from harness import config, gate, release, store
 from harness.errors import IncompatibleRuns, UserError
 from harness.gating import GateResult, Verdict, worst_result
+from harness.release.lm_eval_logs import read_samples
 from harness.release.regressions import add_regressions
 from harness.release.stored import candidate_runs
 from harness.spec import GatePolicy
@@ -606,6 +607,37 @@ def test_items_about_one_passage_are_a_cluster(tmp_path):
         file.write_text("\n".join(map(json.dumps, lines)))
     judged = release.gate_folders(old, new, GatePolicy())
     assert {t.comparison.n_clusters for t in judged.tasks} == {6}
+
+
+@pytest.mark.parametrize("n", [400, 300])
+def test_tasks_whose_names_differ_in_letters_that_no_task_may_bear_are_judged_each(tmp_path, n):
+    scores = {"base": (1, 1), "tuned": (0, 1)}
+    arms = [
+        lmeval_folder.write(tmp_path / arm, {"exam_化学": [chemistry] * 400, "exam_物理": [physics] * n})
+        for arm, (chemistry, physics) in scores.items()
+    ]
+    judged = release.gate_folders(*arms, GatePolicy())
+    assert judged.verdict.outcome == "fail"
+    assert sorted(len(t.comparison.lost) for t in judged.tasks) == [0, 400]
+    assert len({t.task.name for t in judged.tasks}) == 2
+    alone = release.gate_folders(*arms, GatePolicy(tasks=("exam_物理",), critical=("exam_物理",)))
+    assert alone.verdict.outcome == "pass"
+    (critical,) = (rule for rule in alone.verdict.rules if rule.name == "critical")
+    assert critical.outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher"),
+    [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],
+)
+def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_path, metric, higher):
+    folder = lmeval_folder.write(tmp_path, {"qa": [1.0, 0.0]})
+    for file in folder.rglob("*.jsonl"):
+        file.write_text(file.read_text().replace('"acc"', f'"{metric}"'))
+    for results in folder.rglob("results_*"):
+        results.unlink()
+    logged = read_samples(folder)["qa"]
+    assert (logged.metric, logged.higher_is_better) == (metric, higher)
 
 
 def test_real_samples_of_lm_eval_are_read(tmp_path):

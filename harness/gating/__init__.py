@@ -7,10 +7,12 @@ Where the control arm moved, nothing is said of the candidate. Admission looks a
 The exit code, the terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from harness.errors import IncompatibleRuns
 from harness.gating.admission import (
     Measurement,
     admit,
@@ -124,8 +126,9 @@ def judge(
     others are compared and not judged.
 
     Raises:
-        IncompatibleRuns: the arms hold different items.
+        IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
+    _refuse_same_names(measured)
     cut = cut_tasks(measured, seed)
     if compared is None:
         compared = compare_measurements(measured, cut, policy.alpha, identical=identical)
@@ -147,6 +150,16 @@ def judge(
         cumulative=cumulative,
     )
     return GateResult(tuple(compared), verdict, policy)
+
+
+def _refuse_same_names(measured: Sequence[Measurement]) -> None:
+    """Refuse two tasks of one name, of which only one would be judged."""
+    counts = Counter(m.task.name for m in measured)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        raise IncompatibleRuns(
+            f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
+            "next: rename them"
+        )
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:

@@ -72,9 +72,16 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     return out
 
 
-def measurement(old: TaskLog, new: TaskLog) -> Measurement:
-    """Put both arms beside each other as a capability task."""
-    name, metric_name = (_NOT_IN_NAMES.sub("-", text) for text in (old.task, old.metric))
+def task_names(logged: Iterable[str]) -> dict[str, str]:
+    """Map each logged name to the one it bears as a task, which ends in a digest where two would be alike."""
+    plain = {name: _NOT_IN_NAMES.sub("-", name) for name in logged}
+    counts = Counter(plain.values())
+    return {name: own if counts[own] == 1 else f"{own}-{digest(name)[:8]}" for name, own in plain.items()}
+
+
+def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
+    """Put both arms beside each other as a capability task of this name."""
+    metric_name = _NOT_IN_NAMES.sub("-", old.metric)
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better)
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
     base, now = (_sample_results(name, metric, arm) for arm in (old, new))

@@ -4,14 +4,14 @@ Invariant: items are paired by their id and only where both models had the same 
 computed that needs a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from harness import gating
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.gating import GateResult
-from harness.release.eval_logs import TaskLog, differences, measurement
+from harness.release.eval_logs import TaskLog, differences, measurement, task_names
 from harness.release.inspect_logs import log_files, read_logs
 from harness.release.lm_eval_logs import read_samples, sample_files
 from harness.spec import GatePolicy
@@ -54,9 +54,18 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     left_out = [name for name in known if name not in wanted]
     notes = [f"only in one of the two, left out: {', '.join(missing)}"] if missing else []
     notes += [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
-    measured = [measurement(old[name], new[name]) for name in shared]
-    result = gating.judge(measured, policy, target=None, identical=False, missing=missing)
+    names = task_names(known)
+    measured = [measurement(names[name], old[name], new[name]) for name in shared]
+    policy = _rename_tasks(policy, names)
+    absent = [names[name] for name in missing]
+    result = gating.judge(measured, policy, target=None, identical=False, missing=absent)
     return replace(result, candidate=candidate.name, baseline=base.name, notes=tuple(notes))
+
+
+def _rename_tasks(policy: GatePolicy, names: Mapping[str, str]) -> GatePolicy:
+    """Return the policy with the names that logged tasks bear here; `critical` may name a suite too."""
+    named = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
+    return policy.model_copy(update=named)
 
 
 def _reader(path: Path) -> Reader:

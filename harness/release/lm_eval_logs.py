@@ -60,7 +60,7 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     metric = _metric(path, list(samples.values()))
     _refuse_unscored(path, samples, metric)
     direction = results.get("higher_is_better", {}).get(task, {}).get(metric)
-    higher = bool(direction) if direction is not None else not any(word in metric for word in _LOWER)
+    higher = bool(direction) if direction is not None else not _is_loss(metric)
     config = results.get("config", {})
     settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
     settings["version"] = results.get("versions", {}).get(task)
@@ -68,6 +68,12 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog:
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
     return TaskLog(task, metric, higher, items, settings, "choice", "lm-eval", "use the same --limit")
+
+
+def _is_loss(metric: str) -> bool:
+    """Tell by the words of a metric's name whether lower is better, where no results file says it."""
+    words = "_".join(re.findall("[a-z]+", metric.lower()))
+    return any(f"_{name}_" in f"_{words}_" for name in _LOWER)
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
