@@ -1,5 +1,6 @@
 """The gate: three verdicts, each rule, admission, and what it says of its own chances."""
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -10,6 +11,7 @@ from harness.comparison import Estimate, compare_rows, compare_validity
 from harness.formatting import Unit
 from harness.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
 from harness.gating.rules import apply_rules
+from harness.gating.verdict import Rule
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
@@ -468,6 +470,30 @@ def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_f
         pinned(1), POLICY, validity=None, target=None, identical=False, confirmed={"facts-pinned": in_fp32}
     )
     assert rule(found, "regressions").outcome == found.outcome == outcome
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [(0.0, "inconclusive"), (1.0, "pass")])
+@pytest.mark.parametrize("max_errors", [0.01, 0.5])
+def test_a_pinned_item_that_the_base_did_not_answer_is_open_where_the_candidate_gets_it_wrong(
+    answer, outcome, max_errors
+):
+    arms = (rows(arm, task="pinned") for arm in ([None] + [1.0] * 149, [answer] + [1.0] * 149))
+    pin = Measurement(task("pinned"), "regression", "", {EXACT.name: EXACT}, *arms)
+    policy = POLICY.model_copy(update={"max_errors": max_errors})
+    found = judged(fine(2000, 2), pin, policy=policy)
+    assert rule(found, "regressions").outcome == found.outcome == outcome
+    assert ("pinned/item-0000 may be lost" in rule(found, "regressions").sentence) == (answer == 0)
+
+
+def test_a_verdict_that_rests_on_answers_that_are_not_there_has_no_p():
+    few = judged(fine(2000, 2), policy=POLICY)
+    assert few.p is not None
+    unanswered = rows([None] * 300 + [1.0] * 1700, task="facts")
+    invalid = judged(fine(2000, 2)._replace(base=unanswered, new=unanswered))
+    missing = gating.judge([fine(2000, 2)], POLICY, target=None, identical=False, missing=["maths"]).verdict
+    drift = Rule("control", "harness-drift", "control: it moved", {})
+    drifted = replace(few, outcome="harness-drift", rules=(*few.rules, drift))
+    assert [found.p for found in (invalid, missing, drifted)] == [None, None, None]
 
 
 def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():

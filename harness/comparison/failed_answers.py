@@ -22,7 +22,8 @@ class Errors:
 
     `cause` is the reason of the first. `is_scored` says that the metric has a worst value for them; else they
     are left out. `delta_lost` and `delta_kept` are the delta where the items that the base did not
-    answer count as passed by it, and as failed; None where they are counted in no such way.
+    answer count as passed by it, and as failed; None where they are counted in no such way. `open` names
+    those to which the new run's answer is not the best there is: they may be lost.
     """
 
     n: int = 0
@@ -33,6 +34,7 @@ class Errors:
     is_scored: bool = True
     delta_lost: float | None = None
     delta_kept: float | None = None
+    open: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -86,7 +88,8 @@ def fill_errors(
     counts = {name: len(group) for name, group in failed._asdict().items()}
     sided = failed.base + failed.new if base_errors == "bounds" else ids
     is_scored = all(known[i] is not None for i in sided)
-    errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored)
+    may_be_lost = tuple(i for i in failed.base if not _is_best(metric, now[i], known[i]))
+    errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
         return Filled(base, new, errors)
     shared = [] if base_errors == "bounds" else failed.both
@@ -121,6 +124,10 @@ def _failed(metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, S
     without = [{i for i in shared if arm[i].parts[name] is None} for arm in (old, now)]
     both = {i for i in without[0] & without[1] if "error" in (old[i].status, now[i].status)}
     return _Failed(sorted(without[0] - without[1]), sorted(without[1] - without[0]), sorted(both))
+
+
+def _is_best(metric: Metric, row: SampleResult, found: Extremes | None) -> bool:
+    return found is not None and row.parts[metric.name] == found.best
 
 
 def _with_parts(

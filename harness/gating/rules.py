@@ -366,7 +366,8 @@ def regressions_rule(
     """Fail when one pinned item is lost; in another precision than fp32 only once fp32 confirms it.
 
     `confirmed` maps tasks to the items that are lost in fp32 too; None where nothing was re-scored,
-    and then a lost item leaves the verdict open.
+    and then a lost item leaves the verdict open. So does one that the base did not answer and the
+    candidate gets wrong.
     """
     pinned = [t for t in tasks if t.role == "regression"]
     if not pinned:
@@ -388,6 +389,13 @@ def regressions_rule(
         facts["lost_items"] = named[:_NAMED]
         said = (
             f"regressions: of {n} pinned items {_list_ids(named)} are lost, which fp32 has not confirmed yet"
+        )
+        return Rule("regressions", "inconclusive", said, facts)
+    unknown = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
+    if unknown:
+        facts["open_items"] = unknown[:_NAMED]
+        said = (
+            f"regressions: {_list_ids(unknown)} may be lost: the base did not answer, the candidate is wrong"
         )
         return Rule("regressions", "inconclusive", said, facts)
     rounding = f", {formatting.count(len(lost))} lost by rounding alone" if lost else ""

@@ -120,8 +120,11 @@ class Verdict:
     def p(self) -> float | None:
         """The largest p of the rules that have to be shown; None where one is not, at the gate's own alpha.
 
-        0 where all of them hold by identity of the weights.
+        None too where the verdict rests on answers that are not there or on a harness that drifted; 0 where
+        all of them hold by identity of the weights.
         """
+        if any(r.name in _GROUNDS and r.outcome not in ("pass", "skipped") for r in self.rules):
+            return None
         rules = [r for r in self.rules if r.name in _TO_BE_SHOWN and r.outcome != "skipped"]
         if any(r.outcome != "pass" for r in rules):
             return None
@@ -129,6 +132,7 @@ class Verdict:
 
 
 _TO_BE_SHOWN = ("macro", "critical", "validity", "target")
+_GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
 
 
 def is_invalid(rules: Sequence[Rule]) -> bool:
