@@ -191,6 +191,37 @@ def test_a_copy_weighs_no_more_than_a_task_of_its_own():
     assert verdict([*twice, lost]).macro.score == pytest.approx(verdict(once).macro.score)
 
 
+def without_first_items(m, k):
+    return m._replace(base=m.base[k:], new=m.new[k:])
+
+
+def with_pairs(m, n_pairs):
+    """Let some documents stand twice in a task."""
+    documents = list(m.documents.values())
+    for i in range(n_pairs):
+        documents[2 * i + 1] = documents[2 * i]
+    return m._replace(documents=dict(zip(m.documents, documents, strict=True)))
+
+
+@pytest.mark.parametrize("n_pairs", [1, 100])
+def test_copies_are_one_task_where_documents_stand_twice_in_them(n_pairs):
+    twice = [with_pairs(m, n_pairs) for m in copies(np.random.default_rng(0), 2, n=200, loss=0.0)]
+    found, one = verdict(twice), verdict(twice[:1])
+    assert macro_of(found).numbers["shared_items"] == ["c0 and c1 hold the same items and count as one task"]
+    assert (found.macro.low, found.macro.high) == pytest.approx((one.macro.low, one.macro.high))
+
+
+def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_no_copy():
+    lost = measurement("sums", *flips(200, 0, 60))
+    a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
+    near = verdict([a, without_first_items(b, 1), lost])
+    assert near.macro.score == pytest.approx(-0.15, abs=0.01)
+    assert "c0 and c1 hold nearly the same items and count as one task" in macro_of(near).sentence
+    part = verdict([a, without_first_items(b, 100), lost])
+    assert part.macro.score == pytest.approx(-0.1, abs=0.02)
+    assert macro_of(part).numbers["shared_items"] == ["c0 and c1 share 100 items"]
+
+
 def test_tasks_that_share_some_items_are_correlated_and_named():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0)
     half = {

@@ -549,6 +549,14 @@ def test_a_metric_without_bounds_does_not_enter_the_macro():
     assert "points has no bounds, so its changes are no points; declare bounds: of the task" in why
 
 
+def test_no_number_of_items_is_promised_where_too_few_clusters_have_no_interval():
+    arms = (rows(np.ones(300), task="facts", cluster_size=100) for _ in range(2))
+    few = Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms)
+    found = judged(few)
+    assert (found.outcome, found.items_needed) == ("inconclusive", None)
+    assert "items of other clusters" in found.sentence
+
+
 def text(factor):
     metric = ratio_metric()
     rng = np.random.default_rng(0)

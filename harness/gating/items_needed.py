@@ -56,9 +56,12 @@ def planning_se(c: Comparison, se: float) -> float:
     The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
     and not with its root. So their spread is taken from the items that were lost and gained, half an
     item added to each and two to all: what was never seen among few is not taken for impossible.
+    Infinite where too few clusters leave the spread unknown: then no number of items can be promised.
 
     Source: the added items after Agresti & Min 2005.
     """
+    if c.refused:
+        return inf
     if c.base_passed is None or c.estimator == "identical":
         return se
     grown = c.n / (c.n + 2)

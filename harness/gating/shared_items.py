@@ -1,7 +1,7 @@
 """Tasks that share items: copies of one task, and how far the deltas of two tasks move together.
 
-Invariant: an item is known by the digest of its document, and one whose digest is missing, or that of
-several items of its task, is shared with nobody. Reads paired differences, and no text.
+Invariant: an item is known by the digest of its document, and by its place among the items of its task with
+the same one; an item whose digest is missing is shared with nobody. Reads paired differences, and no text.
 Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
@@ -24,11 +24,12 @@ from harness.metrics import flips
 from harness.records import SampleResult
 from harness.stats import Array
 
+_COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
 _LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
 
 
 class SharedItems(NamedTuple):
-    """Items in common: `copies` maps a task to how many hold just its items, itself among them.
+    """Items in common: `copies` maps a task to how many hold its items, or nearly all, itself among them.
 
     `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
     for a reader who shares what.
@@ -80,19 +81,31 @@ def find_shared_items(
     n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
     together = {name for pair in n_shared for name in pair}
     moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
-    groups = _copies({name: known[name] for name in together if len(known[name]) == len(of[name].base)})
+    sizes = {name: len(of[name].base) for name in sorted(together)}
+    groups = _copies(n_shared, sizes)
     return SharedItems(
         {name: len(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
-        tuple(_said(n_shared, groups)),
+        tuple(_said(n_shared, groups, sizes)),
     )
 
 
 def _documents(m: Measurement) -> dict[str, str]:
-    """Map items to their documents' digests, where one is known and that of no other item of the task."""
-    found = {row.example_id: m.documents.get(row.example_id) or _document(row) for row in m.base}
-    counts = Counter(found.values())
-    return {item: document for item, document in found.items() if document and counts[document] == 1}
+    """Map items to their documents' digests, numbered among the items of the task that have the same one.
+
+    Where there are fewer than half as many digests as items, only those of single items are kept: one of so
+    many items is none of what was asked.
+    """
+    ids = sorted(row.example_id for row in m.base)
+    rows = {row.example_id: row for row in m.base}
+    digests = {i: found for i in ids if (found := m.documents.get(i) or _document(rows[i]))}
+    counts, seen = Counter(digests.values()), Counter[str]()
+    out: dict[str, str] = {}
+    for item, document in digests.items():
+        if counts[document] == 1 or 2 * len(counts) >= len(digests):
+            seen[document] += 1
+            out[item] = f"{document} {seen[document]}"
+    return out
 
 
 def _document(row: SampleResult) -> str:
@@ -101,16 +114,26 @@ def _document(row: SampleResult) -> str:
     return named[1] if named else row.prompt_digest
 
 
-def _copies(known: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    """Group the tasks whose documents are all the same."""
-    groups: dict[frozenset[str], list[str]] = {}
-    for name, documents in known.items():
-        groups.setdefault(frozenset(documents.values()), []).append(name)
-    return [sorted(group) for group in groups.values() if len(group) > 1]
+def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
+    """Group the tasks that share at least nine in ten of their items, by those of the larger."""
+    group_of = {name: [name] for name in sizes}
+    for (a, b), n in n_shared.items():
+        if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
+            joined = sorted(group_of[a] + group_of[b])
+            group_of |= dict.fromkeys(joined, joined)
+    groups = {tuple(group) for group in group_of.values() if len(group) > 1}
+    return [list(group) for group in sorted(groups)]
 
 
-def _said(n_shared: Mapping[tuple[str, str], int], groups: Sequence[Sequence[str]]) -> list[str]:
-    said = [f"{' and '.join(group)} hold the same items and count as one task" for group in groups]
+def _said(
+    n_shared: Mapping[tuple[str, str], int], groups: Sequence[Sequence[str]], sizes: Mapping[str, int]
+) -> list[str]:
+    differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
+    said = [
+        f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
+        "as one task"
+        for group in groups
+    ]
     alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
     partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
     return said + [f"{a} and {b} share {formatting.counted(n, 'item')}" for (a, b), n in partly]
