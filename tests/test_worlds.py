@@ -102,6 +102,11 @@ def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp
     by_name = {f.name: f for f in report.facts}
     assert by_name["lora"].vs_untrained.delta == pytest.approx(0.5)  # over the prompt, not over fixed
     assert not by_name["lora"].over_budget
+    asked = ["decide.min_requests_per_s=2", "gate.target.gain=0.02"]
+    compared = verdict(worlds.again(tmp_path, truth, asked))
+    (judged,) = release.gate(tmp_path / "harness.yaml", "lora", asked)
+    assert (judged.verdict.outcome, judged.verdict.sentence) == (compared.outcome, compared.sentence)
+    assert compared.outcome == "pass"
     alone = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=4"])
     assert alone.decision.candidate == "lora"
     assert "no untrained candidate keeps the budget" in alone.decision.sentence

@@ -14,6 +14,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
+from harness.metrics import Metric
 from harness.records import Run
 
 
@@ -42,7 +43,52 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     Raises:
         CandidateFailed: every test row is an error.
     """
-    facts = CandidateFacts(
+    if run.state == "failed":
+        return _facts_of_record(run)
+    metric, test = session.target.primary, reader.of(run, session.target)
+    facts = facts_on_target(run, metric, test, reader.of(run, session.target, "validation"))
+    hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
+    recalls = [r.recall for r in test if r.recall is not None]
+    return replace(
+        facts,
+        slices={
+            s: comparison.estimate(metric, [r for r in test if r.slice == s])
+            for s in sorted({r.slice for r in test if r.slice})
+        },
+        cost_per_1k_usd=_cost_per_1k_usd(session, run, test, tokens),
+        tokens=tokens,
+        measured_on="its server, over HTTP"
+        if plugins.method(run.method).makes == "endpoint"
+        else run.provenance.get("device") or "",
+        training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
+        n_train=_n_train(session, run),
+        recall=fmean(recalls) if recalls else None,
+        training=run.training,
+    )
+
+
+def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
+    """Say what a finished run reached on the target, and how fast: what the choice between recipes rests on.
+
+    Raises:
+        CandidateFailed: every test row is an error.
+    """
+    if all(row.status == "error" for row in test):
+        raise CandidateFailed(
+            f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
+        )
+    busy_s = fmean(r.compute_s for r in test)
+    return replace(
+        _facts_of_record(run),
+        target=comparison.estimate(metric, test),
+        validation=comparison.estimate(metric, validation).score,
+        latency_p50_s=run.latency["p50_s"],
+        requests_per_s=1 / busy_s if busy_s > 0 else None,
+    )
+
+
+def _facts_of_record(run: Run) -> CandidateFacts:
+    return CandidateFacts(
         name=run.candidate,
         run_id=run.run_id,
         method=run.method,
@@ -52,35 +98,6 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
         trained=run.weights_digest != run.base_digest,
         state=run.state,
         error=run.error,
-    )
-    if run.state == "failed":
-        return facts
-    metric, test = session.target.primary, reader.of(run, session.target)
-    if all(row.status == "error" for row in test):
-        raise CandidateFailed(
-            f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
-        )
-    hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
-    recalls = [r.recall for r in test if r.recall is not None]
-    return replace(
-        facts,
-        target=comparison.estimate(metric, test),
-        validation=comparison.estimate(metric, reader.of(run, session.target, "validation")).score,
-        slices={
-            s: comparison.estimate(metric, [r for r in test if r.slice == s])
-            for s in sorted({r.slice for r in test if r.slice})
-        },
-        cost_per_1k_usd=_cost_per_1k_usd(session, run, test, tokens),
-        tokens=tokens,
-        latency_p50_s=run.latency["p50_s"],
-        requests_per_s=1 / busy_s if (busy_s := fmean(r.compute_s for r in test)) > 0 else None,
-        measured_on="its server, over HTTP"
-        if plugins.method(run.method).makes == "endpoint"
-        else run.provenance.get("device") or "",
-        training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
-        n_train=_n_train(session, run),
-        recall=fmean(recalls) if recalls else None,
-        training=run.training,
     )
 
 

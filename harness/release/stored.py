@@ -7,6 +7,7 @@ its base's rows are computed as in the newest run here on that base.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from harness import comparison, config, decision, gating, plugins, store
 from harness.comparison import Comparison, Estimate
 from harness.config import Loaded
 from harness.data import version_of_test
-from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.decision import CandidateFacts
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.row_sets import rows_version
+from harness.experiment.candidate_result import facts_on_target
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
 from harness.experiment.verdict_records import record_verdict, verdict_change
@@ -26,7 +29,7 @@ from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult
-from harness.release.champions import Champion, read_champion, validation_score
+from harness.release.champions import Champion, read_champion
 from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
@@ -320,25 +323,43 @@ def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task)
 
 
 def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison | None:
-    """Compare with the stored candidate that trains no language model and is best on validation."""
+    """Compare with the stored candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
-    untrained = _untrained(store.list_runs(at, experiment.name), experiment.candidates)
-    if not untrained:
+    runs = _untrained(store.list_runs(at, experiment.name), experiment)
+    facts = _facts_on_target(at, task, metric, runs)
+    best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
+    if best is None:
         return None
-    best = max(untrained, key=lambda run: validation_score(loaded, at, run))
-    arms = store.read_rows(at, best.rows[f"{task.name}/test"], task.data.limits.test), rows
+    run = {run.candidate: run for run in runs}[best]
+    arms = store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test), rows
     return comparison.compare_rows(metric, *arms) if comparison.is_comparable(metric, *arms) else None
 
 
-def _untrained(runs: Iterable[Run], candidates: Iterable[str]) -> list[Run]:
-    """Keep the newest finished run of each candidate that trains no language model."""
-    done = [r for r in runs if r.state == "done" and r.candidate in set(candidates)]
-    newest = {r.candidate: r for r in done}
-    return [
-        r
-        for r in newest.values()
-        if r.weights_digest == r.base_digest or not plugins.stored_method(r.method).tunes
-    ]
+def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:
+    """Keep the newest finished runs of the candidates that train no language model, in the order of seeds.
+
+    Of what draws at random that is one run of each seed of the file, of all else one.
+    """
+    place = {seed: at for at, seed in enumerate(experiment.seeds)}
+    newest: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        method = plugins.stored_method(run.method)
+        trained = run.weights_digest != run.base_digest and method.makes_language_model
+        known = run.candidate in experiment.candidates and (run.seed in place or not method.seeded)
+        if run.state == "done" and known and not trained:
+            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
+    return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
+
+
+def _facts_on_target(at: Store, task: Task, metric: Metric, runs: Iterable[Run]) -> list[CandidateFacts]:
+    """Say what runs reached on the target, of those that could answer any test item."""
+    limits, facts = task.data.limits, []
+    for run in runs:
+        test = store.read_rows(at, run.rows[f"{task.name}/test"], limits.test)
+        validation = store.read_rows(at, run.rows[f"{task.name}/validation"], limits.validation)
+        with suppress(CandidateFailed):
+            facts.append(facts_on_target(run, metric, test, validation))
+    return facts
 
 
 def _confirm_in_fp32(at: Store, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
