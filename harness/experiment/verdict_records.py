@@ -23,6 +23,9 @@ _LARGE = (
     "tokens",
     "vs_prompt",
 )  # of a candidate's facts: kept elsewhere
+_UNRECORDED = (
+    "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
+)
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
@@ -59,7 +62,7 @@ def verdict_change(
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None or before.outcome == verdict.outcome:
         return ""
-    since = "; ".join(_changes(before, run, policy)) or "the evidence is the same, judged by other rules"
+    since = "; ".join(_changes(before, run, policy)) or _UNRECORDED
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
     return f"{was} and would now be {verdict.sentence} (since then: {since})"
 
