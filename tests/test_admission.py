@@ -60,8 +60,14 @@ def test_an_equal_model_near_chance_seems_to_lose_only_where_a_task_is_admitted_
     assert Counter(v.outcome for v in after)["fail"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_tasks", [1, 8, 57])
+@pytest.mark.parametrize(
+    "n_tasks",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(8, marks=pytest.mark.slow),
+        pytest.param(57, marks=pytest.mark.weekly),
+    ],
+)
 @pytest.mark.parametrize(("score", "flip_rate"), [(0.53, 0.3), (0.57, 0.15)])
 def test_an_equal_model_near_chance_rarely_fails_and_a_loss_of_the_margin_rarely_passes(
     n_tasks, score, flip_rate
@@ -173,8 +179,14 @@ def test_copies_of_a_task_show_no_more_than_the_task():
     assert "hold the same items and count as one task" in macro_of(eight).sentence
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("n_copies", "together", "before"), [(2, 1.0, 0.1), (8, 1.0, 0.2), (8, 0.7, 0.1)])
+@pytest.mark.parametrize(
+    ("n_copies", "together", "before"),
+    [
+        pytest.param(2, 1.0, 0.1, marks=pytest.mark.slow),
+        pytest.param(8, 1.0, 0.2, marks=pytest.mark.weekly),
+        pytest.param(8, 0.7, 0.1, marks=pytest.mark.weekly),
+    ],
+)
 def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies, together, before):
     rng, n_draws = np.random.default_rng(3), 120
     drawn = [copies(rng, n_copies, n=150, together=together) for _ in range(n_draws)]

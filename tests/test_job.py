@@ -75,7 +75,7 @@ def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory
     assert there["training"]["peak_memory_gib"] < (resident_peak_bytes() - len(held) / 2) / 2**30
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     params = {**LORA, "per_device_train_batch_size": 4}
     one, other = (written(tiny, tmp_path / name, "dpo", params) for name in ("here", "there"))
@@ -85,8 +85,10 @@ def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     assert made(other)["training"]["n_pairs"] == 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("end", ["killed", "left alone"])
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param("killed", marks=pytest.mark.slow), pytest.param("left alone", marks=pytest.mark.weekly)],
+)
 def test_a_worker_that_was_stopped_leaves_a_checkpoint_from_which_the_same_weights_come(
     tiny, here, tmp_path, end
 ):
