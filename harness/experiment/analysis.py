@@ -383,20 +383,18 @@ def _step(
     old: RowsByTask,
     counting: Sequence[TaskComparison],
 ) -> Step:
+    answered = [m for m in session.suites if _both(m, old, own)]
     measured = [
-        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name])
-        for m in session.suites
-        if _both(m, old, own)
+        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name]) for m in answered
     ]
-    seed, alpha = session.experiment.seeds[0], session.experiment.gate.alpha
-    compared = [_compared(session, m, old, own) for m in session.suites if _both(m, old, own)]
+    compared = {m.task.name: _compared(session, m, old, own) for m in answered}
     target = session.target
     return Step(
         what,
         new,
         base,
-        gating.macro_between(measured, counting, seed, alpha),
-        tuple(compared),
+        gating.macro_between(measured, compared, counting, session.experiment.seeds[0]),
+        tuple(compared.values()),
         _compared(session, target, old, own) if _both(target, old, own) else None,
     )
 

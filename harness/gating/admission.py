@@ -10,7 +10,7 @@ from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 from harness import comparison, formatting, stats
-from harness.comparison import Comparison
+from harness.comparison import BaseErrors, Comparison
 from harness.gating.halves import HALVES, Half, Split, cluster_name, other_half, split
 from harness.gating.verdict import AdmittedHalf, TaskComparison, is_reported_only
 from harness.metrics import Metric
@@ -179,14 +179,33 @@ def _admitted_half(
     m: Measurement, cut: Split, half: Half, why: str, alpha: float, identical: bool
 ) -> AdmittedHalf | None:
     """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
-    metric = m.metrics[m.task.primary_metric]
-    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, other_half(half))
+    difference = compare_half(m, cut, half, alpha, identical=identical, base_errors="bounds")
+    if difference is None:
+        return None
+    metric, rest = m.metrics[m.task.primary_metric], cut.rows(m.base, other_half(half))
+    return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
+
+
+def compare_half(
+    m: Measurement,
+    cut: Split,
+    half: Half,
+    alpha: float,
+    *,
+    identical: bool = False,
+    base_errors: BaseErrors = "worst",
+) -> Comparison | None:
+    """Compare both arms on one half of a task by its primary metric; None where no item of it can be.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
+    metric, base, new = m.metrics[m.task.primary_metric], cut.rows(m.base, half), cut.rows(m.new, half)
     if not comparison.is_comparable(metric, base, new):
         return None
-    difference = comparison.compare_rows(
-        metric, base, new, alpha=alpha, identical=identical, base_errors="bounds"
+    return comparison.compare_rows(
+        metric, base, new, alpha=alpha, identical=identical, base_errors=base_errors
     )
-    return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 
 def compare_invalid_rates(

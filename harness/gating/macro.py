@@ -4,17 +4,16 @@ Invariant: each half-task has half the weight of a task, copies of one task have
 items that tasks share widen the interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
-from harness.gating.admission import Measurement, cut_tasks
+from harness.gating.admission import Measurement, compare_half, cut_tasks
 from harness.gating.halves import Split
 from harness.gating.items_needed import Part, lower_se, planning_se
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
-from harness.records import SampleResult
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval
 
@@ -84,31 +83,36 @@ def planned_parts(admitted: Sequence[TaskComparison], macro: Macro) -> list[Part
 
 
 def macro_between(
-    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], seed: int, alpha: float
+    measured: Sequence[Measurement],
+    compared: Mapping[str, Comparison],
+    admitted: Sequence[TaskComparison],
+    seed: int,
 ) -> Estimate | None:
     """Average the change between two other arms over the items that count in a verdict, weighted as there.
 
-    `admitted` are the verdict's tasks; those that `measured` lacks are left out, None where it has none of
-    them. `seed` is the one that the verdict cut its tasks by.
+    `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks;
+    those on which the arms cannot be compared are left out, None where no other is there. `seed` is the one
+    that the verdict cut its tasks by.
 
     Raises:
         IncompatibleRuns: the arms hold different items.
     """
     by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
-    found = [_with_arms(t, by_task[t.task.name], cut, alpha) for t in admitted if t.task.name in by_task]
+    between = (
+        _between(t, by_task[t.task.name], compared[t.task.name], cut)
+        for t in admitted
+        if t.task.name in by_task
+    )
+    found = [t for t in between if t is not None]
     if not found:
         return None
     shared = find_shared_items(measured, found, cut)
     return comparison.mean_change([t.counted for t in found], shared.weights(found), shared.matrix(found))
 
 
-def _with_arms(t: TaskComparison, m: Measurement, cut: Split, alpha: float) -> TaskComparison:
-    """Compare two other arms on the items of a task that count."""
-
-    def compare(base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Comparison:
-        return comparison.compare_rows(m.metrics[m.task.primary_metric], base, new, alpha=alpha)
-
+def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: Split) -> TaskComparison | None:
+    """Put the comparison of two other arms in place of a task's, on the half that counts where it is one."""
     if t.half is None:
-        return t._replace(comparison=compare(m.base, m.new))
-    half = compare(cut.rows(m.base, t.half.name), cut.rows(m.new, t.half.name))
-    return t._replace(half=t.half._replace(comparison=half))
+        return t._replace(comparison=whole)
+    half = compare_half(m, cut, t.half.name, whole.alpha)
+    return None if half is None else t._replace(comparison=whole, half=t.half._replace(comparison=half))
