@@ -10,7 +10,7 @@ from harness.cli import app
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight import estimate_costs, examine
 from harness.models import vllm
-from harness.models.hardware import Memory, memory
+from harness.models.hardware import Machine, Memory, memory, probe
 from harness.progress import Silent
 
 
@@ -74,6 +74,31 @@ def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     knob = by_name(copy, Memory((least + most) / 2, 1e6, "GPU"), large)["lora"].knob
     assert knob.startswith("params.per_device_train_batch_size: ")
     assert "with gradient_accumulation_steps: " in knob
+
+
+def keep_probe(cache, **changes):
+    """Change what is kept of the machine's speed."""
+    for file in (cache / "machines").glob("*.json"):
+        kept = json.loads(file.read_text())
+        file.write_text(json.dumps(kept | {"machine": kept["machine"] | changes}))
+
+
+@pytest.fixture
+def probed(copy, tmp_path, monkeypatch):
+    """Open a copy of the finished experiment on a machine whose speed is known; returns its cache."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    probe("auto", "fp32", measure=lambda *_: Machine("cpu", "slow", "fp32", 1.0))
+    return tmp_path / "cache"
+
+
+def test_the_check_measures_the_machine_anew(copy, probed):
+    assert session(copy, "precision=fp32")[0].machine.name == "slow"
+    assert examine(copy, ["precision=fp32"], Silent()).machine.name != "slow"
+
+
+def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, probed):
+    keep_probe(probed, gflops=1e-9)
+    assert session(copy, "precision=fp32")[0].machine.name != "slow"
 
 
 def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):

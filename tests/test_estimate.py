@@ -13,6 +13,7 @@ from harness.evaluation.costs import (
     request_usd,
     tokens,
     training,
+    training_gflops,
 )
 from harness.records import Example
 from harness.spec import TokenPrices
@@ -54,6 +55,12 @@ def test_a_token_costs_least_to_read_and_most_to_generate():
     )
     assert read < generated
     assert read < trained
+
+
+def test_the_speed_that_a_training_needed_is_the_one_at_which_it_is_estimated_to_take_as_long():
+    """At 300 GFLOP/s a million tokens of a 100M model take t seconds, so 1e6/t tokens a second need 300."""
+    seconds = Work(trained=10**6).seconds(10**8, 300.0)
+    assert training_gflops(10**8, 10**6 / seconds) == pytest.approx(300.0)
 
 
 @PURE

@@ -1,14 +1,17 @@
 """Device and precision are probed once and remembered; what a machine cannot do is refused."""
 
 import json
+import os
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 
 from harness.cache import cache_dir, remember
 from harness.errors import UserError
-from harness.models.hardware import Machine, cpu, dtype, probe, slow_bf16
+from harness.models import hardware
+from harness.models.hardware import Load, Machine, cpu, cpu_speeds, dtype, load, probe, probe_notes, slow_bf16
 
 
 @pytest.fixture
@@ -17,33 +20,132 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+def quiet_probe(*asked, **options):
+    """Probe as on a quiet machine, which the one that runs the tests may not be."""
+    return probe(
+        *asked, measure=lambda *of: hardware.measure_machine(*of)._replace(contended=False), **options
+    )
+
+
+def machine(gflops, *, contended=False):
+    """Return a measurement that gives a CPU of this speed."""
+    return lambda device, precision: Machine("cpu", "CPU", "bf16", gflops, gflops, gflops / 4, contended)
+
+
 def remembered(folder):
     (file,) = (folder / "machines").glob("*.json")
     return file
 
 
 def test_the_probe_is_measured_once_and_read_afterwards(empty_cache):
-    first = probe("cpu")
+    first = quiet_probe("cpu")
     assert first.device == "cpu"
     assert first.precision == ("fp32" if slow_bf16(first) else "bf16")
     assert first.gflops > 0
     file = remembered(empty_cache)
-    file.write_text(json.dumps({**json.loads(file.read_text()), "name": "remembered"}))
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"machine": kept["machine"] | {"name": "remembered"}}))
     assert probe("cpu") == first._replace(name="remembered")
 
 
 def test_reading_the_probe_needs_no_torch(empty_cache):
-    probe("cpu", "fp32")
+    quiet_probe("cpu", "fp32")
     code = "import sys; from harness.models.hardware import probe; probe('cpu', 'fp32'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
 def test_another_instruction_set_is_measured_anew(empty_cache, monkeypatch):
-    probe("cpu", "fp32")
+    quiet_probe("cpu", "fp32")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    probe("cpu", "fp32")
+    quiet_probe("cpu", "fp32")
     assert len(list((empty_cache / "machines").glob("*.json"))) == 2
+
+
+def test_a_probe_beside_other_work_is_used_and_not_kept(empty_cache):
+    busy = probe("cpu", measure=machine(166.0, contended=True))
+    assert (busy.gflops, busy.contended) == (166.0, True)
+    assert probe_notes(busy) == "measured beside other work; the machine may be faster"
+    assert not (empty_cache / "machines").exists()
+    assert probe("cpu", measure=machine(804.0)).gflops == 804.0
+    assert probe("cpu", measure=machine(1.0)).gflops == 804.0
+
+
+def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cache):
+    probe("cpu", measure=machine(804.0))
+    assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0
+    assert probe("cpu", renew=True, measure=machine(700.0)).gflops == 700.0
+    assert probe("cpu", measure=machine(1.0)).gflops == 700.0
+
+
+def test_a_kept_probe_is_renewed_once_where_a_training_was_faster_than_it_allows(empty_cache):
+    probe("cpu", measure=machine(166.0))
+    assert probe("cpu", reached_gflops=240.0, measure=machine(804.0)).gflops == 166.0
+    assert probe("cpu", reached_gflops=300.0, measure=machine(190.0)).gflops == 190.0
+    assert probe("cpu", reached_gflops=300.0, measure=machine(1.0)).gflops == 190.0
+    assert probe("cpu", reached_gflops=400.0, measure=machine(804.0)).gflops == 804.0
+
+
+def test_a_kept_file_of_another_form_is_measured_anew(empty_cache):
+    probe("cpu", measure=machine(166.0))
+    remembered(empty_cache).write_text('{"device": "cpu", "gflops": 166.0}')
+    assert probe("cpu", measure=machine(804.0)).gflops == 804.0
+
+
+@pytest.mark.parametrize(
+    ("loads", "contended"),
+    [
+        ([0.0] * 5, False),
+        ([0.5] * 15, True),
+        ([0.5] * 10 + [0.0] * 5, False),
+        ([0.0, 0.0] + [0.5] * 13, True),
+    ],
+)
+def test_rounds_beside_other_work_do_not_count(loads, contended):
+    """A quiet round runs at 800, one whose threads waited for half of its second at 400."""
+    turn = count()
+    readings = [Load(i, 2.0 * i, sum(loads[:i])) for i in range(len(loads) + 1)]
+    read = (one for i in range(len(loads)) for one in readings[i : i + 2])
+
+    def speed(_):
+        return 400.0 if loads[next(turn) // 2] else 800.0
+
+    speeds, disturbed = cpu_speeds(speed, 2, lambda: next(read))
+    assert disturbed is contended
+    assert next(read, None) is None, "and no round more than is needed"
+    assert speeds["bf16"] == (800.0 if 0.0 in loads else 400.0)
+
+
+def test_rounds_that_disagree_were_disturbed_by_what_the_system_does_not_count():
+    turn = count()
+    clock = count()
+    _, disturbed = cpu_speeds(
+        lambda _: 800.0 if next(turn) < 4 else 300.0, 2, lambda: Load(next(clock), 0.0, 0.0)
+    )
+    assert disturbed
+
+
+def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads_did_not_run():
+    assert Load(1.0, 1.0, 0.3).is_contended()
+    assert not Load(1.0, 0.1, 0.05).is_contended(2)
+    assert Load(1.0, 1.2, None).is_contended(2)
+    assert not Load(1.0, 1.9, None).is_contended(2)
+    assert not Load(1.0, 0.1, None).is_contended()
+
+
+def test_a_process_that_shares_its_processor_waits(tmp_path):
+    """Two processes on one processor at equal priority each wait about half of the time."""
+    if load().waited_s is None or not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not count the waiting")
+    code = (
+        "import os, sys, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from harness.models.hardware import load\n"
+        "start = load()\n"
+        "while time.perf_counter() - start.wall_s < 0.6: pass\n"
+        "print(load().since(start).is_contended())"
+    )
+    pair = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    assert "True\n" in [one.communicate()[0] for one in pair]
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_no_half(tmp_path):

@@ -103,12 +103,12 @@ def noise_document(found: "Noise") -> "ResultDocument":
 
 def checkup_document(found: "Checkup") -> "ResultDocument":
     """Lay out the machine and what is installed, then what each candidate takes."""
-    from harness.models.hardware import slow_bf16
+    from harness.models.hardware import probe_notes
     from harness.report import ResultDocument, Section
 
     machine, room = found.machine, found.memory
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
-    slow = f"; {said}" if (said := slow_bf16(machine)) else ""
+    slow = f"; {said}" if (said := probe_notes(machine)) else ""
     rows = [
         ("machine", f"{machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}"),
         ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),

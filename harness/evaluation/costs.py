@@ -58,6 +58,11 @@ class Work(NamedTuple):
         )
 
 
+def training_gflops(n_parameters: int, tokens_per_s: float) -> float:
+    """Return the 1e9 operations a second of a machine that trains on so many tokens a second."""
+    return 4 * n_parameters * tokens_per_s / _TRAIN_SHARE / 1e9
+
+
 def tokens(text: str) -> int:
     """Estimate the tokens of a text from its length."""
     return max(1, round(len(text) / _CHARS_PER_TOKEN))

@@ -34,7 +34,7 @@ from harness.experiment.run_candidate import base_arm, outdated, stored_runs
 from harness.experiment.stored_rows import Reader
 from harness.experiment.verdict_records import record_report, report_changes
 from harness.formatting import count, seconds
-from harness.models.hardware import slow_bf16
+from harness.models.hardware import probe_notes
 from harness.models.hub import ModelSource
 from harness.progress import Progress, Silent
 from harness.records import Run
@@ -284,7 +284,7 @@ def all_done(found: Iterable[Run | None]) -> bool:
 
 def first_line(session: Session, n_candidates: int, expected_s: float | None) -> str:
     """Say what runs where, in which precision, and about how long that takes; None where all is stored."""
-    slow = f" ({said})" if (said := slow_bf16(session.machine)) else ""
+    slow = f" ({said})" if (said := probe_notes(session.machine)) else ""
     return (
         f"{session.experiment.name}: {n_candidates} candidates on {session.experiment.base_model}, "
         f"{session.machine.name}, {session.machine.precision}{slow}, {session.machine.gflops:,.0f} GFLOP/s; "

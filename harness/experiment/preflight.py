@@ -97,7 +97,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
     """Look at everything that a comparison needs."""
     problems: list[Problem] = []
     session, selected = _open_experiment(path, overrides, progress, problems)
-    machine = session.machine if session else probe()
+    machine = session.machine if session else probe(renew=True)
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
     if free_gb < _LEAST_DISK_GB:
         found = f"{free_gb:.1f} GB free"
@@ -125,7 +125,7 @@ def _open_experiment(
     """Open the experiment with its data and models; what forbids that goes to the problems."""
     try:
         loaded = config.load(path, overrides)
-        session = prepare_session(loaded, Scope(), progress)
+        session = prepare_session(loaded, Scope(renew_probe=True), progress)
         problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
         return session, loaded.selected
     except UserError as error:

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import plugins
+from harness import plugins, store
 from harness.config import Loaded
 from harness.data import SPLITS, TaskItems, load_task, suite_contamination
 from harness.errors import Problem, UserError
-from harness.evaluation import lm_eval
+from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
 from harness.evaluation.costs import Work
 from harness.evaluation.regularization import regularization_problems
@@ -47,13 +47,14 @@ BASE_ARM = "capability suite of the base"
 class Scope(NamedTuple):
     """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
 
-    A `dry_run` runs none of it, and loads no model.
+    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine anew.
     """
 
     limit: int | None = None
     quick: bool = False
     fewer: bool = False
     dry_run: bool = False
+    renew_probe: bool = False
 
 
 def narrow(experiment: Experiment, scope: Scope) -> Experiment:
@@ -105,11 +106,14 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
         else join_items(task, role, suite, items[task.name])
         for role, suite, task in named
     )
-    machine = probe(experiment.device, experiment.precision)
     sources = _resolve_models(experiment, progress, unpacks=not scope.dry_run)
     _refuse_without_template(experiment, sources.values())
     folder = loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs"
     source = sources[experiment.base_model]
+    reached_gflops = _reached_gflops(Store(folder), experiment.name, source)
+    machine = probe(
+        experiment.device, experiment.precision, renew=scope.renew_probe, reached_gflops=reached_gflops
+    )
     session = Session(
         experiment,
         Store(folder),
@@ -154,6 +158,13 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     if problems:
         raise UserError(problems)
     return out
+
+
+def _reached_gflops(at: Store, experiment: str, source: ModelSource) -> float:
+    """Return the matrix speed that the quickest stored training on a base needed; 0 without one."""
+    runs = [run for run in store.list_runs(at, experiment) if run.base_digest == source.weights_digest]
+    speeds = (costs.training_gflops(source.n_parameters, run.training.tokens_per_s or 0.0) for run in runs)
+    return max(speeds, default=0.0)
 
 
 def _refuse_weights(session: Session, loaded: Loaded) -> None:

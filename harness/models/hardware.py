@@ -1,18 +1,24 @@
-"""Hardware probe: device, fastest precision and matrix speed, measured once and cached.
+"""Hardware probe: device, fastest precision and matrix speed, measured once and cached; contention.
 
 Invariant: the probe's result is cached under a key of everything it depends on, so an
-unchanged second command knows its precision without importing torch.
+unchanged second command knows its precision without importing torch. What was measured while
+other work took the processors is used once and never cached.
+
+Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run.
 """
 
+import json
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.cache import memo
+from harness.cache import cache_dir, remember
 from harness.errors import Problem, UserError
 from harness.records import digest
 
@@ -21,7 +27,14 @@ if TYPE_CHECKING:
 
 # A GPU is done with a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
-_ROUNDS, _ROUND_S = 5, 0.08
+_ROUNDS, _MOST_ROUNDS, _ROUND_S = 5, 15, 0.08
+# A measurement is contended when its threads waited for a processor for more than this share of its time.
+# Where the system does not count that, when they ran for less than the other share of the time they should.
+_MOST_WAITED, _LEAST_RUN = 0.1, 0.85
+# Rounds of a quiet machine agree: of so many the slowest reaches this share of the fastest.
+_AGREEING, _AGREEMENT = 3, 0.8
+# A training that went this much faster than the probe says it could shows that the probe was disturbed.
+_CONTRADICTED = 1.5
 # bf16 units are some four times faster than fp32, emulation four times slower. Between both bf16 is taken,
 # because it needs half the memory.
 _SLOW_BELOW = 0.7
@@ -32,7 +45,8 @@ class Machine(NamedTuple):
 
     `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
     CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `bf16_gflops` and
-    `fp32_gflops` are what the choice was made from.
+    `fp32_gflops` are what the choice was made from. `contended` says that other work took the processors
+    meanwhile, so that the machine may be faster than that.
     """
 
     device: str
@@ -41,6 +55,49 @@ class Machine(NamedTuple):
     gflops: float
     bf16_gflops: float | None = None
     fp32_gflops: float | None = None
+    contended: bool = False
+
+
+class Load(NamedTuple):
+    """Time in seconds: by the clock, of this process on processors, and its threads waited for one.
+
+    `waited_s` is None where the system does not count that. The difference of two readings is the load
+    of what ran between them.
+    """
+
+    wall_s: float
+    cpu_s: float
+    waited_s: float | None
+
+    def since(self, start: "Load") -> "Load":
+        """Return what has passed since an earlier reading."""
+        unknown = self.waited_s is None or start.waited_s is None
+        waited_s = None if unknown else max(0.0, (self.waited_s or 0.0) - (start.waited_s or 0.0))
+        return Load(self.wall_s - start.wall_s, self.cpu_s - start.cpu_s, waited_s)
+
+    def is_contended(self, n_threads: int = 0) -> bool:
+        """Tell whether other work took the processors.
+
+        Where the system does not count the waiting, `n_threads` should have run all the time; with 0
+        nobody knows, and it was not.
+        """
+        if self.waited_s is not None:
+            return self.waited_s > _MOST_WAITED * self.wall_s
+        return self.cpu_s < _LEAST_RUN * n_threads * self.wall_s
+
+
+def load() -> Load:
+    """Read what this process has used so far: clock, processor time and time that its threads waited."""
+    return Load(time.perf_counter(), time.process_time(), _waited_s())
+
+
+def _waited_s() -> float | None:
+    """Add up how long the threads of this process were runnable and did not run; None where nobody counts."""
+    waited_ns = []
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(OSError, IndexError, ValueError):
+            waited_ns.append(int((thread / "schedstat").read_text().split()[1]))
+    return sum(waited_ns) / 1e9 if waited_ns else None
 
 
 class Memory(NamedTuple):
@@ -76,22 +133,12 @@ def proc_line(file: str, begins: str) -> str:
     return ""
 
 
-def probe(device: str = "auto", precision: str = "auto") -> Machine:
-    """Choose device and precision, measuring for about a second the first time.
+def measure_machine(device: str, precision: str) -> Machine:
+    """Measure the device, about a second where no other work disturbs that, else up to three times as long.
 
     Raises:
-        UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
+        UserError: as `probe`.
     """
-    key = digest(
-        [device, precision, version("torch"), platform.machine()]
-        + [proc_line("cpuinfo", "flags") or platform.processor()]
-        + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
-        + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
-    )
-    return Machine(**memo("machines", key, lambda: _measure(device, precision)._asdict()))
-
-
-def _measure(device: str, precision: str) -> Machine:
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -104,7 +151,46 @@ def _measure(device: str, precision: str) -> Machine:
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
     if precision == "fp16":
         raise UserError(Problem("precision", "fp16 on a CPU", "auto, bf16 or fp32", "precision: auto"))
-    return cpu(f"CPU, {torch.get_num_threads()} threads", precision, _cpu_speeds())
+    n_threads = torch.get_num_threads()
+    speeds, contended = cpu_speeds(partial(_gflops, "cpu"), n_threads)
+    return cpu(f"CPU, {n_threads} threads", precision, speeds)._replace(contended=contended)
+
+
+def probe(
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    renew: bool = False,
+    reached_gflops: float = 0.0,
+    measure: Callable[[str, str], Machine] = measure_machine,
+) -> Machine:
+    """Choose device and precision, measuring for about a second the first time.
+
+    What was measured beside other work is not kept. What is kept is measured anew to `renew` it, and where
+    something that ran here reached more GFLOP/s than it allows (`reached_gflops`), once for each such speed.
+    `measure` takes the place of the measurement.
+
+    Raises:
+        UserError: `cuda` is asked for and torch sees no GPU, or fp16 is asked for on a CPU.
+    """
+    key = digest(
+        [device, precision, version("torch"), platform.machine()]
+        + [proc_line("cpuinfo", "flags") or platform.processor()]
+        + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
+        + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    )
+    memory, kept, believed = cache_dir() / "machines" / f"{key}.json", None, 0.0
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(memory.read_text("utf-8"))
+        kept, believed = Machine(**found["machine"]), found["reached_gflops"]
+    if kept and not renew and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
+        return kept
+    machine = measure(device, precision)
+    if machine.contended:
+        return max(machine, kept, key=lambda one: one.gflops) if kept else machine
+    with suppress(OSError):
+        remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
+    return machine
 
 
 def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
@@ -112,6 +198,12 @@ def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:
     if precision == "auto":
         precision = "fp32" if gflops["bf16"] < _SLOW_BELOW * gflops["fp32"] else "bf16"
     return Machine("cpu", name, precision, gflops[precision], gflops["bf16"], gflops["fp32"])
+
+
+def probe_notes(machine: Machine) -> str:
+    """Say what to know of the probe: a slow bf16, and that other work disturbed it; nothing else."""
+    disturbed = "measured beside other work; the machine may be faster" if machine.contended else ""
+    return "; ".join(filter(None, (slow_bf16(machine), disturbed)))
 
 
 def slow_bf16(machine: Machine) -> str:
@@ -122,15 +214,26 @@ def slow_bf16(machine: Machine) -> str:
     return f"bf16 is slower here: {bf16:,.0f} GFLOP/s against {fp32:,.0f} in fp32"
 
 
-def _cpu_speeds() -> dict[str, float]:
-    """Measure both types in turns and keep each one's best round: another job must not decide."""
-    rounds = [{p: _gflops("cpu", p) for p in ("bf16", "fp32")} for _ in range(_ROUNDS)]
-    return {p: max(speeds[p] for speeds in rounds) for p in rounds[0]}
+def cpu_speeds(
+    measure: Callable[[str], float], n_threads: int, read: Callable[[], Load] = load
+) -> tuple[dict[str, float], bool]:
+    """Measure both precisions in turns; returns each one's best round, and whether other work disturbed that.
+
+    Rounds beside other work do not count, and up to three times as many are measured to have enough without.
+    They disturbed it where fewer than three quiet rounds agree with the best.
+    """
+    rounds: list[dict[str, float]] = []
+    quiet: list[dict[str, float]] = []
+    while len(quiet) < _ROUNDS and len(rounds) < _MOST_ROUNDS:
+        start = read()
+        rounds.append({p: measure(p) for p in ("bf16", "fp32")})
+        quiet += [] if read().since(start).is_contended(n_threads) else rounds[-1:]
+    best = {p: max(speeds[p] for speeds in rounds) for p in rounds[0]}
+    agreeing = (sum(one[p] >= _AGREEMENT * best[p] for one in quiet) for p in best)
+    return best, min(agreeing) < _AGREEING
 
 
 def _gflops(device: str, precision: str) -> float:
-    import time
-
     import torch
 
     n = _MATRIX[device]
