@@ -76,29 +76,28 @@ def test_a_batch_too_large_is_told_the_size_that_fits(copy):
     assert "with gradient_accumulation_steps: " in knob
 
 
-def keep_probe(cache, **changes):
-    """Change what is kept of the machine's speed."""
-    for file in (cache / "machines").glob("*.json"):
-        kept = json.loads(file.read_text())
-        file.write_text(json.dumps(kept | {"machine": kept["machine"] | changes}))
-
-
 @pytest.fixture
-def probed(copy, tmp_path, monkeypatch):
-    """Open a copy of the finished experiment on a machine whose speed is known; returns its cache."""
+def keep_probe(copy, tmp_path, monkeypatch):
+    """Return a function that keeps a slow probe, measured after a training that reached a speed."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    probe("auto", "fp32", measure=lambda *_: Machine("cpu", "slow", "fp32", 1.0))
-    return tmp_path / "cache"
+
+    def keep(reached_gflops):
+        device = session(copy)[0].experiment.device
+        slow = Machine("cpu", "kept", "fp32", 1e-9)
+        probe(device, "fp32", measure=lambda *_: slow, renew=True, reached_gflops=reached_gflops)
+
+    return keep
 
 
-def test_the_check_measures_the_machine_anew(copy, probed):
-    assert session(copy, "precision=fp32")[0].machine.name == "slow"
-    assert examine(copy, ["precision=fp32"], Silent()).machine.name != "slow"
+def test_the_check_measures_the_machine_anew(copy, keep_probe):
+    keep_probe(reached_gflops=1e9)
+    assert session(copy, "precision=fp32")[0].machine.name == "kept"
+    assert examine(copy, ["precision=fp32"], Silent()).machine.name != "kept"
 
 
-def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, probed):
-    keep_probe(probed, gflops=1e-9)
-    assert session(copy, "precision=fp32")[0].machine.name != "slow"
+def test_a_speed_that_stored_trainings_contradict_is_measured_anew(copy, keep_probe):
+    keep_probe(reached_gflops=0.0)
+    assert session(copy, "precision=fp32")[0].machine.name != "kept"
 
 
 def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_described(copy):
