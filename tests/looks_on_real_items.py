@@ -2,9 +2,10 @@
 
 Pairs of models from the Open LLM Leaderboard (metabench) stand for a base and a candidate, as in
 `real_items`. A suite of `N` items a task shows non-inferiority of an equal model with 90 % power at the
-pairs' mean disagreement; the looks are at a third, two thirds and all of it. These rows hold no
-log-probabilities, so items are drawn without strata here; what strata save is measured on stored runs.
-Beside both stand the whole benchmarks, of which a verdict takes a part.
+pairs' mean disagreement; the looks are at a third, two thirds and all of it. Beside both stand the whole
+benchmarks, of which a verdict takes a part, and samples of them that are drawn as `--sequential` draws them:
+by what the base answered on all of their items, whose part of the variance then goes. These rows hold no
+log-probabilities; what strata by the base's margin save is measured on stored runs.
 
 `make bench ARGS="-k fewer_items"` writes what it gives to `reports/benchmarks/fewer_items.md`.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from scipy import special
 
 from harness import stats, store
+from harness.evaluation import sampling
 from tests.real_items import BENCHMARKS, MACRO_DELTAS, POLICY, WIDTH, Half, pairs
 
 MARGIN, ALPHA, POWER = 0.02, POLICY.alpha, 0.9
@@ -48,8 +50,11 @@ class Line(NamedTuple):
     fails_looks: float
     passes_whole: float
     fails_whole: float
+    passes_strata: float
+    fails_strata: float
     n_full: int
     n_looks: float
+    n_strata: float
 
 
 def suite_size(disagreement: float) -> int:
@@ -61,9 +66,13 @@ def judged(changed: Sequence[tuple[int, int]], sizes: Sequence[int], alpha: floa
     """Judge the macro of tasks with so many gains and losses among their items."""
     own = [(g - k) / n for (g, k), n in zip(changed, sizes, strict=True)]
     ends = [stats.tango_interval(g, k, n, 2 * alpha) for (g, k), n in zip(changed, sizes, strict=True)]
-    delta, (low, high) = stats.mover_mean(own, ends)
-    assert low <= delta <= high
-    return "pass" if low > -MARGIN else "fail" if high < -MARGIN else "inconclusive"
+    return said(*stats.mover_mean(own, ends))
+
+
+def said(delta: float, ends: stats.Interval) -> str:
+    """Say what a macro with such one-sided bounds is judged to be."""
+    assert ends.low <= delta <= ends.high
+    return "pass" if ends.low > -MARGIN else "fail" if ends.high < -MARGIN else "inconclusive"
 
 
 def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.random.Generator):
@@ -84,6 +93,47 @@ def sampled(halves: Sequence[Half], n: int, alphas: Sequence[float], rng: np.ran
     )
 
 
+def plan_of(disagreement: float, passed: Sequence[float]) -> sampling.Plan:
+    """Plan samples of the whole benchmarks, of which the base passed such shares."""
+    pools = {}
+    for (name, n), share in zip(WHOLE.items(), passed, strict=True):
+        items = tuple(map(str, range(n)))
+        ids = {"passed": items[: round(share * n)], "failed": items[round(share * n) :]}
+        pools[name] = sampling.Pool(ids, dict.fromkeys(ids, disagreement), by_score=True)
+    return sampling.plan(pools, [], MARGIN, ALPHA)
+
+
+def sampled_by_answers(halves: Sequence[Half], plan: sampling.Plan, rng: np.random.Generator) -> Outcome:
+    """Make whole benchmarks, draw from them by what the base answered, and judge at each look."""
+    made = [_whole(h, n, rng) for h, n in zip(halves, WHOLE.values(), strict=True)]
+    counts = np.zeros((len(made), 2), int)  # gained and lost among the items drawn so far
+    before = np.zeros((len(made), 2), int)
+    for look, alpha in enumerate(plan.alphas):
+        own, ends = [], []
+        for t, (name, (moved, sizes)) in enumerate(zip(WHOLE, made, strict=True)):
+            n = plan.n(name, look)
+            drawn = np.array([n - round(n * sizes[1] / sizes.sum()), round(n * sizes[1] / sizes.sum())])
+            left = moved - counts[t]
+            counts[t] += rng.hypergeometric(left, sizes - before[t] - left, drawn - before[t])
+            before[t] = drawn
+            there = [k for k in range(2) if drawn[k]]
+            change = counts[t] * [1, -1] / np.maximum(drawn, 1)  # of an item the base failed, and passed
+            own.append(float(sizes @ change / sizes.sum()))
+            moved_in = np.diag(counts[t]).tolist()  # gains where the base failed, losses where it passed
+            strata = [stats.Flips(*moved_in[k], int(drawn[k]), int(sizes[k])) for k in there]
+            ends.append(stats.stratified_flips_interval(strata, 2 * alpha))
+        if (verdict := said(*stats.mover_mean(own, ends))) != "inconclusive":
+            break
+    return Outcome(verdict, int(before.sum()))
+
+
+def _whole(half: Half, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a benchmark: items gained and lost (2,), and items that the base failed and passed (2,)."""
+    shares = [half.gained, half.lost, half.passed - half.lost]
+    gained, lost, kept = rng.multinomial(n, [*shares, max(1 - sum(shares), 0.0)])[:3]
+    return np.array([gained, lost]), np.array([n - lost - kept, lost + kept])
+
+
 def changes(halves: Sequence[Half], sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Draw so many items of each task; return how many of them are gained and lost (tasks, 2)."""
     shares = [[h.gained, h.lost, 1 - h.gained - h.lost] for h in halves]
@@ -94,7 +144,12 @@ def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Lin
     """Fill every bin of true deltas with pairs, and judge samples of each both ways."""
     rng = np.random.default_rng(seed)
     drawn = pairs(rng)
-    n = suite_size(fmean(h.gained + h.lost for split in islice(drawn, 500) for h, _ in split))
+    first = [[h for h, _ in split] for split in islice(drawn, 500)]
+    disagreement = fmean(h.gained + h.lost for split in first for h in split)
+    n, plan = (
+        suite_size(disagreement),
+        plan_of(disagreement, np.mean([[h.passed for h in s] for s in first], 0)),
+    )
     alphas = [float(special.ndtr(-z)) for z in stats.interim_bounds(SHARES, ALPHA)]
     bins: dict[float, list[Sequence[Half]]] = {d: [] for d in MACRO_DELTAS}
     while any(len(of) < n_pairs for of in bins.values()):
@@ -103,7 +158,7 @@ def study(seed: int = 0, n_pairs: int = PAIRS, n_draws: int = DRAWS) -> list[Lin
         for delta, of in bins.items():
             if abs(truth - delta) <= WIDTH and len(of) < n_pairs:
                 of.append(halves)
-    return [line(delta, of, n, alphas, n_draws, rng) for delta, of in bins.items()]
+    return [line(delta, of, n, alphas, plan, n_draws, rng) for delta, of in bins.items()]
 
 
 def line(
@@ -111,11 +166,13 @@ def line(
     of: Sequence[Sequence[Half]],
     n: int,
     alphas: Sequence[float],
+    plan: sampling.Plan,
     n_draws: int,
     rng: np.random.Generator,
 ) -> Line:
     drawn = [sampled(halves, n, alphas, rng) for halves in of for _ in range(n_draws)]
     full, looks, whole = zip(*drawn, strict=True)
+    strata = [sampled_by_answers(halves, plan, rng) for halves in of for _ in range(n_draws)]
 
     def rate(outcomes: Sequence[Outcome], verdict: str) -> float:
         return fmean(o.verdict == verdict for o in outcomes)
@@ -130,22 +187,60 @@ def line(
         rate(looks, "fail"),
         rate(whole, "pass"),
         rate(whole, "fail"),
+        rate(strata, "pass"),
+        rate(strata, "fail"),
         full[0].n_items,
         fmean(o.n_items for o in looks),
+        fmean(o.n_items for o in strata),
     )
 
 
 class Strata(NamedTuple):
-    """How often a fine-tune differs from the base by quarters of the base's margin, and what that saves."""
+    """How often a fine-tune differs from the base by quarters of the base's margin, and what strata save.
+
+    `within` is the mean standard deviation of an item's change within quarters and the base's score.
+    """
 
     candidate: str
     n_items: int
     rates: tuple[float, ...]
+    within: float
 
     @property
     def saved(self) -> float:
         """Items drawn evenly over items drawn by the spread of each quarter, at the same variance."""
         return fmean(self.rates) / fmean(np.sqrt(self.rates)) ** 2
+
+    @property
+    def saved_by_score(self) -> float:
+        """The same where the quarters are also parted by what the base scored."""
+        return fmean(self.rates) / self.within**2
+
+
+class Explained(NamedTuple):
+    """Variance of an item's change over pairs of models, and what of it is left within the base's score."""
+
+    benchmark: str
+    n_pairs: int
+    whole: float
+    within: float
+
+
+def explained(seed: int = 0, n_pairs: int = 2_000) -> list[Explained]:
+    """Measure on every benchmark how much of the variance of a change the base's score explains."""
+    first = [[h for h, _ in split] for split in islice(pairs(np.random.default_rng(seed)), n_pairs)]
+    out = []
+    for name, of in zip(BENCHMARKS, zip(*first, strict=True), strict=True):
+        gained, lost, passed = np.array(of).T
+        whole = gained + lost - (gained - lost) ** 2
+        out.append(Explained(name, n_pairs, float(whole.mean()), float(_within(gained, lost, passed).mean())))
+    return out
+
+
+def _within(gained: np.ndarray, lost: np.ndarray, passed: np.ndarray) -> np.ndarray:
+    """Return the variance of a change that is left within the items that the base passed, and failed."""
+    parts = [x * (1 - x / np.maximum(of, 1e-9)) for x, of in ((gained, 1 - passed), (lost, passed))]
+    return np.sum(parts, axis=0)
 
 
 def strata_of(folder: Path) -> list[Strata]:
@@ -163,14 +258,22 @@ def strata_of(folder: Path) -> list[Strata]:
             if rows and rows[0].margin is not None and "accuracy" in rows[0].parts:
                 found.append(quarters(rows, store.read_rows(at, digest)))
         if found:
-            rates = np.mean([rates for _, rates in found], axis=0).tolist()
-            out.append(Strata(run.candidate, sum(n for n, _ in found), tuple(rates)))
+            rates = np.mean([rates for _, rates, _ in found], axis=0).tolist()
+            n, within = sum(n for n, *_ in found), fmean(within for *_, within in found)
+            out.append(Strata(run.candidate, n, tuple(rates), within))
     return out
 
 
-def quarters(base, new) -> tuple[int, list[float]]:
-    """Return how many items a task has, and the share that differs in each quarter of the base's margin."""
+def quarters(base, new) -> tuple[int, list[float], float]:
+    """Return the items of a task, the share that differs in each quarter of the base's margin, and the spread.
+
+    The spread is the mean standard deviation of an item's change within quarters and the base's score.
+    """
     answers = {row.example_id: row.parts["accuracy"] for row in new}
     closest = sorted(base, key=lambda row: (abs(row.margin), row.example_id))
-    differs = [row.parts["accuracy"] != answers[row.example_id] for row in closest]
-    return len(base), [fmean(part) for part in np.array_split(differs, 4)]
+    differs = np.array([row.parts["accuracy"] != answers[row.example_id] for row in closest])
+    passed = np.array([row.parts["accuracy"] == (1.0,) for row in closest])
+    parts = np.array_split(np.arange(len(base)), 4)
+    cells = [p[passed[p] == score] for p in parts for score in (True, False)]
+    spreads = [len(cell) * float(differs[cell].std()) for cell in cells if len(cell)]
+    return len(base), [float(differs[p].mean()) for p in parts], sum(spreads) / len(base)

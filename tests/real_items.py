@@ -51,10 +51,11 @@ class Rate(NamedTuple):
 
 
 class Half(NamedTuple):
-    """Share of items gained and lost on one half of a benchmark's items."""
+    """Share of items gained and lost on one half of a benchmark's items, and of those that the base passed."""
 
     gained: float
     lost: float
+    passed: float
 
 
 def answers() -> dict[str, np.ndarray]:
@@ -76,7 +77,9 @@ def halves(old: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> tuple[
     """Split a pair's items at random, and count what changed on both halves."""
     order = rng.permutation(len(old))
     parts = np.array_split(order, 2)
-    return tuple(Half(*(float(np.mean(f(new[p], old[p]))) for f in (np.greater, np.less))) for p in parts)
+    return tuple(
+        Half(*(float(np.mean(f)) for f in (new[p] > old[p], new[p] < old[p], old[p] == 1))) for p in parts
+    )
 
 
 def pairs(rng: np.random.Generator) -> Iterator[list[tuple[Half, Half]]]:

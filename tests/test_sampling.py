@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_rows import EXACT, ratio_metric, rows
+from fake_rows import EXACT, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
 from harness import stats
 from harness.evaluation import sampling
-from harness.evaluation.sampling import Pool
+from harness.evaluation.sampling import FEWEST_CLUSTERS, FEWEST_ITEMS, Pool
 from harness.records import BLOCK
 
 sizes = st.integers(4 * BLOCK, 12 * BLOCK)
@@ -29,28 +29,90 @@ def pool(n, seed=0):
     return found
 
 
-def test_the_closest_calls_are_a_stratum():
-    base = [replace(row, margin=float(i - 350)) for i, row in enumerate(rows(np.ones(700)))]
+def test_the_closest_calls_are_strata_each_of_one_score():
+    right = np.arange(700) % 3 > 0
+    base = [replace(row, margin=float(i - 350)) for i, row in enumerate(rows(right.astype(float)))]
     found = sampling.pool_of(base, EXACT)
-    assert [len(ids) for ids in found.ids.values()] == [175] * 4
-    assert {f"item-{i:04d}" for i in range(263, 438)} >= set(found.ids["quarter 1"])
-    assert list(found.expected.values()) == sorted(found.expected.values(), reverse=True)
+    quarters = [found.sizes[f"quarter {k}, 0"] + found.sizes[f"quarter {k}, 1"] for k in (1, 2, 3, 4)]
+    assert quarters == [175] * 4
+    assert {f"item-{i:04d}" for i in range(263, 438)} >= set(found.ids["quarter 1, 1"])
+    assert {i for name, ids in found.ids.items() if name.endswith(", 1") for i in ids} == {
+        row.example_id for row, passed in zip(base, right, strict=True) if passed
+    }
+    assert [found.expected[f"quarter {k}, 0"] for k in (1, 2, 3, 4)] == [0.35, 0.20, 0.10, 0.03]
 
 
-def test_without_margins_a_task_is_one_stratum():
-    assert sampling.pool_of(rows(np.ones(700)), EXACT).sizes == {"all": 700}
+def test_without_margins_there_are_strata_of_the_score_alone():
+    right = np.arange(700) % 2
+    assert sampling.pool_of(rows(right.astype(float)), EXACT).sizes == {"all, 0": 350, "all, 1": 350}
+
+
+@pytest.mark.parametrize(("chance", "by_score"), [(0.0, True), (0.25, True), (0.5, False)])
+def test_a_task_near_chance_has_no_strata_of_the_score_by_which_its_halves_are_admitted(chance, by_score):
+    right = np.arange(700) % 5 > 1  # 60 %
+    assert sampling.pool_of(rows(right.astype(float)), EXACT, chance).by_score is by_score
+
+
+def test_the_score_of_the_base_takes_its_part_of_the_variance():
+    right = (np.arange(4_000) % 2).astype(float)
+    by_score = sampling.pool_of(rows(right), EXACT)
+    alone = Pool({"all": tuple(map(str, range(4_000)))}, {"all": 0.15})
+    some = sampling.planned_variance(by_score, {"all, 0": 80, "all, 1": 80})
+    drawing = sampling.planned_variance(alone, {"all": 160}) - sampling.planned_variance(
+        alone, {"all": 4_000}
+    )
+    assert some - sampling.planned_variance(by_score, by_score.sizes) == pytest.approx(0.85 * drawing)
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [rows(np.full(FEWEST_ITEMS, 0.5)), rows(np.ones(FEWEST_ITEMS), cluster_size=5)],
+    ids=["graded", "clusters"],
+)
+def test_graded_and_clustered_tasks_are_one_stratum(answered):
+    found = sampling.pool_of(answered, EXACT)
+    assert found.sizes == {"all": FEWEST_ITEMS}
+    assert not found.by_score
+
+
+def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
+    sizes = [20] * 20 + [1] * 200
+    codes = np.repeat(np.arange(220), sizes)
+    answered = [
+        replace(row, cluster=f"c{c}") for row, c in zip(rows(np.ones(600)), codes.tolist(), strict=True)
+    ]
+    of = sampling.pool_of(answered, EXACT)
+    cluster, large = {row.example_id: row.cluster for row in answered}, []
+    for seed in range(200):
+        drawn = [
+            cluster[i]
+            for i in sampling.weights(of, {"all": 160}, sampling.in_order(of, [{"all": 160}], seed))
+        ]
+        cut = [c for c in set(drawn) if drawn.count(c) < list(cluster.values()).count(c)]
+        assert len(cut) <= 1
+        large.append(sum(sizes[int(c[1:])] > 1 for c in drawn) / 160)
+    assert np.mean(large) == pytest.approx(400 / 600, abs=4 * np.std(large) / np.sqrt(200))
+
+
+def test_of_a_task_within_one_block_the_first_look_asks_a_third_and_the_next_all():
+    plan = sampling.plan({"a": sampling.pool_of(rows(np.full(150, 0.5)), EXACT)}, [], 0.01, 0.05)
+    assert [plan.n("a", k) for k in range(len(plan.alphas))] == [50, 150]
+
+
+def test_every_task_is_asked_as_many_items_as_any_other():
+    plan = sampling.plan({"a": pool(20_000), "b": pool(900)}, [], 0.03, 0.05)
+    assert all(plan.n("a", k) == plan.n("b", k) for k in range(len(plan.alphas)))
 
 
 @pytest.mark.parametrize(
     ("answered", "metric"),
     [
-        (rows(np.ones(4 * BLOCK - 1)), EXACT),
-        (rows(np.full(700, 0.5)), EXACT),
+        (rows(np.ones(FEWEST_ITEMS - 1)), EXACT),
         (rows([None] + [1.0] * 699), EXACT),
-        (rows(np.ones(700), cluster_size=2), EXACT),
-        (rows(np.ones((700, 2)), ratio_metric()), ratio_metric()),
+        (rows(np.ones(5 * FEWEST_CLUSTERS - 5), cluster_size=5), EXACT),
+        (rows(np.ones(10 * FEWEST_CLUSTERS - 10), cluster_size=10), EXACT),
     ],
-    ids=["few items", "graded", "an error", "clusters", "a ratio"],
+    ids=["few items", "an error", "few of both", "few clusters"],
 )
 def test_what_cannot_be_drawn_from_is_asked_in_full(answered, metric):
     assert sampling.pool_of(answered, metric) is None
@@ -117,7 +179,7 @@ def test_a_margin_that_the_items_cannot_show_asks_all_of_them():
 def test_a_large_task_is_asked_a_small_part_of():
     plan = sampling.plan({"a": pool(10_000)}, [], 0.03, 0.05)
     assert plan.n("a", len(plan.alphas) - 1) < 2_500
-    assert plan.drawn["a"][-1]["quarter 1"] > 1.5 * plan.drawn["a"][-1]["quarter 4"]
+    assert plan.drawn["a"][-1]["quarter 1, 1"] > 1.5 * plan.drawn["a"][-1]["quarter 4, 1"]
 
 
 def test_all_items_of_a_task_have_the_variance_of_the_items_alone():

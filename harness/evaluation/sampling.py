@@ -1,12 +1,14 @@
-"""Stratified sampling of a suite's items: strata by the base's margin, interim analyses, weights.
+"""Stratified sampling of a suite's items: strata by what the base answered, interim analyses, weights.
 
 Invariant: pure and seeded; only what the base answered decides, never a candidate. Every prefix that a
-look stops at is a random sample within strata, so weights N_h/n_h make it stand for the whole task.
-Source: Neyman 1934; Cochran 1977, chapters 5 and 12; Lan & DeMets 1983.
+look stops at is a random sample within strata, so weights N_h/n_h make it stand for the whole task: the
+delta is post-stratified by the base's score, whose part of the variance goes.
+Source: Neyman 1934; Cochran 1977, chapters 5, 9 and 12; Lan & DeMets 1983.
 """
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from harness import stats
 from harness.metrics import Metric
 from harness.records import BLOCK, SampleResult
 
-FEWEST_BLOCKS = 4  # a task with fewer is asked in full: it fills few batches as it is
+FEWEST_ITEMS, FEWEST_CLUSTERS = 150, 30  # a task with fewer of either is asked in full
 N_LOOKS = 3
 POWER = 0.9
 # Share of items expected to differ: by quarters of the base's margin, the closest calls first, after what
@@ -25,14 +27,24 @@ POWER = 0.9
 _EXPECTED = (0.35, 0.20, 0.10, 0.03)
 _EXPECTED_UNKNOWN = 0.15
 _LEAST = 16  # items a stratum at each look
-_SHARES = tuple(i / 40 for i in range(1, 41))
+_LEAST_ASKED = 48  # items of a task at the first look
+# Standard errors of the base's score on half of a first look by which it has to stand above chance, so that
+# both halves are admitted at every look: where one half admits the other, what they hold must be independent,
+# which it is not in samples of fixed numbers of right and wrong answers.
+_CLEAR = 4.3
 
 
 class Pool(NamedTuple):
-    """A task's items by stratum, and the share of each stratum that is expected to differ."""
+    """A task's items by stratum, and the share of each stratum that is expected to differ.
+
+    Where `by_score` the base scored alike within a stratum, so that a change there has one direction.
+    `clusters` names the cluster of each item where items share them; these are drawn one after the other.
+    """
 
     ids: dict[str, tuple[str, ...]]
     expected: dict[str, float]
+    by_score: bool = False
+    clusters: Mapping[str, str] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -43,6 +55,11 @@ class Pool(NamedTuple):
     def n(self) -> int:
         """Items of the task."""
         return sum(self.sizes.values())
+
+    def variance(self, name: str) -> float:
+        """Return the variance of the change of an item that is to be expected in a stratum."""
+        differ = self.expected[name]
+        return differ * (1 - differ) if self.by_score else differ
 
 
 class Plan(NamedTuple):
@@ -56,56 +73,77 @@ class Plan(NamedTuple):
         return sum(self.drawn[task][look].values())
 
 
-def pool_of(rows: Sequence[SampleResult], metric: Metric) -> Pool | None:
+def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> Pool | None:
     """Stratify a task by what the base answered; None where it has to be asked in full.
 
-    That is a task of few items, of items that share clusters, or of scores other than 0 and 1.
+    That is a task of few items or clusters, or one that the base did not answer in full. Single items scored
+    0 or 1 have strata by margin, and by score where the base is clearly above `chance`; all others one.
     """
-    if len(rows) < FEWEST_BLOCKS * BLOCK or len(metric.parts) != 1:
+    scores = [row.parts.get(metric.name) for row in rows]
+    if len(rows) < FEWEST_ITEMS or None in scores:
         return None
-    if len({row.cluster or row.example_id for row in rows}) < len(rows):
+    clusters = {row.example_id: row.cluster or row.example_id for row in rows}
+    if (n_clusters := len(set(clusters.values()))) < FEWEST_CLUSTERS:
         return None
-    if any(row.parts.get(metric.name) not in ((0.0,), (1.0,)) for row in rows):
-        return None
-    if any(row.margin is None for row in rows):
-        return Pool({"all": tuple(sorted(row.example_id for row in rows))}, {"all": _EXPECTED_UNKNOWN})
-    closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0), row.example_id))
-    parts = np.array_split(np.arange(len(rows)), len(_EXPECTED))
-    ids = {f"quarter {k}": tuple(closest[i].example_id for i in part) for k, part in enumerate(parts, 1)}
-    return Pool(ids, dict(zip(ids, _EXPECTED, strict=True)))
+    single = n_clusters == len(rows)
+    if not single or any(score not in ((0.0,), (1.0,)) for score in scores):
+        ids = tuple(sorted(clusters))
+        return Pool({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
+    right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
+    by_score = right - chance > _CLEAR * sqrt(0.25 / (_first(len(rows)) / 2))
+    return _strata(rows, metric.name if by_score else "")
+
+
+def _strata(rows: Sequence[SampleResult], score: str) -> Pool:
+    """Stratify single items by quarters of the margin, where there are many, and by a score where named."""
+    by_margin = len(rows) >= 4 * BLOCK and all(row.margin is not None for row in rows)
+    closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0) if by_margin else 0.0, row.example_id))
+    expected = _EXPECTED if by_margin else (_EXPECTED_UNKNOWN,)
+    ids: dict[str, tuple[str, ...]] = {}
+    shares: dict[str, float] = {}
+    for k, part in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
+        for scored in (0.0, 1.0) if score else (None,):
+            name = (f"quarter {k + 1}" if by_margin else "all") + ("" if scored is None else f", {scored:g}")
+            own = [closest[i] for i in part if scored is None or closest[i].parts[score] == (scored,)]
+            if own:
+                ids[name], shares[name] = tuple(row.example_id for row in own), expected[k]
+    return Pool(ids, shares, bool(score))
 
 
 def planned_variance(pool: Pool, drawn: Mapping[str, int]) -> float:
     """Return the variance to be expected of a task's delta: of its items, and of drawing some of them."""
-    parts = [
-        (pool.sizes[name] / pool.n, pool.sizes[name], drawn[name], pool.expected[name]) for name in pool.ids
-    ]
-    whole = sum(weight * d for weight, _, _, d in parts) / pool.n
-    return whole + sum(weight**2 * (1 - n / size) * d / n for weight, size, n, d in parts)
+    whole = sum(size * pool.expected[name] for name, size in pool.sizes.items()) / pool.n**2
+    return whole + sum(
+        (size / pool.n) ** 2 * (1 - drawn[name] / size) * pool.variance(name) / drawn[name]
+        for name, size in pool.sizes.items()
+    )
 
 
 def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: float) -> Plan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
+    Every task is asked as many items as any other, or all of its own: they have one weight in the macro.
     `full` holds the items of the other tasks of the macro, which are asked in full. The last look asks
     everything where less would not do. `margin` is the macro's, `alpha` one-sided.
     """
     fixed = sum(_EXPECTED_UNKNOWN / n for n in full)
-    n_tasks = len(pools) + len(full)
+    n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())
 
     def se(drawn: Mapping[str, dict[str, int]]) -> float:
         return sqrt(fixed + sum(planned_variance(pools[t], d) for t, d in drawn.items())) / n_tasks
 
-    def alone(share: float) -> dict[str, dict[str, int]]:
-        return {t: _allocate(pool, _blocks(pool.n, share), {}) for t, pool in pools.items()}
+    def alone(n: int) -> dict[str, dict[str, int]]:
+        return {t: _allocate(pool, _asked(pool.n, n), {}) for t, pool in pools.items()}
 
-    enough = (s for s in _SHARES if stats.noninferiority_power(0.0, margin, se(alone(s)), alpha) >= POWER)
-    last = next(enough, 1.0)
+    quotas = range(BLOCK, largest, BLOCK)
+    enough = (n for n in quotas if stats.noninferiority_power(0.0, margin, se(alone(n)), alpha) >= POWER)
+    last = next(enough, largest)
     drawn: dict[str, tuple[dict[str, int], ...]] = dict.fromkeys(pools, ())
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():
             before = drawn[task][-1] if drawn[task] else {}
-            drawn[task] += (_allocate(pool, _blocks(pool.n, last * look / N_LOOKS), before),)
+            n = _first(pool.n) if look == 1 and pool.n <= BLOCK else _asked(pool.n, last * look / N_LOOKS)
+            drawn[task] += (_allocate(pool, n, before),)
     kept = [k for k in range(N_LOOKS) if k == 0 or any(of[k] != of[k - 1] for of in drawn.values())]
     drawn = {task: tuple(of[k] for k in kept) for task, of in drawn.items()}
     information = [se({t: of[k] for t, of in drawn.items()}) ** -2 for k in range(len(kept))]
@@ -117,7 +155,7 @@ def plan(pools: Mapping[str, Pool], full: Sequence[int], margin: float, alpha: f
 def in_order(pool: Pool, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
     """Return a task's items in the order they are asked in: each look's share, shuffled; then the rest."""
     rng = np.random.default_rng(seed)
-    shuffled = {name: [ids[i] for i in rng.permutation(len(ids))] for name, ids in pool.ids.items()}
+    shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
     out: list[str] = []
     before = dict.fromkeys(pool.ids, 0)
     for counts in (*drawn, pool.sizes):
@@ -127,6 +165,16 @@ def in_order(pool: Pool, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple
     return tuple(out)
 
 
+def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Generator) -> list[str]:
+    """Shuffle items, those of a cluster one after the other; of the last one a look may ask a part."""
+    mixed = [ids[i] for i in rng.permutation(len(ids))]
+    if not clusters:
+        return mixed
+    names = sorted({clusters[i] for i in ids})
+    place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
+    return sorted(mixed, key=lambda i: place[clusters[i]])
+
+
 def weights(pool: Pool, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:
     """Return the weight N_h/n_h of each item that is asked by a look."""
     of = {i: name for name, ids in pool.ids.items() for i in ids}
@@ -134,9 +182,14 @@ def weights(pool: Pool, drawn: Mapping[str, int], order: Sequence[str]) -> dict[
     return dict(zip(asked, stats.inclusion_weights([of[i] for i in asked], pool.sizes), strict=True))
 
 
-def _blocks(n: int, share: float) -> int:
-    """Round a share of n items up to whole blocks."""
-    return min(n, ceil(share * n / BLOCK - 1e-9) * BLOCK)
+def _asked(n: int, quota: float) -> int:
+    """Round a quota up to whole blocks, at most all n items."""
+    return min(n, ceil(quota / BLOCK - 1e-9) * BLOCK)
+
+
+def _first(n: int) -> int:
+    """Count the items that the first look asks at least: a block, or a third of a task that is no more."""
+    return BLOCK if n > BLOCK else max(n // N_LOOKS, _LEAST_ASKED)
 
 
 def _allocate(pool: Pool, n: int, before: Mapping[str, int]) -> dict[str, int]:

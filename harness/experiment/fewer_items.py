@@ -6,6 +6,7 @@ the gate's rules on the capability suite is the last one, at an alpha that pays 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import NamedTuple
 
 from harness import store
@@ -19,7 +20,7 @@ from harness.formatting import count
 from harness.gating import Verdict
 from harness.gating.verdict import is_relative, margin_share
 from harness.progress import Prefixed
-from harness.records import Run, SampleResult, digest
+from harness.records import BLOCK, Run, SampleResult, digest
 from harness.report import ExperimentReport
 from harness.spec import Experiment
 
@@ -97,12 +98,15 @@ def _is_settled(verdict: Verdict) -> bool:
 
 def _counts(m: Measured) -> bool:
     """Tell whether a task may count in the macro."""
-    return m.role == "capability" and m.primary.higher_is_better and m.task.kind != "bits_per_byte"
+    reported = m.task.kind == "bits_per_byte" or not m.primary.higher_is_better
+    return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
 def _pool(session: Session, m: Measured, rows: Sequence[SampleResult]) -> Pool | None:
     critical = {m.task.name, m.suite} & set(session.experiment.gate.critical)
-    return sampling.pool_of(rows, m.primary) if _counts(m) and not critical else None
+    if critical or not _counts(m):
+        return None
+    return sampling.pool_of(rows, m.primary, m.task.chance)
 
 
 def _margin(session: Session, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, Pool]) -> float:
@@ -142,11 +146,15 @@ def _interim_analysis(
 
 
 def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:
-    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
+    """Cut a task to the items of an analysis; its version names the whole order, so all share their rows.
+
+    Where an analysis ends within a block it has rows of its own: a block that grew would be another batch.
+    """
     weights = sampling.weights(pool, drawn, order)
+    cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
     by_id = {example.id: example for example in m.items.test}
     return m._replace(
         items=replace(m.items, test=tuple(by_id[i] for i in weights)),
-        versions={**m.versions, "test": digest([m.versions["test"], order])},
+        versions={**m.versions, "test": digest([m.versions["test"], order, *cut])},
         weights=weights,
     )

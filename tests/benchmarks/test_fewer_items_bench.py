@@ -14,7 +14,19 @@ from bench_page import Row, Table
 
 from harness.formatting import count, percent, points
 from harness.models.hardware import probe
-from tests.looks_on_real_items import ALPHA, BENCHMARKS, MARGIN, POWER, WHOLE, Line, Strata, strata_of, study
+from tests.looks_on_real_items import (
+    ALPHA,
+    BENCHMARKS,
+    MARGIN,
+    POWER,
+    WHOLE,
+    Explained,
+    Line,
+    Strata,
+    explained,
+    strata_of,
+    study,
+)
 
 ROOT = Path(__file__).parents[2]
 GOAL = 5  # times fewer items
@@ -27,9 +39,11 @@ BOUND = (
 def rows(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Row]:
     """Compare what a verdict on an equal model takes with the whole benchmarks and with a suite just large enough."""
     equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
-    saved = min((s.saved for s in strata), default=1.0)
+    saved = min((s.saved_by_score for s in strata), default=1.0)
     drawn = f"{count(equal.n_looks)} items on average"
-    again = f", and {saved:.2f} times fewer by strata" if strata else ", without strata"
+    by_margin = min((s.saved for s in strata), default=1.0)
+    more = f"{saved:.2f} times fewer by strata of the base's margin ({by_margin:.2f}) and score"
+    again = f", and {more}" if strata else ", without strata"
     return [
         Row(
             "items for a verdict on a model that lost nothing, against the whole benchmarks",
@@ -50,18 +64,19 @@ def rows(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Row]:
     ]
 
 
-def tables(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Table]:
-    """Show how each way judges in every bin of true deltas, and how close calls flip more often."""
+def tables(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[Explained]) -> list[Table]:
+    """Show how each way judges by true deltas, what the base's score explains, and how close calls flip."""
     first = lines[0]
     about = (
         f"{count(sum(x.n_pairs for x in lines))} pairs of models of the Open LLM Leaderboard on {len(BENCHMARKS)} "
         f"benchmarks (metabench). The suite that is just large enough has {count(first.n_full)} items, with which an "
         f"equal model passes the macro (margin {percent(MARGIN)} points, α {percent(ALPHA)} %) with {percent(POWER)} % "
         f"power at the pairs' mean disagreement; the whole benchmarks have {count(sum(WHOLE.values()))}. The looks are "
-        "at a third, two thirds and all of the former; α is spent after O'Brien and Fleming. Items are drawn at "
-        "random: these rows have no log-probabilities."
+        "at a third, two thirds and all of the former, drawn at random; α is spent after O'Brien and Fleming. By answers: "
+        "drawn from the whole benchmarks as `--sequential` plans it, in strata of what the base scored on all of their "
+        "items, in whole blocks of 160; these rows have no log-probabilities."
     )
-    ways = ("whole", "enough", "looks")
+    ways = ("whole", "enough", "looks", "by answers")
     head = (
         "true delta",
         "pairs",
@@ -71,25 +86,47 @@ def tables(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Table]:
     )
     judged = Table(
         about,
-        (*head, "items by looks"),
+        (*head, "items by looks", "items by answers"),
         tuple(
             (
                 points(x.delta),
                 count(x.n_pairs),
-                *map(percent, (x.disagreement, x.passes_whole, x.passes_full, x.passes_looks)),
-                *map(percent, (x.fails_whole, x.fails_full, x.fails_looks)),
+                *map(
+                    percent, (x.disagreement, x.passes_whole, x.passes_full, x.passes_looks, x.passes_strata)
+                ),
+                *map(percent, (x.fails_whole, x.fails_full, x.fails_looks, x.fails_strata)),
                 count(x.n_looks),
+                count(x.n_strata),
             )
             for x in lines
+        ),
+    )
+    of_score = Table(
+        "Variance of an item's change, and what is left of it within the items that the base passed and failed; the "
+        "last column is how many times fewer items then do, of a task so large that what is drawn is a small part. "
+        "Where a large part is drawn less is saved: which items the whole task holds stays uncertain.",
+        ("benchmark", "pairs", "variance", "within the base's score", "times fewer at equal variance"),
+        tuple(
+            (e.benchmark, count(e.n_pairs), f"{e.whole:.3f}", f"{e.within:.3f}", f"{e.whole / e.within:.2f}")
+            for e in covariate
         ),
     )
     closest = Table(
         "Share of multiple-choice items of the quickstart's general suite whose score a fine-tune changed, by quarters "
         "of the base's margin, the closest calls first:",
-        ("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %", "times fewer at equal variance"),
-        tuple((s.candidate, count(s.n_items), *map(percent, s.rates), f"{s.saved:.2f}") for s in strata),
+        (
+            *("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %"),
+            *("times fewer at equal variance", "with the base's score"),
+        ),
+        tuple(
+            (
+                *(s.candidate, count(s.n_items), *map(percent, s.rates)),
+                *(f"{s.saved:.2f}", f"{s.saved_by_score:.2f}"),
+            )
+            for s in strata
+        ),
     )
-    return [judged, *([closest] if strata else [])]
+    return [judged, of_score, *([closest] if strata else [])]
 
 
 @pytest.mark.bench
@@ -101,7 +138,7 @@ def test_items_for_a_verdict_are_counted_and_written():
         rows(lines, strata),
         probe(),
         bench_page.stem("fewer_items"),
-        tables(lines, strata),
+        tables(lines, strata, explained()),
     )
     equal = next(x for x in lines if x.delta == 0)
     assert equal.n_looks < equal.n_full
