@@ -14,6 +14,7 @@ import pytest
 import tiny_experiment
 from fake_facts import candidate, tuned
 
+from harness.cache import cache_dir
 from harness.cli import app, main
 from harness.cli.app import regressions_app, runs_app
 from harness.cli.compare import exit_code
@@ -473,6 +474,19 @@ def test_what_is_unused_is_listed_and_removed_only_with_yes(harness, copy):
     harness("runs", "rm", "--unused", "--unfinished", "--yes", cwd=copy, check=0)
     assert not (weights / "later.part").exists()
     assert listed == json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
+
+
+def test_rows_of_bases_that_every_folder_finds_are_listed_and_removed(harness, copy):
+    kept = cache_dir() / "base_rows" / "some.parquet"
+    kept.parent.mkdir()
+    kept.write_bytes(b"x" * 3_000_000)
+    assert f"{kept.parent}: 3.0 MB" in harness("runs", "list", cwd=copy, check=0).stderr
+    looked = harness("runs", "rm", "--unused", cwd=copy, check=0)
+    assert f"{kept.parent}: 3.0 MB" in looked.stdout
+    assert "would free 3.0 MB" in looked.stderr
+    assert kept.exists()
+    harness("runs", "rm", "--unused", "--yes", cwd=copy, check=0)
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("words", [(), ("a-run", "--unused"), ("a-run", "--yes"), ("--unfinished",)], ids=str)

@@ -49,6 +49,8 @@ def runs_list(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
         f"index {size(used.index_file)}, unfinished {size(used.unfinished)}, control arm "
         f"{size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
     )
+    shared = store.base_rows_use()
+    say(f"{shared.path}: {size(shared.n_bytes)} of bases' rows, for the experiments of every folder")
 
 
 @runs_app.command("show")
@@ -113,21 +115,24 @@ def runs_rm(
 
 def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
     """Remove what is unreferenced, or list it; say what that frees, and what is kept for whom."""
-    from harness import release
+    from harness import release, store
     from harness.formatting import size
     from harness.nightly.state import references
-    from harness.store import Store
 
-    at = Store(runs)
+    at, shared = store.Store(runs), store.base_rows_use()
     look = release.remove_unreferenced if yes else release.list_unreferenced
     found = look(at, references(at), unfinished=unfinished)
     listed = {str(one.path.relative_to(runs)): size(one.n_bytes) for one in found.removable}
+    if shared.n_bytes:  # whoever needs them again computes them again
+        listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
+    if yes:
+        store.remove([shared])
     if found.kept:
         kept, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
         whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"
         say(f"kept: {kept} that {whose}; --unfinished removes that too")
-    total = size(sum(one.n_bytes for one in found.removable))
+    total = size(sum(one.n_bytes for one in [*found.removable, shared]))
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from harness import store
+from harness import provenance, store
 from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
@@ -45,6 +45,28 @@ def fill(
                     store.append_block(session.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(session.store, job.identity, len(rows.ids))
+
+
+def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
+    """Fetch a base's rows of suites that another experiment here left; returns the sets without."""
+    environment = provenance.measuring_environment(session.machine.name)
+
+    def found(rows: RowSet) -> bool:
+        return _is_shared(rows) and store.find_base_rows(session.store, rows.identity, rows.ids, environment)
+
+    return [rows for rows in sets if not found(rows)]
+
+
+def keep_base_rows(session: Session, rows: RowSet) -> None:
+    """Leave a base's rows of a suite to other experiments on this machine."""
+    if _is_shared(rows):
+        environment = provenance.measuring_environment(session.machine.name)
+        store.keep_base_rows(session.store, rows.identity, environment)
+
+
+def _is_shared(rows: RowSet) -> bool:
+    """Tell whether rows may leave their folder: never those of a target, nor of items pinned from one."""
+    return rows.measured.role in ("capability", "safety")
 
 
 def measure_control(session: Session, base: ModelSource, weights: Weights) -> str:

@@ -199,16 +199,28 @@ def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, 
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base on the capability suite, as it is served; returns the row set of each task."""
-    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip())
+    """Measure a base on the capability suite, as it is served; returns the row set of each task.
+
+    What was measured of it on this machine before, in whatever folder, is taken from there.
+    """
+    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
 
 
-def suite_arm(session: Session, weights: Weights, name: str) -> dict[str, str]:
-    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task."""
+def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
+    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task.
+
+    What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
+    """
     sets = suite_sets(session, weights)
-    if lacking := runner.rescore_stored(session, sets):
+    lacking = runner.rescore_stored(session, sets)
+    if shared:
+        lacking = runner.find_base_rows(session, lacking)
+    if lacking:
         with open_weights(session, weights) as candidate:
-            fill(session, candidate, lacking, name)
+            for rows in lacking:
+                fill(session, candidate, [rows], name)
+                if shared:
+                    runner.keep_base_rows(session, rows)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 

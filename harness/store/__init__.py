@@ -21,6 +21,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/.progress.json                        where the comparison, night or rescue at work is
 """
 
+from harness.store.base_rows import base_rows_use, find_base_rows, keep_base_rows
 from harness.store.garbage import (
     DiskUse,
     Leftover,
@@ -112,6 +113,7 @@ __all__ = [
     "VerdictRecord",
     "all_runs",
     "append_block",
+    "base_rows_use",
     "begin",
     "complete_rows",
     "controls",
@@ -120,12 +122,14 @@ __all__ = [
     "differing_items",
     "disk_use",
     "end",
+    "find_base_rows",
     "find_items",
     "flip_rates",
     "get_run",
     "has_rows",
     "identities",
     "join_references",
+    "keep_base_rows",
     "keep_environment",
     "keep_origin",
     "list_begun",

@@ -144,7 +144,12 @@ def remove_merged_blocks(store: Store) -> None:
 
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
     """Tell whether the complete set begins with these examples, in this order."""
-    stored = _parquet_ids(store.parquet(identity.digest))
+    return is_stored_as(store.parquet(identity.digest), ids)
+
+
+def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
+    """Tell whether a file of rows, wherever it lies, begins with these examples, in this order."""
+    stored = _parquet_ids(path)
     return stored is not None and stored[: len(ids)] == list(ids)
 
 

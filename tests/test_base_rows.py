@@ -1,0 +1,192 @@
+"""Rows of a base on capability suites are computed once per machine, and no other rows leave their folder."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_experiment
+from test_store import IDENTITY, OTHER, complete, make_rows
+
+from harness import store as stores
+from harness.cache import cache_dir
+from harness.records import Origin
+from harness.store import Store
+from harness.store.base_rows import find_base_rows, keep_base_rows
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+HERE = {"device": "a processor", "threads": "2"}
+IDS = [row.example_id for row in make_rows(3)]
+
+
+class Stages:
+    """Progress that remembers the names of the stages."""
+
+    def __init__(self):
+        self.seen = []
+
+    @contextmanager
+    def stage(self, label, expected_s=0.0):
+        self.seen.append(label)
+        yield lambda done, total, note="": None
+
+    def finish(self, candidate, line):
+        pass
+
+
+def stages(path, *overrides, candidates=("prompt",)):
+    progress = Stages()
+    report = tiny_experiment.run(path, *overrides, candidates=candidates, progress=progress)
+    return report, progress.seen
+
+
+def asked_of_the_base(seen):
+    return [label for label in seen if label.startswith("base: ")]
+
+
+def experiment(tmp_path, name, tiny):
+    (tmp_path / name).mkdir()
+    return tiny_experiment.write(tmp_path / name, tiny)
+
+
+def kept_files():
+    return sorted((cache_dir() / "base_rows").glob("*"))
+
+
+def test_a_second_experiment_asks_the_base_nothing_on_the_suites(tmp_path, tiny):
+    first, seen = stages(experiment(tmp_path, "one", tiny))
+    assert asked_of_the_base(seen) == ["base: sums/test", "base: facts/test", "base: prose/test"]
+    path = experiment(tmp_path, "two", tiny)
+    second, seen = stages(path)
+    assert asked_of_the_base(seen) == []
+    assert "prompt: letters/test" in seen
+    (mine,), (theirs,) = first.facts, second.facts
+    assert (mine.name, mine.state, mine.target) == (theirs.name, theirs.state, theirs.target)
+    assert tiny_experiment.runs_of(path)["prompt"].latency["n"] > 0
+
+
+def test_rows_that_were_found_are_those_that_were_computed(tmp_path, tiny):
+    paths = [experiment(tmp_path, name, tiny) for name in ("one", "two")]
+    (one, two) = [{}, {}]
+    for path, rows in zip(paths, (one, two), strict=True):
+        stages(path)
+        at = Store(path.parent / "runs")
+        run = tiny_experiment.runs_of(path)["prompt"]
+        rows |= {name: stores.read_rows(at, digest) for name, digest in run.rows.items()}
+        assert all(stores.origins(at, digest) for digest in run.rows.values())
+    suite = [name for name in one if not name.startswith("letters")]
+    assert len(suite) == 3
+    assert {name: one[name] for name in suite} == {name: two[name] for name in suite}
+
+
+def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny):
+    stages(experiment(tmp_path, "one", tiny), candidates=("prompt", "lora"))
+    kept = b"".join(path.read_bytes() for path in kept_files())
+    assert len(kept_files()) == 3
+    assert b"What follows the number" in kept
+    assert b"Please look at my" not in kept
+    assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
+
+
+def test_rows_of_pinned_regressions_stay_in_their_folder(tmp_path, tiny):
+    path = experiment(tmp_path, "one", tiny)
+    suite = path.parent / "suites" / "general.yaml"
+    suite.write_text(suite.read_text().replace("role: capability", "role: regression"))
+    stages(path)
+    assert kept_files() == []
+
+
+def test_another_number_of_threads_computes_again(tmp_path, tiny, monkeypatch):
+    stages(experiment(tmp_path, "one", tiny))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert len(asked_of_the_base(stages(experiment(tmp_path, "two", tiny))[1])) == 3
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Keep three rows; returns the store they were computed in."""
+    at = Store(tmp_path / "runs")
+    computed(at, IDENTITY)
+    keep_base_rows(at, IDENTITY, HERE)
+    return at
+
+
+def computed(at, identity, environment=HERE):
+    complete(at, identity, make_rows(3))
+    stores.keep_origin(at, identity.digest, 0, Origin(stores.keep_environment(at, environment)))
+
+
+def test_rows_are_found_in_the_same_environment_alone(kept, tmp_path):
+    other = Store(tmp_path / "other")
+    assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"})
+    assert not find_base_rows(other, replace(IDENTITY, precision="bf16"), IDS, HERE)
+    assert find_base_rows(other, IDENTITY, IDS, HERE)
+    assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(kept, IDENTITY.digest)
+    assert stores.origins(other, IDENTITY.digest) == stores.origins(kept, IDENTITY.digest)
+
+
+def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
+    at = Store(tmp_path / "runs")
+    computed(at, IDENTITY, {"device": "another"})
+    keep_base_rows(at, IDENTITY, HERE)
+    assert kept_files() == []
+
+
+def test_more_items_than_are_kept_are_not_found(kept, tmp_path):
+    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE)
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
+def test_a_damaged_file_is_as_if_absent(kept, tmp_path, damage):
+    (path,) = kept_files()
+    path.write_bytes(damage(path.read_bytes()))
+    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)
+    keep_base_rows(kept, IDENTITY, HERE)
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)
+
+
+def test_the_least_recently_used_rows_go_first(kept, tmp_path):
+    computed(kept, OTHER)
+    for identity, age in ((IDENTITY, 200), (OTHER, 100)):
+        keep_base_rows(kept, identity, HERE)
+        newest = max(kept_files(), key=lambda path: path.stat().st_mtime)
+        os.utime(newest, (newest.stat().st_atime, newest.stat().st_mtime - age))
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)  # used now
+    third = replace(IDENTITY, task="third")
+    computed(kept, third)
+    room = max(path.stat().st_size for path in kept_files()) * 2 + 100
+    keep_base_rows(kept, third, HERE, bound_bytes=room)
+    found = [find_base_rows(Store(tmp_path / "new"), one, IDS, HERE) for one in (IDENTITY, OTHER, third)]
+    assert found == [True, False, True]
+    assert stores.base_rows_use().n_bytes <= room
+
+
+KEEP_OFTEN = """
+import sys
+from pathlib import Path
+from test_base_rows import HERE, IDENTITY, IDS, Store, computed, find_base_rows, keep_base_rows
+folder = Path(sys.argv[1])
+computed(Store(folder), IDENTITY)
+for i in range(20):
+    keep_base_rows(Store(folder), IDENTITY, HERE)
+    find_base_rows(Store(folder / f"{i}"), IDENTITY, IDS, HERE)
+"""
+
+
+def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEEP_OFTEN, str(tmp_path / f"{i}")],
+            env={**os.environ, "PYTHONPATH": paths, "HARNESS_CACHE": str(cache_dir())},
+        )
+        for i in range(3)
+    ]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
+    assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE)
+    assert all(path.suffix == ".parquet" for path in kept_files())
