@@ -7,6 +7,7 @@ Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:25
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable
 
 from pydantic import Field
@@ -19,9 +20,9 @@ from harness.regularizers import MixContext, Mixture
 from harness.spec import Spec, Task, TaskData
 
 _NAME = "replay"
-_LONGEST = 96  # tokens of an answer
-_SPARE = 1.1  # some answers are left out: empty, refused, or without the end of a sentence
-_ENDS = (".", "!", "?")
+_LONGEST = 64  # tokens of an answer
+_SPARE = 1.2  # some answers are left out: empty, refused, or without the end of a sentence
+_END = re.compile(r"(?<=[^\W\d])[.!?][\"')]?(?=\s|$)")  # of a sentence; not of the 1. that numbers a line
 
 
 class Params(Spec):
@@ -77,4 +78,7 @@ def _whole(row: SampleResult) -> str:
     if row.status not in ("ok", "truncated"):
         return ""
     text = row.text.strip()
-    return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]
+    if row.status == "ok":
+        return text
+    ends = [found.end() for found in _END.finditer(text)]
+    return text[: ends[-1]] if ends else ""

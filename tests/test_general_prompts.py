@@ -1,0 +1,80 @@
+"""The prompts of replay: as many of each kind, and none worded like what the shipped suites ask."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.data.general_prompts import EACH, KINDS, general_prompts
+
+SUITES = Path(__file__).parents[1] / "suites"
+RUN = 5  # words in a row that no prompt shares with an item
+
+
+def words(text: str) -> list[str]:
+    """Return the words in lower case, every number as the same one."""
+    return re.findall(r"#|[^\W\d_]+", re.sub(r"\d+(?:[.:]\d+)?", " # ", text.casefold()))
+
+
+def runs(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)}
+
+
+def items() -> Iterator[str]:
+    """Yield all that an item of a shipped suite says: its turns, or its text."""
+    for file in sorted(SUITES.glob("*/*.jsonl")):
+        for line in file.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            yield from (turn["content"] for turn in row.get("messages", ()))
+            yield from (row[key] for key in ("prompt", "text", "title") if row.get(key))
+
+
+@pytest.fixture(scope="module")
+def asked() -> set[tuple[str, ...]]:
+    return {run for text in items() for run in runs(text)}
+
+
+def kind_of(prompt: str) -> str:
+    """Name the kind with a template that the prompt fills."""
+    return next(name for name, kind in KINDS.items() if any(filled(t, prompt) for t in kind.templates))
+
+
+def filled(template: str, prompt: str) -> bool:
+    fixed = re.split(r"(?<!\{)\{\w+\}", template)
+    return re.fullmatch(".+".join(re.escape(part.format()) for part in fixed), prompt) is not None
+
+
+def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(asked):
+    shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & asked)}
+    assert shared == {}
+
+
+@pytest.mark.parametrize(
+    "reworded",
+    [
+        "Zoe has 31 kites and gets 14 more. How many kites does Zoe have now? Answer in one short sentence.",
+        'What does the French word "fenouil" mean in English?',
+        "Write one short sentence about Peru.",
+        "What is the capital of Bhutan, please?",
+    ],
+)
+def test_an_item_with_other_names_and_numbers_would_be_found(asked, reworded):
+    assert runs(reworded) & asked
+
+
+@pytest.mark.parametrize("n", [12, 50, 353, len(KINDS) * EACH])
+def test_each_beginning_holds_all_kinds_alike(n):
+    counts = Counter(kind_of(prompt) for prompt in general_prompts()[:n])
+    assert len(counts) == len(KINDS)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_no_prompt_is_asked_twice_and_every_slot_is_filled():
+    prompts = general_prompts()
+    assert len(set(prompts)) == len(prompts) == len(KINDS) * EACH
+    assert not [p for p in prompts if re.search(r"\{\w+\}", p)]
+    assert all(p == " ".join(p.split()) for p in prompts)
