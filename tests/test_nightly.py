@@ -230,10 +230,21 @@ def test_changes_of_a_metric_without_bounds_stay_apart_in_their_unit():
 
 
 def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
-    now = {**chat_rows(1, 1, 1), **failed(chat_rows(1))}
-    found = compared(now, chat_rows(1, 1, 1), max_errors=0.4)
-    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, 0.0, 0.0], 1, True)
-    assert not compared(now, chat_rows(1, 1, 1), max_errors=0.3).valid
+    now = {**chat_rows(1, 1, 1), **failed(chat_rows(1, 1))}
+    found = compared(now, chat_rows(1, 1, 1), max_errors=0.7)
+    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0, 0.0], 2, True)
+    assert not compared(now, chat_rows(1, 1, 1), max_errors=0.6).valid
+
+
+@pytest.mark.parametrize(
+    ("n_failed", "n", "max_errors", "valid"),
+    [(1, 80, 0.01, True), (2, 80, 0.01, False), (2, 199, 0.01, False), (2, 200, 0.01, True), (1, 80, 0, False)],
+)
+def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_failed, n, max_errors, valid):
+    """One of 80 is 1.25 %, more than the 1 % allowed, and voided the other 79."""
+    then = chat_rows(*[1] * n)
+    found = compared({**then, **failed(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
+    assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
 
 
 def unscored(rows):

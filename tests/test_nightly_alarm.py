@@ -178,6 +178,16 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
     )
 
 
+def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
+    quiet = SeriesNight(dict.fromkeys(LOST.changes, 0.0) | {"chat/0": -1.0}, {}, n_asked=30, errors=1)
+    found = told(stored(quiet))
+    assert found.verdict == "ok"
+    assert found.sentence.startswith(
+        "lora: ok: target: 1 of 30 answers failed tonight (3.3 %): the candidate's count as the worst there is, "
+        "the base's are left out; target −3.3 ["
+    )
+
+
 def test_an_invalid_night_does_not_hide_what_others_showed():
     assert told(stored(LOST), stored(replace(LOST, errors=3, valid=False), 2)).verdict == "regression"
 

@@ -228,17 +228,22 @@ def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
 
 def _series_sentence(key: str, e: Evidence, one: Watched) -> str:
     series = one.series[key]
-    said = [*_invalid(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
+    said = [*_failed(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
     return "; ".join(said) or f"{key}: no new items were evaluated"
 
 
-def _invalid(key: str, series: SeriesNight) -> Iterable[str]:
-    if not series.valid:
-        share = formatting.percent(series.errors / series.n_asked)
-        yield (
-            f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
-            f"tonight ({share} %), more than gate.max_errors allows: the night is no evidence"
-        )
+def _failed(key: str, series: SeriesNight) -> Iterable[str]:
+    if not series.errors:
+        return
+    share = formatting.percent(series.errors / series.n_asked)
+    said = (
+        f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
+        f"tonight ({share} %)"
+    )
+    if series.valid:
+        yield f"{said}: the candidate's count as the worst there is, the base's are left out"
+    else:
+        yield f"{said}, more than gate.max_errors allows: the night is no evidence"
 
 
 def _unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:

@@ -44,8 +44,9 @@ def compare_series(
 ) -> SeriesNight:
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
 
-    In shares of the metric's range where it has one. Not valid where a larger share than `max_errors` of the
-    answers failed, be it the candidate's or the base's.
+    In shares of the metric's range where it has one. Not valid where more answers failed than a share of
+    `max_errors` allows, be it the candidate's or the base's; one failed answer is allowed in any case, unless
+    none is.
     """
     new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
     changes, unbounded = _by_range(new.changes, metrics)
@@ -60,7 +61,8 @@ def compare_series(
         unbounded=unbounded,
         errors=errors,
         n_asked=len(asked),
-        valid=errors <= max_errors * len(asked),
+        # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
+        valid=errors <= max(max_errors * len(asked), float(max_errors > 0)),
     )
 
 
