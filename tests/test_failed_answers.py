@@ -180,21 +180,74 @@ def test_a_task_of_which_the_base_answered_nothing_is_missing():
     assert "1 task not answered by both (sums)" in found.sentence
 
 
+def critical_verdict(base, new):
+    policy = GatePolicy(critical=("facts",), max_errors=0.5)
+    return evidence(judged(measured(base, new), policy=policy), "critical")
+
+
+def test_a_critical_loss_is_shown_only_whatever_the_base_would_have_answered():
+    """10 of 80 are lost; 40 more, which the candidate answers, the base may have passed as well: 10 of 120."""
+    base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 10 + [1.0] * 70
+    without_errors, found = critical_verdict(base[40:], new[40:]), critical_verdict(base, new)
+    assert (without_errors.outcome, found.outcome) == ("fail", "inconclusive")
+    assert without_errors.numbers["facts_low"] == pytest.approx(0.0695, abs=1e-4)
+    assert found.numbers["facts_low"] == pytest.approx(0.0460, abs=1e-4)  # the margin is 0.05
+    assert found.numbers["facts_high"] == without_errors.numbers["facts_high"]
+
+
+def test_a_critical_loss_among_all_the_base_may_have_passed_fails():
+    base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 20 + [1.0] * 60
+    assert critical_verdict(base, new).outcome == "fail"
+
+
+def test_what_the_candidate_fails_and_the_base_did_not_answer_keeps_a_critical_task_from_passing():
+    base = [None] * 10 + [1.0] * 90
+    right, wrong = (critical_verdict(base, [answer] * 10 + [1.0] * 90) for answer in (1.0, 0.0))
+    assert (right.outcome, wrong.outcome) == ("pass", "inconclusive")
+    assert right.numbers["facts_high"] == pytest.approx(0.0327, abs=1e-4)
+
+
 # Metrics and their worst value
 
 
-def test_without_a_worst_value_one_error_is_enough():
-    points = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np.inf))
+POINTS = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np.inf))
+
+
+@pytest.mark.parametrize("critical", [(), ("facts",)])
+def test_without_a_worst_value_one_error_is_enough(critical):
     base = np.random.default_rng(0).uniform(5, 6, 2000)
-    found = judged(measured(base, [None, *base[1:]], metric=points))
+    task = measured(base, [None, *base[1:]], metric=POINTS)
+    role = "safety" if critical else "regression"
+    found = judged(task._replace(role=role), policy=GatePolicy(critical=critical))
     assert found.sentence.startswith("INCONCLUSIVE: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
     assert "points has no worst value to count them by, which bounds: of the task declares" in found.sentence
     assert found.items_needed is None
 
 
+@pytest.mark.parametrize("failed", [1, 20])
+def test_failed_answers_to_a_task_without_bounds_leave_alone_what_it_is_no_part_of(failed):
+    """It never counts in the macro, but one of its answers made the verdict invalid, and all a missing task."""
+    fine = measured(*flips(2000, 2, 2))
+    text = measured([5.0] * 20, [None] * failed + [5.0] * (20 - failed), "long", POINTS)
+    assert judged(fine, text).outcome == "pass"
+
+
+def test_what_a_candidate_fails_of_a_task_that_is_not_admitted_decides_nothing():
+    """The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid."""
+    fine, guessed = measured(*flips(2000, 2, 2)), [1.0, 0.0] * 50
+    failed = measured(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
+    assert judged(fine, failed).outcome == "pass"
+
+
+def test_what_the_base_fails_of_a_task_may_have_kept_it_from_being_admitted():
+    fine, guessed = measured(*flips(2000, 2, 2)), [1.0, 0.0] * 50
+    failed = measured([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
+    found = judged(fine, failed)
+    assert found.sentence.startswith("INCONCLUSIVE: invalid: 20 of 100 answers on guessed (20.0 %) failed")
+
+
 def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
-    points = mean_metric("points", lambda output, example: None, bounds=(-np.inf, np.inf))
-    gain = compare_rows(points, rows([1.0, 2.0, 3.0], points), rows([2.0, None, 3.5], points))
+    gain = compare_rows(POINTS, rows([1.0, 2.0, 3.0], POINTS), rows([2.0, None, 3.5], POINTS))
     target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
     policy = GatePolicy(target={"gain": 0.1})
     found = judged(measured(*flips(2000, 2, 2)), policy=policy, target=target)
@@ -268,7 +321,7 @@ def fail(at, digest, n):
 
 
 def test_a_stored_run_with_failed_answers_is_invalid(copy, run):
-    fail(Store(copy.parent / "runs"), run.rows["facts/test"], 5)
+    fail(Store(copy.parent / "runs"), run.rows["sums/test"], 5)
     (found,) = release.gate(copy, "lora")
     assert found.verdict.sentence.startswith("INCONCLUSIVE: invalid: 5 of ")
     assert "5 by the candidate (the server was busy)" in found.verdict.sentence
@@ -282,7 +335,7 @@ def pass_before_errors(copy, run):
     passed = replace(release.gate(copy, "prompt")[0].verdict, outcome="pass", sentence="PASS")
     shutil.rmtree(at.folder / "verdicts")
     record_verdict(at, run, passed, policy, "the base", run.base_digest)
-    fail(at, run.rows["facts/test"], 5)
+    fail(at, run.rows["sums/test"], 5)
 
 
 def test_a_stored_verdict_that_is_another_now_says_why(copy, run):

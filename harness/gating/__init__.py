@@ -21,6 +21,7 @@ from harness.gating.admission import (
     compare_invalid_rates,
     compare_measurements,
     cut_tasks,
+    may_be_judged,
     measured_half,
 )
 from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, unmeasured_rule
@@ -134,7 +135,7 @@ def judge(
         compared = compare_measurements(measured, cut, policy.alpha, identical=identical)
     primary = {t.task.name: t for t in compared if t.comparison.metric == t.task.primary_metric}
     judged = [m for m in measured if is_judged(m.task.name, policy)]
-    unanswered = [m.task.name for m in judged if m.task.name not in primary]
+    unanswered = [m.task.name for m in judged if m.task.name not in primary and may_be_judged(m, policy)]
     tasks = [primary[m.task.name] for m in judged if m.task.name in primary]
     verdict = apply_rules(
         tasks,

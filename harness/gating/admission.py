@@ -12,7 +12,13 @@ from typing import NamedTuple
 from harness import comparison, formatting, stats
 from harness.comparison import BaseErrors, Comparison
 from harness.gating.halves import HALVES, Half, Split, cluster_name, other_half, split
-from harness.gating.verdict import AdmittedHalf, TaskComparison, is_reported_only
+from harness.gating.verdict import (
+    AdmittedHalf,
+    TaskComparison,
+    is_named_critical,
+    is_reported_only,
+    may_decide,
+)
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Role, Task
@@ -44,6 +50,14 @@ class Admission(NamedTuple):
 
     halves: tuple[Half, ...]
     why_not: str
+
+
+def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
+    """Tell whether a rule may judge a task, whatever the base scores on it."""
+    if not may_decide(m.task, m.role, m.suite, policy):
+        return False
+    reported = _why_reported(m.task, m.metrics[m.task.primary_metric])
+    return m.role != "capability" or not reported or is_named_critical(m.task, m.suite, policy)
 
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> Split:
@@ -131,10 +145,15 @@ def _task(m: Measurement, cut: Split, alpha: float, identical: bool) -> list[Tas
         return out
     halves, why_not = _admission(m, cut)
     half = _admitted_half(m, cut, halves[0], why_not, alpha, identical) if len(halves) == 1 else None
-    why_not, room = "" if halves else why_not, _room(m.base)
-    out[0] = out[0]._replace(base_rows_admitted=bool(halves), why_not=why_not, half=half, room=room)
-    if halves:
-        out[0] = out[0]._replace(span=m.metrics[primary].range.span)
+    metric = m.metrics[primary]
+    out[0] = out[0]._replace(
+        base_rows_admitted=bool(halves),
+        why_not="" if halves else why_not,
+        half=half,
+        room=_room(m.base),
+        span=metric.range.span if halves else 1.0,
+        may_be_admitted=not _why_reported(m.task, metric),
+    )
     return out
 
 

@@ -293,9 +293,11 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
         why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
         return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
     lost, passed = len(c.lost), c.base_passed
-    # What the base did not answer may be passed by it and lost by the candidate.
-    most_lost, most_passed = lost + c.errors.base, passed + c.errors.base
-    low = _loss_bounds(lost, passed, c.design_effect, policy.alpha).low
+    # What the base did not answer it may have passed: lost where the candidate fails it, and else kept.
+    may_be_lost = len(c.errors.open)
+    may_be_kept = c.errors.base - may_be_lost
+    most_lost, most_passed = lost + may_be_lost, passed + may_be_lost
+    low = _loss_bounds(lost, passed + may_be_kept, c.design_effect, policy.alpha).low
     high = _loss_bounds(most_lost, most_passed, c.design_effect, policy.alpha).high
     outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
     said = (

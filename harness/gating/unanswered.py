@@ -13,6 +13,7 @@ from harness.gating.verdict import (
     Rule,
     TargetFacts,
     TaskComparison,
+    is_in_macro,
     is_named_critical,
     is_reported_only,
     may_decide,
@@ -40,7 +41,7 @@ def errors_rule(
     `gate.max_errors` of a task's items, and at once where the metric has no worst value to count one by, the
     verdict is invalid.
     """
-    found = [t.comparison for t in tasks if t.comparison.errors.total and _may_decide(t, policy)]
+    found = [t.comparison for t in tasks if t.comparison.errors.total and _decides(t, policy)]
     unscored = [c for c in found if not c.errors.is_scored]
     if target and target.gain and not target.gain.errors.is_scored and policy.target.gain is not None:
         unscored.append(target.gain)
@@ -60,12 +61,18 @@ def errors_rule(
     return Rule("errors", "pass", said, facts)
 
 
-def _may_decide(t: TaskComparison, policy: GatePolicy) -> bool:
-    """Tell whether a rule judges the task, or would if the base's failed answers had let it be admitted."""
-    is_lower_better = not t.comparison.unit.higher_is_better and not is_reported_only(t.task)
-    if t.role == "capability" and is_lower_better:  # which admission never takes
-        return is_named_critical(t.task, t.suite, policy)
-    return may_decide(t.task, t.role, t.suite, policy)
+def _decides(t: TaskComparison, policy: GatePolicy) -> bool:
+    """Tell whether a rule judges the task, or might if the base had answered all of it.
+
+    Admission looks at the base alone, so what the candidate did not answer of a task that is not admitted
+    decides nothing.
+    """
+    may_be_judged = may_decide(t.task, t.role, t.suite, policy)
+    if is_in_macro(t) or is_reported_only(t.task) or is_named_critical(t.task, t.suite, policy):
+        return may_be_judged
+    errors = t.comparison.errors
+    is_open = t.may_be_admitted and errors.base + errors.both > policy.max_errors * errors.n
+    return may_be_judged and (t.role != "capability" or is_open)
 
 
 def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], policy: GatePolicy) -> str:

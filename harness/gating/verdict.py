@@ -37,7 +37,8 @@ class TaskComparison(NamedTuple):
 
     `half` is set where only one half of the items counts in the macro. `room` is how many items the task
     still holds beside those that were drawn, infinite where all were asked. `span` is the range of the
-    primary metric, of which margins are shares.
+    primary metric, of which margins are shares. `may_be_admitted` is False where that metric never counts in
+    the macro, whatever the base scores.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class TaskComparison(NamedTuple):
     half: AdmittedHalf | None = None
     room: float = inf
     span: float = 1.0
+    may_be_admitted: bool = True
 
     @property
     def counted(self) -> Comparison:
