@@ -251,6 +251,23 @@ def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
     assert known.high - known.low >= apart_.high - apart_.low - 1e-12
 
 
+def test_a_document_that_copies_share_is_needed_once():
+    """Each copy was asked for the same 1,480 documents: "some 2,960 more items (c0 1,480, c1 1,480)"."""
+    twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
+    one, both = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
+    assert (one["items_needed"], both["items_needed"]) == (1_480, 1_480)
+    assert both["items_needed_by_task"] == ["c0 and c1 1,480"]
+
+
+def test_items_needed_beside_copies_are_those_of_three_tasks():
+    """Of two tasks, the second of which shares half of its items with both copies of the first."""
+    a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
+    other = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
+    two, three = (macro_of(verdict(measured)).numbers for measured in ([a, other], [a, b, other]))
+    assert three["items_needed"] == pytest.approx(two["items_needed"], rel=0.05)
+    assert {said.rsplit(" ", 1)[0] for said in three["items_needed_by_task"]} == {"c0 and c1", "z"}
+
+
 def test_a_digest_that_many_items_of_a_task_have_names_no_document():
     tasks = copies(np.random.default_rng(0), 2, n=50)
     same = [m._replace(documents=dict.fromkeys(m.documents, "empty prompt")) for m in tasks]

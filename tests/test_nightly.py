@@ -238,7 +238,13 @@ def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
 
 @pytest.mark.parametrize(
     ("n_failed", "n", "max_errors", "valid"),
-    [(1, 80, 0.01, True), (2, 80, 0.01, False), (2, 199, 0.01, False), (2, 200, 0.01, True), (1, 80, 0, False)],
+    [
+        (1, 80, 0.01, True),
+        (2, 80, 0.01, False),
+        (2, 199, 0.01, False),
+        (2, 200, 0.01, True),
+        (1, 80, 0, False),
+    ],
 )
 def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_failed, n, max_errors, valid):
     """One of 80 is 1.25 %, more than the 1 % allowed, and voided the other 79."""

@@ -7,6 +7,8 @@ items that tasks share widen the interval.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.admission import Measurement, compare_half, cut_tasks
@@ -65,21 +67,53 @@ def average_macro(
     return Macro(delta, lower, upper, se, scales, weights, correlations)
 
 
-def planned_parts(admitted: Sequence[TaskComparison], macro: Macro) -> list[Part]:
+class Planned(NamedTuple):
+    """What each task adds to the macro's standard error, and how far what two of them add moves together."""
+
+    parts: list[Part]
+    correlations: Array | None
+
+
+def planned_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> Planned:
     """Describe what each task adds to the macro's standard error, and how many items it could still ask.
 
-    Of a task of which one half counts, every second item that is added counts.
+    Of a task of which one half counts, every second item that is added counts. Copies of one task are one
+    part: a document that is added is an item of each.
     """
     pairs = zip(admitted, macro.factors, strict=True)
-    return [
+    widths = [factor * planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
+    groups = list(_copies_by_place(admitted, shared).items())
+    rho = macro.correlations if macro.correlations is not None else np.eye(len(admitted))
+    parts = [
         Part(
-            name=t.task.name,
-            se=factor * planning_se(t.counted, lower_se(t.counted)),
-            n=t.comparison.n,
-            room=t.room,
+            name=" and ".join(names),
+            se=stats.quadrature([widths[i] for i in places], rho[np.ix_(places, places)]),
+            n=max(admitted[i].comparison.n for i in places),
+            room=min(admitted[i].room for i in places),
         )
-        for t, factor in pairs
+        for names, places in groups
     ]
+    if len(groups) == len(admitted) or not np.isfinite(widths).all():
+        return Planned(parts, macro.correlations if len(groups) == len(admitted) else None)
+    return Planned(parts, _join_correlations(rho, np.array(widths), [places for _, places in groups]))
+
+
+def _copies_by_place(
+    admitted: Sequence[TaskComparison], shared: SharedItems
+) -> dict[tuple[str, ...], list[int]]:
+    places: dict[tuple[str, ...], list[int]] = {}
+    for i, t in enumerate(admitted):
+        places.setdefault(shared.copies_of(t), []).append(i)
+    return places
+
+
+def _join_correlations(rho: Array, widths: Array, groups: Sequence[Sequence[int]]) -> Array:
+    """Correlate the sums of groups of what tasks add, (g, g), from the correlations (k, k) of the tasks."""
+    member = np.array([[float(i in places) for i in range(len(widths))] for places in groups])  # (g, k)
+    covariance = member @ (rho * np.outer(widths, widths)) @ member.T
+    scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))
+    found: Array = np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0)
+    return found
 
 
 def macro_between(

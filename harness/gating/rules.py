@@ -167,8 +167,8 @@ def macro_rule(
     found = macro_estimate(admitted, macro, identical)
     outcome = _outcome(macro.lower, macro.upper, margin)
     facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
-    parts = planned_parts(admitted, macro)
-    advice = more_items(macro.delta, parts, margin, policy.alpha, facing, macro.correlations)
+    planned = planned_parts(admitted, macro, shared)
+    advice = more_items(macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations)
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}

@@ -29,19 +29,23 @@ _LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of
 
 
 class SharedItems(NamedTuple):
-    """Items in common: `copies` maps a task to how many hold its items, or nearly all, itself among them.
+    """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
 
     `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
     for a reader who shares what.
     """
 
-    copies: Mapping[str, int]
+    copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
 
+    def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
+        """Name the tasks that hold a task's items: itself, where no other does."""
+        return self.copies.get(t.task.name, (t.task.name,))
+
     def weights(self, tasks: Sequence[TaskComparison]) -> tuple[float, ...]:
         """Return what each task counts in the macro, (k,), adding up to 1: copies together as one task."""
-        raw = [(0.5 if t.half else 1.0) / self.copies.get(t.task.name, 1) for t in tasks]
+        raw = [(0.5 if t.half else 1.0) / len(self.copies_of(t)) for t in tasks]
         return tuple(weight / sum(raw) for weight in raw)
 
     def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
@@ -84,7 +88,7 @@ def find_shared_items(
     sizes = {name: len(of[name].base) for name in sorted(together)}
     groups = _copies(n_shared, sizes)
     return SharedItems(
-        {name: len(group) for group in groups for name in group},
+        {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
         tuple(_said(n_shared, groups, sizes)),
     )
