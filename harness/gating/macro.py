@@ -68,7 +68,7 @@ def average_macro(
 
 
 class Planned(NamedTuple):
-    """What each task adds to the macro's standard error, and how far what two of them add moves together."""
+    """Parts of the macro's standard error, one a task, and the correlations of what they add."""
 
     parts: list[Part]
     correlations: Array | None
