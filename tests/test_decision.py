@@ -240,6 +240,68 @@ def test_one_seed_that_fails_the_gate_stops_the_recipe():
     assert best_trained(facts) == "small"
 
 
+def lora_seeds(*outcomes, **changes):
+    return [tuned("lora", 0.95, 0.21, outcome, seed=seed, **changes) for seed, outcome in enumerate(outcomes)]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "action", "words"),
+    [
+        (
+            ("pass", "pass", "fail"),
+            "few-shot",
+            "+21.0 [+16, +26] points over it, but with seed 2 it fails the gate.",
+        ),
+        (("fail", "pass", "fail"), "few-shot", "but with seeds 0, 2 it fails the gate."),
+        (("inconclusive", "fail", "pass"), "few-shot", "but with seed 1 it fails the gate."),
+        (("fail", "fail", "fail"), "few-shot", "points over it, but fails the gate."),
+        (
+            ("pass", "inconclusive", "pass"),
+            "undecided",
+            "over knn, but the gate of seed 1 is inconclusive; 240 more items would settle it; ship knn",
+        ),
+        (("inconclusive",) * 3, "undecided", "but its gate is inconclusive; 240 more items would settle it;"),
+        (("pass", "pass", None), "undecided", "but what seed 2 forgot was not measured; add suites:"),
+    ],
+)
+def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
+    """Of all of these but the last two it said "its gate is inconclusive; more items would settle it"."""
+    decision = decided([*alternatives(), *lora_seeds(*outcomes)])
+    assert (decision.action, words in decision.sentence) == (action, True)
+
+
+def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
+    fails, open_ = (
+        decided([*alternatives(), *lora_seeds("pass", "pass", o)]) for o in ("fail", "inconclusive")
+    )
+    assert "while lora (seed 2) fails its gate; harness rescue lora" in said(fails, "Next best spend")
+    before = said(open_, "Before either")
+    assert before.startswith(
+        "Before either: some 240 more items of the suites, because the gate of lora (seed 2)"
+    )
+
+
+def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
+    invalid = verdict("inconclusive", "INCONCLUSIVE: invalid: 3 of 100 answers failed", items_needed=None)
+    decision = decided([*alternatives(), tuned("lora", 0.95, 0.21, verdict=invalid)])
+    assert "its gate is inconclusive; do what the gate's sentence asks for; ship knn" in decision.sentence
+    assert "more items" not in said(decision, "Before either")
+
+
+def test_a_recipe_that_passes_is_not_called_inconclusive_for_not_being_chosen():
+    """Another is better on validation, and its gain is not shown: that is the comparison that was declared."""
+    facts = [*alternatives(), tuned("chosen", 0.80, 0.03), tuned("other", 0.79, 0.08)]
+    decision = decided(facts)
+    assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
+    assert "chosen, the best of them, is not shown to be better (+3.0 [−2, +8] points)" in decision.sentence
+
+
+def test_a_fine_tune_too_slow_for_the_budget_is_not_called_inconclusive():
+    facts = [*alternatives(), tuned("slow", 0.95, 0.21, latency_p50_s=3.0), tuned("fast", 0.75, 0.01)]
+    decision = decided(facts, max_latency_s=1.0)
+    assert (decision.candidate, "slow" in decision.sentence) == ("knn", False)
+
+
 def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
     crashed = [
         tuned("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None) for i in (1, 2)

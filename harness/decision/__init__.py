@@ -13,7 +13,14 @@ from harness import formatting
 from harness.decision.ablation import Ablation, Factor, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
-from harness.decision.explain import failed_seeds_text, not_shown_text, reasons, settling_text, too_dear
+from harness.decision.explain import (
+    more_items_text,
+    not_shown_text,
+    reasons,
+    seeds_text,
+    settling_text,
+    too_dear,
+)
 from harness.decision.family import Family, Member, family_members, family_of, place_in_family
 from harness.decision.learning_curve import LearningCurve, Trained, learning_curve
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, too_few
@@ -28,6 +35,7 @@ from harness.decision.results import (
     best_trained,
     best_untrained,
     failed_seeds,
+    failing_seeds,
     gain,
     gain_text,
     is_fine_tuned,
@@ -36,6 +44,7 @@ from harness.decision.results import (
     passes_alone,
     passing_runs,
     score_text,
+    seeds_of,
     strongest,
     strongest_run,
     target_unit,
@@ -256,8 +265,10 @@ def _choose_without_gain(
     case: Case, found: Economics, compared: CandidateFacts, alternative: CandidateFacts
 ) -> _Choice:
     """Keep the untrained candidate, or wait for a gate that could still pass a fine-tune that gains."""
-    blocked = [f for f in case.facts if is_fine_tuned(f) and f.state == "done" and is_gain_shown(f)]
-    if pending := [f for f in blocked if f.verdict is None or f.verdict.outcome != "fail"]:
+    passing = {f.name for f in passing_runs(case.facts)}
+    tuned = [f for f in within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
+    blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
+    if pending := [f for f in blocked if not failing_seeds(case.facts, f)]:
         return _await_gate(case, best(pending) or pending[0], alternative)
     if blocked:
         return _keep_untrained(case, best(blocked) or blocked[0], alternative)
@@ -289,20 +300,33 @@ def _collect(case: Case, run: CandidateFacts, alternative: CandidateFacts, wante
 
 def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over {alternative.name}"
-    if run.verdict is None:
-        why, settle = "what it forgot was not measured", "add suites: and compare again"
-    elif run.verdict.outcome == "pass" and (failed := failed_seeds(case.facts, run)):
-        why, settle = failed_seeds_text(failed), "mend that and compare again"
-    elif passes_alone(run) and run.standing:
-        why, settle = not_shown_text(run.standing), settling_text(run)
-    else:
-        items = run.verdict.items_needed
-        why = "its gate is inconclusive"
-        settle = f"{formatting.count(items) + ' ' if items else ''}more items would settle it"
+    why, settle = _open_gate(case, run)
     return _undecided(f"{gains}, but {why}", f"{settle}; ship {alternative.name} until then")
+
+
+def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
+    """Say why a recipe of which no seed fails its gate does not pass, and what would settle that."""
+    seeds = seeds_of(case.facts, run)
+    if unmeasured := [f.seed for f in seeds if f.verdict is None]:
+        who = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
+        return f"what {who} forgot was not measured", "add suites: and compare again"
+    if undecided := {f.seed: f.verdict for f in seeds if f.verdict and f.verdict.outcome == "inconclusive"}:
+        gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
+        return f"{gate} is inconclusive", more_items_text(list(undecided.values()))
+    if failed := failed_seeds(case.facts, run):
+        return f"{seeds_text(failed)} failed", "mend that and compare again"
+    return next(
+        (not_shown_text(f.standing), settling_text(f))
+        for f in (run, *seeds)
+        if passes_alone(f) and f.standing
+    )
 
 
 def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Choice:
     gains = f"{run.name} gains {gain_text(case, gain(run.vs_untrained))} over it"
-    why = f"{score_text(case, alternative)}; {gains}, but fails the gate"
+    failing = failing_seeds(case.facts, run)
+    fails = (
+        "fails" if len(failing) == len(seeds_of(case.facts, run)) else f"with {seeds_text(failing)} it fails"
+    )
+    why = f"{score_text(case, alternative)}; {gains}, but {fails} the gate"
     return _ship(alternative, why)

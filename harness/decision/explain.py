@@ -24,6 +24,7 @@ from harness.decision.results import (
     passes_alone,
 )
 from harness.decision.seeds import gain_label, n_seeds, spread_text
+from harness.gating import Verdict
 from harness.spec import DecidePolicy
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
@@ -303,15 +304,15 @@ def _failed_recipes(case: Case) -> list[str]:
     """Name the fine-tunes of which some seeds finished and others failed."""
     done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
     return [
-        f"{name} does not pass: {failed_seeds_text(failed)}, and a recipe passes with all of its seeds."
+        f"{name} does not pass: {seeds_text(failed)} failed, and a recipe passes with all of its seeds."
         for name, run in done.items()
         if (failed := failed_seeds(case.facts, run))
     ]
 
 
-def failed_seeds_text(seeds: Sequence[int]) -> str:
-    """Say which seeds failed: `seed 1 failed`, `seeds 1, 2 failed`."""
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} failed"
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Name seeds: `seed 1`, `seeds 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def not_shown_text(standing: Standing) -> str:
@@ -328,8 +329,16 @@ def settling_text(run: CandidateFacts) -> str:
     """Say what would show a gate among the other candidates that passes alone."""
     if run.standing and run.standing.p is None:
         return "compare it as a recipe of its own on new test items"
-    n = run.corrected.items_needed if run.corrected else None
-    return f"{formatting.count(n) + ' ' if n else ''}more items would settle it"
+    return more_items_text([run.corrected] if run.corrected else [])
+
+
+def more_items_text(open_verdicts: Sequence[Verdict]) -> str:
+    """Say how many more items would settle all of some verdicts; of one that names none, what it asks for."""
+    needed = [v.items_needed for v in open_verdicts]
+    known = [n for n in needed if n]
+    if len(known) < len(needed):
+        return "do what the gate's sentence asks for"
+    return f"{formatting.count(max(known)) + ' ' if known else ''}more items would settle it"
 
 
 def _family(case: Case, members: Sequence[Member]) -> list[str]:

@@ -13,7 +13,15 @@ from harness import formatting, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
 from harness.decision.economics import Worth
-from harness.decision.results import FEW, CandidateFacts, Case, gain, is_gain_shown, passes_alone
+from harness.decision.results import (
+    FEW,
+    CandidateFacts,
+    Case,
+    gain,
+    is_gain_shown,
+    passes_alone,
+    stopping_seed,
+)
 from harness.decision.seeds import n_seeds
 
 _WORTH_SAYING = 0.01  # points: what is less than this decides nothing
@@ -79,7 +87,10 @@ def next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Sp
     `worth` is that of its test items, `wanted` the training rows that would pay.
     """
     run, other = case.judged, case.alternative
-    if run is None or other is None or other.over_budget or fails_gate(run) or _has_drifted(run):
+    if run is None or other is None or other.over_budget:
+        return None
+    seed = stopping_seed(case.facts, run)
+    if fails_gate(seed) or _has_drifted(seed):
         return None
     items = _items(case, run, other, worth) if worth else None
     return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
@@ -139,11 +150,12 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     run = case.judged
     if run is None:
         return []
+    seed = stopping_seed(case.facts, run)
     if spend is None:
-        return [_no_use_text(run)] if fails_gate(run) else []
+        return [_no_use_text(seed)] if fails_gate(seed) else []
     first = spend.text if spend.best else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(run)]
+    return [f"Next best spend: {first}. {options}{_missing_prices(case)}", *_open_gate_text(seed)]
 
 
 def _no_use_text(run: CandidateFacts) -> str:
@@ -212,7 +224,9 @@ def _open_gate_text(run: CandidateFacts) -> list[str]:
     if open_verdict is None or open_verdict.outcome != "inconclusive":
         return []
     n = open_verdict.items_needed
-    settle = f"some {formatting.count(n)} more items of the suites" if n else "more items of the suites"
+    settle = (
+        f"some {formatting.count(n)} more items of the suites" if n else "what the gate's sentence asks for"
+    )
     return [f"Before either: {settle}, because the gate of {run.label} is open; no worth is put on them."]
 
 

@@ -189,6 +189,30 @@ def passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in tuned if f.name not in stopped]
 
 
+def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[CandidateFacts]:
+    """List the finished seeds of a run's recipe, itself among them."""
+    return [f for f in facts if f.name == run.name and f.state == "done"]
+
+
+def stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
+    """Return the seed that keeps a run's recipe from passing: one that fails, else one that is open.
+
+    The run itself where it is as bad as any.
+    """
+    return min([run, *seeds_of(facts, run)], key=_standing_of)
+
+
+def _standing_of(f: CandidateFacts) -> int:
+    if f.verdict is None:
+        return 2
+    return {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}[f.verdict.outcome]
+
+
+def failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+    """List the seeds of a run's recipe that the gate fails."""
+    return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
+
+
 def failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
     """List the seeds of a run's recipe that failed: a recipe passes with all of its seeds, or not at all."""
     return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
