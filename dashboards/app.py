@@ -20,6 +20,7 @@ from parts import project, safe_text  # noqa: E402 (pages find the parts by the 
 
 _PAGES = {
     "Results": (
+        ("report", "Report"),
         ("leaderboard", "Leaderboard"),
         ("compare", "Compare"),
         ("forgetting", "Forgetting"),
@@ -57,7 +58,7 @@ def main() -> None:
     st.set_page_config(page_title="harness", layout="wide")
     pages = {
         section: [
-            st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == "leaderboard")
+            st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == "report")
             for name, title in listed
             if (HERE / f"{name}.py").exists()
         ]

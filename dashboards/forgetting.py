@@ -13,7 +13,7 @@ from harness.comparison import orient
 from harness.formatting import Unit, score
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.html import heat
+from harness.report.plots.heat_map import heat
 from parts import charts, controls, paired_runs, project, safe_text, sample_viewer, status_counts
 from parts.paired_runs import Pair
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from statistics import fmean
 
@@ -23,8 +24,8 @@ from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.experiment_report import table_rows
-from harness.report.html import Cell, Heat
 from harness.report.loss_curves import PREFERENCES
+from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.pareto_front import Point
 from harness.rescue import HalfVerdict, Rescue, Tried
 from harness.spec import DecidePolicy, NightlyPolicy
@@ -79,9 +80,17 @@ def pictures(page) -> list[dict]:
 
 
 def test_there_is_a_page_for_each_question():
-    assert {"leaderboard", "compare", "forgetting", "pareto", "training", "decide", "nightly", "rate"} <= set(
-        PAGES
-    )
+    assert {
+        "report",
+        "leaderboard",
+        "compare",
+        "forgetting",
+        "pareto",
+        "training",
+        "decide",
+        "nightly",
+        "rate",
+    } <= set(PAGES)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -110,6 +119,17 @@ def test_a_smoke_report_comes_last_and_says_what_it_is(opened, tmp_path):
     assert not page.info
     page.selectbox(key="experiment").select("desk-smoke").run()
     assert report.SMOKE in page.info[0].value.lower()
+
+
+def test_the_first_page_is_that_of_the_written_report(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    first, shown = report.experiment_document(made).first, html(opened("report"))
+    assert made.decision.sentence in shown
+    for reason in first.reasons:
+        assert f"{reason.about}: {reason.sentence}" in shown
+    for row in first.table.rows:
+        assert all(f">{escape(cell)}</td>" in shown for cell in row)
+    assert all(step.line in shown for step in first.next_steps)
 
 
 def test_the_leaderboard_shows_the_numbers_of_the_report(opened, tmp_path):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness.comparison import Estimate
 from harness.decision import decide
-from harness.gating import MissRate
+from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,
@@ -143,27 +143,93 @@ def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
     )
     lines = printed(report([*alternatives(), LORA, failed]))
     assert cells_of(lines, "dpo")[-1] == "ERROR"
-    assert "dpo failed: out of memory; try: batch_size=1" in lines
+    assert lines[lines.index("dpo: ERROR") + 1] == " - failed: out of memory; try: batch_size=1"
 
 
-def test_the_last_line_is_the_verdict_however_narrow_the_terminal():
+def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal():
     of = report()
-    assert printed(of, width=40)[-1] == of.decision.sentence
+    assert printed(of, width=40)[-2:] == [
+        of.decision.sentence,
+        "next: harness promote lora makes lora what later gates compare with",
+    ]
 
 
-def test_without_a_decision_the_last_line_says_so():
-    assert printed(report(decision=None))[-1] == "Nothing was decided."
+def test_without_a_decision_the_last_lines_say_so():
+    *_, decision, following = printed(report(decision=None))
+    assert decision == "Nothing was decided."
+    assert following.startswith("next: harness compare")
 
 
-def test_what_the_gate_could_have_missed_is_said():
-    assert "lora: could have missed a true −3 pp loss (macro): 12 %" in printed(report())
+def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
+    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
+    failing = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    of = report([*alternatives(), failing])
+    assert printed(of)[-3:] == [
+        of.decision.sentence,
+        "next: harness promote knn makes knn what later gates compare with",
+        "next: harness rescue lora tries versions of lora that keep more",
+    ]
+
+
+def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():
+    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
+    failing = tuned("lora", 0.73, -0.01, verdict=verdict("fail", rules=(lost,)))
+    assert not any("rescue" in line for line in printed(report([*alternatives(), failing])))
+
+
+def test_while_a_comparison_is_missing_the_next_step_names_it():
+    facts = [f for f in alternatives() if f.name != "fixed"]
+    (following,) = [line for line in printed(report([*facts, LORA])) if line.startswith("next: ")]
+    assert following.startswith("next: harness compare decides, once these candidates are added: few-shot")
+
+
+def test_the_first_page_says_why_how_sure_and_what_next():
+    page = experiment_document(report()).first
+    assert [(r.about, r.sentence) for r in page.reasons] == [
+        (
+            "Gain",
+            "lora reaches 81.0 [75, 86] exact_match, knn 74.0 [69, 79] without training: +7.0 [+2, +12] points.",
+        ),
+        (
+            "Forgetting",
+            "the other capabilities of lora changed by −0.4 [−1.5, +0.7] points; the gate says PASS.",
+        ),
+        (
+            "How sure",
+            (
+                "measured on 200 test items; a model that really lost 3 points would pass the gate with a chance"
+                " of 12 %; 1 training seed, so how much trainings differ is unknown (--seeds 0,1,2 tells)."
+            ),
+        ),
+    ]
+    assert [step.line for step in page.next_steps] == ["harness promote lora"]
+    assert all(word in page.table.notes[0] for word in ("macro", "lost/gained", "gate"))
+
+
+def test_the_first_page_of_untrained_candidates_says_what_the_best_rests_on():
+    page = experiment_document(report(alternatives())).first
+    assert [r.about for r in page.reasons] == ["Score", "Forgetting", "How sure"]
+    assert page.reasons[0].sentence.startswith("knn reaches 74.0 [69, 79] exact_match on test")
+
+
+def test_power_is_said_in_one_line_for_all_fine_tunes():
+    lines = printed(report([*alternatives(), LORA, tuned("dpo", 0.80, 0.06)]))
+    (power,) = [line for line in lines if line.startswith("power: ")]
+    assert power == "power: could have missed a true −3 pp loss (macro): 12 % (lora, dpo)"
+
+
+def test_what_only_counts_items_stands_in_the_report_and_not_on_the_terminal():
+    of = report(notes=("lora: ties: 3 of facts, 9 of sums", "lora: 2 training rows were left out"))
+    assert not any("ties:" in line for line in printed(of))
+    assert " - 2 training rows were left out" in printed(of)
+    assert "- lora: ties: 3 of facts, 9 of sums" in markdown(experiment_document(of))
 
 
 def test_an_undecided_candidate_says_how_many_items_would_settle_it():
     qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
     lines = printed(report([*alternatives(), LORA, qlora]))
     assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
-    assert "undecided: qlora (+240 items); could have missed a true −3 pp loss (macro): 12 %" in lines
+    assert " - undecided: some 240 more items would settle it" in lines[lines.index("qlora: UNDECIDED") :]
 
 
 def test_only_what_the_macro_could_miss_is_said_under_the_table():
@@ -175,17 +241,15 @@ def test_only_what_the_macro_could_miss_is_said_under_the_table():
             MissRate(-0.05, 0.01, "macro"),
         ),
     )
-    assert "lora: could have missed a true −5 pp loss (macro): 1 %" in printed(
+    assert "power: could have missed a true −5 pp loss (macro): 1 % (lora)" in printed(
         report([*alternatives(), tuned("lora", 0.81, 0.07, verdict=odd)])
     )
 
 
 def test_recall_of_retrieval_is_said():
     rag = candidate("rag", 0.5, prompting="rag(top_k=2)", recall=0.873)
-    assert any(
-        "rag: retrieval found 87.3 % of the documents needed" in s
-        for s in printed(report([*alternatives(), rag]))
-    )
+    said = " - retrieval found 87.3 % of the documents needed (recall@k): rag"
+    assert said in printed(report([*alternatives(), rag]))
 
 
 def narrow(name: str) -> object:
@@ -223,7 +287,7 @@ GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "
 @pytest.mark.parametrize("names", [GRID, ["lora[r=8,learning_rate=0.002]", "lora[r=16,learning_rate=0.002]"]])
 def test_no_two_members_of_a_grid_have_one_name_in_a_narrow_table(names):
     lines = printed(report([narrow(name) for name in names] + alternatives()), 100)
-    table = lines[1 : next(i for i, line in enumerate(lines) if "over the prompt" in line)]
+    table = lines[1 : lines.index("")]
     shown: list[str] = []
     for line in table:
         if line[11:].strip():
@@ -253,7 +317,7 @@ EVIL = "x [red]a[/red] :smile: \x1b[31mb\x1b[0m\x1b]0;title\x07 | `c` <b> *d*\nn
 def test_markup_ansi_and_line_breaks_in_names_are_printed_as_harmless_text():
     failed = candidate("dpo", 0, state="failed", target=None, error=EVIL)
     text = "\n".join(printed(report([*alternatives(), LORA, failed]), 200))
-    assert "dpo failed: x [red]a[/red] :smile: b | `c` <b> *d* next end" in text
+    assert " - failed: x [red]a[/red] :smile: b | `c` <b> *d* next end" in text
     assert "\x1b" not in text
 
 
@@ -314,7 +378,8 @@ def test_a_smoke_report_is_marked_at_every_title_and_table():
     assert all(title.endswith("(smoke, not evidence)") for title in titles)
     assert len(titles) > 5
     assert lines[0] == "support: smoke, not evidence"
-    assert lines[-1].endswith("(smoke, not evidence)")
+    assert lines[-2].endswith("(smoke, not evidence)")
+    assert lines[-1] == "next: harness compare measures it; a smoke run is no evidence"
     assert to_json(of)["evidence"] == "smoke, not evidence"
     assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
 

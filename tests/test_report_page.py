@@ -36,10 +36,10 @@ from harness.report import (
 )
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
-from harness.report.html import heat
 from harness.report.labels import for_picture
 from harness.report.loss_curves import PREFERENCES, gap, smoothed
 from harness.report.plots import chances, curves, forest, front
+from harness.report.plots.heat_map import heat
 from harness.report.plots.svg import Scale, marks
 from harness.report.sections import provenance_tables
 from harness.spec import DecidePolicy
@@ -278,13 +278,10 @@ def test_items_of_shared_weights_are_shown_once_and_said_to_be():
 def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
     page = html(report(smoke=True))
     assert "<title>support: what to ship (smoke, not evidence)</title>" in page
-    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    titles = re.findall(r"<h[12]>(.*?)</h[12]>", page)
     unmarked = [t for t in titles if "smoke, not evidence" not in t]
-    assert unmarked == [
-        "What is gained, what is kept",
-        "Capability suite, before and after",
-        "How to read this page",
-    ]
+    assert unmarked == ["How to read this page"]
+    assert len(titles) > 6
 
 
 def drawn(svg: str) -> ET.Element:

@@ -16,8 +16,8 @@ import streamlit as st
 
 from harness.formatting import Unit
 from harness.report.escape import clean, shorten
-from harness.report.html import Cell, Heat
 from harness.report.labels import WORDS
+from harness.report.plots.heat_map import Cell, Heat
 from harness.report.plots.pareto_front import Point
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7f7f7f")

@@ -5,7 +5,7 @@ escaped before it becomes HTML; what goes through Markdown is a name, escaped.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from html import escape
 
@@ -13,6 +13,7 @@ import streamlit as st
 
 from harness import formatting
 from harness.report.escape import clean, clean_lines
+from harness.report.labels import CLASSES
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
@@ -27,6 +28,11 @@ _STYLE = """<style>
 .quoted ins{text-decoration:none;background:rgb(0 114 178/.22);border-radius:3px;font-weight:600}
 .said{margin:.1rem 0 .5rem;max-width:72rem;line-height:1.55}
 .lead{font-size:1.15rem;line-height:1.5;font-weight:600;margin:.2rem 0 .6rem;max-width:72rem}
+.cells{border-collapse:collapse;font-size:.82rem;line-height:1.35;margin:0 0 .5rem}
+.cells td,.cells th{text-align:left;white-space:nowrap;padding:.22rem .8rem .22rem 0}
+.cells td,.cells th{border-bottom:1px solid rgb(128 128 128/.3)}
+.cells .passes{color:#0072b2}.cells .fails{color:#d05200}.cells .undecided{color:#a87400}
+.cells .passes,.cells .fails,.cells .undecided{font-weight:700}
 .name{font-size:.8rem;opacity:.72;margin:0 0 .25rem}
 .badge{display:inline-block;border-radius:99px;padding:.05rem .6rem;font-size:.8rem;font-weight:600}
 .badge{border:1.5px solid}
@@ -49,6 +55,23 @@ def say_all(sentences: Iterable[str]) -> None:
     items = "".join(f"<li>{escape(clean(one))}</li>" for one in sentences)
     if items:
         st.html(f'<ul class="said">{items}</ul>')
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Show cells as text; a verdict has its colour."""
+    head = "".join(f"<th>{escape(clean(column))}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    st.html(f'<div style="overflow-x:auto"><table class="cells"><tr>{head}</tr>{body}</table></div>')
+
+
+def _cell(text: str) -> str:
+    return f'<td class="{CLASSES.get(text, "")}">{escape(clean(text))}</td>'
+
+
+def command(line: str, purpose: str) -> None:
+    """Show a command to type, and what it does."""
+    typed = f"<code>{escape(clean(line))}</code> " if line else ""
+    st.html(f'<p class="said">{typed}{escape(clean(purpose))}</p>')
 
 
 def label(name: str) -> str:

@@ -199,7 +199,7 @@ def compare(
         say(experiment.stored_sentence(session, stored))
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
-    for line in [*warnings, *session.target.items.notes]:
+    for line in [*_brief_warnings(warnings), *_many_metrics(session), *session.target.items.notes]:
         say(line)
     with progress.following(plan):
         found = experiment.run_all(
@@ -236,6 +236,28 @@ def _estimate_work(
     if rescue:
         work["rescue, at most"] = largest_work(session, selected)
     return work
+
+
+def _brief_warnings(warnings: "Sequence[str]") -> list[str]:
+    """Say in one line what the items probably cannot show: the first margin, and how many there are."""
+    if len(warnings) < 2:
+        return list(warnings)
+    return [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
+
+
+_MOST_METRICS = 5  # of a task that anybody reads
+
+
+def _many_metrics(session: "Session") -> list[str]:
+    """Warn of tasks that show more metrics than anybody reads, with the way to see them when wanted."""
+    tasks = [measured.task for measured in (session.target, *session.suites)]
+    return [
+        f"{task.name}: {len(task.metrics)} metrics, of which {task.primary_metric} decides and more than"
+        f" {_MOST_METRICS} are seldom read; keep those that matter in metrics:, for one that is added later"
+        " is scored from the stored answers, without the model"
+        for task in tasks
+        if len(task.metrics) > _MOST_METRICS
+    ]
 
 
 def _refuse_margins(warnings: "Sequence[str]") -> None:

@@ -41,7 +41,8 @@ def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
 def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
     """Say from stored runs what to ship, with the reasons and every number behind them."""
     from harness import experiment
-    from harness.report import arithmetic_lines, to_plain
+    from harness.cli.progress_bar import console
+    from harness.report import arithmetic_lines, print_last, to_plain
 
     session, loaded = open_session(config, overrides)
     stored = experiment.report_stored(session, loaded.selected)
@@ -51,8 +52,9 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     if as_json:
         print_json(to_plain(found))
         return
-    for line in [*found.reasons, *arithmetic_lines(found, stored.unit), found.sentence]:
+    for line in [*found.reasons, *arithmetic_lines(found, stored.unit)]:
         print(line)
+    print_last(stored, console())
 
 
 @app.command()

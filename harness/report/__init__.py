@@ -22,7 +22,7 @@ from harness.report.plots import front_file
 from harness.report.reading import paths as kept_reports
 from harness.report.reading import read
 from harness.report.sections import arithmetic_lines, experiment_document, origin
-from harness.report.terminal import score_table, terminal, terminal_table
+from harness.report.terminal import print_last, score_table, terminal, terminal_table
 
 __all__ = [
     "SMOKE",
@@ -42,6 +42,7 @@ __all__ = [
     "markdown",
     "origin",
     "print_document",
+    "print_last",
     "read",
     "score_table",
     "terminal",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import formatting
-from harness.comparison import Comparison, orient
-from harness.decision import CandidateFacts, is_fine_tuned
+from harness.comparison import Comparison
+from harness.decision import CandidateFacts
 from harness.records import TrainingRecord
 from harness.report import plots
 from harness.report.document import Section
@@ -20,6 +20,7 @@ from harness.report.experiment_report import ExperimentReport, Flip, best_first
 from harness.report.labels import CLASSES, WORDS, for_picture
 from harness.report.plots import style
 from harness.report.plots.curves import LONGEST
+from harness.report.plots.heat_map import heat
 from harness.report.sections import experiment_document
 
 _FOLDER = Path(__file__).parent
@@ -53,11 +54,12 @@ def html(report: ExperimentReport) -> str:
     )
     environment.filters |= {"lines": lambda text: Markup(_escape(text)), "drawn": Markup}
     shown = experiment_document(report)
+    chapters = _chapters(report, shown.sections)
     return environment.get_template("page.html").render(
         report=report,
         document=shown,
-        chapters=_chapters(report, shown.sections),
-        front=plots.front(report),
+        body=[c for c in chapters if not c.section.appendix],
+        appendix=[c for c in chapters if c.section.appendix],
         heat=heat(report),
         verdict_classes=CLASSES,
         verdict_words=WORDS,
@@ -127,50 +129,3 @@ def _flips_title(c: Comparison, flips: tuple[Flip, ...]) -> tuple[str, tuple[Fli
     n_gained = formatting.count(len(flips) - n_lost)
     shown = f"{formatting.count(n_lost)} of {lost} lost, {n_gained} of {gained} gained"
     return f"{c.task}, against {flips[0].against}: {shown}", flips
-
-
-_FULL_COLOUR = 0.30  # the change that gets the whole colour; larger ones get no more
-
-
-class Cell(NamedTuple):
-    """`strength` runs from −1 (lost) over 0 to 1 (gained); `shown` says whether the interval leaves 0 out."""
-
-    change: str
-    interval: str
-    said: str
-    strength: float
-    shown: bool
-
-
-class Heat(NamedTuple):
-    """One row a task with a cell for each label; None where a candidate did not answer it."""
-
-    labels: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
-
-
-def heat(report: ExperimentReport) -> Heat:
-    """Lay out the primary metric of every task of the suites that is a rate, for every fine-tune."""
-    labels = tuple(
-        f.label for f in best_first(report) if is_fine_tuned(f) and report.comparisons.get(f.label)
-    )
-    by_label = [_primary_rates(report.comparisons[label]) for label in labels]
-    tasks = list(dict.fromkeys(task for of in by_label for task in of))
-    rows = tuple(
-        (task, tuple(_heat_cell(of[task]) if task in of else None for of in by_label)) for task in tasks
-    )
-    return Heat(labels, rows)
-
-
-def _primary_rates(comparisons: tuple[Comparison, ...]) -> dict[str, Comparison]:
-    first = {c.task: c for c in reversed(comparisons) if not c.slice}
-    return {task: c for task, c in reversed(first.items()) if c.unit.is_rate}
-
-
-def _heat_cell(c: Comparison) -> Cell:
-    better = orient(c)
-    change = formatting.points(c.delta)
-    interval = formatting.points(c.delta, c.low, c.high).removeprefix(change).strip()
-    said = f"{c.metric} {change} {interval} points, n = {formatting.count(c.n)}"
-    strength = max(-1.0, min(1.0, better.delta / _FULL_COLOUR))
-    return Cell(change, interval, said, strength, better.low > 0 or better.high < 0)

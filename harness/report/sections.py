@@ -30,12 +30,12 @@ from harness.report.experiment_report import (
     failure_line,
     family_text,
     figure_text,
-    headers,
     last_line,
     miss_basis,
     miss_text,
-    table_rows,
 )
+from harness.report.first_page import first_page, nearest_miss
+from harness.report.plots.heat_map import heat
 
 _LOST_LISTED = 10
 # Words for what a training measured, where the name of the figure does not say it.
@@ -55,16 +55,22 @@ _MEASURED = {
     "peak_memory_gib": "peak memory, GiB",
     "fit_key": "key of the weights",
 }
-_BRIEF = ("candidates", "ablation")  # what the terminal shows
+_BRIEF = ("ablation",)  # what the terminal shows beside the first page
+_BODY = ("evidence", "heat", "ablation", "seeds", "curve", "slices")  # what is read before the appendix
+HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
     """Lay out everything that is said of an experiment; the terminal leaves its details out."""
-    shown = (s if s.kind in _BRIEF else replace(s, detail=True) for s in _all(report) if s.rows or s.notes)
+    shown = (
+        replace(s, detail=s.kind not in _BRIEF, appendix=s.kind not in _BODY)
+        for s in _all(report)
+        if s.rows or s.notes
+    )
     lead = " · ".join(map(clean, _header_facts(report)))
     mark = SMOKE if report.smoke else ""
-    return ResultDocument(report.experiment, list(shown), last_line(report), lead, mark)
+    return ResultDocument(report.experiment, list(shown), last_line(report), lead, mark, first_page(report))
 
 
 def _header_facts(report: ExperimentReport) -> list[str]:
@@ -82,7 +88,8 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
 def _all(report: ExperimentReport) -> Iterator[Section]:
     done = [f for f in best_first(report) if f.state == "done"]
     tuned = [f for f in done if is_fine_tuned(f)]
-    yield Section("candidates", "Candidates", headers(report), table_rows(report), notes=sentences(report))
+    yield Section("evidence", "Evidence", notes=sentences(report))
+    yield _heat(report)
     yield from _ablations(report)
     yield Section(
         "seeds", "Seeds", decision_tables.SEED_COLUMNS, decision_tables.seed_rows(report.seeds, report.unit)
@@ -96,6 +103,16 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
+
+
+def _heat(report: ExperimentReport) -> Section:
+    """Show what each fine-tune changed on every task of the suites that is a rate."""
+    found = heat(report)
+    rows = [
+        [task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)]
+        for task, cells in found.rows
+    ]
+    return Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
 
 
 def _ablations(report: ExperimentReport) -> Iterator[Section]:
@@ -265,9 +282,6 @@ def _figure_title(name: str) -> str:
     return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
 
 
-_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said under the table
-
-
 def sentences(report: ExperimentReport) -> list[str]:
     """List what is said under the table, all but the last line."""
     return [
@@ -285,9 +299,7 @@ def sentences(report: ExperimentReport) -> list[str]:
 def _miss_line(f: CandidateFacts, verdict: Verdict) -> str:
     """Say what the gate could have missed, and what would settle it, at the level that counts."""
     at = f.corrected or verdict
-    macro = [m for m in at.missed if m.what == "macro"]
-    nearest = min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
-    missed = miss_text(nearest) if nearest else "what the gate could have missed is unknown"
+    missed = nearest_miss(f) or "what the gate could have missed is unknown"
     if f.corrected and f.standing:
         missed += f" (as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %)"
     if verdict.outcome == "harness-drift":

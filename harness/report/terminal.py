@@ -1,11 +1,12 @@
-"""Print a report on the terminal: one table, the sentences, and the verdict as the last line.
+"""A report on the terminal: one table, short points under each candidate, the decision, what to do next.
 
 Invariant: the table takes at most 100 columns, and different candidates have different names in it; a
 name wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read
 as markup.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,27 +15,164 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness import formatting
 from harness.comparison import Estimate
+from harness.decision import CandidateFacts, is_fine_tuned, passes_alone
 from harness.formatting import UNKNOWN, count, score
-from harness.report import labels
+from harness.gating import Rule
+from harness.report import decision_tables, labels
 from harness.report.document import terminal_lines
 from harness.report.escape import clean
-from harness.report.experiment_report import SMOKE, ExperimentReport, Row, headers, table_rows
+from harness.report.experiment_report import (
+    SMOKE,
+    ExperimentReport,
+    Row,
+    best_first,
+    headers,
+    last_line,
+    table_rows,
+    verdict_word,
+)
+from harness.report.first_page import judged, nearest_miss, next_steps, reasons, worst_tasks
 from harness.report.labels import STYLES
-from harness.report.sections import experiment_document
+from harness.report.sections import attribution_sentence, collapse_sentence, experiment_document
 
 WIDTH = 100
+_COUNTS_ITEMS = re.compile(r": \d+ of [^:]+$")  # as in `lora: ties …: 3 of world_facts, 9 of arithmetic`
 
 
 def terminal(report: ExperimentReport, console: Console) -> None:
-    """Print the table of candidates, fitted to its width, then the rest of the document."""
+    """Print the table of candidates, fitted to its width, then the points of each, and the decision last."""
     console.print(terminal_table(report))
     whole = experiment_document(report)
-    below = [replace(s, rows=()) if s.kind == "candidates" else s for s in whole.sections]
-    *lines, last = terminal_lines(replace(whole, title="", lead="", sections=below))
-    for line in lines:
+    brief = [s for s in whole.sections if not s.detail]
+    for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line="")):
         console.print(line)
-    console.print(last, soft_wrap=True)
+    console.print()
+    for about, points in _groups(report):
+        console.print(Text(clean(about), style="bold"))
+        console.print(_bullets(points))
+    if said := power_line(report):
+        console.print(Text(clean(f"power: {said}")))
+    console.print()
+    print_last(report, console)
+
+
+def print_last(report: ExperimentReport, console: Console) -> None:
+    """Print the decision and the commands to type next, each line whole."""
+    console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
+    for step in next_steps(report):
+        console.print(Text(clean(f"next: {step.text}")), soft_wrap=True)
+
+
+def _groups(report: ExperimentReport) -> Iterator[tuple[str, list[str]]]:
+    """Name each candidate of which there is something to say, the best first, then what is said of all."""
+    for f in best_first(report):
+        if points := candidate_points(report, f):
+            word = verdict_word(f)
+            yield f"{f.label}{'' if word == UNKNOWN else f': {word}'}", points
+    if notes := other_notes(report):
+        yield "of all", notes
+
+
+def _bullets(points: Sequence[str]) -> Table:
+    """Lay points out as a list whose lines stay behind their mark."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for point in points:
+        grid.add_row(Text(" -"), Text(clean(point)))
+    return grid
+
+
+def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
+    """List in short what is to be known of a candidate beside its row in the table."""
+    if f.state == "failed":
+        return [f"failed: {f.error or 'no reason was given'}"]
+    points = [*_reasons(report, f), *(_rule_text(report, f, r) for r in _stopping(f))]
+    if f.verdict and f.verdict.outcome == "harness-drift":
+        points.append("the harness drifted, which says nothing of the candidate")
+    if passes_alone(f) and f.corrected and f.corrected.outcome != "pass" and f.standing:
+        points.append(f"passes alone, but as one of {f.standing.n}: {f.corrected.sentence}")
+    at = f.corrected or f.verdict
+    if at and at.items_needed and "inconclusive" in (at.outcome, f.verdict.outcome if f.verdict else ""):
+        points.append(f"undecided: some {formatting.count(at.items_needed)} more items would settle it")
+    return [*points, *_measured(report, f)]
+
+
+def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
+    """Say what the decision has to say of its fine-tune; what stops it is said by the rules."""
+    run = judged(report)
+    if run is None or run.run_id != f.run_id:
+        return []
+    stopped = bool(_stopping(f))
+    said = (r for r in reasons(report) if r.about == "Gain" or (r.about == "Forgetting" and not stopped))
+    return [f"{r.about.lower()}: {r.sentence}" for r in said]
+
+
+def _measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
+    """Say what was measured of one candidate alone."""
+    run, own = judged(report), f"{f.label}: "
+    if run is not None and run.run_id == f.run_id:
+        yield from _break_even(report)
+    said = [
+        attribution_sentence(f.label, report.steps.get(f.label, ())),
+        collapse_sentence(f.label, report.diversity.get(f.label, ())),
+        *_brief_notes(report),
+    ]
+    yield from (text.removeprefix(own) for text in said if text.startswith(own))
+
+
+def _break_even(report: ExperimentReport) -> Iterator[str]:
+    of = report.decision.arithmetic if report.decision else {}
+    at, forecast = of.get("break_even_requests"), of.get("forecast_requests")
+    if isinstance(at, float | int) and isinstance(forecast, float | int):
+        yield f"break-even after {formatting.needed(at)} of {formatting.count(forecast)} requests forecast"
+
+
+def _stopping(f: CandidateFacts) -> list[Rule]:
+    """List the rules that keep a candidate back."""
+    if f.verdict is None or f.verdict.outcome not in ("fail", "inconclusive"):
+        return []
+    return [r for r in f.verdict.rules if r.outcome == f.verdict.outcome]
+
+
+def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:
+    """Say a rule in short; the whole sentence stands in the report."""
+    vetoed = rule.numbers.get("vetoed")
+    if rule.name == "each" and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
+        return f"each: more than a task's margin lost on {', '.join(worst_tasks(report, f, vetoed))}"
+    return rule.sentence
+
+
+def other_notes(report: ExperimentReport) -> list[str]:
+    """List what is said of no single candidate."""
+    labels = {f.label for f in report.facts}
+    seeds = decision_tables.seed_sentences(report.seeds, report.unit)
+    shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
+    return [*seeds, *_recalls(report), *shared]
+
+
+def _brief_notes(report: ExperimentReport) -> Iterator[str]:
+    """Leave out what only counts items by task, such as ties: the report has it."""
+    return (note for note in report.notes if not _COUNTS_ITEMS.search(note))
+
+
+def _recalls(report: ExperimentReport) -> Iterator[str]:
+    """Say what retrieval found, once where candidates retrieved alike."""
+    by_share: dict[str, list[str]] = {}
+    for f in report.facts:
+        if f.recall is not None:
+            by_share.setdefault(formatting.percent(f.recall), []).append(f.label)
+    for share, names in by_share.items():
+        yield f"retrieval found {share} % of the documents needed (recall@k): {', '.join(names)}"
+
+
+def power_line(report: ExperimentReport) -> str:
+    """Say in one line what the gate could have missed, of all fine-tunes; empty where nothing is known."""
+    by_chance: dict[str, list[str]] = {}
+    for f in best_first(report):
+        if is_fine_tuned(f) and (said := nearest_miss(f)):
+            by_chance.setdefault(said, []).append(f.label)
+    return "; ".join(f"{said} ({', '.join(names)})" for said, names in by_chance.items())
 
 
 def terminal_table(report: ExperimentReport) -> Table:

@@ -38,8 +38,9 @@ N_REPORTED = 8  # of which the first is the base
 N_NIGHTS = 120
 N_STEPS = 500
 PATHS = {
-    "leaderboard": "/",
-    "leaderboard, all runs": "/?all_runs=true",
+    "report": "/",
+    "leaderboard": "/leaderboard",
+    "leaderboard, all runs": "/leaderboard?all_runs=true",
     "compare": "/compare?compare=prompt,lora-1,lora-2",
     "forgetting": "/forgetting",
     "pareto": "/pareto",

@@ -12,7 +12,7 @@ PAGES = sorted(
 
 
 def path_of(name: str) -> str:
-    return "/" if name == "leaderboard" else f"/{name}"
+    return "/" if name == "report" else f"/{name}"
 
 
 def complaints(seen: list[str]) -> list[str]:

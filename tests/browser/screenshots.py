@@ -4,11 +4,12 @@ Where no night was run there yet, eight nights of its fine-tune are run first, o
 a day apart; that takes some minutes.
 
 Invariant: 1440 pixels wide, light unless `--dark` asks otherwise, and small enough to be kept in git; a page
-is taken once its layout has come to rest.
+is taken once its layout has come to rest. The report's is that of its HTML page, 1280 × 800.
 """
 
 import argparse
 import io
+import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from PIL import Image
 from playwright.sync_api import Page
 from serving import PATIENCE_S, ROOT, chromium, drawn, opened, serving
 
-from harness import nightly
+from harness import nightly, report
 from harness.cli.progress_bar import TerminalProgress
 
 PATHS = {
-    "leaderboard": "/",
+    "leaderboard": "/leaderboard",
     "compare": "/compare?compare=ranked,hybrid&task=chat_facts",
     "forgetting": "/forgetting",
     "pareto": "/pareto",
@@ -29,6 +30,7 @@ PATHS = {
     "nightly": "/nightly",
     "rate": "/rate?rate=rag-shots,hybrid&rater=ann",
 }
+FIRST_PAGE = {"width": 1280, "height": 800}  # what a reader of the report sees before scrolling
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
 N_NIGHTS = 8
 _LARGEST = 200_000  # bytes; a larger picture gets fewer colours
@@ -55,6 +57,15 @@ def shoot(page: Page, address: str, out: Path) -> None:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
+def shoot_report(page: Page, folder: Path, out: Path) -> None:
+    """Save the first page of the kept report of the quickstart, as far as a window shows it."""
+    with tempfile.TemporaryDirectory() as written:
+        report.write(report.read(folder / "reports" / "support.json"), Path(written))
+        page.set_viewport_size(FIRST_PAGE)
+        page.goto((Path(written) / "support.html").as_uri())
+        page.screenshot(path=out)
+
+
 def run_nights(file: Path) -> None:
     """Run some nights up to today, unless there are any."""
     today = datetime.now().astimezone().date()
@@ -75,6 +86,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     with serving(asked.folder) as address, chromium() as browser:
         page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()
+        shoot_report(page, asked.folder, asked.out / "report.png")
         for name, path in PATHS.items():
             shoot(page, address + path, asked.out / f"{name}.png")
 

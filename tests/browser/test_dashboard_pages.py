@@ -94,7 +94,7 @@ def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(visit, l
 
 
 def test_the_leaderboard_shows_the_numbers_of_the_json(visit, address, finished):
-    page = visit[0](address, "/")
+    page = visit[0](address, "/leaderboard")
     plain = report.to_json(finished[1])
     shown = {row["candidate"]: float(row["target"]) for row in grid(page)}
     assert shown == pytest.approx({f["name"]: 100 * f["target"]["score"] for f in plain["facts"]})
@@ -115,18 +115,18 @@ def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, addr
 
 
 def test_the_leaderboard_is_filtered_and_its_address_keeps_the_filter(visit, address):
-    page = visit[0](address, "/")
+    page = visit[0](address, "/leaderboard")
     page.get_by_text("Filters").click()
     pick(page, "method", "lora")
     page.wait_for_function(ROWS_SHOWN, arg=2)
     assert {row["candidate"] for row in grid(page)} == {"lora", "hybrid"}
-    page.wait_for_url("**/?filter_method=lora")
-    again = visit[0](address, "/?filter_method=lora")
+    page.wait_for_url("**/leaderboard?filter_method=lora")
+    again = visit[0](address, "/leaderboard?filter_method=lora")
     assert {row["candidate"] for row in grid(again)} == {"lora", "hybrid"}
 
 
 def test_selected_rows_are_compared(visit, large_address):
-    page = visit[0](large_address, "/?all_runs=true")
+    page = visit[0](large_address, "/leaderboard?all_runs=true")
     names = [row["candidate"] for row in grid(page)][:2]
     selected = page.locator("[data-testid=data-grid-canvas] table tbody tr[aria-selected=true]")
     box = page.locator("[data-testid=stDataFrame] canvas").first.bounding_box()
@@ -142,7 +142,7 @@ def test_selected_rows_are_compared(visit, large_address):
 
 
 def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
-    page = visit[0](address, "/")
+    page = visit[0](address, "/leaderboard")
     with page.expect_download() as table:
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     lines = Path(table.value.path()).read_text().splitlines()
@@ -190,7 +190,7 @@ def test_sliders_go_back_to_what_is_written_and_stay_there(visit, large_address)
 def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
     fake_project.write(tmp_path, {"prompt": ("base", 20, 48)}, with_report=False)
     with serving(tmp_path) as address:
-        page = visit[0](address, "/")
+        page = visit[0](address, "/leaderboard")
         page.get_by_text("1 runs in").wait_for()
         fake_project.write(tmp_path, {"late": ("base", 30, 48)}, with_report=False)
         page.wait_for_function(ROWS_SHOWN, arg=2)

@@ -4,15 +4,20 @@ import json
 import re
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from harness import formatting
 from harness.records import SampleResult
-from harness.report import flips_of, write
+from harness.report import experiment_document, flips_of, read, write
+from harness.report import markdown as to_markdown
 from harness.report.labels import WORDS
 
 pytestmark = pytest.mark.browser
+markdown = pytest.importorskip("markdown")
+
+KEPT = Path(__file__).parents[2] / "reports" / "support.json"
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202e"
 
@@ -141,8 +146,38 @@ def test_the_pictures_and_the_decision_are_those_of_the_json(opened, plain):
         assert any(said.startswith(expected) for said in drawn)
 
 
+def unfold(page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
+def test_the_first_page_is_seen_without_scrolling(browser, tmp_path):
+    write(read(KEPT), tmp_path)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((tmp_path / "support.html").as_uri())
+    first = page.locator(".first")
+    for what in (".decision", ".reasons li", "table.candidates", "svg.picture", ".next li"):
+        for part in first.locator(what).all():
+            assert part.is_visible()
+            assert within(part.bounding_box(), 1280, 800), what
+    assert first.locator(".reasons li").count() == 3
+    assert not any(part.is_visible() for part in page.locator("details > :not(summary)").all())
+    page.close()
+
+
+def within(box, width: float, height: float) -> bool:
+    """Tell whether a box lies inside the window."""
+    return box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+
+
+def test_a_link_into_a_folded_section_opens_it(opened):
+    page = opened[0]
+    page.get_by_role("link", name="How to read this page").click()
+    page.get_by_text("Every candidate answered the same items").wait_for()
+
+
 def test_every_picture_is_drawn(opened):
     page = opened[0]
+    unfold(page)
     pictures = page.locator("svg.picture")
     boxes = [pictures.nth(i).bounding_box() for i in range(pictures.count())]
     assert len(boxes) >= 5, "the front, two forests, the chances, a training"
@@ -155,6 +190,7 @@ def test_every_picture_is_drawn(opened):
 
 def test_nothing_is_wider_than_the_window(opened):
     page = opened[0]
+    unfold(page)
     for width in (1440, 400):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -162,7 +198,7 @@ def test_nothing_is_wider_than_the_window(opened):
 
 def test_text_of_a_model_stays_text(opened):
     page = opened[0]
-    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    unfold(page)
     assert page.title() == "tiny: what to ship"
     assert page.locator("script, img").count() == 0
     answer = page.locator("article .answer").first.inner_text()
@@ -223,6 +259,7 @@ def test_what_is_folded_on_the_screen_is_printed(opened):
 
 def test_intervals_of_the_heat_map_are_printed(opened, plain):
     page = opened[0]
+    unfold(page)
     cells = page.locator("table.heat td")
     assert "[" not in "".join(cells.all_inner_texts())
     page.emulate_media(media="print")
@@ -232,11 +269,34 @@ def test_intervals_of_the_heat_map_are_printed(opened, plain):
             assert formatting.points(c["delta"], c["low"], c["high"]) in shown
 
 
-def test_the_page_prints_on_a_few_sheets(opened):
-    page = opened[0]
+def sheets(page) -> int:
+    """Count the sheets of paper on which a page is printed."""
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
-    assert 0 < pdf.count(b"/Type /Page\n") <= 12
+    return pdf.count(b"/Type /Page\n")
+
+
+def test_the_quickstart_prints_on_at_most_six_sheets_before_the_appendix(browser, tmp_path):
+    write(read(KEPT), tmp_path)
+    page = browser.new_page()
+    page.goto((tmp_path / "support.html").as_uri())
+    assert sheets(page) > 6
+    page.add_style_tag(content=".appendix { display: none }")
+    assert 1 <= sheets(page) <= 6
+    page.close()
+
+
+def test_the_markdown_of_the_quickstart_prints_on_at_most_six_sheets_before_the_appendix(browser):
+    text = to_markdown(experiment_document(read(KEPT))).split("\n## Appendix")[0]
+    page = browser.new_page()
+    page.set_content(f"<body style='font: 11px sans-serif'>{markdown.markdown(text, extensions=['tables'])}")
+    assert page.locator("table").count() >= 3
+    assert 1 <= sheets(page) <= 6
+    page.close()
+
+
+def test_the_page_prints_on_a_few_sheets(opened):
+    assert 0 < sheets(opened[0]) <= 12
 
 
 def test_the_picture_of_the_front_is_shown_as_an_image(browser, hostile, tmp_path):

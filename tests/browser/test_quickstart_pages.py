@@ -76,7 +76,7 @@ def test_a_page_loads_without_a_complaint(visit, address, name):
 
 
 def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, address, compared):
-    shown = {row["candidate"]: row for row in grid(visit[0](address, "/"))}
+    shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
     assert shown.keys() == {f["name"] for f in compared["facts"]}
     for f in compared["facts"]:
         row = shown[f["name"]]
@@ -87,7 +87,7 @@ def test_the_leaderboard_shows_scores_costs_and_verdicts_of_compare(visit, addre
 
 
 def test_the_leaderboard_shows_gains_and_forgetting_of_compare(visit, address, compared):
-    shown = {row["candidate"]: row for row in grid(visit[0](address, "/"))}
+    shown = {row["candidate"]: row for row in grid(visit[0](address, "/leaderboard"))}
     gains = {f["name"]: f["vs_untrained"]["delta"] for f in compared["facts"] if f["vs_untrained"]}
     kept = {f["name"]: f["verdict"]["macro"]["score"] for f in compared["facts"] if f["verdict"]}
     assert len(gains) > 5
@@ -167,7 +167,7 @@ def test_a_rating_is_found_in_duckdb(visit, address, quickstart):
 
 
 def test_a_table_is_filtered_by_method(visit, address, compared):
-    heads, rows = cells(visit[0](address, "/?filter_method=lora"))
+    heads, rows = cells(visit[0](address, "/leaderboard?filter_method=lora"))
     assert {row[heads.index("candidate")] for row in rows} == {
         f["name"] for f in compared["facts"] if f["method"] == "lora"
     }

@@ -61,7 +61,7 @@ def compared(path, **limits):
     found = experiment.compare(path, **limits)
     forms = report.write(found, path.parent)
     if kept := os.environ.get("HARNESS_EXAMPLES"):
-        for form in (form for form in forms if form.suffix in (".md", ".json")):
+        for form in (form for form in forms if form.suffix in (".md", ".json", ".svg")):
             # Whoever reads an example has these rows elsewhere.
             text = form.read_text().replace(f"{shared_data('rows').parent}/", "")
             (Path(kept) / form.name).write_text(text)

@@ -19,8 +19,6 @@ from harness.report.plots import svg
 from harness.report.plots.style import standalone
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
-_WIDTH, _HEIGHT = 860.0, 460.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 840.0, 92.0, 388.0
 _LONGEST = 34  # cells of a name
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
@@ -36,6 +34,21 @@ class Point(NamedTuple):
     recommended: bool
 
 
+class Frame(NamedTuple):
+    """The size of a picture, and the ends of its axes, in pixels."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0)  # a file of its own
+NARROW = Frame(500.0, 440.0, 44.0, 488.0, 64.0, 350.0)  # beside a table
+
+
 class Box(NamedTuple):
     """The room that a label takes, in pixels."""
 
@@ -45,31 +58,34 @@ class Box(NamedTuple):
     bottom: float
 
 
-def front(report: ExperimentReport) -> str:
+def front(report: ExperimentReport, frame: Frame = WIDE) -> str:
     """Draw the picture; empty where nothing can be compared."""
     points = points_of(report)
     if not points:
         return ""
     rate = report.unit.scale
-    left_right = (_LEFT, _RIGHT) if report.unit.higher_is_better else (_RIGHT, _LEFT)  # right is better
+    ends = (frame.left, frame.right)
+    left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
     x = Scale(*_x_ends(points, rate), *left_right)
-    y = Scale(*_y_ends(report, points), _BOTTOM, _TOP)
+    y = Scale(*_y_ends(report, points), frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
     body = [
-        *_axes(report, x, y),
-        *_margin(report, y),
+        *_axes(report, frame, x, y),
+        *_margin(report, frame, y),
         *_front_line(points, at),
         *(_whiskers(p, x, y, rate) for p in reversed(points)),
         *(_mark(report, p, *xy) for p, xy in zip(points[::-1], at[::-1], strict=True)),
-        *_labels(points, at),
-        *_legend(report, points),
+        *_labels(points, frame, at),
+        *_legend(report, frame, points),
     ]
-    return picture(_WIDTH, _HEIGHT, "Score on the target against the change on the capability suite", body)
+    return picture(
+        frame.width, frame.height, "Score on the target against the change on the capability suite", body
+    )
 
 
-def front_file(report: ExperimentReport) -> str:
+def front_file(report: ExperimentReport, frame: Frame = WIDE) -> str:
     """Draw the picture as a file of its own, on white, as a README shows it; empty where there is none."""
-    return standalone(front(report))
+    return standalone(front(report, frame))
 
 
 def points_of(report: ExperimentReport) -> list[Point]:
@@ -103,12 +119,12 @@ def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, f
     )
 
 
-def _axes(report: ExperimentReport, x: Scale, y: Scale) -> list[str]:
+def _axes(report: ExperimentReport, frame: Frame, x: Scale, y: Scale) -> list[str]:
     out = [
         text(0, 18, "capability suite: change of the mean of the tasks that count, points ↑", "head"),
         text(
-            _RIGHT,
-            _BOTTOM + 38,
+            frame.right,
+            frame.bottom + 38,
             f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →",
             "head",
             "end",
@@ -116,25 +132,27 @@ def _axes(report: ExperimentReport, x: Scale, y: Scale) -> list[str]:
     ]
     values, step = marks(y.low, y.high)
     for value in values:
-        out.append(line(_LEFT, y(value), _RIGHT, y(value), "zero" if abs(value) < step / 2 else "grid"))
-        out.append(text(_LEFT - 8, y(value) + 4, formatting.tick(value, step, sign=True), "tick", "end"))
+        out.append(
+            line(frame.left, y(value), frame.right, y(value), "zero" if abs(value) < step / 2 else "grid")
+        )
+        out.append(text(frame.left - 8, y(value) + 4, formatting.tick(value, step, sign=True), "tick", "end"))
     values, step = marks(x.low, x.high, 10)
     for value in values:
-        out.append(line(x(value), _BOTTOM, x(value), _BOTTOM + 5, "zero"))
-        out.append(text(x(value), _BOTTOM + 18, formatting.tick(value, step), "tick", "middle"))
+        out.append(line(x(value), frame.bottom, x(value), frame.bottom + 5, "zero"))
+        out.append(text(x(value), frame.bottom + 18, formatting.tick(value, step), "tick", "middle"))
     return out
 
 
-def _margin(report: ExperimentReport, y: Scale) -> list[str]:
+def _margin(report: ExperimentReport, frame: Frame, y: Scale) -> list[str]:
     margin = report.macro_margin
     if margin is None:
         return []
     at = y(-100 * margin)
     said = f"margin of the gate: {formatting.points(-margin)} points"
     return [
-        svg.rect(_LEFT, at, _RIGHT - _LEFT, _BOTTOM - at, "beyond"),
-        line(_LEFT, at, _RIGHT, at, "margin"),
-        text(_LEFT + 6, at + 16, said, "small"),
+        svg.rect(frame.left, at, frame.right - frame.left, frame.bottom - at, "beyond"),
+        line(frame.left, at, frame.right, at, "margin"),
+        text(frame.left + 6, at + 16, said, "small"),
     ]
 
 
@@ -164,14 +182,14 @@ def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     return group(said, *ring, mark(_SHAPES[CLASSES[p.verdict]], x, y, _class(p)))
 
 
-def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
+def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, float]]) -> list[str]:
     """Write each name where it hides nothing; one that had to move gets a line to its mark."""
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     lines, names = [], []
     short = for_picture([p.label for p in points], _LONGEST)
     for p, shown, (x, y) in zip(points, short, at, strict=True):
         name = shown + (" (recommended)" if p.recommended else "")
-        box, moved = _free(svg.width_of(name), x, y, taken)
+        box, moved = _free(svg.width_of(name), x, y, frame, taken)
         taken.append(box)
         if moved:
             start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
@@ -180,13 +198,15 @@ def _labels(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[
     return [*lines, *names]
 
 
-def _free(width: float, x: float, y: float, taken: Sequence[Box]) -> tuple[Box, bool]:
+def _free(width: float, x: float, y: float, frame: Frame, taken: Sequence[Box]) -> tuple[Box, bool]:
     """Find room above a mark, the nearest first, then below it; say whether a line has to lead there."""
     tops = [y - 28 - 17 * i for i in range(20)] + [y + 12 + 17 * i for i in range(20)]
     for top in tops:
         for left in (x - width / 2, x - 10, x + 10 - width):
             box = Box(left, top, left + width + 4, top + 16)
-            inside = box.left >= 2 and box.right <= _WIDTH and box.top >= 24 and box.bottom <= _BOTTOM
+            inside = (
+                box.left >= 2 and box.right <= frame.width and box.top >= 24 and box.bottom <= frame.bottom
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 return box, top not in (tops[0], tops[20])
     return Box(x + 12, y - 10, x + 16 + width, y + 6), False
@@ -196,9 +216,9 @@ def _overlap(a: Box, b: Box) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
-def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
+def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point]) -> list[str]:
     """Explain the marks that are there, and name what is not in the picture."""
-    y, x, out = _HEIGHT - 10, 8.0, []
+    y, x, out = frame.height - 10, 8.0, []
     for word, class_ in CLASSES.items():
         if any(p.verdict == word for p in points):
             said = f"the gate: {class_}" if class_ == "undecided" else f"{class_} the gate"
@@ -212,5 +232,6 @@ def _legend(report: ExperimentReport, points: Sequence[Point]) -> list[str]:
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
         said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        out.append(text(_RIGHT, y, said, "small", "end"))
+        room = frame.right - svg.width_of(said) > x + 18 + svg.width_of("front")
+        out.append(text(frame.right, y if room else y - 18, said, "small", "end"))
     return out

@@ -1,0 +1,64 @@
+"""Report: the first page of the written report; what to ship, why, how sure that is, and what to do next.
+
+Invariant: the page shows the document that `harness compare` writes, and computes nothing.
+"""
+
+import streamlit as st
+
+from harness.report import experiment_document, front_file
+from harness.report.document import FirstPage, ResultDocument
+from harness.report.plots.pareto_front import NARROW
+from parts import controls, project, safe_text
+
+
+def page() -> None:
+    """Draw the page."""
+    controls.heading("Report", "What to ship, why, how sure that is, and what to do next.")
+    report = controls.choose_report()
+    if report is None:
+        return
+    document = experiment_document(report)
+    safe_text.say(document.last_line, "lead")
+    if document.first is not None:
+        left, right = st.columns([3, 2], gap="medium")
+        with left:
+            _why(document.first)
+        with right:
+            _picture(document.first, front_file(report, NARROW))
+            _next(document.first)
+    _behind(document)
+    controls.say_absent(report, project.runs())
+
+
+def _why(first: FirstPage) -> None:
+    safe_text.say_all(f"{reason.about}: {reason.sentence}" for reason in first.reasons)
+    safe_text.table(first.table.columns, first.table.rows)
+    for note in first.table.notes:
+        safe_text.say(note, "name")
+
+
+def _picture(first: FirstPage, drawn: str) -> None:
+    if drawn:
+        st.image(drawn, width="stretch")
+        safe_text.say(first.caption, "name")
+
+
+def _next(first: FirstPage) -> None:
+    st.subheader("What to do next", anchor=False)
+    for step in first.next_steps:
+        safe_text.command(step.line, step.purpose)
+
+
+def _behind(document: ResultDocument) -> None:
+    """Fold what the report says behind its first page; the appendix is on the other pages."""
+    safe_text.say(document.lead, "name")
+    for section in (s for s in document.sections if not s.appendix):
+        with st.expander(safe_text.label(section.title)):
+            if section.rows:
+                safe_text.table(section.columns, section.rows)
+            if section.lead:
+                safe_text.say(section.lead)
+            safe_text.say_all(section.notes)
+
+
+page()

@@ -1,0 +1,213 @@
+"""The first page of a report: the decision's reasons, the table, the picture, and what to do next.
+
+Invariant: what to ship, why, how sure that is and what to do next are answered by numbers of the report
+alone; whatever else was found stands behind this page.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from harness import formatting
+from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
+from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
+from harness.gating import MissRate, Verdict
+from harness.report.document import Command, FirstPage, Reason, Section
+from harness.report.experiment_report import (
+    ExperimentReport,
+    best_first,
+    headers,
+    miss_text,
+    table_rows,
+    target_text,
+)
+from harness.report.labels import WORDS
+from harness.report.plots.pareto_front import NARROW, front
+
+PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
+CAPTION = (
+    "To the right a candidate is better at the task, further up it kept more of what it could do before; a"
+    " ring marks what to ship. Grey: another one is at least as good on both. Lines are 95 % intervals."
+)
+_TRUE_LOSS = 0.03  # the loss whose chance of being missed is said
+_TASKS_NAMED = 3  # of those that lost most
+
+
+def first_page(report: ExperimentReport) -> FirstPage:
+    """Lay out what is seen first."""
+    picture = front(report, NARROW)
+    return FirstPage(
+        reasons=list(reasons(report)),
+        table=Section("candidates", "", headers(report), table_rows(report), notes=[column_note(report)]),
+        next_steps=list(next_steps(report)),
+        picture=picture,
+        picture_file=f"{report.file_name}.front.svg" if picture else "",
+        alt=PICTURE,
+        caption=CAPTION,
+    )
+
+
+def column_note(report: ExperimentReport) -> str:
+    """Say what the columns mean that only this program has."""
+    margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points over all tasks)"
+    return (
+        "target: score on the test items. forgetting (macro): mean change over the tasks of the capability"
+        " suite, which nobody trained for, each task counting alike, in points. lost/gained: items of those"
+        " tasks answered worse/better than by the base. $/1k: USD for 1,000 requests. p50: median time of"
+        " one. verdict: the gate's, which stops what forgot too much: PASS where a loss beyond your margin"
+        f"{margin} is ruled out with 95 % confidence, FAIL where one is shown, UNDECIDED where the items"
+        " cannot tell. In brackets: 95 % intervals."
+    )
+
+
+def judged(report: ExperimentReport) -> CandidateFacts | None:
+    """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
+    facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
+    return best(passing_runs(facts)) or strongest_run(facts)
+
+
+def reasons(report: ExperimentReport) -> Iterator[Reason]:
+    """Say why the decision is what it is, and how sure that is."""
+    run = judged(report)
+    if run is None:
+        yield from _reasons_untrained(report)
+        return
+    yield Reason("Gain", _gain_sentence(report, run))
+    yield Reason("Forgetting", _forgetting_sentence(report, run))
+    yield Reason("How sure", _certainty(report, run))
+
+
+def _reasons_untrained(report: ExperimentReport) -> Iterator[Reason]:
+    """Say what an untrained candidate rests on, where no fine-tune was measured."""
+    name = best_untrained(report.facts)
+    run = next((f for f in report.facts if f.name == name), None)
+    if run is None or run.target is None:
+        return
+    others = [f for f in best_first(report) if f.name != name and f.target and f.state == "done"]
+    beside = f"; the next is {others[0].label} with {target_text(others[0])}" if others else ""
+    yield Reason("Score", f"{run.label} reaches {target_text(run)} {report.metric} on test{beside}.")
+    yield Reason("Forgetting", "nothing is trained, so nothing is forgotten.")
+    n = formatting.count(run.target.n)
+    yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.")
+
+
+def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
+    g, other = gain(run.vs_untrained), best_untrained(report.facts)
+    against = next((f for f in report.facts if f.name == other), None)
+    reached = f"{run.label} reaches {target_text(run)} {report.metric}"
+    if g is None or against is None:
+        return f"{reached}; it was not compared with what trains nothing."
+    shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
+    change = formatting.change(g.unit, g.delta, g.low, g.high)
+    return (
+        f"{reached}, {against.label} {target_text(against)} without training: {change} {g.unit.name}{shown}."
+    )
+
+
+def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
+    verdict = run.verdict
+    if verdict is None:
+        return f"what {run.label} forgot was not measured (suites:)."
+    if verdict.outcome == "harness-drift":
+        return "the base no longer answers as stored, so nothing is said of what was forgotten."
+    stopped = [r.name for r in verdict.rules if r.outcome == verdict.outcome != "pass"]
+    others = [name for name in stopped if name not in ("macro", "each")]
+    why = f" for {' and '.join(others)}" if others and len(others) == len(stopped) else ""
+    lost = _named_losses(report, run)
+    worst = f", worst on {lost}" if lost else ""
+    found = _macro_text(verdict) or "an unknown amount, for no task counts"
+    said = f"the other capabilities of {run.label} changed by {found}{worst}"
+    return f"{said}; the gate says {WORDS[verdict.outcome]}{why}."
+
+
+def _macro_text(verdict: Verdict) -> str:
+    """Say the mean change over the tasks that count, and its margin; empty where none counts."""
+    if verdict.macro is None:
+        return ""
+    numbers = next((r.numbers for r in verdict.rules if r.name == "macro"), {})
+    n, margin = numbers.get("n_tasks"), numbers.get("margin")
+    over = f" over {formatting.counted(n, 'task')}" if isinstance(n, int) else ""
+    allowed = f" where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
+    return f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
+
+
+def _named_losses(report: ExperimentReport, run: CandidateFacts) -> str:
+    """Name the tasks that are shown to have lost more than their margin, the worst first."""
+    rules = run.verdict.rules if run.verdict else ()
+    vetoed = next((r.numbers.get("vetoed") for r in rules if r.name == "each"), None)
+    found = worst_tasks(report, run, vetoed) if isinstance(vetoed, list | tuple) else []
+    return ", ".join(found[:_TASKS_NAMED])
+
+
+def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
+    """Say the change of each of these tasks, the worst first."""
+    found = {c.task: c for c in reversed(report.comparisons.get(run.label, ())) if not c.slice}
+    known = sorted((found[t] for t in map(str, tasks) if t in found), key=lambda c: c.delta)
+    return [f"{c.task} {formatting.change(c.unit, c.delta)}" for c in known]
+
+
+def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
+    """Say on how many items and seeds it rests, how often the gate errs, and among how many fine-tunes."""
+    n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
+    said = [f"measured on {n} test items"]
+    if miss := _nearest(run):
+        lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
+        said.append(f"a model that really lost {lost} would pass the gate with a chance of {chance}")
+    if report.family.size > 1:
+        said.append(f"{formatting.count(report.family.size)} fine-tunes were judged, which is corrected for")
+    return f"{'; '.join([*said, _seeds_text(report, run)])}."
+
+
+def nearest_miss(run: CandidateFacts) -> str:
+    """Say with which chance the gate passes a model that really lost some 3 points; empty where unknown."""
+    nearest = _nearest(run)
+    return miss_text(nearest) if nearest else ""
+
+
+def _nearest(run: CandidateFacts) -> MissRate | None:
+    at = run.corrected or run.verdict
+    macro = [m for m in at.missed if m.what == "macro"] if at else []
+    return min(macro, key=lambda m: abs(-m.delta - _TRUE_LOSS), default=None)
+
+
+def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
+    of = next((s for s in report.seeds if s.candidate == run.name), None)
+    seeds = formatting.counted(len(of.seeds) if of else 1, "training seed")
+    if of is not None and of.score is not None:
+        return f"{seeds}, whose spread the interval holds"
+    return f"{seeds}, so how much trainings differ is unknown (--seeds 0,1,2 tells)"
+
+
+def next_steps(report: ExperimentReport) -> Iterator[Command]:
+    """Say what to type next: what ships or decides first, then what might do better."""
+    decision = report.decision
+    if report.smoke:
+        yield Command("harness compare", "measures it; a smoke run is no evidence")
+        return
+    if any(note.startswith("fewer items") for note in report.notes):
+        yield Command("harness compare --all-items", "asks every item, which a release needs")
+    elif decision is not None and decision.candidate:
+        name = decision.candidate
+        yield Command(f"harness promote {name}", f"makes {name} what later gates compare with")
+    else:
+        yield Command("harness compare", _open_question(report))
+    run = judged(report)
+    if run is not None and _can_be_rescued(run):
+        yield Command(f"harness rescue {run.name}", f"tries versions of {run.name} that keep more")
+
+
+def _open_question(report: ExperimentReport) -> str:
+    """Say what has to be done before the same command can decide."""
+    if report.decision is None:
+        return "decides, once a candidate has finished"
+    if failed := [f.label for f in report.facts if f.state == "failed"]:
+        return f"tries again what failed ({', '.join(failed)}), and keeps the rest"
+    if missing := report.decision.missing:
+        return f"decides, once these candidates are added: {', '.join(missing)}"
+    if report.decision.action == "collect more data":
+        return "decides again, once there are more training rows"
+    return "decides again, once there is what the decision asks for"
+
+
+def _can_be_rescued(run: CandidateFacts) -> bool:
+    """Tell whether a fine-tune gains and is stopped by what it forgot."""
+    stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
+    return is_gain_shown(run) and bool({"macro", "each", "critical"} & set(stopped))
