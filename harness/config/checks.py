@@ -316,7 +316,7 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         if not method.trains:
             found = f"a sweep with the method {recipe.method}, which trains no language model"
             yield Problem(where, found, "a method that trains", "remove sweep")
-        elif name not in fields:
+        elif name not in fields and method.params.model_config.get("extra") != "allow":
             yield Problem(where, f"a sweep of {name!r}", "a parameter", did_you_mean(name, fields))
         elif name in recipe.params:
             found = f"{name} in params and in sweep"

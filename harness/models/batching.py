@@ -138,12 +138,15 @@ def common_length(rows: Sequence[tuple[int, ...]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
-    """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own."""
+def shared_length(rows: Sequence[tuple[int, ...]], least: int = 0) -> int:
+    """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own.
+
+    The first `least` tokens of each row are shared in any case.
+    """
     if len(rows) < 2:
-        return 0
+        return least
     shared = min(common_length(rows), min(map(len, rows)) - 1)
-    return shared if shared >= _WORTH_SHARING else 0
+    return shared if shared >= _WORTH_SHARING + least else least
 
 
 def pack(trees: Sequence[PrefixTree], pairs: Sequence[Pair]) -> Pack:

@@ -61,7 +61,7 @@ def _read(
     import torch
     from transformers import StaticCache
 
-    shared = shared_length(prompts)
+    shared = shared_length(prompts, len(prefixes.virtual_ids))
     prefix = prefixes.read(prompts[0][:shared]) if shared else None
     own = [prompt[shared:] for prompt in prompts]
     end = shared + max(map(len, own))

@@ -18,12 +18,13 @@ from harness.models.generation import ANSWERING_COST, Stopped, answers
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor
+from harness.models.soft_prompts import soft_prompt
 from harness.models.tokenization import answer, encode, end_ids
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
 # What is generated together; its keys and values lie in memory.
@@ -59,16 +60,16 @@ class HFCandidate:
         tokenizer: "PreTrainedTokenizerBase",
         weights_digest: str,
         scoring_engine: str | None = None,
+        soft_prompt: "Cache | None" = None,
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
         self._reading, self._answering = _READING[device], ANSWERING[device]
-        self._executor = Executor(model, self._reading.tokens, scoring_engine)
+        self._executor = Executor(model, self._reading.tokens, scoring_engine, soft_prompt)
         self.engine = f"transformers/{self._executor.engine}"
         self.layout_digest = digest([self._executor.layout_digest, self._reading, self._answering])
-        self.max_context = int(
-            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30
-        )
+        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        self.max_context = longest - len(self._executor.prefixes.virtual_ids)
 
     def encode(
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
@@ -78,6 +79,8 @@ class HFCandidate:
 
     def generate(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Answer each prompt greedily, in batches of similar length."""
+        virtual = self._executor.prefixes.virtual_ids
+        prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
         out: dict[int, Output] = {}
         lengths = [len(p) + limits.max_new_tokens for p in prompts]
         for batch in plan(lengths, self._answering, ANSWERING_COST):
@@ -150,8 +153,13 @@ class ModelHost:
             self.model, str(folder), autocast_adapter_dtype=False, torch_device=self.machine.device
         )
         model.eval()
+        engine = self.base.engine.partition("/")[2]
+        if model.active_peft_config.is_prompt_learning:
+            soft = soft_prompt(model, engine)
+            yield HFCandidate(self.model, self.tokenizer, weights_digest, engine, soft)
+            return
         try:
-            yield HFCandidate(model, self.tokenizer, weights_digest, self.base.engine.partition("/")[2])
+            yield HFCandidate(model, self.tokenizer, weights_digest, engine)
         finally:
             model.unload()
 

@@ -43,8 +43,14 @@ class Executor:
     small tree both ways, and gets one sequence a branch instead; a known `engine` skips this.
     """
 
-    def __init__(self, model: "PreTrainedModel", budget: int, engine: str | None = None) -> None:
-        self.model, self.budget, self.prefixes = model, budget, PrefixCache(model)
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        budget: int,
+        engine: str | None = None,
+        soft: "Cache | None" = None,
+    ) -> None:
+        self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
         self._too_many = inf  # tokens for which memory ran out
         self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
 
@@ -66,7 +72,9 @@ class Executor:
         return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
 
     def _score_packed(self, pairs: Sequence[Pair]) -> list[Scored]:
-        shared = shared_length([context for context, _ in pairs])
+        virtual = self.prefixes.virtual_ids
+        pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
+        shared = shared_length([context for context, _ in pairs], len(virtual))
         prefix = self._prefix(pairs[0][0][:shared]) if shared else None
         trees = grow(pairs, self.budget, shared)
         scored: dict[int, Scored] = {}

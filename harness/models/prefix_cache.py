@@ -27,10 +27,17 @@ def keeps_all_keys(model: "PreTrainedModel") -> bool:
 
 
 class PrefixCache:
-    """Keys and values of prefixes under one model, the newest kept; the model has to keep all keys."""
+    """Keys and values of prefixes under one model, the newest kept; the model has to keep all keys.
 
-    def __init__(self, model: "PreTrainedModel", kept_bytes: int = _KEPT) -> None:
-        self._model, self._kept_bytes = model, kept_bytes
+    Those of a `soft` prompt stand before every prefix, whose first ids are then `virtual_ids`.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", kept_bytes: int = _KEPT, soft: "Cache | None" = None
+    ) -> None:
+        self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
+        # No ids of the vocabulary, and never read: every prefix holds them.
+        self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> "Cache":
@@ -63,12 +70,14 @@ class PrefixCache:
 
     def _pass(self, ids: tuple[int, ...]) -> "Cache":
         import torch
-        from transformers import DynamicCache
 
-        cache = DynamicCache(config=self._model.config)
+        cache = row_cache(self._model, self._soft, 1)
+        own = ids[len(self.virtual_ids) :]
+        if not own:
+            return cache
         with torch.inference_mode():
             self._model(
-                input_ids=torch.tensor([ids], device=self._model.device),
+                input_ids=torch.tensor([own], device=self._model.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on completions, of an adapter or of the whole model.
 
-Invariant: the checkpoint with the best validation loss is what is saved. Rows are packed only where no row
-sees another and enough optimiser steps are left; else they are not, and why is said.
+Invariant: the checkpoint with the best validation loss is what is saved, or the last one where the family of
+adapters says so. Rows are packed only where no row sees another and enough optimiser steps are left; else
+they are not, and why is said.
 """
 
 import time
@@ -19,6 +20,7 @@ from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
@@ -73,15 +75,17 @@ def supervised(
         packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
     params = params.model_copy(update={"packing": params.packing and not against})
-    trainer = _trainer(context, params, peft_config, base, tokenizer, (train, validation), scratch)
+    family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
+    trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
+    family.begin(trainer)
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
     if peft_config is None:
         model = model.to(dtype(machine.precision))
         tokenizer.save_pretrained(save_to)
-    model.save_pretrained(save_to)
+    family.save(model, save_to)
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
     losses = loop.curve(trainer.state.log_history, "eval_loss")
     return replace(
@@ -111,7 +115,7 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
 def _trainer(
     context: FitContext,
     params: SupervisedParams,
-    peft_config: "PeftConfig | None",
+    adapter: "tuple[PeftConfig | None, Family]",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     rows: tuple[list[Row], list[Row]],
@@ -121,12 +125,13 @@ def _trainer(
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
+    peft_config, family = adapter
     config = SFTConfig(
         output_dir=str(scratch),
         completion_only_loss=True,
         eval_strategy="epoch",
         eval_packing=False,
-        load_best_model_at_end=True,
+        load_best_model_at_end=not family.keeps_last,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         per_device_eval_batch_size=params.per_device_train_batch_size,
@@ -136,7 +141,7 @@ def _trainer(
     )
     loop.use_one_gpu(config)
     on_gpu = context.machine.device == "cuda"
-    trainer = (SFTTrainer if on_gpu else _cpu_trainer())(
+    trainer = _with_penalty(SFTTrainer if on_gpu else _cpu_trainer(), family)(
         model=model,
         args=config,
         processing_class=tokenizer,
@@ -144,13 +149,31 @@ def _trainer(
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
         callbacks=[
-            EarlyStoppingCallback(params.early_stopping_patience),
+            *([] if family.keeps_last else [EarlyStoppingCallback(params.early_stopping_patience)]),
+            *family.callbacks,
             loop.progress_callback(context.advance),
         ],
     )
     if params.packing and not on_gpu:
         batch_packs(trainer.data_collator)
     return trainer
+
+
+def _with_penalty(kind: "type[SFTTrainer]", family: Family) -> "type[SFTTrainer]":
+    """Return a trainer that adds the penalty of a family of adapters to the loss it trains on."""
+    if family.penalty is PLAIN.penalty:
+        return kind
+
+    class PenaltyTrainer(kind):  # type: ignore[misc, valid-type]
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            if model.training:
+                loss = loss + family.penalty(model) / self.args.gradient_accumulation_steps
+            return (loss, outputs) if return_outputs else loss
+
+    return PenaltyTrainer
 
 
 def _cpu_trainer() -> "type[SFTTrainer]":
@@ -169,7 +192,8 @@ def _cpu_trainer() -> "type[SFTTrainer]":
         ) -> Any:
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
-            outputs = model(**model_inputs(inputs), logits_to_keep=wanted, use_cache=False)
+            kept = wanted + virtual_tokens(model)
+            outputs = model(**model_inputs(inputs), logits_to_keep=kept, use_cache=False)
             targets = labels[:, wanted].flatten()
             total = torch.nn.functional.cross_entropy(
                 outputs.logits.flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum"

@@ -1,0 +1,71 @@
+"""Adapters of any family of PEFT, trained with TRL on the completions: soft prompts, (IA)³, AdaLoRA and more.
+
+Invariant: only the adapter is trained; the base without it is what it was.
+
+Source: the families of the `peft` library, under its own names (https://huggingface.co/docs/peft).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ConfigDict
+
+from harness.errors import Problem
+from harness.models.adapters import adapter_digest
+from harness.models.memory import Shape, lora_parameters
+from harness.plugins import Method
+from harness.spec import Recipe
+from harness.training import FitContext, SupervisedParams, Weights, supervised
+from harness.training.peft_families import family_problems, peft_config
+
+
+class Params(SupervisedParams):
+    """`peft_type` names the family; beside TRL's names all parameters of PEFT's configuration are taken."""
+
+    model_config = ConfigDict(extra="allow")
+    peft_type: str
+
+    @property
+    def of_peft(self) -> dict[str, Any]:
+        """Parameters of PEFT's configuration."""
+        return dict(self.model_extra or {})
+
+
+def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+    """Yield what forbids an adapter of this family."""
+    import torch
+
+    params = Params(**recipe.params)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    yield from family_problems(params.peft_type, params.of_peft, device, where)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the adapter and save it under `adapter/`.
+
+    Raises:
+        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+    """
+    folder = context.folder / "adapter"
+    training = supervised(context, params, peft_config(params.peft_type, params.of_peft), folder)
+    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+def adapter_parameters(shape: Shape, params: Params) -> int:
+    """Estimate what an adapter trains: as LoRA of its rank, where it has one, else next to nothing."""
+    rank = params.of_peft.get("r", 0)
+    return lora_parameters(shape, rank, "all-linear") if isinstance(rank, int) and rank else 1
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    hooks=("mix",),
+    loops=("training", "tokens", "sft", "peft_families"),
+    problems=problems,
+    adapter_parameters=adapter_parameters,
+)

@@ -1,0 +1,193 @@
+"""PEFT's families of adapters: their configurations, and what a training of each needs beside the loop.
+
+Invariant: what is saved gives, on the base as published, the logits that it had in memory; initialisations
+that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank.
+
+Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
+(arXiv:2303.10512), equation 4, as PEFT weights it; the conversion: Meng et al. 2024 (arXiv:2404.02948).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+from pydantic import ValidationError, create_model
+
+from harness.errors import CandidateFailed, Problem, did_you_mean
+from harness.progress import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import TrainerCallback
+
+# Families that route among experts or tasks, wrap whole adapters, or train on inputs of their own.
+_OWN_LOOPS = ("CPT", "CARTRIDGE", "MULTITASK_PROMPT_TUNING", "POLY", "XLORA")
+# Families whose own choice of modules is their point.
+_OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
+# Keys that the harness sets, or that describe how an adapter is applied later.
+_SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
+_CONVERTED = ("pissa", "olora", "corda", "lora_ga")
+
+
+class Family(NamedTuple):
+    """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
+
+    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter.
+    `keeps_last` says that the last checkpoint is saved and not the best one.
+    """
+
+    penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
+    callbacks: "tuple[TrainerCallback, ...]" = ()
+    begin: Callable[[Any], None] = lambda trainer: None
+    save: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
+    keeps_last: bool = False
+
+
+PLAIN = Family()
+
+
+def families() -> dict[str, Any]:
+    """Return PEFT's configurations by the families that the training loop takes."""
+    quiet_libraries()
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {str(getattr(kind, "value", kind)): made for kind, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return {name: made for name, made in sorted(known.items()) if name not in _OWN_LOOPS}
+
+
+def family_problems(peft_type: str, params: Mapping[str, Any], device: str, where: str) -> list[Problem]:
+    """List what forbids an adapter of a family with PEFT's parameters: names, values, missing packages."""
+    known = families()
+    if peft_type not in known:
+        expected = f"one of PEFT's families {', '.join(known)}"
+        return [Problem(where, f"peft_type {peft_type!r}", expected, did_you_mean(peft_type, known))]
+    names = [f.name for f in fields(known[peft_type]) if f.name not in _SET_HERE]
+    unknown = [name for name in params if name not in names]
+    if unknown:
+        expected = f"a parameter of PEFT's {known[peft_type].__name__} or of TRL's trainer"
+        return [Problem(where, f"unknown parameter {n!r}", expected, did_you_mean(n, names)) for n in unknown]
+    if _start(params) == "loftq" and device != "cuda":
+        found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
+        return [Problem(where, found, "pissa, eva, olora or true", "another init_lora_weights")]
+    try:
+        peft_config(peft_type, params)
+    except ValidationError as error:
+        wrong = error.errors()[-1]  # of a union the last: its literals
+        found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
+        return [Problem(where, found, f"a value of PEFT's {known[peft_type].__name__}", "mend params")]
+    except (TypeError, ValueError, ImportError) as error:
+        expected = f"parameters that PEFT's {known[peft_type].__name__} takes"
+        return [Problem(where, " ".join(str(error).split()), expected, "mend params")]
+    return []
+
+
+def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
+    """Build PEFT's configuration of a new adapter of a family.
+
+    Raises:
+        TypeError, ValueError, ImportError: PEFT refuses the parameters, or a package is missing.
+    """
+    made = families()[peft_type]
+    types = get_type_hints(made)
+    taken: Any = create_model(made.__name__, **{name: (types[name], ...) for name in params})
+    checked = taken.model_validate(dict(params))
+    given = {"task_type": "CAUSAL_LM", **{name: getattr(checked, name) for name in params}}
+    if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
+        given.setdefault("target_modules", "all-linear")
+    if peft_type == "ADALORA":
+        given.setdefault("total_step", 1 << 30)  # until the number of steps is known
+    if _start(params) == "eva":
+        from peft import EvaConfig
+
+        given.setdefault("eva_config", EvaConfig())
+    config: PeftConfig = made(**given)
+    return config
+
+
+def family_of(config: "PeftConfig", scratch: Path) -> Family:
+    """Return the additions of a configuration's family; `scratch` is a folder for its own files."""
+    start = _start(vars(config))
+    if config.peft_type == "ADALORA":
+        return Family(_orthogonality, (_allocation(),), _schedule, keeps_last=True)
+    if start == "eva":
+        return Family(begin=_begin_eva)
+    if start.startswith(_CONVERTED):
+        initial = scratch / "initial"
+
+        def begin(trainer: Any) -> None:
+            _save_initial(trainer.model, initial)
+
+        def save(model: Any, folder: Path) -> None:
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
+
+        return Family(begin=begin, save=save)
+    return PLAIN
+
+
+def virtual_tokens(model: Any) -> int:
+    """Count the virtual tokens that stand before the input in the hidden states of a model."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def _start(params: Mapping[str, Any]) -> str:
+    return str(params.get("init_lora_weights", "")).lower()
+
+
+def _save_initial(model: Any, folder: Path) -> None:
+    """Save an adapter as it began, under a configuration that does not begin so again when it is loaded."""
+    config = model.peft_config["default"]
+    start, config.init_lora_weights = config.init_lora_weights, True
+    model.save_pretrained(folder)
+    config.init_lora_weights = start
+
+
+def _begin_eva(trainer: Any) -> None:
+    from peft import initialize_lora_eva_weights
+
+    initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
+
+
+def _schedule(trainer: Any) -> None:
+    """Tell AdaLoRA the number of steps; unless it is set, the last tenth trains with the final ranks.
+
+    Raises:
+        CandidateFailed: no step is left between the first and the last ones, in which ranks may fall.
+    """
+    config = trainer.model.peft_config["default"]
+    args, batches = trainer.args, len(trainer.get_train_dataloader())
+    steps = batches / args.gradient_accumulation_steps * args.num_train_epochs
+    total = args.max_steps if args.max_steps > 0 else int(steps)
+    config.total_step = min(config.total_step, total)
+    config.tfinal = config.tfinal or max(1, total // 10)
+    if config.tinit + config.tfinal >= total:
+        found = f"AdaLoRA's tinit {config.tinit} and tfinal {config.tfinal} leave none of {total} steps"
+        raise CandidateFailed(found, "a smaller params.tinit or tfinal, or more epochs")
+
+
+def _allocation() -> "TrainerCallback":
+    """Return the callback that lets AdaLoRA's ranks fall: trainers do not call it."""
+    from transformers import TrainerCallback
+
+    class RankAllocation(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step)
+
+    return RankAllocation()
+
+
+def _orthogonality(model: Any) -> "torch.Tensor":
+    """Return the weighted mean over P and Q of how far each is from orthogonal, in the Frobenius norm."""
+    import torch
+
+    far = []
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            product = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            far.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+    weight: float = model.peft_config["default"].orth_reg_weight
+    return weight * torch.stack(far).mean()

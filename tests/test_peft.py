@@ -1,0 +1,200 @@
+"""Adapters of PEFT's families: trained, opened again, scored as alone, and taken off the base again."""
+
+import json
+import re
+
+import pytest
+import tiny_experiment
+import tiny_methods
+from tiny_experiment import runs_of
+from tiny_methods import CPU
+
+from harness.errors import CandidateFailed, UserError
+from harness.methods import peft
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+FAMILIES = {
+    "PREFIX_TUNING": {"num_virtual_tokens": 4},
+    "PROMPT_TUNING": {"num_virtual_tokens": 4},
+    "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
+    "IA3": {},
+    "ADALORA": {"init_r": 6, "target_r": 2},
+    "VERA": {"r": 4},
+    "OFT": {"oft_block_size": 4},
+    "LOHA": {"r": 2},
+    "LN_TUNING": {},
+    "OSF": {},
+    "LORA": {"r": 2},
+    "DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},
+    "rsLoRA": {"peft_type": "LORA", "r": 2, "use_rslora": True},
+    "PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
+    "OLoRA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "olora"},
+    "EVA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "eva"},
+}
+# Converted as a difference of what was trained and what it began as, both as large as the weights.
+ROUNDED = {"PiSSA": 5e-4, "OLoRA": 5e-4}
+SOFT = [name for name in FAMILIES if "num_virtual_tokens" in FAMILIES[name]]
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
+
+
+def train(tiny, folder, name, **given):
+    """Train a family for some steps; returns its weights, and the model in memory that it was trained in."""
+    kept = []
+    params = {"peft_type": name, **FAMILIES[name], **QUICK, **given}
+    context = tiny_methods.context(tiny, folder, prepare=kept.append)
+    return peft.fit(context, peft.Params(**params)), kept[0]
+
+
+def logits(model, ids):
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+def host_of(tiny):
+    return ModelHost(resolve(str(tiny)), CPU)
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, name):
+    made, trained = train(tiny, tmp_path, name)
+    host = host_of(tiny)
+    ids = host.base.encode(ASKED).context
+    before, plain = state(host.model), logits(host.model, ids)
+    with host.adapted(made.folder / "adapter", made.digest) as opened:
+        pairs = [(ids[:3], ids[3:7]), (ids[:5], ids[5:12]), (ids[:3], ids[8:9])]
+        together, alone = opened.loglikelihood(pairs), [opened.loglikelihood([pair])[0] for pair in pairs]
+        if name not in SOFT:
+            assert logits(opened.model, ids).allclose(logits(trained, ids), atol=ROUNDED.get(name, 1e-5))
+            assert not logits(opened.model, ids).allclose(plain, atol=1e-4)
+    assert [one.logprob for one in together] == pytest.approx([one.logprob for one in alone], abs=1e-4)
+    assert logits(host.model, ids).equal(plain)
+    after = host.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(before[key].equal(after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, tmp_path, name):
+    import torch
+    from peft import PeftModel
+
+    from harness.records import Limits
+
+    made, _ = train(tiny, tmp_path, name)
+    host, theirs = host_of(tiny), host_of(tiny)
+    alone = PeftModel.from_pretrained(theirs.model, made.folder / "adapter").eval()
+    ids = host.base.encode(ASKED).context
+    pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
+    with host.adapted(made.folder / "adapter", made.digest) as opened:
+        found = [one.logprob for one in opened.loglikelihood(pairs)]
+        answered = opened.generate([ids, ids[:4], ids[2:9]], Limits(6, ()))
+    expected = []
+    for context, continuation in pairs:
+        with torch.no_grad():
+            logprobs = alone(torch.tensor([[*context, *continuation]])).logits[0].log_softmax(-1)
+        logprobs = logprobs[-len(continuation) - 1 : -1]
+        expected.append(sum(logprobs[i, token].item() for i, token in enumerate(continuation)))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != pytest.approx([one.logprob for one in host.base.loglikelihood(pairs)], abs=1e-3)
+    new = alone.generate(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=6, do_sample=False,
+    )  # fmt: skip
+    told = host.tokenizer.decode(new[0][-6:], skip_special_tokens=True)
+    assert answered[0].text == told
+    assert answered[0].n_prompt_tokens == len(ids) + 4
+
+
+def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
+    made, _ = train(tiny, tmp_path, "ADALORA", num_train_epochs=10)
+    kept = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    ranks = [sum(flags) for flags in kept.values()]
+    assert sum(ranks) / len(ranks) == pytest.approx(2, abs=0.01)
+    assert max(ranks) > min(ranks)
+
+
+def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():
+    import torch
+
+    from harness.training import peft_families
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lora_A = torch.nn.Parameter(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+            self.lora_B = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+            self.lora_E = torch.nn.Parameter(torch.ones(2, 1))
+            self.peft_config = {"default": type("Config", (), {"orth_reg_weight": 0.5})}
+
+    assert peft_families._orthogonality(Model()).item() == pytest.approx(0.5 * (3 + 0) / 2)
+
+
+def test_what_starts_from_the_weights_of_the_base_is_saved_as_an_adapter_of_twice_the_rank(tiny, tmp_path):
+    made, _ = train(tiny, tmp_path, "PiSSA")
+    config = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    assert config["init_lora_weights"] is True
+
+
+def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
+    with pytest.raises(CandidateFailed, match="leave none of"):
+        train(tiny, tmp_path, "ADALORA", tinit=100)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("peft_type: LORRA", "peft_type 'LORRA'; expected one of PEFT's families .*LORA"),
+        ("peft_type: IA3, rank: 4", "unknown parameter 'rank'"),
+        ("peft_type: XLORA", "peft_type 'XLORA'"),
+        ("peft_type: LORA, init_lora_weights: loftq", "this machine has none"),
+        ("peft_type: LORA, init_lora_weights: pizza", "init_lora_weights: .*pizza"),
+        ("peft_type: VERA, r: four", "r: 'four'"),
+        ("peft_type: ADALORA, init_r: 4, tinit: -3, total_step: 0", "total_step"),
+        ("r: 4", "peft_type"),
+    ],
+)
+def test_a_family_that_cannot_be_trained_is_refused_before_anything_runs(tiny, tmp_path, params, said):
+    candidates = f"  prompt: {{method: base}}\n  soft: {{method: peft, params: {{{params}}}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    with pytest.raises(UserError) as refused:
+        tiny_experiment.run(path)
+    assert re.search(said, str(refused.value), re.DOTALL), str(refused.value)
+
+
+def test_a_soft_prompt_is_a_candidate_like_any_other(tiny, tmp_path):
+    soft = "{peft_type: PROMPT_TUNING, num_virtual_tokens: 4, max_steps: 2}"
+    candidates = f"  prompt: {{method: base}}\n  soft: {{method: peft, params: {soft}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    tiny_experiment.run(path)
+    run = runs_of(path)["soft"]
+    assert run.training.n_trainable == 4 * host_of(tiny).model.config.hidden_size
+
+
+def test_the_parameters_of_peft_can_be_swept(tiny, tmp_path):
+    soft = "{method: peft, params: {peft_type: VERA, max_steps: 2}, sweep: {r: [2, 4]}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  soft: {soft}\n")
+    tiny_experiment.run(path)
+    assert [trial.params["r"] for trial in runs_of(path)["soft"].training.sweep] == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["P_TUNING", "IA3", "VERA", "OFT", "LN_TUNING", "OSF", "DoRA"])
+def test_in_bf16_the_base_is_itself_again_after_an_adapter(tiny, tmp_path, name):
+    made, _ = train(tiny, tmp_path, name, max_steps=2)
+    host = ModelHost(resolve(str(tiny)), CPU._replace(precision="bf16"))
+    ids = host.base.encode(ASKED).context
+    plain = logits(host.model, ids)
+    with host.adapted(made.folder / "adapter", made.digest) as opened:
+        opened.loglikelihood([(ids[:3], ids[3:7])])
+    assert logits(host.model, ids).equal(plain)
