@@ -91,7 +91,8 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     """
     made = families()[peft_type]
     types = get_type_hints(made)
-    taken: Any = create_model(made.__name__, **{name: (types[name], ...) for name in params})
+    asked: dict[str, Any] = {name: (types[name], ...) for name in params}
+    taken: Any = create_model(str(made.__name__), **asked)
     checked = taken.model_validate(dict(params))
     given = {"task_type": "CAUSAL_LM", **{name: getattr(checked, name) for name in params}}
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
