@@ -12,7 +12,7 @@ from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import load_task, suite_contamination, task_version, version_of_test
+from harness.data import load_task, readers, suite_contamination, task_version, version_of_test
 from harness.data.contamination import contaminated_rows, key
 from harness.data.examples import Sourced
 from harness.data.splits import draw, set_aside
@@ -391,7 +391,8 @@ def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found
     ("name", "content", "where", "found"),
     [
         ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),
-        ("test.csv", b"prompt;reference\na;b, c\n", "test.csv:1", "fields that ';' parts"),
+        ("test.csv", b"prompt;reference\na;b, c\nd\n", "test.csv:3", "another number of fields"),
+        ("test.csv", b"sep=;\nprompt;reference\nd\n", "test.csv:3", "another number of fields"),
         ("test.parquet", b"no parquet", "test.parquet", None),
         ("test.jsonl.gz", b"no gzip", "test.jsonl.gz", None),
         ("test.xml", b"<a/>", "test.xml", "a file of the kind '.xml'"),
@@ -402,6 +403,28 @@ def test_a_file_of_another_kind_than_its_name_says_is_refused(tmp_path, name, co
     place, what = refused(Task(name="t", data={"test": str(tmp_path / name)}))[0]
     assert place == where
     assert found in (None, what)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfprompt;reference\r\na;b, c\r\n",
+        b"sep=;\r\nprompt;reference\r\na;b, c\r\n;\r\n",
+        b"prompt\treference\na\tb, c\n\n",
+        b'prompt ; reference\na;"b, c"\n',
+        b'prompt,reference\na,"b, c"\n,\n',
+    ],
+)
+def test_separated_values_are_read_as_spreadsheets_export_them(tmp_path, content):
+    (tmp_path / "test.csv").write_bytes(content)
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert row.fields == {"prompt": "a", "reference": "b, c"}
+
+
+def test_columns_without_a_name_or_of_one_name_are_told_apart(tmp_path):
+    (tmp_path / "test.csv").write_text("a,,a,a\n1,2,3,4\n")
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert row.fields == {"a": "1", "column 2": "2", "a 2": "3", "a 3": "4"}
 
 
 def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):

@@ -13,8 +13,10 @@ from harness.data import load_task
 from harness.decision import decide
 from harness.errors import UserError
 from harness.experiment import scaffold
-from harness.experiment.scaffold import Request
+from harness.experiment.scaffold import Request, Resources
+from harness.models.hardware import Machine, Memory
 
+HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
 FREE = [{"instruction": f"Say {i}.", "input": "", "output": f"{i} {WORDS} {i}"} for i in range(40)]
@@ -46,14 +48,15 @@ def proposed(tmp_path):
     """Return a maker of proposals from rows; other arguments are fields of the request."""
 
     def made(content, **given):
-        return scaffold.propose(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given))
+        request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **given)
+        return scaffold.propose(request, HERE)
 
     return made
 
 
 def refused(*args, **kwargs):
     with pytest.raises(UserError) as caught:
-        scaffold.propose(*args, **kwargs)
+        scaffold.propose(*args, **kwargs, here=HERE)
     return [problem.found for problem in caught.value.problems]
 
 
@@ -178,7 +181,7 @@ def test_many_unusable_rows_are_refused(tmp_path):
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
     with (tmp_path / "my rows.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *((row["text"], row["label"]) for row in LABELLED)])
-    found = scaffold.propose(Request(tmp_path, str(tmp_path / "my rows.csv")))
+    found = scaffold.propose(Request(tmp_path, str(tmp_path / "my rows.csv")), HERE)
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
     assert found.name == "my-rows"
 
@@ -220,7 +223,7 @@ def test_a_file_that_appeared_meanwhile_is_not_overwritten(proposed, tmp_path):
 def test_a_folder_can_be_moved_together_with_its_rows(tmp_path):
     (tmp_path / "one").mkdir()
     scaffold.write(
-        scaffold.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)))
+        scaffold.propose(Request(tmp_path / "one", rows(tmp_path / "one", "mine.jsonl", LABELLED)), HERE)
     )
     moved = (tmp_path / "one").rename(tmp_path / "two")
     assert Path(config.load(moved / "harness.yaml").experiment.target.data.all).parent == moved
@@ -327,7 +330,7 @@ def test_a_kind_that_there_is_not_is_refused():
 
 def test_an_example_to_edit_is_a_task_of_labels(tmp_path):
     path = scaffold.write_example(tmp_path / "new")
-    found = scaffold.propose(Request(tmp_path / "new", str(path)))
+    found = scaffold.propose(Request(tmp_path / "new", str(path)), HERE)
     assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
     assert found.warnings == ()
 

@@ -23,7 +23,7 @@ ANSWERS = {
     "out of memory": ("models/oom.py", ""),
     "batch packing": ("models/batching.py", "pack"),
     "model download and resolution": ("models/hub.py", "resolve"),
-    "harness init": ("experiment/scaffold.py", ""),
+    "harness init": ("experiment/scaffold/__init__.py", "propose"),
     "estimate of cost": ("evaluation/costs.py", ""),
     "estimate of memory": ("models/memory.py", ""),
     "champions": ("release/champions.py", ""),

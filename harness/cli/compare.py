@@ -73,6 +73,15 @@ def init(
     reference: Annotated[
         str | None, typer.Option("--reference", help="The column that answers, or a template.")
     ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes",
+            envvar="HARNESS_MINUTES",
+            min=0.1,
+            help="Bound of what compare is estimated to take here; rows and sweep are cut to it.",
+        ),
+    ] = 20.0,
     as_json: Json = False,
 ) -> None:
     """Look at your rows and write a folder in which compare runs as it is."""
@@ -80,7 +89,7 @@ def init(
 
     kind = scaffold.kind_named(task)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind)
+    request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
     proposal = scaffold.propose(request)
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:

@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
 from harness.spec import Fields, Task
 
-_FIELD = re.compile(r"\{(\w[\w .\-]*)\}")
+_FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _DEFAULT = Fields()
 _ROLES = ("system", "user", "assistant")
 

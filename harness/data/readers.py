@@ -166,30 +166,51 @@ def _no_number(text: str) -> NoReturn:
 
 
 def _csv(file: Path, shown: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(_text(file, shown), newline=""), strict=True)
+    """Read separated values, also as spreadsheets export them: other separators, empty lines, odd headers."""
+    text = _text(file, shown)
+    named = _NAMED_SEPARATOR.match(text)
+    delimiter = named[1] if named else _separator(text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     problems: list[Problem] = []
-    header = reader.fieldnames or ()
-    n_fields = len(header)
-    if n_fields == 1 and (other := re.search(r"[;\t|]", header[0])):
-        found = f"fields that {other[0]!r} parts"
-        raise UserError(Problem(f"{shown}:1", found, "comma-separated values", "save the file with commas"))
     try:
-        for fields in reader:
+        _ = next(reader) if named else None
+        header = _column_names(next(reader, []))
+        for cells in filter(any, reader):
             where = f"{shown}:{reader.line_num}"
-            if None in fields or None in fields.values():
-                expected = f"the {n_fields} fields of the first line"
-                problems.append(
-                    Problem(where, "another number of fields", expected, "quote fields with commas")
-                )
-            rows.append(Row(where, dict(fields)))
+            if len(cells) != len(header):
+                expected = f"the {len(header)} fields of the first line"
+                step = f"quote fields with {_SEPARATORS[delimiter]}"
+                problems.append(Problem(where, "another number of fields", expected, step))
+            rows.append(Row(where, dict(zip(header, cells, strict=False))))
     except csv.Error as error:
-        problems.append(
-            Problem(f"{shown}:{reader.line_num}", str(error), "comma-separated values", "quote it")
-        )
+        expected = f"values separated by {_SEPARATORS[delimiter]}"
+        problems.append(Problem(f"{shown}:{reader.line_num}", str(error), expected, "quote it"))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
     return rows
+
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
+
+
+def _separator(first_line: str) -> str:
+    """Return what separates the names of columns, outside of quotes: a comma where there is one."""
+    unquoted = re.sub(r'"[^"]*"', "", first_line)
+    return next((sign for sign in _SEPARATORS if sign in unquoted), ",")
+
+
+def _column_names(header: list[str]) -> list[str]:
+    """Name every column: without spaces around, by its place where it has none, and numbered where twice."""
+    names: list[str] = []
+    for place, cell in enumerate(header, start=1):
+        name = again = cell.strip() or f"column {place}"
+        number = 2
+        while again in names:
+            again, number = f"{name} {number}", number + 1
+        names.append(again)
+    return names
 
 
 def _parquet(file: Path, shown: str) -> Iterator[Row]:

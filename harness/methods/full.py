@@ -33,4 +33,9 @@ METHOD = Method(
     seeded=True,
     hooks=("mix", "prepare"),
     loops=("training", "tokens", "sft"),
+    # A tenth of the rates of low-rank adapters, but that a very small model needs as much as they do.
+    proposal=lambda situation: {
+        "sweep": {"learning_rate": [1e-4, 5e-4] if situation.small_base else [1e-5, 2e-5]},
+        "replay": 1.0,
+    },
 )

@@ -40,4 +40,9 @@ METHOD = Method(
     adapter_parameters=adapter_parameters,
     lower_rank=lower_rank,
     leave_out=leave_out,
+    proposal=lambda situation: {
+        "params": {"r": 16},
+        "sweep": {"learning_rate": [2e-4, 1e-3] if situation.small_base else [1e-4, 2e-4]},
+        "replay": 1.0,
+    },
 )

@@ -1,0 +1,122 @@
+"""Choice of how to fine-tune a base here: by the memory of training, the size of the base and latency.
+
+Invariant: methods are told apart by what they declare, and sizes come from the model's configuration; no
+weights are loaded. Of those that fit, an adapter on the plain base comes before one on a quantised base,
+which answers more slowly, and before all parameters, which forget more; only of a base no larger than an
+adapter usually is are all parameters trained.
+
+Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1) for the latency of a merged adapter, Dettmers et al.
+2023 (arXiv:2305.14314) for the quantised base, Biderman et al. 2024 (arXiv:2405.09673) for what is forgotten.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from harness import plugins
+from harness.formatting import count, size
+from harness.models import hub, memory
+from harness.models.hardware import Machine, Memory
+from harness.models.hub import ModelSource
+from harness.models.memory import Shape
+
+# Parameters of an adapter of rank 16 on all linear layers of a Llama of 7 billion.
+AS_SMALL_AS_AN_ADAPTER = 40e6
+_GIB = 2**30 / 1e9  # GB
+
+
+class Resources(NamedTuple):
+    """Machine that a comparison would run on, and its memory."""
+
+    machine: Machine
+    room: Memory
+
+
+class Choice(NamedTuple):
+    """Name of the method that was chosen, why in a line, and what to warn of where none fits."""
+
+    name: str
+    why: str
+    warning: str = ""
+
+
+class _Need(NamedTuple):
+    """Memory that a training takes in GB, and the parameters that it trains."""
+
+    gb: float
+    n_trained: float
+
+
+def choose_method(
+    recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, here: Resources, longest: int
+) -> Choice:
+    """Choose among recipes by the names of their methods; `longest` are the tokens of the longest row.
+
+    Where no more is known of the base, an adapter on it as it is.
+    """
+    shape = None if base is None else hub.shape(base)
+    if base is None or shape is None:
+        why = "an adapter takes the least memory of those on the base as it is, whose size is not known here"
+        return Choice(_in_order(recipes, is_small=False)[0], why)
+    needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
+    ordered = _in_order(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
+    fitting = [name for name in ordered if needs[name].gb <= here.room.free_gib * _GIB]
+    if fitting:
+        return Choice(fitting[0], _why(fitting[0], needs, ordered, shape, here.room))
+    name = min(ordered, key=lambda one: needs[one].gb)
+    said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
+    return Choice(name, said, f"{said}; next: a smaller --base-model, or more memory")
+
+
+def _in_order(names: Iterable[str], *, is_small: bool) -> list[str]:
+    """Order methods by preference: what answers as fast as the base and forgets least first."""
+
+    def rank(name: str) -> tuple[bool, bool]:
+        method = plugins.method(name)
+        return (method.makes == "model") != is_small, bool(method.quantization)
+
+    return sorted(names, key=rank)
+
+
+def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, longest: int) -> _Need:
+    """Estimate what a training takes; a CPU keeps quantised weights unpacked, and has no checkpointing."""
+    method, on_gpu = plugins.method(name), here.machine.device == "cuda"
+    params = method.params(**recipe.get("params", {}))
+    n_trained = method.adapter_parameters(shape, params) or shape.n_parameters
+    gb = memory.training_gb(
+        shape,
+        n_trained,
+        params.per_device_train_batch_size * min(longest, params.max_length),
+        here.machine.precision,
+        nf4=on_gpu and bool(method.quantization),
+        checkpointing=on_gpu,
+    )
+    return _Need(gb, n_trained)
+
+
+def _why(name: str, needs: Mapping[str, _Need], ordered: list[str], shape: Shape, room: Memory) -> str:
+    method, need = plugins.method(name), needs[name]
+    fits = f"about {_size(need)}, and {_free(room)}"
+    if method.makes == "model":
+        return f"all {_millions(shape.n_parameters)} parameters, no more than an adapter usually has; {fits}"
+    before = ordered[: ordered.index(name)]
+    if method.quantization and before:
+        return (
+            f"on the base in 4 bits, because {before[0]} would take {_size(needs[before[0]])}; {fits}; "
+            "it answers more slowly than the base in 16 bits"
+        )
+    whole = [needs[other] for other in ordered if plugins.method(other).makes == "model"]
+    otherwise = f"; all parameters would take {_size(whole[0])}, and forget more" if whole else ""
+    trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
+    return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
+
+
+def _size(need: _Need) -> str:
+    return size(need.gb * 1e9)
+
+
+def _free(room: Memory) -> str:
+    return f"{size(room.free_gib * _GIB * 1e9)} of {room.of} are free"
+
+
+def _millions(n: float) -> str:
+    return f"{count(n / 1e6)} million" if n >= 1e6 else count(n)

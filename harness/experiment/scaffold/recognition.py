@@ -1,0 +1,197 @@
+"""Recognition of rows: the layout, the columns that ask and answer, and the kind of task.
+
+Invariant: rows alone decide, and what the user named goes before every guess; nothing is written.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness.data import formats, readers
+from harness.data.formats import Layout
+from harness.data.readers import Row
+from harness.errors import Problem, UserError
+from harness.formatting import counted
+from harness.models.hub import NAMES as EMBEDDED
+from harness.records import Example
+from harness.spec import HUB, Task
+
+Kind = Literal["labels", "question", "preference", "text"]
+
+MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
+
+_QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
+_ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
+_GROUPS = ("article", "title", "document", "document_id", "doc_id", "conversation_id", "thread_id", "group")
+
+
+class Request(NamedTuple):
+    """Request of the user: the folder, the rows, and what belongs to them.
+
+    `prompt` and `reference` are columns or templates, `kind` is the kind of task, where they are not to be
+    guessed. `minutes` bounds the estimated time of a comparison on this machine.
+    """
+
+    folder: Path
+    data: str
+    base_model: str = EMBEDDED[0]
+    pairs: str | None = None
+    documents: str | None = None
+    prompt: str | None = None
+    reference: str | None = None
+    kind: Kind | None = None
+    minutes: float | None = None
+
+
+class Seen(NamedTuple):
+    """Rows, the layout they are in, the templates that read them, and the kind of task."""
+
+    shown: str
+    rows: list[Row]
+    layout: Layout | None
+    fields: dict[str, str]
+    kind: Kind
+
+
+def look(request: Request, content: readers.Rows) -> Seen:
+    """Recognise rows.
+
+    Raises:
+        UserError: no columns clearly ask and answer, or the rows are not of the kind that was named.
+    """
+    layout = formats.recognise(content.rows)
+    fields = _fields(request, content, layout)
+    task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
+    examples = [sourced.example for sourced in examples_of(task, content)]
+    kind = request.kind or _kind(layout, content.rows, examples)
+    if found := _misfit(kind, layout, content.rows, examples):
+        step = "leave --task out, or name another kind"
+        raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
+    return Seen(content.shown, content.rows, layout, fields, kind)
+
+
+def examples_of(task: Task, content: readers.Rows) -> list[Any]:
+    """Read rows as examples of a task, each with where it comes from."""
+    from harness.data import examples as items
+
+    return items.examples(task, content, items.Notes([], [])).examples
+
+
+def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
+    """Choose templates for the question, the answer and the cluster, as far as they are needed."""
+    given = {"prompt": request.prompt, "reference": request.reference}
+    fields = {key: _template(text) for key, text in given.items() if text}
+    columns = _columns(content.rows)
+    if layout is None and not (
+        columns & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
+    ):
+        fields = _guess_columns(content, columns, fields)
+    group = next(
+        (name for name in _GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
+    )
+    if group and f"{{{group}}}" not in fields.values():
+        fields["cluster"] = f"{{{group}}}"
+    return fields
+
+
+def _template(text: str) -> str:
+    return text if "{" in text else f"{{{text}}}"
+
+
+def _columns(content: Sequence[Row]) -> set[str]:
+    """Return the fields that most rows fill with a text or a number."""
+    names = {name for row in content for name in row.fields}
+    filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
+    return {name for name, n in filled.items() if 2 * n > len(content)}
+
+
+def _guess_columns(content: readers.Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
+    """Guess which column asks and which answers, by their names; of two, the one that varies less answers."""
+    plain = {
+        c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
+    }
+    asks = fields.get("prompt") or _by_name(plain, _QUESTIONS)
+    answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, _ANSWERS)
+    left = sorted(
+        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
+        key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
+    )
+    if answers is None and left and len(left) + bool(asks) == 2:
+        answers = f"{{{left.pop(0)}}}"
+    if asks is None and len(left) == 1:
+        asks = f"{{{left.pop()}}}"
+    if asks and answers:
+        return {**fields, "prompt": asks, "reference": answers}
+    lacking = " and ".join(what for what, found in (("question", asks), ("answer", answers)) if not found)
+    raise UserError(
+        Problem(
+            content.shown,
+            f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
+            "a known layout, or to be told",
+            "name the columns: --prompt COLUMN --reference COLUMN",
+        )
+    )
+
+
+def _by_name(columns: set[str], known: Iterable[str]) -> str | None:
+    """Find the column of a known name, else one in whose name it is a word: `Customer question`."""
+    words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
+    exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
+    part = (f"{{{c}}}" for name in known for c, of in words.items() if name in of)
+    return next(exact, None) or next(part, None)
+
+
+def _groups_rows(content: Sequence[Row], name: str) -> bool:
+    """Tell whether a field holds a few rows together: filled everywhere, repeated, of several values."""
+    values = [row.fields.get(name) for row in content]
+    if not all(isinstance(value, str | int) and value != "" for value in values):
+        return False
+    return 5 <= len(set(values)) <= 0.8 * len(values)
+
+
+def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> Kind:
+    if layout is not None and layout.name == "preference":
+        return "preference"
+    contexts = sum(bool(row.fields.get("context")) for row in content)
+    if layout is not None and layout.name == "question" and 2 * contexts > len(content):
+        return "question"
+    return "labels" if _label_set(examples) else "text"
+
+
+NEEDS: dict[Kind, str] = {
+    "labels": "one label a row, of two different ones at least",
+    "question": "question rows with a context",
+    "preference": "rows with a chosen and a rejected answer",
+    "text": "rows with a reference",
+}
+
+
+def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> str:
+    """Say what the rows lack for a kind of task; empty where they are of that kind."""
+    form = layout.name if layout else "prompt and reference"
+    if kind == "labels" and (
+        len(references_of(examples)) < 2 or any(len(e.references) > 1 for e in examples)
+    ):
+        return f"{counted(len(references_of(examples)), 'different reference')}, or several a row"
+    if kind == "question" and not any(row.fields.get("context") for row in content):
+        return f"{form} rows without a context"
+    return f"{form} rows" if kind == "preference" and form != "preference" else ""
+
+
+def references_of(examples: Sequence[Example]) -> set[str]:
+    """Return every reference once."""
+    return {reference for example in examples for reference in example.references}
+
+
+def _label_set(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the labels, where the references are few, short and repeated; else nothing."""
+    values = references_of(examples)
+    few = 2 <= len(values) <= min(MOST_LABELS, len(examples) // ROWS_A_LABEL)
+    short = all(len(value) <= LONGEST_LABEL and "\n" not in value for value in values)
+    return tuple(sorted(values)) if few and short and all(len(e.references) == 1 for e in examples) else ()
+
+
+def absolute(path: str) -> str:
+    """Return a path of the user's as an absolute one; a hub set is left as it is named."""
+    return path if path.startswith(HUB) else str(Path(path).expanduser().resolve())

@@ -1,0 +1,123 @@
+"""Ten data sets of ten kinds from `harness init` to a decision: a study, run by hand and outside CI.
+
+Each kind of `tests/ten_kinds.py` is written, `init` proposes an experiment for it on this machine, and
+`compare` runs that without an edit. Where the truth is known the decision is held to it.
+
+`PYTHONPATH=. python -m tests.studies.ten_data_sets FOLDER` takes up to twenty minutes a kind on the embedded
+model; `--only "labels"` takes one, `--base-model` another model. A second call goes on where the first one
+stopped. It writes `reports/ten_data_sets.md` of the kinds that are finished.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.cli.progress_bar import TerminalProgress
+from harness.experiment import scaffold
+from harness.formatting import seconds
+from harness.models.hardware import probe
+from harness.models.hub import NAMES
+from tests import ten_kinds
+from tests.ten_kinds import KINDS, Kind
+
+PAGE = Path(__file__).parents[2] / "reports" / "ten_data_sets.md"
+
+
+def main() -> None:
+    """Run the kinds that are not finished, and write the page after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where rows, experiments and runs lie")
+    parser.add_argument(
+        "--only", action="append", choices=list(KINDS), help="a kind; more than once for more"
+    )
+    parser.add_argument("--base-model", default=NAMES[0], help="the embedded model where none is named")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
+    given = parser.parse_args()
+    for name in given.only or KINDS:
+        finish(name, given.folder / name.replace(" ", "-"), given.base_model)
+        given.page.write_text(page(given.folder), "utf-8")
+
+
+def finish(name: str, folder: Path, base_model: str) -> None:
+    """Go from rows to a decision, unless that is done; time of calls that were ended counts as well."""
+    done, spent = folder / "result.json", folder / "spent_s.json"
+    if done.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    start, before = time.monotonic(), json.loads(spent.read_text()) if spent.exists() else 0.0
+    try:
+        result = decided(KINDS[name], folder, base_model)
+    finally:
+        spent.write_text(json.dumps(before + time.monotonic() - start))
+    said = {"name": name, "wall_s": json.loads(spent.read_text()), "machine": probe().name}
+    done.write_text(json.dumps({**said, **result}, indent=1, ensure_ascii=False))
+
+
+def decided(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
+    """Propose an experiment where there is none yet, and run it as it was written."""
+    log, experiment = folder / "init.json", folder / "new"
+    if not log.exists():
+        rows = ten_kinds.write(kind, folder)
+        proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=20.0))
+        scaffold.write(proposal)
+        log.write_text(json.dumps([*proposal.said, *proposal.warnings], ensure_ascii=False))
+    report = harness.compare(experiment / "harness.yaml", progress=TerminalProgress())
+    decision = report.decision
+    return {
+        "log": json.loads(log.read_text()),
+        "states": {fact.name: fact.state for fact in report.facts},
+        "action": decision.action,
+        "candidate": decision.candidate,
+        "sentence": decision.sentence,
+        "right": is_right(kind, decision.action, decision.candidate),
+    }
+
+
+def is_right(kind: Kind, action: str, candidate: str | None) -> bool | None:
+    """Hold a decision to the truth; None where that is not known."""
+    if kind.truth:
+        return candidate == kind.truth
+    return action not in ("fine-tune", "hybrid") if kind.never else None
+
+
+def page(folder: Path) -> str:
+    """Write the kinds that are finished: a table, and of each what init said and what was decided."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+    table = [
+        f"| {one['name']} | {seconds(one['wall_s'])} | {one['action']} | {one['candidate'] or '–'} | {_truth(one)} |"
+        for one in found
+    ]
+    return "\n".join(
+        [
+            "# Ten data sets, from `init` to a decision",
+            "",
+            "Rows of `tests/ten_kinds.py`, no edit between `harness init` and `harness compare`.",
+            f"{len(found)} of {len(KINDS)} kinds are finished.",
+            "",
+            "| kind | time | decision | candidate | right |",
+            "|---|---|---|---|---|",
+            *table,
+            *(line for one in found for line in _log(one)),
+            "",
+        ]
+    )
+
+
+def _truth(one: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "**no**", None: "the truth is not known"}[one["right"]]
+
+
+def _log(one: Mapping[str, Any]) -> list[str]:
+    states = ", ".join(f"{name} {state}" for name, state in one["states"].items())
+    told = [f"- {line}" for line in [*one["log"], f"on {one['machine']}: {states}", one["sentence"]]]
+    return ["", f"## {one['name']}", "", *told]
+
+
+if __name__ == "__main__":
+    main()

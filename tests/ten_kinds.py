@@ -1,0 +1,172 @@
+"""Ten data sets of ten kinds, as people bring them: made here, of no foreign row.
+
+Invariant: what is written depends on the seed alone. Where `truth` is given it names the only right
+answer: the candidate that has to be shipped, or that none of the fine-tunes may be.
+"""
+
+import csv
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+THINGS = ("drill", "ladder", "tent", "projector", "kettle", "wheelbarrow", "sewing machine", "lamp")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
+NAMES = ("Ann", "Bela", "Chike", "Dana", "Eiko", "Farid")
+ASKS = {  # a word of each form belongs to its label alone, so a bag of words suffices
+    "borrow": ("May I borrow the {thing} on {day}?", "Please let {who} borrow the {thing} from {day}."),
+    "return": ("Where do I return the {thing} on {day}?", "{who} wants to return the {thing} by {day}."),
+    "repair": (
+        "The {thing} needs repair before {day}.",
+        "Since {day} the {thing} of {who} is waiting for repair.",
+    ),
+}
+FILLER = (
+    "The hall was swept, the windows were closed, and the list on the door was copied once more.",
+    "Nobody had moved the boxes in the cellar, so the count of shelves was the same as before.",
+    "It rained in the afternoon, and the bicycle stand by the gate stood empty until six.",
+)
+
+
+class Kind(NamedTuple):
+    """A kind of data: how its file is called and made, and what the decision on it has to be.
+
+    `truth` is the candidate to ship, `never` says that no fine-tune may be recommended.
+    """
+
+    file: str
+    write: Callable[[random.Random], bytes]
+    task: str
+    truth: str = ""
+    never: bool = False
+
+
+def lines(rows: list[dict]) -> bytes:
+    """Write JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def request(rng: random.Random) -> tuple[str, str]:
+    """Make a letter and its label."""
+    label = rng.choice(sorted(ASKS))
+    names = {"thing": rng.choice(THINGS), "day": rng.choice(DAYS), "who": rng.choice(NAMES)}
+    return f"{rng.choice(ASKS[label]).format(**names)} No. {rng.randrange(10**6)}", label
+
+
+def labels(rng: random.Random, n: int = 200) -> bytes:
+    """Make letters of three kinds."""
+    return lines([dict(zip(("text", "label"), request(rng), strict=True)) for _ in range(n)])
+
+
+def random_labels(rng: random.Random) -> bytes:
+    """Make twenty thousand letters whose labels say nothing."""
+    return lines([{"text": request(rng)[0], "label": rng.choice("ab")} for _ in range(20_000)])
+
+
+def free_text(rng: random.Random) -> bytes:
+    """Make instructions that are answered in a few sentences."""
+    rows = []
+    for i in range(120):
+        thing, day = rng.choice(THINGS), rng.choice(DAYS)
+        told = (
+            f"Dear {rng.choice(NAMES)}, the {thing} is ready from {day} on at desk {i}. {rng.choice(FILLER)}"
+        )
+        rows.append({"instruction": f"Say that the {thing} is ready on {day} at desk {i}.", "output": told})
+    return lines(rows)
+
+
+def questions(rng: random.Random) -> bytes:
+    """Make questions on a context that holds the answer."""
+    rows = []
+    for i in range(120):
+        thing, name = rng.choice(THINGS), f"{rng.choice(NAMES)} {i}"
+        context = f"Shelf {i} holds the {thing}. It was brought by {name}."
+        answers = {"text": [name], "answer_start": [context.index(name)]}
+        rows.append(
+            {"context": context, "question": f"Who brought the {thing} of shelf {i}?", "answers": answers}
+        )
+    return lines(rows)
+
+
+def preferences(rng: random.Random) -> bytes:
+    """Make pairs of a chosen and a rejected answer."""
+    rows = []
+    for i in range(120):
+        thing = rng.choice(THINGS)
+        told = f"Yes, the {thing} is free on {rng.choice(DAYS)}."
+        rows.append({"prompt": f"Is the {thing} of box {i} free?", "chosen": told, "rejected": "No idea."})
+    return lines(rows)
+
+
+def json_answers(rng: random.Random) -> bytes:
+    """Make sentences and what they say as JSON."""
+    rows = []
+    for i in range(120):
+        thing, day = rng.choice(THINGS), rng.choice(DAYS)
+        answer = json.dumps({"thing": thing, "day": day, "box": i})
+        rows.append({"prompt": f"The {thing} of box {i} leaves on {day}.", "reference": answer})
+    return lines(rows)
+
+
+def long_documents(rng: random.Random) -> bytes:
+    """Make reports of some three thousand letters, one word of which decides."""
+    rows = []
+    for i in range(60):
+        label = ("flood", "fire")[i % 2]
+        parts = [rng.choice(FILLER) for _ in range(36)]
+        parts[rng.randrange(36)] = f"The keeper wrote of a {label} in room {i}."
+        rows.append({"document": " ".join(parts), "label": label})
+    return lines(rows)
+
+
+def japanese(rng: random.Random) -> bytes:
+    """Make questions and answers in Japanese."""
+    things, days = ("はしご", "ランプ", "テント", "やかん"), ("月曜日", "火曜日", "水曜日")
+    rows = []
+    for i in range(120):
+        thing, day = rng.choice(things), rng.choice(days)
+        rows.append(
+            {"question": f"{thing}{i}はいつ戻りますか。", "answer": f"{thing}{i}は{day}に戻る予定です。"}
+        )
+    return lines(rows)
+
+
+def few(rng: random.Random) -> bytes:
+    """Make forty letters of three kinds."""
+    return labels(rng, 40)
+
+
+def spreadsheet(rng: random.Random) -> bytes:
+    """Make an export: BOM, semicolons, odd headers, empty cells and lines, and rows that stand twice."""
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=";", lineterminator="\r\n")
+    writer.writerow(["Nr.", " Customer Text (as sent)", "", "Final Label ", "Remark", "Remark"])
+    rows = [[i, *request(rng)] for i in range(200)]
+    for i, text, label in [*rows, *rows[:20]]:
+        writer.writerow([i, text, "", "" if i % 50 == 7 else label, "" if i % 3 else "seen; by phone", ""])
+        if i % 40 == 0:
+            writer.writerow([""] * 6)
+    return b"\xef\xbb\xbf" + out.getvalue().encode()
+
+
+KINDS = {
+    "labels": Kind("labels.jsonl", labels, "labels", truth="classifier"),
+    "free text": Kind("letters.jsonl", free_text, "text"),
+    "question with context": Kind("shelves.jsonl", questions, "question"),
+    "preference pairs": Kind("pairs.jsonl", preferences, "preference"),
+    "JSON output": Kind("boxes.jsonl", json_answers, "text"),
+    "long documents": Kind("reports.jsonl", long_documents, "labels", truth="classifier"),
+    "another language": Kind("japanese.jsonl", japanese, "text"),
+    "40 rows": Kind("few.jsonl", few, "labels", never=True),
+    "20,000 rows": Kind("many.jsonl", random_labels, "labels", never=True),
+    "messy spreadsheet": Kind("Export 2026 (final).csv", spreadsheet, "labels", truth="classifier"),
+}
+
+
+def write(kind: Kind, folder: Path) -> Path:
+    """Write the rows of a kind; returns their path."""
+    path = folder / kind.file
+    path.write_bytes(kind.write(random.Random(0)))
+    return path

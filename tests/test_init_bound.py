@@ -1,0 +1,137 @@
+"""`harness init` bounds the time of what it proposes, and chooses the method by memory, size and latency."""
+
+import json
+
+import pytest
+
+from harness import config
+from harness.experiment import scaffold
+from harness.experiment.scaffold import Request, Resources
+from harness.experiment.scaffold.method_choice import choose_method
+from harness.experiment.scaffold.time_bound import STEPS
+from harness.models.hardware import Machine, Memory
+from harness.models.hub import ModelSource
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+N = 3000
+
+
+def resources(free_gib=64.0, device="cpu", gflops=1000.0):
+    precision = "bf16" if device == "cuda" else "fp32"
+    return Resources(Machine(device, "a machine", precision, gflops), Memory(free_gib, 80.0, "memory"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Write three thousand rows with a label."""
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    content = [
+        {"text": f"Where is the {('card', 'pin')[i % 2]} of {i}?", "label": "ab"[i % 2]} for i in range(N)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+def proposed(many, tiny, tmp_path, gflops, minutes=20.0):
+    request = Request(tmp_path / "new", str(many), str(tiny), minutes=minutes)
+    return scaffold.propose(request, resources(gflops=gflops))
+
+
+def bounded_line(found):
+    (line,) = [line for line in found.said if line.startswith("time:")]
+    return line
+
+
+def test_a_quick_machine_is_asked_all_that_limits_allow(many, tiny, tmp_path):
+    found = proposed(many, tiny, tmp_path, gflops=1000.0)
+    assert found.task.data.limits.train is None
+    assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in bounded_line(found)
+    assert "sweep" in found.candidates["full"]
+
+
+def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(many, tiny, tmp_path):
+    found = proposed(many, tiny, tmp_path, gflops=0.12)
+    limits = found.task.data.limits
+    assert limits.train < 1920
+    line = bounded_line(found)
+    assert f"{limits.train:,} of 1,920 rows to train on" in line
+    assert "--minutes" in line
+    path = scaffold.write(found)[0]
+    assert f"# {line}" in path.read_text()
+    assert config.load(path).experiment.target.data.limits == limits
+    assert found.warnings == ()
+
+
+def test_a_longer_bound_keeps_more(many, tiny, tmp_path):
+    short, long = (proposed(many, tiny, tmp_path, gflops=0.12, minutes=m) for m in (20, 60))
+    assert short.task.data.limits.train < (long.task.data.limits.train or N)
+
+
+def test_what_no_rows_can_bring_below_the_bound_is_warned_of(many, tiny, tmp_path):
+    found = proposed(many, tiny, tmp_path, gflops=0.001)
+    assert found.task.data.limits.train == STEPS[-1].train
+    assert "as near as its rows allow" in bounded_line(found)
+    assert "next: a smaller --base-model" in found.warnings[0]
+    full = found.candidates["full"]
+    assert "sweep" not in full
+    assert full["params"]["learning_rate"] == 1e-4
+
+
+def test_a_base_that_is_not_here_is_not_fetched(many, tmp_path):
+    found = scaffold.propose(Request(tmp_path / "new", str(many), "own/model", minutes=20.0), resources())
+    assert "the base is not here yet" in bounded_line(found)
+    assert "lora" in found.candidates
+
+
+RECIPES = {name: {"params": {}} for name in ("full", "lora", "qlora")}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """Return a maker of bases of so many billion parameters in the shape of a Llama."""
+
+    def made(billions):
+        hidden = 4096 if billions >= 7 else 2048
+        (tmp_path / "config.json").write_text(
+            json.dumps(
+                {
+                    "num_hidden_layers": 32 if billions >= 7 else 16,
+                    "hidden_size": hidden,
+                    "intermediate_size": 4 * hidden,
+                    "num_attention_heads": 32,
+                    "num_key_value_heads": 8,
+                    "vocab_size": 32000,
+                }
+            )
+        )
+        return ModelSource("llama", tmp_path, "a", "b", int(billions * 1e9))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("billions", "free_gib", "device", "chosen", "said"),
+    [
+        (8.0, 80, "cuda", "lora", "merged, it answers as fast as the base; all parameters would take"),
+        (8.0, 16, "cuda", "qlora", "on the base in 4 bits, because lora would take"),
+        (1.0, 16, "cpu", "lora", "million of 1,000 million parameters"),
+        (0.03, 16, "cpu", "full", "all 30 million parameters"),
+    ],
+)
+def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, device, chosen, said):
+    choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
+    assert (choice.name, choice.warning) == (chosen, "")
+    assert said in choice.why
+
+
+def test_a_base_that_fits_in_no_way_is_warned_of(llama):
+    choice = choose_method(RECIPES, llama(8.0), resources(4, "cuda"), longest=200)
+    assert choice.name == "qlora"
+    assert "next: a smaller --base-model" in choice.warning
+
+
+def test_the_reason_for_the_method_stands_in_the_file(many, tiny, tmp_path):
+    found = proposed(many, tiny, tmp_path, gflops=1000.0)
+    (line,) = [line for line in found.said if line.startswith("full:") and "all" in line]
+    assert f"# {line}" in scaffold.write(found)[0].read_text()

@@ -1,0 +1,74 @@
+"""Ten data sets of ten kinds go from `harness init` to a decision on the tiny model, without an edit."""
+
+import json
+import shutil
+
+import pytest
+import ten_kinds
+import tiny_experiment
+
+from harness.experiment import scaffold
+from harness.experiment.scaffold import Request, Resources
+from harness.models.hardware import Machine, Memory
+
+# On so slow a machine `init` leaves few rows to train on, and one learning rate.
+HERE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
+ITEMS = 12  # of each task of the suites, and of the target's test
+LONGER = 2048  # tokens, of which the tiny model's position encoding knows no end
+
+
+@pytest.fixture(scope="module")
+def no_base_rows(tmp_path_factory):
+    """Let the ten experiments share what they ask of their base, as on one machine."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("ten")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory):
+    """Return the tiny model with a longer context."""
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("base") / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": LONGER}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ten_kinds.KINDS)
+def test_rows_of_every_kind_end_in_a_decision(name, base, no_base_rows, tmp_path):
+    kind = ten_kinds.KINDS[name]
+    request = Request(tmp_path / "new", str(ten_kinds.write(kind, tmp_path)), str(base), minutes=20.0)
+    found = scaffold.propose(request, HERE)
+    assert found.kind == kind.task
+    report = tiny_experiment.run(scaffold.write(found)[0], limit=ITEMS)
+    states = {fact.name: fact.state for fact in report.facts}
+    assert states == dict.fromkeys(found.candidates, "done")
+    decision = report.decision
+    assert decision.candidate in {*states, None}
+    if kind.truth:
+        assert decision.candidate == kind.truth
+    if kind.never:
+        assert decision.action not in ("fine-tune", "hybrid")
+
+
+@pytest.mark.parametrize("name", ten_kinds.KINDS)
+def test_rows_of_every_kind_are_recognised(name, base, tmp_path):
+    kind = ten_kinds.KINDS[name]
+    found = scaffold.propose(Request(tmp_path, str(ten_kinds.write(kind, tmp_path)), str(base)), HERE)
+    assert found.kind == kind.task
+
+
+def test_an_export_of_a_spreadsheet_is_read_by_its_odd_headers(base, tmp_path):
+    path = ten_kinds.write(ten_kinds.KINDS["messy spreadsheet"], tmp_path)
+    found = scaffold.propose(Request(tmp_path, str(path), str(base)), HERE)
+    assert found.task.fields.prompt == "{Customer Text (as sent)}"
+    assert found.task.fields.reference == "{Final Label}"
+    assert found.task.labels == ("borrow", "repair", "return")
+    assert any("dropped, invalid: an empty" in line for line in found.said)
+
+
+def test_answers_in_json_are_held_to_be_json(base, tmp_path):
+    path = ten_kinds.write(ten_kinds.KINDS["JSON output"], tmp_path)
+    found = scaffold.propose(Request(tmp_path, str(path), str(base)), HERE)
+    assert found.task.metrics == ("token_f1", "json_valid")
