@@ -17,11 +17,11 @@ from fake_facts import candidate, tuned
 from harness.cache import cache_dir
 from harness.cli import app, main
 from harness.cli.app import regressions_app, runs_app
-from harness.cli.compare import exit_code
+from harness.cli.compare import brief_warnings, exit_code, metric_warnings
 from harness.cli.nightly import nightly_app
 from harness.decision import Decision
 from harness.report import ExperimentReport
-from harness.spec import GatePolicy
+from harness.spec import GatePolicy, Task
 
 MAIN = "from harness.cli import main; main()"
 FORMS = ("md", "json", "html", "csv", "junit.xml")
@@ -618,9 +618,30 @@ def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, co
     report = json.loads((copy / "reports" / "tiny.json").read_text()) if (copy / "reports").exists() else None
     lines = done.stdout.splitlines()
     assert any(line.startswith("  requests over the horizon: ") for line in lines)
-    assert lines[-1].endswith(".")
-    assert report is None or lines[-1] == report["decision"]["sentence"]
-    assert json.loads(harness("decide", "--json", cwd=copy, check=0).stdout)["sentence"] == lines[-1]
+    decision = next(i for i, line in enumerate(lines) if line.startswith("next: harness ")) - 1
+    assert all(line.startswith("next: harness ") for line in lines[decision + 1 :])
+    assert lines[decision].endswith(".")
+    assert report is None or lines[decision] == report["decision"]["sentence"]
+    assert json.loads(harness("decide", "--json", cwd=copy, check=0).stdout)["sentence"] == lines[decision]
+
+
+def test_margins_that_cannot_be_shown_are_said_in_one_line():
+    assert brief_warnings([]) == []
+    assert brief_warnings(["macro margin 2.0 pp: …"]) == ["macro margin 2.0 pp: …"]
+    (said,) = brief_warnings(["macro margin 2.0 pp: …", "chat, margin 5.0 pp: …", "sums, margin 5.0 pp: …"])
+    assert said == "power: macro margin 2.0 pp: … (and 2 more margins; --strict lists them all)"
+
+
+def test_more_than_five_metrics_of_a_task_are_warned_of_with_the_way_to_show_them():
+    def task(*metrics):
+        return Task.model_validate({"name": "desk", "data": {"test": "rows.jsonl"}, "metrics": list(metrics)})
+
+    five = ("exact_match", "token_f1", "contains", "rougeL", "bleu")
+    assert metric_warnings([task(*five)]) == []
+    (said,) = metric_warnings([task(*five, "accuracy"), task("exact_match")])
+    assert said.startswith("desk: 6 metrics are shown")
+    assert "(exact_match decides)" in said
+    assert "add it there: stored answers are scored without the model" in said
 
 
 def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness, copy):

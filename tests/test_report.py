@@ -166,9 +166,17 @@ def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
     of = report([*alternatives(), failing])
     assert printed(of)[-3:] == [
         of.decision.sentence,
-        "next: harness promote knn makes knn what later gates compare with",
+        (
+            "next: harness promote knn --force --reason REASON makes knn what later gates compare with; no gate has"
+            " judged it"
+        ),
         "next: harness rescue lora tries versions of lora that keep more",
     ]
+
+
+def test_a_name_that_a_shell_would_read_is_quoted_in_the_next_command():
+    of = report([*alternatives(), tuned("lora[r=8]", 0.81, 0.07)])
+    assert printed(of)[-1].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
 
 
 def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():

@@ -208,7 +208,8 @@ def compare(
         say(experiment.stored_sentence(session, stored))
         return
     say(experiment.first_line(session, len(loaded.selected), sum(plan.values()) if computes else None))
-    for line in [*_brief_warnings(warnings), *_many_metrics(session), *session.target.items.notes]:
+    tasks = [measured.task for measured in (session.target, *session.suites)]
+    for line in [*brief_warnings(warnings), *metric_warnings(tasks), *session.target.items.notes]:
         say(line)
     with progress.following(plan):
         found = experiment.run_all(
@@ -247,7 +248,7 @@ def _estimate_work(
     return work
 
 
-def _brief_warnings(warnings: "Sequence[str]") -> list[str]:
+def brief_warnings(warnings: "Sequence[str]") -> list[str]:
     """Say in one line what the items probably cannot show: the first margin, and how many there are."""
     if len(warnings) < 2:
         return list(warnings)
@@ -257,13 +258,12 @@ def _brief_warnings(warnings: "Sequence[str]") -> list[str]:
 _MOST_METRICS = 5  # of a task that anybody reads
 
 
-def _many_metrics(session: "Session") -> list[str]:
+def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
     """Warn of tasks that show more metrics than anybody reads, with the way to see them when wanted."""
-    tasks = [measured.task for measured in (session.target, *session.suites)]
     return [
-        f"{task.name}: {len(task.metrics)} metrics, of which {task.primary_metric} decides and more than"
-        f" {_MOST_METRICS} are seldom read; keep those that matter in metrics:, for one that is added later"
-        " is scored from the stored answers, without the model"
+        f"{task.name}: {len(task.metrics)} metrics are shown, and more than {_MOST_METRICS} are seldom read"
+        f" ({task.primary_metric} decides); shorten metrics:, and to show another one again add it there:"
+        " stored answers are scored without the model"
         for task in tasks
         if len(task.metrics) > _MOST_METRICS
     ]

@@ -5,8 +5,9 @@ alone; whatever else was found stands behind this page.
 """
 
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
-from harness import formatting
+from harness import formatting, plugins
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
 from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
 from harness.gating import MissRate, Verdict
@@ -185,13 +186,20 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     if any(note.startswith("fewer items") for note in report.notes):
         yield Command("harness compare --all-items", "asks every item, which a release needs")
     elif decision is not None and decision.candidate:
-        name = decision.candidate
-        yield Command(f"harness promote {name}", f"makes {name} what later gates compare with")
+        yield _promotion(report, decision.candidate)
     else:
         yield Command("harness compare", _open_question(report))
     run = judged(report)
     if run is not None and _can_be_rescued(run):
-        yield Command(f"harness rescue {run.name}", f"tries versions of {run.name} that keep more")
+        yield Command(f"harness rescue {quote(run.name)}", f"tries versions of {run.name} that keep more")
+
+
+def _promotion(report: ExperimentReport, name: str) -> Command:
+    """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
+    line, purpose = f"harness promote {quote(name)}", f"makes {name} what later gates compare with"
+    if any(f.name == name and f.verdict is not None for f in report.facts):
+        return Command(line, purpose)
+    return Command(f"{line} --force --reason REASON", f"{purpose}; no gate has judged it")
 
 
 def _open_question(report: ExperimentReport) -> str:
@@ -209,5 +217,7 @@ def _open_question(report: ExperimentReport) -> str:
 
 def _can_be_rescued(run: CandidateFacts) -> bool:
     """Tell whether a fine-tune gains and is stopped by what it forgot."""
+    if plugins.stored_method(run.method).makes == "endpoint":
+        return False  # its weights are elsewhere
     stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return is_gain_shown(run) and bool({"macro", "each", "critical"} & set(stopped))
