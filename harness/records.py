@@ -412,6 +412,13 @@ class MetricRange:
             return inf
         return 1.0 if self.is_rate else self.high - self.low
 
+    @property
+    def worst(self) -> float | None:
+        """The worst value, as which a failed answer counts; None where a bound is missing."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low if self.higher_is_better else self.high
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

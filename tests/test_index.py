@@ -104,7 +104,21 @@ CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
 INSERT INTO meta VALUES (4, '0.1.0', '/elsewhere');
 INSERT INTO stored.run_rows VALUES ('old', 't', 'test', 'abc', '');
 """
-SCHEMAS = {1: V1, 2: V2, 3: V3, 4: V4}
+V5 = """
+CREATE SCHEMA stored;
+CREATE TABLE stored.files (kind VARCHAR, path VARCHAR, modified_ns BIGINT, record JSON);
+CREATE TABLE stored.run_rows (
+    run_id VARCHAR, task VARCHAR, split VARCHAR, rowset VARCHAR, base_rowset VARCHAR,
+    metrics MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE)));
+CREATE TABLE stored.rowsets (rowset VARCHAR, n_rows BIGINT, modified_ns BIGINT);
+CREATE TABLE stored.scores (
+    rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[], status VARCHAR, cluster VARCHAR,
+    slice VARCHAR, weight DOUBLE);
+CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
+INSERT INTO meta VALUES (5, '0.1.0', '/elsewhere');
+INSERT INTO stored.run_rows VALUES ('old', 't', 'test', 'abc', '', MAP {'f1': {higher_is_better: true, scale: 100}});
+"""
+SCHEMAS = {1: V1, 2: V2, 3: V3, 4: V4, 5: V5}
 
 
 @pytest.fixture(params=SCHEMAS)

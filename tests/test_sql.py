@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_rows import EXACT, LOWER
 from test_store import IDENTITY, complete, make_run, row
 from typer.testing import CliRunner
 
 from harness import store as stores
 from harness.cli import app
+from harness.comparison import compare_rows
 from harness.errors import UserError
 from harness.experiment.verdict_records import record_verdict
 from harness.records import MetricRange
@@ -81,6 +83,59 @@ def test_the_items_that_every_fine_tune_lost_are_those_that_both_lost(store):
 def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
     deltas = column(store, "SELECT delta FROM deltas WHERE run_id = 'lora' ORDER BY example_id")
     assert deltas == [0, -1, 0, 0, 1, 0]
+
+
+def judged_with_errors(store, metric, bounds, base, new):
+    """Store two arms of scores, None where an answer failed, as a run `bad`; returns the rows."""
+    identities = [replace(BASE, task_version="bad", weights_digest=w) for w in ("b", "weights of bad")]
+    arms = [
+        [
+            row(i, parts={metric: None if x is None else (x,)}, status="error" if x is None else "ok")
+            for i, x in enumerate(arm)
+        ]
+        for arm in (base, new)
+    ]
+    for identity, arm in zip(identities, arms, strict=True):
+        complete(store, identity, arm)
+    run = make_run(
+        "bad", [], rows={"support/test": identities[1].digest}, metrics={"support": {metric: bounds}}
+    )
+    stores.save_run(store, run)
+    return arms
+
+
+@pytest.mark.parametrize("metric", [EXACT, LOWER], ids=["higher is better", "lower is better"])
+def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
+    """The three answers that the run did not give were left out: no change, where it lost 75 points."""
+    best, worst = metric.bounds[::-1] if metric.higher_is_better else metric.bounds
+    base = [best] * 4 + [None] * 2
+    arms = judged_with_errors(store, metric.name, metric.range, base, [None] * 3 + [best, best, None])
+    compared = compare_rows(metric, *arms, base_errors="bounds")
+    assert compared.n == 4
+    found = stores.query(
+        store,
+        "SELECT avg(delta), avg(improvement), count(*) FILTER (failed = 'run'), count(*) FILTER (failed = 'base') "
+        "FROM deltas WHERE run_id = 'bad'",
+    ).rows
+    assert found == [(pytest.approx(compared.delta), pytest.approx(-0.75), 3, 1)]
+    assert compared.delta == pytest.approx(0.75 * (worst - best))
+
+
+def test_a_failed_answer_has_no_delta_where_the_metric_has_no_worst_value(store):
+    judged_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [None, 0.25])
+    found = stores.query(
+        store, "SELECT delta, failed FROM deltas WHERE run_id = 'bad' ORDER BY example_id"
+    ).rows
+    assert found == [(None, "run"), (-0.25, "")]
+
+
+def test_an_answer_of_several_parts_that_failed_is_no_row_as_the_others_are_none(store):
+    several = replace(BASE, task_version="several")
+    complete(store, several, [row(0, parts={"f1": (1.0, 0.0)}), row(1, parts={"f1": (1.0, 0.0)})])
+    failed = replace(several, weights_digest="weights of several")
+    complete(store, failed, [row(0, parts={"f1": None}, status="error"), row(1, parts={"f1": (1.0, 1.0)})])
+    stores.save_run(store, make_run("several", [], rows={"support/test": failed.digest}, metrics=RIGHT))
+    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'several'") == [0]
 
 
 def test_a_run_of_the_base_has_no_deltas(store):

@@ -21,8 +21,8 @@ from harness.store.verdicts import DecisionRecord, VerdictRecord
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 5  # of the schema; 1 to 3 held copies of all rows
-_UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE))"  # by metric
+VERSION = 6  # of the schema; 1 to 3 held copies of all rows
+_UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE, worst DOUBLE))"  # by metric
 _SCHEMA = f"""
     CREATE SCHEMA stored;
     CREATE TABLE stored.files (kind VARCHAR, path VARCHAR, modified_ns BIGINT, record JSON);
@@ -166,7 +166,11 @@ def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:
         except Exception:  # noqa: BLE001 (a row set without its identity is compared with nothing)
             base = ""
         units = {
-            name: {"higher_is_better": metric.higher_is_better, "scale": 100.0 if metric.is_rate else 1.0}
+            name: {
+                "higher_is_better": metric.higher_is_better,
+                "scale": 100.0 if metric.is_rate else 1.0,
+                "worst": metric.worst,
+            }
             for name, metric in run.metrics.get(task, {}).items()
         }
         yield run.run_id, task, split, digest, base if base != digest else "", json.dumps(units)

@@ -162,8 +162,13 @@ _DELTAS = Table(
         Column(
             "base_score", "DOUBLE", "the metric's", "the base's score: equal to this run but for the weights"
         ),
-        Column("score", "DOUBLE", "the metric's", "the run's score"),
-        Column("delta", "DOUBLE", "the metric's", "score − base_score"),
+        Column(
+            "score", "DOUBLE", "the metric's", "the run's score; the metric's worst where its answer failed"
+        ),
+        Column(
+            "delta", "DOUBLE", "the metric's", "score − base_score; NULL where no score is known of either"
+        ),
+        Column("failed", "VARCHAR", "", "run or base, whichever did not answer; empty: both did"),
         _CLUSTER,
         _SLICE,
         _WEIGHT,
@@ -173,15 +178,17 @@ _DELTAS = Table(
     ),
     """
     SELECT run_id, task, split, new.example_id, new.metric, base.parts[1] AS base_score,
-        new.parts[1] AS score,
-        new.parts[1] - base.parts[1] AS delta, new.cluster, new.slice, new.weight,
+        CASE WHEN new.parts IS NULL THEN metrics[new.metric].worst ELSE new.parts[1] END AS score,
+        score - base_score AS delta,
+        CASE WHEN new.parts IS NULL THEN 'run' WHEN base.parts IS NULL THEN 'base' ELSE '' END AS failed,
+        new.cluster, new.slice, new.weight,
         metrics[new.metric].higher_is_better AS higher_is_better, metrics[new.metric].scale AS scale,
         delta * CASE WHEN higher_is_better THEN 1 WHEN NOT higher_is_better THEN -1 END AS improvement
     FROM stored.run_rows
     JOIN stored.scores AS new USING (rowset)
     JOIN stored.scores AS base ON base.rowset = base_rowset AND base.example_id = new.example_id
         AND base.metric = new.metric
-    WHERE len(new.parts) = 1 AND len(base.parts) = 1
+    WHERE len(coalesce(new.parts, base.parts)) = 1 AND len(coalesce(base.parts, new.parts)) = 1
     """,
 )
 _VERDICTS = Table(
