@@ -343,14 +343,56 @@ def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
     (found,) = release.gate(copy, "lora", ["gate.macro=0.03"])
     (note,) = [note for note in found.notes if "was pass" in note]
     assert "against the base was pass and would now be INCONCLUSIVE: invalid: 5 of " in note
-    assert note.endswith("(since then: gate.macro 0.02 → 0.03)")
+    assert note.endswith("(since then: gate.macro 0.02 → 0.03; 83.3 % of answers on sums failed)")
     assert not [n for n in release.gate(copy, "lora", ["gate.macro=0.03"])[0].notes if "would now" in n]
 
 
-def test_a_stored_verdict_under_the_same_settings_names_what_is_left_to_change(copy, run):
+def test_a_stored_verdict_under_the_same_settings_names_the_answers_that_failed_since(copy, run):
+    """It said "the tasks, what else was measured or the rules changed"."""
     pass_before_errors(copy, run)
-    said = "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
-    assert said in str(release.gate(copy, "lora")[0].notes)
+    assert "(since then: 83.3 % of answers on sums failed)" in str(release.gate(copy, "lora")[0].notes)
+
+
+def stored_as_passed(copy, run, **changes):
+    """Store that the newest verdict on a run was a pass, with other fields as they may have been."""
+    at = Store(copy.parent / "runs")
+    release.gate(copy, "lora")
+    newest = store.newest_verdict(at, run.run_id, run.base_digest)
+    shutil.rmtree(at.folder / "verdicts")
+    store.save_verdict(at, replace(newest, outcome="pass", **changes))
+    return newest
+
+
+def note_of(copy):
+    (note,) = [note for note in release.gate(copy, "lora")[0].notes if "was pass" in note]
+    return note.partition("(since then: ")[2]
+
+
+def test_a_verdict_that_changed_names_the_tasks_whose_settings_are_others(copy, run):
+    now = stored_as_passed(copy, run).tasks
+    tasks = {name: {**of, "chance": 0.25} if name == "sums" else of for name, of in now.items()}
+    del tasks["facts"]
+    stored_as_passed(copy, run, tasks=tasks)
+    assert (
+        note_of(copy) == f"task facts was not judged before; chance of sums 0.25 → {now['sums']['chance']})"
+    )
+
+
+def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, run):
+    rules = [{**rule, "outcome": "pass"} for rule in stored_as_passed(copy, run).rules]
+    stored_as_passed(copy, run, rules=rules)
+    said = note_of(copy)
+    assert said.startswith(
+        "the rows, tasks and gate settings are the same; what else was measured or the rules"
+    )
+    assert "rule macro pass → inconclusive" in said
+
+
+def test_an_earlier_record_does_not_know_its_tasks(copy, run):
+    stored_as_passed(copy, run, tasks={})
+    assert note_of(copy).startswith(
+        "the rows and gate settings are the same; the tasks, what else was measured"
+    )
 
 
 def leave_out(at, run, task):

@@ -308,6 +308,16 @@ def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
     assert classes(picture)["hollow"] == 2, "the mark and the interval of what does not count"
 
 
+def test_the_forest_names_as_many_tasks_as_the_macro_averages_also_those_of_other_units():
+    """One task is measured as a rate and drawn, two of other units are not: it said "mean of 1"."""
+    rules = (
+        Rule("macro", "fail", "macro: a loss", {"margin": 0.02, "n_tasks": 3}),
+        *lora().verdict.rules[1:],
+    )
+    three = replace(lora(), verdict=replace(lora().verdict, rules=rules))
+    assert said(forest(report(), three))[0].startswith("macro: mean of 3: −19.8")
+
+
 def test_the_forest_draws_a_margin_at_its_place_on_the_axis():
     def places(word):
         lines = (e for e in drawn(forest(report(), lora())).iter() if e.tag.endswith("}line"))

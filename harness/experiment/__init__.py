@@ -32,7 +32,7 @@ from harness.experiment.prepare import (
 )
 from harness.experiment.run_candidate import base_arm, outdated, stored_runs
 from harness.experiment.stored_rows import Reader
-from harness.experiment.verdict_records import record_report, report_changes
+from harness.experiment.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.formatting import count, seconds
 from harness.models.hardware import probe_notes
 from harness.models.hub import ModelSource
@@ -147,14 +147,20 @@ def run_all(
     curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
     report = report_of(session, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
     report = _with_changes(session, report, runs)
-    record_report(session.store, report, runs, session.experiment.gate)
+    record_report(session.store, report, runs, session.experiment.gate, _settings(session))
     return report
 
 
 def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:
     """Add to the notes which stored verdicts are others now, and why."""
-    changed = report_changes(session.store, report, runs, session.experiment.gate)
+    changed = report_changes(session.store, report, runs, session.experiment.gate, _settings(session))
     return replace(report, notes=(*report.notes, *changed))
+
+
+def _settings(session: Session) -> Settings:
+    """Return what the verdicts hang on of each task that is judged."""
+    judged = (m for m in session.suites if gating.is_judged(m.task.name, session.experiment.gate))
+    return {m.task.name: task_settings(m.task, m.role, m.primary) for m in judged}
 
 
 def _refuse_without_key(

@@ -3,17 +3,21 @@
 Invariant: a record holds what the report says and nothing else; smoke runs leave none.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from harness import __version__, store
+from harness import __version__, formatting, store
 from harness.decision import CandidateFacts
 from harness.gating import Verdict
+from harness.metrics import Metric
 from harness.provenance import timestamp
 from harness.records import Run, digest
 from harness.report import ExperimentReport, to_plain
-from harness.spec import GatePolicy
+from harness.spec import GatePolicy, Role, Task
 from harness.store import DecisionRecord, Store, VerdictRecord
+
+Settings = Mapping[str, Mapping[str, Any]]  # of tasks, by their names
+NO_SETTINGS: Settings = {}
 
 _LARGE = (
     "verdict",
@@ -26,13 +30,36 @@ _LARGE = (
 _UNRECORDED = (
     "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
 )
+_SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
+def task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
+    """Return what a verdict hangs on of a task beside its rows, as JSON has it."""
+    return {
+        "chance": task.chance,
+        "margin": task.margin,
+        "metric": primary.name,
+        "higher_is_better": primary.higher_is_better,
+        "bounds": [primary.range.low, primary.range.high],
+        "kind": task.kind,
+        "role": role,
+    }
+
+
 def record_verdict(
-    at: Store, run: Run, verdict: Verdict, policy: GatePolicy, baseline: str, baseline_digest: str
+    at: Store,
+    run: Run,
+    verdict: Verdict,
+    policy: GatePolicy,
+    baseline: str,
+    baseline_digest: str,
+    tasks: Settings = NO_SETTINGS,
 ) -> None:
-    """Write a verdict on a run against a baseline; `policy` is the gate's as it is written."""
+    """Write a verdict on a run against a baseline; `policy` is the gate's as it is written.
+
+    `tasks` maps those of the suites to their `task_settings`.
+    """
     plain: dict[str, Any] = to_plain(verdict)
     settings: dict[str, Any] = to_plain(policy)
     record = VerdictRecord(
@@ -47,6 +74,7 @@ def record_verdict(
         rows=dict(run.rows),
         harness=__version__,
         created=timestamp(),
+        tasks={name: dict(of) for name, of in tasks.items()},
         **{
             name: plain[name]
             for name in ("outcome", "sentence", "macro", "lost", "gained", "items_needed", "rules")
@@ -56,15 +84,22 @@ def record_verdict(
 
 
 def verdict_change(
-    at: Store, run: Run, verdict: Verdict, policy: GatePolicy, baseline: str, baseline_digest: str
+    at: Store,
+    run: Run,
+    verdict: Verdict,
+    policy: GatePolicy,
+    baseline: str,
+    baseline_digest: str,
+    tasks: Settings = NO_SETTINGS,
 ) -> str:
     """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None or before.outcome == verdict.outcome:
         return ""
-    since = "; ".join(_changes(before, run, policy)) or _UNRECORDED
+    found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failed(before, verdict)]
+    unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
-    return f"{was} and would now be {verdict.sentence} (since then: {since})"
+    return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
 
 
 def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[str]:
@@ -80,26 +115,66 @@ def _changes(before: VerdictRecord, run: Run, policy: GatePolicy) -> Iterator[st
         yield f"harness {before.harness} → {__version__}"
 
 
+def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
+    """Name the tasks that came, went or have other settings; none where the record does not hold them."""
+    if not before.tasks:
+        return
+    for name in sorted({*before.tasks, *tasks}):
+        then, now = before.tasks.get(name), tasks.get(name)
+        if then is None or now is None:
+            yield f"task {name} {'was not judged before' if then is None else 'is no longer judged'}"
+        else:
+            for key in sorted(key for key in {*then, *now} if then.get(key) != now.get(key)):
+                yield f"{key} of {name} {then.get(key)} → {now.get(key)}"
+
+
+def _failed(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
+    """Say how many answers failed, where so many did not then."""
+    was_valid = not any(r["name"] == "errors" and r["outcome"] == "inconclusive" for r in before.rules)
+    errors = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
+    if errors and was_valid:
+        share, named = errors.numbers["largest_share"], errors.numbers["tasks"]
+        on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
+        yield f"{formatting.percent(float(str(share)))} % of answers{on} failed"
+
+
+def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
+    then = {rule["name"]: rule["outcome"] for rule in before.rules}
+    changed = [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]
+    if changed:
+        yield ", ".join(f"rule {r.name} {then.get(r.name, 'skipped')} → {r.outcome}" for r in changed)
+
+
 def report_changes(
-    at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy
+    at: Store,
+    report: ExperimentReport,
+    runs: Iterable[Run],
+    policy: GatePolicy,
+    tasks: Settings = NO_SETTINGS,
 ) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            said = verdict_change(at, run, facts.verdict, policy, "the base", run.base_digest)
+            said = verdict_change(at, run, facts.verdict, policy, "the base", run.base_digest, tasks)
             if said:
                 yield said
 
 
-def record_report(at: Store, report: ExperimentReport, runs: Iterable[Run], policy: GatePolicy) -> None:
+def record_report(
+    at: Store,
+    report: ExperimentReport,
+    runs: Iterable[Run],
+    policy: GatePolicy,
+    tasks: Settings = NO_SETTINGS,
+) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            record_verdict(at, run, facts.verdict, policy, "the base", run.base_digest)
+            record_verdict(at, run, facts.verdict, policy, "the base", run.base_digest, tasks)
     if report.decision is not None:
         store.save_decision(
             at,

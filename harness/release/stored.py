@@ -24,7 +24,7 @@ from harness.evaluation.row_sets import rows_version
 from harness.experiment.candidate_result import facts_on_target
 from harness.experiment.prepare import metrics_of, with_lm_eval
 from harness.experiment.stored_rows import controls_of
-from harness.experiment.verdict_records import record_verdict, verdict_change
+from harness.experiment.verdict_records import record_verdict, task_settings, verdict_change
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
@@ -156,9 +156,10 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
     digest = champion.weights_digest if champion else run.base_digest
-    if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest):
+    settings = {t.name: task_settings(t, role, known[t.name][t.primary_metric]) for t, role, _ in tasks}
+    if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest, settings):
         notes.append(changed)
-    record_verdict(at, run, result.verdict, experiment.gate, against, digest)
+    record_verdict(at, run, result.verdict, experiment.gate, against, digest, settings)
     family = decision.family_of(experiment)
     n_members = family.size if run.candidate in family.members else 1
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)

@@ -9,7 +9,7 @@ of an experiment the last decision is kept.
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class VerdictRecord:
     """A verdict with its numbers, and what it rests on: row sets, baseline, policy, version of harness.
 
     `macro` is the change of the admitted capability tasks as score, low, high and n; `policy` holds the
-    gate's settings as written, and `policy_digest` is theirs.
+    gate's settings as written, and `policy_digest` is theirs. `tasks` maps each task that was judged to its
+    settings (chance, margin, metric, direction, bounds, kind, role), and is empty in earlier records.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class VerdictRecord:
     rows: dict[str, str]
     harness: str
     created: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

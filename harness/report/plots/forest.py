@@ -10,6 +10,7 @@ from typing import NamedTuple
 from harness import formatting
 from harness.comparison import Comparison, orient
 from harness.decision import CandidateFacts
+from harness.gating import Verdict
 from harness.report.experiment_report import ExperimentReport
 from harness.report.labels import for_picture
 from harness.report.plots.svg import Scale, group, line, mark, marks, padded_range, picture, rect, text
@@ -59,10 +60,16 @@ def _lines(report: ExperimentReport, f: CandidateFacts) -> list[Line]:
     ordered = sorted(tasks, key=lambda one: not one.counts)
     if f.verdict is None or f.verdict.macro is None or not ordered:
         return ordered
-    n = sum(one.counts for one in ordered)
+    n = _n_averaged(f.verdict) or sum(one.counts for one in ordered)
     flips = f"{formatting.count(f.verdict.lost)}/{formatting.count(f.verdict.gained)}"
     name = f"macro: mean of {formatting.count(n)}"
     return [Line(name, *f.verdict.macro[:3], flips, True, report.macro_margin, True), *ordered]
+
+
+def _n_averaged(verdict: Verdict) -> int:
+    """Count the tasks that the macro averages, those in other units than rates among them; 0 if unknown."""
+    macro = next((rule.numbers for rule in verdict.rules if rule.name == "macro"), {})
+    return n if isinstance(n := macro.get("n_tasks"), int) else 0
 
 
 def _of_task(report: ExperimentReport, c: Comparison) -> Line:
