@@ -269,11 +269,13 @@ class RowsIdentity:
 class Origin(NamedTuple):
     """Origin of a block of rows: the digest of its environment, and the control arm measured beside it.
 
-    Either is empty where it is unknown, or where there was none.
+    Either is empty where it is unknown, or where there was none. `contended` says that other work took the
+    processors meanwhile, so that its times are not those of this machine.
     """
 
     environment: str = ""
     control: str = ""
+    contended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,12 +329,14 @@ class Trial:
 class TrainingRecord:
     """Measured figures of one training, in the order in which reports show them; None where not measured.
 
-    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it starts
-    from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
-    largest memory held: of the GPU by tensors, else of the process. `loss` and the other curves are by
-    optimiser step. `not_packed` says why rows were not packed though asked to be. `named_base` is the
-    base that an adapter made elsewhere names. `fit_key` is the folder of the weights, `stands_on` maps
-    those of other weights behind them to their digests. `others` are figures that a method of one's own logs.
+    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it
+    starts from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out.
+    `peak_memory_gib` is the largest memory held: of the GPU by tensors, else of the process;
+    `peak_includes` says what else that holds. `loss` and the other curves are by optimiser step.
+    `waited_share` is the share of the time for which its threads waited for a processor that other work
+    had. `not_packed` says why rows were not packed though asked to be. `named_base` is the base that an
+    adapter made elsewhere names. `fit_key` is the folder of the weights, `stands_on` maps those of other
+    weights behind them to their digests. `others` are figures that a method of one's own logs.
     """
 
     wall_s: float | None = None
@@ -345,6 +349,8 @@ class TrainingRecord:
     n_dropped_too_long: int | None = None
     n_trainable: int | None = None
     peak_memory_gib: float | None = None
+    peak_includes: str = ""
+    waited_share: float | None = None
     loss: Curve = ()
     validation_loss: Curve = ()
     best_validation_loss: float | None = None

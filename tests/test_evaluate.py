@@ -8,7 +8,7 @@ import tiny_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import Job, evaluate_block, in_order, latency_s, wrap_prompt
+from harness.evaluation import Job, evaluate_block, in_order, wrap_prompt
 from harness.evaluation.runner import shared_tokens
 from harness.metrics import load_metrics, mean_metric
 from harness.models.hardware import Machine
@@ -247,19 +247,6 @@ def test_what_was_asked_and_answered_is_in_the_digests():
     assert (first.prompt_digest, first.output_digest) == (same.prompt_digest, same.output_digest)
     assert first.prompt_digest != other.prompt_digest
     assert first.output_digest != other.output_digest
-
-
-# Latency
-
-
-@pytest.mark.parametrize(("n_items", "n_times"), [(1, 1), (2, 1), (6, 5), (20, 5)])
-def test_latency_is_of_single_requests_without_the_first(n_items, n_times):
-    asked = []
-    candidate = scripted(lambda text: asked.append(text) or "yes")
-    times = latency_s(candidate, job_of(*map(example, range(n_items))))
-    assert len(times) == n_times
-    assert all(t > 0 for t in times)
-    assert asked == [f"question {n}" for n in range(min(n_items, 6))]
 
 
 # What a cache would hold

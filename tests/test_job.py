@@ -12,6 +12,7 @@ import tiny_methods
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.experiment import Scope, prepare_session, run_candidate
+from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.training import job as jobs
@@ -73,6 +74,19 @@ def test_a_process_of_its_own_makes_the_same_weights_and_measures_its_own_memory
     assert there["training"]["loss"] == here["training"]["loss"]
     assert heard == [(step, N_STEPS) for step in range(1, N_STEPS + 1)]
     assert there["training"]["peak_memory_gib"] < (resident_peak_bytes() - len(held) / 2) / 2**30
+
+
+def test_the_peak_of_a_training_leaves_out_what_this_process_held_before(tiny, tmp_path):
+    if not reset_peak():
+        pytest.skip("this system cannot reset the peak")
+    held = bytearray(b"x") * 2**30
+    before = resident_peak_bytes()
+    del held
+    training.run_job(folder := written(tiny, tmp_path), ignore)
+    measured = made(folder)["training"]
+    assert measured["peak_memory_gib"] < before / 2**30 - 0.5
+    assert "peak_includes" not in measured
+    assert 0 <= measured["waited_share"] <= 1
 
 
 @pytest.mark.weekly

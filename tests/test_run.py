@@ -340,4 +340,4 @@ def test_what_a_run_was_made_of_lies_in_its_folder(finished):
         assert written["recipe"]["method"] in ("base", "classifier", "lora")
         assert written["provenance"]["precision"] == "fp32"
         assert written["latency"]["p50_s"] > 0
-        assert written["latency"]["n"] == 5
+        assert written["latency"]["n"] >= 5

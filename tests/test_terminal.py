@@ -1,5 +1,7 @@
 """Progress goes to stderr, and the time left is never below nothing."""
 
+import time
+
 import pytest
 from rich.text import Text
 
@@ -55,6 +57,57 @@ def test_what_a_stage_took_is_not_counted_again_in_the_next_one():
         notes(progress, 4)
         progress._spent_s = progress._expected_s
         assert notes(progress, 0) == ["about 10 s left"]
+
+
+def lines_of_a_log(capsys):
+    """Return the lines that were written since."""
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_takes(capsys):
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0])
+    with (
+        progress.following({"lora": 600.0, "shots": 60.0}),
+        progress.stage("lora: training", 600.0) as advance,
+    ):
+        assert lines_of_a_log(capsys) == ["lora: training … about 11 min 0 s left in all"]
+        for second in range(0, 300, 5):
+            now[0] = float(second)
+            advance(second, 600, "loss 1.20")
+            progress.say_where()
+    said = lines_of_a_log(capsys)
+    assert said == [
+        f"lora: training … {m}0 %, loss 1.20, {m} min 0 s so far, about {11 - m} min 0 s left in all"
+        for m in range(1, 5)
+    ]
+
+
+def test_a_stage_outside_a_plan_says_how_long_it_takes_by_its_own_pace(capsys):
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0])
+    with progress.stage("noise", 10.0) as advance:
+        now[0] = 61.0
+        progress.say_where()
+        advance(1, 4)
+        now[0] = 122.0
+        progress.say_where()
+    assert lines_of_a_log(capsys) == [
+        "noise … 1 min 1 s so far",
+        "noise … 25 %, 2 min 2 s so far, about 6 min 6 s left",
+    ]
+
+
+def test_the_lines_of_a_log_come_while_the_work_says_nothing(capsys):
+    """The thread that looks every five seconds finds that a minute has passed."""
+    now = [0.0]
+    progress = TerminalProgress(lambda: now[0], look_every_s=0.01)
+    with progress.stage("lora: a long block"):
+        now[0] = 90.0
+        deadline = time.monotonic() + 20
+        while not (said := lines_of_a_log(capsys)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["lora: a long block … 1 min 30 s so far"]
 
 
 def test_a_finished_candidate_has_no_time_left():

@@ -4,9 +4,11 @@ Invariant: progress goes to stderr; stdout belongs to results.
 """
 
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +19,7 @@ from harness.progress import Advance
 
 _WORTH_A_LINE_S = 15.0
 _FIRST_GUESS = 1.0
+_LINE_EVERY_S, _LOOK_EVERY_S = 60.0, 5.0
 
 
 def console(width: int | None = None, *, stderr: bool = False) -> Console:
@@ -25,12 +28,32 @@ def console(width: int | None = None, *, stderr: bool = False) -> Console:
     return Console(width=width, stderr=stderr, highlight=False, color_system=None if plain else "auto")
 
 
-class TerminalProgress:
-    """Draws stages as they pass, and the lines of candidates that are finished."""
+@dataclass
+class _Stage:
+    """A stage at work: name, expected seconds, when it began, what share is done, and a word on it."""
 
-    def __init__(self) -> None:
+    label: str
+    expected_s: float
+    began: float
+    share: float = 0.0
+    note: str = ""
+
+
+class TerminalProgress:
+    """Draws stages as they pass, and the lines of candidates that are finished.
+
+    Where stderr is no terminal, a line says once a minute what is being done, how far that is and how long
+    all of it still takes. `clock` gives seconds; every `look_every_s` it is looked whether a line is due.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, look_every_s: float = _LOOK_EVERY_S
+    ) -> None:
         self._left: dict[str, float] = {}
+        self._clock, self._look_every_s = clock, look_every_s
         self._console = console(stderr=True)
+        self._stages: list[_Stage] = []
+        self._last_line = clock()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -52,33 +75,76 @@ class TerminalProgress:
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
         """Open a stage; what it is expected to take teaches the estimate of the time left."""
-        start = time.monotonic()
+        stage = _Stage(label, expected_s, self._clock())
         task = self._bar.add_task(escape(label), total=1.0, note="")
         if expected_s > _WORTH_A_LINE_S and not self._left:
-            self._console.print(f"{escape(label)} … about {seconds(expected_s)}")
+            self._print(f"{label} … about {seconds(expected_s)}")
         elif expected_s > _WORTH_A_LINE_S and not self._console.is_terminal:
-            self._console.print(f"{escape(label)} … about {seconds(self._left_s())} left in all")
+            self._print(f"{label} … about {seconds(self._left_s())} left in all")
 
         def advance(done: float, total: float, note: str = "") -> None:
-            left = (
-                f"about {seconds(max(0.0, self._left_s() - expected_s * self._pace() * done / total))} left"
-            )
-            self._bar.update(task, completed=done / total, note=f"{escape(note)}  {left}" if note else left)
+            stage.share, stage.note = done / total, note
+            left = f"about {seconds(self._left_after(stage))} left"
+            self._bar.update(task, completed=stage.share, note=f"{escape(note)}  {left}" if note else left)
 
+        self._stages.append(stage)
         try:
-            yield advance
+            with self._each_minute():
+                yield advance
         finally:
+            self._stages.remove(stage)
             self._bar.remove_task(task)
             self._passed_s += expected_s
             if expected_s:
                 self._expected_s += expected_s
-                self._spent_s += time.monotonic() - start
+                self._spent_s += self._clock() - stage.began
 
     def finish(self, candidate: str, line: str) -> None:
         """Show a candidate's line; its share of the plan is done, whether computed or found."""
         self._left.pop(candidate, None)
         self._passed_s = 0.0
+        self._print(line)
+
+    def say_where(self) -> None:
+        """Say what is being done, unless a line was printed within the last minute."""
+        if not self._stages or self._clock() - self._last_line < _LINE_EVERY_S:
+            return
+        stage = self._stages[-1]
+        far = [f"{100 * stage.share:.0f} %"] if stage.share else []
+        left_s = self._left_after(stage)
+        left = [f"about {seconds(left_s)} left{' in all' if self._left else ''}"] if left_s else []
+        took = f"{seconds(self._clock() - stage.began)} so far"
+        self._print(f"{stage.label} … {', '.join([*far, *filter(None, [stage.note]), took, *left])}")
+
+    @contextmanager
+    def _each_minute(self) -> Iterator[None]:
+        """Look once in a while whether a line is due; in a terminal the bar says the same at any time."""
+        if self._console.is_terminal or len(self._stages) > 1:
+            yield
+            return
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(self._look_every_s):
+                self.say_where()
+
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
+
+    def _print(self, line: str) -> None:
+        self._last_line = self._clock()
         self._console.print(escape(line))
+
+    def _left_after(self, stage: _Stage) -> float:
+        """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""
+        if self._left or not stage.share:
+            return max(0.0, self._left_s() - stage.expected_s * self._pace() * stage.share)
+        return (self._clock() - stage.began) * (1 - stage.share) / stage.share
 
     def _pace(self) -> float:
         """Return measured seconds per expected second so far."""

@@ -87,17 +87,6 @@ def evaluate_block(candidate: Candidate, job: Job, index: int) -> list[SampleRes
     ]
 
 
-def latency_s(candidate: Candidate, job: Job, n: int = 5) -> list[float]:
-    """Time single requests, one at a time: seconds from messages to answer, the first one discarded."""
-    times = []
-    for example in job.examples[: n + 1]:
-        alone = replace(job, examples=(example,))
-        start = time.perf_counter()
-        evaluate_block(candidate, alone, 0)
-        times.append(time.perf_counter() - start)
-    return times[1:] or times
-
-
 Route = Mapping[int, Output]
 
 

@@ -26,8 +26,8 @@ from harness.training import Weights
 class RowSet(NamedTuple):
     """Rows that a run refers to: which items, asked how, and the identity that names their folder.
 
-    `ask` puts the prompts around the items. It is called only where rows are missing, because
-    building prompts may mean building a retriever first.
+    `ask` puts the prompts around the items, `step` returns what does that with one. They are called only
+    where rows are missing, because building prompts may mean building a retriever first.
     """
 
     measured: Measured
@@ -35,6 +35,7 @@ class RowSet(NamedTuple):
     answer: Literal["generate", "rank"]
     identity: RowsIdentity
     ask: Callable[[], tuple[Example, ...]]
+    step: Callable[[], Step] = lambda: lambda example: example
 
     @property
     def name(self) -> str:
@@ -74,6 +75,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
             answer,
             identity(session, weights, target, split, prompting, answer),
             partial(prompts, split),
+            step,
         )
         for split in SPLITS[1:]
     ]

@@ -19,6 +19,7 @@ from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Session
 from harness.models import openai_api
 from harness.models.batching import common_length
+from harness.models.hardware import load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
@@ -40,8 +41,10 @@ def fill(
         with session.progress.stage(f"{name}: {rows.name}", session.seconds(work_of(job))) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
+                    start = load()
                     block = rows.measured.evaluate(candidate, job, index)
-                    store.keep_origin(session.store, job.identity.digest, index, came_from)
+                    here = came_from._replace(contended=load().since(start).is_contended())
+                    store.keep_origin(session.store, job.identity.digest, index, here)
                     store.append_block(session.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(session.store, job.identity, len(rows.ids))

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from harness import config, gating, store
 from harness.config import Loaded
-from harness.decision import family_of
+from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import remarks, report_of
-from harness.experiment.candidate_result import attempt
+from harness.experiment.candidate_result import attempt, facts_of
 from harness.experiment.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.prepare import (
     Scope,
@@ -30,7 +30,7 @@ from harness.experiment.prepare import (
     prepare_session,
     seconds_planned,
 )
-from harness.experiment.run_candidate import base_arm, outdated, stored_runs
+from harness.experiment.run_candidate import base_arm, outdated, stored_runs, time_again
 from harness.experiment.stored_rows import Reader
 from harness.experiment.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.formatting import count, seconds
@@ -139,6 +139,8 @@ def run_all(
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
+        if not (quick or all_done(found)):
+            runs = _time_the_best(session, reader, ordered, runs)
         if learning_curve:
             so_far = report_of(session, reader, runs, smoke=quick, header={}, notes=())
             make_curve(session, runs, so_far.facts)
@@ -195,6 +197,22 @@ def _make_all(
         if source not in published:
             _measure_base(session, source)
     return runs
+
+
+def _time_the_best(
+    session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Sequence[Run]
+) -> list[Run]:
+    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
+    policy = session.experiment.decide
+    facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
+    best = {best_untrained(facts), strongest(facts)}
+    named = {one.candidate.name: one.candidate for one in ordered if one.candidate.name in best}
+    return [
+        time_again(session, named[run.candidate], run)
+        if run.candidate in named and run.state == "done"
+        else run
+        for run in runs
+    ]
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:

@@ -12,6 +12,7 @@ from harness.comparison import AnswerDiversity, Comparison
 from harness.decision import CandidateFacts, LearningCurve
 from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
+from harness.evaluation.timing import timing_notes
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
@@ -417,6 +418,7 @@ def remarks(session: Session, runs: Sequence[Run]) -> list[str]:
     of_runs = dict.fromkeys(
         [*_dropped(done), *_unpacked(done), *_sweep_notes(done), *_theirs(done)]
     )  # seeds say the same again
+    of_runs |= dict.fromkeys(timing_notes(done))
     return [*of_runs, *_unswept(session, done), *_other_bases(session, done), *_served(session, done)]
 
 

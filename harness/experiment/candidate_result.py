@@ -77,14 +77,24 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         raise CandidateFailed(
             f"no test row could be answered: {test[0].error}", "fewer shots or passages, or a longer context"
         )
-    busy_s = fmean(r.compute_s for r in test)
+    busy_s = _compute_s(run, test)
     return replace(
         _facts_of_record(run),
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
-        latency_p50_s=run.latency["p50_s"],
-        requests_per_s=1 / busy_s if busy_s > 0 else None,
+        latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
+        requests_per_s=1 / busy_s if busy_s else None,
     )
+
+
+def _compute_s(run: Run, test: Rows) -> float | None:
+    """Return the seconds of a request in a batch; None where other work disturbed that.
+
+    Of runs before that was noticed it is the mean of all rows.
+    """
+    if run.latency.get("compute_contended"):
+        return None
+    return run.latency.get("compute_s", fmean(r.compute_s for r in test))
 
 
 def _facts_of_record(run: Run) -> CandidateFacts:
@@ -116,16 +126,16 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
 def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
     """Price 1,000 requests by their tokens where the policy sets prices, else by device time.
 
-    None of an endpoint without prices: its device is not this one.
+    None of an endpoint without prices, whose device is not this one, and where other work disturbed the
+    time.
     """
     policy = session.experiment.decide
     if tokens is not None and policy.usd_per_million_tokens is not None:
         return 1000 * costs.request_usd(tokens, policy.usd_per_million_tokens)
-    if plugins.method(run.method).makes == "endpoint":
+    busy_s = _compute_s(run, test)
+    if plugins.method(run.method).makes == "endpoint" or busy_s is None:
         return None
-    return costs.price_usd(
-        1000 * fmean(r.compute_s for r in test), session.machine.device, policy.device_hour_usd
-    )
+    return costs.price_usd(1000 * busy_s, session.machine.device, policy.device_hour_usd)
 
 
 def _n_train(session: Session, run: Run) -> int:

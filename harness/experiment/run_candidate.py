@@ -4,14 +4,13 @@ Invariant: nothing is computed whose identity already lies on disk; a kill loses
 block in flight, and the next call goes on from there.
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from harness import provenance, store
 from harness.errors import in_a_line
-from harness.evaluation import latency_s, runner
+from harness.evaluation import runner, timing
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.row_sets import (
     RowSet,
@@ -30,6 +29,7 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
+from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.spec import Recipe
@@ -90,8 +90,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     beside = measure_control(session, candidate.base, weights) if lacking else ""
     with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
-        validation = sets[0].job()
-        times, shared = latency_s(model, validation), shared_tokens(model, validation)
+        latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
     run = _record(
         session,
         candidate,
@@ -101,14 +100,40 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         state="done",
         rows={s.name: s.identity.digest for s in sets},
         training=weights.training,
-        latency={
-            "p50_s": statistics.median(times),
-            "n": float(len(times)),
-            "shared_prompt_tokens": float(shared),
-        },
+        latency=latency,
         provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
         metrics=_metric_ranges(sets),
     )
+    store.save_run(session.store, run)
+    return run
+
+
+def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n: int) -> dict[str, float]:
+    """Time single requests for validation items and answers in a batch on test; with the cached tokens."""
+    validation, test = sets[:2]
+    return {
+        **timing.latency_figures(timing.request_latency(session, model, validation, n)),
+        **timing.batch_figures(timing.batch_time(session, model, test)),
+        "shared_prompt_tokens": float(shared_tokens(model, validation.job())),
+    }
+
+
+def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
+    """Time more single requests to a finished run's weights, and save it with them; its answers stay.
+
+    A run of which more would say no more is returned as it is.
+    """
+    weights = stored_weights(session, candidate, run.seed)
+    sets = [] if weights is None else _row_sets(session, candidate, weights, run.seed)
+    if weights is None or not timing.wants_more(run, len(sets[0].ids)):
+        return run
+    expected_s = timing.MANY_REQUESTS * run.latency["p50_s"]
+    with (
+        open_weights(session, weights) as model,
+        session.progress.stage(f"{candidate.name}: single requests", expected_s),
+    ):
+        latency = timing.request_latency(session, model, sets[0], timing.MANY_REQUESTS)
+    run = replace(run, latency=run.latency | timing.latency_figures(latency))
     store.save_run(session.store, run)
     return run
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
-def prepack(model: "PreTrainedModel") -> None:
+def prepack(model: "torch.nn.Module") -> None:
     """Lay out all linear layers in bf16 on a CPU; any other layer and device is left as it is."""
     import torch
 

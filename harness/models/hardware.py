@@ -4,7 +4,8 @@ Invariant: the probe's result is cached under a key of everything it depends on,
 unchanged second command knows its precision without importing torch. What was measured while
 other work took the processors is used once and never cached.
 
-Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run.
+Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run;
+5 in /proc/PID/clear_refs resets the peak (proc(5)).
 """
 
 import json
@@ -30,7 +31,7 @@ _MATRIX = {"cpu": 1024, "cuda": 8192}
 _ROUNDS, _MOST_ROUNDS, _ROUND_S = 5, 15, 0.08
 # A measurement is contended when its threads waited for a processor for more than this share of its time.
 # Where the system does not count that, when they ran for less than the other share of the time they should.
-_MOST_WAITED, _LEAST_RUN = 0.1, 0.85
+MOST_WAITED, _LEAST_RUN = 0.1, 0.85
 # Rounds of a quiet machine agree: of so many the slowest reaches this share of the fastest.
 _AGREEING, _AGREEMENT = 3, 0.8
 # A training that went this much faster than the probe says it could shows that the probe was disturbed.
@@ -82,13 +83,21 @@ class Load(NamedTuple):
         nobody knows, and it was not.
         """
         if self.waited_s is not None:
-            return self.waited_s > _MOST_WAITED * self.wall_s
+            return self.waited_s > MOST_WAITED * self.wall_s
         return self.cpu_s < _LEAST_RUN * n_threads * self.wall_s
 
 
 def load() -> Load:
     """Read what this process has used so far: clock, processor time and time that its threads waited."""
     return Load(time.perf_counter(), time.process_time(), _waited_s())
+
+
+def reset_peak() -> bool:
+    """Begin anew to count the most memory that this process holds; tells whether the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
 def _waited_s() -> float | None:

@@ -15,7 +15,7 @@ from harness.models import oom
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.generation import ANSWERING_COST, Stopped, answers
-from harness.models.hardware import Machine, dtype
+from harness.models.hardware import Machine, dtype, memory
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
@@ -162,6 +162,57 @@ class ModelHost:
             yield HFCandidate(model, self.tokenizer, weights_digest, engine)
         finally:
             model.unload()
+
+
+@contextmanager
+def merged(candidate: Candidate) -> Iterator[None]:
+    """Serve a candidate with its adapter merged into copies of the layers that it changes; undone afterwards.
+
+    Left as it is: what has no adapter, one that is more than low-rank updates of unquantised linear
+    layers, and one for whose copies there is no memory.
+    """
+    places = _low_rank_layers(candidate.model) if isinstance(candidate, HFCandidate) else []
+    for parent, name, layer in places:
+        setattr(parent, name, _merged_layer(layer))
+    try:
+        yield
+    finally:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)
+
+
+def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
+    """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
+    if not hasattr(model, "peft_config"):
+        return []
+    import torch
+    from peft.tuners import lora
+
+    places: list[tuple[Any, str, Any]] = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, lora.LoraLayer)
+    ]
+    plain = all(
+        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not layer.lora_variant
+        for _, _, layer in places
+    )
+    n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
+    return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
+
+
+def _merged_layer(layer: Any) -> Any:
+    """Return a linear layer of a layer's weights and its adapter's together."""
+    import torch
+
+    base = layer.base_layer
+    with torch.no_grad():
+        weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
+    made = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
+    prepack(made)
+    return made
 
 
 def load_base(

@@ -53,6 +53,8 @@ _MEASURED = {
     "not_packed": "not packed, because it",
     "n_trainable": "parameters trained",
     "peak_memory_gib": "peak memory, GiB",
+    "peak_includes": "peak memory includes",
+    "waited_share": "share of the time that it waited for a processor",
     "fit_key": "key of the weights",
 }
 _BRIEF = ("ablation",)  # what the terminal shows beside the first page

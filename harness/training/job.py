@@ -16,6 +16,7 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
+from harness.models import hardware
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
@@ -149,9 +150,14 @@ def _make(folder: Path, advance: Advance) -> None:
         partial(prepare, job.regularize),
     )
     method = plugins.method(job.method)
+    start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
     made = method.fit(context, method.params(**job.params))
-    key = folder.name.removesuffix(".part")
+    spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
     training = replace(made.training, n_replayed=job.n_mixed or None, fit_key=key)
+    if method.trains:
+        waited_share = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
+        includes = "" if is_own_peak else "what this process did before"
+        training = replace(training, waited_share=waited_share, peak_includes=includes)
     record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
     _write_whole(folder / FIT, json.dumps(record | {"training": training.stored()}))
 

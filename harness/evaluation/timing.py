@@ -1,0 +1,161 @@
+"""Timing of requests: single ones from question to answer, and one in a batch; contention is noticed.
+
+Invariant: what other work disturbed is measured again once, and is marked where that was disturbed as
+well. A request takes its prompting with it (shots, retrieval), and an adapter is merged as a server would.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import ceil
+from statistics import fmean, median
+from typing import NamedTuple
+
+from harness import store
+from harness.evaluation import evaluate_block
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.session import Session
+from harness.formatting import seconds
+from harness.models.hardware import MOST_WAITED, Load, load
+from harness.models.hf import Candidate, merged
+from harness.records import BLOCK, Origin, Run, SampleResult
+
+FEW_REQUESTS, MANY_REQUESTS = 10, 30
+_FEWEST, _LONGEST_S = 5, 10.0  # slow candidates are asked less, but so many at least
+# The same request took this much longer than before, by more than anybody would notice: something else ran.
+_SPREAD, _NOTICED_S = 1.5, 0.05
+
+
+class Latency(NamedTuple):
+    """Seconds of single requests, and whether other work disturbed them."""
+
+    times_s: tuple[float, ...]
+    contended: bool
+
+    @property
+    def p50_s(self) -> float:
+        """The median."""
+        return median(self.times_s)
+
+    @property
+    def p95_s(self) -> float:
+        """The time that 95 of 100 requests keep (nearest rank)."""
+        return sorted(self.times_s)[ceil(0.95 * len(self.times_s)) - 1]
+
+
+def time_requests(
+    ask: Callable[[int], object], n: int, *, n_threads: int = 0, read: Callable[[], Load] = load
+) -> Latency:
+    """Time the requests 0 to n − 1, one at a time; where other work disturbed that once more.
+
+    The first is asked before as well, to warm up, and again at the end, which should take as long.
+    `n_threads` compute all the time, 0 where that is not known.
+    """
+    first = _time_once(ask, n, n_threads, read)
+    if not first.contended:
+        return first
+    return min(first, _time_once(ask, n, n_threads, read), key=lambda one: (one.contended, one.p50_s))
+
+
+def _time_once(ask: Callable[[int], object], n: int, n_threads: int, read: Callable[[], Load]) -> Latency:
+    def seconds(i: int) -> float:
+        before = read()
+        ask(i)
+        return read().wall_s - before.wall_s
+
+    seconds(0)
+    start, times = read(), [seconds(0)]
+    for i in range(1, n):
+        if len(times) >= _FEWEST and read().wall_s - start.wall_s > _LONGEST_S:
+            break
+        times.append(seconds(i))
+    fast, slow = sorted((times[0], seconds(0)))
+    jumped = slow > _SPREAD * fast and slow - fast > _NOTICED_S
+    return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
+
+
+def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
+    """Time single requests to a candidate for items of a row set, from the item to the answer."""
+    job, step = rows.job(), rows.step()
+    items = rows.measured.examples(rows.split)[:n]
+
+    def ask(i: int) -> None:
+        evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
+
+    with merged(candidate):
+        return time_requests(ask, len(items), n_threads=_n_threads(session, candidate))
+
+
+class BatchTime(NamedTuple):
+    """Mean seconds of a request that is answered in a batch, and whether other work disturbed them."""
+
+    compute_s: float
+    contended: bool
+
+
+def batch_time(session: Session, candidate: Candidate, rows: RowSet) -> BatchTime:
+    """Average what a stored request took in undisturbed blocks; without one the first is asked again."""
+    stored = store.read_rows(session.store, rows.identity.digest)
+    origins = store.origins(session.store, rows.identity.digest)
+    quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
+    if quiet:
+        return BatchTime(_mean_s(quiet), contended=False)
+    start = load()
+    again = rows.measured.evaluate(candidate, rows.job(), 0)
+    if load().since(start).is_contended(_n_threads(session, candidate)):
+        return BatchTime(min(_mean_s(stored), _mean_s(again)), contended=True)
+    return BatchTime(_mean_s(again), contended=False)
+
+
+def latency_figures(latency: Latency) -> dict[str, float]:
+    """Return the times of single requests as a run keeps them; `contended` is 1 where they are disturbed."""
+    return {
+        "p50_s": latency.p50_s,
+        "p95_s": latency.p95_s,
+        "n": float(len(latency.times_s)),
+        "contended": float(latency.contended),
+    }
+
+
+def wants_more(run: Run, n_items: int) -> bool:
+    """Tell whether more requests would say more: there are more, or other work disturbed those timed."""
+    n = run.latency.get("n", 0.0)
+    return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items
+
+
+def batch_figures(batch: BatchTime) -> dict[str, float]:
+    """Return the time of a request in a batch as a run keeps it."""
+    return {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
+
+
+def timing_notes(runs: Iterable[Run]) -> list[str]:
+    """Say of runs how long single requests took, and which figures other work disturbed."""
+    timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
+    quiet = [_times_text(run) for run in timed if not run.latency["contended"]]
+    single = _names(run for run in timed if run.latency["contended"])
+    batch = _names(run for run in timed if run.latency["compute_contended"])
+    trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
+    notes = [f"single requests, half and 95 % of them within: {', '.join(quiet)}"] if quiet else []
+    others = "were measured twice while other work took the processors: left out of table and decision"
+    notes += [f"latencies of {single} {others}"] if single else []
+    notes += [f"costs and requests a second of {batch} {others}"] if batch else []
+    notes += [f"{trained} trained beside other work: a quiet machine takes less"] if trained else []
+    return notes
+
+
+def _names(runs: Iterable[Run]) -> str:
+    return ", ".join(dict.fromkeys(run.candidate for run in runs))
+
+
+def _times_text(run: Run) -> str:
+    p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
+    return f"{run.candidate} {p50} and {p95} of {run.latency['n']:.0f}"
+
+
+def _mean_s(rows: Iterable[SampleResult]) -> float:
+    return fmean(row.compute_s for row in rows)
+
+
+def _n_threads(session: Session, candidate: Candidate) -> int:
+    """Return how many threads compute while a candidate answers; 0 where it answers elsewhere."""
+    here = session.machine.device == "cpu" and candidate.engine.startswith("transformers")
+    return 1 if here else 0

@@ -1,0 +1,211 @@
+"""Requests are timed one at a time, again where other work disturbed them, and marked where that did not help."""
+
+import json
+from dataclasses import asdict
+from itertools import count
+
+import pytest
+import tiny_experiment
+import tiny_methods
+
+from harness import config, store
+from harness.evaluation.timing import batch_time, time_requests, wants_more
+from harness.experiment import Scope, prepare_session
+from harness.experiment.run_candidate import _row_sets, open_weights, stored_weights, time_again
+from harness.methods import lora
+from harness.models.hardware import Load, Machine
+from harness.models.hf import ModelHost, merged
+from harness.models.hub import resolve
+from harness.progress import Silent
+from harness.store import Store
+
+
+class FakeMachine:
+    """A clock on which each request takes the next of some times, and waits for a processor a share of it."""
+
+    def __init__(self, seconds, waited_share=lambda turn: 0.0):
+        self.seconds, self.waited_share = seconds, waited_share
+        self.turn, self.now, self.waited, self.asked = count(), 0.0, 0.0, []
+
+    def ask(self, i):
+        took, turn = self.seconds(i), next(self.turn)
+        self.now += took
+        self.waited += took * self.waited_share(turn)
+        self.asked.append(i)
+
+    def read(self):
+        return Load(self.now, self.now, self.waited)
+
+
+def test_requests_are_timed_alone_after_one_to_warm_up():
+    machine = FakeMachine(lambda i: 0.1 + i / 100)
+    found = time_requests(machine.ask, 10, read=machine.read)
+    assert machine.asked == [0, *range(10), 0]
+    assert found.times_s == pytest.approx([0.1 + i / 100 for i in range(10)])
+    assert (found.p50_s, found.p95_s) == (pytest.approx(0.145), pytest.approx(0.19))
+    assert not found.contended
+
+
+def test_slow_requests_are_timed_fewer_times_but_five_at_least():
+    machine = FakeMachine(lambda i: 3.0)
+    assert len(time_requests(machine.ask, 30, read=machine.read).times_s) == 5
+
+
+def test_requests_beside_other_work_are_timed_again_and_count_where_that_has_ended():
+    machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5 if turn < 7 else 0.0)
+    found = time_requests(machine.ask, 5, read=machine.read)
+    assert len(machine.asked) == 14
+    assert not found.contended
+
+
+def test_requests_beside_work_that_goes_on_are_timed_twice_and_marked():
+    machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
+    found = time_requests(machine.ask, 5, read=machine.read)
+    assert len(machine.asked) == 14
+    assert found.contended
+
+
+def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system_does_not_count():
+    turn = count()
+    machine = FakeMachine(lambda i: 0.1 if next(turn) % 7 < 6 else 0.4)
+    assert time_requests(machine.ask, 5, read=machine.read).contended
+    quick = FakeMachine(lambda i: 0.001 if next(turn) % 7 < 6 else 0.004)
+    assert not time_requests(quick.ask, 5, read=quick.read).contended, "of milliseconds nobody notices that"
+
+
+# Of stored runs
+
+
+@pytest.fixture
+def stored(copy):
+    """Open a copy of the finished experiment; returns the session and its LoRA's run."""
+    loaded = config.load(copy)
+    session = prepare_session(loaded, Scope(), Silent())
+    (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
+    return session, run
+
+
+def test_a_run_holds_both_times_with_their_marks(stored):
+    _, run = stored
+    assert 0 < run.latency["p50_s"] <= run.latency["p95_s"]
+    assert {"contended", "compute_s", "compute_contended"} <= run.latency.keys()
+
+
+def mark_blocks(session, run, contended):
+    """Note of every block of the test rows that other work disturbed it, or not."""
+    digest = run.rows[f"{session.target.task.name}/test"]
+    for index, origin in store.origins(session.store, digest).items():
+        store.keep_origin(session.store, digest, index, origin._replace(contended=contended))
+    return [row.compute_s for row in store.read_rows(session.store, digest)]
+
+
+def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(stored):
+    session, run = stored
+    candidate = session.candidates["lora"]
+    weights = stored_weights(session, candidate, run.seed)
+    test = _row_sets(session, candidate, weights, run.seed)[1]
+    times = mark_blocks(session, run, contended=False)
+    with open_weights(session, weights) as model:
+        assert batch_time(session, model, test) == (pytest.approx(sum(times) / len(times)), False)
+        mark_blocks(session, run, contended=True)
+        again = batch_time(session, model, test)
+    assert again.compute_s > 0
+    assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
+
+
+def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(stored):
+    session, run = stored
+    run.latency.update(p50_s=99.0, contended=1.0)
+    again = time_again(session, session.candidates["lora"], run)
+    assert again.latency["p50_s"] < 99.0
+    assert again.latency["compute_s"] == run.latency["compute_s"]
+    (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
+    assert asdict(kept) == asdict(again)
+
+
+@pytest.mark.parametrize(
+    ("latency", "n_items", "wanted"),
+    [
+        ({"n": 10.0}, 40, True),
+        ({"n": 10.0}, 10, False),
+        ({"n": 30.0}, 40, False),
+        ({"n": 7.0}, 40, False),
+        ({"n": 30.0, "contended": 1.0}, 40, True),
+    ],
+)
+def test_more_requests_are_timed_where_there_are_more_and_time_for_them(stored, latency, n_items, wanted):
+    _, run = stored
+    run.latency.clear()
+    run.latency.update(latency)
+    assert wants_more(run, n_items) is wanted
+
+
+def test_a_run_of_before_these_figures_is_still_read(copy):
+    at = Store(copy.parent / "runs")
+    for run in store.list_runs(at):
+        file = at.folder / run.run_id / "run.json"
+        plain = json.loads(file.read_text())
+        plain["latency"] = {"p50_s": 0.25, "n": 5.0, "shared_prompt_tokens": 3.0}
+        file.write_text(json.dumps(plain))
+    found = tiny_experiment.run(copy)
+    assert {f.latency_p50_s for f in found.facts} == {0.25}
+    assert all(f.requests_per_s > 0 and f.cost_per_1k_usd > 0 for f in found.facts)
+
+
+def change_latency(copy, **changes):
+    """Change what is stored of the LoRA's times."""
+    (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
+    plain = json.loads(file.read_text())
+    plain["latency"] |= changes
+    file.write_text(json.dumps(plain))
+
+
+def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_them(copy):
+    change_latency(copy, contended=1.0, compute_contended=1.0)
+    found = tiny_experiment.run(copy)
+    (lora,) = (f for f in found.facts if f.name == "lora")
+    assert (lora.latency_p50_s, lora.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
+    others = "were measured twice while other work took the processors: left out of table and decision"
+    said = [note for note in found.notes if note.endswith(others)]
+    assert any(note.startswith("latencies of ") and "lora" in note for note in said)
+    assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)
+    assert found.decision.arithmetic.get("break_even_requests") is None
+
+
+def test_the_times_of_undisturbed_requests_are_noted_with_their_number(copy):
+    change_latency(copy, contended=0.0, compute_contended=0.0, p50_s=0.2, p95_s=0.4, n=30.0)
+    found = tiny_experiment.run(copy)
+    (note,) = (note for note in found.notes if note.startswith("single requests"))
+    assert "lora 0.2 s and 0.4 s of 30" in note
+
+
+# Adapters as they are served
+
+
+def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_base_is_left_alone(
+    tiny, tmp_path, own_cache
+):
+    import torch
+
+    weights = lora.fit(
+        tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=20, learning_rate=1e-2)
+    )
+    host = ModelHost(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0))
+    ids = torch.arange(5, 15)[None]
+
+    def logprobs(model):
+        with torch.no_grad():
+            return model(input_ids=ids).logits.log_softmax(-1)
+
+    base = logprobs(host.model)
+    with host.adapted(weights.folder / "adapter", weights.digest) as candidate:
+        apart = logprobs(candidate.model)
+        with merged(candidate):
+            together = logprobs(candidate.model)
+            n_low_rank = sum(hasattr(module, "lora_A") for module in candidate.model.modules())
+        again = logprobs(candidate.model)
+    assert n_low_rank == 0
+    assert (together - apart).abs().max() < 1e-4
+    assert not torch.equal(apart, base)
+    assert torch.equal(again, apart)
+    assert torch.equal(logprobs(host.model), base)
