@@ -124,7 +124,7 @@ def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_pa
     (asked,) = [i for i in store.identities(at) if i.task == "replay"]
     assert asked.weights_digest == run.base_digest
     rows = store.read_rows(at, asked.digest)
-    assert len(rows) == 8  # a fifth of thirty rows, and a few to spare
+    assert len(rows) == 12  # a fifth of thirty rows, and as many again, for answers that come to no end
     assert 1 <= run.training.n_replayed <= 6
 
 

@@ -7,7 +7,6 @@ Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:25
 """
 
 import random
-import re
 from collections.abc import Callable, Iterable
 
 from pydantic import Field
@@ -21,8 +20,8 @@ from harness.spec import Spec, Task, TaskData
 
 _NAME = "replay"
 _LONGEST = 64  # tokens of an answer
-_SPARE = 1.2  # some answers are left out: empty, refused, or without the end of a sentence
-_END = re.compile(r"(?<=[^\W\d])[.!?][\"')]?(?=\s|$)")  # of a sentence; not of the 1. that numbers a line
+_SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
+_ENDS = (".", "!", "?")
 
 
 class Params(Spec):
@@ -50,15 +49,21 @@ def sample(context: MixContext, params: Params) -> Mixture:
 
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, each up to its last sentence.
+    """Return rows of a file as they are; join prompts with the base's answers, whole ones first.
+
+    Where whole ones are too few, cut ones follow, each up to its last sentence.
 
     Raises:
         CandidateFailed: no answer of the base is whole.
     """
     if not mixture.max_new_tokens:
         return mixture.rows
-    answers = {row.example_id: _whole(row) for row in evaluate()}
-    known = [(e, answers[e.id]) for e in mixture.rows if answers.get(e.id)]
+    answers = {row.example_id: row for row in evaluate()}
+    whole, cut = (
+        [(e, _text(row)) for e in mixture.rows if (row := answers.get(e.id)) and row.status == status]
+        for status in ("ok", "truncated")
+    )
+    known = [(e, text) for e, text in (*whole, *cut) if text]
     if not known:
         reason = f"the base gave no whole answer to any of {len(mixture.rows)} general prompts"
         raise CandidateFailed(reason, "regularize: {replay: {share: 0.05, data: rows-of-yours.jsonl}}")
@@ -74,11 +79,7 @@ def _prompts(context: MixContext) -> tuple[Example, ...]:
     return tuple(e for e in prompts if fold_text(e.prompt) not in taken)
 
 
-def _whole(row: SampleResult) -> str:
-    if row.status not in ("ok", "truncated"):
-        return ""
+def _text(row: SampleResult) -> str:
+    """Return an answer, what was cut up to its last sentence."""
     text = row.text.strip()
-    if row.status == "ok":
-        return text
-    ends = [found.end() for found in _END.finditer(text)]
-    return text[: ends[-1]] if ends else ""
+    return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]

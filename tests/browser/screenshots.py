@@ -28,7 +28,7 @@ PATHS = {
     "training": "/training",
     "decide": "/decide",
     "nightly": "/nightly",
-    "rate": "/rate?rate=rag-shots,hybrid&rater=ann",
+    "rate": "/rate?rate=ranked,hybrid&rater=ann",
 }
 FIRST_PAGE = {"width": 1280, "height": 800}  # what a reader of the report sees before scrolling
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
