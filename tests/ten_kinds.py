@@ -111,12 +111,12 @@ def json_answers(rng: random.Random) -> bytes:
 
 
 def long_documents(rng: random.Random) -> bytes:
-    """Make reports of some three thousand letters, one word of which decides."""
+    """Make reports of some fifteen hundred letters, one word of which decides."""
     rows = []
     for i in range(60):
         label = ("flood", "fire")[i % 2]
-        parts = [rng.choice(FILLER) for _ in range(36)]
-        parts[rng.randrange(36)] = f"The keeper wrote of a {label} in room {i}."
+        parts = [rng.choice(FILLER) for _ in range(16)]
+        parts[rng.randrange(16)] = f"The keeper wrote of a {label} in room {i}."
         rows.append({"document": " ".join(parts), "label": label})
     return lines(rows)
 

@@ -306,6 +306,14 @@ def test_fewer_shots_are_proposed_of_long_rows(proposed):
     assert (shots(LABELLED), shots(long)) == (8, 3)
 
 
+def test_a_training_takes_the_longest_row(proposed):
+    def room(n_letters):
+        content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
+        return proposed(content).candidates["lora"]["params"].get("max_length")
+
+    assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
+
+
 def test_the_kind_of_task_can_be_named(proposed):
     assert proposed(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "label": f"class {i % 15}"} for i in range(30)]

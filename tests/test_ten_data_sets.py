@@ -14,7 +14,7 @@ from harness.models.hardware import Machine, Memory
 # On so slow a machine `init` leaves few rows to train on, and one learning rate.
 HERE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
 ITEMS = 12  # of each task of the suites, and of the target's test
-LONGER = 2048  # tokens, of which the tiny model's position encoding knows no end
+LONGER = 4096  # tokens, of which the tiny model's position encoding knows no end
 
 
 @pytest.fixture(scope="module")

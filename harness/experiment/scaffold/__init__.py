@@ -48,6 +48,7 @@ __all__ = [
 
 MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
 SMALL_BASE = 1e9  # parameters
+LONGEST_ROW = 4096  # tokens of a row to train on; a longer one is left out
 _UNUSABLE_SHARE = 0.05
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
 
@@ -334,7 +335,9 @@ def _candidates(
     proposed = _methods(plugins.Situation(kind == "labels", bool(task.data.pairs), is_small))
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    choice = choose_method(on_rows, base, here, max(costs.training([e], 1).trained for e in items.train))
+    longest = max(costs.training([e], 1).trained for e in items.train)
+    on_rows = {name: _with_room(name, recipe, longest) for name, recipe in on_rows.items()}
+    choice = choose_method(on_rows, base, here, longest)
     others = {name: recipe for name, recipe in proposed.items() if name not in on_rows}
     found: dict[str, dict[str, Any]] = {
         "prompt": {"prompting": "zero_shot"},
@@ -351,6 +354,15 @@ def _candidates(
     if task.data.documents:
         found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
     return choice, found | others
+
+
+def _with_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
+    """Let a training take the longest row, by an estimate with a quarter to spare, where it would drop it."""
+    params = recipe.get("params", {})
+    room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
+    if room <= plugins.method(name).params(**params).max_length:
+        return recipe
+    return {**recipe, "params": {**params, "max_length": room}}
 
 
 def _n_shots(train: Sequence[Example]) -> int:
