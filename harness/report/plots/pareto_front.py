@@ -19,7 +19,6 @@ from harness.report.plots import svg
 from harness.report.plots.style import standalone
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
-_LONGEST = 34  # cells of a name
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond"}
 
 
@@ -35,7 +34,7 @@ class Point(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The size of a picture, and the ends of its axes, in pixels."""
+    """The size of a picture and the ends of its axes, in pixels, and the longest name in it, in cells."""
 
     width: float
     height: float
@@ -43,10 +42,11 @@ class Frame(NamedTuple):
     right: float
     top: float
     bottom: float
+    longest: int
 
 
-WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0)  # a file of its own
-NARROW = Frame(500.0, 440.0, 44.0, 488.0, 64.0, 350.0)  # beside a table
+WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a file of its own
+NARROW = Frame(500.0, 440.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
 
 
 class Box(NamedTuple):
@@ -186,7 +186,7 @@ def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, flo
     """Write each name where it hides nothing; one that had to move gets a line to its mark."""
     taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
     lines, names = [], []
-    short = for_picture([p.label for p in points], _LONGEST)
+    short = for_picture([p.label for p in points], frame.longest)
     for p, shown, (x, y) in zip(points, short, at, strict=True):
         name = shown + (" (recommended)" if p.recommended else "")
         box, moved = _free(svg.width_of(name), x, y, frame, taken)
