@@ -2,7 +2,7 @@
 
 Invariant: the probe's result is cached under a key of everything it depends on, so an
 unchanged second command knows its precision without importing torch. What was measured while
-other work took the processors is used once and never cached.
+other work took the processors is cached for an hour, and decides nothing for longer.
 
 Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run;
 5 in /proc/PID/clear_refs resets the peak (proc(5)).
@@ -34,6 +34,7 @@ _ROUNDS, _MOST_ROUNDS, _ROUND_S = 5, 15, 0.08
 MOST_WAITED, _LEAST_RUN = 0.1, 0.85
 # Rounds of a quiet machine agree: of so many the slowest reaches this share of the fastest.
 _AGREEING, _AGREEMENT = 3, 0.8
+_DISTURBED_KEPT_S = 3600.0
 # A training that went this much faster than the probe says it could shows that the probe was disturbed.
 _CONTRADICTED = 1.5
 # bf16 units are some four times faster than fp32, emulation four times slower. Between both bf16 is taken,
@@ -175,8 +176,9 @@ def probe(
 ) -> Machine:
     """Choose device and precision, measuring for about a second the first time.
 
-    What was measured beside other work is not kept. What is kept is measured anew to `renew` it, and where
-    something that ran here reached more GFLOP/s than it allows (`reached_gflops`), once for each such speed.
+    What was measured beside other work is kept for an hour, and replaces nothing else. What is kept is
+    measured anew to `renew` it, and where something that ran here reached more GFLOP/s than it allows
+    (`reached_gflops`), once for each such speed.
     `measure` takes the place of the measurement.
 
     Raises:
@@ -192,11 +194,13 @@ def probe(
     with suppress(OSError, ValueError, TypeError, KeyError):
         found = json.loads(memory.read_text("utf-8"))
         kept, believed = Machine(**found["machine"]), found["reached_gflops"]
+        if kept.contended and time.time() - memory.stat().st_mtime > _DISTURBED_KEPT_S:
+            kept = None
     if kept and not renew and reached_gflops <= max(believed, _CONTRADICTED * kept.gflops):
         return kept
     machine = measure(device, precision)
-    if machine.contended:
-        return max(machine, kept, key=lambda one: one.gflops) if kept else machine
+    if machine.contended and kept and not kept.contended:
+        return max(machine, kept, key=lambda one: one.gflops)
     with suppress(OSError):
         remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
     return machine
