@@ -30,7 +30,9 @@ def command_rows(folder: Path) -> list[Row]:
     first, again = run(folder, "compare"), run(folder, "compare")
     facts = json.loads((folder / "reports" / "support.json").read_text())["facts"]
     fit = next(f["training"] for f in facts if f["name"] == "lora")
-    trained = f"{fit['wall_s'] / 60:.1f} min train the first of three adapters; the rest is mostly generating and scoring"
+    trained = (
+        f"{fit['wall_s'] / 60:.1f} min train one of four adapters; the rest is mostly generating and scoring"
+    )
     memory = f"one process; {fit['peak_memory_gib']:.1f} GiB were reached by the end of training"
     unchanged = f"files, rows and statistics; torch {'was' if again.imported_torch else 'was not'} imported"
     whole = f"`harness compare` from nothing, {len(facts)} candidates"

@@ -11,7 +11,7 @@ from harness import store
 ROOT = Path(__file__).parents[2]
 
 
-# Rows of every task and a training of two steps: numbers that differ differ at any size.
+# Rows of every task and a training of four steps: numbers that differ differ at any size.
 FEW = [
     f"suites=[{ROOT}/suites/general.yaml]",
     "target.data.limits={train: 8, validation: 4, test: 8}",
