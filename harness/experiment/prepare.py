@@ -175,7 +175,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
     needed = [known[name] for name in names]
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
-        problems += plugins.method(recipe.method).problems(recipe, candidate.base, where)
+        problems += plugins.method(recipe.method).problems(_with_found_path(candidate), candidate.base, where)
         if (
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
             and find_spec("bitsandbytes") is None
@@ -189,6 +189,13 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
         raise UserError(problems)
+
+
+def _with_found_path(candidate: ResolvedCandidate) -> Recipe:
+    """Return the recipe with the folder that a whole model was found in, so that the hub is asked once."""
+    if not (candidate.given and candidate.recipe.path):
+        return candidate.recipe
+    return candidate.recipe.model_copy(update={"path": str(candidate.given.path)})
 
 
 def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -5,9 +5,10 @@ tokenizer that lies beside it; nothing is copied, so its files are read where th
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from harness.errors import Problem
-from harness.models.hub import ModelSource, architecture_difference, has_tokenizer, is_packed, resolve
+from harness.models.hub import ModelSource, architecture_difference, has_tokenizer, is_packed
 from harness.plugins import Method
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights
@@ -18,8 +19,8 @@ class Params(Spec):
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids judging the model of the recipe's path against this base."""
-    folder = resolve(recipe.path or "").path
+    """Yield what forbids judging the model, found in the folder of the recipe's path, against this base."""
+    folder = Path(recipe.path or "")
     if not any(folder.glob("*.safetensors")):
         step = "save it again with safe_serialization=True"
         yield Problem(where, f"{folder} with pickled weights", "weights in safetensors", step)
