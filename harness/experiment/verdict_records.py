@@ -96,7 +96,7 @@ def verdict_change(
     before = store.newest_verdict(at, run.run_id, baseline_digest)
     if before is None or before.outcome == verdict.outcome:
         return ""
-    found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failed(before, verdict)]
+    found = [*_changes(before, run, policy), *_task_changes(before, tasks), *_failures(before, verdict)]
     unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {before.outcome}"
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
@@ -128,7 +128,7 @@ def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
                 yield f"{key} of {name} {then.get(key)} → {now.get(key)}"
 
 
-def _failed(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
+def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     """Say how many answers failed, where so many did not then."""
     was_valid = not any(r["name"] == "errors" and r["outcome"] == "inconclusive" for r in before.rules)
     errors = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)

@@ -228,11 +228,11 @@ def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
 
 def _series_sentence(key: str, e: Evidence, one: Watched) -> str:
     series = one.series[key]
-    said = [*_failed(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
+    said = [*_failures(key, series), *_unbounded(key, series, e), *_shown(key, e, one)]
     return "; ".join(said) or f"{key}: no new items were evaluated"
 
 
-def _failed(key: str, series: SeriesNight) -> Iterable[str]:
+def _failures(key: str, series: SeriesNight) -> Iterable[str]:
     if not series.errors:
         return
     share = formatting.percent(series.errors / series.n_asked)
