@@ -196,25 +196,16 @@ def line(
 
 
 class Strata(NamedTuple):
-    """How often a fine-tune differs from the base by quarters of the base's margin, and what strata save.
-
-    `within` is the mean standard deviation of an item's change within quarters and the base's score.
-    """
+    """How often a fine-tune differs from the base by quarters of the base's margin, and what that saves."""
 
     candidate: str
     n_items: int
     rates: tuple[float, ...]
-    within: float
 
     @property
     def saved(self) -> float:
         """Items drawn evenly over items drawn by the spread of each quarter, at the same variance."""
         return fmean(self.rates) / fmean(np.sqrt(self.rates)) ** 2
-
-    @property
-    def saved_by_score(self) -> float:
-        """The same where the quarters are also parted by what the base scored."""
-        return fmean(self.rates) / self.within**2
 
 
 class Explained(NamedTuple):
@@ -224,6 +215,11 @@ class Explained(NamedTuple):
     n_pairs: int
     whole: float
     within: float
+
+    @property
+    def saved(self) -> float:
+        """Items over items drawn by the base's score of a task of any size, at the same variance."""
+        return self.whole / self.within
 
 
 def explained(seed: int = 0, n_pairs: int = 2_000) -> list[Explained]:
@@ -258,22 +254,14 @@ def strata_of(folder: Path) -> list[Strata]:
             if rows and rows[0].margin is not None and "accuracy" in rows[0].parts:
                 found.append(quarters(rows, store.read_rows(at, digest)))
         if found:
-            rates = np.mean([rates for _, rates, _ in found], axis=0).tolist()
-            n, within = sum(n for n, *_ in found), fmean(within for *_, within in found)
-            out.append(Strata(run.candidate, n, tuple(rates), within))
+            rates = np.mean([rates for _, rates in found], axis=0).tolist()
+            out.append(Strata(run.candidate, sum(n for n, _ in found), tuple(rates)))
     return out
 
 
-def quarters(base, new) -> tuple[int, list[float], float]:
-    """Return the items of a task, the share that differs in each quarter of the base's margin, and the spread.
-
-    The spread is the mean standard deviation of an item's change within quarters and the base's score.
-    """
+def quarters(base, new) -> tuple[int, list[float]]:
+    """Return how many items a task has, and the share that differs in each quarter of the base's margin."""
     answers = {row.example_id: row.parts["accuracy"] for row in new}
     closest = sorted(base, key=lambda row: (abs(row.margin), row.example_id))
-    differs = np.array([row.parts["accuracy"] != answers[row.example_id] for row in closest])
-    passed = np.array([row.parts["accuracy"] == (1.0,) for row in closest])
-    parts = np.array_split(np.arange(len(base)), 4)
-    cells = [p[passed[p] == score] for p in parts for score in (True, False)]
-    spreads = [len(cell) * float(differs[cell].std()) for cell in cells if len(cell)]
-    return len(base), [float(differs[p].mean()) for p in parts], sum(spreads) / len(base)
+    differs = [row.parts["accuracy"] != answers[row.example_id] for row in closest]
+    return len(base), [fmean(part) for part in np.array_split(differs, 4)]

@@ -217,6 +217,54 @@ def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_al
     assert fewer_items.is_settled(ExperimentReport("x", "m", "exact_match", facts)) is settled
 
 
+def sums_that_the_base_passes(folder, tiny):
+    """Ask the base many sums, and call right what it answered."""
+    path = tiny_experiment.write(folder, tiny, "  prompt: {method: base}\n")
+    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", many_sums())
+    tiny_experiment.run(path)
+    at, runs = runs_of(folder)
+    passed = {
+        row.example_id: row.parts["accuracy"] == (1.0,)
+        for row in store.read_rows(at, runs["prompt"].rows["sums/test"])
+    }
+    return [{**row, "reference": row["choices"][0 if passed[row["id"]] else 1]} for row in many_sums()]
+
+
+@pytest.fixture(scope="module")
+def settled_early(tiny, own_cache, tmp_path_factory):
+    """Run one fine-tune that collapses and one that hardly learns; returns the folder and the report."""
+    folder = tmp_path_factory.mktemp("hopeless")
+    candidates = """\
+  prompt: {method: base}
+  broken: {method: lora, params: {r: 8, num_train_epochs: 4, learning_rate: 0.5, max_length: 200}}
+  gentle: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.0001, max_length: 200}}
+"""
+    items = sums_that_the_base_passes(tmp_path_factory.mktemp("base"), tiny)
+    path = tiny_experiment.write(folder, tiny, candidates, extra="gate: {macro: 0.02, each: 0.9}\n")
+    tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", items)
+    return folder, tiny_experiment.run(path, fewer_items=True)
+
+
+def test_a_hopeless_candidate_is_asked_no_more_while_another_goes_on(settled_early):
+    folder, found = settled_early
+    n = {
+        name: next(c for c in found.comparisons[name] if c.task == "sums").n for name in ("broken", "gentle")
+    }
+    assert n["broken"] < n["gentle"]
+    verdicts = {f.name: f.verdict.outcome for f in found.facts if f.verdict}
+    assert verdicts["broken"] == "fail"
+    assert any(note.startswith("broken: its verdict was settled on") for note in found.notes)
+    at, runs = runs_of(folder)
+    assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == n["broken"]
+
+
+def test_a_settled_verdict_is_the_same_when_the_comparison_is_repeated(settled_early):
+    folder, first = settled_early
+    again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
+    assert [(f.run_id, f.verdict) for f in again.facts] == [(f.run_id, f.verdict) for f in first.facts]
+    assert again.flips.keys() == first.flips.keys()
+
+
 def test_the_command_asks_fewer_items(asked, monkeypatch):
     monkeypatch.chdir(asked[0])
     shown = CliRunner().invoke(app, ["compare", "--sequential", "--json"])

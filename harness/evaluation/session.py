@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from harness import provenance
 from harness.cache import memo
@@ -101,7 +101,8 @@ class Session:
 
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
-    `controls` maps digests of bases to the control arm that was measured while this session was open.
+    `controls` maps digests of bases to the control arm that was measured while this session was open,
+    `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
     loads nothing.
     """
@@ -116,6 +117,7 @@ class Session:
     sources: Mapping[str, ModelSource] = field(default_factory=dict)
     candidates: Mapping[str, ResolvedCandidate] = field(default_factory=dict)
     controls: dict[str, str] = field(default_factory=dict)
+    settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
     dry_run: bool = False
 

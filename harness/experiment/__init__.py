@@ -5,7 +5,7 @@ while the others finish.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
-from harness.experiment.analysis import remarks, report_of
+from harness.experiment.analysis import Settled, judge_runs, remarks, report_of
 from harness.experiment.candidate_result import attempt, facts_of
 from harness.experiment.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.prepare import (
@@ -134,8 +134,9 @@ def run_all(
         store.begin(session.store, session.experiment.name)
         store.remove_merged_blocks(session.store)
         if fewer_items:
-            said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make_all)
-            reader = Reader(session)
+            make = _make_unsettled(session, ordered)
+            said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make)
+            said, reader = [*said, *_settled_early(session, runs)], Reader(session)
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
@@ -212,6 +213,41 @@ def _time_the_best(
         if run.candidate in named and run.state == "done"
         else run
         for run in runs
+    ]
+
+
+def _make_unsettled(session: Session, ordered: Sequence[RunRequest]) -> Callable[[], list[Run]]:
+    """Return what makes all runs for an interim analysis but those whose verdict an earlier one settled."""
+    runs: list[Run] = []
+
+    def make() -> list[Run]:
+        kept = [run if run.run_id in session.settled else None for run in runs]
+        runs[:] = _make_all(session, ordered, found=kept, smoke=False)
+        _keep_settled(session, runs)
+        return list(runs)
+
+    return make
+
+
+def _keep_settled(session: Session, runs: Sequence[Run]) -> None:
+    """Keep the verdicts on fine-tunes that more items would not change."""
+    judged = judge_runs(session, Reader(session), runs)
+    n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
+    named = session.experiment.name, session.experiment.base_model, session.target.primary.name
+    for f in judged.facts:
+        open_ = f.trained and f.verdict and f.run_id not in session.settled
+        if open_ and fewer.is_settled(ExperimentReport(*named, (f,))):
+            session.settled[f.run_id] = Settled(judged.results[f.run_id], f.corrected, alpha, n)
+
+
+def _settled_early(session: Session, runs: Sequence[Run]) -> list[str]:
+    """Name the runs that were asked fewer items than the last interim analysis asked."""
+    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
+    last = session.experiment.gate.alpha
+    return [
+        f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
+        for run, settled in found
+        if settled.alpha != last
     ]
 
 

@@ -5,6 +5,7 @@ Invariant: reads rows from the store and computes nothing that needs a model.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from harness import comparison, gating, plugins, store
 from harness import decision as decide
@@ -17,9 +18,8 @@ from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of
-from harness.experiment.target_comparisons import add_comparisons, compare_grids, is_prompt
-from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison
-from harness.gating.verdict import is_in_macro
+from harness.experiment.target_comparisons import add_comparisons, compare_grids, is_prompt, steps_of
+from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.models.openai_api import Settings
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport, Flip, Step, flips_of, origin
@@ -37,22 +37,10 @@ def report_of(
     curve_of: Callable[[Sequence[CandidateFacts]], LearningCurve | None] = lambda facts: None,
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
-    reader.prepare(digest for run in runs for digest in run.rows.values())
-    base = bases_of(session, reader, runs)
-    measured = decide.apply_budgets(
-        (facts_of(session, reader, run) for run in runs), session.experiment.decide
-    )
-    facts = add_comparisons(session, reader, runs, measured)
-    results = _gate_results(session, reader, runs, facts, base)
+    judged, results, base = judge_runs(session, reader, runs)
     tasks = {run_id: result.tasks for run_id, result in results.items()}
     steps = _steps(session, reader, runs, base, tasks)
-    # What answers no capability suite (a classifier) has no verdict.
-    judged = tuple(
-        replace(f, verdict=results[f.run_id].verdict) if f.target and tasks.get(f.run_id) else f
-        for f in facts
-    )
     family = decide.family_of(session.experiment)
-    judged = _corrected(session, reader, runs, decide.place_in_family(judged, family), base, results)
     primary, policy = session.target.primary, session.experiment.gate
     curve = curve_of(judged)
     closed_labels = any(e.choices for e in session.target.items.test)
@@ -98,6 +86,49 @@ def report_of(
     )
 
 
+class Settled(NamedTuple):
+    """Verdict on a run at the interim analysis that settled it; `corrected` is that among all fine-tunes.
+
+    `alpha` is the one-sided level of that analysis, `n` the items of the suites that it asked.
+    """
+
+    result: GateResult
+    corrected: Verdict | None
+    alpha: float
+    n: int
+
+
+class Judged(NamedTuple):
+    """Facts of runs with their verdicts, the results behind these by run, and the bases' rows."""
+
+    facts: tuple[CandidateFacts, ...]
+    results: dict[str, GateResult]
+    base: dict[str, dict[str, Rows]]
+
+
+def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
+    """Judge the finished runs of an experiment, alone and among all its fine-tunes.
+
+    A run whose verdict an earlier interim analysis settled keeps that.
+    """
+    reader.prepare(digest for run in runs for digest in run.rows.values())
+    base = bases_of(session, reader, runs)
+    measured = decide.apply_budgets(
+        (facts_of(session, reader, run) for run in runs), session.experiment.decide
+    )
+    facts = add_comparisons(session, reader, runs, measured)
+    results = _gate_results(session, reader, runs, facts, base)
+    # What answers no capability suite (a classifier) has no verdict.
+    judged = tuple(
+        replace(f, verdict=results[f.run_id].verdict)
+        if f.target and f.run_id in results and results[f.run_id].tasks
+        else f
+        for f in facts
+    )
+    placed = decide.place_in_family(judged, decide.family_of(session.experiment))
+    return Judged(_corrected(session, reader, runs, placed, base, results), results, base)
+
+
 def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str, dict[str, Rows]]:
     """Map digests of the bases that runs are measured against to their rows of each suite's task.
 
@@ -128,7 +159,8 @@ def _steps(
     tasks: Mapping[str, Sequence[TaskComparison]],
 ) -> dict[str, tuple[Step, ...]]:
     """Split the changes of fine-tunes that went over a quantised base or another run."""
-    done = [run for run in runs if run.run_id in tasks and f"{session.target.task.name}/test" in run.rows]
+    asked = (run for run in runs if run.run_id in tasks and run.run_id not in session.settled)
+    done = [run for run in asked if f"{session.target.task.name}/test" in run.rows]
     rows: dict[str, Mapping[str, Rows]] = dict(base)
     for run in done:
         measured = (m for m in (session.target, *session.suites) if f"{m.task.name}/test" in run.rows)
@@ -182,7 +214,9 @@ def _gate_results(
     out: dict[str, GateResult] = {}
     compared: dict[str, Sequence[TaskComparison]] = {}
     for f, run in zip(facts, runs, strict=True):
-        if run.state == "done":
+        if run.run_id in session.settled:
+            out[run.run_id] = session.settled[run.run_id].result
+        elif run.state == "done":
             found = _gate_result(session, reader, run, f, base, compared.get(run.weights_digest))
             out[run.run_id], compared[run.weights_digest] = found, found.tasks
     return out
@@ -221,6 +255,8 @@ def _corrected(
     """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
     def judged(f: CandidateFacts, run: Run) -> CandidateFacts:
+        if run.run_id in session.settled:
+            return replace(f, corrected=session.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
         tasks = results[run.run_id].tasks
@@ -238,15 +274,29 @@ def _missing(session: Session, run: Run) -> list[str]:
 
 
 def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, Rows]) -> list[Measurement]:
-    """Put the rows of both arms beside each task that the run answered, with its A/A noise."""
+    """Put the rows of both arms beside each task that the run answered, with its A/A noise.
+
+    Of a run that an interim analysis settled those are the items that it was asked.
+    """
     noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
     return [
         Measurement(
-            m.task, m.role, m.suite, m.metrics, base[m.task.name], reader.of(run, m), noise.get(m.task.name)
+            m.task, m.role, m.suite, m.metrics, *_arms(session, reader, run, m, base), noise.get(m.task.name)
         )
         for m in session.suites
         if f"{m.task.name}/test" in run.rows
     ]
+
+
+def _arms(
+    session: Session, reader: Reader, run: Run, m: Measured, base: Mapping[str, Rows]
+) -> tuple[Rows, Rows]:
+    """Read both arms' rows of a task: all, or those of the items that a settled run was asked."""
+    old, new = base[m.task.name], reader.of(run, m)
+    if run.run_id in session.settled:
+        asked = {row.example_id for row in new}
+        old = [row for row in old if row.example_id in asked]
+    return old, new
 
 
 def _comparisons(tasks: Iterable[TaskComparison]) -> tuple[Comparison, ...]:
@@ -335,81 +385,6 @@ def _flips_of_task(t: TaskComparison, measured: Measurement) -> list[Flip]:
     if t.comparison.metric != t.task.primary_metric or gating.is_reported_only(t.task):
         return []
     return flips_of(t.comparison, measured.base, measured.new, "base")
-
-
-RowsByTask = Mapping[str, Sequence[SampleResult]]
-
-
-def steps_of(
-    session: Session,
-    run: Run,
-    runs: Iterable[Run],
-    rows: Mapping[str, RowsByTask],
-    tasks: Sequence[TaskComparison],
-) -> tuple[Step, ...]:
-    """List the steps from the base to a run: over its quantised base, and from the run it starts from.
-
-    `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
-    comparisons with the base, which say what counts.
-    """
-    counting = [t for t in tasks if is_in_macro(t)]
-    out = []
-    if run.served_digest in rows and run.base_digest in rows:
-        base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
-        out += [
-            _step(session, "quantisation", "NF4 base", "base", served, base, counting),
-            _step(session, "training", run.candidate, "NF4 base", own, served, counting),
-        ]
-    parent = parent_of(session, run, runs)
-    if parent is not None:
-        own, old = rows[run.run_id], rows[parent.run_id]
-        what = "scaling" if run.training.n_pairs is None else "training on pairs"
-        out.append(_step(session, what, run.candidate, parent.candidate, own, old, counting))
-    return tuple(out)
-
-
-def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
-    """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
-    init = session.candidates[run.candidate].source.init_from
-    made = [r for r in runs if r.candidate == init and r.state == "done"]
-    return next((r for r in made if r.seed == run.seed), made[0] if made else None)
-
-
-def _step(
-    session: Session,
-    what: str,
-    new: str,
-    base: str,
-    own: RowsByTask,
-    old: RowsByTask,
-    counting: Sequence[TaskComparison],
-) -> Step:
-    answered = [m for m in session.suites if _both(m, old, own)]
-    measured = [
-        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name]) for m in answered
-    ]
-    compared = {m.task.name: _compared(session, m, old, own) for m in answered}
-    target = session.target
-    return Step(
-        what,
-        new,
-        base,
-        gating.macro_between(measured, compared, counting, session.experiment.seeds[0]),
-        tuple(compared.values()),
-        _compared(session, target, old, own) if _both(target, old, own) else None,
-    )
-
-
-def _both(m: Measured, old: RowsByTask, new: RowsByTask) -> bool:
-    """Tell whether two arms answered a task, at least one item of it both."""
-    name = m.task.name
-    return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
-
-
-def _compared(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
-    name = m.task.name
-    metric = m.primary
-    return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)
 
 
 def remarks(session: Session, runs: Sequence[Run]) -> list[str]:

@@ -1,19 +1,24 @@
-"""Paired differences on the target: to the best untrained candidate, to the prompt, and within grids.
+"""Paired differences between runs: to the best untrained candidate and the prompt, within grids, by steps.
 
 Invariant: reads rows from the store; a recipe's seeds are compared together as well as each for itself,
 and of these only the variances are kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from harness import comparison, plugins
+from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
 from harness.decision import CandidateFacts, ItemVariances
-from harness.evaluation.session import Session
+from harness.evaluation.session import Measured, Session
 from harness.experiment.stored_rows import Reader, Rows
-from harness.records import Run
+from harness.gating import Measurement, TaskComparison
+from harness.gating.verdict import is_in_macro
+from harness.records import Run, SampleResult
+from harness.report import Step
+
+RowsByTask = Mapping[str, Sequence[SampleResult]]
 
 
 def add_comparisons(
@@ -87,3 +92,75 @@ def is_prompt(run: Run) -> bool:
     """Tell whether a run is the plain prompt on weights of the base."""
     plain = run.prompting == "zero_shot" and run.answer == "generate"
     return plain and plugins.method(run.method).makes == "base"
+
+
+def steps_of(
+    session: Session,
+    run: Run,
+    runs: Iterable[Run],
+    rows: Mapping[str, RowsByTask],
+    tasks: Sequence[TaskComparison],
+) -> tuple[Step, ...]:
+    """List the steps from the base to a run: over its quantised base, and from the run it starts from.
+
+    `rows` maps the digests of bases, and the ids of runs, to rows by task; `tasks` are the run's
+    comparisons with the base, which say what counts.
+    """
+    counting = [t for t in tasks if is_in_macro(t)]
+    out = []
+    if run.served_digest in rows and run.base_digest in rows:
+        base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
+        out += [
+            _step(session, "quantisation", "NF4 base", "base", served, base, counting),
+            _step(session, "training", run.candidate, "NF4 base", own, served, counting),
+        ]
+    parent = parent_of(session, run, runs)
+    if parent is not None:
+        own, old = rows[run.run_id], rows[parent.run_id]
+        what = "scaling" if run.training.n_pairs is None else "training on pairs"
+        out.append(_step(session, what, run.candidate, parent.candidate, own, old, counting))
+    return tuple(out)
+
+
+def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:
+    """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
+    init = session.candidates[run.candidate].source.init_from
+    made = [r for r in runs if r.candidate == init and r.state == "done"]
+    return next((r for r in made if r.seed == run.seed), made[0] if made else None)
+
+
+def _step(
+    session: Session,
+    what: str,
+    new: str,
+    base: str,
+    own: RowsByTask,
+    old: RowsByTask,
+    counting: Sequence[TaskComparison],
+) -> Step:
+    answered = [m for m in session.suites if _both(m, old, own)]
+    measured = [
+        Measurement(m.task, m.role, m.suite, m.metrics, old[m.task.name], own[m.task.name]) for m in answered
+    ]
+    compared = {m.task.name: _compared(session, m, old, own) for m in answered}
+    target = session.target
+    return Step(
+        what,
+        new,
+        base,
+        gating.macro_between(measured, compared, counting, session.experiment.seeds[0]),
+        tuple(compared.values()),
+        _compared(session, target, old, own) if _both(target, old, own) else None,
+    )
+
+
+def _both(m: Measured, old: RowsByTask, new: RowsByTask) -> bool:
+    """Tell whether two arms answered a task, at least one item of it both."""
+    name = m.task.name
+    return name in old and name in new and comparison.is_comparable(m.primary, old[name], new[name])
+
+
+def _compared(session: Session, m: Measured, old: RowsByTask, new: RowsByTask) -> Comparison:
+    name = m.task.name
+    metric = m.primary
+    return comparison.compare_rows(metric, old[name], new[name], alpha=session.experiment.gate.alpha)

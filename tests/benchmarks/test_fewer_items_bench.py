@@ -36,18 +36,17 @@ BOUND = (
 )
 
 
-def rows(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Row]:
+def rows(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[Explained]) -> list[Row]:
     """Compare what a verdict on an equal model takes with the whole benchmarks and with a suite just large enough."""
     equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
-    saved = min((s.saved_by_score for s in strata), default=1.0)
-    drawn = f"{count(equal.n_looks)} items on average"
-    by_margin = min((s.saved for s in strata), default=1.0)
-    more = f"{saved:.2f} times fewer by strata of the base's margin ({by_margin:.2f}) and score"
-    again = f", and {more}" if strata else ", without strata"
+    saved = min((s.saved for s in strata), default=1.0)
+    by_score = min(e.saved for e in covariate)
+    drawn = f"{count(equal.n_strata)} items on average"
+    again = f", and {saved:.2f} times fewer by strata of the base's margin" if strata else ""
     return [
         Row(
             "items for a verdict on a model that lost nothing, against the whole benchmarks",
-            whole / equal.n_looks,
+            whole / equal.n_strata,
             "times fewer",
             GOAL,
             f"{drawn} by looks against {count(whole)}; what they add is power that the margin does not need",
@@ -55,11 +54,19 @@ def rows(lines: Sequence[Line], strata: Sequence[Strata]) -> list[Row]:
         ),
         Row(
             "the same against a suite that is just large enough",
-            equal.n_full / equal.n_looks * saved,
+            equal.n_full / equal.n_strata * saved,
             "times fewer",
             GOAL,
             f"{drawn} by looks against {count(equal.n_full)}{again}; {BOUND}",
             at_least=True,
+        ),
+        Row(
+            "the same where the tasks are many times as large as what is drawn of them",
+            equal.n_full / equal.n_looks * saved * by_score,
+            "times fewer",
+            None,
+            f"{equal.n_full / equal.n_looks:.2f} by looks, times {saved:.2f} by the base's margin and {by_score:.2f} "
+            "by its score, of the benchmark where that is least, as if the two strata were independent",
         ),
     ]
 
@@ -107,24 +114,15 @@ def tables(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[
         "Where a large part is drawn less is saved: which items the whole task holds stays uncertain.",
         ("benchmark", "pairs", "variance", "within the base's score", "times fewer at equal variance"),
         tuple(
-            (e.benchmark, count(e.n_pairs), f"{e.whole:.3f}", f"{e.within:.3f}", f"{e.whole / e.within:.2f}")
+            (e.benchmark, count(e.n_pairs), f"{e.whole:.3f}", f"{e.within:.3f}", f"{e.saved:.2f}")
             for e in covariate
         ),
     )
     closest = Table(
         "Share of multiple-choice items of the quickstart's general suite whose score a fine-tune changed, by quarters "
         "of the base's margin, the closest calls first:",
-        (
-            *("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %"),
-            *("times fewer at equal variance", "with the base's score"),
-        ),
-        tuple(
-            (
-                *(s.candidate, count(s.n_items), *map(percent, s.rates)),
-                *(f"{s.saved:.2f}", f"{s.saved_by_score:.2f}"),
-            )
-            for s in strata
-        ),
+        ("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %", "times fewer at equal variance"),
+        tuple((s.candidate, count(s.n_items), *map(percent, s.rates), f"{s.saved:.2f}") for s in strata),
     )
     return [judged, of_score, *([closest] if strata else [])]
 
@@ -133,12 +131,13 @@ def tables(lines: Sequence[Line], strata: Sequence[Strata], covariate: Sequence[
 def test_items_for_a_verdict_are_counted_and_written():
     runs = Path(os.environ.get("HARNESS_BENCH_RUNS", ROOT / "runs"))
     lines, strata = study(), strata_of(runs) if runs.is_dir() else []
+    covariate = explained()
     bench_page.write(
         "Fewer items for a verdict",
-        rows(lines, strata),
+        rows(lines, strata, covariate),
         probe(),
         bench_page.stem("fewer_items"),
-        tables(lines, strata, explained()),
+        tables(lines, strata, covariate),
     )
     equal = next(x for x in lines if x.delta == 0)
     assert equal.n_looks < equal.n_full
