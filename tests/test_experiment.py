@@ -45,6 +45,8 @@ def without_measurements(found):
         one["training"] = {k: v for k, v in one["training"].items() if k not in figures}
     for one in plain["origins"].values():
         del one["made"]
+    of_times = ("single requests", "latencies of", "costs and requests", "trained beside other work")
+    plain["notes"] = [note for note in plain["notes"] if not any(words in note for words in of_times)]
     decision = plain.pop("decision")
     return {**plain, "header": None, "decided": (decision["action"], decision["candidate"])}
 

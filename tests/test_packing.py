@@ -107,6 +107,7 @@ def test_that_rows_were_not_packed_is_said_under_the_table():
         candidate="lora",
         method="lora",
         base_digest="b",
+        latency={},
         training=TrainingRecord(not_packed="would x"),
     )
     session = SimpleNamespace(
