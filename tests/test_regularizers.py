@@ -74,7 +74,7 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: lora, prompting: {./mine.py: {}}}", "a prompting in harness/prompting/, by its name"),
         ("{method: lora, regularize: {freeze: {first: 1}}}", "freeze with the method lora"),
         ("{method: lora, regularize: {freeze: {first: 1}}}", "one of the methods full"),
-        ("{method: dpo, regularize: {replay: {share: 0.1}}}", "one of the methods full, lora, qlora"),
+        ("{method: dpo, regularize: {replay: {share: 0.1}}}", "one of the methods full, lora, peft, qlora"),
         ("{method: full, params: {freeze: {first: 1}}}", "write regularize: {freeze: …} beside params"),
         ("{method: lora, replay: 0.1, regularize: {replay: {share: 0.2}}}", "replay twice"),
         ("{weights_of: prompt, replay: 0.1}", "sweep and regularize"),
