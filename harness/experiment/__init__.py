@@ -203,11 +203,15 @@ def _make_all(
 def _time_the_best(
     session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Sequence[Run]
 ) -> list[Run]:
-    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
+    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune.
+
+    Not of an endpoint, where each request has its price.
+    """
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     best = {best_untrained(facts), strongest(facts)}
-    named = {one.candidate.name: one.candidate for one in ordered if one.candidate.name in best}
+    candidates = [one.candidate for one in ordered if one.candidate.method.makes != "endpoint"]
+    named = {candidate.name: candidate for candidate in candidates if candidate.name in best}
     return [
         time_again(session, named[run.candidate], run)
         if run.candidate in named and run.state == "done"
