@@ -21,7 +21,7 @@ from harness.records import Encoded, Likelihood, Limits, Output, digest
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[1]
-TRAINED = ("lora-careless", "lora", "qlora", "dpo")
+TRAINED = ("lora-careless", "lora", "dpo")
 _RIGHT = 0.6  # of the answers
 _MOVED = 0.15  # of the answers, from one set of weights to another
 

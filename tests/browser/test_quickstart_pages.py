@@ -133,8 +133,8 @@ def test_the_page_of_forgetting_draws_every_task_of_compare(visit, address, comp
 def test_the_page_of_training_shows_time_and_cost_of_compare(visit, address, compared):
     shown = {row["candidate"]: row for row in grid(visit[0](address, "/training"))}
     trained = {f["name"]: f for f in compared["facts"] if f["trained"] and f["training"].get("tokens_per_s")}
-    assert {"lora", "qlora", "dpo"} <= trained.keys()
-    for name in ("lora", "qlora", "dpo"):
+    assert {"lora-careless", "lora", "dpo"} <= trained.keys()
+    for name in ("lora-careless", "lora", "dpo"):
         assert shown[name]["time"] == formatting.seconds(trained[name]["training"]["wall_s"])
         assert shown[name]["cost USD"] == formatting.usd(trained[name]["training_cost_usd"])
 
