@@ -163,6 +163,11 @@ def test_too_few_steps_for_adalora_fail_with_what_to_turn(tiny, tmp_path):
         ("peft_type: VERA, r: four", "r: 'four'"),
         ("peft_type: ADALORA, init_r: 4, tinit: -3, total_step: 0", "total_step"),
         ("r: 4", "peft_type"),
+        ("peft_type: LORA, r: 0", "r` should be a positive integer"),
+        ("peft_type: LORA, target_modules: [nope]", "nope"),
+        ("peft_type: LORA, target_modules: '('", "unterminated"),
+        ("peft_type: PROMPT_TUNING", "num_virtual_tokens"),
+        ("peft_type: VERA}, sweep: {rnk: [1, 2]", "unknown parameter 'rnk'"),
     ],
 )
 def test_a_family_that_cannot_be_trained_is_refused_before_anything_runs(tiny, tmp_path, params, said):

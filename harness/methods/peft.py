@@ -6,6 +6,7 @@ Source: the families of the `peft` library, under its own names (https://hugging
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from pydantic import ConfigDict
@@ -35,9 +36,12 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     """Yield what forbids an adapter of this family."""
     import torch
 
-    params = Params(**recipe.params)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    yield from family_problems(params.peft_type, params.of_peft, device, where)
+    for point in product(*recipe.sweep.values()):
+        params = Params(**{**recipe.params, **dict(zip(recipe.sweep, point, strict=True))})
+        if found := family_problems(params.peft_type, params.of_peft, base.path, device, where):
+            yield from found
+            return
 
 
 def fit(context: FitContext, params: Params) -> Weights:

@@ -7,8 +7,9 @@ Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality pen
 (arXiv:2303.10512), equation 4, as PEFT weights it; the conversion: Meng et al. 2024 (arXiv:2404.02948).
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -57,8 +58,13 @@ def families() -> dict[str, Any]:
     return {name: made for name, made in sorted(known.items()) if name not in _OWN_LOOPS}
 
 
-def family_problems(peft_type: str, params: Mapping[str, Any], device: str, where: str) -> list[Problem]:
-    """List what forbids an adapter of a family with PEFT's parameters: names, values, missing packages."""
+def family_problems(
+    peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str
+) -> list[Problem]:
+    """List what forbids an adapter of a family on the model in the folder `base`.
+
+    Parameters that PEFT does not know or take, modules that the model does not have, missing packages.
+    """
     known = families()
     if peft_type not in known:
         expected = f"one of PEFT's families {', '.join(known)}"
@@ -71,16 +77,39 @@ def family_problems(peft_type: str, params: Mapping[str, Any], device: str, wher
     if _start(params) == "loftq" and device != "cuda":
         found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
         return [Problem(where, found, "pissa, eva, olora or true", "another init_lora_weights")]
+    expected = f"parameters that PEFT's {known[peft_type].__name__} takes on this base"
     try:
-        peft_config(peft_type, params)
+        config = peft_config(peft_type, params)
+        _try(config, base)
     except ValidationError as error:
         wrong = error.errors()[-1]  # of a union the last: its literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
-        return [Problem(where, found, f"a value of PEFT's {known[peft_type].__name__}", "mend params")]
-    except (TypeError, ValueError, ImportError) as error:
-        expected = f"parameters that PEFT's {known[peft_type].__name__} takes"
+        return [Problem(where, found, expected, "mend params")]
+    except (TypeError, ValueError, ImportError, re.error) as error:
         return [Problem(where, " ".join(str(error).split()), expected, "mend params")]
     return []
+
+
+def _try(config: "PeftConfig", base: Path) -> None:
+    """Put an adapter on the modules of a base whose weights are not read.
+
+    Raises:
+        TypeError, ValueError, re.error: PEFT refuses the parameters on this base.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
+        raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
+    if _start(vars(config)):
+        config = replace(config, init_lora_weights=False)  # others compute with weights
+    kind: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), config)
+    except (NotImplementedError, RuntimeError):
+        return  # some families compute with the weights already when they are put on
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
