@@ -102,12 +102,13 @@ def _try(config: "PeftConfig", base: Path) -> None:
 
     if config.is_prompt_learning and not (vars(config).get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
-    if _start(vars(config)):
-        config = replace(config, init_lora_weights=False)  # others compute with weights
     kind: Any = AutoModelForCausalLM
+    tried: Any = config
+    if _start(vars(config)):
+        tried = replace(tried, init_lora_weights=False)  # others compute with weights
     try:
         with torch.device("meta"):
-            get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), config)
+            get_peft_model(kind.from_config(AutoConfig.from_pretrained(base)), tried)
     except (NotImplementedError, RuntimeError):
         return  # some families compute with the weights already when they are put on
 
