@@ -1,5 +1,6 @@
 """Rows of a base on capability suites are computed once per machine, and no other rows leave their folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from test_store import IDENTITY, OTHER, complete, make_rows
 
 from harness import store as stores
 from harness.cache import cache_dir
+from harness.config.files import SHIPPED_SUITES, suite_files
 from harness.records import Origin
 from harness.store import Store
 from harness.store.base_rows import find_base_rows, keep_base_rows
@@ -20,7 +22,19 @@ from harness.store.base_rows import find_base_rows, keep_base_rows
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 HERE = {"device": "a processor", "threads": "2"}
+KERNELS = {"capability": "AVX2", "flags": "avx avx2"}
+SHIPPED = Path(__file__).parents[1] / "suites" / "general"
 IDS = [row.example_id for row in make_rows(3)]
+
+
+SUITE = f"""\
+name: general
+role: capability
+tasks:
+  - {{name: sums, kind: choice, data: {{test: {SHIPPED}/arithmetic.jsonl}}, metrics: [accuracy], limit: 6}}
+  - {{name: words, data: {{test: {SHIPPED}/instructions.jsonl}}, metrics: [contains], max_new_tokens: 4, limit: 6}}
+  - {{name: prose, kind: bits_per_byte, data: {{test: {SHIPPED}/prose_text.jsonl}}, metrics: [bits_per_byte], limit: 4}}
+"""
 
 
 class Stages:
@@ -49,8 +63,11 @@ def asked_of_the_base(seen):
 
 
 def experiment(tmp_path, name, tiny):
+    """Write an experiment whose capability suite ships with the package."""
     (tmp_path / name).mkdir()
-    return tiny_experiment.write(tmp_path / name, tiny)
+    path = tiny_experiment.write(tmp_path / name, tiny)
+    (path.parent / "suites" / "general.yaml").write_text(SUITE)
+    return path
 
 
 def kept_files():
@@ -59,7 +76,7 @@ def kept_files():
 
 def test_a_second_experiment_asks_the_base_nothing_on_the_suites(tmp_path, tiny):
     first, seen = stages(experiment(tmp_path, "one", tiny))
-    assert asked_of_the_base(seen) == ["base: sums/test", "base: facts/test", "base: prose/test"]
+    assert asked_of_the_base(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
     path = experiment(tmp_path, "two", tiny)
     second, seen = stages(path)
     assert asked_of_the_base(seen) == []
@@ -84,10 +101,13 @@ def test_rows_that_were_found_are_those_that_were_computed(tmp_path, tiny):
 
 
 def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny):
-    stages(experiment(tmp_path, "one", tiny), candidates=("prompt", "lora"))
+    path = experiment(tmp_path, "one", tiny)
+    stages(path, candidates=("prompt", "lora"))
+    run = tiny_experiment.runs_of(path)["prompt"]
+    asked = stores.read_rows(Store(path.parent / "runs"), run.rows["words/test"])
     kept = b"".join(path.read_bytes() for path in kept_files())
     assert len(kept_files()) == 3
-    assert b"What follows the number" in kept
+    assert asked[0].example_id.encode() in kept
     assert b"Please look at my" not in kept
     assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
 
@@ -106,12 +126,52 @@ def test_another_number_of_threads_computes_again(tmp_path, tiny, monkeypatch):
     assert len(asked_of_the_base(stages(experiment(tmp_path, "two", tiny))[1])) == 3
 
 
+def test_other_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch):
+    stages(experiment(tmp_path, "one", tiny))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert len(asked_of_the_base(stages(experiment(tmp_path, "two", tiny))[1])) == 3
+
+
+def test_rows_of_a_suite_of_the_users_own_stay_in_their_folder(tmp_path, tiny):
+    stages(tiny_experiment.write(tmp_path, tiny))
+    assert kept_files() == []
+
+
+def test_a_shipped_task_that_is_asked_in_the_users_words_stays_in_its_folder(tmp_path, tiny):
+    path = experiment(tmp_path, "one", tiny)
+    words = "name: words, system: Our secret terms."
+    (path.parent / "suites" / "general.yaml").write_text(SUITE.replace("name: words", words))
+    stages(path)
+    assert len(kept_files()) == 2
+
+
+@pytest.mark.parametrize("shared", [{"prompt"}, {"id"}])
+def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_path, tiny, shared):
+    path = experiment(tmp_path, "one", tiny)
+    held = [json.loads(line) for line in SHIPPED.joinpath("instructions.jsonl").read_text().splitlines()]
+    letters = tiny_experiment.letters(slice(6, 8))
+    mixed = [
+        {**letter, **{key: item[key] for key in shared}} for letter, item in zip(letters, held, strict=False)
+    ]
+    assert len(mixed) == len(letters)
+    tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", mixed)
+    suite = path.parent / "suites" / "general.yaml"
+    suite.write_text(SUITE.replace("max_new_tokens: 4, limit: 6", "max_new_tokens: 4"))
+    seen = stages(path)[1]
+    assert len(asked_of_the_base(seen)) == 3
+    assert len(kept_files()) == 2
+
+
+def test_the_suites_that_ship_are_those_that_are_named(tmp_path):
+    assert {file.stem for file in suite_files(tmp_path / "nothing")} == set(SHIPPED_SUITES)
+
+
 @pytest.fixture
 def kept(tmp_path):
     """Keep three rows; returns the store they were computed in."""
     at = Store(tmp_path / "runs")
     computed(at, IDENTITY)
-    keep_base_rows(at, IDENTITY, HERE)
+    keep_base_rows(at, IDENTITY, HERE, KERNELS)
     return at
 
 
@@ -122,9 +182,10 @@ def computed(at, identity, environment=HERE):
 
 def test_rows_are_found_in_the_same_environment_alone(kept, tmp_path):
     other = Store(tmp_path / "other")
-    assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"})
-    assert not find_base_rows(other, replace(IDENTITY, precision="bf16"), IDS, HERE)
-    assert find_base_rows(other, IDENTITY, IDS, HERE)
+    assert not find_base_rows(other, IDENTITY, IDS, HERE | {"threads": "1"}, KERNELS)
+    assert not find_base_rows(other, IDENTITY, IDS, HERE, KERNELS | {"capability": "DEFAULT"})
+    assert not find_base_rows(other, replace(IDENTITY, precision="bf16"), IDS, HERE, KERNELS)
+    assert find_base_rows(other, IDENTITY, IDS, HERE, KERNELS)
     assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(kept, IDENTITY.digest)
     assert stores.origins(other, IDENTITY.digest) == stores.origins(kept, IDENTITY.digest)
 
@@ -132,36 +193,38 @@ def test_rows_are_found_in_the_same_environment_alone(kept, tmp_path):
 def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
     at = Store(tmp_path / "runs")
     computed(at, IDENTITY, {"device": "another"})
-    keep_base_rows(at, IDENTITY, HERE)
+    keep_base_rows(at, IDENTITY, HERE, KERNELS)
     assert kept_files() == []
 
 
 def test_more_items_than_are_kept_are_not_found(kept, tmp_path):
-    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE)
-    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE)
+    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE, KERNELS)
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
 def test_a_damaged_file_is_as_if_absent(kept, tmp_path, damage):
     (path,) = kept_files()
     path.write_bytes(damage(path.read_bytes()))
-    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)
-    keep_base_rows(kept, IDENTITY, HERE)
-    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)
+    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)
+    keep_base_rows(kept, IDENTITY, HERE, KERNELS)
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)
 
 
 def test_the_least_recently_used_rows_go_first(kept, tmp_path):
     computed(kept, OTHER)
     for identity, age in ((IDENTITY, 200), (OTHER, 100)):
-        keep_base_rows(kept, identity, HERE)
+        keep_base_rows(kept, identity, HERE, KERNELS)
         newest = max(kept_files(), key=lambda path: path.stat().st_mtime)
         os.utime(newest, (newest.stat().st_atime, newest.stat().st_mtime - age))
-    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE)  # used now
+    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS, HERE, KERNELS)  # used now
     third = replace(IDENTITY, task="third")
     computed(kept, third)
     room = max(path.stat().st_size for path in kept_files()) * 2 + 100
-    keep_base_rows(kept, third, HERE, bound_bytes=room)
-    found = [find_base_rows(Store(tmp_path / "new"), one, IDS, HERE) for one in (IDENTITY, OTHER, third)]
+    keep_base_rows(kept, third, HERE, KERNELS, bound_bytes=room)
+    found = [
+        find_base_rows(Store(tmp_path / "new"), one, IDS, HERE, KERNELS) for one in (IDENTITY, OTHER, third)
+    ]
     assert found == [True, False, True]
     assert stores.base_rows_use().n_bytes <= room
 
@@ -169,12 +232,12 @@ def test_the_least_recently_used_rows_go_first(kept, tmp_path):
 KEEP_OFTEN = """
 import sys
 from pathlib import Path
-from test_base_rows import HERE, IDENTITY, IDS, Store, computed, find_base_rows, keep_base_rows
+from test_base_rows import HERE, IDENTITY, IDS, KERNELS, Store, computed, find_base_rows, keep_base_rows
 folder = Path(sys.argv[1])
 computed(Store(folder), IDENTITY)
 for i in range(20):
-    keep_base_rows(Store(folder), IDENTITY, HERE)
-    find_base_rows(Store(folder / f"{i}"), IDENTITY, IDS, HERE)
+    keep_base_rows(Store(folder), IDENTITY, HERE, KERNELS)
+    find_base_rows(Store(folder / f"{i}"), IDENTITY, IDS, HERE, KERNELS)
 """
 
 
@@ -188,5 +251,5 @@ def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
         for i in range(3)
     ]
     assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
-    assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE)
+    assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE, KERNELS)
     assert all(path.suffix == ".parquet" for path in kept_files())

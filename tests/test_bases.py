@@ -4,11 +4,13 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from fake_rows import EXACT, LOWER, rows
 from tiny_experiment import runs_of
 
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare, refuse_many
+from harness.experiment.train import _mean_score
 from harness.store import Store
 
 CANDIDATES = """\
@@ -127,6 +129,14 @@ def test_a_report_says_which_learning_rates_were_not_swept(measured):
     said = next(note for note in measured[1].notes if note.startswith("learning rate not swept"))
     named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
     assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
+
+
+def test_answers_that_failed_score_worst_in_a_trial():
+    half = [1.0, 0.0, 1.0, 0.0]
+    assert _mean_score(EXACT, rows(half)) == pytest.approx(0.5)
+    assert _mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
+    assert _mean_score(EXACT, rows([None] * 3)) == 0.0
+    assert _mean_score(LOWER, rows([0.0, None])) == pytest.approx(0.5), "of an error rate 1 is the worst"
 
 
 def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny, own_cache, tmp_path):

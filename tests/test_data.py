@@ -421,6 +421,55 @@ def test_separated_values_are_read_as_spreadsheets_export_them(tmp_path, content
     assert row.fields == {"prompt": "a", "reference": "b, c"}
 
 
+def test_tabs_separate_a_tsv_whose_names_hold_commas(tmp_path):
+    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
+    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
+    assert row.fields == {"prompt, long": "a, b", "reference": "c"}
+
+
+def test_a_long_document_in_a_csv_is_read(tmp_path):
+    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert len(row.fields["prompt"]) == 200_000
+
+
+UNTITLED = (
+    "Where is my refund now?,refund\nMay I have it back?,refund\nIt broke,broken\nIs it there?,refund\n"
+)
+
+
+def test_a_csv_whose_first_line_is_a_row_is_refused(tmp_path):
+    (tmp_path / "test.csv").write_text(UNTITLED)
+    with pytest.raises(UserError) as refusal:
+        readers.read(str(tmp_path / "test.csv"), "test")
+    (problem,) = refusal.value.problems
+    assert (Path(problem.where).name, problem.next_step) == ("test.csv:1", "add a header line")
+    assert problem.found == "'refund', which 2 rows hold in that column, where names of columns belong"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"text,refund\n{UNTITLED}",  # a column named as its value
+        "Is it there now?,reference\na,b\nIs it there now?,reference\nIs it there now?,reference\n",  # joined
+        "What do you want to ask?,What would be right?\na,b\nc,b\n",  # questions of a form
+        "q,a\nWhat is it?,a\nAnd this?,a\nAnd that?,b\n",  # may be either
+    ],
+)
+def test_a_first_line_that_may_be_a_header_is_read_as_one(tmp_path, content):
+    (tmp_path / "test.csv").write_text(content)
+    assert len(readers.read(str(tmp_path / "test.csv"), "test").rows) == content.count("\n") - 1
+
+
+def test_a_column_that_no_template_can_name_is_refused_once(tmp_path):
+    (tmp_path / "test.csv").write_text("te{x}t,reference\na,b\nc,d\n")
+    data = {"test": str(tmp_path / "test.csv")}
+    task = Task(name="t", data=data, fields={"prompt": "Q: {te{x}t}"})
+    assert [found for _, found in refused(task)] == ["the column 'te{x}t', which no template can name"]
+    other = Task(name="t", data=data, fields={"prompt": "Q: {reference}"})
+    assert load_task(other, 0).test[0].prompt == "Q: b"
+
+
 def test_columns_without_a_name_or_of_one_name_are_told_apart(tmp_path):
     (tmp_path / "test.csv").write_text("a,,a,a\n1,2,3,4\n")
     (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows

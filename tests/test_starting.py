@@ -186,6 +186,47 @@ def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns)
     assert found.name == "my-rows"
 
 
+def untitled(tmp_path, content):
+    with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(content)
+    return str(tmp_path / "mine.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            [(f"My {row['label']}", row["label"]) for row in LABELLED],
+            "'card', which 19 rows hold in that column,",
+        ),
+        ([(f"{i}", f"Where is the {i}?", f"It is at {i}.") for i in range(1, 40)], "'1' and other data"),
+    ],
+)
+def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
+    with pytest.raises(UserError) as refusal:
+        scaffold.propose(Request(tmp_path / "new", untitled(tmp_path, content)), HERE)
+    (problem,) = refusal.value.problems
+    assert problem.where.endswith("mine.csv:1")
+    assert problem.found == f"{found} where names of columns belong"
+    assert problem.next_step == "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
+
+
+def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
+    content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
+    data = untitled(tmp_path, content)
+    assert refused(Request(tmp_path / "new", data))[0].startswith("'card', which 20 rows")
+    found = scaffold.propose(Request(tmp_path / "new", data, prompt="q", reference="card"), HERE)
+    assert found.task.labels == ("card", "pin")
+
+
+@pytest.mark.parametrize("named", [{}, {"prompt": "te{x}t", "reference": "label"}])
+def test_a_column_with_braces_in_its_name_is_refused_in_one_sentence(tmp_path, named):
+    data = untitled(tmp_path, [("te{x}t", "label"), *((row["text"], row["label"]) for row in LABELLED)])
+    assert refused(Request(tmp_path / "new", data, **named)) == [
+        "the column 'te{x}t', which no template can name"
+    ]
+
+
 def test_columns_that_say_nothing_are_asked_for(tmp_path):
     content = [{"a": str(i), "b": "x", "c": "y"} for i in range(9)]
     found = refused(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))

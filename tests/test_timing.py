@@ -73,6 +73,16 @@ def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system
     assert not time_requests(quick.ask, 5, read=quick.read).contended, "of milliseconds nobody notices that"
 
 
+def test_a_network_that_jitters_is_no_work_on_this_machine():
+    turn = count()
+    machine = FakeMachine(lambda i: 0.1 if next(turn) % 7 < 6 else 0.4)
+    found = time_requests(machine.ask, 5, over_network=True, read=machine.read)
+    assert not found.contended
+    assert len(machine.asked) == 7, "and nothing is asked twice"
+    busy = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
+    assert time_requests(busy.ask, 5, over_network=True, read=busy.read).contended
+
+
 # Of stored runs
 
 

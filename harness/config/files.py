@@ -14,6 +14,7 @@ from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path, spell_out
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
+SHIPPED_SUITES = ("general", "safety", "standard", "support")
 
 
 def read_experiment(path: Path) -> Tree:
@@ -55,6 +56,12 @@ def suite_files(folder: Path) -> list[Path]:
     """List the suite files of a folder, or where it is none of those that the package ships."""
     roots = (folder, *(root / "suites" for root in _SHIPPED))
     return sorted(next((root for root in roots if root.is_dir()), folder).resolve().glob("*.yaml"))
+
+
+def is_shipped(path: Path) -> bool:
+    """Tell whether a file holds rows of a suite that the package ships, not of the user's beside it."""
+    folders = ((root / "suites" / name).resolve() for root in _SHIPPED for name in SHIPPED_SUITES)
+    return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def inline(tree: Tree) -> None:

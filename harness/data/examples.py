@@ -18,6 +18,7 @@ from harness.records import Document, Example, Message
 from harness.spec import Fields, Task
 
 _FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
+_NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
 _ROLES = ("system", "user", "assistant")
 
@@ -54,8 +55,8 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
-    if bare := list(_without_braces(task.fields, content)):
-        raise UserError(bare)
+    if unusable := list(_unusable_templates(task.fields, content)):
+        raise UserError(unusable)
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
     if layout:
         notes.read_as.append(_read_as(content, layout, apart=bool(documents)))
@@ -80,11 +81,22 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     return Kept(kept, [sourced.example.references[0] for sourced in outside])
 
 
-def _without_braces(fields: Fields, content: Rows) -> Iterator[Problem]:
-    """Refuse a column's name where a template belongs: taken as it is, it would be every row's text."""
+def _unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
+    """Refuse a column's name where a template belongs, and a column that no template can name.
+
+    Taken as it is, either would be every row's text.
+    """
+    columns = content.rows[0].fields
+    unnameable = [column for column in columns if column and not _FIELD.fullmatch(f"{{{column}}}")]
     for key, template in fields:
-        if template is not None and template in content.rows[0].fields:
-            where = f"{content.shown}, fields: {{{key}: {template}}}"
+        if template is None:
+            continue
+        where = f"{content.shown}, fields: {{{key}: {template}}}"
+        column = next((c for c in unnameable if template == c or f"{{{c}}}" in template), None)
+        if column is not None:
+            found, expected = f"the column {column!r}, which no template can name", _NAMEABLE
+            yield Problem(where, found, expected, "rename the column")
+        elif template in columns:
             found, expected = f"the column {template!r} by its name", "a template over columns"
             yield Problem(where, found, expected, f'write "{{{template}}}"')
 

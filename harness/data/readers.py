@@ -1,4 +1,4 @@
-"""Files to rows: JSON Lines, JSON and CSV (also gzipped), Parquet, and data sets in the hub's layout.
+"""Files to rows: JSON Lines, JSON, CSV and TSV (also gzipped), Parquet, and data sets in the hub's layout.
 
 Invariant: every row knows where it was written; a file with a malformed row is refused with
 all of its malformed rows.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from harness.data.csv_header import refuse_certain_row
 from harness.errors import Problem, UserError
 from harness.records import parse_json
 from harness.spec import HUB
@@ -77,11 +78,10 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
 
 def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
     name = file.name.removesuffix(".gz")
-    readers = ((".jsonl", _json_lines), (".json", _json_array), (".csv", _csv), (".parquet", _parquet))
-    for ending, reader in readers:
+    for ending, reader in _READERS.items():
         if name.endswith(ending):
             return reader
-    expected = "a file named *.jsonl, *.json, *.csv (each also .gz) or *.parquet"
+    expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
     raise UserError(
         Problem(shown, f"a file of the kind {file.suffix!r}", expected, "convert it to JSON Lines")
     )
@@ -169,7 +169,9 @@ def _csv(file: Path, shown: str) -> list[Row]:
     """Read separated values, also as spreadsheets export them: other separators, empty lines, odd headers."""
     text = _text(file, shown)
     named = _NAMED_SEPARATOR.match(text)
-    delimiter = named[1] if named else _separator(text.partition("\n")[0])
+    otherwise = "\t" if ".tsv" in file.suffixes else _separator(text.partition("\n")[0])
+    delimiter = named[1] if named else otherwise
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     problems: list[Problem] = []
@@ -188,9 +190,11 @@ def _csv(file: Path, shown: str) -> list[Row]:
         problems.append(Problem(f"{shown}:{reader.line_num}", str(error), expected, "quote it"))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
+    refuse_certain_row(f"{shown}:{2 if named else 1}", header, [row.fields for row in rows])
     return rows
 
 
+_LONGEST_FIELD = 2**31 - 1  # the csv module alone refuses more than 131,072 characters
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
 
@@ -223,6 +227,15 @@ def _parquet(file: Path, shown: str) -> Iterator[Row]:
         found = f"no Parquet ({str(error).splitlines()[0]})"
         raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
     return (Row(f"{shown} row {i}", fields) for i, fields in enumerate(table))
+
+
+_READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_array,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
 
 
 def _dataset(reference: str, split: str) -> list[Row]:

@@ -8,21 +8,25 @@ rows they are made of.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from harness import provenance, store
+from harness.config.files import is_shipped
+from harness.data import suite_contamination
 from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
-from harness.evaluation.session import Session
+from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.models.batching import common_length
-from harness.models.hardware import load
+from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
+from harness.spec import DATA_FILES, Fields, Task
 from harness.training import Weights
 
 
@@ -55,21 +59,41 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     environment = provenance.measuring_environment(session.machine.name)
 
     def found(rows: RowSet) -> bool:
-        return _is_shared(rows) and store.find_base_rows(session.store, rows.identity, rows.ids, environment)
+        return _is_shared(session, rows) and store.find_base_rows(
+            session.store, rows.identity, rows.ids, environment, cpu_kernels()
+        )
 
     return [rows for rows in sets if not found(rows)]
 
 
 def keep_base_rows(session: Session, rows: RowSet) -> None:
     """Leave a base's rows of a suite to other experiments on this machine."""
-    if _is_shared(rows):
+    if _is_shared(session, rows):
         environment = provenance.measuring_environment(session.machine.name)
-        store.keep_base_rows(session.store, rows.identity, environment)
+        store.keep_base_rows(session.store, rows.identity, environment, cpu_kernels())
 
 
-def _is_shared(rows: RowSet) -> bool:
-    """Tell whether rows may leave their folder: never those of a target, nor of items pinned from one."""
-    return rows.measured.role in ("capability", "safety")
+def _is_shared(session: Session, rows: RowSet) -> bool:
+    """Tell whether rows may leave their folder: those of public suites, never what the target holds."""
+    m = rows.measured
+    return m.role in ("capability", "safety") and _is_public(m.task) and not _is_of_target(session, m)
+
+
+def _is_public(task: Task) -> bool:
+    """Tell whether a task is lm-eval's, or rows that ship with the package in no words of the user's."""
+    files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
+    shipped = bool(files) and all(map(is_shipped, files)) and task.system is None and task.fields == Fields()
+    return bool(task.lm_eval) or shipped
+
+
+def _is_of_target(session: Session, m: Measured) -> bool:
+    """Tell whether an item of a task is one of the target's: by its id, or by what it asks."""
+    items = session.target.items
+    held = [*items.train, *items.validation, *items.test, *items.pairs]
+    asked = [*m.items.train, *m.items.test]
+    # lm-eval numbers the items of each task from 0.
+    same_id = not m.task.lm_eval and not {e.id for e in asked}.isdisjoint(e.id for e in held)
+    return same_id or bool(suite_contamination(held, {m.task.name: asked}))
 
 
 def measure_control(session: Session, base: ModelSource, weights: Weights) -> str:

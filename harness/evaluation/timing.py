@@ -15,6 +15,7 @@ from harness.evaluation import evaluate_block
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import seconds
+from harness.models import openai_api
 from harness.models.hardware import MOST_WAITED, Load, load
 from harness.models.hf import Candidate, merged
 from harness.records import BLOCK, Origin, Run, SampleResult
@@ -43,20 +44,30 @@ class Latency(NamedTuple):
 
 
 def time_requests(
-    ask: Callable[[int], object], n: int, *, n_threads: int = 0, read: Callable[[], Load] = load
+    ask: Callable[[int], object],
+    n: int,
+    *,
+    n_threads: int = 0,
+    over_network: bool = False,
+    read: Callable[[], Load] = load,
 ) -> Latency:
     """Time the requests 0 to n − 1, one at a time; where other work disturbed that once more.
 
     The first is asked before as well, to warm up, and again at the end, which should take as long.
-    `n_threads` compute all the time, 0 where that is not known.
+    `n_threads` compute all the time, 0 where that is not known. Requests `over_network` may take as long as
+    they do: that the same one took longer says nothing of other work here.
     """
-    first = _time_once(ask, n, n_threads, read)
+    first = _time_once(ask, n, n_threads, over_network, read)
     if not first.contended:
         return first
-    return min(first, _time_once(ask, n, n_threads, read), key=lambda one: (one.contended, one.p50_s))
+    return min(
+        first, _time_once(ask, n, n_threads, over_network, read), key=lambda one: (one.contended, one.p50_s)
+    )
 
 
-def _time_once(ask: Callable[[int], object], n: int, n_threads: int, read: Callable[[], Load]) -> Latency:
+def _time_once(
+    ask: Callable[[int], object], n: int, n_threads: int, over_network: bool, read: Callable[[], Load]
+) -> Latency:
     def seconds(i: int) -> float:
         before = read()
         ask(i)
@@ -69,7 +80,7 @@ def _time_once(ask: Callable[[int], object], n: int, n_threads: int, read: Calla
             break
         times.append(seconds(i))
     fast, slow = sorted((times[0], seconds(0)))
-    jumped = slow > _SPREAD * fast and slow - fast > _NOTICED_S
+    jumped = not over_network and slow > _SPREAD * fast and slow - fast > _NOTICED_S
     return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
 
 
@@ -82,7 +93,12 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
         evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
 
     with merged(candidate):
-        return time_requests(ask, len(items), n_threads=_n_threads(session, candidate))
+        return time_requests(
+            ask,
+            len(items),
+            n_threads=_n_threads(session, candidate),
+            over_network=openai_api.is_endpoint(candidate.engine),
+        )
 
 
 class BatchTime(NamedTuple):

@@ -33,6 +33,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session, join_items
+from harness.metrics import Metric, extremes
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
@@ -314,7 +315,22 @@ def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *,
             beside = measure_control(session, trial.base, weights)
             with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
-    metric = session.target.primary
     answered = store.read_rows(session.store, rows.identity.digest, len(rows.ids))
-    parts = [p for row in answered if (p := row.parts.get(metric.name)) is not None]
+    return _mean_score(session.target.primary, answered)
+
+
+def _mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
+    """Return the score of rows, a failed answer as the metric's worst value, if it has one; None without any.
+
+    So no trial is favoured for the answers that it owes.
+    """
+    parts = [p for row in rows if (p := _parts(metric, row)) is not None]
     return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
+
+
+def _parts(metric: Metric, row: SampleResult) -> tuple[float, ...] | None:
+    parts = row.parts.get(metric.name)
+    if parts is None and (row.status == "error" or row.error):
+        known = extremes(metric, row.references)
+        return known.worst if known else None
+    return parts

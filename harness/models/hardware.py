@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, remember
 from harness.errors import Problem, UserError
+from harness.provenance import processor_name
 from harness.records import digest
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def probe(
     """
     key = digest(
         [device, precision, version("torch"), platform.machine()]
-        + [proc_line("cpuinfo", "flags") or platform.processor()]
+        + [_cpu_flags()]
         + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
     )
@@ -204,6 +205,22 @@ def probe(
     with suppress(OSError):
         remember(memory, json.dumps({"machine": machine._asdict(), "reached_gflops": reached_gflops}))
     return machine
+
+
+def cpu_kernels() -> dict[str, str]:
+    """Describe what chooses the kernels that compute on this CPU, and so the last digits of an answer."""
+    import torch
+
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor_name() or "",
+        "flags": _cpu_flags(),
+        **{name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")},
+    }
+
+
+def _cpu_flags() -> str:
+    return proc_line("cpuinfo", "flags") or platform.processor()
 
 
 def cpu(name: str, precision: str, gflops: Mapping[str, float]) -> Machine:

@@ -1,6 +1,6 @@
 """Rows of base models on capability suites, kept once per machine for the experiments of every folder.
 
-Invariant: a file's name holds the digest of all that its rows depend on, environment and threads
+Invariant: a file's name holds the digest of all that its rows depend on, environment, threads and kernels
 included, and the checksum of its content; so a damaged file is as if absent, and writers at the same time
 do each other no harm. What they take is bounded, and the least recently used go first.
 
@@ -34,14 +34,22 @@ def base_rows_use() -> Leftover:
 
 
 def find_base_rows(
-    store: Store, identity: RowsIdentity, ids: Sequence[str], environment: Mapping[str, str]
+    store: Store,
+    identity: RowsIdentity,
+    ids: Sequence[str],
+    environment: Mapping[str, str],
+    kernels: Mapping[str, str],
 ) -> bool:
     """Copy kept rows of these examples, computed in this environment, into a store; tell whether there were.
+
+    `kernels` describe those that compute here. They are no part of what a store notes of its rows.
 
     Raises:
         HarnessError: the disk is full.
     """
-    read = ((path, _read(path)) for path in _kept(_key(identity, environment)) if is_stored_as(path, ids))
+    read = (
+        (path, _read(path)) for path in _kept(_key(identity, environment, kernels)) if is_stored_as(path, ids)
+    )
     kept, content = next((one for one in read if one[1] is not None), (None, None))
     if kept is None or content is None:
         return False
@@ -62,7 +70,11 @@ def find_base_rows(
 
 
 def keep_base_rows(
-    store: Store, identity: RowsIdentity, environment: Mapping[str, str], bound_bytes: int = BOUND_BYTES
+    store: Store,
+    identity: RowsIdentity,
+    environment: Mapping[str, str],
+    kernels: Mapping[str, str],
+    bound_bytes: int = BOUND_BYTES,
 ) -> None:
     """Keep a complete set, in place of what was kept of it, if all of it comes from this environment.
 
@@ -71,7 +83,7 @@ def keep_base_rows(
     came_from = origins(store, identity.digest).values()
     if {one.environment for one in came_from} != {digest(dict(environment))}:
         return
-    key = _key(identity, environment)
+    key = _key(identity, environment, kernels)
     with suppress(OSError):
         content = store.parquet(identity.digest).read_bytes()
         base_rows_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # rows hold prompts and answers
@@ -84,8 +96,8 @@ def keep_base_rows(
         _drop_least_recent(bound_bytes)
 
 
-def _key(identity: RowsIdentity, environment: Mapping[str, str]) -> str:
-    return digest([identity.digest, dict(environment)])
+def _key(identity: RowsIdentity, environment: Mapping[str, str], kernels: Mapping[str, str]) -> str:
+    return digest([identity.digest, dict(environment), dict(kernels)])
 
 
 def _kept(key: str) -> list[Path]:

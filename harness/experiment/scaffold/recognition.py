@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
+from harness.data.csv_header import is_csv, probable_row
 from harness.data.formats import Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -58,8 +59,11 @@ def look(request: Request, content: readers.Rows) -> Seen:
     """Recognise rows.
 
     Raises:
-        UserError: no columns clearly ask and answer, or the rows are not of the kind that was named.
+        UserError: no columns clearly ask and answer, the rows are not of the kind that was named, or the
+            first line of a CSV file is probably a row.
     """
+    if problem := _missing_header(request, content):
+        raise UserError(problem)
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
@@ -69,6 +73,16 @@ def look(request: Request, content: readers.Rows) -> Seen:
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     return Seen(content.shown, content.rows, layout, fields, kind)
+
+
+def _missing_header(request: Request, content: readers.Rows) -> Problem | None:
+    """Phrase a CSV file whose first line is a row; None where a usual name or the user names a column."""
+    names = list(content.rows[0].fields)
+    usual = {"id", *_QUESTIONS, *_ANSWERS, *_GROUPS} & {name.lower() for name in names}
+    if request.prompt or request.reference or usual or not is_csv(content.shown):
+        return None
+    step = ", or where it is one: --prompt COLUMN --reference COLUMN"
+    return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
