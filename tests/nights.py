@@ -90,7 +90,7 @@ def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int,
         )
         for seed in seeds:
             worlds.trained(session, session.candidates["lora"], seed)
-        experiment.run_all(session, loaded, quick=False)
+        experiment.run_all(session, loaded, smoke=False)
     return folder / "harness.yaml"
 
 

@@ -136,7 +136,7 @@ def opened(path: Path, versions: dict[str, Version], overrides=()) -> World:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":
             lay_down(session, candidate, AS_IT_IS)
-    return World(path, session, loaded, experiment.run_all(session, loaded, quick=False), host)
+    return World(path, session, loaded, experiment.run_all(session, loaded, smoke=False), host)
 
 
 def items_as_rows(measured) -> list[SampleResult]:

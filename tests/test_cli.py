@@ -416,6 +416,17 @@ def test_eval_prints_every_metric_of_every_task(harness, copy):
     assert shown["prompt"]["letters"]["exact_match"]["n"] == 12
 
 
+def test_next_commands_work_where_they_are_typed_and_kept_ones_in_the_folder_of_the_project(harness, copy):
+    path = copy.rename(copy.with_name("a project")) / "harness.yaml"
+    for verb in ("report", "decide"):
+        *_, following = harness(verb, "-c", path, "gate.macro=0.05", check=0).stdout.splitlines()
+        assert following.startswith("next: harness ")
+        assert f" -c '{path}' gate.macro=0.05 " in following
+    kept = (path.parent / "reports" / "tiny.md").read_text()
+    assert f"-c '{path}'" not in kept
+    assert "gate.macro=0.05`" in kept
+
+
 def test_report_prints_what_compare_printed(harness, copy):
     compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)

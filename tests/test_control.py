@@ -48,7 +48,7 @@ def further(path, change=lambda host: None, overrides=(), candidates=()):
     session = prepare_session(loaded, Scope(), Silent())
     session.slot.host = ModelHost(session.source, session.machine)
     change(session.slot.host)
-    return experiment.run_all(session, loaded, quick=False)
+    return experiment.run_all(session, loaded, smoke=False)
 
 
 def doubled_bos(host):

@@ -206,6 +206,7 @@ def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
 def test_a_limit_caps_the_test_items_of_each_task(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("prompt",), limit=4)
+    assert found.smoke
     assert facts(found, "prompt").target.n == 4
     run = runs_of(path)["prompt"]
     sizes = {name: len(store.read_rows(Store(tmp_path / "runs"), d)) for name, d in run.rows.items()}

@@ -81,7 +81,7 @@ def test_the_delta_is_weighted_and_the_report_says_what_was_asked(asked):
     assert c.estimator == "stratified"
     assert c.n < N
     assert any(f"of {N} items of sums were asked" in note for note in found.notes)
-    assert found.experiment == "tiny-fewer"
+    assert (found.experiment, found.sampled) == ("tiny-fewer", True)
     assert c.alpha <= 0.05
 
 
@@ -147,6 +147,9 @@ def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     found = tiny_experiment.run(path, fewer_items=True)
     assert any("no task is large enough" in note for note in found.notes)
+    assert (found.experiment, found.sampled) == ("tiny", False)  # so that the run can be promoted
+    _, champion = release.promote_named(path, "prompt")
+    assert champion.run_id == found.facts[0].run_id
 
 
 def looks_with(asked, override):

@@ -35,7 +35,7 @@ def served(tmp_path):
         path.write_text(text)
         session, loaded = worlds.opened(path, nights.TRUTH, candidates=["prompt", "lora", "served"])
         worlds.trained(session, session.candidates["lora"])
-        experiment.run_all(session, loaded, quick=False)
+        experiment.run_all(session, loaded, smoke=False)
         yield server, path
 
 

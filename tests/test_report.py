@@ -15,10 +15,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.comparison import Estimate
-from harness.decision import decide
+from harness.decision import decide, summarize_seeds
+from harness.formatting import Unit
 from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
 from harness.report import (
+    CommandLine,
     ExperimentReport,
     experiment_document,
     live_line,
@@ -29,6 +31,7 @@ from harness.report import (
 )
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
+from harness.report.first_page import worst_tasks
 from harness.spec import DecidePolicy
 
 CHAT = comparison(
@@ -220,6 +223,65 @@ def test_the_first_page_of_untrained_candidates_says_what_the_best_rests_on():
     assert page.reasons[0].sentence.startswith("knn reaches 74.0 [69, 79] exact_match on test")
 
 
+def test_the_gain_of_several_seeds_is_that_of_the_decision():
+    runs = [tuned("lora", 0.80 + s / 100, 0.06 + s / 100, seed=s, run_id=f"lora-{s}") for s in range(3)]
+    facts = [*alternatives(), *runs]
+    gain, _, sure = experiment_document(report(facts, seeds=summarize_seeds(facts))).first.reasons
+    assert gain.sentence.endswith("without training: over 3 seeds +7.0 [+2, +12] points.")
+    assert "3 training seeds, whose spread the interval of the gain holds" in sure.sentence
+
+
+def test_where_lower_is_better_a_gain_is_called_one():
+    facts = [candidate("prompt", 1.2, BITS), tuned("lora", 1.0, 0.2, unit=BITS)]
+    gain = experiment_document(report(facts, metric="bits_per_byte")).first.reasons[0]
+    assert gain.sentence.endswith(": a gain of +0.200 [+0.150, +0.250] bits per byte (lower is better).")
+
+
+def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
+    ten = Unit(1.0, "judge", higher_is_better=True)
+    lost = Rule("each", "fail", "each: a loss is shown", {"vetoed": ["chat", "judge", "ter"]})
+    run = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    comparisons = (
+        comparison(-0.12, task="chat"),
+        comparison(-0.5, task="judge", unit=ten),
+        comparison(0.2, task="ter", unit=Unit(100.0, "points", higher_is_better=False)),
+    )
+    of = report([*alternatives(), run], comparisons={"lora": comparisons}, spans={"judge": 10.0})
+    assert worst_tasks(of, run, ["judge", "chat", "ter"]) == [
+        "ter +20.0",
+        "chat −12.0",
+        "judge −5.0 of its range",
+    ]
+
+
+def commands(of: ExperimentReport) -> list[str]:
+    return [step.line for step in experiment_document(of).first.next_steps]
+
+
+def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
+    typed = CommandLine("my project/harness.yaml", ("seeds=[0,1]",))
+    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
+    failing = tuned("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
+    tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
+    assert commands(report(typed=typed)) == [f"harness promote lora {tail}"]
+    assert commands(report([*alternatives(), failing], typed=typed)) == [
+        f"harness promote knn --force --reason REASON {tail}",
+        f"harness rescue lora {tail}",
+    ]
+    assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
+
+
+def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():
+    typed = CommandLine("a.yaml", (), ("lora", "knn"))
+    assert commands(report(smoke=True, typed=typed)) == ["harness compare --candidates lora,knn -c a.yaml"]
+
+
+def test_only_where_items_were_drawn_are_all_of_them_asked_next():
+    said = "fewer items: no task is large enough to draw from, so all items were asked"
+    assert commands(report(notes=(said,))) == ["harness promote lora"]
+    assert commands(report(sampled=True)) == ["harness compare --all-items"]
+
+
 def test_power_is_said_in_one_line_for_all_fine_tunes():
     lines = printed(report([*alternatives(), LORA, tuned("dpo", 0.80, 0.06)]))
     (power,) = [line for line in lines if line.startswith("power: ")]
@@ -387,7 +449,7 @@ def test_a_smoke_report_is_marked_at_every_title_and_table():
     assert len(titles) > 5
     assert lines[0] == "support: smoke, not evidence"
     assert lines[-2].endswith("(smoke, not evidence)")
-    assert lines[-1] == "next: harness compare measures it; a smoke run is no evidence"
+    assert lines[-1] == "next: harness compare measures it; a smoke run (--quick, --limit) is no evidence"
     assert to_json(of)["evidence"] == "smoke, not evidence"
     assert live_line(LORA, "exact_match", smoke=True).endswith("smoke, not evidence")
 

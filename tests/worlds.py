@@ -202,13 +202,13 @@ def report(
         items = part_of(session.target.items, share, 0)
         part = replace(session, target=join_items(session.target.task, "target", "desk", items))
         trained(part, session.candidates["lora"])
-    return experiment.run_all(session, loaded, quick=False, learning_curve=learning_curve)
+    return experiment.run_all(session, loaded, smoke=False, learning_curve=learning_curve)
 
 
 def further(folder: Path, truth: Truth) -> ExperimentReport:
     """Go on with a world in which more candidates are asked, and something else may be true by now."""
     session, loaded = opened(folder / "harness.yaml", truth)
-    return experiment.run_all(session, loaded, quick=False)
+    return experiment.run_all(session, loaded, smoke=False)
 
 
 def again(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:

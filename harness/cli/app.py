@@ -4,8 +4,10 @@ Invariant: stdout holds the result and nothing else; importing this loads nothin
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from harness.config import Loaded
     from harness.evaluation.session import Session
     from harness.formatting import Unit
-    from harness.report import ExperimentReport, ResultDocument
+    from harness.report import CommandLine, ExperimentReport, ResultDocument
 
     Scores = Mapping[str, Mapping[str, Estimate]]  # by task and metric
 
@@ -51,6 +53,7 @@ EXIT_CODES = {
     130: "interrupted; what is finished is kept, and the same command goes on",
 }
 
+_CONFIG = Path("harness.yaml")
 Config = Annotated[
     Path, typer.Option("--config", "-c", envvar="HARNESS_CONFIG", help="The experiment's file.")
 ]
@@ -179,6 +182,33 @@ def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
         for run, scores in found.items()
     }
     print_value(named, as_json)
+
+
+def command_line(config: Path, overrides: Sequence[str], candidates: Sequence[str] = ()) -> "CommandLine":
+    """Keep what was typed that the next commands need as well."""
+    from harness.report import CommandLine
+
+    named = "" if config == _CONFIG else str(config)
+    return CommandLine(named, tuple(overrides), tuple(candidates))
+
+
+def config_option(config: Path) -> str:
+    """Write the option that names the file as a shell reads it; empty for the default."""
+    return "" if config == _CONFIG else f" -c {shlex.quote(str(config))}"
+
+
+def write_report(
+    found: "ExperimentReport", config: Path, overrides: Sequence[str], candidates: Sequence[str] = ()
+) -> "ExperimentReport":
+    """Write a report into its project; return it with next commands as they are typed where we are now.
+
+    Those that are written are typed in the project's folder.
+    """
+    from harness import report
+
+    here, there = (command_line(path, overrides, candidates) for path in (config, Path(config.name)))
+    report.write(replace(found, typed=there), config.parent / "reports")
+    return replace(found, typed=here)
 
 
 def print_report(found: "ExperimentReport", as_json: bool) -> None:

@@ -3,7 +3,6 @@
 Invariant: models load only inside a command.
 """
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from harness.cli.app import (
     Precision,
     RunsFolder,
     app,
+    config_option,
     open_session,
     print_document,
     print_json,
@@ -26,6 +26,7 @@ from harness.cli.app import (
     print_value,
     say,
     with_precision,
+    write_report,
 )
 from harness.errors import Problem, UserError
 
@@ -94,7 +95,6 @@ def init(
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:
         say(line)
-    config = "" if folder == Path() else f" -c {shlex.quote(str(folder / 'harness.yaml'))}"
     if as_json:
         facts = {
             "task": proposal.kind,
@@ -106,6 +106,7 @@ def init(
     for line in proposal.said:
         print(line)
     print(f"wrote {' and '.join(written)}")
+    config = config_option(folder / "harness.yaml")
     print(f"next: harness compare{config} --dry-run says what would run; without it, it runs")
 
 
@@ -121,7 +122,7 @@ def compare(
             "-L",
             envvar="HARNESS_LIMIT",
             min=1,
-            help="At most so many test items of each task.",
+            help="At most so many test items of each task; a smoke run, no evidence.",
         ),
     ] = None,
     quick: Annotated[
@@ -181,7 +182,7 @@ def compare(
 ) -> None:
     """Train, evaluate, compare, gate and decide: every candidate of the experiment."""
     from harness import config as configuration
-    from harness import experiment, report
+    from harness import experiment
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope
 
@@ -191,7 +192,8 @@ def compare(
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress()
     _refuse_rescue_of_few(rescue, fewer_items)
-    session = experiment.prepare_session(loaded, Scope(limit, quick, fewer_items, dry_run), progress)
+    scope = Scope(limit, quick, fewer_items, dry_run)
+    session = experiment.prepare_session(loaded, scope, progress)
     stored = experiment.look_up(session, loaded.selected)
     computes = dry_run or learning_curve or rescue or not experiment.all_done(stored)
     work = _estimate_work(session, loaded.selected, learning_curve, rescue) if computes else {}
@@ -201,7 +203,8 @@ def compare(
         _refuse_margins(warnings)
     if fewer_items and computes:
         say(
-            "fewer items: the candidates take at most what is planned; the base answers what is sampled again"
+            "fewer items: the candidates take at most what is planned; where a task is large enough to draw"
+            " from, the base answers what is sampled again"
         )
     if dry_run:
         _print_plan(session, loaded.selected, work, plan, as_json)
@@ -213,12 +216,17 @@ def compare(
         say(line)
     with progress.following(plan):
         found = experiment.run_all(
-            session, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items, found=stored
+            session,
+            loaded,
+            smoke=scope.smoke,
+            learning_curve=learning_curve,
+            fewer_items=fewer_items,
+            found=stored,
         )
-    report.write(found, loaded.folder / "reports")
-    if rescue and quick:
+    found = write_report(found, config, settings, candidates or [])
+    if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
-    if rescue and not quick:
+    if rescue and not scope.smoke:
         _print_with_rescue(session, found, loaded.folder / "reports", as_json)
     else:
         print_report(found, as_json)

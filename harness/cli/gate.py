@@ -4,6 +4,7 @@ Invariant: only `regressions confirm` loads a model.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from harness.cli.app import (
     Json,
     Overrides,
     app,
+    command_line,
+    config_option,
     format_score,
     open_session,
     print_document,
@@ -22,6 +25,7 @@ from harness.cli.app import (
     print_value,
     regressions_app,
     say,
+    write_report,
 )
 from harness.errors import HarnessError, Problem, UserError
 
@@ -29,12 +33,11 @@ from harness.errors import HarnessError, Problem, UserError
 @app.command()
 def report(overrides: Overrides = None, config: Config = Path("harness.yaml"), as_json: Json = False) -> None:
     """Write and print the report again from stored runs; computes nothing."""
-    from harness import experiment, report
+    from harness import experiment
 
     session, loaded = open_session(config, overrides)
     found = experiment.report_stored(session, loaded.selected)
-    report.write(found, config.parent / "reports")
-    print_report(found, as_json)
+    print_report(write_report(found, config, overrides or []), as_json)
 
 
 @app.command()
@@ -48,13 +51,14 @@ def decide(overrides: Overrides = None, config: Config = Path("harness.yaml"), a
     stored = experiment.report_stored(session, loaded.selected)
     found = stored.decision
     if found is None:
-        raise HarnessError("no decision: found no finished candidate; next: harness compare")
+        step = f"harness compare{config_option(config)}"
+        raise HarnessError(f"no decision: found no finished candidate; next: {step}")
     if as_json:
         print_json(to_plain(found))
         return
     for line in [*found.reasons, *arithmetic_lines(found, stored.unit)]:
         print(line)
-    print_last(stored, console())
+    print_last(replace(stored, typed=command_line(config, overrides or [])), console())
 
 
 @app.command()
@@ -166,7 +170,8 @@ def regressions_add(
     path, added, listed = release.pin(config, run, items)
     say(f"{path}: {added} new, {len(items) - added} were pinned already")
     if not listed:
-        say(f"add {path.stem} to suites: in {config}, then harness compare measures the base on it")
+        step = f"harness compare{config_option(config)}"
+        say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
 
 
 @regressions_app.command("confirm")
@@ -183,4 +188,5 @@ def regressions_confirm(
         if tasks := rescore_pinned(session, found):
             say(f"{found.run_id}: {', '.join(tasks)} in fp32")
         else:
-            say(f"{found.run_id}: no suite pins items; next: harness regressions add {run} TASK/ITEM")
+            step = f"harness regressions add {run} TASK/ITEM{config_option(config)}"
+            say(f"{found.run_id}: no suite pins items; next: {step}")

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import Config, Json, Overrides, app, print_document, print_json, print_value, say
+from harness.cli.app import (
+    Config,
+    Json,
+    Overrides,
+    app,
+    config_option,
+    print_document,
+    print_json,
+    print_value,
+    say,
+)
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -78,7 +88,7 @@ def nightly_status(config: Config = Path("harness.yaml"), as_json: Json = False)
     if as_json:
         print_json(to_plain(found))
         return
-    print_document(_status_document(found))
+    print_document(_status_document(found, config))
 
 
 @nightly_app.command("ack")
@@ -136,7 +146,7 @@ def _today() -> date:
     return datetime.now().astimezone().date()
 
 
-def _status_document(found: "Status") -> "ResultDocument":
+def _status_document(found: "Status", config: Path) -> "ResultDocument":
     """Lay out the last night under what is missing since."""
     from harness.nightly import night_document
     from harness.report import ResultDocument, Section
@@ -145,6 +155,7 @@ def _status_document(found: "Status") -> "ResultDocument":
     missed = f"missed: {', '.join(found.missed)}"
     missing = Section(notes=[begun] * bool(found.unfinished) + [missed] * bool(found.last and found.missed))
     if found.last is None:
-        return ResultDocument("", [missing], "no night was run yet; next: harness nightly run")
+        step = f"harness nightly run{config_option(config)}"
+        return ResultDocument("", [missing], f"no night was run yet; next: {step}")
     last = night_document(found.last)
     return replace(last, sections=[missing, *last.sections])

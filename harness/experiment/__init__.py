@@ -77,9 +77,9 @@ def compare(
     """Run an experiment as far as it is not done yet, and report it.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
-    of each task; `quick` is a smoke run, whose numbers are no evidence; `yes` allows more than 64
-    candidates. `learning_curve` also trains the best fine-tune on parts of its data. `fewer_items` asks
-    of large tasks what the verdicts need; it goes with neither `limit` nor `quick`.
+    of each task, and `quick` the training too: smoke runs, whose numbers are no evidence. `yes` allows
+    more than 64 candidates. `learning_curve` also trains the best fine-tune on parts of its data.
+    `fewer_items` asks of large tasks what the verdicts need; it goes with neither `limit` nor `quick`.
 
     Raises:
         UserError: with every problem of the files at once.
@@ -87,8 +87,9 @@ def compare(
     """
     loaded = config.load(Path(path), overrides, candidates)
     refuse_many(loaded, yes=yes)
-    session = prepare_session(loaded, Scope(limit, quick, fewer_items), progress or Silent())
-    return run_all(session, loaded, quick=quick, learning_curve=learning_curve, fewer_items=fewer_items)
+    scope = Scope(limit, quick, fewer_items)
+    session = prepare_session(loaded, scope, progress or Silent())
+    return run_all(session, loaded, smoke=scope.smoke, learning_curve=learning_curve, fewer_items=fewer_items)
 
 
 def refuse_many(loaded: Loaded, *, yes: bool) -> None:
@@ -108,14 +109,15 @@ def run_all(
     session: Session,
     loaded: Loaded,
     *,
-    quick: bool,
+    smoke: bool,
     learning_curve: bool = False,
     fewer_items: bool = False,
     found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
     """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
 
-    With `fewer_items` large tasks are asked in interim analyses, until the verdicts are settled.
+    The numbers of a `smoke` run are no evidence. With `fewer_items` large tasks are asked in interim
+    analyses, until the verdicts are settled; where no task can be drawn from, it is the run on all items.
 
     Raises:
         UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to
@@ -129,10 +131,14 @@ def run_all(
     _refuse_without_key(session, loaded, ordered, found)
     noted = store.StoredProgress(session.progress, session.store, "A comparison", len(ordered))
     session = replace(session, progress=noted)
-    make_all = partial(_make_all, session, ordered, smoke=quick)
+    make_all = partial(_make_all, session, ordered, smoke=smoke)
+    begun = session.experiment.name
     with store.working(session.store), noted:
-        store.begin(session.store, session.experiment.name)
+        store.begin(session.store, begun)
         store.remove_merged_blocks(session.store)
+        if fewer_items and _asks_all(session):
+            session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
+            found = stored_runs(session, ordered)
         if fewer_items:
             make = _make_unsettled(session, ordered)
             said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make)
@@ -140,18 +146,23 @@ def run_all(
         else:
             said, reader = [], Reader(session)
             runs = make_all(reader, found)
-        if not (quick or all_done(found)):
+        if not (smoke or all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
         if learning_curve:
-            so_far = report_of(session, reader, runs, smoke=quick, header={}, notes=())
+            so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
-        store.end(session.store, session.experiment.name)
+        store.end(session.store, begun)
     header = {**_header(session), "wall_s": round(time.monotonic() - start, 1)}
     curve_of, notes = partial(stored_curve, session, reader, runs), [*said, *_notes(session, runs)]
-    report = report_of(session, reader, runs, smoke=quick, header=header, notes=notes, curve_of=curve_of)
+    report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
     report = _with_changes(session, report, runs)
     record_report(session.store, report, runs, session.experiment.gate, _settings(session))
     return report
+
+
+def _asks_all(session: Session) -> bool:
+    """Tell whether no task can be drawn from, once the base is measured."""
+    return not fewer.plan_interim_analyses(session, _measure_base(session, session.source))
 
 
 def _with_changes(session: Session, report: ExperimentReport, runs: Sequence[Run]) -> ExperimentReport:

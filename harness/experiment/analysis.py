@@ -83,6 +83,8 @@ def report_of(
         has_documents=has_documents,
         diversity=_diversity(session, reader, runs, judged, base),
         family=family,
+        spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
+        sampled=any(m.weights is not None for m in session.suites),
     )
 
 

@@ -56,6 +56,11 @@ class Scope(NamedTuple):
     dry_run: bool = False
     renew_probe: bool = False
 
+    @property
+    def smoke(self) -> bool:
+        """Whether the numbers are no evidence."""
+        return self.quick or self.limit is not None
+
 
 def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """Return the experiment with fewer items, and for a smoke with a short training as well.

@@ -15,7 +15,15 @@ from harness.gating import Verdict, is_invalid
 from harness.records import TrainingRecord
 from harness.report.csv import to_csv
 from harness.report.document import ResultDocument, Section, markdown, print_document, terminal_lines
-from harness.report.experiment_report import SMOKE, ExperimentReport, Flip, Step, flips_of, live_line
+from harness.report.experiment_report import (
+    SMOKE,
+    CommandLine,
+    ExperimentReport,
+    Flip,
+    Step,
+    flips_of,
+    live_line,
+)
 from harness.report.html import html
 from harness.report.junit import junit
 from harness.report.plots import front_file
@@ -26,6 +34,7 @@ from harness.report.terminal import print_last, score_table, terminal, terminal_
 
 __all__ = [
     "SMOKE",
+    "CommandLine",
     "ExperimentReport",
     "Flip",
     "ResultDocument",

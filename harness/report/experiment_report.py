@@ -75,6 +75,14 @@ class Flip:
     against: str
 
 
+class CommandLine(NamedTuple):
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
+
+    config: str = ""
+    overrides: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ExperimentReport:
     """The results of one experiment.
@@ -93,7 +101,9 @@ class ExperimentReport:
     `label`; `diversity` how varied its generated answers are, the target's first. `origins` says what
     each run's numbers depend on. `policy` is what the decision went by,
     `closed_labels` and `has_documents` which alternatives the target allows, `family` the fine-tunes over
-    which what is shipped was corrected.
+    which what is shipped was corrected. `spans` maps tasks to the range of their metric, of which the gate
+    takes a change as a share; `sampled` says that items of some tasks were drawn. `typed` is what the next
+    commands repeat.
     """
 
     experiment: str
@@ -122,6 +132,9 @@ class ExperimentReport:
     has_documents: bool = False
     diversity: dict[str, tuple[AnswerDiversity, ...]] = field(default_factory=dict)
     family: Family = field(default_factory=Family)
+    spans: dict[str, float] = field(default_factory=dict)
+    sampled: bool = False
+    typed: CommandLine = field(default_factory=CommandLine)
 
     @property
     def file_name(self) -> str:

@@ -5,11 +5,13 @@ alone; whatever else was found stands behind this page.
 """
 
 from collections.abc import Iterator, Sequence
-from shlex import quote
+from shlex import join
 
 from harness import formatting, plugins
+from harness.comparison import Comparison
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
 from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
+from harness.decision.seeds import pool_seeds
 from harness.gating import MissRate, Verdict
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import (
@@ -61,7 +63,8 @@ def column_note(report: ExperimentReport) -> str:
 
 def judged(report: ExperimentReport) -> CandidateFacts | None:
     """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
-    facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
+    pooled = pool_seeds(report.facts)
+    facts = apply_budgets(pooled, report.policy) if report.policy else pooled
     return best(passing_runs(facts)) or strongest_run(facts)
 
 
@@ -97,10 +100,11 @@ def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     if g is None or against is None:
         return f"{reached}; it was not compared with what trains nothing."
     shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
-    change = formatting.change(g.unit, g.delta, g.low, g.high)
-    return (
-        f"{reached}, {against.label} {target_text(against)} without training: {change} {g.unit.name}{shown}."
-    )
+    seeds = f"over {g.components.n_seeds} seeds " if g.components else ""
+    change = f"{seeds}{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"
+    if not report.unit.higher_is_better:
+        change = f"a gain of {change} (lower is better)"
+    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}."
 
 
 def _forgetting_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
@@ -139,10 +143,18 @@ def _named_losses(report: ExperimentReport, run: CandidateFacts) -> str:
 
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
-    """Say the change of each of these tasks, the worst first."""
+    """Say the change of each of these tasks, the worst first, as the gate counts it: a share of the range."""
     found = {c.task: c for c in reversed(report.comparisons.get(run.label, ())) if not c.slice}
-    known = sorted((found[t] for t in map(str, tasks) if t in found), key=lambda c: c.delta)
-    return [f"{c.task} {formatting.change(c.unit, c.delta)}" for c in known]
+    known = [found[t] for t in map(str, tasks) if t in found]
+    worst_first = sorted(known, key=lambda c: c.unit.sign * c.delta / report.spans.get(c.task, 1.0))
+    return [_task_change(c, report.spans.get(c.task, 1.0)) for c in worst_first]
+
+
+def _task_change(c: Comparison, span: float) -> str:
+    """Say the change of a task: of a range other than 0 to 1 in points of that range."""
+    if span == 1:
+        return f"{c.task} {formatting.change(c.unit, c.delta)}"
+    return f"{c.task} {formatting.points(c.delta / span)} of its range"
 
 
 def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
@@ -173,7 +185,7 @@ def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
     of = next((s for s in report.seeds if s.candidate == run.name), None)
     seeds = formatting.counted(len(of.seeds) if of else 1, "training seed")
     if of is not None and of.score is not None:
-        return f"{seeds}, whose spread the interval holds"
+        return f"{seeds}, whose spread the interval of the gain holds"
     return f"{seeds}, so how much trainings differ is unknown (--seeds 0,1,2 tells)"
 
 
@@ -181,25 +193,40 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     """Say what to type next: what ships or decides first, then what might do better."""
     decision = report.decision
     if report.smoke:
-        yield Command("harness compare", "measures it; a smoke run is no evidence")
+        said = "measures it; a smoke run (--quick, --limit) is no evidence"
+        yield Command(_line(report, "compare", *_selection(report)), said)
         return
-    if any(note.startswith("fewer items") for note in report.notes):
-        yield Command("harness compare --all-items", "asks every item, which a release needs")
+    if report.sampled:
+        line = _line(report, "compare", "--all-items", *_selection(report))
+        yield Command(line, "asks every item at once, which a release needs")
     elif decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
     else:
-        yield Command("harness compare", _open_question(report))
+        yield Command(_line(report, "compare"), _open_question(report))
     run = judged(report)
     if run is not None and _can_be_rescued(run):
-        yield Command(f"harness rescue {quote(run.name)}", f"tries versions of {run.name} that keep more")
+        yield Command(_line(report, "rescue", run.name), f"tries versions of {run.name} that keep more")
+
+
+def _line(report: ExperimentReport, *words: str) -> str:
+    """Write a command as a shell reads it, on the file and with the overrides that the report rests on."""
+    config = ("-c", report.typed.config) if report.typed.config else ()
+    return join(["harness", *words, *config, *report.typed.overrides])
+
+
+def _selection(report: ExperimentReport) -> list[str]:
+    """Select the candidates that were selected."""
+    names = report.typed.candidates
+    return ["--candidates", ",".join(names)] if names else []
 
 
 def _promotion(report: ExperimentReport, name: str) -> Command:
     """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
-    line, purpose = f"harness promote {quote(name)}", f"makes {name} what later gates compare with"
+    purpose = f"makes {name} what later gates compare with"
     if any(f.name == name and f.verdict is not None for f in report.facts):
-        return Command(line, purpose)
-    return Command(f"{line} --force --reason REASON", f"{purpose}; no gate has judged it")
+        return Command(_line(report, "promote", name), purpose)
+    line = _line(report, "promote", name, "--force", "--reason", "REASON")
+    return Command(line, f"{purpose}; no gate has judged it")
 
 
 def _open_question(report: ExperimentReport) -> str:
