@@ -136,7 +136,9 @@ def test_answers_that_failed_score_worst_in_a_trial():
     assert _mean_score(EXACT, rows(half)) == pytest.approx(0.5)
     assert _mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
     assert _mean_score(EXACT, rows([None] * 3)) == 0.0
-    assert _mean_score(LOWER, rows([0.0, None])) == pytest.approx(0.5), "of an error rate 1 is the worst"
+    assert _mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), (
+        "of an error rate 1 is the worst"
+    )
 
 
 def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny, own_cache, tmp_path):

@@ -196,7 +196,7 @@ def untitled(tmp_path, content):
     ("content", "found"),
     [
         (
-            [(f"My {row['label']}", row["label"]) for row in LABELLED],
+            [(row["text"].rstrip("?"), row["label"]) for row in LABELLED],
             "'card', which 19 rows hold in that column,",
         ),
         ([(f"{i}", f"Where is the {i}?", f"It is at {i}.") for i in range(1, 40)], "'1' and other data"),
