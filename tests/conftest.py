@@ -6,6 +6,9 @@ import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HARNESS_IGNORE_LOAD"] = (
+    "1"  # a decision of a test rests on its costs, however busy the machine is
+)
 # datasets tells copies apart by their file names and looks here at its import: each session has a cache of its own.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
 
@@ -37,6 +40,13 @@ settings.register_profile(
 settings.load_profile("same")
 
 _ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def watched_load(monkeypatch):
+    """Let measurements be marked where other work disturbs them, as they are for users."""
+    monkeypatch.delenv("HARNESS_IGNORE_LOAD")
+
 
 EXPERIMENT = """\
 name: tiny

@@ -13,6 +13,8 @@ from harness.errors import UserError
 from harness.models import hardware
 from harness.models.hardware import Load, Machine, cpu, cpu_speeds, dtype, load, probe, probe_notes, slow_bf16
 
+pytestmark = pytest.mark.usefixtures("watched_load")
+
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):

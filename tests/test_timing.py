@@ -19,6 +19,8 @@ from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.store import Store
 
+pytestmark = pytest.mark.usefixtures("watched_load")
+
 
 class FakeMachine:
     """A clock on which each request takes the next of some times, and waits for a processor a share of it."""

@@ -16,7 +16,7 @@ from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import Session
 from harness.formatting import seconds
 from harness.models import openai_api
-from harness.models.hardware import MOST_WAITED, Load, load
+from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import Candidate, merged
 from harness.records import BLOCK, Origin, Run, SampleResult
 
@@ -80,7 +80,8 @@ def _time_once(
             break
         times.append(seconds(i))
     fast, slow = sorted((times[0], seconds(0)))
-    jumped = not over_network and slow > _SPREAD * fast and slow - fast > _NOTICED_S
+    may_jump = over_network or ignores_load()
+    jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
     return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
 
 
