@@ -14,6 +14,8 @@ from harness.models.hardware import Machine, Memory
 # On so slow a machine `init` leaves few rows to train on, and one learning rate.
 HERE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
 ITEMS = 12  # of each task of the suites, and of the target's test
+SLOW = pytest.mark.slow
+TIERS = dict.fromkeys(("20,000 rows", "long documents", "another language"), pytest.mark.weekly)
 LONGER = 4096  # tokens, of which the tiny model's position encoding knows no end
 
 
@@ -34,8 +36,9 @@ def base(tiny, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ten_kinds.KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=TIERS.get(name, SLOW)) for name in ten_kinds.KINDS]
+)
 def test_rows_of_every_kind_end_in_a_decision(name, base, no_base_rows, tmp_path):
     kind = ten_kinds.KINDS[name]
     request = Request(tmp_path / "new", str(ten_kinds.write(kind, tmp_path)), str(base), minutes=20.0)
