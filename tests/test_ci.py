@@ -48,12 +48,12 @@ def limits(said):
     return {name: int(limit) for name, limit in re.findall(r"^(\S+) +(\d+) +min$", said, re.MULTILINE)}
 
 
-def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_85_minutes(project):
+def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(project):
     done = project("--budget")
     found = limits(done.stdout)
     assert done.returncode == 0
     assert {"tests-fast", "docs", "tests-slow", "quickstart", "tests-quickstart"} < found.keys()
-    assert found.pop("all") == sum(found.values()) < 85
+    assert found.pop("all") == sum(found.values()) < 88
 
 
 def test_limits_that_do_not_fit_are_refused_before_anything_runs(project):
