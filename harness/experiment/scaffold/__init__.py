@@ -409,7 +409,9 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
         ]
         if tried:
             replayed = (
-                f"; {recipe['replay']:g} general rows replayed for each row" if "replay" in recipe else ""
+                f"; general rows are replayed, {recipe['replay']:g} for each row"
+                if "replay" in recipe
+                else ""
             )
             yield f"{name}: {', '.join(tried)}, the better on validation is kept{replayed}"
 
