@@ -603,9 +603,8 @@ def test_finished_rows_are_kept_when_a_server_goes_away(answering, tiny, tmp_pat
         assert of(compare(path, candidates=["served"]), "served").state == "done"
     completed = [body for way, body in server.asked if not body.get("echo")]
     assert asked_before
-    # The six questions of `facts` and twelve timed ones; beside other work twelve more, and the four of the
-    # target's test again.
-    assert len(completed) in {6 + timed + again for timed in (12, 24) for again in (0, 4)}
+    # The six questions of `facts`, and eight timed ones: six, with the first before and after.
+    assert len(completed) == 6 + 8
 
 
 # What is refused before anything runs
