@@ -126,7 +126,7 @@ def _cells(line: Line) -> dict[str, Any]:
         "gain": _gain(line),
         "forgetting": _forgetting(line),
         "usd": Printed.of(f.cost_per_1k_usd, usd(f.cost_per_1k_usd)) if f else None,
-        "p50": Printed.of(p50 := run.latency.get("p50_s"), seconds(p50)),
+        "p50": Printed.of(p50 := _p50_s(run), seconds(p50)),
         "created": run.created[:16].replace("T", " "),
         "method": clean(f"{run.method} × {run.prompting}"),
         "model": clean(run.base_model.rpartition("/")[2]),
@@ -137,6 +137,11 @@ def _cells(line: Line) -> dict[str, Any]:
 def verdict(line: Line) -> str:
     """Say a run's verdict in one word."""
     return ERROR if line.run.state == "failed" else verdict_word(line.facts) if line.facts else UNKNOWN
+
+
+def _p50_s(run: Run) -> float | None:
+    """Return the median time of a request, unless other work disturbed it."""
+    return None if run.latency.get("contended") else run.latency.get("p50_s")
 
 
 def _score(e: Estimate | None) -> Printed | None:
@@ -174,7 +179,7 @@ def as_row(line: Line) -> dict[str, Any]:
         **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
         **_ends("forgetting", macro),
         "cost_per_1k_usd": f.cost_per_1k_usd if f else None,
-        "latency_p50_s": run.latency.get("p50_s"),
+        "latency_p50_s": _p50_s(run),
         "verdict": verdict(line),
         "rank": line.rank,
         "champion": line.is_champion,
