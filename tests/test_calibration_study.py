@@ -5,7 +5,7 @@ import pytest
 
 from tests.calibration import study
 from tests.calibration.cell import Cell, Figure, at_most, holds, printed, run
-from tests.calibration.design import BY_NAME, CELLS
+from tests.calibration.design import BY_NAME, CELLS, FILE_OF
 from tests.calibration.page import failing, page
 
 CONTROL = [c for c in CELLS if c.world.startswith("control arm")]
@@ -26,8 +26,12 @@ def test_kept_figures_are_used_again_until_more_draws_are_wanted_or_the_code_is_
     assert study.study(20, CONTROL, path) == first
     (name,) = first
     study.write({name: first[name]._replace(code="another")}, path)
-    assert study.study(20, CONTROL, path)[name].code == study.code_digest()
+    assert study.study(20, CONTROL, path)[name].code == study.code_digest("gates.py")
     assert study.study(30, CONTROL, path)[name].n_draws == 30
+
+
+def test_code_that_moves_one_files_figures_leaves_the_others_as_kept():
+    assert len({study.code_digest(file) for file in FILE_OF.values()}) == len(set(FILE_OF.values()))
 
 
 def test_a_claim_that_fails_is_named_on_the_page_with_its_figure():

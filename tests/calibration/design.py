@@ -7,12 +7,7 @@ candidates; each level of each stands in at least one cell of every estimator th
 from tests.calibration import chances, chosen, decisions, estimates, gates, nights
 from tests.calibration.cell import Cell
 
-CELLS: tuple[Cell, ...] = (
-    *estimates.CELLS,
-    *gates.CELLS,
-    *chances.CELLS,
-    *decisions.CELLS,
-    *nights.CELLS,
-    *chosen.CELLS,
-)
+_FILES = (estimates, gates, chances, decisions, nights, chosen)
+CELLS: tuple[Cell, ...] = tuple(cell for file in _FILES for cell in file.CELLS)
 BY_NAME = {cell.name: cell for cell in CELLS}
+FILE_OF = {cell.name: f"{file.__name__.rpartition('.')[2]}.py" for file in _FILES for cell in file.CELLS}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +17,20 @@ from harness.formatting import seconds
 from harness.records import digest
 from harness.spec import DecidePolicy, GatePolicy, NightlyPolicy
 from tests.calibration.cell import DRAWS, Cell, Figure, run
-from tests.calibration.design import BY_NAME, CELLS
+from tests.calibration.design import BY_NAME, CELLS, FILE_OF
 from tests.pins import pin_of
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "reports" / "calibration.json"
 PROCESSES = 2
-# Modules of harness/ whose code may move a figure.
-_PRINTING = ("stats/*.py", "comparison/*.py", "gating/*.py", "decision/*.py", "nightly/[ae]*.py")
-_PRINTING += ("evaluation/sampling.py", "evaluation/control_arm.py", "experiment/fewer_items.py")
+# Modules of harness/ whose code may move any figure, and those of the figures of one file of cells alone.
+_PRINTING = ("stats/*.py", "comparison/*.py", "gating/*.py", "decision/*.py")
+_PRINTING_OF = {
+    "nights.py": ("nightly/[ae]*.py", "evaluation/control_arm.py"),
+    "gates.py": ("evaluation/control_arm.py",),
+    "chosen.py": ("evaluation/sampling.py", "experiment/fewer_items.py"),
+}
+_SIMULATION = ("cell.py", "draws.py")
 
 
 class Found(NamedTuple):
@@ -36,13 +42,16 @@ class Found(NamedTuple):
     code: str
 
 
-def code_digest() -> str:
-    """Return the digest of the code that prints the numbers, of the policies' defaults and of the simulation.
+@cache
+def code_digest(file: str) -> str:
+    """Return the digest of what may move the figures of a file of cells.
 
-    Docstrings and comments change nothing.
+    That is the code that prints them, the policies' defaults and the simulation; docstrings and comments
+    change nothing.
     """
-    files = {f for where in _PRINTING for f in (ROOT / "harness").glob(where)}
-    files |= set(Path(__file__).parent.glob("*.py"))
+    globs = _PRINTING + _PRINTING_OF.get(file, ())
+    files = {found for where in globs for found in (ROOT / "harness").glob(where)}
+    files |= {Path(__file__).parent / name for name in (*_SIMULATION, file)}
     policies = [policy().model_dump(mode="json") for policy in (GatePolicy, DecidePolicy, NightlyPolicy)]
     return digest([pin_of(sorted(files)), policies])
 
@@ -80,9 +89,9 @@ def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT
 
     A cell that raises is named on stderr and left out, so that it costs no other its figures.
     """
-    found, code = read(path), code_digest()
+    found = read(path)
     known = {name: one.seconds / one.n_draws for name, one in found.items()}
-    left = [c.name for c in cells if not _is_current(found.get(c.name), n_draws, code)]
+    left = [c.name for c in cells if not _is_current(found, c.name, n_draws)]
     left.sort(key=lambda name: -known.get(name, float("inf")))
     start = time.perf_counter()
     with ProcessPoolExecutor(PROCESSES) as pool:
@@ -94,16 +103,17 @@ def study(n_draws: int = DRAWS, cells: Sequence[Cell] = CELLS, path: Path = KEPT
                 found.pop(name, None)
                 continue
             figures, took = future.result()
-            found[name] = Found(figures, n_draws, took, code)
+            found[name] = Found(figures, n_draws, took, code_digest(FILE_OF[name]))
             write(found, path)
-            rest = left_s(known, left, found, n_draws, code, time.perf_counter() - start, done)
+            rest = left_s(known, left, found, n_draws, time.perf_counter() - start, done)
             said = f"{done}/{len(left)} {name}: {seconds(took)}; some {seconds(rest)} left"
             sys.stderr.write(said + "\n")
     return found
 
 
-def _is_current(one: Found | None, n_draws: int, code: str) -> bool:
-    return one is not None and one.n_draws >= n_draws and one.code == code
+def _is_current(found: Mapping[str, Found], name: str, n_draws: int) -> bool:
+    one = found.get(name)
+    return one is not None and one.n_draws >= n_draws and one.code == code_digest(FILE_OF[name])
 
 
 def left_s(
@@ -111,11 +121,10 @@ def left_s(
     names: Iterable[str],
     found: Mapping[str, Found],
     n_draws: int,
-    code: str,
     spent_s: float,
     done: int,
 ) -> float:
     """Estimate the seconds left: by what each cell took the last time, else by the mean of those done."""
-    waiting = [name for name in names if not _is_current(found.get(name), n_draws, code)]
+    waiting = [name for name in names if not _is_current(found, name, n_draws)]
     mean = spent_s * PROCESSES / done / n_draws
     return sum(known.get(name, mean) for name in waiting) * n_draws / PROCESSES
