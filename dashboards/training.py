@@ -106,7 +106,8 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
 
 def _more(name: str, run: Run) -> None:
     """Show what else was logged of a training: rewards, the trials of a sweep."""
-    rewards = {"reward_margin": run.training.reward_margin, "reward_accuracy": run.training.reward_accuracy}
+    curves = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
+    rewards = {name: getattr(run.training, name) for name in curves}
     others = {key: value for key, value in rewards.items() if numeric_points(value)}
     sweep = run.training.sweep
     if others or sweep:

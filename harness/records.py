@@ -334,9 +334,13 @@ class TrainingRecord:
     `peak_memory_gib` is the largest memory held: of the GPU by tensors, else of the process;
     `peak_includes` says what else that holds. `loss` and the other curves are by optimiser step.
     `waited_share` is the share of the time for which its threads waited for a processor that other work
-    had. `not_packed` says why rows were not packed though asked to be. `named_base` is the base that an
-    adapter made elsewhere names. `fit_key` is the folder of the weights, `stands_on` maps those of other
-    weights behind them to their digests. `others` are figures that a method of one's own logs.
+    had. `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of
+    the `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
+    margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
+    reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
+    `named_base` is the base that an adapter made elsewhere names. `fit_key` is the folder of the
+    weights, `stands_on` maps those of other weights behind them to their digests. `others` are figures that
+    a method of one's own logs.
     """
 
     wall_s: float | None = None
@@ -359,6 +363,12 @@ class TrainingRecord:
     n_pairs: int | None = None
     reward_margin: Curve = ()
     reward_accuracy: Curve = ()
+    reward: Curve = ()
+    kl: Curve = ()
+    reward_model_accuracy: float | None = None
+    n_heldout: int | None = None
+    heldout_accuracy: Curve = ()
+    heldout_margin: Curve = ()
     n_examples: int | None = None
     n_replayed: int | None = None
     named_base: str | None = None

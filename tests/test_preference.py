@@ -49,7 +49,7 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
     assert figures.reward_margin[-1][1] > 0.05
     assert figures.loss[-1][1] < math.log(2)
     assert all(0 <= share <= 1 for _, share in figures.reward_accuracy)
-    assert figures.n_pairs == 12
+    assert (figures.n_pairs, figures.n_heldout) == (10, 2)
     assert figures.n_tokens > 0
     assert figures.tokens_per_s > 0
 
@@ -79,7 +79,7 @@ def texts(pairs):
 
 
 def tokens_of(context, tokenizer):
-    return preferences._rows(context, dpo.Params(), tokenizer)[0]
+    return preferences._rows(context, dpo.Params(heldout=0), tokenizer)[0]
 
 
 def both_trainers(tiny, folder, init, way):
@@ -92,7 +92,7 @@ def both_trainers(tiny, folder, init, way):
 
     context = tiny_methods.context(tiny, folder)
     made = []
-    ours = preferences._cpu_trainer(preferences._caching_trainer(folder.name), way)
+    ours = preferences._cpu_trainer(preferences._caching_trainer({"train": folder.name}), way)
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
@@ -105,7 +105,7 @@ def both_trainers(tiny, folder, init, way):
             beta=0.3,
         )
         trainer = kind(
-            model=preferences._policy(model, init) if init else model,
+            model=preferences.policy_from(model, init) if init else model,
             args=config,
             processing_class=tokenizer,
             peft_config=None if init else lora_config(LoraParams(r=2)),
@@ -143,7 +143,9 @@ def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, st
 
 
 def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
-    long = Example("long", ({"role": "user", "content": "parcel " * 60},), ("late",), rejected="money")
+    long = Example(
+        "long", ({"role": "user", "content": "parcel " * 60},), ("late",), cluster="long", rejected="money"
+    )
     pairs = (long, *tiny_methods.pairs(slice(0, 1)))
     assert fitted(tiny, tmp_path, pairs=pairs, max_length=60).training.n_dropped_too_long == 1
     with pytest.raises(CandidateFailed, match=r"all 1 pairs to train on are longer than 60"):

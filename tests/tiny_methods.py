@@ -25,7 +25,8 @@ def examples(words: slice, choices=("late", "money")) -> tuple[Example, ...]:
 def pairs(words: slice) -> tuple[Example, ...]:
     """Make pairs that prefer the right label to the other one."""
     return tuple(
-        Example(e.id, e.messages, e.references, rejected=OTHER[e.references[0]]) for e in examples(words)
+        Example(e.id, e.messages, e.references, cluster=e.id, rejected=OTHER[e.references[0]])
+        for e in examples(words)
     )
 
 

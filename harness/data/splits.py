@@ -17,18 +17,18 @@ SHARE = 0.2
 
 
 def set_aside(
-    rows: Sequence[Sourced], rng: random.Random, with_choices: bool = False
+    rows: Sequence[Sourced], rng: random.Random, with_choices: bool = False, share: float = SHARE
 ) -> tuple[list[Sourced], list[Sourced]]:
-    """Split rows into training and another split (a fifth, at least one) by whole groups.
+    """Split rows into training and another split (a share of them, at least one) by whole groups.
 
     Raises:
         UserError: all rows belong to one group.
     """
-    groups = _groups([row.example for row in rows], with_choices)
+    groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) < 2:
         found, next_step = "training rows of one cluster only", "name files for train, validation and test"
         raise UserError(Problem(rows[0].where, found, "clusters to set aside as a whole", next_step))
-    quota = max(round(SHARE * len(rows)), min(map(len, groups)))
+    quota = max(round(share * len(rows)), min(map(len, groups)))
     chosen: set[int] = set()
     for group in _spread([_stratum([rows[i].example for i in group]) for group in groups], rng):
         if len(chosen) + len(groups[group]) <= quota:
@@ -68,7 +68,7 @@ def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
     return [index for _, index in sorted(places)]
 
 
-def _groups(examples: Sequence[Example], with_choices: bool) -> list[list[int]]:
+def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[list[int]]:
     """Join the indices of examples that share a cluster or a question, in the order of the file."""
     parent = list(range(len(examples)))
 

@@ -1,20 +1,21 @@
 """Direct preference optimisation: an adapter learns to prefer the chosen answer of each pair.
 
 Invariant: the reference is the policy as training found it (the base, or the adapter that training
-starts from); its log-probabilities are computed once, before the first step. On CPUs logits are made only
-where an answer's token is predicted, and both ways of that give the values that each row alone would give.
+starts from); its log-probabilities are computed once, before the first step. On CPUs the logits of the
+default loss are made only where an answer's token is predicted, and both ways of that give the values that
+each row alone would give; every other loss is TRL's own.
 
-Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them.
 """
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.models.adapters import adapter_digest
 from harness.models.hf import load_base
@@ -23,10 +24,12 @@ from harness.progress import quiet_libraries
 from harness.provenance import environment_digest
 from harness.provenance.code_versions import versions_of
 from harness.records import TrainingRecord, digest
+from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
-from harness.training.tokenized import Tokens, cached_dataset, tokenize
-from harness.training.trainer import LoopParams, Row
+from harness.training.heldout import HeldOutParams
+from harness.training.tokenized import cached_dataset, tokenize
+from harness.training.trainer import Row
 
 if TYPE_CHECKING:
     import torch
@@ -36,20 +39,54 @@ if TYPE_CHECKING:
 
 
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
+LossType = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read `label_smoothing`
 
 
-class PreferenceParams(LoopParams):
+class PreferenceParams(HeldOutParams):
     """Parameters of preference training, under TRL's own names.
 
-    `beta` says how dear it is to leave the reference. `warmup_steps` below 1 is a share of all
-    steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
+    `beta` says how dear it is to leave the reference. `loss_type` is one of TRL's losses, of which `robust`,
+    `exo_pair`, `aot` and `aot_unpaired` take `label_smoothing`, the chance that a pair is labelled the wrong
+    way round. `heldout` is the share of the pairs that is set aside and measured after every epoch, and
+    `early_stopping_patience` counts such measurements without a better loss. `warmup_steps` below 1 is a
+    share of all steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
     counted, never cut.
     """
 
     beta: float = Field(0.1, gt=0)
+    loss_type: LossType = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     learning_rate: float = Field(1e-4, gt=0, le=1)
     num_train_epochs: float = Field(1.0, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _smooths_what_can_be(self) -> "PreferenceParams":
+        if self.label_smoothing and self.loss_type not in _SMOOTHED:
+            raise ValueError(
+                f"label_smoothing with the loss_type {self.loss_type}, which does not read it; "
+                f"expected one of {', '.join(_SMOOTHED)}"
+            )
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss_type exo_pair without label_smoothing; the paper recommends 0.001")
+        return self
 
 
 def preference(
@@ -71,10 +108,11 @@ def preference(
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    rows, n_dropped = _rows(context, params, tokenizer)
+    rows, apart, n_dropped = _rows(context, params, tokenizer)
+    rows = _used(context, params, rows)
     with loop.enough_memory():  # the reference is read while the trainer is made
-        trainer = _trainer(context, params, peft_config, base, tokenizer, rows, scratch)
-    longest = max(2 * row["length"] for row in rows)  # both answers may lie in one row
+        trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, apart), scratch)
+    longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(base, longest, params.per_device_train_batch_size)
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
@@ -82,10 +120,13 @@ def preference(
     history = trainer.state.log_history
     margins, accuracies = (loop.curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
     measured = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
-    return replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
+    measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
+    return heldout.measured(
+        measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"
+    )
 
 
-def _used(context: FitContext, params: PreferenceParams, rows: list[Tokens]) -> list[Tokens]:
+def _used(context: FitContext, params: PreferenceParams, rows: list[Row]) -> list[Row]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
     n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
     if params.max_steps < 0 or n_seen >= len(rows):
@@ -95,12 +136,19 @@ def _used(context: FitContext, params: PreferenceParams, rows: list[Tokens]) -> 
 
 def _rows(
     context: FitContext, params: PreferenceParams, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Row], int]:
-    """Return the tokenised pairs that fit, and how many did not; `length` groups pairs of similar length."""
-    answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
-    made = tokenize(context.pairs, answers, context.chat_template, tokenizer, context.source)
-    rows = [_row(*tokens) for tokens in _used(context, params, made)]
-    return loop.rows_that_fit(rows, [row["length"] for row in rows], params.max_length, "pairs to train on")
+) -> tuple[list[Row], list[Row], int]:
+    """Return the tokenised pairs that fit, to train on and held out, and how many did not.
+
+    `length` groups pairs of similar length.
+    """
+    pairs = context.pairs
+    answers = [(pair.references[0], pair.rejected) for pair in pairs]
+    made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
+    rows = [{"pair": pair, "row": _row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
+    lengths = [row["row"]["length"] for row in rows]
+    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
+    train, apart = heldout.split([row["row"] for row in kept], [row["pair"] for row in kept], params.heldout)
+    return train, apart, n_dropped
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -119,7 +167,7 @@ def _trainer(
     peft_config: "PeftConfig",
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    rows: list[Row],
+    rows: tuple[list[Row], list[Row]],
     scratch: Path,
 ) -> "DPOTrainer":
     from datasets import Dataset
@@ -130,24 +178,30 @@ def _trainer(
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # `length` is read by the sampler
         **loop.settings(context),
-        **params.model_dump(include=set(PreferenceParams.model_fields)),
+        **heldout.settings(params, bool(rows[1])),
+        **params.model_dump(include=set(PreferenceParams.model_fields) - set(heldout.OWN)),
     )
     loop.use_one_gpu(config)
-    kind = _caching_trainer(_reference_key(context, params, rows))
-    if context.machine.device == "cpu":
+    train, apart = (_reference_key(context, params, part) for part in rows)
+    kind = _caching_trainer({"train": train, "eval": apart})
+    if context.machine.device == "cpu" and params.loss_type == "sigmoid":
         honours_masks = Executor(model, 1).engine == "packed"
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if honours_masks else logprobs_by_row)
-    return kind(
-        model=_policy(model, context.init) if context.init else model,
+    return heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)(
+        model=policy_from(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,
         peft_config=None if context.init else peft_config,
-        train_dataset=Dataset.from_list(rows),
-        callbacks=[loop.progress_callback(context.advance)],
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
+        callbacks=[
+            *heldout.callbacks(params, bool(rows[1])),
+            loop.progress_callback(context.advance),
+        ],
     )
 
 
-def _policy(model: "PreTrainedModel", init: Path) -> Any:
+def policy_from(model: "PreTrainedModel", init: Path) -> Any:
     """Put the adapter on the base to be trained further; TRL copies the one called `default` as reference."""
     from peft import PeftModel
 
@@ -169,10 +223,11 @@ def _reference_key(context: FitContext, params: PreferenceParams, rows: list[Row
     )
 
 
-def _caching_trainer(key: str) -> "type[DPOTrainer]":
+def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
     """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered.
 
-    Where they are known nothing is read, but the generator is left as reading would leave it.
+    `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
+    nothing is read, but the generator is left as reading would leave it.
     """
     import torch
     from datasets import concatenate_datasets
@@ -191,7 +246,7 @@ def _caching_trainer(key: str) -> "type[DPOTrainer]":
             data: Any = [0]
             iter(DataLoader(data))  # draws what any loader draws, the one that reads too
             with torch.random.fork_rng():
-                known = cached_dataset(key, read)
+                known = cached_dataset(keys[name], read)
             return concatenate_datasets([dataset, known], axis=1)
 
     return RememberingTrainer
@@ -221,7 +276,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
             margins = chosen - rejected
-            seen = self._metrics["train"]
+            seen = self._metrics["train" if self.model.training else "eval"]
             seen["rewards/margins"].append(margins.detach().mean().item())
             seen["rewards/accuracies"].append((margins > 0).float().mean().item())
             loss = -logsigmoid(margins).mean()

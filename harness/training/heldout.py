@@ -1,0 +1,111 @@
+"""Held-out pairs: a share that no preference training sees, and what is measured on them.
+
+Invariant: which pairs are held out depends on the pairs alone, so every seed, parameter and method leaves the
+same ones out; pairs that ask the same are never on both sides. An accuracy is a share of pairs, whatever
+batches they came in.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import Field, model_validator
+
+from harness.data.examples import Sourced
+from harness.data.splits import groups_of, set_aside
+from harness.records import Example, TrainingRecord
+from harness.training import trainer as loop
+from harness.training.trainer import LoopParams
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+
+class HeldOutParams(LoopParams):
+    """Parameters of a training on preferences, whose held-out share is ours and all else TRL's.
+
+    `heldout` is the share of the rows that is set aside and measured after every epoch; 0 sets none aside.
+    `early_stopping_patience` counts evaluations without a better held-out loss, and keeps the checkpoint
+    with the best; without it the last one is kept.
+    """
+
+    heldout: float = Field(0.2, ge=0, le=0.5)
+    early_stopping_patience: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _stops_by_what_is_held_out(self) -> "HeldOutParams":
+        if self.early_stopping_patience is not None and not self.heldout:
+            raise ValueError("early_stopping_patience counts evaluations of held-out rows: heldout above 0")
+        return self
+
+
+OWN = ("heldout", "early_stopping_patience")  # of the parameters; TRL knows the others
+
+
+_Item = TypeVar("_Item")
+
+
+def split(
+    rows: Sequence[_Item], examples: Sequence[Example], share: float
+) -> tuple[list[_Item], list[_Item]]:
+    """Set a share of the rows aside, one for each example, by whole groups; none where all ask the same."""
+    if not share or len(groups_of(examples)) < 2:
+        return list(rows), []
+    numbered = [Sourced(example, str(i)) for i, example in enumerate(examples)]
+    kept, apart = set_aside(numbered, random.Random("held-out pairs"), share=share)
+    return [rows[int(one.where)] for one in kept], [rows[int(one.where)] for one in apart]
+
+
+def settings(params: HeldOutParams, measured: bool) -> dict[str, Any]:
+    """Return TRL's arguments that measure held-out rows after every epoch, where there are any."""
+    if not measured:
+        return {}
+    return {
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+        "load_best_model_at_end": params.early_stopping_patience is not None,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def callbacks(params: HeldOutParams, measured: bool) -> "list[TrainerCallback]":
+    """Return what ends a training early, where that is asked for and can be told."""
+    from transformers import EarlyStoppingCallback
+
+    patience = params.early_stopping_patience
+    return [EarlyStoppingCallback(patience)] if measured and patience is not None else []
+
+
+def weighting_rows(kind: Any, rows_of: Any) -> Any:
+    """Return a trainer of TRL whose held-out figures are means over rows, where its own are over batches.
+
+    `rows_of(inputs)` counts the rows, or pairs, of a batch.
+    """
+
+    class RowWeighted(kind):  # type: ignore[misc]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            before = {name: len(values) for name, values in self._metrics["eval"].items()}
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            if not self.model.training:
+                for name, values in self._metrics["eval"].items():
+                    values.extend(values[before.get(name, 0) :] * (rows_of(inputs) - 1))
+            return loss
+
+    return RowWeighted
+
+
+def measured(
+    record: TrainingRecord, trainer: "Trainer", n_heldout: int, *, accuracy: str, margin: str
+) -> TrainingRecord:
+    """Return the record with the curves of the held-out rows, which TRL logs under these names."""
+    history = trainer.state.log_history
+    return replace(
+        record,
+        n_heldout=n_heldout or None,
+        validation_loss=loop.curve(history, "eval_loss"),
+        heldout_accuracy=loop.curve(history, f"eval_{accuracy}"),
+        heldout_margin=loop.curve(history, f"eval_{margin}"),
+    )
