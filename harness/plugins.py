@@ -38,14 +38,15 @@ class Situation(NamedTuple):
 class Method:
     """A way to make weights, as its file declares it; all that the rest of the house knows of it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier, or a model
-    at an endpoint. `trains` says that a language model is trained here, by parameters that extend
-    `LoopParams`. `draws_from` names the file of the data that it reads. `seeded` says that another seed makes
-    other weights, `quantization` what the base is trained and served in, `init_from` what it can start from,
-    `made_elsewhere` that it takes the folder of finished weights. `interpolates` marks weights between the
-    base and the candidate that `init_from` names, at the share `scale`. `hooks` are those of `HOOKS`
-    that its training calls. `loops` are the concerns of `code_versions.toml` whose code it runs beside its
-    own file.
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier, a model at
+    an endpoint, or a reward model, which answers nothing and is made for those that name it. `trains` says
+    that a language model is trained here, by parameters that extend `LoopParams`. `draws_from` names the file
+    of the data that it reads. `seeded` says that another seed makes other weights, `quantization` what the
+    base is trained and served in, `init_from` what it can start from, `made_elsewhere` that it takes the
+    folder of finished weights. `interpolates` marks weights between the base and the candidate that
+    `init_from` names, at the share `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded`
+    says that it trains on rewards of its answers, which the recipe's `reward` names. `loops` are the concerns
+    of `code_versions.toml` whose code it runs beside its own file.
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
@@ -57,7 +58,7 @@ class Method:
 
     params: type[Any]
     fit: Callable[[Any, Any], Any]
-    makes: Literal["base", "adapter", "model", "classifier", "endpoint"]
+    makes: Literal["base", "adapter", "model", "classifier", "endpoint", "reward"]
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""
     seeded: bool = False
@@ -66,6 +67,7 @@ class Method:
     made_elsewhere: bool = False
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
+    rewarded: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
@@ -78,6 +80,11 @@ class Method:
     def makes_language_model(self) -> bool:
         """Whether the weights are a language model's, which has a base and capabilities to lose."""
         return self.makes in LANGUAGE_MODELS
+
+    @property
+    def answers(self) -> bool:
+        """Whether its weights answer a task, so that they can be compared with others."""
+        return self.makes != "reward"
 
     @property
     def tunes(self) -> bool:

@@ -245,15 +245,16 @@ def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
 class Recipe(Spec):
     """Recipe of a candidate: weights × prompting × answer.
 
-    `prompting` maps the names of promptings to their parameters, applied in order; a bare
-    name is the prompting with its defaults. `weights_of` takes the weights of another
-    candidate instead of making its own; `init_from` trains the adapter of another candidate
-    further. `path` is where weights made elsewhere lie. `base_model` is this candidate's own,
-    where it is not the experiment's. `serve_on` puts an adapter on the base quantised to NF4, or
-    on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of
-    the parameters it names and keeps the best on validation. `regularize` maps the names of
-    regularisers of its training to their parameters, `replay: SHARE` being short for that of replay.
-    `template` wraps the user message, `{prompt}`.
+    `prompting` maps the names of promptings to their parameters, applied in order; a bare name is the
+    prompting with its defaults. `weights_of` takes the weights of another candidate instead of making its
+    own; `init_from` trains the adapter of another candidate further. `reward` says what a method that trains
+    on rewards is rewarded by: the name of a candidate that makes a reward model, of one of our metrics, or a
+    Python file with a function `reward`. `path` is where weights made elsewhere lie. `base_model` is this
+    candidate's own, where it is not the experiment's. `serve_on` puts an adapter on the base quantised to
+    NF4, or on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
+    parameters it names and keeps the best on validation. `regularize` maps the names of regularisers of its
+    training to their parameters, `replay: SHARE` being short for that of replay. `template` wraps the user
+    message, `{prompt}`.
 
     `method` makes the weights, by its own `params`. `role: baseline` says that another `base_model` of the
     experiment's architecture is to be beaten, where `method: model` would judge it. `answer` is generated,
@@ -264,6 +265,7 @@ class Recipe(Spec):
     params: dict[str, Any] = {}
     weights_of: str | None = None
     init_from: str | None = None
+    reward: str | None = None
     path: str | None = None
     base_model: str | None = None
     role: Literal["candidate", "baseline"] = "candidate"
@@ -282,11 +284,19 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> "Recipe":
-        own = (self.params, self.init_from, self.path, self.base_model, self.sweep, self.regularize)
+        own = (
+            self.params,
+            self.init_from,
+            self.reward,
+            self.path,
+            self.base_model,
+            self.sweep,
+            self.regularize,
+        )
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
-                "weights_of takes another candidate's weights: leave out method, params, init_from, path, "
-                "base_model, sweep and regularize"
+                "weights_of takes another candidate's weights: leave out method, params, init_from, reward, "
+                "path, base_model, sweep and regularize"
             )
         if self.init_from and self.base_model:
             raise ValueError("init_from takes another candidate's base: leave out base_model")

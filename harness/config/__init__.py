@@ -24,9 +24,9 @@ _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets
 class Loaded(NamedTuple):
     """An experiment and the folder of its file.
 
-    `selected` names the candidates to show, in the order of the file; the others stay in
-    the experiment, because a selected one may take their weights. `places` maps every candidate to
-    the file and line where it is written.
+    `selected` names the candidates to show, in the order of the file; the others stay in the experiment,
+    because a selected one may take their weights. What answers nothing is selected only by its name. `places`
+    maps every candidate to the file and line where it is written.
     """
 
     experiment: Experiment
@@ -98,7 +98,9 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
         asked = [""]  # refused below: to leave the selection out is what means all
     known = {*members, *(member.source for member in members.values())}
     tree.problems += [_unknown_candidate(name, known) for name in asked if name not in known]
-    return tuple(name for name, m in members.items() if not asked or name in asked or m.source in asked)
+    if asked:
+        return tuple(name for name, m in members.items() if name in asked or m.source in asked)
+    return tuple(name for name, member in members.items() if checks.answers(member.recipe))
 
 
 def _place(problem: Problem) -> tuple[str, int]:

@@ -205,6 +205,7 @@ def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tre
         return
     method = plugins.method(recipe.method)
     yield from _check_init_from(name, recipe, method, members, tree, keys)
+    yield from _check_reward(recipe, method, members, tree, keys)
     yield from _path_problems(recipe, method, tree, keys)
     yield from _check_serve_on(recipe, method, members, tree, keys)
     yield from _check_sweep(recipe, method, tree, keys)
@@ -254,6 +255,43 @@ def _check_init_from(
         )
 
 
+def answers(recipe: Any) -> bool:
+    """Tell whether the weights of a recipe as written answer a task."""
+    method = mapping(recipe).get("method", BASE)
+    return method not in plugins.names("methods") or plugins.method(method).answers
+
+
+def _check_reward(
+    recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+) -> Iterator[Problem]:
+    """Refuse a method without the reward that it trains on, and a reward that is none."""
+    reward = recipe.reward
+    expected = "a candidate that makes a reward model, one of our metrics, or a Python file"
+    if reward is None:
+        if method.rewarded:
+            found, step = f"{recipe.method} without a reward", "add reward: exact_match"
+            yield Problem(tree.where((*keys, "method")), found, expected, step)
+        return
+    where = tree.where((*keys, "reward"))
+    if not method.rewarded:
+        able = " or ".join(plugins.methods(rewarded=True))
+        found = f"reward with the method {recipe.method}, which trains on none"
+        yield Problem(where, found, f"one of the methods {able}", "remove reward")
+    elif is_path(reward):
+        if not Path(reward).is_file():
+            yield missing_file(Path(reward), where, "a Python file with a function reward")
+    elif reward in members:
+        if (made := _makes(reward, members)) != "reward":
+            able = " or ".join(plugins.methods(makes="reward"))
+            found = f"{reward}, which makes {_article(made)}"
+            yield Problem(
+                where, found, "a candidate that makes a reward model", f"one with the method {able}"
+            )
+    elif reward not in (known := plugins.names("metrics")):
+        makers = {one for one in members if _makes(one, members) == "reward"}
+        yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
+
+
 def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
     """List what a candidate starts from, nearest first; a circle ends where it closes."""
     found: list[str] = []
@@ -273,7 +311,8 @@ def _makes(name: str, members: Mapping[str, Member]) -> str:
 
 
 def _article(made: str) -> str:
-    return {"adapter": "an adapter", "model": "a whole model"}.get(made, "no weights of its own")
+    named = {"adapter": "an adapter", "model": "a whole model", "reward": "a reward model"}
+    return named.get(made, "no weights of its own")
 
 
 def _path_problems(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:

@@ -210,6 +210,8 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     for params in mapping(recipe.get("prompting")).values():
         _resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)
+    if is_path(str(recipe.get("reward", ""))):
+        _resolve_file(recipe, "reward", folder)
     for params in mapping(recipe.get("regularize")).values():
         _resolve_file(mapping(params), "data", folder)
 

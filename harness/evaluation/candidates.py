@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.errors import CandidateFailed, Diverged
+from harness.errors import CandidateFailed, Diverged, Problem, UserError
 from harness.models.hub import ModelSource, quantized
 from harness.plugins import Method
 from harness.records import digest, training_record
@@ -27,7 +27,8 @@ class ResolvedCandidate:
     """A candidate with all that its recipe refers to.
 
     `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
-    `method` is that recipe's. `init` is the candidate whose weights the source starts from. `base` is the
+    `method` is that recipe's. `init` is the candidate whose weights the source starts from, `reward` the one
+    whose reward model it is trained with. `base` is the
     base as published, `trained_base` as the weights are trained on it, `served_base` as it answers. `seeds`
     are those of its runs, one where another seed would make the same weights. `given` is where its weights
     lie if nothing has to make them: the base's own, or those of a whole model made elsewhere.
@@ -39,6 +40,7 @@ class ResolvedCandidate:
     source: Recipe
     method: Method
     init: "ResolvedCandidate | None"
+    reward: "ResolvedCandidate | None"
     base: ModelSource
     trained_base: ModelSource
     served_base: ModelSource
@@ -57,8 +59,11 @@ class ResolvedCandidate:
 
     @property
     def lineage(self) -> dict[str, Recipe]:
-        """The recipes that make its weights: its source, then what that starts from."""
-        return {self.source_name: self.source, **(self.init.lineage if self.init else {})}
+        """The recipes that make its weights: its source, then what that starts from and is rewarded by."""
+        behind = (one.lineage for one in (self.init, self.reward) if one)
+        return {self.source_name: self.source} | {
+            name: of for lineage in behind for name, of in lineage.items()
+        }
 
     @property
     def points(self) -> tuple[dict[str, Any], ...]:
@@ -85,8 +90,8 @@ def resolve_candidates(
 
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
-        for other in (recipe.weights_of, recipe.init_from):
-            if other and other not in known:
+        for other in (recipe.weights_of, recipe.init_from, recipe.reward):
+            if other in experiment.candidates and other not in known:
                 add(other)
         known[name] = resolve(name, recipe, experiment, bases, known)
 
@@ -107,6 +112,7 @@ def resolve(
     source = experiment.candidates[recipe.weights_of] if recipe.weights_of else recipe
     method = plugins.method(source.method)
     init = known[source.init_from] if source.init_from else None
+    reward = known.get(source.reward or "")
     base = init.base if init else bases[source.base_model or experiment.base_model]
     trained_base = init.served_base if init else quantized(base, method.quantization)
     serve_on = recipe.serve_on or source.serve_on
@@ -114,7 +120,7 @@ def resolve(
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     source_name, given = recipe.weights_of or name, _model_source(source, method, base, bases)
     return ResolvedCandidate(
-        name, recipe, source_name, source, method, init, base, trained_base, served_base, seeds, given
+        name, recipe, source_name, source, method, init, reward, base, trained_base, served_base, seeds, given
     )
 
 
@@ -128,6 +134,18 @@ def _model_source(
         return None
     own = bases[source.path]
     return base._replace(path=own.path, weights_digest=digest([own.weights_digest, own.template_digest]))
+
+
+def refuse_silent(candidate: ResolvedCandidate) -> None:
+    """Refuse to ask a candidate that answers nothing.
+
+    Raises:
+        UserError: it is a reward model.
+    """
+    if not candidate.method.answers:
+        found = f"the method {candidate.source.method}, whose weights answer nothing"
+        expected, step = "a candidate that answers", f"harness train {candidate.name}, which makes it"
+        raise UserError(Problem(f"candidate {candidate.name}", found, expected, step))
 
 
 def base_weights(base: ModelSource) -> Weights:
@@ -164,7 +182,7 @@ def refuse_damaged(weights: Weights) -> None:
     Raises:
         CandidateFailed: they are not.
     """
-    contents = {"adapter": adapter_digest, "model": model_digest}
+    contents = {"adapter": adapter_digest, "model": model_digest, "reward": adapter_digest}
     if weights.folder is None or weights.kind not in contents:
         return
     try:

@@ -14,7 +14,7 @@ from harness import config, gating, store
 from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import IncompatibleRuns, Problem, UserError
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
@@ -380,8 +380,13 @@ def _in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
     What starts from another candidate comes after it, and what is served on one base together,
     because one base at a time is in memory. Only what trains has more than one seed: everything
     else would answer the same again.
+
+    Raises:
+        UserError: one of them answers nothing.
     """
     candidates = [session.candidates[name] for name in selected]
+    for candidate in candidates:
+        refuse_silent(candidate)
     places: dict[str, int] = {}
 
     def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:

@@ -38,6 +38,7 @@ from harness.progress import Progress
 from harness.records import FEWER, parse_json
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
+from harness.training import reward_problems
 
 SMOKE_LIMITS = ItemLimits(train=64, validation=16, test=24)
 SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
@@ -189,6 +190,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += _other_weights(session, candidate)
+        problems += _unusable_reward(session, candidate)
         problems += regularization_problems(session, recipe)
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
@@ -213,6 +215,20 @@ def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[P
     found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
     step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
+
+
+def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids training a candidate on the reward that it names."""
+    written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
+    if written is None:
+        return
+    if candidate.reward is None:
+        target = session.target
+        yield from reward_problems(written, target.task, target.items.train, where)
+    elif candidate.reward.base.template_digest != candidate.base.template_digest:
+        found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
+        step = f"base_model: {candidate.base.name} on {written}"
+        yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
 
 
 def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work]:

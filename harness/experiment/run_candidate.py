@@ -11,7 +11,7 @@ from typing import Any
 from harness import provenance, store
 from harness.errors import in_a_line
 from harness.evaluation import runner, timing
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -56,9 +56,11 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     """Train and evaluate one candidate and seed, as far as that is not `done`; forget its failure.
 
     Raises:
+        UserError: the candidate answers nothing.
         HarnessError: the candidate could not be made or evaluated.
     """
     name = candidate.name
+    refuse_silent(candidate)
     if done is None:
         begin(session, name, seed)
     run = done or _train_and_evaluate(session, candidate, seed)

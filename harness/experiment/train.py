@@ -34,14 +34,15 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session, join_items
 from harness.metrics import Metric, extremes
+from harness.metrics import version as metric_version
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
-from harness.records import Example, SampleResult, Trial, digest, without_defaults
+from harness.records import Curve, Example, SampleResult, Trial, checksum, digest, without_defaults
 from harness.regularizers import Mixture, mixed_rows, regularizers_digest
-from harness.spec import Recipe, Task, TaskData
+from harness.spec import Recipe, Task, TaskData, is_path
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
-from harness.training import FIT, Job, Weights, clean_up, code_of, run_job, threads_of, write_job
+from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.worker import launch
 
 
@@ -70,24 +71,26 @@ def _weights(session: Session, candidate: ResolvedCandidate, seed: int, *, make:
 
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:
-    init = None
-    if candidate.init:
-        init = _weights(session, candidate.init, seed, make=make)
-        if init is None:
-            return None
-    folder = folder_of(session, candidate, seed, init)
+    init, reward = (
+        _weights(session, one, seed, make=make) if one else None for one in (candidate.init, candidate.reward)
+    )
+    if (candidate.init and init is None) or (candidate.reward and reward is None):
+        return None
+    folder = folder_of(session, candidate, seed, init, reward)
     found = read_weights(candidate, folder)
     if found is None and make:
         mixed = _mixed(session, candidate, seed)
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
             session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, candidate, seed, folder, init, mixed)
+        fit(session, candidate, seed, folder, init, mixed, reward)
         found = read_weights(candidate, folder)
-    if found is None or init is None:
+    known = [weights for weights in (init, reward) if weights]
+    if found is None or not known:
         return found
-    began_with = replace(
-        found.training, init_wall_s=round(init.training.total_s, 3), stands_on=stands_on(init)
-    )
+    before_s = round(sum(weights.training.total_s for weights in known), 3)
+    began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
+    if reward:
+        began_with = replace(began_with, reward_model_accuracy=_last(reward.training.heldout_accuracy))
     return found._replace(training=began_with)
 
 
@@ -124,7 +127,17 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     return store.read_rows(session.store, wanted.identity.digest, len(wanted.ids))
 
 
-def folder_of(session: Session, candidate: ResolvedCandidate, seed: int, init: Weights | None) -> Path:
+def _last(curve: Curve) -> float | None:
+    return curve[-1][1] if curve else None
+
+
+def folder_of(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    init: Weights | None,
+    reward: Weights | None = None,
+) -> Path:
     """Name the folder of weights by everything that they depend on, and nothing else."""
     source, method, base = candidate.source, candidate.method, candidate.trained_base
     identity = {
@@ -133,11 +146,22 @@ def folder_of(session: Session, candidate: ResolvedCandidate, seed: int, init: W
         "params": method.params(**source.params).model_dump(mode="json", exclude_defaults=True),
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
+        "reward": _reward_digest(session, source, reward),
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def _reward_digest(session: Session, source: Recipe, reward: Weights | None) -> str:
+    """Digest what the answers of a training are rewarded by; empty of one without rewards."""
+    if source.reward is None or reward:
+        return reward.digest if reward else ""
+    if is_path(source.reward):
+        return checksum(Path(source.reward))
+    task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
+    return digest([source.reward, metric_version(source.reward), task])
 
 
 def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
@@ -159,6 +183,7 @@ def fit(
     folder: Path,
     init: Weights | None,
     mixed: Sequence[Example] = (),
+    reward: Weights | None = None,
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
@@ -168,8 +193,8 @@ def fit(
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
     """
-    if init:
-        refuse_damaged(init)
+    for behind in filter(None, (init, reward)):
+        refuse_damaged(behind)
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     own_process = method.trains and session.experiment.training.process == "own"
     expected_s = session.seconds(fit_work(session, source, seed), candidate.trained_base)
@@ -179,7 +204,7 @@ def fit(
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance,
             ):
-                _write_job(session, candidate, seed, part, init, mixed)
+                _write_job(session, candidate, seed, part, init, mixed, reward)
                 (launch if own_process else run_job)(part, advance)
     except Diverged as error:
         remove_folder(part)
@@ -199,6 +224,7 @@ def _write_job(
     part: Path,
     init: Weights | None,
     mixed: Sequence[Example],
+    reward: Weights | None,
 ) -> None:
     source, step, items = (
         candidate.source,
@@ -216,6 +242,7 @@ def _write_job(
         n_mixed=len(mixed),
         init=_init_path(init),
         path=Path(source.path) if source.path else None,
+        reward=_reward(session, candidate, reward),
         report_to=session.experiment.report_to,
         threads=threads_of(source.method),
         code=code_of(source.method, source.regularize),
@@ -227,6 +254,14 @@ def _write_job(
         validation=map(step, items.validation),
         pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
     )
+
+
+def _reward(session: Session, candidate: ResolvedCandidate, weights: Weights | None) -> Reward | None:
+    """Return what the answers of a training are rewarded by, as its job holds it."""
+    if weights and weights.folder and candidate.reward:
+        return Reward(model=weights.folder / weights.kind, source=candidate.reward.trained_base)
+    written = candidate.source.reward
+    return Reward(written=written, task=session.target.task) if written else None
 
 
 def _init_path(init: Weights | None) -> Path | None:

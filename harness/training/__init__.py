@@ -5,7 +5,7 @@ what is evaluated later is what was saved.
 """
 
 from harness.models.adapters import adapter_digest, model_digest
-from harness.training.context import CHECKPOINTS, FitContext, Weights
+from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
 from harness.training.dpo import PreferenceParams, preference
 from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.lora import (
@@ -17,6 +17,8 @@ from harness.training.lora import (
     low_rank,
     lower_rank,
 )
+from harness.training.reinforcement import ReinforcedParams, reinforced, reward_problems
+from harness.training.reward_model import RewardParams, train_reward_model
 from harness.training.sft import SupervisedParams, supervised
 
 __all__ = [
@@ -27,6 +29,9 @@ __all__ = [
     "LoraParams",
     "LowRankParams",
     "PreferenceParams",
+    "ReinforcedParams",
+    "Reward",
+    "RewardParams",
     "SupervisedParams",
     "Weights",
     "adapter_digest",
@@ -39,8 +44,11 @@ __all__ = [
     "lower_rank",
     "model_digest",
     "preference",
+    "reinforced",
+    "reward_problems",
     "run_job",
     "supervised",
     "threads_of",
+    "train_reward_model",
     "write_job",
 ]

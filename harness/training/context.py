@@ -12,19 +12,33 @@ from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
+from harness.spec import Task
 
 _LANGUAGE_MODELS = ("base", "adapter", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 
 
 @dataclass(frozen=True, slots=True)
+class Reward:
+    """Source of rewards: a reward model with the base it was trained on, or what is `written` of another.
+
+    That is the name of a metric, which is computed as the `task` says, or the path of a Python file.
+    """
+
+    model: Path | None = None
+    source: ModelSource | None = None
+    written: str = ""
+    task: Task | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FitContext:
     """Input of a method: the base, prompted examples, a folder to write weights into.
 
-    `source` is the base as it will be served, so a quantised one where the method quantises.
-    `pairs` are preference pairs, prompted like the examples. `init` is the folder of the adapter
-    (or the model) that training starts from; `path` is where weights made elsewhere lie. `prepare`
-    changes the loaded base before it is trained, for example by freezing a part of it.
+    `source` is the base as it will be served, so a quantised one where the method quantises. `pairs` are
+    preference pairs, prompted like the examples. `init` is the folder of the adapter (or the model) that
+    training starts from, `reward` what its answers are rewarded by; `path` is where weights made elsewhere
+    lie. `prepare` changes the loaded base before it is trained, for example by freezing a part of it.
     """
 
     source: ModelSource
@@ -40,17 +54,19 @@ class FitContext:
     init: Path | None = None
     path: Path | None = None
     prepare: Callable[[Any], None] = lambda model: None
+    reward: Reward | None = None
 
 
 class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
-    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`; of an endpoint the kind is
+    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`, a `reward` model in
+    `folder/reward`; of an endpoint the kind is
     the protocol it is asked by (`completions` or `chat`). `source` is the base as it is
     served; None is the experiment's own, and what a method gives back.
     """
 
-    kind: Literal["base", "adapter", "model", "classifier", "completions", "chat"]
+    kind: Literal["base", "adapter", "model", "classifier", "completions", "chat", "reward"]
     digest: str
     folder: Path | None
     training: TrainingRecord = TrainingRecord()

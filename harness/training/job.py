@@ -23,7 +23,7 @@ from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.context import CHECKPOINTS, FitContext, Reward
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 _INPUT = (JOB, ROWS, LOCK, LOG, CHECKPOINTS)
@@ -50,6 +50,7 @@ class Job:
     n_mixed: int = 0
     init: Path | None = None
     path: Path | None = None
+    reward: Reward | None = None
     report_to: tuple[str, ...] = ()
     threads: int = 0
     code: tuple[Any, ...]
@@ -84,6 +85,8 @@ def write_job(
     lines = (canonical_json([name, without_defaults(row)]) for name, rows in splits for row in rows)
     _write_whole(folder / ROWS, "".join(f"{line}\n" for line in lines))
     plain = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
+    if job.reward and job.reward.task:
+        plain["reward"]["task"] = job.reward.task.model_dump(mode="json", exclude_defaults=True)
     _write_whole(folder / JOB, json.dumps(plain, indent=2, default=str) + "\n")
 
 
@@ -148,6 +151,7 @@ def _make(folder: Path, advance: Advance) -> None:
         job.init,
         job.path,
         partial(prepare, job.regularize),
+        job.reward,
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"

@@ -33,8 +33,8 @@ class LoraParams(Spec):
     use_rslora: bool = False
 
 
-def lora_config(params: LoraParams) -> "LoraConfig":
-    """Return PEFT's configuration of a new adapter."""
+def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig":
+    """Return PEFT's configuration of a new adapter, with the head of its task trained beside it."""
     quiet_libraries()
     from peft import LoraConfig
 
@@ -46,7 +46,7 @@ def lora_config(params: LoraParams) -> "LoraConfig":
         exclude_modules=params.exclude_modules,
         use_dora=params.use_dora,
         use_rslora=params.use_rslora,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
 
 

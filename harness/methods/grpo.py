@@ -1,0 +1,58 @@
+"""Group relative policy optimisation: answers are rewarded by how they stand in their prompt's group.
+
+Invariant: the recipe's `reward` says what rewards the answers; without `init_from` a new adapter starts at
+the base, which is then the reference, with it the adapter of another candidate is trained further.
+
+Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
+"""
+
+from typing import Literal
+
+from harness.plugins import Method
+from harness.training import (
+    FitContext,
+    LoraParams,
+    ReinforcedParams,
+    Weights,
+    adapter_digest,
+    adapter_parameters,
+    leave_out,
+    lora_config,
+    lower_rank,
+    reinforced,
+)
+
+
+class Params(ReinforcedParams, LoraParams):
+    """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
+
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the adapter on rewards and save it under `adapter/`.
+
+    Raises:
+        CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
+    """
+    folder = context.folder / "adapter"
+    training = reinforced(context, params, "GRPO", lora_config(params), folder)
+    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    init_from="adapter",
+    rewarded=True,
+    loops=("training", "tokens", "heads", "reinforcement"),
+    shape_params=tuple(LoraParams.model_fields),
+    adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+    leave_out=leave_out,
+)

@@ -1,0 +1,45 @@
+"""Reward model over a low-rank adapter, trained on preference pairs: what other candidates are rewarded by.
+
+Invariant: it answers no task and is in no comparison; the candidates whose `reward` names it make it first.
+
+Source: Ouyang et al. 2022 (arXiv:2203.02155); trained by TRL's RewardTrainer, its head by PEFT's SEQ_CLS.
+"""
+
+from harness.plugins import Method
+from harness.training import (
+    FitContext,
+    LoraParams,
+    RewardParams,
+    Weights,
+    adapter_digest,
+    adapter_parameters,
+    lora_config,
+    train_reward_model,
+)
+
+
+class Params(RewardParams, LoraParams):
+    """TRL's names, and PEFT's for the adapter."""
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train adapter and head, and save them under `reward/`.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    folder = context.folder / "reward"
+    training = train_reward_model(context, params, lora_config(params, "SEQ_CLS"), folder)
+    return Weights("reward", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="reward",
+    trains=True,
+    draws_from="pairs",
+    seeded=True,
+    loops=("training", "tokens", "heldout", "heads", "reward_model"),
+    adapter_parameters=adapter_parameters,
+)

@@ -1,0 +1,259 @@
+"""Reinforcement learning from rewards: an adapter learns from answers of its own that were rewarded.
+
+Invariant: prompts are those of the training rows, asked as everywhere; the reference is the policy as
+training found it, and the divergence from it is part of the record. A higher reward is a better answer,
+whatever a metric's direction; an answer that cannot be scored has none and moves nothing.
+
+Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.metrics import Metric, item_scores, load_metrics
+from harness.models.hardware import Machine
+from harness.models.hf import load_base
+from harness.progress import quiet_libraries
+from harness.records import Example, Output, TrainingRecord
+from harness.spec import Task, is_path, metric_name
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext, Reward
+from harness.training.dpo import policy_from
+from harness.training.heads import open_reward_model
+from harness.training.lora import LoraParams
+from harness.training.trainer import LoopParams, Row
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
+
+
+class ReinforcedParams(LoopParams):
+    """Parameters of reinforcement learning, under TRL's own names.
+
+    Of each prompt `num_generations` answers of at most `max_completion_length` tokens are drawn at
+    `temperature`; a batch counts answers, so batch size times `gradient_accumulation_steps` is a multiple of
+    it. `beta` says how dear it is to leave the reference. Prompts longer than `max_length` tokens are left
+    out and counted, never cut.
+    """
+
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
+    beta: float = Field(0.05, gt=0)
+    num_generations: int = Field(4, ge=2)
+    max_completion_length: int = Field(32, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    num_iterations: int = Field(1, ge=1)
+    epsilon: float = Field(0.2, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "ReinforcedParams":
+        n = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if n % self.num_generations:
+            raise ValueError(
+                f"{n} answers a step (per_device_train_batch_size × gradient_accumulation_steps), which are "
+                f"no whole groups of num_generations: {self.num_generations}"
+            )
+        return self
+
+
+def reinforced(
+    context: FitContext,
+    params: ReinforcedParams,
+    algorithm: Algorithm,
+    peft_config: "PeftConfig",
+    save_to: Path,
+) -> TrainingRecord:
+    """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`.
+
+    Raises:
+        CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
+    """
+    if context.reward is None:
+        raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
+    quiet_libraries()
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = loop.start_time(scratch)
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
+    rows, n_dropped = _rows(context, params, tokenizer)
+    with loop.enough_memory():
+        trainer = _trainer(context, params, algorithm, peft_config, base, tokenizer, rows, scratch)
+    earlier_s = loop.run(trainer, start)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    history = trainer.state.log_history
+    return replace(made, reward=loop.curve(history, "reward"), kl=loop.curve(history, "kl"))
+
+
+def _rows(
+    context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[Row], int]:
+    """Return the prompts that fit, each with the index of its example, and how many did not."""
+    rows = [{"prompt": _prompt(context, e.messages), "index": i} for i, e in enumerate(context.train)]
+    lengths = [_length(row["prompt"], tokenizer) for row in rows]
+    return loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
+
+
+def _prompt(context: FitContext, messages: Any) -> Any:
+    return list(messages) if context.chat_template else "\n\n".join(m["content"] for m in messages)
+
+
+def _length(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
+    if isinstance(prompt, str):
+        return len(tokenizer(prompt)["input_ids"])
+    ids: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    return len(ids["input_ids"])
+
+
+def _trainer(
+    context: FitContext,
+    params: ReinforcedParams,
+    algorithm: Algorithm,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Row],
+    scratch: Path,
+) -> "Trainer":
+    import trl
+    from datasets import Dataset
+
+    assert context.reward is not None
+    reward = for_trl(context.reward, context.train, context.machine)
+    of_trl = params.model_dump(exclude={*LoraParams.model_fields, "max_length"})
+    common = loop.settings(context) | {"include_num_input_tokens_seen": "no"}  # TRL counts them itself
+    config = getattr(trl, f"{algorithm}Config")(output_dir=str(scratch), **common, **of_trl)
+    loop.use_one_gpu(config)
+    trainer: Trainer = getattr(trl, f"{algorithm}Trainer")(
+        model=policy_from(model, context.init) if context.init else model,
+        reward_funcs=[reward.func],
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        reward_processing_classes=[reward.tokenizer],
+        callbacks=[loop.progress_callback(context.advance)],
+        peft_config=None if context.init else peft_config,
+    )
+    return trainer
+
+
+Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
+_FUNCTION = "def reward(prompts, completions, references), which returns a number for each completion"
+
+
+class TrlReward(NamedTuple):
+    """Reward as TRL takes it: a model or a function, and the tokenizer where it is a model."""
+
+    func: Any
+    tokenizer: Any = None
+
+
+def for_trl(reward: Reward, examples: Sequence[Example], machine: Machine) -> TrlReward:
+    """Return what TRL asks for rewards; a row's `index` says which of the examples it is."""
+    if reward.model is not None:
+        assert reward.source is not None
+        return TrlReward(*open_reward_model(reward.model, reward.source, machine))
+    scored = rewards_of(reward)
+
+    def by_row(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
+        return scored([examples[i] for i in index], [_text(completion) for completion in completions])
+
+    by_row.__name__ = metric_name(reward.written)
+    return TrlReward(by_row)
+
+
+def rewards_of(reward: Reward) -> Rewards:
+    """Return a function from examples and answers to rewards: of a metric, or of a file.
+
+    Raises:
+        UserError: the file has no such function, or the metric cannot be computed on the task.
+    """
+    if is_path(reward.written):
+        return _of_file(Path(reward.written))
+    assert reward.task is not None
+    return _of_metric(_metric(reward.written, reward.task))
+
+
+def reward_problems(written: str, task: Task, examples: Sequence[Example], where: str) -> Iterator[Problem]:
+    """Yield what forbids rewarding answers to these examples by a metric or a file."""
+    try:
+        scored = rewards_of(Reward(written=written, task=task))
+    except UserError as error:
+        yield from error.problems
+        return
+    right = next((e for e in examples if e.references), None)
+    if is_path(written) or right is None or scored([right], [right.references[0]])[0] is not None:
+        return
+    found = f"{written}, which needs more than the text of an answer"
+    yield Problem(where, found, "a metric of answers", "name another, such as exact_match or token_f1")
+
+
+def _metric(written: str, task: Task) -> Metric:
+    alone = task.model_copy(update={"metrics": (written,), "primary": "", "bounds": {}})
+    return load_metrics(alone)[metric_name(written)]
+
+
+def _of_metric(metric: Metric) -> Rewards:
+    def scored(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        return [_item_score(metric, Output(text), e) for e, text in zip(examples, answers, strict=True)]
+
+    return scored
+
+
+def _item_score(metric: Metric, output: Output, example: Example) -> float | None:
+    parts = metric.score(output, example)
+    return None if parts is None else metric.unit.sign * float(item_scores(metric, np.array([parts]))[0])
+
+
+def _of_file(path: Path) -> Rewards:
+    expected = f"a Python file with {_FUNCTION}"
+    spec = spec_from_file_location(f"harness_own_rewards_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(Problem(str(path), "no such file", expected, "create it, or correct the path"))
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(Problem(str(path), found, expected, "mend the file")) from error
+    function = getattr(module, "reward", None)
+    if not callable(function):
+        raise UserError(Problem(str(path), "no function 'reward'", expected, "define it"))
+
+    def scored(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        asked = {
+            "prompts": [e.prompt for e in examples],
+            "references": [list(e.references) for e in examples],
+        }
+        return _checked(function(completions=list(answers), **asked), len(answers), path)
+
+    return scored
+
+
+def _checked(found: Any, n: int, path: Path) -> list[float | None]:
+    values = list(found)
+    if len(values) != n or not all(v is None or isinstance(v, int | float) for v in values):
+        problem = Problem(str(path), f"{len(values)} rewards of {n} answers", _FUNCTION, "mend the function")
+        raise UserError(problem)
+    return [None if value is None else float(value) for value in values]
+
+
+def _text(completion: Any) -> str:
+    """Return the text of an answer as TRL gives it: a text, or a list of one turn."""
+    return str(completion if isinstance(completion, str) else completion[0]["content"]).strip()

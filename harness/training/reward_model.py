@@ -1,0 +1,134 @@
+"""Reward model: one number for an answer, higher for the chosen one of each pair than for the rejected.
+
+Invariant: only the adapter and the head are trained, and both are saved as one; accuracy is measured on pairs
+that were held out.
+
+Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; TRL's RewardTrainer.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.records import TrainingRecord
+from harness.training import heldout
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.heads import load_with_head
+from harness.training.heldout import HeldOutParams
+from harness.training.tokenized import tokenize
+from harness.training.trainer import Row
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import RewardTrainer
+
+
+class RewardParams(HeldOutParams):
+    """Parameters of a reward model's training, under TRL's own names.
+
+    `center_rewards_coefficient` pulls the mean of rewards to 0. `heldout` is the share of the pairs that is
+    set aside and measured after every epoch, and `early_stopping_patience` counts such measurements without
+    a better loss. Pairs with an answer that makes them longer than `max_length` tokens are left out and
+    counted, never cut.
+    """
+
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
+    center_rewards_coefficient: float | None = Field(None, ge=0)
+
+
+def train_reward_model(
+    context: FitContext, params: RewardParams, peft_config: "PeftConfig", save_to: Path
+) -> TrainingRecord:
+    """Train an adapter and a head of one output on the context's pairs.
+
+    The reward margin of its record is in the reward's own unit, a logit.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = loop.start_time(scratch)
+    base, tokenizer = load_with_head(context.source, context.machine, 1)
+    rows, apart, n_dropped = _rows(context, params, tokenizer)
+    with loop.enough_memory():
+        trainer = _trainer(params, peft_config, base, tokenizer, (rows, apart), context, scratch)
+    longest = max(row["length"] for row in rows + apart)
+    loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
+    earlier_s = loop.run(trainer, start)
+    model: Any = trainer.model
+    model.save_pretrained(save_to)
+    history = trainer.state.log_history
+    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    made = replace(
+        made,
+        n_pairs=len(rows),
+        reward_margin=loop.curve(history, "margin"),
+        reward_accuracy=loop.curve(history, "accuracy"),
+    )
+    return heldout.measured(made, trainer, len(apart), accuracy="accuracy", margin="margin")
+
+
+def _rows(
+    context: FitContext, params: RewardParams, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[Row], list[Row], int]:
+    """Return the tokenised pairs that fit, to train on and held out, and how many did not."""
+    answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
+    made = tokenize(context.pairs, answers, context.chat_template, tokenizer, context.source)
+    rows = [
+        {"pair": pair, "row": _row(tokens.wholes)} for pair, tokens in zip(context.pairs, made, strict=True)
+    ]
+    lengths = [row["row"]["length"] for row in rows]
+    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
+    train, apart = heldout.split([one["row"] for one in kept], [one["pair"] for one in kept], params.heldout)
+    return train, apart, n_dropped
+
+
+def _row(wholes: list[list[int]]) -> Row:
+    chosen, rejected = wholes
+    return {"chosen_ids": chosen, "rejected_ids": rejected, "length": max(len(chosen), len(rejected))}
+
+
+def _trainer(
+    params: RewardParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[Row], list[Row]],
+    context: FitContext,
+    scratch: Path,
+) -> "RewardTrainer":
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    config = RewardConfig(
+        output_dir=str(scratch),
+        remove_unused_columns=False,  # `length` is read by the sampler
+        **loop.settings(context),
+        **heldout.settings(params, bool(rows[1])),
+        **params.model_dump(include=set(RewardParams.model_fields) - set(heldout.OWN)),
+    )
+    loop.use_one_gpu(config)
+    kind = heldout.weighting_rows(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
+    made: RewardTrainer = kind(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
+        callbacks=[
+            *heldout.callbacks(params, bool(rows[1])),
+            loop.progress_callback(context.advance),
+        ],
+    )
+    return made

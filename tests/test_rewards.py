@@ -1,0 +1,197 @@
+"""Reward models tell chosen answers from rejected ones, and policies are trained on rewards of their answers."""
+
+import math
+
+import pytest
+import tiny_methods
+from tiny_methods import CPU
+
+from harness.errors import UserError
+from harness.methods import grpo, reward, rloo
+from harness.models.hub import resolve
+from harness.records import Example
+from harness.spec import Task, TaskData
+from harness.training import CHECKPOINTS, Reward
+from harness.training import reinforcement as rl
+from harness.training.heads import open_reward_model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+TASK = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=("exact_match",))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory, own_cache):
+    """Train a reward model that knows its pairs."""
+    params = reward.Params(r=4, learning_rate=0.02, num_train_epochs=8, warmup_steps=0)
+    context = tiny_methods.context(
+        tiny, tmp_path_factory.mktemp("reward"), pairs=tiny_methods.pairs(slice(0, 3))
+    )
+    return reward.fit(context, params)
+
+
+def test_a_reward_model_is_measured_on_held_out_pairs(trained):
+    figures = trained.training
+    assert trained.kind == "reward"
+    assert (figures.n_pairs, figures.n_heldout) == (14, 4)
+    assert len(figures.heldout_accuracy) == 8
+    assert all(0 <= share <= 1 for _, share in figures.heldout_accuracy)
+    assert figures.reward_accuracy[-1][1] > 0.9
+    assert figures.loss[-1][1] < math.log(2) / 2
+    assert {p.name for p in trained.folder.iterdir()} == {"reward", CHECKPOINTS}
+
+
+def scores(folder, source, texts):
+    import torch
+
+    model, tokenizer = open_reward_model(folder, source, CPU)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    with torch.no_grad():
+        return model(**batch).logits[:, 0].tolist(), tokenizer
+
+
+def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, trained):
+    """Adapter and head are both saved: a head drawn anew would be right in half of the cases."""
+    pairs = tiny_methods.pairs(slice(0, 3))
+    source = resolve(str(tiny))
+    _, tokenizer = open_reward_model(trained.folder / "reward", source, CPU)
+
+    def text(pair, answer):
+        turns = [*pair.messages, {"role": "assistant", "content": answer}]
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+
+    texts = [text(p, p.references[0]) for p in pairs] + [text(p, p.rejected) for p in pairs]
+    found, _ = scores(trained.folder / "reward", source, texts)
+    wins = [chosen > rejected for chosen, rejected in zip(found[:18], found[18:], strict=True)]
+    assert sum(wins) >= 14
+
+
+def trainer_of(module, tiny, folder, **params):
+    """Make the trainer of a method as its training makes it, on rewards by a metric."""
+    from transformers import set_seed
+
+    from harness.models.hf import load_base
+    from harness.training import LoraParams, lora_config
+
+    set_seed(0)
+    context = tiny_methods.context(tiny, folder, reward=Reward(written="token_f1", task=TASK))
+    base, tokenizer = load_base(context.source, CPU)
+    rows, _ = rl._rows(context, module.Params(), tokenizer)
+    algorithm = {rloo: "RLOO", grpo: "GRPO"}[module]
+    given = module.Params(r=2, max_completion_length=4, **params)
+    return rl._trainer(context, given, algorithm, lora_config(LoraParams(r=2)), base, tokenizer, rows, folder)
+
+
+LENGTH = '''\
+def reward(prompts, completions, references):
+    """Reward short answers."""
+    return [-float(len(text)) for text in completions]
+'''
+
+
+@pytest.mark.parametrize("module", [rloo, grpo])
+def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
+    (tmp_path / "short.py").write_text(LENGTH)
+    context = tiny_methods.context(
+        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "short.py"), task=TASK)
+    )
+    params = module.Params(
+        r=4,
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        num_train_epochs=8,
+        per_device_train_batch_size=24,
+        max_completion_length=6,
+        beta=0.001,
+    )
+    made = module.fit(context, params)
+    rewards = [value for _, value in made.training.reward]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
+    assert made.training.kl[0][1] == pytest.approx(0, abs=1e-4)
+    assert abs(made.training.kl[-1][1]) > 1e-3
+    assert made.training.n_tokens > 0
+    assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
+
+
+def test_leave_one_out_subtracts_the_mean_of_the_other_answers(tiny, tmp_path):
+    """With rewards r of a prompt's answers the advantage is r − mean of the others (Ahmadian et al., eq. 6)."""
+    trainer = trainer_of(rloo, tiny, tmp_path, num_generations=4, per_device_train_batch_size=8)
+    drawn = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
+    flat = [value for group in drawn for value in group]
+    trainer.reward_funcs = [lambda completions, **_: flat]
+    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
+    found = trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+    expected = [r - (sum(group) - r) / 3 for group in drawn for r in group]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_group_relative_advantage_is_the_reward_in_units_of_its_group(tiny, tmp_path):
+    """(r − mean) / standard deviation of the group (Shao et al., eq. 3)."""
+    trainer = trainer_of(grpo, tiny, tmp_path, num_generations=4, per_device_train_batch_size=8)
+    drawn = [[1.0, 0.0, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
+    flat = [value for group in drawn for value in group]
+    trainer.reward_funcs = [lambda completions, **_: flat]
+    inputs = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
+    found = trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+    expected = []
+    for group in drawn:
+        mean = sum(group) / 4
+        deviation = math.sqrt(sum((r - mean) ** 2 for r in group) / 3)
+        expected += [(r - mean) / deviation for r in group]
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, trained):
+    source = resolve(str(tiny))
+    by_model = Reward(model=trained.folder / "reward", source=source)
+    context = tiny_methods.context(tiny, tmp_path, reward=by_model)
+    made = rloo.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
+    assert len(made.training.reward) == 2
+    assert all(math.isfinite(value) for _, value in made.training.reward)
+
+
+def example(reference):
+    return Example("1", ({"role": "user", "content": "Where?"},), (reference,), ("late", "money"))
+
+
+def test_a_metric_rewards_each_answer_and_one_that_is_better_when_low_with_its_sign_turned():
+    right, wrong = rl.rewards_of(Reward(written="exact_match", task=TASK))(
+        [example("late")] * 2, ["late", "money"]
+    )
+    assert (right, wrong) == (1.0, 0.0)
+    refused = rl.rewards_of(Reward(written="refusal", task=TASK))(
+        [example("late")], ["I cannot help with that."]
+    )
+    from harness.metrics import load_metrics
+
+    sign = load_metrics(TASK.model_copy(update={"metrics": ("refusal",)}))["refusal"].unit.sign
+    assert refused == [sign * 1.0]
+
+
+@pytest.mark.parametrize(
+    ("written", "content", "said"),
+    [
+        ("bits_per_byte", None, "needs more than the text of an answer"),
+        ("mine.py", "x = 1", "no function 'reward'"),
+        ("mine.py", "1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_reward_that_cannot_be_given_is_refused_before_anything_runs(tmp_path, written, content, said):
+    if content is not None:
+        (tmp_path / written).write_text(content)
+        written = str(tmp_path / written)
+    (problem,) = rl.reward_problems(written, TASK, [example("late")], "candidate a: reward")
+    assert said in problem.found
+
+
+def test_a_file_that_returns_too_few_rewards_says_so(tmp_path):
+    (tmp_path / "few.py").write_text("def reward(prompts, completions, references):\n    return [1.0]\n")
+    scored = rl.rewards_of(Reward(written=str(tmp_path / "few.py"), task=TASK))
+    with pytest.raises(UserError, match="1 rewards of 2 answers"):
+        scored([example("late")] * 2, ["late", "money"])
+
+
+def test_answers_of_a_step_are_whole_groups():
+    with pytest.raises(ValueError, match="no whole groups of num_generations: 3"):
+        rloo.Params(num_generations=3)
