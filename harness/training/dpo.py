@@ -144,7 +144,7 @@ def _rows(
     pairs = context.pairs
     answers = [(pair.references[0], pair.rejected) for pair in pairs]
     made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
-    rows = [{"pair": pair, "row": _row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
+    rows: list[Row] = [{"pair": pair, "row": _row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
     lengths = [row["row"]["length"] for row in rows]
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
     train, apart = heldout.split([row["row"] for row in kept], [row["pair"] for row in kept], params.heldout)
@@ -187,7 +187,7 @@ def _trainer(
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
         honours_masks = Executor(model, 1).engine == "packed"
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if honours_masks else logprobs_by_row)
-    return heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)(
+    trainer: DPOTrainer = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)(
         model=policy_from(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,
@@ -199,6 +199,7 @@ def _trainer(
             loop.progress_callback(context.advance),
         ],
     )
+    return trainer
 
 
 def policy_from(model: "PreTrainedModel", init: Path) -> Any:

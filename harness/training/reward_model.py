@@ -84,7 +84,7 @@ def _rows(
     """Return the tokenised pairs that fit, to train on and held out, and how many did not."""
     answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
     made = tokenize(context.pairs, answers, context.chat_template, tokenizer, context.source)
-    rows = [
+    rows: list[Row] = [
         {"pair": pair, "row": _row(tokens.wholes)} for pair, tokens in zip(context.pairs, made, strict=True)
     ]
     lengths = [row["row"]["length"] for row in rows]
