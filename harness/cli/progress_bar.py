@@ -138,7 +138,8 @@ class TerminalProgress:
 
     def _print(self, line: str) -> None:
         self._last_line = self._clock()
-        self._console.print(escape(line))
+        # A line of a log is one line, however long: nobody knows how wide it will be read.
+        self._console.print(escape(line), soft_wrap=not self._console.is_terminal)
 
     def _left_after(self, stage: _Stage) -> float:
         """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""

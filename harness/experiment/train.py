@@ -198,11 +198,12 @@ def fit(
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     own_process = method.trains and session.experiment.training.process == "own"
     expected_s = session.seconds(fit_work(session, source, seed), candidate.trained_base)
+    what = f"training {candidate.source_name}, seed {seed}"
     try:
         if not (part / FIT).exists():  # it is written when all else is there
             with (
                 clear_errors(session.store, str(part), AGAIN),
-                session.progress.stage(f"training {source.method}, seed {seed}", expected_s) as advance,
+                session.progress.stage(what, expected_s) as advance,
             ):
                 _write_job(session, candidate, seed, part, init, mixed, reward)
                 (launch if own_process else run_job)(part, advance)
