@@ -5,7 +5,7 @@ imported, so listing them costs no import.
 """
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,7 +20,14 @@ from harness.records import checksum
 from harness.spec import Recipe, Spec
 
 LANGUAGE_MODELS = ("base", "adapter", "model", "endpoint")  # kinds of weights that generate text
-HOOKS = ("mix", "prepare")  # what a regulariser may do to a training
+HOOKS = (
+    "mix",
+    "prepare",
+    "penalty",
+    "step",
+    "select",
+    "arguments",
+)  # what a regulariser may do to a training
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
 _ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
@@ -166,6 +173,12 @@ def takes(method: Method, regularizer: str) -> bool:
     """Tell whether a method's training calls every hook that a regulariser has."""
     plugin = load("regularizers", regularizer)
     return {hook for hook in HOOKS if hasattr(plugin, hook)} <= set(method.hooks)
+
+
+def refuses(regularizer: str, params: Mapping[str, Any]) -> str:
+    """Say what of a method's parameters a regulariser does not take; empty where it takes all."""
+    found: str = getattr(load("regularizers", regularizer), "problem", lambda _: "")(params)
+    return found
 
 
 def _metric_from_file(path: Path, where: str) -> ModuleType:

@@ -98,7 +98,7 @@ def test_a_private_file_is_no_plugin():
 def test_a_regularizer_has_a_hook_and_a_method_that_calls_it(name):
     plugin = plugins.load("regularizers", name)
     assert any(hasattr(plugin, hook) for hook in plugins.HOOKS)
-    assert hasattr(plugin, "mix") == hasattr(plugin, "sample")
+    assert hasattr(plugin, "sample") or not hasattr(plugin, "mix")
     assert any(plugins.takes(plugins.method(method), name) for method in plugins.names("methods"))
 
 

@@ -75,6 +75,18 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: lora, regularize: {freeze: {first: 1}}}", "freeze with the method lora"),
         ("{method: lora, regularize: {freeze: {first: 1}}}", "one of the methods full"),
         ("{method: dpo, regularize: {replay: {share: 0.1}}}", "one of the methods full, lora, peft, qlora"),
+        ("{method: base, regularize: {l2_sp: {strength: 1.0}}}", "base, which makes no gradient steps"),
+        ("{method: classifier, regularize: {l2_sp: {strength: 1.0}}}", "which makes no gradient steps"),
+        ("{method: lora, regularize: {l2_sp: {strength: 0}}}", "strength: 0"),
+        ("{method: lora, regularize: {l2_sp: {}}}", "strength"),
+        (
+            "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
+            "l2_sp with use_dora",
+        ),
+        (
+            "{method: peft, params: {peft_type: IA3}, regularize: {l2_sp: {strength: 1.0}}}",
+            "l2_sp with an adapter of the family IA3",
+        ),
         ("{method: full, params: {freeze: {first: 1}}}", "write regularize: {freeze: …} beside params"),
         ("{method: lora, replay: 0.1, regularize: {replay: {share: 0.2}}}", "replay twice"),
         ("{weights_of: prompt, replay: 0.1}", "sweep and regularize"),

@@ -116,7 +116,7 @@ def _roles(tree: Tree) -> Iterator[Problem]:
 def _rescue(tree: Tree) -> Iterator[Problem]:
     policy = salvage(RescuePolicy, tree.data.get("rescue", {}))
     if policy is not None:
-        yield from _replay_file(policy.replay, tree.where(("rescue", "replay")))
+        yield from _general_file(policy.replay, tree.where(("rescue", "replay")))
 
 
 def _check_nightly(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:
@@ -369,22 +369,26 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
 
 
 def _check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Refuse regularisers that the method does not take, and a file of rows that is not there."""
+    """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
     known = plugins.names("regularizers")
     for name, params in recipe.regularize.items():
         where = tree.where((*keys, "regularize", name))
         if name in known and not plugins.takes(method, name):
             able = [m for m in plugins.names("methods") if plugins.takes(plugins.method(m), name)]
-            found = f"{name} with the method {recipe.method}, whose training does not take it"
+            why = "whose training does not take it" if method.trains else "which makes no gradient steps"
+            found = f"{name} with the method {recipe.method}, {why}"
             yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
+        elif name in known and (found := plugins.refuses(name, recipe.params)):
+            expected = "an adapter whose matrices are added to the base's"
+            yield Problem(where, f"{name} with {found}", expected, f"remove {name}, or take kl")
         if isinstance(path := params.get("data"), str):
-            yield from _replay_file(path, where)
+            yield from _general_file(path, where)
 
 
-def _replay_file(path: str | None, where: str) -> Iterator[Problem]:
-    """Refuse a file of rows to replay that is not there."""
+def _general_file(path: str | None, where: str) -> Iterator[Problem]:
+    """Refuse a file of general rows that is not there."""
     if path is not None and not path.startswith(HUB) and not Path(path).is_file():
-        yield missing_file(Path(path), where, "rows to replay, each with a prompt and its answer")
+        yield missing_file(Path(path), where, "general rows, each with a prompt and its answer")
 
 
 def _candidate(source: str, name: str, members: Mapping[str, Member]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from harness.errors import Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.session import Session
-from harness.regularizers import MixContext, mixtures
+from harness.regularizers import MixContext, mixtures, work_factor
 from harness.spec import Recipe
 
 
@@ -21,7 +21,7 @@ def mix_context(session: Session, seed: int) -> MixContext:
 
 
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
-    """List what is wrong with the rows that a recipe mixes into training."""
+    """List what is wrong with the general rows of a recipe's regularisers."""
     try:
         mixtures(recipe.regularize, mix_context(session, session.experiment.seeds[0]))
     except UserError as error:
@@ -29,11 +29,17 @@ def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Proble
     return ()
 
 
-def mixing_work(session: Session, source: Recipe, seed: int, plain: costs.Work) -> costs.Work:
-    """Estimate what mixed rows add to a training, and what the base's answers to prompts take."""
-    context, total = mix_context(session, seed), costs.Work()
-    for mixture in mixtures(source.regularize, context).values():
-        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, context.n_train)))
+def regularization_work(
+    session: Session, source: Recipe, seed: int, plain: costs.Work, n_rows: tuple[int, int]
+) -> costs.Work:
+    """Estimate what regularisers add to a training of so many rows, in all and in a step.
+
+    That is rows beside the training rows or read by penalties, further passes, and the base's answers.
+    """
+    of_all, of_a_step = n_rows
+    total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, of_a_step) - 1)))
+    for mixture in mixtures(source.regularize, mix_context(session, seed)).values():
+        total += costs.Work(trained=round(plain.trained * mixture.n / max(1, of_all)))
         if mixture.max_new_tokens:
             total += costs.reading(mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens)
     return total

@@ -5,7 +5,7 @@ complete; whatever weights start from or are selected among is made first.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.evaluation.candidates import (
     read_weights,
     refuse_damaged,
 )
-from harness.evaluation.regularization import mix_context, mixing_work
+from harness.evaluation.regularization import mix_context, regularization_work
 from harness.evaluation.row_sets import (
     is_there,
     prompting_digest,
@@ -39,7 +39,7 @@ from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
 from harness.records import Curve, Example, SampleResult, Trial, checksum, digest, without_defaults
-from harness.regularizers import Mixture, mixed_rows, regularizers_digest
+from harness.regularizers import Mixture, general_rows, mixed_rows, regularizers_digest
 from harness.spec import Recipe, Task, TaskData, is_path
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
@@ -79,10 +79,11 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     folder = folder_of(session, candidate, seed, init, reward)
     found = read_weights(candidate, folder)
     if found is None and make:
+        general = _general(session, candidate, seed)
         mixed = _mixed(session, candidate, seed)
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
             session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, candidate, seed, folder, init, mixed, reward)
+        fit(session, candidate, seed, folder, init, mixed, reward, general)
         found = read_weights(candidate, folder)
     known = [weights for weights in (init, reward) if weights]
     if found is None or not known:
@@ -107,6 +108,12 @@ def _mixed(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequenc
     """Return the rows that a candidate's regularisers mix into training."""
     evaluate = partial(_base_answers, session, candidate.base)
     return mixed_rows(candidate.source.regularize, mix_context(session, seed), evaluate)
+
+
+def _general(session: Session, candidate: ResolvedCandidate, seed: int) -> dict[str, tuple[Example, ...]]:
+    """Return the general rows that the penalties of a candidate's regularisers read."""
+    evaluate = partial(_base_answers, session, candidate.base)
+    return general_rows(candidate.source.regularize, mix_context(session, seed), evaluate)
 
 
 def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[SampleResult]:
@@ -184,11 +191,13 @@ def fit(
     init: Weights | None,
     mixed: Sequence[Example] = (),
     reward: Weights | None = None,
+    general: Mapping[str, Sequence[Example]] | None = None,
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
-    `mixed` rows stand beside the training rows, asked as they are. Whatever ends a training, the next
-    call goes on from its checkpoints; they are deleted when the weights are complete.
+    `mixed` rows stand beside the training rows, asked as they are; penalties read `general` ones.
+    Whatever ends a training, the next call goes on from its checkpoints; they are deleted when the weights
+    are complete.
 
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
@@ -205,7 +214,7 @@ def fit(
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(what, expected_s) as advance,
             ):
-                _write_job(session, candidate, seed, part, init, mixed, reward)
+                _write_job(session, candidate, seed, part, init, mixed, reward, general)
                 (launch if own_process else run_job)(part, advance)
     except Diverged as error:
         remove_folder(part)
@@ -226,6 +235,7 @@ def _write_job(
     init: Weights | None,
     mixed: Sequence[Example],
     reward: Weights | None,
+    general: Mapping[str, Sequence[Example]] | None,
 ) -> None:
     source, step, items = (
         candidate.source,
@@ -254,6 +264,7 @@ def _write_job(
         train=(*map(step, items.train), *mixed),
         validation=map(step, items.validation),
         pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
+        general=general,
     )
 
 
@@ -280,9 +291,12 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     epochs = method.params(**source.params).num_train_epochs
     items, step = session.target.items, prompting_step(session, source, seed)
     if method.draws_from == "pairs":
-        return costs.preference(list(map(step, items.pairs)), epochs)
-    once = costs.training(list(map(step, items.train)), epochs)
-    return once + mixing_work(session, source, seed, once)
+        plain, n_rows = costs.preference(list(map(step, items.pairs)), epochs), len(items.pairs)
+    else:
+        plain, n_rows = costs.training(list(map(step, items.train)), epochs), len(items.train)
+    params = method.params(**source.params)
+    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    return plain + regularization_work(session, source, seed, plain, (n_rows, step_rows))
 
 
 def _swept(session: Session, candidate: ResolvedCandidate, seed: int, *, make: bool) -> Weights | None:

@@ -40,6 +40,7 @@ METHOD = Method(
     draws_from="pairs",
     seeded=True,
     init_from="adapter",
+    hooks=("penalty", "step"),
     loops=("training", "tokens", "heldout", "dpo"),
     shape_params=tuple(LoraParams.model_fields),
     adapter_parameters=adapter_parameters,

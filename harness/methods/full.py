@@ -31,7 +31,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
-    hooks=("mix", "prepare"),
+    hooks=("mix", "prepare", "penalty", "step", "select", "arguments"),
     loops=("training", "tokens", "sft"),
     # A tenth of the rates of low-rank adapters, but that a very small model needs as much as they do.
     proposal=lambda situation: {

@@ -1,52 +1,63 @@
-"""Regularisers of training, one a file: rows mixed into training, layers that stay as they are.
+"""Regularisers of training, one a file: rows mixed in, penalties on the loss, choices of what is trained.
 
-Invariant: a regulariser exports `Params` and one or more hooks: `sample` and `mix` give rows that stand
-beside the training rows, `prepare` changes the loaded model before training. A method takes it only where
-its own `hooks` name them all, because its training then calls them.
+Invariant: a regulariser exports `Params` and one or more hooks of `plugins.HOOKS`, and a method takes it only
+where its own `hooks` name them all, because its training then calls them:
+
+- `mix(mixture, evaluate)` gives rows that stand beside the training rows, made of what `sample` gave;
+- `prepare(model, params)` changes the loaded model before training;
+- `penalty(start, params)` returns a function of the step, whose terms are added to the loss of that step;
+- `step(model, backward, params)` makes the gradients of a step, by one or more calls of `backward`;
+- `select(names, progress, params, seed)` names the parameters that are trained at that share of all steps;
+- `arguments(params)` returns arguments of TRL's and transformers' own.
+
+`sample(context, params)` without `mix` gives the general rows that a penalty reads in `start`. `cost(params,
+n_rows)` says how many times the work of a plain training it takes whose steps have so many rows, and
+`problem(params)` what forbids it beside a method's parameters.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import plugins
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest, without_defaults
+from harness.regularizers._general import MixContext, Mixture, answered, general_mixture
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MixContext", "Mixture", "answered", "general_mixture"]
 
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
-EvaluateBase = Callable[[str, "Mixture"], Iterable[SampleResult]]
+EvaluateBase = Callable[[str, Mixture], Iterable[SampleResult]]
+Penalty = Callable[[int], Iterable["torch.Tensor"]]  # terms of the loss, by step
+GENERAL = "general"  # rows of whoever reads them, so that their answers are shared
 
 
-class Mixture(NamedTuple):
-    """Rows to mix into training: `n` of them, taken from `rows`.
+class GeneralRow(NamedTuple):
+    """Token ids of a general prompt with its answer, which begins at `start`."""
 
-    Where `max_new_tokens` is not 0 the rows are prompts, and the base's answers of so many tokens are
-    what is trained on.
-    """
-
-    n: int
-    rows: tuple[Example, ...]
-    max_new_tokens: int = 0
+    ids: list[int]
+    start: int
 
 
-@dataclass(frozen=True, slots=True)
-class MixContext:
-    """The number of training rows, the seed, and by task the items that are evaluated and never mixed in."""
+class Start(NamedTuple):
+    """A training before its first step: the model, the seed, and a regulariser's general rows."""
 
-    n_train: int
+    model: Any
     seed: int
-    evaluated: Mapping[str, tuple[Example, ...]]
+    rows: tuple[GeneralRow, ...] = ()
 
 
 def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
-    """Sample what each regulariser mixes into training, by its name.
+    """Sample the general rows of each regulariser that has some, by its name.
 
     Raises:
         UserError: rows cannot be read, or one of them is evaluated.
     """
-    return {name: p.sample(context, params) for name, p, params in _load(regularize) if hasattr(p, "mix")}
+    return {name: plugin.sample(context, params) for name, plugin, params in _with("sample", regularize)}
 
 
 def mixed_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
@@ -56,9 +67,25 @@ def mixed_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBa
         CandidateFailed: the base answered none of a regulariser's prompts.
     """
     mixed: tuple[Example, ...] = ()
-    for name, mixture in mixtures(regularize, context).items():
-        mixed += plugins.load("regularizers", name).mix(mixture, partial(evaluate, name, mixture))
+    for name, plugin, params in _with("mix", regularize):
+        mixture = plugin.sample(context, params)
+        mixed += plugin.mix(mixture, partial(evaluate, name, mixture))
     return mixed
+
+
+def general_rows(
+    regularize: Regularize, context: MixContext, evaluate: EvaluateBase
+) -> dict[str, tuple[Example, ...]]:
+    """Return the rows that penalties read, by regulariser; `evaluate` gives the base's answers to prompts.
+
+    Raises:
+        CandidateFailed: the base answered none of a regulariser's prompts.
+    """
+    return {
+        name: answered(name, mixture, partial(evaluate, GENERAL, mixture))
+        for name, mixture in mixtures(regularize, context).items()
+        if not hasattr(plugins.load("regularizers", name), "mix")
+    }
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
@@ -67,9 +94,61 @@ def prepare(regularize: Regularize, model: Any) -> None:
     Raises:
         CandidateFailed: the model has no such part.
     """
-    for _, plugin, params in _load(regularize):
-        if hasattr(plugin, "prepare"):
-            plugin.prepare(model, params)
+    for _, plugin, params in _with("prepare", regularize):
+        plugin.prepare(model, params)
+
+
+def arguments(regularize: Regularize) -> dict[str, Any]:
+    """Return the arguments of TRL's and transformers' own that regularisers set."""
+    return {
+        k: v
+        for _, plugin, params in _with("arguments", regularize)
+        for k, v in plugin.arguments(params).items()
+    }
+
+
+def changes_steps(regularize: Regularize) -> bool:
+    """Tell whether a training needs other steps than its trainer's own."""
+    return any(_with(hook, regularize) for hook in ("penalty", "step", "select"))
+
+
+def penalties(
+    regularize: Regularize, model: Any, seed: int, rows: Mapping[str, tuple[GeneralRow, ...]]
+) -> list[Penalty]:
+    """Return the penalties on the loss, as they begin at this model.
+
+    Raises:
+        CandidateFailed: the model is none that a penalty is defined on.
+    """
+    return [
+        plugin.penalty(Start(model, seed, rows.get(name, ())), params)
+        for name, plugin, params in _with("penalty", regularize)
+    ]
+
+
+def compute_gradients(
+    regularize: Regularize, model: Any, backward: Callable[[], "torch.Tensor"]
+) -> "torch.Tensor":
+    """Leave a batch's gradients in the model and return its loss; `backward` does so for the plain one."""
+    for _, plugin, params in _with("step", regularize):
+        backward = partial(plugin.step, model, backward, params)
+    return backward()
+
+
+def trained_names(
+    regularize: Regularize, names: Sequence[str], progress: float, seed: int
+) -> Collection[str]:
+    """Return the parameters that are trained at a share of all steps, of those that are trained at all."""
+    chosen = set(names)
+    for _, plugin, params in _with("select", regularize):
+        chosen &= set(plugin.select(names, progress, params, seed))
+    return chosen
+
+
+def work_factor(regularize: Regularize, n_rows: int) -> float:
+    """Estimate the work of a training whose steps have `n_rows` rows, as a multiple of that without any."""
+    factors = [float(plugin.cost(params, n_rows)) for _, plugin, params in _with("cost", regularize)]
+    return 1.0 + sum(factor - 1.0 for factor in factors)
 
 
 def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
@@ -91,6 +170,10 @@ def regularizers_digest(regularize: Regularize, context: MixContext) -> str:
 
 def _plain(mixture: Mixture) -> list[Any]:
     return [mixture.n, mixture.max_new_tokens, [without_defaults(row) for row in mixture.rows]]
+
+
+def _with(part: str, regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
+    return [loaded for loaded in _load(regularize) if hasattr(loaded[1], part)]
 
 
 def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:

@@ -38,7 +38,7 @@ def prepare(model: Any, params: Params) -> None:
     Raises:
         CandidateFailed: more layers are to be frozen or trained than there are.
     """
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     n = params.first or params.all_but_last or 0
     if n >= len(layers):
         found = f"freeze names {n} layers, and the model has {len(layers)}"
@@ -51,8 +51,8 @@ def prepare(model: Any, params: Params) -> None:
         layers[-n:].requires_grad_(True)
 
 
-def _decoder_layers(model: Any) -> "nn.ModuleList":
-    """Return the model's longest list of modules: its layers, whatever they are called."""
+def decoder_layers(model: Any) -> "nn.ModuleList":
+    """Return the longest list of modules of a model: its layers, whatever they are called."""
     from torch import nn
 
     return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)

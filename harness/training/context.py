@@ -3,8 +3,8 @@
 Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
+from harness.regularizers import Regularize
 from harness.spec import Task
 
 _LANGUAGE_MODELS = ("base", "adapter", "model", "completions", "chat")
@@ -39,6 +40,7 @@ class FitContext:
     preference pairs, prompted like the examples. `init` is the folder of the adapter (or the model) that
     training starts from, `reward` what its answers are rewarded by; `path` is where weights made elsewhere
     lie. `prepare` changes the loaded base before it is trained, for example by freezing a part of it.
+    `regularize` are the regularisers of the training, and `general` the rows that penalties read, by name.
     """
 
     source: ModelSource
@@ -55,6 +57,8 @@ class FitContext:
     path: Path | None = None
     prepare: Callable[[Any], None] = lambda model: None
     reward: Reward | None = None
+    regularize: Regularize = field(default_factory=dict)
+    general: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
 
 
 class Weights(NamedTuple):

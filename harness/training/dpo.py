@@ -187,7 +187,8 @@ def _trainer(
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
         honours_masks = Executor(model, 1).engine == "packed"
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if honours_masks else logprobs_by_row)
-    trainer: DPOTrainer = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)(
+    kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
+    trainer: DPOTrainer = loop.with_regularizers(kind, context, tokenizer, params.max_length)(
         model=policy_from(model, context.init) if context.init else model,
         args=config,
         processing_class=tokenizer,

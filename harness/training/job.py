@@ -8,7 +8,7 @@ works in a folder at a time, and what it leaves half done the next one goes on f
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from harness.training.context import CHECKPOINTS, FitContext, Reward
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 _INPUT = (JOB, ROWS, LOCK, LOG, CHECKPOINTS)
 _SPLITS = ("train", "validation", "pairs")
+_GENERAL = "general:"  # rows that the penalty of the regulariser of this name reads
 _WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
 
 
@@ -78,11 +79,13 @@ def write_job(
     train: Iterable[Example],
     validation: Iterable[Example],
     pairs: Iterable[Example],
+    general: Mapping[str, Iterable[Example]] | None = None,
 ) -> None:
     """Write a job and its rows into a folder, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    splits = zip(_SPLITS, (train, validation, pairs), strict=True)
-    lines = (canonical_json([name, without_defaults(row)]) for name, rows in splits for row in rows)
+    splits = dict(zip(_SPLITS, (train, validation, pairs), strict=True))
+    splits |= {f"{_GENERAL}{name}": rows for name, rows in (general or {}).items()}
+    lines = (canonical_json([name, without_defaults(row)]) for name, rows in splits.items() for row in rows)
     _write_whole(folder / ROWS, "".join(f"{line}\n" for line in lines))
     plain = asdict(job) | {"source": job.source._asdict(), "machine": job.machine._asdict()}
     if job.reward and job.reward.task:
@@ -91,7 +94,7 @@ def write_job(
 
 
 def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
-    """Read a job and its rows by split.
+    """Read a job and its rows by split; those of a penalty are `general:` with its name.
 
     Raises:
         UserError: there is no job in the folder, or it was written for other code.
@@ -108,7 +111,8 @@ def read_job(folder: Path) -> tuple[Job, dict[str, tuple[Example, ...]]]:
     if written != present:
         found = f"a job for code of the versions {written}"
         raise UserError(Problem(str(folder), found, f"one for {present}", "harness train"))
-    return job, {name: tuple(row for split, row in rows if split == name) for name in _SPLITS}
+    names = dict.fromkeys((*_SPLITS, *(split for split, _ in rows)))
+    return job, {name: tuple(row for split, row in rows if split == name) for name in names}
 
 
 def run_job(folder: Path, advance: Advance) -> None:
@@ -152,6 +156,8 @@ def _make(folder: Path, advance: Advance) -> None:
         job.path,
         partial(prepare, job.regularize),
         job.reward,
+        job.regularize,
+        {n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from harness import regularizers
 from harness.errors import CandidateFailed, Diverged
 from harness.models import oom
 from harness.models.hardware import Machine, proc_line
@@ -22,10 +23,12 @@ from harness.records import Curve, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints
 from harness.training.context import FitContext
+from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
     from transformers import (
         PreTrainedModel,
+        PreTrainedTokenizerBase,
         Trainer,
         TrainerCallback,
         TrainingArguments,
@@ -96,6 +99,7 @@ def settings(context: FitContext) -> dict[str, Any]:
         "save_strategy": "epoch",
         "save_steps": checkpoints.SAVED_EVERY,
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+        **regularizers.arguments(context.regularize),
     }
 
 
@@ -103,6 +107,65 @@ def use_one_gpu(args: "TrainingArguments") -> None:
     """Train on one GPU where several are visible: one process over many is what TRL refuses."""
     if args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
+
+
+def with_regularizers(
+    kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Any:
+    """Return a kind of trainer whose steps are those of the context's regularisers.
+
+    Their penalties begin when the training is called, and are added once to the gradients of a step.
+
+    Raises:
+        CandidateFailed: the general rows of one of them are all too long.
+    """
+    given = context.regularize
+    if not regularizers.changes_steps(given):
+        return kind
+    rows = _general_rows(context, tokenizer, max_length)
+
+    class RegularizedTrainer(kind):  # type: ignore[misc]
+        def train(self, *args: Any, **options: Any) -> Any:
+            self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
+            self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            return super().train(*args, **options)
+
+        def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
+            progress = self.state.global_step / self.state.max_steps
+            chosen = regularizers.trained_names(given, list(self.trained), progress, context.seed)
+            for name, parameter in self.trained.items():
+                parameter.requires_grad_(name in chosen)
+            plain = super().training_step
+
+            def backward() -> Any:
+                loss = plain(model, dict(inputs), num_items_in_batch)
+                for penalty in self.penalties if self.accelerator.sync_gradients else ():
+                    for term in penalty(self.state.global_step):
+                        self.accelerator.backward(term)
+                return loss
+
+            return regularizers.compute_gradients(given, model, backward)
+
+    return RegularizedTrainer
+
+
+def _general_rows(
+    context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> dict[str, tuple[regularizers.GeneralRow, ...]]:
+    """Return the general rows of penalties as token ids, by regulariser.
+
+    Raises:
+        CandidateFailed: those of one are all longer than `max_length` tokens.
+    """
+    found = {}
+    for name, examples in context.general.items():
+        answers = [example.references[:1] for example in examples]
+        made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+        rows: list[Row] = [{"ids": whole, "start": start} for start, (whole,) in made]
+        lengths = [len(row["ids"]) for row in rows]
+        kept, _ = rows_that_fit(rows, lengths, max_length, f"general rows of {name}")
+        found[name] = tuple(regularizers.GeneralRow(**row) for row in kept)
+    return found
 
 
 MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"

@@ -1,0 +1,83 @@
+"""Displacement of each weight matrix from where training began; of an adapter that is what it adds, ΔW.
+
+Invariant: every displacement is zero before the first step, and one function gives one tensor at a time, in
+fp32 and with its gradient.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import CandidateFailed
+
+if TYPE_CHECKING:
+    import torch
+
+# PEFT's families whose `get_delta_weight` is added to a weight matrix.
+ADDITIVE = ("ADALORA", "C3A", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA")
+_ADAPTER = "default"
+_COPIED = ".modules_to_save."
+
+
+def problem(params: Mapping[str, Any]) -> str:
+    """Say which parameters of a method make weights that are no sum; empty where none do."""
+    family = params.get("peft_type", "LORA")
+    if family not in ADDITIVE:
+        return f"an adapter of the family {family}, which is not added to weight matrices"
+    if params.get("use_dora"):
+        return "use_dora, whose magnitudes are not added to weight matrices"
+    return ""
+
+
+def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
+    """Return a displacement for each weight that is trained, by name; of an adapter, for each that it adapts.
+
+    Raises:
+        CandidateFailed: the adapter is not added to weight matrices.
+    """
+    layers = adapted_layers(model)
+    return {
+        **{name: _of_adapter(layer) for name, layer in layers.items()},
+        **{name: _of_parameter(parameter) for name, parameter in plain_parameters(model).items()},
+    }
+
+
+def adapted_layers(model: Any) -> dict[str, Any]:
+    """Return the layers that an adapter adds to, by name; none of a model without one.
+
+    Raises:
+        CandidateFailed: the adapter is not added to weight matrices.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        return {}
+    config = vars(model.peft_config[_ADAPTER])
+    family = config["peft_type"]
+    if found := problem(config | {"peft_type": getattr(family, "value", family)}):
+        raise CandidateFailed(f"no penalty on ΔW is defined for {found}", "another method, or regularize: kl")
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+def plain_parameters(model: Any) -> dict[str, Any]:
+    """Return the parameters that are trained themselves, by name; beside an adapter, copied modules'."""
+    from peft import PeftModel
+
+    with_adapter = isinstance(model, PeftModel)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (not with_adapter or _COPIED in name)
+    }
+
+
+def _of_parameter(parameter: Any) -> "Callable[[], torch.Tensor]":
+    start = parameter.detach().clone()
+    return lambda: parameter.float() - start.float()
+
+
+def _of_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
+    start = layer.get_delta_weight(_ADAPTER).detach().float()
+    if not start.any():  # an adapter that begins as nothing: no matrix is kept
+        return lambda: layer.get_delta_weight(_ADAPTER).float()
+    return lambda: layer.get_delta_weight(_ADAPTER).float() - start

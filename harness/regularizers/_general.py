@@ -1,0 +1,96 @@
+"""General rows that regularisers read: prompts with the base's own answers, or rows of a file.
+
+Invariant: what is sampled depends on the parameters, the training rows' number and the seed alone, and no
+row asks what an evaluated item asks.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness.data import fold_text, load_task, suite_contamination
+from harness.data.general_prompts import general_prompts
+from harness.errors import CandidateFailed, UserError
+from harness.records import Example, SampleResult
+from harness.spec import Task, TaskData
+
+_LONGEST = 64  # tokens of an answer
+_SPARE = 1.9  # some four in ten answers are not at their end by then, and a few are empty or refused
+_ENDS = (".", "!", "?")
+
+
+class Mixture(NamedTuple):
+    """General rows of a regulariser: `n` of them, taken from `rows`.
+
+    Where `max_new_tokens` is not 0 the rows are prompts, and the base's answers of so many tokens are
+    joined to them.
+    """
+
+    n: int
+    rows: tuple[Example, ...]
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MixContext:
+    """The number of training rows, the seed, and by task the items that are evaluated and never mixed in."""
+
+    n_train: int
+    seed: int
+    evaluated: Mapping[str, tuple[Example, ...]]
+
+
+def general_mixture(name: str, n: int, data: str | None, context: MixContext) -> Mixture:
+    """Sample `n` rows of the user's file, or more general prompts than `n`; none of them is evaluated.
+
+    Raises:
+        UserError: the file cannot be read, or one of its rows is evaluated.
+    """
+    if data is None:
+        return Mixture(n, _prompts(name, context)[: round(_SPARE * n) + 1], _LONGEST)
+    items = load_task(Task(name=name, data=TaskData(train=data)), context.seed)
+    rows = sorted((*items.train, *items.validation), key=lambda e: e.id)
+    if problems := suite_contamination(rows, context.evaluated):
+        raise UserError(problems)
+    n = min(n, len(rows))
+    return Mixture(n, tuple(random.Random(f"{context.seed}/{name}").sample(rows, n)))
+
+
+def answered(
+    name: str, mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]
+) -> tuple[Example, ...]:
+    """Return rows of a file as they are; join prompts with the base's answers, whole ones first.
+
+    Where whole ones are too few, cut ones follow, each up to its last sentence.
+
+    Raises:
+        CandidateFailed: no answer of the base is whole.
+    """
+    if not mixture.max_new_tokens:
+        return mixture.rows
+    answers = {row.example_id: row for row in evaluate()}
+    whole, cut = (
+        [(e, _text(row)) for e in mixture.rows if (row := answers.get(e.id)) and row.status == status]
+        for status in ("ok", "truncated")
+    )
+    known = [(e, text) for e, text in (*whole, *cut) if text]
+    if not known:
+        reason = f"the base gave no whole answer to any of {len(mixture.rows)} general prompts"
+        raise CandidateFailed(reason, f"data: rows-of-yours.jsonl under regularize: {name}")
+    return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in known[: mixture.n])
+
+
+def _prompts(name: str, context: MixContext) -> tuple[Example, ...]:
+    prompts = [
+        Example(f"{name}-{number}", ({"role": "user", "content": text},), cluster=f"{name}-{number}")
+        for number, text in enumerate(general_prompts())
+    ]
+    taken = {fold_text(e.prompt) for examples in context.evaluated.values() for e in examples}
+    return tuple(e for e in prompts if fold_text(e.prompt) not in taken)
+
+
+def _text(row: SampleResult) -> str:
+    """Return an answer, what was cut up to its last sentence."""
+    text = row.text.strip()
+    return text if row.status == "ok" else text[: 1 + max(text.rfind(end) for end in _ENDS)]

@@ -1,0 +1,44 @@
+"""Squared distance from the starting point as a penalty on the loss, strength / 2 · ‖W − W₀‖².
+
+Invariant: penalty and gradient are zero at the start. On an adapter the distance is that of ΔW = BA, not of A
+and B, so adapters that make the same weights are penalised alike.
+
+Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; its second term is of new weights, here none.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.regularizers import Penalty, Start, _displacement
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Params(Spec):
+    """`strength` of the pull back to the start; `weight_decay` of a method pulls to zero beside it."""
+
+    strength: float = Field(gt=0, allow_inf_nan=False)
+
+
+def problem(params: Mapping[str, Any]) -> str:
+    """Say which parameters of a method make weights that are no sum; empty where none do."""
+    return _displacement.problem(params)
+
+
+def penalty(start: Start, params: Params) -> Penalty:
+    """Return the penalty, one term for each weight.
+
+    Raises:
+        CandidateFailed: the adapter is not added to weight matrices.
+    """
+    moved = _displacement.displacements(start.model)
+
+    def terms(step: int) -> "Iterator[torch.Tensor]":
+        for displacement in moved.values():
+            yield params.strength / 2 * displacement().square().sum()
+
+    return terms
