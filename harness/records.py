@@ -484,6 +484,21 @@ class Run:
         return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingRecord:
+    """Sampled items of a run of `--sequential`, and the interim analysis at which it was judged.
+
+    `analysis` is `interim analysis 1 of 3`, `alpha` its one-sided level. By task that was drawn from,
+    `weights` holds the inclusion weight of each sampled item by its id, `versions` the version of the whole
+    task's rows.
+    """
+
+    analysis: str
+    alpha: float
+    weights: dict[str, dict[str, float]]
+    versions: dict[str, str]
+
+
 def run_record(stored: Mapping[str, Any]) -> Run:
     """Read the plain form of a run.
 

@@ -8,7 +8,7 @@ import tiny_experiment
 from fake_facts import tuned
 from typer.testing import CliRunner
 
-from harness import config, release, store
+from harness import config, release, rescue, store
 from harness.cli import app
 from harness.decision.results import Standing
 from harness.errors import IncompatibleRuns, UserError
@@ -121,17 +121,123 @@ def test_a_rescue_on_a_part_of_the_items_is_refused(asked):
     assert "--all-items" in str(shown.exception)
 
 
-def test_a_stored_run_is_not_judged_without_its_weights(asked):
-    run_id = next(f.run_id for f in asked[1].facts if f.name == "lora")
-    with pytest.raises(IncompatibleRuns, match="--all-items"):
-        release.gate_stored(asked[0] / "harness.yaml", run_id)
+def copied(folder, to):
+    """Copy a finished experiment; returns its file."""
+    return shutil.copytree(folder, to / "copy") / "harness.yaml"
 
 
-def test_no_reason_makes_a_run_on_a_part_of_the_items_a_champion(asked):
-    run_id = next(f.run_id for f in asked[1].facts if f.name == "lora")
-    with pytest.raises(IncompatibleRuns, match=r"expected whole tasks; next: harness compare --all-items"):
-        release.promote_named(asked[0] / "harness.yaml", run_id, despite="we need one today")
-    assert not (asked[0] / "baselines").exists()
+def said_of(judged):
+    """Return what has to be the same of a verdict: outcome, sentence, rules with numbers, macro with interval."""
+    v = judged.verdict
+    return v.outcome, v.sentence, v.rules, v.macro, v.lost, v.gained
+
+
+@pytest.mark.parametrize("by", ["lora", "run id"])
+def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(asked, by):
+    reported = next(f for f in asked[1].facts if f.name == "lora")
+    (judged,) = release.gate(asked[0] / "harness.yaml", "lora" if by == "lora" else reported.run_id)
+    assert said_of(judged) == said_of(reported)
+    c = next(t.comparison for t in judged.tasks if t.task.name == "sums")
+    assert c == of_sums(asked[1])
+    (note,) = [note for note in judged.notes if "interim analysis" in note]
+    assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
+
+
+def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
+    folder, found = settled_early
+    for reported in (f for f in found.facts if f.name in ("broken", "gentle")):
+        (judged,) = release.gate(folder / "harness.yaml", reported.name)
+        assert said_of(judged) == said_of(reported)
+    at, runs = runs_of(folder)
+    first, last = (store.read_sampling(at, runs[name].run_id) for name in ("broken", "gentle"))
+    assert (first.analysis, last.analysis) == ("interim analysis 1 of 3", "interim analysis 3 of 3")
+    assert len(first.weights["sums"]) < len(last.weights["sums"])
+    assert first.alpha != last.alpha
+    assert max(first.alpha, last.alpha) < 0.05
+
+
+def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it(asked, tmp_path):
+    path = copied(asked[0], tmp_path)
+    at, runs = runs_of(path.parent)
+    at.run_file(runs["lora"].run_id).with_name("sampling.json").unlink()
+    with pytest.raises(IncompatibleRuns, match=r"no record of how its items were sampled.*--sequential"):
+        release.gate(path, "lora")
+    tiny_experiment.run(path, fewer_items=True)
+    assert release.gate(path, "lora")
+
+
+def test_items_that_changed_since_they_were_sampled_are_refused(asked, tmp_path):
+    path = copied(asked[0], tmp_path)
+    file = path.parent / "suites" / "general" / "sums.jsonl"
+    file.write_text(file.read_text().replace('"9 and 2 make"', '"9 and 2 give"'))
+    with pytest.raises(IncompatibleRuns, match=r"sums/test \(task_version"):
+        release.gate(path, "lora")
+
+
+def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(asked, own_cache, tmp_path):
+    path = copied(asked[0], tmp_path)
+    at, runs = runs_of(path.parent)
+    _, champion = release.promote_named(path, runs["prompt"].run_id)
+    assert (champion.candidate, champion.experiment, champion.verdict) == ("prompt", "tiny", "pass")
+    assert len(store.read_rows(at, champion.rows["sums/test"])) == N
+    assert champion.scores["sums accuracy"][3] == N
+
+
+def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_not(asked, own_cache, tmp_path):
+    path = copied(asked[0], tmp_path)
+    at, runs = runs_of(path.parent)
+    release.promote_named(path, "prompt")
+    run_id, reported = runs["lora"].run_id, next(f for f in asked[1].facts if f.name == "lora")
+    (judged,) = release.gate(path, run_id)
+    assert judged.baseline.startswith("the champion prompt (tiny-prompt")
+    assert judged.verdict.macro == reported.verdict.macro  # the champion's weights are the base's
+    shutil.rmtree(at.rows(runs["prompt"].rows["sums/test"]))
+    with pytest.raises(
+        IncompatibleRuns, match=r"whole task of the champion.*harness promote tiny-fewer-lora"
+    ):
+        release.gate(path, run_id)
+
+
+def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settled_early, own_cache, tmp_path):
+    path = copied(settled_early[0], tmp_path)
+    at = store.Store(path.parent / "runs")
+    with pytest.raises(UserError, match="no pass against the base"):
+        release.promote_named(path, "broken")
+    assert not any(run.experiment == "tiny" for run in store.list_runs(at))  # refused before it computed
+    _, champion = release.promote_named(path, "broken", despite="a test")
+    assert (champion.experiment, champion.verdict) == ("tiny", "fail")
+    assert len(store.read_rows(at, champion.rows["sums/test"])) == N
+    with pytest.raises(IncompatibleRuns, match=r"to \d+ of the 800 sampled items"):
+        release.gate(path, "gentle")  # which was asked more of them than the champion
+
+
+def test_weights_that_are_gone_are_not_trained_anew_to_promote_them(asked, own_cache, tmp_path):
+    path = copied(asked[0], tmp_path)
+    _, runs = runs_of(path.parent)
+    shutil.rmtree(path.parent / "runs" / "weights")
+    with pytest.raises(IncompatibleRuns, match="found no weights"):
+        release.promote_named(path, runs["lora"].run_id, despite="a test")
+
+
+def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cache, tmp_path):
+    path = copied(settled_early[0], tmp_path)
+    loaded = config.load(path)
+    at, runs = runs_of(path.parent)
+    session = prepare_session(loaded, Scope(), Silent())
+    with pytest.raises(UserError, match=r"rescue tiny-broken-s0-\w+|rescue broken"):  # it gains nothing
+        rescue.prepare(session, loaded.selected, runs["broken"].run_id)
+    whole = {run.candidate: run for run in store.list_runs(at, "tiny")}
+    assert whole.keys() == {"prompt", "broken"}
+    assert len(store.read_rows(at, whole["broken"].rows["sums/test"])) == N
+    assert whole["broken"].weights_digest == runs["broken"].weights_digest
+
+
+def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):
+    path = copied(settled_early[0], tmp_path)
+    loaded = config.load(path)
+    session = prepare_session(loaded, Scope(dry_run=True), Silent())
+    with pytest.raises(UserError, match="have not answered whole tasks yet"):
+        rescue.prepare(session, loaded.selected, "broken")
 
 
 def test_drawn_scores_of_two_runs_are_left_to_their_report(asked):

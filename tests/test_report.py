@@ -276,10 +276,11 @@ def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():
     assert commands(report(smoke=True, typed=typed)) == ["harness compare --candidates lora,knn -c a.yaml"]
 
 
-def test_only_where_items_were_drawn_are_all_of_them_asked_next():
-    said = "fewer items: no task is large enough to draw from, so all items were asked"
-    assert commands(report(notes=(said,))) == ["harness promote lora"]
-    assert commands(report(sampled=True)) == ["harness compare --all-items"]
+def test_where_items_were_drawn_promoting_says_that_the_others_are_answered_first():
+    (step,) = experiment_document(report(sampled=True)).first.next_steps
+    assert step.line == "harness promote lora"
+    assert "once it has answered the items that were not sampled" in step.purpose
+    assert commands(report(decision=None, sampled=True)) == ["harness compare --sequential"]
 
 
 def test_power_is_said_in_one_line_for_all_fine_tunes():

@@ -1,6 +1,6 @@
 """Commands that judge stored runs: report, decide, gate, promote, regressions.
 
-Invariant: only `regressions confirm` loads a model.
+Invariant: only `regressions confirm` loads a model, and `promote` of a run of sampled items.
 """
 
 import os
@@ -139,12 +139,14 @@ def promote(
 ) -> None:
     """Make a run that the gate passes the champion, which gates compare with from then on."""
     from harness import release
+    from harness.cli.progress_bar import TerminalProgress
     from harness.formatting import RATE
 
     if force != bool(reason):
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")
         raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
-    path, champion = release.promote_named(config, run, overrides or [], despite=reason)
+    progress = TerminalProgress()
+    path, champion = release.promote_named(config, run, overrides or [], despite=reason, progress=progress)
     say(f"wrote {path}")
     if champion.verdict != "pass":
         say(f"forced: {champion.sentence}")

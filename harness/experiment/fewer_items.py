@@ -1,7 +1,8 @@
 """Fewer items: the base's stored rows choose which items of large tasks are asked, in interim analyses.
 
 Invariant: base and candidates answer the same items in the same layout; the first analysis that settles
-the gate's rules on the capability suite is the last one, at an alpha that pays for the earlier ones.
+the gate's rules on the capability suite is the last one, at an alpha that pays for the earlier ones. Beside
+a run stands which items it was judged on, so that the gate judges it so again without the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,33 +12,44 @@ from typing import NamedTuple
 
 from harness import store
 from harness.decision import passes_alone
+from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
+from harness.evaluation.row_sets import rows_version
 from harness.evaluation.sampling import Plan, Pool
 from harness.evaluation.session import Measured, Session
 from harness.experiment.analysis import report_of
+from harness.experiment.prepare import measured_bases
+from harness.experiment.run_candidate import base_arm, make_run
 from harness.experiment.stored_rows import Reader
+from harness.experiment.train import stored_weights
 from harness.formatting import count
 from harness.gating import Verdict
 from harness.gating.verdict import is_relative, margin_share
 from harness.progress import Prefixed
-from harness.records import BLOCK, Run, SampleResult, digest
+from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
 from harness.report import ExperimentReport
-from harness.spec import Experiment
+from harness.spec import Experiment, Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
 _SETTLED_BY_ITEMS = ("macro", "each", "critical", "validity")
 
 
 class InterimAnalysis(NamedTuple):
-    """One interim analysis: the suites with their sampled items, its one-sided alpha, and its description.
+    """One interim analysis: the suites with their sampled items, its description, and its record."""
 
-    `name` is `interim analysis 1 of 3`.
-    """
-
-    name: str
     suites: tuple[Measured, ...]
-    alpha: float
     said: str
+    sampling: SamplingRecord
+
+    @property
+    def name(self) -> str:
+        """Its name, `interim analysis 1 of 3`."""
+        return self.sampling.analysis
+
+    @property
+    def alpha(self) -> float:
+        """Its one-sided level."""
+        return self.sampling.alpha
 
 
 def run_interim_analyses(
@@ -46,7 +58,8 @@ def run_interim_analyses(
     """Make all runs on what each interim analysis asks, until one has settled the verdicts.
 
     `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
-    stands, which is left as the last analysis needs it. Returns what a reader should know, and the runs.
+    stands, which is left as the last analysis needs it. What an analysis drew is kept beside the runs that it
+    judged. Returns what a reader should know, and the runs.
     """
     analyses = plan_interim_analyses(session, base_rows)
     if not analyses:
@@ -55,11 +68,43 @@ def run_interim_analyses(
     for analysis in analyses:
         narrow(session, analysis)
         session.progress = Prefixed(progress, f"{analysis.name}: ")
+        settled = set(session.settled)
         runs = make_all()
+        for run in runs:
+            if run.state == "done" and run.run_id not in settled:
+                store.save_sampling(session.store, run.run_id, analysis.sampling)
         if is_settled(report_of(session, Reader(session), runs, smoke=False, header={}, notes=())):
             break
     session.progress = progress
     return [analysis.said], runs
+
+
+def answer_all_items(session: Session, run: Run) -> Run:
+    """Let the weights of a run of sampled items answer whole tasks, and its bases too; trains nothing.
+
+    The session asks whole tasks. Returns the run of the same weights on all items, which is stored.
+
+    Raises:
+        IncompatibleRuns: the file has another recipe of the candidate now, or its weights are gone.
+        HarnessError: another process is working in the same runs folder.
+    """
+    candidate = session.candidates.get(run.candidate)
+    if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found another recipe of {run.candidate} in the file; expected the one that "
+            "the run was made with, to answer all items; next: write it down as it was, or harness compare"
+        )
+    weights = stored_weights(session, candidate, run.seed)
+    if weights is None or weights.digest != run.weights_digest:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected "
+            "those that answered the sampled items; next: harness compare --all-items --candidates "
+            f"{run.candidate}"
+        )
+    with store.working(session.store):
+        for source in measured_bases([candidate]):
+            base_arm(session, source)
+        return make_run(session, candidate, run.seed)
 
 
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
@@ -142,7 +187,10 @@ def _interim_analysis(
     name = f"interim analysis {k + 1} of {len(plan.alphas)}"
     judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
     said = f"fewer items: {of} were asked, drawn by the base's answers; {judged}"
-    return InterimAnalysis(name, suites, plan.alphas[k], said)
+    weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
+    whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
+    versions = {task: whole[task] for task in weights}
+    return InterimAnalysis(suites, said, SamplingRecord(name, plan.alphas[k], weights, versions))
 
 
 def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:

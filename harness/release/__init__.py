@@ -1,7 +1,8 @@
 """Release decisions on what is already stored: gate, promote, pin; and on results made elsewhere.
 
 Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a
-verdict takes a second and no torch; only `exact` scores again, in fp32.
+verdict takes a second and no torch; only `exact` scores again, in fp32, and a run of sampled items that is
+promoted answers whole tasks first, which is what later gates compare with.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,18 @@ from harness import config
 from harness.comparison.run_diff import Differences, differences
 from harness.config import Loaded
 from harness.errors import HarnessError, Problem, UserError
+from harness.experiment.fewer_items import answer_all_items
+from harness.experiment.prepare import Scope, prepare_session
 from harness.gating import GateResult, Verdict, combined_exit_code, cumulative_of, worst_result
+from harness.progress import Progress, Silent
 from harness.records import Run
 from harness.release.champions import Champion, best_run, promote, read_champion
 from harness.release.cleanup import Unreferenced, list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_run
-from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run, refuse_sampled
+from harness.release.sampled import is_sampled
+from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
 from harness.report import gate_report, markdown
 from harness.report.gate_report import gate_document
 from harness.store import Store
@@ -109,11 +114,18 @@ def not_with_base(option: str) -> Problem:
 
 
 def promote_named(
-    path: Path, name: str, overrides: Sequence[str] = (), *, despite: str = ""
+    path: Path,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    despite: str = "",
+    progress: Progress | None = None,
 ) -> tuple[Path, Champion]:
     """Promote a run by its id, or the seed of a candidate that is best on validation, if the gate passes it.
 
-    `despite` is the reason to promote it although the gate does not; it is kept in the file.
+    `despite` is the reason to promote it although the gate does not; it is kept in the file. Where the gate
+    passes a run of `--sequential` its weights answer whole tasks, by `progress`; the run of these is judged
+    again, and that is the champion.
 
     Raises:
         UserError: nobody has this name, or the gate does not pass the run and no reason is given.
@@ -121,8 +133,10 @@ def promote_named(
     """
     loaded = config.load(path, overrides)
     at = Store(loaded.folder / "runs")
-    run = best_run(loaded, at, candidate_runs(loaded, at, name))
-    refuse_sampled(loaded.experiment, run)  # no reason makes sampled items a baseline
+    run = best_run(loaded, at, candidate_runs(loaded, at, name, sampled=True))
+    if is_sampled(loaded.experiment, run):
+        _judged(loaded, at, run, None, despite)
+        run = answer_all_items(prepare_session(loaded, Scope(), progress or Silent()), run)
     before = read_champion(loaded.folder, loaded.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judged(loaded, at, run, before, despite)

@@ -28,8 +28,9 @@ from harness.experiment.verdict_records import record_verdict, task_settings, ve
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
-from harness.records import FEWER, RowsIdentity, Run, SampleResult
+from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion, read_champion
+from harness.release.sampled import at_analysis, sampled_rows, sampling_note, sampling_of
 from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
@@ -62,7 +63,8 @@ def gate_stored(
             "expected a promoted run; next: harness promote RUN, or --baseline base"
         )
     against = None if baseline == "base" else champion
-    runs = _select_seed(candidate_runs(loaded, runs_folder, candidate), candidate, seed)
+    found = candidate_runs(loaded, runs_folder, candidate, sampled=True)
+    runs = _select_seed(found, candidate, seed)
     return [judge_run(loaded, runs_folder, run, against) for run in runs]
 
 
@@ -78,8 +80,10 @@ def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]
     return kept
 
 
-def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
+def candidate_runs(loaded: Loaded, at: Store, candidate: str, *, sampled: bool = False) -> list[Run]:
     """Find the finished runs of a candidate as written now, the newest of each seed, or one run by its id.
+
+    Where `sampled`, runs of `--sequential` stand in for seeds that have not answered whole tasks.
 
     Raises:
         UserError: neither a candidate nor a run has this name.
@@ -88,7 +92,9 @@ def candidate_runs(loaded: Loaded, at: Store, candidate: str) -> list[Run]:
     known, stored = loaded.experiment.candidates, store.list_runs(at)
     if candidate in known:
         recipe = known[candidate]
-        own = [r for r in stored if r.candidate == candidate and r.experiment == loaded.experiment.name]
+        whole = loaded.experiment.name
+        of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
+        own = [r for name in of for r in stored if (r.candidate, r.experiment) == (candidate, name)]
         done = [r for r in own if r.state == "done" and Recipe.model_validate(r.recipe) == recipe]
         newest = {r.seed: r for r in done if r.seed in loaded.experiment.seeds}
         if newest:
@@ -125,6 +131,8 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         UserError: the run has no capability to lose.
         IncompatibleRuns: the baseline is missing, or rows must not be compared.
     """
+    sampling = sampling_of(loaded.experiment, at, run)
+    loaded = at_analysis(loaded, run, sampling) if sampling else loaded
     experiment, catalogue = with_lm_eval(loaded.experiment)
     target = experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
@@ -134,13 +142,15 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         raise UserError(
             Problem("--candidate", found, "one with capability to lose", "harness compare --gate")
         )
-    refuse_changed(experiment, catalogue, at, run)
+    refuse_changed(experiment, catalogue, at, run, sampling)
     left_out = [task.name for task, _, _ in tasks if not gating.is_judged(task.name, experiment.gate)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
+    notes += [sampling_note(sampling)] if sampling else []
     tasks = [named for named in tasks if named[0].name not in left_out]
     known = {t.name: metrics_of(t, catalogue) for t, _, _ in tasks}
     baseline = partial(_baseline_identity, at, run=run, champion=champion)
-    measured = _measurements(at, run, baseline, tasks, known, notes)
+    arms = partial(_measurements, at, run, tasks=tasks, known=known, sampling=sampling)
+    measured = arms(baseline, notes=notes)
     identical = run.weights_digest == (champion.weights_digest if champion else run.base_digest)
     policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     result = gating.judge(
@@ -151,7 +161,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         confirmed=_confirm_in_fp32(at, run, measured),
         controls=controls_of(at, run),
         seed=experiment.seeds[0],
-        cumulative=_cumulative(experiment, at, run, champion, tasks, known) if champion else None,
+        cumulative=_cumulative(experiment, at, run, champion, arms) if champion else None,
         missing=[named[0].name for named in unanswered if gating.may_decide(*named, experiment.gate)],
     )
     against = f"the champion {champion.candidate} ({champion.run_id})" if champion else "the base"
@@ -170,16 +180,18 @@ def _cumulative(
     at: Store,
     run: Run,
     champion: Champion,
-    tasks: Iterable[tuple[Task, Role, str]],
-    known: Mapping[str, dict[str, Metric]],
+    arms: Callable[..., list[Measurement]],
 ) -> Rule | None:
-    """Judge a run against the first base by that base's own rows; None where the champion is that base."""
+    """Judge a run against the first base by that base's own rows; None where the champion is that base.
+
+    `arms` puts the run's rows beside those of a baseline.
+    """
     first = champion.first_base or champion.base_digest
     if champion.weights_digest == first:
         return None
     baseline = partial(_first_base_identity, at, run=run, first=first)
     try:
-        measured = _measurements(at, run, baseline, tasks, known, [])
+        measured = arms(baseline, notes=[])
     except IncompatibleRuns as error:
         return gating.unmeasured_rule(str(error).partition(";")[0], first)
     identical = run.weights_digest == first
@@ -202,8 +214,10 @@ def _measurements(
     at: Store,
     run: Run,
     baseline: Callable[[RowsIdentity, str], RowsIdentity],
+    *,
     tasks: Iterable[tuple[Task, Role, str]],
     known: Mapping[str, dict[str, Metric]],
+    sampling: SamplingRecord | None,
     notes: list[str],
 ) -> list[Measurement]:
     """Put both arms' rows beside each task that the run answered, all of them read at once."""
@@ -218,7 +232,12 @@ def _measurements(
         metrics = known[task.name]
         for one in (own, base):
             _refuse_without(metrics, one, rows[one.digest])
-        new_rows, base_rows = _truncate_arms(rows[own.digest], rows[base.digest], task, notes)
+        new_rows, base_rows = rows[own.digest], rows[base.digest]
+        if sampling and (weights := sampling.weights.get(task.name)):
+            new_rows = sampled_rows(new_rows, own, weights)
+            base_rows = sampled_rows(base_rows, base, weights)
+        else:
+            new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise))
@@ -249,6 +268,13 @@ def _baseline_identity(
             "next: compare it again and promote it, or --baseline base"
         )
     found = store.read_identity(at, digest)
+    if run.experiment.endswith(FEWER) and found.task_version != own.task_version:
+        raise IncompatibleRuns(
+            f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
+            f"{champion.run_id}; expected both on the same items; next: harness promote {run.run_id}, which "
+            f"answers whole tasks first, harness compare --all-items --candidates {run.candidate}, or "
+            "--baseline base"
+        )
     comparison.check_comparable(found, own)
     return found
 
@@ -387,24 +413,28 @@ def _find_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
 
 
 def refuse_changed(
-    experiment: Experiment, catalogue: Mapping[str, lm_eval.Found], at: Store, run: Run
+    experiment: Experiment,
+    catalogue: Mapping[str, lm_eval.Found],
+    at: Store,
+    run: Run,
+    sampling: SamplingRecord | None,
 ) -> None:
     """Compare the versions of a run's rows with those that its files make now.
 
-    A run of another experiment (a limited one, named by its id) answered other items on purpose.
+    Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
+    one, named by its id) answered other items on purpose.
 
     Raises:
         UserError: a file of a task cannot be read.
-        IncompatibleRuns: a task's definition, its items or the code that evaluates them have changed, or the
-            items of the run were sampled.
+        IncompatibleRuns: a task's definition, its items or the code that evaluates them have changed.
     """
-    refuse_sampled(experiment, run)
     if run.experiment != experiment.name:
         return
     changed = []
     for task in experiment.tasks:
         if (key := f"{task.name}/test") in run.rows:
-            then = store.read_identity(at, run.rows[key]).task_version
+            own = store.read_identity(at, run.rows[key]).task_version
+            then = sampling.versions.get(task.name, own) if sampling else own
             now = _version(task, catalogue, experiment.seeds[0])
             if then != now:
                 changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
@@ -413,19 +443,6 @@ def refuse_changed(
             f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
             f"{'; '.join(changed)}; expected the files as they were; next: harness compare, which computes "
             "what changed"
-        )
-
-
-def refuse_sampled(experiment: Experiment, run: Run) -> None:
-    """Refuse a run that was evaluated on a sample of the items: its plain means are not those of the tasks.
-
-    Raises:
-        IncompatibleRuns: the items of the run were sampled.
-    """
-    if run.experiment == f"{experiment.name}{FEWER}":
-        raise IncompatibleRuns(
-            f"{run.run_id}: found a run of --sequential, whose items count by weights of its report; "
-            f"expected whole tasks; next: harness compare --all-items --candidates {run.candidate}"
         )
 
 

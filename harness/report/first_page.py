@@ -196,13 +196,11 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         said = "measures it; a smoke run (--quick, --limit) is no evidence"
         yield Command(_line(report, "compare", *_selection(report)), said)
         return
-    if report.sampled:
-        line = _line(report, "compare", "--all-items", *_selection(report))
-        yield Command(line, "asks every item at once, which a release needs")
-    elif decision is not None and decision.candidate:
+    if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
     else:
-        yield Command(_line(report, "compare"), _open_question(report))
+        same = ["--sequential"] if report.sampled else []
+        yield Command(_line(report, "compare", *same), _open_question(report))
     run = judged(report)
     if run is not None and _can_be_rescued(run):
         yield Command(_line(report, "rescue", run.name), f"tries versions of {run.name} that keep more")
@@ -223,6 +221,7 @@ def _selection(report: ExperimentReport) -> list[str]:
 def _promotion(report: ExperimentReport, name: str) -> Command:
     """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
     purpose = f"makes {name} what later gates compare with"
+    purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
     if any(f.name == name and f.verdict is not None for f in report.facts):
         return Command(_line(report, "promote", name), purpose)
     line = _line(report, "promote", name, "--force", "--reason", "REASON")

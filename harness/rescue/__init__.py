@@ -14,7 +14,7 @@ from harness.report import ExperimentReport
 from harness.rescue.report import front_file, read, report_files, rescue_document, to_json, write
 from harness.rescue.result import HalfVerdict, Rescue, Tried, exit_code
 from harness.rescue.search import add_trials, search
-from harness.rescue.select import RescueCase, find_case, select_case
+from harness.rescue.select import RescueCase, answer_whole_tasks, find_case, select_case
 from harness.rescue.trials import (
     TrialCost,
     TrialSchedule,
@@ -60,13 +60,15 @@ class PreparedRescue(NamedTuple):
 
 
 def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
-    """Find the run that a candidate's name or a run's id means, and list what to try; computes nothing.
+    """Find the run that a candidate's name or a run's id means, and list what to try.
+
+    Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
 
     Raises:
         UserError: nobody has this name, or there is nothing to rescue; says which.
         IncompatibleRuns: there is no run of it as written now.
     """
-    return _prepare(session, find_case(session, selected, wanted))
+    return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
 
 
 def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:

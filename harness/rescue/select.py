@@ -1,7 +1,8 @@
 """Selection of the run to rescue: one that gains and forgets too much; everything else is refused.
 
 Invariant: reads what is stored; nothing is computed before it is known that there is something to
-rescue.
+rescue. Of a run of sampled items its weights answer whole tasks first: one half of all items chooses, and the
+other judges.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from harness.decision import CandidateFacts
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import Session
 from harness.experiment import stored_so_far
+from harness.experiment.fewer_items import answer_all_items
 from harness.gating import Verdict
-from harness.records import Run
+from harness.records import FEWER, Run
 from harness.report import ExperimentReport
 from harness.spec import Recipe
 
@@ -48,6 +50,56 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
     # A recipe passes with all of its seeds: the first that does not is the one to rescue.
     facts = next((f for f in known if f.verdict is None or f.verdict.outcome != "pass"), known[0])
     return _case(report, runs, facts)
+
+
+def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -> str:
+    """Let the weights that a rescue of a run of `--sequential` needs answer whole tasks.
+
+    Those are all seeds of its recipe, and the candidates that train nothing. Returns what is to be rescued:
+    the id of the run on whole tasks, or the name that was `wanted`; computes nothing where that is no run of
+    sampled items.
+
+    Raises:
+        UserError: the gate passes the run, or a dry run would have to compute.
+        IncompatibleRuns: the file has another recipe now, or weights are gone.
+    """
+    sampled = [r for r in store.list_runs(session.store, f"{session.experiment.name}{FEWER}") if _is_done(r)]
+    named = [r for r in sampled if r.run_id == wanted] or _without_whole(session, sampled, wanted)
+    if not named:
+        return wanted
+    _refuse_before_answering(session, named, wanted)
+    recipe = {run.candidate for run in named}
+    newest = {(run.candidate, run.seed): run for run in sampled if run.candidate in {*selected, *recipe}}
+    needed = [run for run in newest.values() if run.candidate in recipe or not _is_tuned(run)]
+    whole = {run.run_id: answer_all_items(session, run).run_id for run in needed}
+    return whole.get(wanted, wanted)
+
+
+def _without_whole(session: Session, sampled: Sequence[Run], name: str) -> list[Run]:
+    """List the runs of sampled items of a candidate that has none on whole tasks."""
+    stored = store.list_runs(session.store, session.experiment.name)
+    if any(run.candidate == name and _is_done(run) for run in stored):
+        return []
+    return [run for run in sampled if run.candidate == name]
+
+
+def _refuse_before_answering(session: Session, named: Sequence[Run], wanted: str) -> None:
+    """Refuse what needs no rescue by its stored verdicts, and a dry run, which answers nothing."""
+    verdicts = [store.newest_verdict(session.store, run.run_id, run.base_digest) for run in named]
+    if all(verdict is not None and verdict.outcome == "pass" for verdict in verdicts):
+        _refuse(wanted, "a run that the gate passes", "one that it does not", f"harness promote {wanted}")
+    if session.dry_run:
+        found = "a run of --sequential, whose weights have not answered whole tasks yet"
+        step = "leave --dry-run out, or harness compare --all-items first"
+        _refuse(wanted, found, "whole tasks, of which one half chooses and the other judges", step)
+
+
+def _is_done(run: Run) -> bool:
+    return run.state == "done"
+
+
+def _is_tuned(run: Run) -> bool:
+    return run.weights_digest != run.base_digest and plugins.stored_method(run.method).makes_language_model
 
 
 def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:

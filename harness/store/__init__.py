@@ -82,9 +82,11 @@ from harness.store.run_folders import (
     get_run,
     list_runs,
     read_run,
+    read_sampling,
     remove_run,
     runs_on_disk,
     save_run,
+    save_sampling,
     written_runs,
 )
 from harness.store.status import StoredProgress, current_activity
@@ -152,6 +154,7 @@ __all__ = [
     "read_rows",
     "read_run",
     "read_samples",
+    "read_sampling",
     "read_scores",
     "reindex",
     "remove",
@@ -164,6 +167,7 @@ __all__ = [
     "save_noise",
     "save_rating",
     "save_run",
+    "save_sampling",
     "save_verdict",
     "stored_blocks",
     "working",

@@ -2,6 +2,9 @@
 
 Invariant: `run.json` is the run, whole or not there. Runs are listed from the folders, which takes no longer
 than an index would; that hears of a run afterwards, as soon as nobody holds it.
+
+    runs/<run_id>/run.json         a run
+    runs/<run_id>/sampling.json    which items it was asked, where `--sequential` drew them
 """
 
 import json
@@ -10,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from harness.errors import Problem, UserError, did_you_mean
-from harness.records import Run, run_record
+from harness.records import Run, SamplingRecord, load, run_record
 from harness.store import index
 from harness.store.garbage import needed_keys, own_fit_key
 from harness.store.layout import (
@@ -44,6 +47,27 @@ def save_run(store: Store, run: Run) -> None:
         raise missing_rows(store, missing)
     write_record(store, store.run_file(run.run_id), run.stored())
     index.update(store)
+
+
+def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
+    """Write beside a run which of the items were drawn for it, in place of an earlier analysis's.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    write_record(store, _sampling_file(store, run_id), sampling)
+
+
+def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
+    """Read which items were drawn for a run; None where no such record is stored, or it is damaged."""
+    try:
+        return load(SamplingRecord, _sampling_file(store, run_id).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _sampling_file(store: Store, run_id: str) -> Path:
+    return store.run_file(run_id).with_name("sampling.json")
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:

@@ -1,0 +1,70 @@
+"""Stored runs of `compare --sequential`: judged as the interim analysis at which they stopped judged them.
+
+Invariant: the sampled items count by their inclusion weights, at that analysis's alpha, so the verdict is the
+one that the comparison printed. A repeated confidence interval holds whatever the reason to stop was.
+Source: Jennison & Turnbull 2000, chapter 9.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness import store
+from harness.config import Loaded
+from harness.errors import IncompatibleRuns
+from harness.formatting import count
+from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
+from harness.spec import Experiment
+from harness.store import Store
+
+Rows = list[SampleResult]
+
+
+def is_sampled(experiment: Experiment, run: Run) -> bool:
+    """Tell whether a run answered a sample of this experiment's items."""
+    return run.experiment == f"{experiment.name}{FEWER}"
+
+
+def sampling_of(experiment: Experiment, at: Store, run: Run) -> SamplingRecord | None:
+    """Read which items a run was judged on; None of one that answered whole tasks.
+
+    Raises:
+        IncompatibleRuns: the items were sampled, and no record says how.
+    """
+    if not is_sampled(experiment, run):
+        return None
+    found = store.read_sampling(at, run.run_id)
+    if found is None:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no record of how its items were sampled, as runs of earlier versions have "
+            f"none; expected sampling.json beside run.json in {at.folder / run.run_id}; next: harness "
+            "compare --sequential, which writes it and asks nothing again, or --all-items"
+        )
+    return found
+
+
+def at_analysis(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loaded:
+    """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha."""
+    gate = loaded.experiment.gate.model_copy(update={"alpha": sampling.alpha})
+    experiment = loaded.experiment.model_copy(update={"name": run.experiment, "gate": gate})
+    return loaded._replace(experiment=experiment)
+
+
+def sampled_rows(rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
+    """Cut the rows of a task to the sampled items, each with its inclusion weight.
+
+    Raises:
+        IncompatibleRuns: not all of them were answered.
+    """
+    kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
+    if len(kept) < len(weights):
+        raise IncompatibleRuns(
+            f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
+            f"{count(len(weights))} sampled items; expected all of them; next: harness compare --sequential"
+        )
+    return kept
+
+
+def sampling_note(sampling: SamplingRecord) -> str:
+    """Say on which items and at which alpha a run is judged."""
+    sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
+    return f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}"
