@@ -47,13 +47,14 @@ class Method:
 
     `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier, a model at
     an endpoint, or a reward model, which answers nothing and is made for those that name it. `trains` says
-    that a language model is trained here, by parameters that extend `LoopParams`. `draws_from` names the file
-    of the data that it reads. `seeded` says that another seed makes other weights, `quantization` what the
-    base is trained and served in, `init_from` what it can start from, `made_elsewhere` that it takes the
-    folder of finished weights. `interpolates` marks weights between the base and the candidate that
-    `init_from` names, at the share `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded`
-    says that it trains on rewards of its answers, which the recipe's `reward` names. `loops` are the concerns
-    of `code_versions.toml` whose code it runs beside its own file.
+    that a language model is trained here, by parameters that extend `LoopParams`. `unpaired` says that rows
+    of `pairs` may be answers with a thumb. `draws_from` names the file of the data that it reads. `seeded`
+    says that another seed makes other weights, `quantization` what the base is trained and served in,
+    `init_from` what it can start from, `made_elsewhere` that it takes the folder of finished weights.
+    `interpolates` marks weights between the base and the candidate that `init_from` names, at the share
+    `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards
+    of its answers, which the recipe's `reward` names. `loops` are the concerns of `code_versions.toml` whose
+    code it runs beside its own file.
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
@@ -68,6 +69,7 @@ class Method:
     makes: Literal["base", "adapter", "model", "classifier", "endpoint", "reward"]
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""
+    unpaired: bool = False
     seeded: bool = False
     quantization: Literal["", "nf4"] = ""
     init_from: Literal["", "adapter", "model"] = ""

@@ -77,7 +77,7 @@ class TaskData(Spec):
     to rows that lack something.
 
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
-    preference pairs for DPO, `documents` texts for retrieval.
+    preference pairs, or answers with a thumb each, `documents` texts for retrieval.
     """
 
     all: str | None = None

@@ -104,12 +104,14 @@ def _unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
 def pairs(task: Task, content: Rows, notes: Notes) -> list[Sourced]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
+    Of an answer with a thumb one of the two is there, the chosen one where the thumb is up.
+
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
     made = _each(
         content,
-        lambda row, name: Sourced(_pair(task, formats.read_pair(row), name), row.where),
+        lambda row, name: Sourced(_pair(task, row, name), row.where),
         task.data.invalid_rows,
         notes.removed,
     )
@@ -233,7 +235,14 @@ def _example(task: Task, row: Row, name: str) -> Example:
     )
 
 
-def _pair(task: Task, row: Row, name: str) -> Example:
+def _pair(task: Task, written: Row, name: str) -> Example:
+    thumb = formats.read_thumb(written)
+    row = thumb or formats.read_pair(written)
+    if thumb:
+        answer, up = row.fields["completion"], row.fields["label"]
+        chosen, rejected = ((answer,), "") if up else ((), answer)
+    else:
+        chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     prompt = _DEFAULT.prompt if row.fields.keys() & {"prompt", "messages"} else task.fields.prompt
     ident = _own(row, None, "id") or name
     # Pairs in a file of their own need not have the field that clusters the items.
@@ -241,8 +250,8 @@ def _pair(task: Task, row: Row, name: str) -> Example:
     return Example(
         id=ident,
         messages=_messages(row, prompt),
-        references=(_fill(row, "{chosen}"),),
-        rejected=_fill(row, "{rejected}"),
+        references=chosen,
+        rejected=rejected,
         cluster=_own(row, cluster, "cluster") or ident,
         slice=_own(row, None, "slice"),
     )

@@ -105,6 +105,29 @@ def read_pair(row: Row) -> Row:
     return _check_pair(_with_question(row._replace(fields=fields | ({"messages": chosen[:n]} if n else {}))))
 
 
+def read_thumb(row: Row) -> Row | None:
+    """Return an answer with a thumb as TRL writes it, `completion` beside `label`; None of other rows.
+
+    Its prompt is read as a pair's is; `completion` is a text, and `label` true or false.
+
+    Raises:
+        UserError: the label is no thumb, or the completion is empty or no answer.
+    """
+    if not {"completion", "label"} <= _known_fields(row) or {"chosen", "rejected"} <= _known_fields(row):
+        return None
+    label, completion = row.fields["label"], row.fields["completion"]
+    if not isinstance(label, bool) and label not in (0, 1):
+        raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", _REMOVE))
+    if isinstance(completion, list):
+        turns = _turns(row, "completion")
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            expected = "one turn of the assistant"
+            raise UserError(Problem(row.where, "a completion of another form", expected, _REMOVE))
+        completion = turns[0]["content"]
+    answer = _text(row._replace(fields={**row.fields, "completion": completion}), "completion")
+    return _with_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
+
+
 def context_id(text: str) -> str:
     """Name a context by its text."""
     return f"context-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

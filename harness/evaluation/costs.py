@@ -104,7 +104,7 @@ def preference(pairs: Sequence[Example], epochs: float) -> Work:
     """Estimate what training on pairs takes: both answers, and the reference's reading of them once."""
     once = sum(
         2 * sum(tokens(m["content"]) + _CHAT_TOKENS for m in pair.messages)
-        + tokens(pair.references[0])
+        + sum(map(tokens, pair.references))
         + tokens(pair.rejected)
         for pair in pairs
     )

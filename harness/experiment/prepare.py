@@ -191,6 +191,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
+        problems += _unusable_pairs(session, candidate)
         problems += regularization_problems(session, recipe)
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
@@ -229,6 +230,22 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
         yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
+
+
+def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
+    method, pairs = candidate.method, session.target.items.pairs
+    if method.draws_from != "pairs" or candidate.recipe.weights_of:
+        return
+    where, name = f"candidate {candidate.name}", candidate.recipe.method
+    thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
+    if thumbs and not method.unpaired:
+        found = f"{name}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
+        able = " or ".join(plugins.methods(unpaired=True))
+        yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
+    elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
+        found, expected = f"{name}, and thumbs that all point one way", "thumbs up and thumbs down"
+        yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
 
 
 def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work]:

@@ -17,8 +17,9 @@ LIKELIHOOD = (
     "better than others."
 )
 PREFERENCES = (
-    "The loss of a training on preferences (DPO) is another one: −log σ of the reward margin, 0.69 where "
-    "chosen and rejected answers are not told apart. Validation loss is the same of the pairs held out; "
+    "The loss of a training on preferences is another one: that of DPO is −log σ of the reward margin, 0.69 "
+    "where chosen and rejected answers are not told apart; that of a training on rewards says less than its "
+    "reward. Validation loss is the same of the pairs held out; "
     "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
 )
 _ROUNDS, _LONGEST = 4, 50  # rounds an epoch at least, steps a round at most
@@ -57,5 +58,5 @@ def gap(training: TrainingRecord) -> float | None:
 
 
 def of_preferences(training: TrainingRecord) -> bool:
-    """Tell whether the loss is DPO's: −log σ of the reward margin, and no likelihood of answers."""
-    return bool(training.reward_margin)
+    """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
+    return bool(training.reward_margin or training.reward)

@@ -20,6 +20,7 @@ from harness.training.lora import (
 from harness.training.reinforcement import ReinforcedParams, reinforced, reward_problems
 from harness.training.reward_model import RewardParams, train_reward_model
 from harness.training.sft import SupervisedParams, supervised
+from harness.training.unpaired import UnpairedParams, preference_without_pairs
 
 __all__ = [
     "CHECKPOINTS",
@@ -33,6 +34,7 @@ __all__ = [
     "Reward",
     "RewardParams",
     "SupervisedParams",
+    "UnpairedParams",
     "Weights",
     "adapter_digest",
     "adapter_parameters",
@@ -44,6 +46,7 @@ __all__ = [
     "lower_rank",
     "model_digest",
     "preference",
+    "preference_without_pairs",
     "reinforced",
     "reward_problems",
     "run_job",

@@ -1,0 +1,150 @@
+"""Preferences without pairs: an adapter learns from answers that each got a thumb up or down.
+
+Invariant: the reference is the policy as training found it, and its divergence is estimated on answers to
+other prompts of the same batch, so rows are shuffled once, by the seed, and then stay in their order.
+
+Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.models.hf import load_base
+from harness.records import Example, TrainingRecord
+from harness.training import heldout
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.dpo import policy_from
+from harness.training.heldout import HeldOutParams
+from harness.training.tokenized import tokenize
+from harness.training.trainer import Row
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import KTOTrainer
+
+
+class UnpairedParams(HeldOutParams):
+    """Parameters of training on thumbs, under TRL's own names.
+
+    `beta` says how dear it is to leave the reference; `desirable_weight` and `undesirable_weight` weigh
+    thumbs up and down, where there are more of one. A batch holds two answers at least. `heldout` is the
+    share of the rows that is set aside and whose loss is measured after every epoch, and
+    `early_stopping_patience` counts such measurements without a better one. Answers longer than `max_length`
+    tokens with their prompt are left out and counted, never cut.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    desirable_weight: float = Field(1.0, gt=0)
+    undesirable_weight: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
+    per_device_train_batch_size: int = Field(8, ge=2)
+
+
+def preference_without_pairs(
+    context: FitContext, params: UnpairedParams, peft_config: "PeftConfig", save_to: Path
+) -> TrainingRecord:
+    """Train an adapter on the context's answers, from the base or from the adapter in `context.init`.
+
+    A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
+
+    Raises:
+        CandidateFailed: out of memory, no answer fits, or the loss was not a number.
+    """
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
+    start = loop.start_time(scratch)
+    base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
+    train, apart = heldout.split(context.pairs, context.pairs, params.heldout)
+    rows, n_dropped = _rows(train, context, params, tokenizer)
+    random.Random(context.seed).shuffle(rows)
+    measured = _rows(apart, context, params, tokenizer)[0]
+    with loop.enough_memory():
+        trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, measured), scratch)
+    earlier_s = loop.run(trainer, start)
+    model: Any = trainer.model
+    model.save_pretrained(save_to, selected_adapters=["default"])
+    history = trainer.state.log_history
+    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, device, earlier_s)
+    return replace(
+        made,
+        n_pairs=len(train),
+        n_heldout=len(apart) or None,
+        reward_margin=loop.curve(history, "rewards/margins"),
+        kl=loop.curve(history, "kl"),
+        validation_loss=loop.curve(history, "eval_loss"),
+    )
+
+
+def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bool]]:
+    """Return each answer with its prompt and whether its thumb is up."""
+    up = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
+    return up + [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
+
+
+def _rows(
+    pairs: Sequence[Example],
+    context: FitContext,
+    params: UnpairedParams,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[list[Row], int]:
+    """Return the answers that fit, as TRL takes them, and how many did not."""
+    thumbs = answers_with_thumbs(pairs)
+    examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
+    made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
+    rows = [_row(example, text, up, context.chat_template) for example, text, up in thumbs]
+    lengths = [len(tokens.wholes[0]) for tokens in made]
+    return loop.rows_that_fit(rows, lengths, params.max_length, "answers to train on")
+
+
+def _row(example: Example, answer: str, up: bool, chat: bool) -> Row:
+    if chat:
+        turns = [{"role": "assistant", "content": answer}]
+        return {"prompt": list(example.messages), "completion": turns, "label": up}
+    prompt = "\n\n".join(m["content"] for m in example.messages)
+    return {"prompt": prompt, "completion": f" {answer}", "label": up}
+
+
+def _trainer(
+    context: FitContext,
+    params: UnpairedParams,
+    peft_config: "PeftConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[Row], list[Row]],
+    scratch: Path,
+) -> "KTOTrainer":
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    config = KTOConfig(
+        output_dir=str(scratch),
+        **loop.settings(context) | {"train_sampling_strategy": "sequential"},
+        **heldout.settings(params, bool(rows[1])),
+        **params.model_dump(include=set(UnpairedParams.model_fields) - set(heldout.OWN)),
+    )
+    loop.use_one_gpu(config)
+    return KTOTrainer(
+        model=policy_from(model, context.init) if context.init else model,
+        args=config,
+        processing_class=tokenizer,
+        peft_config=None if context.init else peft_config,
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
+        callbacks=[
+            *heldout.callbacks(params, bool(rows[1])),
+            loop.progress_callback(context.advance),
+        ],
+    )
