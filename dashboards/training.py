@@ -100,6 +100,9 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
         "time": seconds(of.wall_s),
         "steps": count(of.n_steps),
         "trained parameters": count(of.n_trainable),
+        "share of the base's": figure_text("trainable_share", of.trainable_share),
+        "size on disk": figure_text("size_bytes", of.size_bytes),
+        "size of the base": figure_text("base_size_bytes", of.base_size_bytes),
         "cost USD": cost,
     }
 

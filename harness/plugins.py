@@ -19,7 +19,7 @@ from harness.provenance.code_versions import code_versions
 from harness.records import checksum
 from harness.spec import Recipe, Spec
 
-LANGUAGE_MODELS = ("base", "adapter", "model", "endpoint")  # kinds of weights that generate text
+LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "endpoint")  # kinds of weights that generate text
 HOOKS = (
     "mix",
     "prepare",
@@ -54,7 +54,7 @@ class Method:
     `interpolates` marks weights between the base and the candidate that `init_from` names, at the share
     `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards
     of its answers, which the recipe's `reward` names. `loops` are the concerns of `code_versions.toml` whose
-    code it runs beside its own file.
+    code it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
     before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
@@ -66,7 +66,7 @@ class Method:
 
     params: type[Any]
     fit: Callable[[Any, Any], Any]
-    makes: Literal["base", "adapter", "model", "classifier", "endpoint", "reward"]
+    makes: Literal["base", "adapter", "delta", "model", "classifier", "endpoint", "reward"]
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""
     unpaired: bool = False

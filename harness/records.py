@@ -326,21 +326,38 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scanned:
+    """Matrices of one type by their ratio of signal to noise: how many there are, and are trained.
+
+    `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None where all
+    are trained.
+    """
+
+    type: str
+    n: int
+    n_trained: int
+    least_trained: float
+    most_frozen: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
     """Measured figures of one training, in the order in which reports show them; None where not measured.
 
-    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it
-    starts from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out.
-    `peak_memory_gib` is the largest memory held: of the GPU by tensors, else of the process;
-    `peak_includes` says what else that holds. `loss` and the other curves are by optimiser step.
-    `waited_share` is the share of the time for which its threads waited for a processor that other work
-    had. `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of
-    the `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
+    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it starts
+    from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
+    largest memory held: of the GPU by tensors, else of the process; `peak_includes` says what else that
+    holds. `loss` and the other curves are by optimiser step. `waited_share` is the share of the time for
+    which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
+    share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
+    the base's own. `scan` says by what ratios of signal to noise matrices were chosen to be trained.
+    `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
+    `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
     reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
-    `named_base` is the base that an adapter made elsewhere names. `fit_key` is the folder of the
-    weights, `stands_on` maps those of other weights behind them to their digests. `others` are figures that
-    a method of one's own logs.
+    `named_base` is the base that an adapter made elsewhere names. `fit_key` is the folder of the weights,
+    `stands_on` maps those of other weights behind them to their digests. `others` are figures that a method
+    of one's own logs.
     """
 
     wall_s: float | None = None
@@ -352,6 +369,9 @@ class TrainingRecord:
     n_steps: int | None = None
     n_dropped_too_long: int | None = None
     n_trainable: int | None = None
+    trainable_share: float | None = None
+    size_bytes: int | None = None
+    base_size_bytes: int | None = None
     peak_memory_gib: float | None = None
     peak_includes: str = ""
     waited_share: float | None = None
@@ -375,6 +395,7 @@ class TrainingRecord:
     fit_key: str = ""
     init_wall_s: float | None = None
     stands_on: dict[str, str] = field(default_factory=dict)
+    scan: tuple[Scanned, ...] = ()
     sweep: tuple[Trial, ...] = ()
     others: dict[str, Any] = field(default_factory=dict)
 
@@ -385,8 +406,9 @@ class TrainingRecord:
 
     def stored(self) -> dict[str, Any]:
         """Return the plain form: what is known, with figures of a method's own beside the others."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", "sweep")}
-        known |= {"sweep": [asdict(trial) for trial in self.sweep]} if self.sweep else {}
+        nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}
+        known |= {name: [asdict(one) for one in of] for name, of in nested.items() if of}
         return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
 
 

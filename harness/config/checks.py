@@ -311,7 +311,12 @@ def _makes(name: str, members: Mapping[str, Member]) -> str:
 
 
 def _article(made: str) -> str:
-    named = {"adapter": "an adapter", "model": "a whole model", "reward": "a reward model"}
+    named = {
+        "adapter": "an adapter",
+        "delta": "a delta of a form of its own",
+        "model": "a whole model",
+        "reward": "a reward model",
+    }
     return named.get(made, "no weights of its own")
 
 

@@ -17,7 +17,7 @@ from harness.models.hub import ModelSource, quantized
 from harness.plugins import Method
 from harness.records import digest, training_record
 from harness.spec import Experiment, Recipe
-from harness.training import FIT, Weights, adapter_digest, model_digest
+from harness.training import FIT, Weights, adapter_digest, delta_digest, model_digest
 
 DIVERGED = "diverged.json"
 
@@ -182,7 +182,12 @@ def refuse_damaged(weights: Weights) -> None:
     Raises:
         CandidateFailed: they are not.
     """
-    contents = {"adapter": adapter_digest, "model": model_digest, "reward": adapter_digest}
+    contents = {
+        "adapter": adapter_digest,
+        "delta": delta_digest,
+        "model": model_digest,
+        "reward": adapter_digest,
+    }
     if weights.folder is None or weights.kind not in contents:
         return
     try:

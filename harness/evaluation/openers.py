@@ -10,7 +10,8 @@ from pathlib import Path
 
 from harness.evaluation.session import Session
 from harness.models import openai_api
-from harness.models.hf import Candidate, classifier
+from harness.models.deltas import apply_delta
+from harness.models.hf import Candidate, HFCandidate, ModelHost, classifier
 from harness.models.hub import ModelSource
 from harness.training import Weights
 
@@ -39,6 +40,16 @@ def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 
 @contextmanager
+def open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open the base with a delta of a form of our own."""
+    host = session.host(_source(session, weights))
+    assert isinstance(host, ModelHost), "deltas are refused for other engines"
+    with apply_delta(host.model, _folder(weights) / "delta"):
+        engine = host.base.engine.partition("/")[2]
+        yield HFCandidate(host.model, host.tokenizer, weights.digest, engine)
+
+
+@contextmanager
 def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
     """Open a text classifier, which needs no base."""
     yield classifier(_folder(weights), weights.digest)
@@ -56,6 +67,7 @@ OPENERS: Mapping[str, Opener] = {
     "base": open_base,
     "model": open_model,
     "adapter": open_adapter,
+    "delta": open_delta,
     "classifier": open_classifier,
     **dict.fromkeys(openai_api.PROTOCOLS, open_endpoint),
 }

@@ -65,16 +65,17 @@ def adapter_digest(folder: Path, base_digest: str) -> str:
     config = parse_json((folder / CONFIG).read_text())
     kept = {k: v for k, v in config.items() if k not in _OF_TRAINING and v is not None}
     plain = {k: sorted(v) if isinstance(v, list) else v for k, v in kept.items()}
-    return digest([base_digest, _content(folder / WEIGHTS), plain])
+    return digest([base_digest, tensors_digest(folder / WEIGHTS), plain])
 
 
 def model_digest(folder: Path, base_digest: str) -> str:
     """Return the digest of a whole model that was trained from a base: its tensors."""
-    return digest([base_digest, {path.name: _content(path) for path in sorted(folder.glob("*.safetensors"))}])
+    files = sorted(folder.glob("*.safetensors"))
+    return digest([base_digest, {path.name: tensors_digest(path) for path in files}])
 
 
-def _content(path: Path) -> str:
-    """Digest the tensors of a file in the order of their names, whatever the order of the file."""
+def tensors_digest(path: Path) -> str:
+    """Digest the tensors of a safetensors file in the order of their names, whatever its own order."""
     content = hashlib.sha256()
     with path.open("rb") as file:
         for name, tensor in sorted(tensors_of(path).items()):

@@ -106,6 +106,11 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     )
 
 
+def weights_bytes(folder: Path) -> int:
+    """Return the bytes that the weights of a model take on disk."""
+    return sum(file.stat().st_size for file in _matching(folder, _WEIGHTS_FILES))
+
+
 def _refuse_damaged(files: Iterable[Path]) -> None:
     """Refuse weights that are not whole, such as those of a download that ended early."""
     problems = []

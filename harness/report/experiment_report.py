@@ -283,7 +283,11 @@ def figure_text(name: str, value: Any) -> str:
         return formatting.seconds(value)
     if name.endswith("_usd"):
         return formatting.usd(value)
-    if name.startswith("n_") or name.endswith(("_per_s", "_bytes")) or isinstance(value, int):
+    if name.endswith("_share"):
+        return f"{formatting.figure(100 * value)} %"
+    if name.endswith("_bytes"):
+        return formatting.size(value)
+    if name.startswith("n_") or name.endswith("_per_s") or isinstance(value, int):
         return formatting.count(value)
     return formatting.plain(value)
 

@@ -57,6 +57,9 @@ _MEASURED = {
     "n_packs": "packs of rows",
     "not_packed": "not packed, because it",
     "n_trainable": "parameters trained",
+    "trainable_share": "share of the base's parameters",
+    "size_bytes": "size on disk",
+    "base_size_bytes": "size of the base on disk",
     "peak_memory_gib": "peak memory, GiB",
     "peak_includes": "peak memory includes",
     "waited_share": "share of the time that it waited for a processor",
@@ -103,7 +106,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     )
     yield from _curve(report)
     yield _slices(report, done)
-    for make in (_forgetting, _diversity, _steps, _gate, _sweep):
+    for make in (_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
     yield _training([f for f in made if f.training.stored() or f.training_cost_usd])
@@ -228,6 +231,22 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("sweep", f"Sweep: {f.label}", columns, rows, label=f.label)
 
 
+def _scan(_: ExperimentReport, f: CandidateFacts) -> Section:
+    """Show by type which matrices a scan of their signal and noise chose to be trained."""
+    columns = ("type of matrix", "trained", "of", "least ratio of a trained one", "largest of the others")
+    rows = [
+        [
+            one.type,
+            formatting.count(one.n_trained),
+            formatting.count(one.n),
+            formatting.figure(one.least_trained),
+            formatting.figure(one.most_frozen),
+        ]
+        for one in f.training.scan
+    ]
+    return Section("scan", f"Signal-to-noise of the base's matrices: {f.label}", columns, rows, label=f.label)
+
+
 def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show each rule with its sentence, and what the gate would have missed."""
     title, columns = f"Gate: {f.label}", ("rule", "outcome", "evidence")
@@ -241,7 +260,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("gate", title, columns, rows, lead, notes, f.label)
 
 
-_NOT_MEASURED = ("sweep", "stands_on")
+_NOT_MEASURED = ("sweep", "stands_on", "scan")
 
 
 def _training(trained: Sequence[CandidateFacts]) -> Section:

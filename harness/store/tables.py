@@ -258,6 +258,9 @@ _TRAINING = Table(
         Column("n_tokens", "BIGINT", "tokens", "tokens that were trained on, padding left out"),
         Column("tokens_per_s", "DOUBLE", "tokens/s", "speed of the training loop"),
         Column("n_trainable", "BIGINT", "", "parameters that were trained"),
+        Column("trainable_share", "DOUBLE", "share", "of the base's parameters, those that were trained"),
+        Column("size_bytes", "BIGINT", "bytes", "what the finished weights take on disk"),
+        Column("base_size_bytes", "BIGINT", "bytes", "what the base takes on disk"),
         Column("peak_memory_gib", "DOUBLE", "GiB", "the largest memory that it held"),
         Column("fit_key", "VARCHAR", "", "the folder of its weights, runs/weights/<fit_key>"),
     ),
@@ -268,6 +271,9 @@ _TRAINING = Table(
         (record->>'$.training.n_tokens')::BIGINT AS n_tokens,
         (record->>'$.training.tokens_per_s')::DOUBLE AS tokens_per_s,
         (record->>'$.training.n_trainable')::BIGINT AS n_trainable,
+        (record->>'$.training.trainable_share')::DOUBLE AS trainable_share,
+        (record->>'$.training.size_bytes')::BIGINT AS size_bytes,
+        (record->>'$.training.base_size_bytes')::BIGINT AS base_size_bytes,
         (record->>'$.training.peak_memory_gib')::DOUBLE AS peak_memory_gib,
         record->>'$.training.fit_key' AS fit_key
     FROM stored.files WHERE kind = 'run' AND (record->>'$.training.wall_s') IS NOT NULL

@@ -5,6 +5,7 @@ what is evaluated later is what was saved.
 """
 
 from harness.models.adapters import adapter_digest, model_digest
+from harness.models.deltas import delta_digest
 from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
 from harness.training.dpo import PreferenceParams, preference
 from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
@@ -40,6 +41,7 @@ __all__ = [
     "adapter_parameters",
     "clean_up",
     "code_of",
+    "delta_digest",
     "leave_out",
     "lora_config",
     "low_rank",

@@ -15,7 +15,7 @@ from harness.records import Example, TrainingRecord
 from harness.regularizers import Regularize
 from harness.spec import Task
 
-_LANGUAGE_MODELS = ("base", "adapter", "model", "completions", "chat")
+_LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 
 
@@ -64,13 +64,13 @@ class FitContext:
 class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
-    An `adapter` lies in `folder/adapter`, a whole `model` in `folder/model`, a `reward` model in
-    `folder/reward`; of an endpoint the kind is
-    the protocol it is asked by (`completions` or `chat`). `source` is the base as it is
-    served; None is the experiment's own, and what a method gives back.
+    An `adapter` lies in `folder/adapter`, a `delta` (see `models.deltas`), a whole `model` and a `reward`
+    model likewise in folders of these names; of an endpoint the kind is the protocol it is asked by
+    (`completions` or `chat`). `source` is the base as it is served; None is the experiment's own, and what a
+    method gives back.
     """
 
-    kind: Literal["base", "adapter", "model", "classifier", "completions", "chat", "reward"]
+    kind: Literal["base", "adapter", "delta", "model", "classifier", "completions", "chat", "reward"]
     digest: str
     folder: Path | None
     training: TrainingRecord = TrainingRecord()

@@ -18,12 +18,12 @@ from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.models import hardware
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
-from harness.training.context import CHECKPOINTS, FitContext, Reward
+from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 _INPUT = (JOB, ROWS, LOCK, LOG, CHECKPOINTS)
@@ -163,13 +163,24 @@ def _make(folder: Path, advance: Advance) -> None:
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
     made = method.fit(context, method.params(**job.params))
     spent, key = hardware.load().since(start), folder.name.removesuffix(".part")
-    training = replace(made.training, n_replayed=job.n_mixed or None, fit_key=key)
+    training = replace(
+        made.training, n_replayed=job.n_mixed or None, fit_key=key, **_sizes(made, folder, job.source)
+    )
     if method.trains:
         waited_share = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
         includes = "" if is_own_peak else "what this process did before"
         training = replace(training, waited_share=waited_share, peak_includes=includes)
     record = {"kind": made.kind, "digest": made.digest, "trained_on": job.source.weights_digest}
     _write_whole(folder / FIT, json.dumps(record | {"training": training.stored()}))
+
+
+def _sizes(made: Weights, folder: Path, base: ModelSource) -> dict[str, Any]:
+    """Return the share of the base's parameters that was trained, and bytes on disk beside the base's."""
+    n_trainable, own = made.training.n_trainable, folder / made.kind
+    share = {} if n_trainable is None else {"trainable_share": n_trainable / base.n_parameters}
+    if not own.is_dir():
+        return share
+    return share | {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(base.path)}
 
 
 def clean_up(folder: Path, *, complete: bool) -> None:

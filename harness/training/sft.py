@@ -6,7 +6,7 @@ they are not, and why is said.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -51,11 +51,13 @@ def supervised(
     params: SupervisedParams,
     peft_config: "PeftConfig | None",
     save_to: Path,
+    save: "Callable[[Any, Path], None] | None" = None,
 ) -> TrainingRecord:
     """Fine-tune on completions only; keep the checkpoint with the best validation loss.
 
     Without a `peft_config` the whole model is trained, in fp32 with the machine's precision for
-    the products, and saved in that precision with its tokenizer.
+    the products, and saved in that precision with its tokenizer. With `save(model, folder)`, which then
+    saves what was made, that part alone is in fp32 which the context's `prepare` left to be trained.
 
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
@@ -66,7 +68,8 @@ def supervised(
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
-    loaded_in = machine if peft_config else machine._replace(precision="fp32")
+    whole = peft_config is None and save is None
+    loaded_in = machine._replace(precision="fp32") if whole else machine
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine))
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params.max_length)
@@ -75,14 +78,15 @@ def supervised(
         packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
     params = params.model_copy(update={"packing": params.packing and not against})
-    family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
+    plain = PLAIN._replace(save=save or PLAIN.save)
+    family = family_of(peft_config, save_to.parent) if peft_config else plain
     trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
-    if peft_config is None:
+    if whole:
         model = model.to(dtype(machine.precision))
         tokenizer.save_pretrained(save_to)
     family.save(model, save_to)

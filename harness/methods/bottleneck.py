@@ -1,0 +1,88 @@
+"""Bottleneck adapters of Houlsby or Pfeiffer, trained with TRL on the completions.
+
+Invariant: only the adapters are trained, and a new one changes nothing; the base stays as it was loaded.
+
+Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005.00247). The names of the
+parameters are those of AdapterHub (arXiv:2007.07779).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.models.deltas import bottleneck_layers as layers
+from harness.models.deltas import save_delta
+from harness.models.memory import Shape
+from harness.plugins import Method
+from harness.training import FitContext, SupervisedParams, Weights, delta_digest, supervised
+
+
+class Params(SupervisedParams):
+    """`style` says behind which sublayers adapters stand; each has `bottleneck_size` units.
+
+    Instead of that size, `reduction_factor` divides the hidden size of the base (16 if neither is written).
+    `non_linearity` is swish of `houlsby` and relu of `pfeiffer` if it is not written.
+    """
+
+    style: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    bottleneck_size: int | None = Field(None, ge=1)
+    reduction_factor: float | None = Field(None, ge=1)
+    non_linearity: Literal["relu", "gelu", "swish", "tanh"] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Params":
+        if self.bottleneck_size and self.reduction_factor:
+            raise ValueError("a bottleneck takes bottleneck_size or reduction_factor, not both")
+        return self
+
+    def size_for(self, hidden: int) -> int:
+        """Return the units of an adapter for so many hidden ones."""
+        return self.bottleneck_size or max(1, int(hidden // (self.reduction_factor or 16)))
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the adapters and save them under `delta/`.
+
+    Raises:
+        CandidateFailed: out of memory, no row fits, the loss was not a number, or a base without such layers.
+    """
+    folder = context.folder / "delta"
+    activation = params.non_linearity or layers.NON_LINEARITY[params.style]
+
+    def form_for(model: Any) -> layers.Bottleneck:
+        size = params.size_for(model.config.get_text_config().hidden_size)
+        return layers.Bottleneck(params.style, size, activation)
+
+    def prepare(model: Any) -> None:
+        context.prepare(model)
+        model.requires_grad_(False)
+        form = form_for(model)
+        model.add_module(layers.FORM, layers.new_bottlenecks(model, form))
+        layers.hook(model, form, getattr(model, layers.FORM))
+
+    def save(model: Any, to: Path) -> None:
+        save_delta(to, layers.FORM, form_for(model)._asdict(), getattr(model, layers.FORM).state_dict())
+
+    training = supervised(replace(context, prepare=prepare), params, None, folder, save)
+    return Weights("delta", delta_digest(folder, context.source.weights_digest), context.folder, training)
+
+
+def adapter_parameters(shape: Shape, params: Params) -> int:
+    """Count the parameters of new adapters on a model of this shape."""
+    size = params.size_for(shape.hidden)
+    return layers.n_parameters(params.style, size, shape.hidden, shape.n_layers)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="delta",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    hooks=("mix",),
+    loops=("training", "tokens", "sft", "deltas"),
+    adapter_parameters=adapter_parameters,
+)

@@ -1,0 +1,82 @@
+"""Whole matrices of the best signal-to-noise ratio, trained while all others stay as they are.
+
+Invariant: of each type of linear layer the share with the largest ratios is trained, in fp32, and saved in
+the precision it is served in; nothing else of the model changes or is saved. The scan lies beside the
+weights.
+
+Source: Hartford et al. 2024 (arXiv:2406.06623).
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harness.methods._signal_to_noise import scan_model, scanned, top_share
+from harness.models.deltas import matrices, save_delta
+from harness.models.hardware import dtype
+from harness.models.memory import Shape
+from harness.plugins import Method
+from harness.records import Scanned
+from harness.training import FitContext, SupervisedParams, Weights, delta_digest, supervised
+
+SCAN = "signal_to_noise.json"
+
+
+class Params(SupervisedParams):
+    """`share` of the matrices of each type is trained, one at least; TRL's names beside it."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    share: float = Field(0.25, gt=0, le=1)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Scan the base, train the chosen matrices and save them under `delta/`.
+
+    Raises:
+        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+    """
+    folder = context.folder / "delta"
+    chosen: list[str] = []
+    found: list[Scanned] = []
+
+    def prepare(model: Any) -> None:
+        context.prepare(model)
+        ratios = scan_model(model, context.source.weights_digest)
+        chosen.extend(top_share(ratios, params.share))
+        found.extend(scanned(ratios, chosen))
+        (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
+        model.requires_grad_(False)
+        for name in chosen:
+            model.get_submodule(name).weight.requires_grad_(True)
+
+    def save(model: Any, to: Path) -> None:
+        kept = dtype(context.machine.precision)
+        trained = {name: model.get_submodule(name).weight.to(kept) for name in chosen}
+        save_delta(to, matrices.FORM, {}, trained)
+
+    training = supervised(replace(context, prepare=prepare), params, None, folder, save)
+    own = delta_digest(folder, context.source.weights_digest)
+    return Weights("delta", own, context.folder, replace(training, scan=tuple(found)))
+
+
+def trained_parameters(shape: Shape, params: Params) -> int:
+    """Estimate what is trained of a model of this shape: the share of its linear layers."""
+    queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    attention = 2 * shape.hidden * (queries + keys)
+    return int(params.share * shape.n_layers * (attention + 3 * shape.hidden * shape.intermediate))
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="delta",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    hooks=("mix",),
+    loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
+    adapter_parameters=trained_parameters,
+)
