@@ -7,7 +7,7 @@ import tiny_methods
 
 from harness import regularizers
 from harness.errors import CandidateFailed
-from harness.regularizers import GeneralRow, Start, _displacement, l2_sp
+from harness.regularizers import GeneralRow, Start, _displacement, ewc, kl, l2_sp
 
 ROWS = (GeneralRow([5, 9, 11, 40, 41, 42], 3), GeneralRow([7, 8, 60, 61], 2))
 
@@ -154,3 +154,167 @@ def test_penalties_of_several_regularisers_are_given_the_rows_of_their_name(whol
     found = regularizers.penalties({"l2_sp": {"strength": 1.0}}, whole, 0, {"l2_sp": ROWS})
     assert len(found) == 1
     assert partial(measured, found[0])(whole) == 0
+
+
+def fisher_by_hand(model, names, seed=0):
+    """Return the Fisher diagonal of one token from plain gradients, the labels drawn like the estimate's."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    sums = dict.fromkeys(names, 0.0)
+    for ids, start in ROWS:
+        logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].float()
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        loss = -torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+        gradients = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
+        sums = {name: sums[name] + g.square() for name, g in zip(names, gradients, strict=True)}
+    return {name: total / 5 for name, total in sums.items()}  # five tokens of answers
+
+
+def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole):
+    expected = fisher_by_hand(whole, list(trained(whole)))
+    found = ewc.fisher_diagonal(whole, ROWS, 0)
+    assert found.keys() == expected.keys()
+    assert all(found[name].allclose(expected[name], rtol=1e-3, atol=1e-7) for name in found)
+    assert all(p.grad is None for p in whole.parameters())
+
+
+def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole):
+    names = [name for name, p in whole.named_parameters() if p.ndim == 2 and "embed" not in name]
+    expected = fisher_by_hand(whole, names)
+    model = adapted(whole, r=2)
+    found = ewc.fisher_diagonal(model, ROWS, 0)
+    assert len(found) == len(names)
+    for name, square in found.items():
+        own = name.removeprefix("base_model.model.") + ".weight"
+        assert square.allclose(expected[own], rtol=1e-3, atol=1e-7)
+
+
+def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole):
+    """Over many draws, half of F times a small step's square is the KL a token that this step makes."""
+    import torch
+
+    name, by = "model.norm.weight", 0.01
+    weights = whole.get_parameter(name)
+    for parameter in whole.parameters():
+        parameter.requires_grad_(parameter is weights)
+    found = torch.stack([ewc.fisher_diagonal(whole, ROWS, seed)[name] for seed in range(300)]).mean(0)
+    worth = int(found.argmax())
+
+    def read():
+        return [
+            whole(input_ids=torch.tensor([r.ids])).logits[0, r.start - 1 : -1].log_softmax(-1) for r in ROWS
+        ]
+
+    with torch.no_grad():
+        before = read()
+        weights[worth] += by
+        pairs = zip(before, read(), strict=True)
+        kl = sum((p.exp() * (p - q)).sum().item() for p, q in pairs) / 5
+    assert found[worth].item() * by**2 / 2 == pytest.approx(kl, rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted_one(whole, method):
+    model = whole if method == "full" else adapted(whole, r=2, lora_alpha=4)
+    fisher = ewc.fisher_diagonal(model, ROWS, 0)
+    before = {name: p.detach().clone() for name, p in trained(model).items()}
+    penalty = ewc.penalty(Start(model, 0, ROWS), ewc.Params(strength=7.0))
+    assert measured(penalty, model) == 0
+    move(model)
+    found, expected = measured(penalty, model), 0.0
+    for name, weights in fisher.items():
+        if method == "full":
+            parameter = trained(model)[name]
+            moved = (parameter - before[name]).detach()
+            assert parameter.grad.allclose(7 * weights * moved, rtol=1e-4, atol=1e-6)
+        else:
+            layer = model.get_submodule(name)
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            moved = (2 * b @ a).detach()
+            assert b.grad.allclose(14 * (weights * moved) @ a.T, rtol=1e-4, atol=1e-6)
+        expected += 3.5 * (weights * moved.square()).sum().item()
+    assert found > 0
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def logprobs(model):
+    """Return log p (t, v) of each row's answer tokens."""
+    import torch
+
+    return [
+        model(input_ids=torch.tensor([row.ids])).logits[0, row.start - 1 - len(row.ids) : -1].log_softmax(-1)
+        for row in ROWS
+    ]
+
+
+@pytest.mark.parametrize("kind", ["full", "LORA", "PROMPT_TUNING", "PREFIX_TUNING", "IA3"])
+def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole, kind):
+    import torch
+
+    soft = {"num_virtual_tokens": 3} if kind.endswith("TUNING") else {}
+    with torch.no_grad():
+        base = logprobs(whole)
+    model = whole if kind == "full" else adapted(whole, kind, **soft)
+    with torch.no_grad():
+        first = logprobs(model) if soft else base  # a soft prompt's start is not the base
+    penalty = kl.penalty(Start(model, 0, ROWS), kl.Params(strength=3.0, rows_per_step=2))
+    assert measured(penalty, model) == pytest.approx(0, abs=1e-5)
+    move(model)
+    found = measured(penalty, model)
+    gradients = {name: p.grad.clone() for name, p in trained(model).items()}
+    model.zero_grad()
+    pairs = zip(first, logprobs(model), strict=True)
+    expected = 3 * sum((p.exp() * (p - q)).sum(-1).mean() for p, q in pairs) / 2
+    expected.backward()
+    assert found > 1e-4
+    assert found == pytest.approx(expected.item(), rel=1e-3)
+    for name, parameter in trained(model).items():
+        assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole):
+    penalty = kl.penalty(Start(whole, 0, ROWS), kl.Params(rows_per_step=1))
+    move(whole)
+    by_step = [measured(penalty, whole, step) for step in range(6)]
+    assert by_step == [measured(penalty, whole, step) for step in range(6)]
+    assert len({round(value, 6) for value in by_step}) == 2
+
+
+def test_chunks_give_the_kl_of_all_tokens(whole):
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    known, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
+    matrices = tuple(torch.randn(20, 8, generator=generator) for _ in range(2))
+    p, q = ((s @ m.T).log_softmax(-1) for s, m in zip((known, states), matrices, strict=True))
+    found = kl.mean_kl((known, matrices[0]), (states, matrices[1]))
+    assert found.item() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_a_model_whose_logits_are_no_product_is_refused_by_kl(whole):
+    whole.lm_head.register_forward_hook(lambda module, seen, logits: logits.tanh())
+    with pytest.raises(CandidateFailed, match="more than a product"):
+        kl.penalty(Start(whole, 0, ROWS), kl.Params())
+
+
+@pytest.mark.parametrize("plugin", [ewc, kl])
+def test_a_penalty_on_general_rows_without_any_is_refused(whole, plugin):
+    with pytest.raises(CandidateFailed, match="no general rows"):
+        plugin.penalty(Start(whole, 0), plugin.Params(strength=1.0))
+
+
+@pytest.mark.parametrize("regularize", [{"ewc": {"strength": 1e4}}, {"kl": {"strength": 20.0}}])
+def test_a_preference_training_is_held_back(tiny, tmp_path, own_cache, regularize):
+    from safetensors.torch import load_file
+
+    from harness.methods import dpo
+
+    def size(name, **given):
+        context = tiny_methods.context(tiny, tmp_path / name, **given)
+        dpo.fit(context, dpo.Params(r=2, max_steps=6, learning_rate=0.01, warmup_steps=0))
+        weights = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        return sum(w.square().sum().item() for key, w in weights.items() if "lora_B" in key)
+
+    general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
+    assert size("held", regularize=regularize, general=general) < 0.9 * size("free")

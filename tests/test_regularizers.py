@@ -2,12 +2,15 @@
 
 import pytest
 import tiny_experiment
+import tiny_methods
 
-from harness import config, regularizers
-from harness.errors import UserError
-from harness.records import Example
+from harness import config, regularizers, training
+from harness.errors import CandidateFailed, UserError
+from harness.models.hub import resolve
+from harness.records import Example, SampleResult
 from harness.regularizers import MixContext
 from harness.spec import Recipe
+from harness.training import job as jobs
 
 
 def context(n_train=30, seed=0, evaluated=()):
@@ -79,6 +82,9 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: classifier, regularize: {l2_sp: {strength: 1.0}}}", "which makes no gradient steps"),
         ("{method: lora, regularize: {l2_sp: {strength: 0}}}", "strength: 0"),
         ("{method: lora, regularize: {l2_sp: {}}}", "strength"),
+        ("{method: lora, regularize: {ewc: {strength: 1, rows: 0}}}", "rows: 0"),
+        ("{method: lora, regularize: {kl: {data: none.jsonl}}}", "general rows, each with a prompt"),
+        ("{method: peft, params: {peft_type: IA3}, regularize: {ewc: {strength: 1}}}", "ewc with an adapter"),
         (
             "{method: lora, params: {use_dora: true}, regularize: {l2_sp: {strength: 1}}}",
             "l2_sp with use_dora",
@@ -136,3 +142,43 @@ def test_prompts_that_are_evaluated_are_not_sampled():
     again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(asked,)))["replay"]
     assert first.prompt not in {row.prompt for row in again.rows}
     assert again.n == 3
+
+
+def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
+    asked = []
+
+    def answer(name, mixture):
+        asked.append((name, mixture))
+        given = ("ok", "So it is.", "asked", (), {})
+        return [SampleResult(name, "test", row.id, i, *given) for i, row in enumerate(mixture.rows)]
+
+    held = {"ewc": {"strength": 1.0, "rows": 5}, "kl": {"rows": 5}}
+    rows = regularizers.general_rows(held, context(), answer)
+    assert regularizers.mixed_rows(held, context(), answer) == ()
+    assert asked[0] == asked[1]
+    assert rows["ewc"] == rows["kl"]
+    assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
+
+
+def test_a_base_that_answers_no_general_prompt_leaves_a_penalty_without_rows():
+    with pytest.raises(CandidateFailed, match="no whole answer to any of 11 general prompts"):
+        regularizers.general_rows({"kl": {"rows": 5}}, context(), lambda name, mixture: [])
+
+
+def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
+    job = training.Job(
+        method="lora",
+        params={},
+        source=resolve(str(tiny)),
+        machine=tiny_methods.CPU,
+        seed=0,
+        regularize={"kl": {}, "ewc": {"strength": 1.0}},
+        code=training.code_of("lora", ["kl", "ewc"]),
+    )
+    rows = tiny_methods.examples(slice(0, 2))
+    training.write_job(
+        tmp_path, job, train=rows, validation=(), pairs=(), general={"kl": rows[:1], "ewc": rows[1:]}
+    )
+    read, found = jobs.read_job(tmp_path)
+    assert read.regularize == job.regularize
+    assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])

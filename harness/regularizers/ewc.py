@@ -1,0 +1,143 @@
+"""Elastic weight consolidation: a pull back to the start, stronger where general text depends on a weight.
+
+Invariant: the penalty strength / 2 · Σ F (W − W₀)² is zero at the start, and there F is the diagonal of the
+Fisher information of one token of the general rows' answers, so the sum is, to second order and without
+its other entries, the strength times the KL of the start to the tuned model in nats a token.
+
+Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with the Fisher information of labels drawn
+from the model, not of observed ones (Kunstner et al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed
+from harness.regularizers import (
+    GENERAL,
+    GeneralRow,
+    MixContext,
+    Mixture,
+    Penalty,
+    Start,
+    _displacement,
+    general_mixture,
+)
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Params(Spec):
+    """`strength`, and the number of general `rows` that the Fisher information is estimated on.
+
+    They are general prompts with the base's answers, or rows of `data`.
+    """
+
+    strength: float = Field(gt=0, allow_inf_nan=False)
+    rows: int = Field(64, ge=1, le=1024)
+    data: str | None = None
+
+
+def problem(params: Mapping[str, Any]) -> str:
+    """Say which parameters of a method make weights that are no sum; empty where none do."""
+    return _displacement.problem(params)
+
+
+def sample(context: MixContext, params: Params) -> Mixture:
+    """Sample the general rows.
+
+    Raises:
+        UserError: the file cannot be read, or one of its rows is evaluated.
+    """
+    return general_mixture(GENERAL, params.rows, params.data, context)
+
+
+def penalty(start: Start, params: Params) -> Penalty:
+    """Return the penalty, one term for each weight; it keeps as many numbers in fp32 as these have.
+
+    Raises:
+        CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
+    """
+    fisher = fisher_diagonal(start.model, start.rows, start.seed)
+    moved = _displacement.displacements(start.model)
+
+    def terms(step: int) -> "Iterator[torch.Tensor]":
+        for name, displacement in moved.items():
+            yield params.strength / 2 * (fisher[name] * displacement().square()).sum()
+
+    return terms
+
+
+def fisher_diagonal(model: Any, rows: tuple[GeneralRow, ...], seed: int) -> "dict[str, torch.Tensor]":
+    """Estimate the diagonal of the Fisher information of one token, by the names of `displacements`.
+
+    The labels of a row are drawn from the model at each position, so the squared gradient of their joint
+    log-probability is that of its tokens in expectation.
+
+    Raises:
+        CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
+    """
+    import torch
+
+    if not rows:
+        raise CandidateFailed("no general rows to estimate the Fisher information on", "another data of ewc")
+    generator = torch.Generator().manual_seed(seed)
+    squares: dict[str, torch.Tensor] = {}
+    training, n_tokens = model.training, sum(len(row.ids) - row.start for row in rows)
+    model.eval()
+    model.zero_grad()
+    for row in rows:
+        with _squared_gradients(model, squares):
+            _drawn_logprob(model, row, generator).backward()
+    model.zero_grad()
+    model.train(training)
+    return {name: square / n_tokens for name, square in squares.items()}
+
+
+def _drawn_logprob(model: Any, row: GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
+    """Return the log-probability of answer tokens drawn from the model at each position of the row's."""
+    import torch
+
+    n = len(row.ids) - row.start
+    ids = torch.tensor([row.ids], device=model.device)
+    logits = model(input_ids=ids, logits_to_keep=n + 1, use_cache=False).logits[0, :-1]  # (n, v)
+    logprobs = logits.float().log_softmax(-1)
+    drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)
+    joint: torch.Tensor = logprobs.gather(1, drawn.to(logprobs.device)).sum()
+    return joint
+
+
+@contextmanager
+def _squared_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
+    """Add the squared gradients of one backward pass to `squares`; a layer's hooks read those of ΔW."""
+    with ExitStack() as hooks:
+        for name, layer in _displacement.adapted_layers(model).items():
+            hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
+        yield
+    for name, parameter in _displacement.plain_parameters(model).items():
+        if parameter.grad is not None:
+            _add(squares, name, parameter.grad.float().square())
+            parameter.grad = None
+
+
+def _reader(name: str, layer: Any, squares: "dict[str, torch.Tensor]") -> Any:
+    """Return a forward hook that reads a linear layer's gradient, output gradients times inputs."""
+
+    def forward(module: Any, inputs: Any, output: Any) -> None:
+        seen = inputs[0].detach().float().flatten(0, 1)  # (t, in)
+
+        def backward(gradient: Any) -> None:
+            made = gradient.float().flatten(0, 1).T @ seen  # (out, in)
+            _add(squares, name, (made.T if getattr(layer, "fan_in_fan_out", False) else made).square())
+
+        output.register_hook(backward)
+
+    return forward
+
+
+def _add(squares: "dict[str, torch.Tensor]", name: str, square: "torch.Tensor") -> None:
+    squares[name] = squares[name] + square if name in squares else square

@@ -1,0 +1,134 @@
+"""KL from the starting model to the tuned one on general prompts, as a penalty on the loss.
+
+Invariant: the penalty is strength · KL(start ‖ tuned) in nats a token of general answers, and zero at the
+start. Of the start its last hidden states are kept, and logits are made for some tokens at a time.
+
+Source: Li and Hoiem 2017, learning without forgetting (arXiv:1606.09282), on the start's full distribution.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed
+from harness.regularizers import (
+    GENERAL,
+    GeneralRow,
+    MixContext,
+    Mixture,
+    Penalty,
+    Start,
+    general_mixture,
+)
+from harness.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+_CHUNK = 64  # tokens whose logits are held at a time
+
+
+class Params(Spec):
+    """`strength`, the number of general `rows`, and how many of them a step reads, `rows_per_step`.
+
+    They are general prompts with the base's answers, or rows of `data`.
+    """
+
+    strength: float = Field(1.0, gt=0, allow_inf_nan=False)
+    rows: int = Field(64, ge=1, le=1024)
+    rows_per_step: int = Field(2, ge=1, le=64)
+    data: str | None = None
+
+
+def cost(params: Params, n_rows: int) -> float:
+    """Return the work of a step with the general rows that it reads, as a multiple of that without."""
+    return 1 + params.rows_per_step / n_rows
+
+
+def sample(context: MixContext, params: Params) -> Mixture:
+    """Sample the general rows.
+
+    Raises:
+        UserError: the file cannot be read, or one of its rows is evaluated.
+    """
+    return general_mixture(GENERAL, params.rows, params.data, context)
+
+
+def penalty(start: Start, params: Params) -> Penalty:
+    """Return the penalty, one term for each general row that the step reads.
+
+    Raises:
+        CandidateFailed: there is no general row, or the logits are more than a product with the last
+            hidden states.
+    """
+    import torch
+
+    if not start.rows:
+        raise CandidateFailed("no general rows to measure the KL on", "another data of kl")
+    model, matrix = start.model, start.model.get_output_embeddings().weight
+    with torch.no_grad():
+        known = [_answer_states(model, row) for row in start.rows]
+        first = matrix.clone() if matrix.requires_grad else matrix
+        _check(model, start.rows[0], known[0], first)
+    n = min(params.rows_per_step, len(known))
+
+    def terms(step: int) -> "Iterator[torch.Tensor]":
+        for i in random.Random(f"{start.seed}/kl/{step}").sample(range(len(known)), n):
+            states = _answer_states(model, start.rows[i])
+            yield params.strength / n * mean_kl((known[i], first), (states, matrix))
+
+    return terms
+
+
+def mean_kl(
+    start: "tuple[torch.Tensor, torch.Tensor]", tuned: "tuple[torch.Tensor, torch.Tensor]"
+) -> "torch.Tensor":
+    """Return the mean KL in nats of hidden states (t, d) with their vocabulary matrix (v, d) to others."""
+    import torch
+    from torch.nn.functional import kl_div, linear
+    from torch.utils.checkpoint import checkpoint
+
+    def summed(known: Any, states: Any) -> Any:
+        p, q = (
+            linear(hidden.to(matrix.dtype), matrix).float().log_softmax(-1)
+            for hidden, matrix in ((known, start[1]), (states, tuned[1]))
+        )
+        return kl_div(q, p, reduction="sum", log_target=True)
+
+    parts = zip(start[0].split(_CHUNK), tuned[0].split(_CHUNK), strict=True)
+    sums = [checkpoint(summed, *part, use_reentrant=False) for part in parts]
+    return torch.stack(sums).sum() / len(start[0])
+
+
+def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
+    """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
+    import torch
+
+    training = model.training
+    model.eval()
+    ids = torch.tensor([row.ids], device=model.device)
+    read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
+    model.train(training)
+    states: torch.Tensor = read.hidden_states[-1][0, row.start - len(row.ids) - 1 : -1]
+    return states
+
+
+def _check(model: Any, row: GeneralRow, states: Any, matrix: Any) -> None:
+    """Hold the model's own logits against those of the last hidden states.
+
+    Raises:
+        CandidateFailed: they differ.
+    """
+    import torch
+
+    training = model.training
+    model.eval()
+    ids = torch.tensor([row.ids], device=model.device)
+    own = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
+    model.train(training)
+    made = torch.nn.functional.linear(states[-1].to(matrix.dtype), matrix).float()
+    if not torch.allclose(own, made, rtol=0.05, atol=0.05):
+        found = "this model's logits are more than a product with its last hidden states"
+        raise CandidateFailed(found, "regularize: ewc or l2_sp in place of kl")
