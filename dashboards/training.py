@@ -1,7 +1,7 @@
 """Training: losses of one or several candidates in one picture, and what training took.
 
 Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
-those of `harness.report.loss_curves`.
+those of `harness.report.loss_curves`, the diagnosis that of `harness.report.training_diagnosis`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,17 @@ from harness.formatting import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
-from harness.report.loss_curves import LIKELIHOOD, PREFERENCES, gap, numeric_points, of_preferences, smoothed
+from harness.report.loss_curves import (
+    LIKELIHOOD,
+    PREFERENCES,
+    gap,
+    numeric_points,
+    of_preferences,
+    round_length,
+    round_means,
+    smoothed,
+)
+from harness.report.training_diagnosis import diagnose
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
@@ -35,6 +45,10 @@ def page() -> None:
     if not chosen:
         return
     _draw({name: trained[name] for name in chosen})
+    for name in chosen:
+        if found := diagnose(trained[name].training):
+            st.text(f"{name} {found.sentence}.")
+    _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
     st.dataframe(rows, hide_index=True)
@@ -54,6 +68,23 @@ def _draw(chosen: Mapping[str, Run]) -> None:
     if by_kind[True]:
         charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
         st.caption(PREFERENCES)
+
+
+def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
+    """Draw token accuracy and learning rate by step, where they were logged."""
+    accuracies = {
+        name: (round_means(of.token_accuracy, round_length(of)), numeric_points(of.validation_token_accuracy))
+        for name, of in chosen.items()
+        if of.token_accuracy
+    }
+    rates = {name: (numeric_points(of.learning_rate), ()) for name, of in chosen.items() if of.learning_rate}
+    if not accuracies and not rates:
+        return
+    with st.expander("Token accuracy and learning rate by step"):
+        if accuracies:
+            charts.draw(charts.curves(accuracies, "token accuracy"), "token-accuracy", height=280)
+        if rates:
+            charts.draw(charts.curves(rates, "learning rate"), "learning-rate", height=280)
 
 
 def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:

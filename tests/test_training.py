@@ -52,6 +52,15 @@ def test_training_lowers_the_loss(context):
     assert figures.best_validation_loss == min(validation) < validation[0]
 
 
+def test_token_accuracy_and_learning_rate_are_kept_by_step(context):
+    figures = fitted(context, num_train_epochs=8, learning_rate=0.02).training
+    assert [step for step, _ in figures.learning_rate] == [step for step, _ in figures.loss]
+    assert figures.learning_rate[-1][1] < max(rate for _, rate in figures.learning_rate) <= 0.02
+    accuracies = [share for _, share in figures.token_accuracy]
+    assert accuracies[0] < accuracies[-1] <= 1
+    assert len(figures.validation_token_accuracy) == len(figures.validation_loss)
+
+
 def test_rows_of_about_one_length_are_trained_on_together(context):
     rows = [
         Example(f"{n}-{words}", ({"role": "user", "content": f"{n}" + " parcel" * words},), ("late",))

@@ -31,17 +31,27 @@ def numeric_points(curve: Curve) -> list[tuple[float, float]]:
 
 
 def smoothed(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
-    """Average the training loss of each step with those before it, over a round.
+    """Average the training loss of each step with those before it, over a round."""
+    return round_means(training.loss, round_length(training))
+
+
+def round_means(curve: Curve, span: int) -> list[tuple[float, float]]:
+    """Average each point of a curve with those before it, `span` of them in all."""
+    points = numeric_points(curve)
+    return [
+        (points[i][0], fmean(value for _, value in points[max(0, i + 1 - span) : i + 1]))
+        for i in range(len(points))
+    ]
+
+
+def round_length(training: TrainingRecord | Trial) -> int:
+    """Count the logged steps of a round.
 
     An epoch ends where validation is first measured; without validation all steps count as one.
     """
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
-    span = max(1, min(epoch // _ROUNDS, _LONGEST))
-    return [
-        (train[i][0], fmean(loss for _, loss in train[max(0, i + 1 - span) : i + 1]))
-        for i in range(len(train))
-    ]
+    return max(1, min(epoch // _ROUNDS, _LONGEST))
 
 
 def gap(training: TrainingRecord) -> float | None:

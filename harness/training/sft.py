@@ -95,6 +95,8 @@ def supervised(
     return replace(
         measured,
         validation_loss=losses,
+        token_accuracy=loop.curve(trainer.state.log_history, "mean_token_accuracy"),
+        validation_token_accuracy=loop.curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
         n_packs=len(read) if params.packing else None,
@@ -211,6 +213,10 @@ def _whole_loss_trainer() -> "type[SFTTrainer]":
             )
             count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / count
+            if len(counted := targets[targets != -100]):  # TRL logs it by this name, averaged
+                likeliest = outputs.logits.detach().flatten(0, 1).argmax(-1)[targets != -100]
+                right = (likeliest == counted).float().mean().item()
+                self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right)
             return (loss, outputs) if return_outputs else loss
 
     return WholeLossTrainer

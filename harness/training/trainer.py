@@ -286,6 +286,7 @@ def figures(
         n_trainable=int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
         peak_memory_gib=round(peak / 2**30, 3),
         loss=curve(history, "loss"),
+        learning_rate=curve(history, "learning_rate"),
     )
 
 

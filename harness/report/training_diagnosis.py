@@ -1,0 +1,81 @@
+"""Diagnosis of one training from its losses: underfitting, overfitting, or neither, in a sentence.
+
+Invariant: it rests on what was logged alone, says which figures, and says nothing of a training on
+preferences, whose loss is no likelihood, nor of one with less than two rounds of steps.
+
+Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 5.2, for the terms. The limits are
+this project's own: a change of a twentieth is more than validation on a hundred rows varies by.
+"""
+
+from typing import NamedTuple
+
+from harness.formatting import count, plain
+from harness.records import TrainingRecord
+from harness.report.loss_curves import numeric_points, of_preferences, round_length, smoothed
+
+_CHANGE = 0.05  # of a loss, and more is a change
+_KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
+
+
+class Diagnosis(NamedTuple):
+    """Kind of a training (`underfits`, `overfits`, `memorizes` or `fits`), and a sentence that says why."""
+
+    kind: str
+    sentence: str
+
+
+def diagnose(training: TrainingRecord) -> Diagnosis | None:
+    """Diagnose a training; None where its losses do not say."""
+    train, span = smoothed(training), round_length(training)
+    if of_preferences(training) or len(train) < 2 * span:
+        return None
+    return (
+        _overfits(training, train) or _underfits(train, span) or _memorizes(training, train) or _fits(train)
+    )
+
+
+Points = list[tuple[float, float]]
+
+
+def _overfits(training: TrainingRecord, train: Points) -> Diagnosis | None:
+    """Find a validation loss that rose from its best while the training loss went on falling."""
+    validation = numeric_points(training.validation_loss)
+    if len(validation) < 2:
+        return None
+    step, best = min(validation, key=lambda point: point[1])
+    last = validation[-1][1]
+    then = [loss for at, loss in train if at <= step]
+    if last <= best * (1 + _CHANGE) or not then or train[-1][1] >= then[-1]:
+        return None
+    return Diagnosis(
+        "overfits",
+        f"overfits after step {count(step)}: validation loss rose from {plain(best)} to {plain(last)} while "
+        f"training loss fell from {plain(then[-1])} to {plain(train[-1][1])}; fewer epochs would do",
+    )
+
+
+def _underfits(train: Points, span: int) -> Diagnosis | None:
+    """Find a training loss that hardly fell, or was still falling when the last round began."""
+    first, before, last = train[span - 1][1], train[-1 - span][1], train[-1][1]
+    if last > first * (1 - _CHANGE):
+        said = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
+        return Diagnosis("underfits", f"underfits: {said}")
+    if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
+        said = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
+        return Diagnosis("underfits", f"underfits: {said}; more epochs may help")
+    return None
+
+
+def _memorizes(training: TrainingRecord, train: Points) -> Diagnosis | None:
+    """Find rows that are known by heart: a training loss near zero, far below that of validation."""
+    validation, last = numeric_points(training.validation_loss), train[-1][1]
+    if not validation or last >= _KNOWN_BY_HEART or validation[-1][1] <= 2 * last + _CHANGE:
+        return None
+    said = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"
+    return Diagnosis("memorizes", f"knows its training rows by heart: {said}; more rows would do more")
+
+
+def _fits(train: Points) -> Diagnosis:
+    return Diagnosis(
+        "fits", f"neither underfits nor overfits: training loss levelled off at {plain(train[-1][1])}"
+    )

@@ -1,0 +1,69 @@
+"""The diagnosis of a training from its losses."""
+
+import pytest
+
+from harness.records import TrainingRecord
+from harness.report.training_diagnosis import diagnose
+
+EPOCH = 40
+
+
+def falling(to, start=2.0, n=EPOCH, level_from=0.5):
+    """Return a training loss that falls to a level over a share of the steps, and stays there."""
+    reach = int(n * level_from)
+    return tuple((i + 1, max(to, start - (start - to) * i / reach)) for i in range(n))
+
+
+def record(loss, validation=(), **more):
+    return TrainingRecord(loss=loss, validation_loss=validation, **more)
+
+
+def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
+    found = diagnose(record(falling(0.5), ((EPOCH, 0.6),)))
+    assert found.kind == "fits"
+    assert "levelled off at 0.500" in found.sentence
+
+
+def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best_step_on():
+    loss = falling(0.2, n=4 * EPOCH, level_from=1.0)
+    validation = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9, 1.1, 1.4)))
+    found = diagnose(record(loss, validation))
+    assert found.kind == "overfits"
+    assert "after step 80: validation loss rose from 0.900 to 1.400" in found.sentence
+
+
+def test_validation_that_rises_by_less_than_a_twentieth_is_no_overfitting():
+    loss = falling(0.5, n=2 * EPOCH, level_from=0.4)
+    assert diagnose(record(loss, ((EPOCH, 0.60), (2 * EPOCH, 0.62)))).kind == "fits"
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (tuple((i + 1, 2.0 - 0.001 * i) for i in range(EPOCH)), "a higher learning rate may help"),
+        (falling(0.4, level_from=1.0), "still falling"),
+    ],
+)
+def test_a_loss_that_hardly_fell_or_falls_still_is_underfitting(loss, said):
+    found = diagnose(record(loss, ((EPOCH, 1.0),)))
+    assert found.kind == "underfits"
+    assert said in found.sentence
+
+
+def test_rows_that_are_known_by_heart_are_named_with_both_losses():
+    found = diagnose(record(falling(0.02), ((EPOCH, 0.9),)))
+    assert found.kind == "memorizes"
+    assert "training loss 0.020, validation loss 0.900" in found.sentence
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        TrainingRecord(),
+        record(((1, 2.0),)),
+        record(falling(0.5), reward_margin=((1, 0.1),)),
+        record(tuple((i, None) for i in range(EPOCH))),
+    ],
+)
+def test_losses_that_do_not_say_are_not_diagnosed(training):
+    assert diagnose(training) is None
