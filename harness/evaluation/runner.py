@@ -17,12 +17,13 @@ from harness.data import suite_contamination
 from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
+from harness.evaluation.costs import Work
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.models.batching import common_length
-from harness.models.hardware import cpu_kernels, load
+from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Output, RowsIdentity, SampleResult
@@ -42,16 +43,28 @@ def fill(
             continue
         job, came_from = rows.job(), origin(session, control)
         done = store.stored_blocks(session.store, job.identity, rows.ids)
-        with session.progress.stage(f"{name}: {rows.name}", session.seconds(work_of(job))) as advance:
+        work, times = work_of(job), []
+        with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
             for index in range(job.n_blocks):
                 if index not in done:
                     start = load()
                     block = rows.measured.evaluate(candidate, job, index)
-                    here = came_from._replace(contended=load().since(start).is_contended())
+                    times.append(load().since(start))
+                    here = came_from._replace(contended=times[-1].is_contended())
                     store.keep_origin(session.store, job.identity.digest, index, here)
                     store.append_block(session.store, job.identity, index, block)
                 advance(index + 1, job.n_blocks)
         store.complete_rows(session.store, job.identity, len(rows.ids))
+        if not done:
+            _learn_pace(session, job, work, times)
+
+
+def _learn_pace(session: Session, job: Job, work: Work, times: Sequence[Load]) -> None:
+    """Learn how fast a model here answers a whole job, unless other work disturbed it."""
+    here = job.identity.engine.partition("/")[0] in ("transformers", "vllm")
+    if here and session.slot.host and not any(time.is_contended() for time in times):
+        took_s = sum(time.wall_s for time in times)
+        session.learn_pace("answering", work, took_s, session.slot.host.source)
 
 
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:

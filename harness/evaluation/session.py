@@ -16,6 +16,7 @@ from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
+from harness.evaluation.pace import Kind, Pace, read_pace, record_pace
 from harness.metrics import Metric, load_metrics
 from harness.models import oom, vllm
 from harness.models.hardware import Machine
@@ -101,6 +102,7 @@ class Session:
 
     `source` is the experiment's base; `sources` holds every model that a candidate names, by name;
     `candidates` are the experiment's, each resolved once.
+    `paces` maps sizes of models to the pace at which this machine answered and trained when it was opened.
     `controls` maps digests of bases to the control arm that was measured while this session was open,
     `settled` runs to the verdict that an interim analysis settled; these are asked nothing more.
     Copies made by `replace` share the slot, so what one loads another lets go of. A session for a `dry_run`
@@ -119,6 +121,7 @@ class Session:
     controls: dict[str, str] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     slot: EngineSlot = field(default_factory=EngineSlot)
+    paces: dict[int, Pace] = field(default_factory=dict)
     dry_run: bool = False
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
@@ -132,8 +135,20 @@ class Session:
         return resolve(name, recipe, self.experiment, self.sources, self.candidates)
 
     def seconds(self, work: costs.Work, source: ModelSource | None = None) -> float:
-        """Estimate how long an amount of work takes here, on the experiment's base or another."""
-        return work.seconds((source or self.source).n_parameters, self.machine.gflops)
+        """Estimate how long an amount of work takes here, by the pace of what ran here before."""
+        n_parameters = (source or self.source).n_parameters
+        if n_parameters not in self.paces:
+            self.paces[n_parameters] = read_pace(self.machine, n_parameters)
+        pace, gflops = self.paces[n_parameters], self.machine.gflops
+        trained, answered = costs.Work(trained=work.trained), work._replace(trained=0)
+        return pace.answering * answered.seconds(n_parameters, gflops) + pace.training * trained.seconds(
+            n_parameters, gflops
+        )
+
+    def learn_pace(self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource) -> None:
+        """Keep how long an amount of work took here, for the estimates of later calls."""
+        estimated_s = work.seconds(source.n_parameters, self.machine.gflops)
+        record_pace(self.machine, source.n_parameters, kind, estimated_s, took_s)
 
     def host(self, source: ModelSource) -> Host:
         """Load a base as it is served, unless it is the one in memory; that one then goes first."""

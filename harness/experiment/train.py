@@ -35,10 +35,20 @@ from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Session, join_items
 from harness.metrics import Metric, extremes
 from harness.metrics import version as metric_version
+from harness.models.hardware import MOST_WAITED
 from harness.models.hub import ModelSource, content_digest
 from harness.plugins import Method
 from harness.provenance.code_versions import versions_of
-from harness.records import Curve, Example, SampleResult, Trial, checksum, digest, without_defaults
+from harness.records import (
+    Curve,
+    Example,
+    SampleResult,
+    Trial,
+    checksum,
+    digest,
+    parse_json,
+    without_defaults,
+)
 from harness.regularizers import Mixture, general_rows, mixed_rows, regularizers_digest
 from harness.spec import Recipe, Task, TaskData, is_path
 from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
@@ -206,7 +216,8 @@ def fit(
         refuse_damaged(behind)
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     own_process = method.trains and session.experiment.training.process == "own"
-    expected_s = session.seconds(fit_work(session, source, seed), candidate.trained_base)
+    work, is_resumed = fit_work(session, source, seed), part.exists()
+    expected_s = session.seconds(work, candidate.trained_base)
     what = f"training {candidate.source_name}, seed {seed}"
     try:
         if not (part / FIT).exists():  # it is written when all else is there
@@ -223,8 +234,17 @@ def fit(
     except Exception:
         clean_up(part, complete=False)
         raise
+    if method.trains and not is_resumed:
+        _learn_pace(session, work, part, candidate.trained_base)
     clean_up(part, complete=True)
     part.rename(folder)
+
+
+def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSource) -> None:
+    """Learn how fast this machine trains, unless other work disturbed that."""
+    record = parse_json((made / FIT).read_text("utf-8"))["training"]
+    if "wall_s" in record and record.get("waited_share", 0.0) <= MOST_WAITED:
+        session.learn_pace("training", work, record["wall_s"], base)
 
 
 def _write_job(
