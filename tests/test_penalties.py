@@ -318,3 +318,17 @@ def test_a_preference_training_is_held_back(tiny, tmp_path, own_cache, regulariz
 
     general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
     assert size("held", regularize=regularize, general=general) < 0.9 * size("free")
+
+
+@pytest.mark.parametrize("name", ["spectrum", "bottleneck"])
+def test_penalties_hold_back_what_these_methods_train(tiny, tmp_path, own_cache, name):
+    from harness import plugins
+
+    def trained_on(folder, regularize):
+        general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
+        context = tiny_methods.context(tiny, tmp_path / folder, regularize=regularize, general=general)
+        method = plugins.method(name)
+        return method.fit(context, method.params(max_steps=4, learning_rate=0.01, warmup_steps=0)).digest
+
+    held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
+    assert len({trained_on(key, regularize) for key, regularize in (("a", held), ("b", {}))}) == 2

@@ -76,7 +76,7 @@ METHOD = Method(
     trains=True,
     draws_from="train",
     seeded=True,
-    hooks=("mix",),
+    hooks=("mix", "penalty", "step", "arguments"),
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
     adapter_parameters=trained_parameters,
 )

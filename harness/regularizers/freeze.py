@@ -5,15 +5,13 @@ Invariant: what is frozen is equal before and after training.
 Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed
+from harness.regularizers._layers import decoder_layers
 from harness.spec import Spec
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class Params(Spec):
@@ -49,10 +47,3 @@ def prepare(model: Any, params: Params) -> None:
     else:
         model.requires_grad_(False)
         layers[-n:].requires_grad_(True)
-
-
-def decoder_layers(model: Any) -> "nn.ModuleList":
-    """Return the longest list of modules of a model: its layers, whatever they are called."""
-    from torch import nn
-
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)

@@ -1,0 +1,147 @@
+"""Regularisers that change how gradients are made and what is seen or trained do what their papers define."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import tiny_methods
+
+from harness import regularizers
+from harness.methods import full, lora
+from harness.regularizers import dropout, sam
+from harness.training.sft import _whole_loss_trainer
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def bowl():
+    """A module whose loss is half of w A w, and the backward pass of it with the points it was taken at."""
+    import torch
+
+    model, a = torch.nn.Linear(3, 1, bias=False), torch.tensor([[4.0, 1, 0], [1, 3, 0], [0, 0, 2]])
+    points = []
+
+    def backward():
+        w = model.weight[0]
+        points.append(w.detach().clone())
+        loss = w @ a @ w / 2
+        loss.backward()
+        return loss.detach()
+
+    return model, a, backward, points
+
+
+def test_sam_takes_the_gradient_at_the_point_a_distance_of_rho_uphill(bowl):
+    model, a, backward, points = bowl
+    start = model.weight.detach()[0].clone()
+    loss = sam.step(model, backward, sam.Params(rho=0.3))
+    uphill = start + 0.3 * (a @ start) / (a @ start).norm()
+    assert loss.item() == pytest.approx((start @ a @ start / 2).item())
+    assert points[0].equal(start)
+    assert points[1].allclose(uphill)
+    assert (points[1] - start).norm().item() == pytest.approx(0.3, rel=1e-4)
+    assert model.weight.grad[0].allclose(a @ uphill)
+    assert model.weight.detach()[0].equal(start)
+
+
+def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
+    import torch
+
+    model, _, backward, _ = bowl
+    sam.step(model, backward, sam.Params())
+    once = model.weight.grad.clone()
+    sam.step(model, backward, sam.Params())
+    assert model.weight.grad.allclose(2 * once)
+    assert torch.isfinite(once).all()
+
+
+def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    prepare = partial(regularizers.prepare, {"freeze": {"first": 1}})
+    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 1.0}}, prepare=prepare)
+    made = full.fit(context, full.Params(max_steps=2, learning_rate=0.01))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny, made.folder / "model"))
+    still = [name for name in before if "layers.0." in name or "embed" in name]
+    assert all(before[name].equal(after[name]) for name in still)
+    assert not before["model.norm.weight"].equal(after["model.norm.weight"])
+
+
+def smoothed(tiny, factor, training):
+    """Return the loss of our trainer on two rows, and transformers' own smoothed loss of them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).train(training)
+    labels = torch.tensor([[-100, -100, 11, 40, 41], [-100, 8, 60, 61, -100]])
+    inputs = {"input_ids": labels.clamp(min=5), "attention_mask": torch.ones_like(labels), "labels": labels}
+    trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor))
+    with torch.no_grad():
+        loss = _whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return loss.item(), LabelSmoother(epsilon=factor)(output, labels, shift_labels=True).item()
+
+
+def test_label_smoothing_is_that_of_transformers_in_training_and_none_in_evaluation(tiny):
+    loss, expected = smoothed(tiny, 0.3, training=True)
+    plain, _ = smoothed(tiny, 0.0, training=True)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert loss != pytest.approx(plain, rel=1e-3)
+    assert smoothed(tiny, 0.3, training=False)[0] == pytest.approx(plain, rel=1e-6)
+
+
+def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path):
+    seen, made = [], []
+
+    def watch(model):
+        embeddings, layer = model.get_input_embeddings(), model.model.layers[0]
+        embeddings.register_forward_hook(lambda module, given, output: made.append(output.detach().clone()))
+        layer.register_forward_pre_hook(
+            lambda module, given: seen.append((module.training, given[0].detach().clone()))
+        )
+
+    context = tiny_methods.context(
+        tiny, tmp_path, prepare=watch, regularize={"neftune": {"noise_alpha": 7.0}}
+    )
+    lora.fit(context, lora.Params(r=2, num_train_epochs=1, per_device_train_batch_size=4))
+    noise = {True: [], False: []}
+    for clean, (training, noisy) in zip(made, seen, strict=True):
+        bound = 7.0 / (clean.shape[1] * clean.shape[2]) ** 0.5
+        noise[training].append((noisy - clean).abs().max().item() / bound)
+    assert len(noise[True]) == 3
+    assert all(0.9 < share <= 1.001 for share in noise[True])
+    assert noise[False]
+    assert max(noise[False]) == 0
+
+
+def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone(tiny):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    ids = torch.arange(5, 105)[None]
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        names = set(model.state_dict())
+        dropout.prepare(model, dropout.Params(rate=0.25))
+        seen = []
+        for layer in model.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                part.register_forward_hook(
+                    lambda module, given, output: seen.append(
+                        output[0] if isinstance(output, tuple) else output
+                    )
+                )
+        assert model(input_ids=ids).logits.equal(plain)
+        evaluated, seen[:] = list(seen), []
+        torch.manual_seed(0)
+        model.train()(input_ids=ids)
+    assert len(seen) == 4
+    shares = [(output == 0).float().mean().item() for output in seen]
+    assert shares == pytest.approx([0.25] * 4, abs=0.03)
+    assert all((output != 0).all() for output in evaluated)
+    kept = seen[0] != 0  # of the first part, whose input is the same in training
+    assert seen[0][kept].allclose(evaluated[0][kept] / 0.75, atol=1e-5)
+    assert set(model.state_dict()) == names
