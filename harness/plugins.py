@@ -45,28 +45,32 @@ class Situation(NamedTuple):
 class Method:
     """A way to make weights, as its file declares it; all that the rest of the house knows of it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier, a model at
-    an endpoint, or a reward model, which answers nothing and is made for those that name it. `trains` says
-    that a language model is trained here, by parameters that extend `LoopParams`. `unpaired` says that rows
-    of `pairs` may be answers with a thumb. `draws_from` names the file of the data that it reads. `seeded`
-    says that another seed makes other weights, `quantization` what the base is trained and served in,
-    `init_from` what it can start from, `made_elsewhere` that it takes the folder of finished weights.
-    `interpolates` marks weights between the base and the candidate that `init_from` names, at the share
-    `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded` says that it trains on rewards
-    of its answers, which the recipe's `reward` names. `loops` are the concerns of `code_versions.toml` whose
-    code it runs beside its own file. A `delta` is weights of a form of our own (see `models.deltas`).
+    `makes` is the kind of weights: the base's own, an adapter, a whole model, a text classifier (of words,
+    of a head or of embeddings), a model at an endpoint, or a reward model, which answers nothing and is made
+    for those that name it. `trains` says that a language model is trained here, by parameters that extend
+    `LoopParams`. `unpaired` says that rows of `pairs` may be answers with a thumb. `draws_from` names the
+    file of the data that it reads. `seeded` says that another seed makes other weights, `quantization` what
+    the base is trained and served in, `init_from` what it can start from, `made_elsewhere` that it takes the
+    folder of finished weights. `interpolates` marks weights between the base and the candidate that
+    `init_from` names, at the share `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded`
+    says that it trains on rewards of its answers, which the recipe's `reward` names. `loops` are the
+    concerns of `code_versions.toml` whose code it runs beside its own file. A `delta` is weights of a
+    form of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights, and `problems(recipe, base, where)` yields what forbids that
-    before anything runs. `adapter_parameters(shape, params)` counts what an adapter trains.
-    `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter of a rank
-    divided by `by`, and of one without the modules that an expression names; empty where there is none.
-    `shape_params` are settled by `init_from`. `proposal(situation)` returns the keys of the recipe with which
-    `harness init` proposes the method, None where it does not.
+    before anything runs. `reads(params)` digests what else its parameters name on disk.
+    `adapter_parameters(shape, params)` counts what an adapter trains. `lower_rank(params, by)` and
+    `leave_out(params, modules)` return the parameters of a new adapter of a rank divided by `by`, and of one
+    without the modules that an expression names; empty where there is none. `shape_params` are settled by
+    `init_from`. `proposal(situation)` returns the keys of the recipe with which `harness init` proposes the
+    method, None where it does not.
     """
 
     params: type[Any]
     fit: Callable[[Any, Any], Any]
-    makes: Literal["base", "adapter", "delta", "model", "classifier", "endpoint", "reward"]
+    makes: Literal[
+        "base", "adapter", "delta", "model", "classifier", "endpoint", "reward", "head", "embedding"
+    ]
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""
     unpaired: bool = False
@@ -79,6 +83,7 @@ class Method:
     rewarded: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
+    reads: Callable[[Any], str] = lambda params: ""
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
     lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}

@@ -40,7 +40,7 @@ HOMES = {
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
     "bm25s": {"prompting"},
-    "sentence_transformers": {"prompting"},
+    "sentence_transformers": {"prompting", "training", "methods"},
     "evaluate": {"metrics"},
 }
 # Slow to import: never at the top of a file, whichever file it is.

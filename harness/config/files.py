@@ -207,6 +207,7 @@ def _resolve_metric(written: str, folder: Path) -> str:
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Make absolute where weights lie: of a base, of an adapter, of a retriever."""
     _resolve_model(recipe, "base_model", folder)
+    _resolve_model(mapping(recipe.get("params")), "encoder", folder)
     for params in mapping(recipe.get("prompting")).values():
         _resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)

@@ -13,7 +13,7 @@ from harness.models import openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hf import Candidate, HFCandidate, ModelHost, classifier
 from harness.models.hub import ModelSource
-from harness.training import Weights
+from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
 Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
 
@@ -56,6 +56,14 @@ def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
 
 
 @contextmanager
+def open_text_head(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open a classification head, or a classifier of embeddings, with a model of its own to read with."""
+    opens = {HEAD: open_head, EMBEDDING: open_embedding}[weights.kind]
+    folder = _folder(weights) / weights.kind
+    yield opens(folder, _source(session, weights), session.machine, weights.digest)
+
+
+@contextmanager
 def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open what a server serves; prompts are written as for the base."""
     source = _source(session, weights)
@@ -69,6 +77,8 @@ OPENERS: Mapping[str, Opener] = {
     "adapter": open_adapter,
     "delta": open_delta,
     "classifier": open_classifier,
+    HEAD: open_text_head,
+    EMBEDDING: open_text_head,
     **dict.fromkeys(openai_api.PROTOCOLS, open_endpoint),
 }
 

@@ -200,7 +200,9 @@ def _cost(session: Session, name: str, suites: Asked, runs: Sequence[Run], room:
     time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
     if not candidate.method.makes_language_model:
-        return Cost(name, None, None, 0.0, time_s, 0.0, 0.0, spent, fits=True)
+        trained_s = session.seconds(_training(session, candidate), candidate.base)
+        planned = costs.price_usd(trained_s, device, hour)
+        return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
     training = _training(session, candidate)
     own = _evaluation_work(session, target_sets(session, recipe, base_weights(session.source), 0))
     answering = own.work + (suites.work if makes != "base" else Work())

@@ -164,6 +164,7 @@ def folder_of(
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
         "reward": _reward_digest(session, source, reward),
+        "reads": method.reads(method.params(**source.params)),
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),

@@ -8,6 +8,19 @@ from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
 from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
 from harness.training.dpo import PreferenceParams, preference
+from harness.training.heads import (
+    EMBEDDING,
+    HEAD,
+    HeadParams,
+    embedder,
+    encoder_digest,
+    encoder_of,
+    head_digest,
+    labelled,
+    open_embedding,
+    open_head,
+    train_head,
+)
 from harness.training.job import FIT, Job, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.lora import (
     LoraParams,
@@ -25,8 +38,11 @@ from harness.training.unpaired import UnpairedParams, preference_without_pairs
 
 __all__ = [
     "CHECKPOINTS",
+    "EMBEDDING",
     "FIT",
+    "HEAD",
     "FitContext",
+    "HeadParams",
     "Job",
     "LoraParams",
     "LowRankParams",
@@ -42,11 +58,18 @@ __all__ = [
     "clean_up",
     "code_of",
     "delta_digest",
+    "embedder",
+    "encoder_digest",
+    "encoder_of",
+    "head_digest",
+    "labelled",
     "leave_out",
     "lora_config",
     "low_rank",
     "lower_rank",
     "model_digest",
+    "open_embedding",
+    "open_head",
     "preference",
     "preference_without_pairs",
     "reinforced",
@@ -54,6 +77,7 @@ __all__ = [
     "run_job",
     "supervised",
     "threads_of",
+    "train_head",
     "train_reward_model",
     "write_job",
 ]

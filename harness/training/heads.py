@@ -1,19 +1,41 @@
 """Models with a head in place of their vocabulary: one number for a reward, or one for each label.
 
-Invariant: the head is drawn by the seed that was set before, and saved with the adapter that is trained
-beside it; what is opened later is what was saved.
+Invariant: a new head is drawn by the seed that was set before; adapter and head are saved together, or of a
+training without an adapter all that was trained, and what is opened later is what was saved.
+
+Source: sequence classification of transformers, on a decoder's last token or an encoder's first; PEFT's
+SEQ_CLS.
 """
 
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pydantic import Field
+
+from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.hardware import Machine, dtype
-from harness.models.hub import ModelSource
+from harness.models.hf import TextCandidate, TextTable
+from harness.models.hub import ModelSource, content_digest, resolve
 from harness.progress import quiet_libraries
+from harness.records import Example, TrainingRecord, digest
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.lora import LoraParams, lora_config
+from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from peft import PeftConfig
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+HEAD, EMBEDDING = "head", "embedding"  # below a method's folder
+_FILE, _COEFFICIENTS, _TRAINED = "head.json", "embedding.json", "trained.safetensors"
+_AT_ONCE = 32  # texts read together
 
 
 def load_with_head(
@@ -24,19 +46,37 @@ def load_with_head(
     Raises:
         CandidateFailed: the model does not fit the device's memory.
     """
-    quiet_libraries()
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    return _load(AutoModelForSequenceClassification, source, machine, num_labels=n_outputs)
+
+
+def load_without_head(
+    source: ModelSource, machine: Machine
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a base up to its last hidden states, in the machine's precision, and its tokenizer.
+
+    Raises:
+        CandidateFailed: the model does not fit the device's memory.
+    """
+    from transformers import AutoModel
+
+    return _load(AutoModel, source, machine)
+
+
+def _load(
+    kind: Any, source: ModelSource, machine: Machine, **given: Any
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     found = f"{source.name} does not fit the memory of {machine.name}"
-    kind: Any = AutoModelForSequenceClassification
     with oom.enough_memory(found, "a smaller base_model or device: cpu"):
-        model = kind.from_pretrained(source.path, num_labels=n_outputs, dtype=dtype(machine.precision)).to(
-            machine.device
-        )
-    # The last token that is no padding is the one that the head reads.
+        model = kind.from_pretrained(source.path, dtype=dtype(machine.precision), **given).to(machine.device)
+    # The last token that is no padding is the one that a decoder's head reads.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -50,3 +90,262 @@ def open_reward_model(
     model, tokenizer = load_with_head(source, machine, 1)
     opened: Any = PeftModel.from_pretrained(model, str(folder))
     return opened.merge_and_unload().eval(), tokenizer
+
+
+def encoder_digest(params: Any) -> str:
+    """Digest the model that `encoder` names in place of the base; empty where it names none.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if not params.encoder:
+        return ""
+    found = resolve(params.encoder, where="params.encoder")
+    return digest([found.weights_digest, found.template_digest])
+
+
+def encoder_of(encoder: str | None, base: ModelSource) -> ModelSource:
+    """Return the model that `encoder` names, else the base."""
+    return resolve(encoder, where="params.encoder") if encoder else base
+
+
+class Labelled(NamedTuple):
+    """Texts with the index of each one's label, and the labels."""
+
+    texts: list[str]
+    indices: list[int]
+    labels: list[str]
+
+
+def labelled(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labelled:
+    """Return the texts of examples that have a closed set of choices, with their labels.
+
+    Raises:
+        CandidateFailed: fewer than two labels occur, where none are given.
+    """
+    closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
+    known = list(labels) or sorted({e.references[0] for e in closed})
+    if len(known) < 2:
+        found = "the task has no closed label set to classify into"
+        raise CandidateFailed(found, "give the task `labels:`, or leave this candidate out")
+    return Labelled([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
+
+
+class HeadParams(LoopParams, LoraParams):
+    """Parameters of a classification head, under the names of transformers' Trainer and PEFT.
+
+    `train` says what is trained beside the head: an adapter (`lora`), nothing (`head`), or the whole model
+    (`all`). `encoder` is the folder or hub id of a model to read with in place of the base, such as one of
+    BERT's kind. The checkpoint with the best validation loss is kept. Texts longer than `max_length` tokens
+    are left out of training and counted.
+    """
+
+    encoder: str | None = None
+    train: Literal["lora", "head", "all"] = "lora"
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    num_train_epochs: float = Field(5.0, gt=0, le=100)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+def train_head(context: FitContext, params: HeadParams, save_to: Path) -> TrainingRecord:
+    """Train a head with one output for each label that occurs in training, and save it in a folder.
+
+    Raises:
+        CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
+    """
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    machine, scratch = context.machine, save_to.parent / CHECKPOINTS
+    start, known = loop.start_time(scratch), labelled(context.train)
+    source = encoder_of(params.encoder, context.source)
+    loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
+    model, tokenizer = load_with_head(source, loaded_in, len(known.labels))
+    train, n_dropped = _rows(known, tokenizer, params.max_length)
+    validation, _ = _rows(labelled(context.validation, known.labels), tokenizer, params.max_length)
+    trainer = _trainer(context, params, _trainable(model, params), tokenizer, (train, validation), scratch)
+    earlier_s = loop.run(trainer, start)
+    _save(trainer.model, params, save_to)
+    content = {"labels": known.labels, "params": params.model_dump(mode="json")}
+    (save_to / _FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    made = loop.figures(trainer, n_dropped, time.perf_counter() - start, machine.device, earlier_s)
+    losses = loop.curve(trainer.state.log_history, "eval_loss")
+    best = min((loss for _, loss in losses if loss is not None), default=None)
+    return replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
+
+
+def head_digest(folder: Path, source: ModelSource) -> str:
+    """Digest a saved head, its tensors and labels, with the base that it reads from."""
+    files = [folder / name for name in (_FILE, _COEFFICIENTS) if (folder / name).exists()]
+    return digest([source.weights_digest, content_digest(sorted([*files, *folder.glob("*.safetensors")]))])
+
+
+def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
+    """Open a saved head as a candidate that answers with its most likely label."""
+    import torch
+
+    content = json.loads((folder / _FILE).read_text("utf-8"))
+    labels, params = tuple(content["labels"]), HeadParams(**content["params"])
+    source = encoder_of(params.encoder, base)
+    model, tokenizer = load_with_head(source, machine, len(labels))
+    model = (
+        _with_trained(model, params, folder).to(device=machine.device, dtype=dtype(machine.precision)).eval()
+    )
+
+    def predict(texts: Sequence[str]) -> list[TextTable]:
+        tables = []
+        for batch in _batches(texts, tokenizer, params.max_length, machine):
+            with torch.inference_mode():
+                logprobs = model(**batch).logits.float().log_softmax(-1)  # (b, labels)
+            tables += [TextTable(labels, tuple(row)) for row in logprobs.tolist()]
+        return tables
+
+    return TextCandidate(predict, weights_digest)
+
+
+def _trainable(model: Any, params: HeadParams) -> Any:
+    """Return the model with what is to be trained marked so; the head always is."""
+    if params.train == "lora":
+        from peft import get_peft_model
+
+        return get_peft_model(model, _config(params))
+    if params.train == "head":
+        for parameter in model.base_model.parameters():
+            parameter.requires_grad = False
+    return model
+
+
+def _config(params: HeadParams) -> "PeftConfig":
+    return lora_config(params, "SEQ_CLS")
+
+
+def _save(model: Any, params: HeadParams, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    if params.train == "lora":
+        model.save_pretrained(folder)
+        return
+    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / _TRAINED, {"format": "pt"})
+
+
+def _with_trained(model: Any, params: HeadParams, folder: Path) -> Any:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    if params.train == "lora":
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    model.load_state_dict(load_file(folder / _TRAINED), strict=False)
+    return model
+
+
+def _rows(known: Labelled, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> tuple[list[Row], int]:
+    ids = [tokenizer(text)["input_ids"] for text in known.texts]
+    rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
+    return loop.rows_that_fit(rows, list(map(len, ids)), max_length)
+
+
+def _trainer(
+    context: FitContext,
+    params: HeadParams,
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[Row], list[Row]],
+    scratch: Path,
+) -> "Trainer":
+    from datasets import Dataset
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    validates = bool(rows[1])
+    own = {"max_length", "encoder", "train", *LoraParams.model_fields}
+    args = TrainingArguments(
+        output_dir=str(scratch),
+        eval_strategy="epoch" if validates else "no",
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        per_device_eval_batch_size=params.per_device_train_batch_size,
+        prediction_loss_only=True,
+        **loop.settings(context),
+        **params.model_dump(exclude=own),
+    )
+    loop.use_one_gpu(args)
+    return Trainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=Dataset.from_list(rows[0]),
+        eval_dataset=Dataset.from_list(rows[1]) if validates else None,
+        callbacks=[loop.progress_callback(context.advance)],
+    )
+
+
+Embedder = Callable[[Sequence[str]], "Tensor"]
+
+
+def mean_hidden_states(source: ModelSource, machine: Machine, max_length: int) -> Embedder:
+    """Return what embeds texts as the mean of their tokens' last hidden states (n, d), in fp32.
+
+    Raises:
+        CandidateFailed: the model does not fit the device's memory.
+    """
+    import torch
+
+    model, tokenizer = load_without_head(source, machine)
+    model.eval()
+
+    def embed(texts: Sequence[str]) -> "Tensor":
+        out = []
+        for batch in _batches(texts, tokenizer, max_length, machine):
+            with torch.inference_mode():
+                states = model(**batch).last_hidden_state.float()  # (b, t, d)
+            mask = batch["attention_mask"][..., None].float()  # (b, t, 1)
+            out.append(((states * mask).sum(1) / mask.sum(1)).cpu())
+        return torch.cat(out)
+
+    return embed
+
+
+def _batches(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int, machine: Machine
+) -> Any:
+    for at in range(0, len(texts), _AT_ONCE):
+        yield tokenizer(
+            list(texts[at : at + _AT_ONCE]),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+        ).to(machine.device)
+
+
+def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_length: int) -> Embedder:
+    """Return what embeds texts (n, d): sentence-transformers, or the base's mean hidden state."""
+    if encoder is None:
+        return mean_hidden_states(base, machine, max_length)
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    path = encoder_of(encoder, base).path
+    model = SentenceTransformer(str(path), device=machine.device)
+    model.max_seq_length = min(max_length, model.max_seq_length or max_length)
+    return lambda texts: torch.from_numpy(model.encode(list(texts), show_progress_bar=False)).float()
+
+
+def open_embedding(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
+    """Open a classifier of embeddings as a candidate that answers with its most likely label."""
+    import torch
+
+    content = json.loads((folder / _COEFFICIENTS).read_text("utf-8"))
+    embed = embedder(content["encoder"], base, machine, content["max_length"])
+    weights, bias = torch.tensor(content["coefficients"]), torch.tensor(content["intercepts"])
+    labels = tuple(content["labels"])
+
+    def predict(texts: Sequence[str]) -> list[TextTable]:
+        scores = embed(texts) @ weights.T + bias  # (n, labels), of two labels (n, 1)
+        if len(labels) == 2:
+            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+        return [TextTable(labels, tuple(row)) for row in scores.log_softmax(-1).tolist()]
+
+    return TextCandidate(predict, weights_digest)

@@ -1,0 +1,90 @@
+"""Embeddings and logistic regression: a frozen model reads the texts, a linear classifier sorts them.
+
+Invariant: nothing of the model is trained; what is kept are the coefficients and the labels, not a pickle.
+
+Source: Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings; logistic regression of
+scikit-learn.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import Field
+
+from harness.errors import Problem, UserError
+from harness.plugins import Method
+from harness.records import TrainingRecord
+from harness.spec import Recipe, Spec
+from harness.training import (
+    EMBEDDING,
+    FitContext,
+    Weights,
+    embedder,
+    encoder_digest,
+    encoder_of,
+    head_digest,
+    labelled,
+)
+
+
+class Params(Spec):
+    """`encoder` is a sentence-transformers folder or id; without one the base's mean hidden state is taken.
+
+    `C` is scikit-learn's, the inverse of the regularisation. Texts are cut at `max_length` tokens.
+    """
+
+    encoder: str | None = None
+    C: float = Field(10.0, gt=0)
+    max_length: int = Field(512, ge=8)
+
+
+def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+    """Yield what forbids embedding texts with the encoder that is named."""
+    params = Params(**recipe.params)
+    if params.encoder and find_spec("sentence_transformers") is None:
+        step = "pip install 'harness-evals[dense]', or leave encoder out"
+        yield Problem(where, "no package sentence-transformers", "the package that embeds texts", step)
+    try:
+        encoder_digest(params)
+    except UserError as error:
+        yield from error.problems
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Embed the training texts, fit the classifier, and keep its coefficients.
+
+    Raises:
+        CandidateFailed: fewer than two labels occur in training, or the model does not fit the memory.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    start, known = time.perf_counter(), labelled(context.train)
+    embed = embedder(params.encoder, context.source, context.machine, params.max_length)
+    fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
+    content = {
+        "labels": known.labels,
+        "encoder": params.encoder,
+        "max_length": params.max_length,
+        "coefficients": fitted.coef_.tolist(),
+        "intercepts": fitted.intercept_.tolist(),
+    }
+    folder = context.folder / EMBEDDING
+    folder.mkdir()
+    (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(known.texts))
+    own = head_digest(folder, encoder_of(params.encoder, context.source))
+    return Weights("embedding", own, context.folder, made)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="embedding",
+    draws_from="train",
+    loops=("heads",),
+    reads=encoder_digest,
+    problems=problems,
+)

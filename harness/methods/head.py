@@ -1,0 +1,64 @@
+"""Classification head on the base or on an encoder of BERT's kind, with or without a low-rank adapter.
+
+Invariant: it answers with a label that occurs in training and nothing else; the base is read as published.
+
+Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers' Trainer.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.errors import Problem, UserError
+from harness.plugins import Method
+from harness.spec import Recipe
+from harness.training import (
+    HEAD,
+    FitContext,
+    HeadParams,
+    Weights,
+    adapter_parameters,
+    encoder_digest,
+    encoder_of,
+    head_digest,
+    lower_rank,
+    train_head,
+)
+
+
+class Params(HeadParams):
+    """The names of transformers' Trainer, and PEFT's for the adapter."""
+
+
+def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+    """Yield what forbids reading with the encoder that is named."""
+    try:
+        encoder_digest(Params(**recipe.params))
+    except UserError as error:
+        yield from error.problems
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train the head and save it under `head/`.
+
+    Raises:
+        CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
+    """
+    folder = context.folder / HEAD
+    training = train_head(context, params, folder)
+    own = head_digest(folder, encoder_of(params.encoder, context.source))
+    return Weights("head", own, context.folder, training)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="head",
+    trains=True,
+    draws_from="train",
+    seeded=True,
+    loops=("training", "heads"),
+    reads=encoder_digest,
+    problems=problems,
+    adapter_parameters=adapter_parameters,
+    lower_rank=lower_rank,
+)
