@@ -64,10 +64,10 @@ class FitContext:
 class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
-    An `adapter` lies in `folder/adapter`; a `delta` (see `models.deltas`), a whole `model`, a `reward` model, a
-    classification `head` and one of an `embedding` likewise in folders of these names; of an endpoint the kind
-    is the protocol it is asked by (`completions` or `chat`). `source` is the base as it is served; None is the
-    experiment's own, and what a method gives back.
+    An `adapter` lies in `folder/adapter`; a `delta` (see `models.deltas`), a whole `model`, a `reward` model,
+    a classification `head` and one of an `embedding` likewise in folders of these names; of an endpoint the
+    kind is the protocol it is asked by (`completions` or `chat`). `source` is the base as it is served; None
+    is the experiment's own, and what a method gives back.
     """
 
     kind: Literal[
