@@ -43,7 +43,7 @@ def accuracy(candidate, examples):
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("train", ["lora", "head", "all"])
+@pytest.mark.parametrize("train", ["adapter", "head", "all"])
 def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny, tmp_path, train):
     params = head.Params(train=train, r=4, learning_rate=0.01, num_train_epochs=12, warmup_steps=0)
     made = head.fit(context(tiny, tmp_path), params)

@@ -134,14 +134,14 @@ def labelled(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labelle
 class HeadParams(LoopParams, LoraParams):
     """Parameters of a classification head, under the names of transformers' Trainer and PEFT.
 
-    `train` says what is trained beside the head: an adapter (`lora`), nothing (`head`), or the whole model
+    `train` says what is trained beside the head: an adapter (`adapter`), nothing (`head`), or the whole model
     (`all`). `encoder` is the folder or hub id of a model to read with in place of the base, such as one of
     BERT's kind. The checkpoint with the best validation loss is kept. Texts longer than `max_length` tokens
     are left out of training and counted.
     """
 
     encoder: str | None = None
-    train: Literal["lora", "head", "all"] = "lora"
+    train: Literal["adapter", "head", "all"] = "adapter"
     learning_rate: float = Field(1e-3, gt=0, le=1)
     num_train_epochs: float = Field(5.0, gt=0, le=100)
     weight_decay: float = Field(0.01, ge=0)
@@ -205,7 +205,7 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
 
 def _trainable(model: Any, params: HeadParams) -> Any:
     """Return the model with what is to be trained marked so; the head always is."""
-    if params.train == "lora":
+    if params.train == "adapter":
         from peft import get_peft_model
 
         return get_peft_model(model, _config(params))
@@ -223,7 +223,7 @@ def _save(model: Any, params: HeadParams, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
-    if params.train == "lora":
+    if params.train == "adapter":
         model.save_pretrained(folder)
         return
     trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
@@ -234,7 +234,7 @@ def _with_trained(model: Any, params: HeadParams, folder: Path) -> Any:
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    if params.train == "lora":
+    if params.train == "adapter":
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     model.load_state_dict(load_file(folder / _TRAINED), strict=False)
     return model
