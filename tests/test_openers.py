@@ -7,7 +7,6 @@ from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.training import Weights
 
-
 SILENT = {"reward"}  # answers nothing, so nothing opens it as a candidate
 
 
