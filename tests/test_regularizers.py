@@ -87,6 +87,8 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: lora, regularize: {l2_sp: {}}}", "strength"),
         ("{method: lora, regularize: {ewc: {strength: 1, rows: 0}}}", "rows: 0"),
         ("{method: lora, regularize: {dropout: {}}}", "one of the methods full"),
+        ("{method: lora, regularize: {half: {}}}", "half with the method lora, whose training does not"),
+        ("{method: full, regularize: {half: {rounds: 0}}}", "rounds: 0"),
         ("{method: dpo, regularize: {label_smoothing: {}}}", "dpo, whose training does not take it"),
         ("{method: lora, regularize: {label_smoothing: {factor: 1}}}", "factor: 1"),
         ("{method: lora, regularize: {sam: {rho: -0.1}}}", "rho: -0.1"),

@@ -8,7 +8,7 @@ import tiny_methods
 
 from harness import regularizers
 from harness.methods import full, lora
-from harness.regularizers import dropout, sam
+from harness.regularizers import dropout, half, sam
 from harness.training.sft import _whole_loss_trainer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -145,3 +145,65 @@ def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone
     kept = seen[0] != 0  # of the first part, whose input is the same in training
     assert seen[0][kept].allclose(evaluated[0][kept] / 0.75, atol=1e-5)
     assert set(model.state_dict()) == names
+
+
+NAMES = [
+    f"model.layers.{layer}.{module}.weight"
+    for layer in range(30)
+    for module in (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+        *("input_layernorm", "post_attention_layernorm"),
+    )
+]
+
+
+def of(names, part):
+    return {name for name in names if part in name}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside(seed):
+    outside = ["model.embed_tokens.weight", "model.norm.weight"]
+    chosen = set(half.select([*outside, *NAMES], 0.0, half.Params(), seed))
+    assert set(outside) <= chosen
+    for layer in range(30):
+        own = of(chosen, f".{layer}.")
+        assert len(of(own, "self_attn")) == 2
+        assert len(of(own, "mlp")) == 1 + layer % 2
+        assert len(of(own, "layernorm")) == 1
+    assert len(chosen) - 2 == len(NAMES) / 2
+
+
+def test_each_round_has_a_half_of_its_own_and_weights_and_biases_go_together():
+    both = [*NAMES, *(name.replace("weight", "bias") for name in NAMES)]
+    rounds = half.Params(rounds=3)
+    parts = [set(half.select(both, progress, rounds, 0)) for progress in (0, 0.33, 0.34, 0.66, 0.67, 0.999)]
+    assert parts[0] == parts[1] != parts[2] == parts[3] != parts[4] == parts[5] != parts[0]
+    for part in parts:
+        assert {name.replace("bias", "weight") for name in of(part, "bias")} == of(part, "weight")
+
+
+def moved(tiny, folder, rounds):
+    """Train in rounds, and return the names of the weights that moved, and all weights before."""
+    from safetensors.torch import load_file
+
+    context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
+    made = full.fit(
+        context, full.Params(num_train_epochs=4, learning_rate=0.01, per_device_train_batch_size=2)
+    )
+    before, after = (load_file(path / "model.safetensors") for path in (tiny, made.folder / "model"))
+    return {name for name in before if not before[name].equal(after[name])}, before
+
+
+def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit(tiny, tmp_path):
+    names, weights = moved(tiny, tmp_path, 1)
+    layers = of(weights, ".layers.")
+    assert len(of(names, ".layers.")) == len(layers) / 2
+    assert names >= set(weights) - layers
+
+
+def test_another_round_moves_another_half(tiny, tmp_path):
+    once, _ = moved(tiny, tmp_path / "once", 1)
+    twice, _ = moved(tiny, tmp_path / "twice", 8)
+    assert len(once) < len(twice)

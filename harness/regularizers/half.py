@@ -1,0 +1,45 @@
+"""Half fine-tuning: half of each layer's matrices is trained, another half in each round.
+
+Invariant: in a round the other half stays bit for bit as it was. In each layer half of the modules of
+each kind are chosen (attention, MLP, norms); of an odd number, one more in every second layer. What is
+outside the layers, such as the embeddings, is always trained.
+
+Source: Hui et al. 2024 (arXiv:2404.18466), whose rounds are trainings one after the other.
+"""
+
+import random
+import re
+from collections.abc import Collection, Sequence
+
+from pydantic import Field
+
+from harness.spec import Spec
+
+_OF_A_LAYER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d+)\.(?P<module>.+)\.[^.]+")
+
+
+class Params(Spec):
+    """`rounds` parts of the training, each with a half of its own."""
+
+    rounds: int = Field(1, ge=1, le=1000)
+
+
+def select(names: Sequence[str], progress: float, params: Params, seed: int) -> Collection[str]:
+    """Return the parameters that are trained at a share of all steps, in [0, 1)."""
+    turn = min(int(progress * params.rounds), params.rounds - 1)
+    draw = random.Random(f"{seed}/half/{turn}")
+    chosen: set[str] = set()
+    groups: dict[tuple[str, int, str], dict[str, list[str]]] = {}
+    for name in names:
+        found = _OF_A_LAYER.fullmatch(name)
+        if found is None:
+            chosen.add(name)
+            continue
+        module = found["module"]
+        kind = module.partition(".")[0] if "." in module else ""
+        group = groups.setdefault((found["stack"], int(found["layer"]), kind), {})
+        group.setdefault(module, []).append(name)
+    for (_, layer, _), modules in sorted(groups.items()):
+        n = (len(modules) + (layer + turn) % 2) // 2
+        chosen.update(name for module in draw.sample(sorted(modules), n) for name in modules[module])
+    return chosen
