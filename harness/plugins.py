@@ -64,6 +64,10 @@ class Method:
     without the modules that an expression names; empty where there is none. `shape_params` are settled by
     `init_from`. `proposal(situation)` returns the keys of the recipe with which `harness init` proposes the
     method, None where it does not.
+
+    `merges` says that it merges the adapters of the candidates that the recipe's `merges` names, and
+    `merge_problems(recipe, adapters, where)` yields what forbids that by their configurations, as far as
+    these are known, by the candidates' names.
     """
 
     params: type[Any]
@@ -75,8 +79,9 @@ class Method:
     draws_from: Literal["", "train", "pairs"] = ""
     unpaired: bool = False
     seeded: bool = False
-    quantization: Literal["", "nf4"] = ""
+    quantization: Literal["", "nf4", "int8"] = ""
     init_from: Literal["", "adapter", "model"] = ""
+    merges: bool = False
     made_elsewhere: bool = False
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
@@ -85,6 +90,7 @@ class Method:
     shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
+    merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
     adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
     lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
     leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}

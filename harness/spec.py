@@ -247,11 +247,13 @@ class Recipe(Spec):
 
     `prompting` maps the names of promptings to their parameters, applied in order; a bare name is the
     prompting with its defaults. `weights_of` takes the weights of another candidate instead of making its
-    own; `init_from` trains the adapter of another candidate further. `reward` says what a method that trains
-    on rewards is rewarded by: the name of a candidate that makes a reward model, of one of our metrics, or a
-    Python file with a function `reward`. `path` is where weights made elsewhere lie. `base_model` is this
-    candidate's own, where it is not the experiment's. `serve_on` puts an adapter on the base quantised to
-    NF4, or on the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
+    own; `init_from` trains the adapter of another candidate further. `merges` names several whose adapters
+    are merged into one. `reward` says what a method that trains on rewards is rewarded by: the name of a
+    candidate that makes a reward model, of one of our metrics, or a Python file with a function `reward`.
+    `path` is where weights made elsewhere lie. `base_model` is this candidate's own, where it is not the
+    experiment's. `quantization` is what the base is quantised to on which an adapter is trained: NF4, or
+    `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
+    the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
     parameters it names and keeps the best on validation. `regularize` maps the names of regularisers of its
     training to their parameters, `replay: SHARE` being short for that of replay. `template` wraps the user
     message, `{prompt}`.
@@ -266,10 +268,12 @@ class Recipe(Spec):
     weights_of: str | None = None
     init_from: str | None = None
     reward: str | None = None
+    merges: tuple[str, ...] = ()
     path: str | None = None
     base_model: str | None = None
     role: Literal["candidate", "baseline"] = "candidate"
-    serve_on: Literal["nf4", "bf16"] | None = None
+    quantization: Literal["nf4", "int8"] | None = None
+    serve_on: Literal["nf4", "int8", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
     regularize: dict[str, dict[str, Any]] = {}
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
@@ -287,19 +291,22 @@ class Recipe(Spec):
         own = (
             self.params,
             self.init_from,
+            self.merges,
             self.reward,
             self.path,
             self.base_model,
+            self.quantization,
             self.sweep,
             self.regularize,
         )
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
-                "weights_of takes another candidate's weights: leave out method, params, init_from, reward, "
-                "path, base_model, sweep and regularize"
+                "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
+                "reward, path, base_model, quantization, sweep and regularize"
             )
-        if self.init_from and self.base_model:
-            raise ValueError("init_from takes another candidate's base: leave out base_model")
+        if (self.init_from or self.merges) and (self.base_model or self.quantization):
+            key = "init_from takes" if self.init_from else "merges takes"
+            raise ValueError(f"{key} another candidate's base: leave out base_model and quantization")
         return self
 
 

@@ -169,7 +169,7 @@ def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
 
 # The same word for something else: the extra of pip, a loss, a concern of code_versions.toml, a trace of a chart, a package.
 NO_METHODS = {("preflight.py", "qlora"), ("dpo.py", "dpo"), ("charts.py", "scaled"), ("progress.py", "peft")}
-NO_METHODS |= {("__init__.py", "peft"), ("unpaired.py", "kto")}
+NO_METHODS |= {("__init__.py", "peft"), ("unpaired.py", "kto"), ("rows.py", "merged")}
 
 
 def named_methods(file: Path) -> Iterator[str]:

@@ -36,9 +36,9 @@ MEASURED = {
 def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
     off = {}
     for (size, nf4), measured in MEASURED.items():
-        shape = QWEN[size]
+        shape, how = QWEN[size], "nf4" if nf4 else ""
         for length, gb in zip(LENGTHS, measured, strict=True):
-            estimate = memory.training_gb(shape, memory.lora_parameters(shape, 64), length, nf4=nf4)
+            estimate = memory.training_gb(shape, memory.lora_parameters(shape, 64), length, quantization=how)
             off[size, nf4, length] = estimate / gb - 1
     assert len(off) == 24
     assert sum(abs(x) <= 0.20 for x in off.values()) >= 22, off
@@ -51,16 +51,18 @@ def test_the_weights_of_llama_take_the_known_bytes():
     assert state == pytest.approx(expected["adamw_mixed16_GB"])
     assert state + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
     nothing_left_out = LLAMA_7B._replace(vocabulary=0)
-    assert memory.weights_gb(nothing_left_out, "bf16", nf4=True) == pytest.approx(expected["nf4_w_GB_4p127"])
+    assert memory.weights_gb(nothing_left_out, "bf16", quantization="nf4") == pytest.approx(
+        expected["nf4_w_GB_4p127"]
+    )
 
 
 def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
     expected, tolerance = golden("qlora_65b")
     shape = Shape(expected["P"], 80, 8192, 22016, 64, 64, 128, 32000)
-    bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", nf4=True)
+    bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", quantization="nf4")
     assert bare == pytest.approx(expected["w_GB"], rel=tolerance)
     n_trained = memory.lora_parameters(shape, 16)
-    assert memory.training_gb(shape, n_trained, 512, nf4=True) < 48
+    assert memory.training_gb(shape, n_trained, 512, quantization="nf4") < 48
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_checkpointing_trades_memory_for_operations():
 
 def test_an_adapter_takes_less_than_the_whole_model_and_nf4_less_than_that():
     whole = memory.training_gb(LLAMA_7B, LLAMA_7B.n_parameters, 1024)
-    lora, qlora = (memory.training_gb(LLAMA_7B, 2e7, 1024, nf4=nf4) for nf4 in (False, True))
+    lora, qlora = (memory.training_gb(LLAMA_7B, 2e7, 1024, quantization=how) for how in ("", "nf4"))
     assert whole > lora > qlora
 
 

@@ -206,6 +206,8 @@ def _weight_source(name: str, recipe: Recipe, members: Mapping[str, Member], tre
     method = plugins.method(recipe.method)
     yield from _check_init_from(name, recipe, method, members, tree, keys)
     yield from _check_reward(recipe, method, members, tree, keys)
+    yield from _check_merges(name, recipe, method, members, tree, keys)
+    yield from _check_quantization(recipe, method, tree, keys)
     yield from _path_problems(recipe, method, tree, keys)
     yield from _check_serve_on(recipe, method, members, tree, keys)
     yield from _check_sweep(recipe, method, tree, keys)
@@ -293,13 +295,54 @@ def _check_reward(
 
 
 def _ancestors(name: str, members: Mapping[str, Member]) -> list[str]:
-    """List what a candidate starts from, nearest first; a circle ends where it closes."""
+    """List what a candidate starts from or merges, nearest first; a circle ends where it closes."""
     found: list[str] = []
-    at: Any = mapping(members[name].recipe).get("init_from")
-    while at in members and at not in found:
-        found.append(at)
-        at = mapping(members[at].recipe).get("init_from")
+    ahead = _parents(name, members)
+    while ahead:
+        at, *ahead = ahead
+        if at not in found:
+            found.append(at)
+            ahead += _parents(at, members)
     return found
+
+
+def _parents(name: str, members: Mapping[str, Member]) -> list[str]:
+    recipe = salvage(Recipe, members[name].recipe)
+    named = (recipe.init_from, *recipe.merges) if recipe else ()
+    return [one for one in named if one is not None and one in members]
+
+
+def _check_merges(
+    name: str, recipe: Recipe, method: Method, members: Mapping[str, Member], tree: Tree, keys: Keys
+) -> Iterator[Problem]:
+    """Refuse to merge fewer than two adapters, what is none, and with a method that merges nothing."""
+    where = tree.where((*keys, "merges"))
+    if not method.merges:
+        if recipe.merges:
+            able = " or ".join(plugins.methods(merges=True))
+            found = f"merges with the method {recipe.method}, which merges nothing"
+            yield Problem(where, found, f"merges with the method {able}", "remove merges")
+        return
+    if len(set(recipe.merges)) < 2 or len(set(recipe.merges)) < len(recipe.merges):
+        found = f"{recipe.method} of {', '.join(recipe.merges) or 'nothing'}"
+        step = "add merges: [lora, other], the names of candidates"
+        yield Problem(where, found, "two candidates or more, each once", step)
+    for source in recipe.merges:
+        if source not in members:
+            yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, name, members))
+        elif name == source or name in _ancestors(source, members):
+            yield Problem(where, f"{name} merging itself", "candidates that are made before it")
+        elif (made := _makes(source, members)) != method.makes:
+            found = f"{source}, which makes {_article(made)}"
+            yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
+
+
+def _check_quantization(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse to quantise a base on which no new adapter is trained."""
+    if recipe.quantization and not (method.trains and method.makes == "adapter"):
+        found = f"quantization with the method {recipe.method}, which trains no adapter"
+        where = tree.where((*keys, "quantization"))
+        yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
 
 
 def _makes(name: str, members: Mapping[str, Member]) -> str:

@@ -28,10 +28,10 @@ class ResolvedCandidate:
 
     `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
     `method` is that recipe's. `init` is the candidate whose weights the source starts from, `reward` the one
-    whose reward model it is trained with. `base` is the
-    base as published, `trained_base` as the weights are trained on it, `served_base` as it answers. `seeds`
-    are those of its runs, one where another seed would make the same weights. `given` is where its weights
-    lie if nothing has to make them: the base's own, or those of a whole model made elsewhere.
+    whose reward model it is trained with, `merges` are those that it merges. `base` is the base as published,
+    `trained_base` as the weights are trained on it, `served_base` as it answers. `seeds` are those of its
+    runs, one where another seed would make the same weights. `given` is where its weights lie if nothing has
+    to make them: the base's own, or those of a whole model made elsewhere.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ResolvedCandidate:
     served_base: ModelSource
     seeds: tuple[int, ...]
     given: ModelSource | None = None
+    merges: "tuple[ResolvedCandidate, ...]" = ()
 
     @property
     def is_remote(self) -> bool:
@@ -59,8 +60,8 @@ class ResolvedCandidate:
 
     @property
     def lineage(self) -> dict[str, Recipe]:
-        """The recipes that make its weights: its source, then what that starts from and is rewarded by."""
-        behind = (one.lineage for one in (self.init, self.reward) if one)
+        """The recipes that make its weights: its source, then those of what they come from."""
+        behind = (one.lineage for one in (self.init, self.reward, *self.merges) if one)
         return {self.source_name: self.source} | {
             name: of for lineage in behind for name, of in lineage.items()
         }
@@ -90,7 +91,7 @@ def resolve_candidates(
 
     def add(name: str) -> None:
         recipe = experiment.candidates[name]
-        for other in (recipe.weights_of, recipe.init_from, recipe.reward):
+        for other in (recipe.weights_of, recipe.init_from, recipe.reward, *recipe.merges):
             if other in experiment.candidates and other not in known:
                 add(other)
         known[name] = resolve(name, recipe, experiment, bases, known)
@@ -113,14 +114,29 @@ def resolve(
     method = plugins.method(source.method)
     init = known[source.init_from] if source.init_from else None
     reward = known.get(source.reward or "")
-    base = init.base if init else bases[source.base_model or experiment.base_model]
-    trained_base = init.served_base if init else quantized(base, method.quantization)
+    merges = tuple(known[one] for one in source.merges)
+    parent = init or next(iter(merges), None)
+    base = parent.base if parent else bases[source.base_model or experiment.base_model]
+    quantization = source.quantization or method.quantization
+    trained_base = parent.served_base if parent else quantized(base, quantization)
     serve_on = recipe.serve_on or source.serve_on
     served_base = quantized(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     source_name, given = recipe.weights_of or name, _model_source(source, method, base, bases)
     return ResolvedCandidate(
-        name, recipe, source_name, source, method, init, reward, base, trained_base, served_base, seeds, given
+        name,
+        recipe,
+        source_name,
+        source,
+        method,
+        init,
+        reward,
+        base,
+        trained_base,
+        served_base,
+        seeds,
+        given,
+        merges,
     )
 
 

@@ -269,24 +269,24 @@ def _peak_gb(
     shape: Shape,
     cached: int,
     batch: int | None = None,
-    nf4: bool = False,
+    quantization: str = "",
 ) -> float:
     """Estimate the larger of the peaks of training and of answering."""
     on_gpu = session.machine.device == "cuda"
-    served = nf4 or (on_gpu and bool(candidate.served_base.quantization))
-    answering = memory.inference_gb(shape, cached, session.machine.precision, nf4=served)
+    served = quantization or (candidate.served_base.quantization if on_gpu else "")
+    answering = memory.inference_gb(shape, cached, session.machine.precision, quantization=served)
     if not _trains(candidate):
         return answering
     n_adapter = _n_adapter(candidate, shape)
     # A CPU keeps quantised weights unpacked, and has no checkpointing.
-    trained = nf4 or (on_gpu and bool(candidate.trained_base.quantization))
+    trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
     tokens = (batch or _params(candidate).per_device_train_batch_size) * _longest(session, candidate)
     training = memory.training_gb(
         shape,
         n_adapter or shape.n_parameters,
         tokens,
         session.machine.precision,
-        nf4=trained,
+        quantization=trained,
         checkpointing=on_gpu,
     )
     return max(training, answering)
@@ -319,20 +319,21 @@ def _flops(
 def _knob(session: Session, candidate: ResolvedCandidate, shape: Shape, cached: int, room: Memory) -> str:
     """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
 
-    def fits(batch: int | None, nf4: bool) -> bool:
-        return _peak_gb(session, candidate, shape, cached, batch, nf4) / _GIB <= room.free_gib
+    def fits(batch: int | None, quantization: str = "") -> bool:
+        return _peak_gb(session, candidate, shape, cached, batch, quantization) / _GIB <= room.free_gib
 
     if _trains(candidate):
         written = _params(candidate).per_device_train_batch_size
         smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
         for size in smaller:
-            if fits(size, nf4=False):
+            if fits(size):
                 steps = written // size
                 return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
         method = candidate.method
         like_it = {"trains": True, "draws_from": method.draws_from}
         on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
-        if on_nf4 and not method.quantization and session.machine.device == "cuda" and fits(1, nf4=True):
+        plain = not candidate.trained_base.quantization and session.machine.device == "cuda"
+        if on_nf4 and plain and fits(1, "nf4"):
             return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
         adapters = plugins.methods(makes="adapter", quantization="", **like_it)
         if adapters and method.makes == "model":

@@ -186,12 +186,13 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
             and find_spec("bitsandbytes") is None
         ):
-            found = "a base in NF4, and no package bitsandbytes"
+            found = "a quantised base, and no package bitsandbytes"
             step = "pip install 'harness-evals[qlora]', or leave the candidate out"
             problems.append(Problem(where, found, "the package that quantises", step))
         problems += _other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
+        problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
@@ -204,6 +205,28 @@ def _with_found_path(candidate: ResolvedCandidate) -> Recipe:
     if not (candidate.given and candidate.recipe.path):
         return candidate.recipe
     return candidate.recipe.model_copy(update={"path": str(candidate.given.path)})
+
+
+def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids merging: adapters for several bases, or of kinds that the method cannot merge."""
+    where, bases = f"candidate {candidate.name}", {one.name: one.served_base for one in candidate.merges}
+    if len({base.weights_digest for base in bases.values()}) > 1:
+        named = (
+            f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
+        )
+        found = f"adapters for several bases: {', '.join(named)}"
+        yield Problem(where, found, "adapters of one base", "merge those of the same base")
+    elif bases:
+        adapters = {one.name: _adapter_config(one) for one in candidate.merges}
+        yield from candidate.method.merge_problems(candidate.source, adapters, where)
+
+
+def _adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
+    """Return what is known of a candidate's adapter before it is made: not what its sweep decides."""
+    while candidate.init:
+        candidate = candidate.init
+    known = _adapter(candidate.source)
+    return {name: value for name, value in known.items() if name not in candidate.source.sweep}
 
 
 def _other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -287,7 +310,7 @@ def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSourc
 def arm_label(session: Session, source: ModelSource) -> str:
     """Name the measurement of a base on the capability suite."""
     other = "" if source.name == session.experiment.base_model else f" {source.name}"
-    return f"{BASE_ARM}{other}{' in NF4' if source.quantization else ''}"
+    return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
 
 
 def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
@@ -404,7 +427,7 @@ def engine_problems(
     for name in selected:
         if session.candidates[name].served_base.quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
-            yield Problem(f"candidate {name}", "a base in NF4, and engine: vllm", "a base as it was", step)
+            yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
         if session.candidates[name].method.makes == "delta":
             found = "weights of a form of our own, and engine: vllm"
             yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)

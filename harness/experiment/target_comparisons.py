@@ -110,9 +110,10 @@ def steps_of(
     out = []
     if run.served_digest in rows and run.base_digest in rows:
         base, served, own = rows[run.base_digest], rows[run.served_digest], rows[run.run_id]
+        served_as = f"{session.candidates[run.candidate].served_base.quantization.upper()} base"
         out += [
-            _step(session, "quantisation", "NF4 base", "base", served, base, counting),
-            _step(session, "training", run.candidate, "NF4 base", own, served, counting),
+            _step(session, "quantisation", served_as, "base", served, base, counting),
+            _step(session, "training", run.candidate, served_as, own, served, counting),
         ]
     parent = parent_of(session, run, runs)
     if parent is not None:

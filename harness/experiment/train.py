@@ -86,16 +86,20 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int, *, make: 
     )
     if (candidate.init and init is None) or (candidate.reward and reward is None):
         return None
-    folder = folder_of(session, candidate, seed, init, reward)
+    merged = [_weights(session, one, seed, make=make) for one in candidate.merges]
+    merges = [one for one in merged if one]
+    if len(merges) < len(merged):
+        return None
+    folder = folder_of(session, candidate, seed, init, reward, merges)
     found = read_weights(candidate, folder)
     if found is None and make:
         general = _general(session, candidate, seed)
         mixed = _mixed(session, candidate, seed)
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
             session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(session, candidate, seed, folder, init, mixed, reward, general)
+        fit(session, candidate, seed, folder, init, mixed, reward, general, merges)
         found = read_weights(candidate, folder)
-    known = [weights for weights in (init, reward) if weights]
+    known = [weights for weights in (init, reward, *merges) if weights]
     if found is None or not known:
         return found
     before_s = round(sum(weights.training.total_s for weights in known), 3)
@@ -154,6 +158,7 @@ def folder_of(
     seed: int,
     init: Weights | None,
     reward: Weights | None = None,
+    merges: Sequence[Weights] = (),
 ) -> Path:
     """Name the folder of weights by everything that they depend on, and nothing else."""
     source, method, base = candidate.source, candidate.method, candidate.trained_base
@@ -165,6 +170,7 @@ def folder_of(
         "init": init.digest if init else "",
         "reward": _reward_digest(session, source, reward),
         "reads": method.reads(method.params(**source.params)),
+        "merges": [one.digest for one in merges],
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),
@@ -203,6 +209,7 @@ def fit(
     mixed: Sequence[Example] = (),
     reward: Weights | None = None,
     general: Mapping[str, Sequence[Example]] | None = None,
+    merges: Sequence[Weights] = (),
 ) -> None:
     """Make weights in a folder of another name, which gets its own when they are complete.
 
@@ -213,7 +220,7 @@ def fit(
     Raises:
         CandidateFailed: they cannot be made; a training that diverged is remembered.
     """
-    for behind in filter(None, (init, reward)):
+    for behind in filter(None, (init, reward, *merges)):
         refuse_damaged(behind)
     source, method, part = candidate.source, candidate.method, folder.with_name(folder.name + ".part")
     own_process = method.trains and session.experiment.training.process == "own"
@@ -226,7 +233,7 @@ def fit(
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(what, expected_s) as advance,
             ):
-                _write_job(session, candidate, seed, part, init, mixed, reward, general)
+                _write_job(session, candidate, seed, part, init, mixed, reward, general, merges)
                 (launch if own_process else run_job)(part, advance)
     except Diverged as error:
         remove_folder(part)
@@ -257,6 +264,7 @@ def _write_job(
     mixed: Sequence[Example],
     reward: Weights | None,
     general: Mapping[str, Sequence[Example]] | None,
+    merges: Sequence[Weights],
 ) -> None:
     source, step, items = (
         candidate.source,
@@ -273,6 +281,7 @@ def _write_job(
         regularize=source.regularize,
         n_mixed=len(mixed),
         init=_init_path(init),
+        merges=tuple(filter(None, map(_init_path, merges))),
         path=Path(source.path) if source.path else None,
         reward=_reward(session, candidate, reward),
         report_to=session.experiment.report_to,

@@ -4,6 +4,7 @@ Invariant: token ids go in, and nothing but `encode` makes them of a text.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -230,7 +231,7 @@ def load_base(
 
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.enough_memory(found, "a smaller base_model or device: cpu"):
-        model = (_load_nf4 if source.quantization else _load_plain)(source, machine, attention)
+        model = _LOADERS[source.quantization](source, machine, attention)
     return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
 
 
@@ -272,6 +273,32 @@ def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrai
         model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _load_int8(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+    """Load with LLM.int8: inputs and weights quantised by rows to 8 bits, large activations multiplied apart.
+
+    Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
+    on the dequantised weights and answers with the quantised ones.
+
+    Source: Dettmers et al. 2022 (arXiv:2208.07339).
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    # It would say of each product that it is made in fp16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    kind: Any = AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        device_map={"": machine.device},
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    )
+    return model
+
+
+_LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
 
 
 class TextTable(NamedTuple):

@@ -57,7 +57,7 @@ _ARCHITECTURE = (
 class ModelSource(NamedTuple):
     """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
 
-    `quantization` is empty or `nf4`; it belongs to the weights digest.
+    `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest.
     """
 
     name: str
@@ -128,7 +128,8 @@ def quantized(source: ModelSource, quantization: str) -> ModelSource:
     """Return the base as it is served with quantised weights; as it is where `quantization` is empty."""
     if not quantization:
         return source
-    weights = digest([source.weights_digest, quantization, "double quantisation"])
+    how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
+    weights = digest([source.weights_digest, quantization, how])
     return source._replace(weights_digest=weights, quantization=quantization)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
-NF4_BITS = 4.127  # a weight with its scales quantised too
+BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
 STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient, and both moments of AdamW
 LAYER_BYTES = 34  # activations of a layer, for a token and hidden unit, with attention computed in blocks
 CHECKPOINT_BYTES = 2  # what is kept of a layer that is computed again for its gradient
@@ -74,12 +74,12 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
     return r * shape.n_layers * sum(s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted)
 
 
-def weights_gb(shape: Shape, precision: str, *, nf4: bool = False) -> float:
-    """Return the weights' size in GB; NF4 leaves embeddings and output layer in 16 bits."""
-    if not nf4:
+def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
+    """Return the weights' size in GB; quantisation leaves embeddings and output layer in 16 bits."""
+    if not quantization:
         return shape.n_parameters * BYTES[precision] / 1e9
     quantised = max(shape.n_parameters - shape.in_embeddings, 0.0)
-    return (quantised * NF4_BITS / 8 + shape.in_embeddings * 2) / 1e9
+    return (quantised * BITS[quantization] / 8 + shape.in_embeddings * 2) / 1e9
 
 
 def training_gb(
@@ -88,7 +88,7 @@ def training_gb(
     tokens: float,
     precision: str = "bf16",
     *,
-    nf4: bool = False,
+    quantization: str = "",
     checkpointing: bool = True,
 ) -> float:
     """Estimate the peak memory of training in GB, `tokens` being batch size times length.
@@ -100,7 +100,9 @@ def training_gb(
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
     activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
     whole = n_trained >= shape.n_parameters
-    weights = 0.0 if whole and precision == "fp32" else weights_gb(shape, precision, nf4=nf4)
+    weights = (
+        0.0 if whole and precision == "fp32" else weights_gb(shape, precision, quantization=quantization)
+    )
     logits = LOGIT_BYTES * tokens * shape.vocabulary
     return weights + (STATE_BYTES * n_trained + activations + logits) / 1e9 + OVERHEAD_GB
 
@@ -110,11 +112,10 @@ def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> floa
     return 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * tokens * BYTES[precision]
 
 
-def inference_gb(shape: Shape, tokens: float, precision: str = "bf16", *, nf4: bool = False) -> float:
+def inference_gb(shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "") -> float:
     """Estimate the memory of answering with so many tokens in the cache: weights, cache, overhead."""
-    return (
-        weights_gb(shape, precision, nf4=nf4) + kv_cache_bytes(shape, tokens, precision) / 1e9 + OVERHEAD_GB
-    )
+    weights = weights_gb(shape, precision, quantization=quantization)
+    return weights + kv_cache_bytes(shape, tokens, precision) / 1e9 + OVERHEAD_GB
 
 
 def inference_flops(

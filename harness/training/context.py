@@ -38,9 +38,10 @@ class FitContext:
 
     `source` is the base as it will be served, so a quantised one where the method quantises. `pairs` are
     preference pairs, prompted like the examples. `init` is the folder of the adapter (or the model) that
-    training starts from, `reward` what its answers are rewarded by; `path` is where weights made elsewhere
-    lie. `prepare` changes the loaded base before it is trained, for example by freezing a part of it.
-    `regularize` are the regularisers of the training, and `general` the rows that penalties read, by name.
+    training starts from, `merges` are those of the adapters to merge, `reward` is what its answers are
+    rewarded by; `path` is where weights made elsewhere lie. `prepare` changes the loaded base before it is
+    trained, for example by freezing a part of it. `regularize` are the regularisers of the training, and
+    `general` the rows that penalties read, by name.
     """
 
     source: ModelSource
@@ -59,6 +60,7 @@ class FitContext:
     reward: Reward | None = None
     regularize: Regularize = field(default_factory=dict)
     general: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    merges: tuple[Path, ...] = ()
 
 
 class Weights(NamedTuple):

@@ -50,6 +50,7 @@ class Job:
     regularize: dict[str, dict[str, Any]]
     n_mixed: int = 0
     init: Path | None = None
+    merges: tuple[Path, ...] = ()
     path: Path | None = None
     reward: Reward | None = None
     report_to: tuple[str, ...] = ()
@@ -158,6 +159,7 @@ def _make(folder: Path, advance: Advance) -> None:
         job.reward,
         job.regularize,
         {n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
+        job.merges,
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"

@@ -118,7 +118,7 @@ def memory_row(what: str, recipe: Recipe, context: FitContext, model: RandomMode
         memory.lora_parameters(model.shape, recipe.params.r),
         tokens,
         model.machine.precision,
-        nf4=on_gpu and bool(context.source.quantization),
+        quantization=context.source.quantization if on_gpu else "",
         checkpointing=on_gpu,
     )
     said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch"

@@ -87,7 +87,7 @@ def _need(name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, l
         n_trained,
         params.per_device_train_batch_size * min(longest, params.max_length),
         here.machine.precision,
-        nf4=on_gpu and bool(method.quantization),
+        quantization=method.quantization if on_gpu else "",
         checkpointing=on_gpu,
     )
     return _Need(gb, n_trained)

@@ -1,0 +1,147 @@
+"""One adapter merged from those of several candidates on one base, without training.
+
+Invariant: the merged adapter is what PEFT's `add_weighted_adapter` makes of them; adapters that it cannot
+merge, or would merge into something else than it says, are refused.
+
+Source: the `peft` library, under its own names: task arithmetic (Ilharco et al. 2022, arXiv:2212.04089), TIES
+(Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023, arXiv:2311.03099).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness.errors import CandidateFailed, Problem
+from harness.models.adapters import CONFIG
+from harness.models.hf import load_base
+from harness.plugins import Method
+from harness.records import TrainingRecord, parse_json
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights, adapter_digest
+
+_OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+_NAME = "combined"
+
+Combination = Literal[
+    "svd",
+    "linear",
+    "cat",
+    "ties",
+    "ties_svd",
+    "dare_ties",
+    "dare_linear",
+    "dare_ties_svd",
+    "dare_linear_svd",
+    "magnitude_prune",
+    "magnitude_prune_svd",
+]
+
+
+class Params(Spec):
+    """PEFT's names and defaults. `weights` are those of the adapters in `merges`, else equal shares of 1.
+
+    `density` is the share of values that TIES, DARE and magnitude pruning keep.
+    """
+
+    weights: list[float] | None = None
+    combination_type: Combination = "svd"
+    svd_rank: int | None = Field(None, ge=1)
+    svd_clamp: float | None = Field(None, gt=0, le=1)
+    density: float | None = Field(None, gt=0, le=1)
+    majority_sign_method: Literal["total", "frequency"] = "total"
+
+    @model_validator(mode="after")
+    def _density_where_it_is_used(self) -> "Params":
+        prunes = self.combination_type not in ("svd", "linear", "cat")
+        if prunes != (self.density is not None):
+            has = "takes a density, for example 0.5" if prunes else "takes no density"
+            raise ValueError(f"combination_type {self.combination_type} {has}")
+        return self
+
+
+def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
+    """Yield what forbids merging: not a weight for each adapter."""
+    weights = recipe.params.get("weights")
+    if weights is not None and len(weights) != len(recipe.merges):
+        found = f"{len(weights)} weights of {len(recipe.merges)} adapters"
+        yield Problem(where, found, "a weight for each that merges names", "mend params.weights")
+
+
+def merge_problems(
+    recipe: Recipe, adapters: Mapping[str, Mapping[str, Any]], where: str
+) -> Iterator[Problem]:
+    """Yield what forbids merging adapters of these configurations, as far as they are known."""
+    if found := unlike(adapters, Params(**recipe.params).combination_type):
+        yield Problem(where, *found)
+
+
+def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple[str, str, str] | None:
+    """Say what forbids combining adapters of these configurations: found, expected and next step."""
+    for name, config in adapters.items():
+        if (family := config.get("peft_type", "LORA")) != "LORA":
+            return f"{name}, an adapter of the family {family}", "adapters of LoRA", "leave it out of merges"
+        for variant in ("use_dora", "use_rslora"):
+            if config.get(variant):  # PEFT would leave the magnitudes out, and scale the merged one again
+                return f"{name}, an adapter with {variant}", "plain LoRA adapters", "leave it out of merges"
+    ranks = {name: config["r"] for name, config in adapters.items() if "r" in config}
+    if combination in _OF_ONE_RANK and len(set(ranks.values())) > 1:
+        named = ", ".join(f"{name} of rank {r}" for name, r in ranks.items())
+        step = "combination_type: svd or cat, which take several ranks"
+        return f"{combination} of {named}", "adapters of one rank", step
+    return None
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Merge the adapters of the context and save the result under `adapter/`.
+
+    Raises:
+        CandidateFailed: there are fewer than two, or they cannot be merged so.
+    """
+    start, n = time.perf_counter(), len(context.merges)
+    weights = params.weights or [1 / n] * n if n else []
+    if n < 2 or len(weights) != n:
+        raise CandidateFailed(
+            f"{len(weights)} weights of {n} adapters", "a weight for each of two adapters or more"
+        )
+    configs = {
+        str(i): parse_json((path / CONFIG).read_text("utf-8")) for i, path in enumerate(context.merges)
+    }
+    if found := unlike(configs, params.combination_type):
+        raise CandidateFailed(f"{found[0]}, where {found[1]} are expected", found[2])
+    folder = _merge(context, params, weights)
+    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    own = adapter_digest(folder, context.source.weights_digest)
+    return Weights("adapter", own, context.folder, made)
+
+
+def _merge(context: FitContext, params: Params, weights: list[float]) -> Any:
+    """Load the adapters side by side on the base as published, and save what PEFT makes of them."""
+    from peft import PeftModel
+    from transformers import set_seed
+
+    base, _ = load_base(context.source._replace(quantization=""), context.machine)
+    names = [f"adapter_{i}" for i in range(len(weights))]
+    model: Any = PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
+    for name, path in zip(names[1:], context.merges[1:], strict=True):
+        model.load_adapter(str(path), adapter_name=name)
+    set_seed(context.seed)  # DARE drops values by chance
+    rest = params.model_dump(exclude={"weights"})
+    try:
+        model.add_weighted_adapter(names, weights, _NAME, **rest)
+    except (ValueError, TypeError) as error:
+        raise CandidateFailed(f"PEFT does not merge them ({error})", "another combination_type") from error
+    model.save_pretrained(context.folder, selected_adapters=[_NAME])
+    return (context.folder / _NAME).rename(context.folder / "adapter")
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    seeded=True,
+    merges=True,
+    problems=problems,
+    merge_problems=merge_problems,
+)

@@ -1,0 +1,196 @@
+"""Adapters are merged as PEFT defines it, held against sums and products written out, or refused by name."""
+
+import json
+
+import pytest
+import tiny_experiment
+import tiny_methods
+from tiny_experiment import runs_of
+
+from harness import config
+from harness.errors import CandidateFailed, UserError
+from harness.methods import lora, merged
+from harness.models.adapters import CONFIG, WEIGHTS
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+PLACE = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory, own_cache):
+    """Train an adapter on each half of the rows, of rank 2, and one of rank 3; returns their folders."""
+    made = []
+    for seed, r in ((0, 2), (1, 2), (2, 3)):
+        context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
+        params = lora.Params(r=r, lora_alpha=3, learning_rate=0.05 * (1 + seed), max_steps=3, max_length=200)
+        made.append(lora.fit(context, params).folder / "adapter")
+    return made
+
+
+def merge(tiny, folder, adapters, seed=0, **params):
+    from dataclasses import replace
+
+    context = replace(tiny_methods.context(tiny, folder), merges=tuple(adapters), seed=seed)
+    return merged.fit(context, merged.Params(**params))
+
+
+def parts(folder):
+    """Read A (r, in), B (out, r) and the scale of one layer."""
+    from safetensors.torch import load_file
+
+    tensors, kept = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    a, b = (tensors[f"{PLACE}.lora_{part}.weight"].double() for part in "AB")
+    return a, b, kept["lora_alpha"] / kept["r"]
+
+
+def delta(folder):
+    """Compute scale · B A of one layer."""
+    a, b, scale = parts(folder)
+    return scale * b @ a
+
+
+def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path, adapters):
+    made = merge(tiny, tmp_path, adapters[:2], combination_type="linear", weights=[0.7, 0.2])
+    roots = [(w * parts(folder)[2]) ** 0.5 for w, folder in zip((0.7, 0.2), adapters[:2], strict=True)]
+    a = sum(root * parts(folder)[0] for root, folder in zip(roots, adapters[:2], strict=True))
+    b = sum(root * parts(folder)[1] for root, folder in zip(roots, adapters[:2], strict=True))
+    found = delta(made.folder / "adapter")
+    assert found.abs().max() > 1e-3
+    assert found.allclose(b @ a, atol=1e-6)
+
+
+@pytest.mark.parametrize("written", [{"combination_type": "cat"}, {"combination_type": "svd", "svd_rank": 5}])
+def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(tiny, tmp_path, adapters, written):
+    two = [adapters[0], adapters[2]]  # of ranks 2 and 3
+    made = merge(tiny, tmp_path, two, weights=[0.7, -0.2], **written)
+    assert delta(made.folder / "adapter").allclose(0.7 * delta(two[0]) - 0.2 * delta(two[1]), atol=1e-6)
+
+
+def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapters):
+    made = merge(tiny, tmp_path, adapters[:2], combination_type="cat")
+    assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "combination", ["ties", "dare_linear", "dare_ties", "magnitude_prune", "dare_ties_svd"]
+)
+def test_pruned_adapters_are_merged_alike_by_the_same_seed(tiny, tmp_path, adapters, combination):
+    params = {"combination_type": combination, "density": 0.5}
+    one, same = (merge(tiny, tmp_path / at, adapters[:2], **params) for at in "ab")
+    other = merge(tiny, tmp_path / "c", adapters[:2], seed=1, **params)
+    assert one.digest == same.digest
+    assert (one.digest != other.digest) == combination.startswith("dare")
+
+
+def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, adapters):
+    """Trim, elect the sign, and average what has it (Yadav et al. 2023), on A and on B, written out in loops."""
+    import torch
+
+    made = merge(tiny, tmp_path, adapters[:2], combination_type="ties", density=0.5, weights=[1.0, 1.0])
+    expected = []
+    for which in (0, 1):
+        trimmed = []
+        for folder in adapters[:2]:
+            values = parts(folder)[which].flatten().tolist()
+            kept = sorted(range(len(values)), key=lambda i, v=values: -abs(v[i]))[: len(values) // 2]
+            trimmed.append([v if i in kept else 0.0 for i, v in enumerate(values)])
+        root = parts(adapters[0])[2] ** 0.5
+        out = []
+        for one, other in zip(*trimmed, strict=True):
+            sign = 1 if one + other >= 0 else -1
+            agreeing = [v for v in (one, other) if v * sign > 0]
+            out.append(root * sum(agreeing) / max(1, len(agreeing)))
+        expected.append(torch.tensor(out).double().reshape(parts(adapters[0])[which].shape))
+    assert delta(made.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
+
+
+def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_path, adapters):
+    told = "linear of 0 of rank 2, 1 of rank 3, where adapters of one rank are expected"
+    with pytest.raises(CandidateFailed, match=told):
+        merge(tiny, tmp_path, [adapters[0], adapters[2]], combination_type="linear")
+
+
+@pytest.mark.parametrize(
+    ("configs", "combination", "said"),
+    [
+        ({"a": {"r": 2}, "b": {"r": 4}}, "ties", "ties of a of rank 2, b of rank 4"),
+        ({"a": {"r": 2}, "b": {"r": 4}}, "svd", None),
+        ({"a": {"r": 2}, "b": {"r": 2}}, "linear", None),
+        ({"a": {"r": 2}, "b": {"peft_type": "IA3"}}, "svd", "b, an adapter of the family IA3"),
+        ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
+        ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
+    ],
+)
+def test_what_cannot_be_merged_is_named(configs, combination, said):
+    found = merged.unlike(configs, combination)
+    assert (found and found[0]) == said
+
+
+LORA = "{method: lora, params: {r: %d, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
+
+
+def written(tmp_path, tiny, own, more=""):
+    candidates = f"  prompt: {{method: base}}\n  one: {LORA % 2}\n  two: {LORA % 4}\n{more}  own: {own}\n"
+    return tiny_experiment.write(tmp_path, tiny, candidates)
+
+
+def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
+    path = written(tmp_path, tiny, "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}")
+    report = tiny_experiment.run(path, candidates=("own",))
+    assert {fact.name: fact.state for fact in report.facts}["own"] == "done"
+    run = runs_of(path)["own"]
+    assert len(run.training.stands_on) == 2
+    assert run.training.init_wall_s > 0
+    again = tiny_experiment.run(path, candidates=("own",))
+    assert {fact.name: fact.state for fact in again.facts}["own"] == "done"
+    assert runs_of(path)["own"].weights_digest == run.weights_digest
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("{method: merged}", "merged of nothing; expected two candidates or more"),
+        ("{method: merged, merges: [one]}", "merged of one; expected two candidates or more"),
+        ("{method: merged, merges: [one, one]}", "merged of one, one"),
+        ("{method: merged, merges: [one, three]}", "unknown candidate 'three'"),
+        ("{method: merged, merges: [one, own]}", "own merging itself"),
+        ("{method: merged, merges: [one, prompt]}", "prompt, which makes no weights of its own"),
+        ("{method: lora, merges: [one, two]}", "merges with the method lora, which merges nothing"),
+        ("{method: merged, merges: [one, two], base_model: x}", "merges takes another candidate's base"),
+        ("{method: merged, merges: [one, two], params: {combination_type: ties}}", "ties takes a density"),
+        ("{method: merged, merges: [one, two], params: {density: 0.5}}", "svd takes no density"),
+        ("{method: merged, merges: [one, two], params: {combination_type: mean}}", "combination_type"),
+    ],
+)
+def test_a_recipe_that_merges_nothing_is_refused(tiny, tmp_path, own, said):
+    with pytest.raises(UserError, match=said):
+        config.load(written(tmp_path, tiny, own))
+
+
+@pytest.mark.parametrize(
+    ("own", "more", "said"),
+    [
+        (
+            "{method: merged, merges: [one, two], params: {combination_type: linear}}",
+            "",
+            "linear of one of rank 2, two of rank 4; expected adapters of one rank",
+        ),
+        ("{method: merged, merges: [one, two], params: {weights: [1]}}", "", "1 weights of 2 adapters"),
+        (
+            "{method: merged, merges: [one, four]}",
+            "  four: {method: lora, quantization: nf4}\n",
+            r"adapters for several bases: one \(on .*\), four \(on .* in nf4\)",
+        ),
+        (
+            "{method: merged, merges: [one, ia3]}",
+            "  ia3: {method: peft, params: {peft_type: IA3}}\n",
+            "ia3, an adapter of the family IA3",
+        ),
+    ],
+)
+def test_unlike_adapters_are_refused_before_anything_runs(tiny, tmp_path, own, more, said):
+    path = written(tmp_path, tiny, own, more)
+    with pytest.raises(UserError, match=said):
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs" / "weights").exists()
