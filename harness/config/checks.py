@@ -5,6 +5,7 @@ be made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ from harness.spec import (
 )
 
 _NAME_SIGNS = frozenset("_.-")
+_MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 def check(tree: Tree, members: Mapping[str, Member]) -> None:
@@ -397,6 +399,9 @@ def _check_serve_on(
 def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse a sweep of what is no parameter, of one value, or of a method that trains nothing."""
     fields = method.params.model_fields
+    if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
+        where = tree.where((*keys, "sweep"))
+        yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", "sweep fewer values")
     for name, values in recipe.sweep.items():
         at = (*keys, "sweep", name)
         where = tree.where(at)

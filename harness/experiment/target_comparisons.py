@@ -118,9 +118,18 @@ def steps_of(
     parent = parent_of(session, run, runs)
     if parent is not None:
         own, old = rows[run.run_id], rows[parent.run_id]
-        what = "scaling" if run.training.n_pairs is None else "training on pairs"
-        out.append(_step(session, what, run.candidate, parent.candidate, own, old, counting))
+        out.append(_step(session, _change(run), run.candidate, parent.candidate, own, old, counting))
     return tuple(out)
+
+
+def _change(run: Run) -> str:
+    """Name what a run did to the adapter that it started from."""
+    method = plugins.method(run.method)
+    if run.training.n_pairs is not None:
+        return "training on pairs"
+    return (
+        "scaling" if method.interpolates else "more training" if method.trains else "a change of the adapter"
+    )
 
 
 def parent_of(session: Session, run: Run, runs: Iterable[Run]) -> Run | None:

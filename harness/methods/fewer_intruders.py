@@ -1,0 +1,78 @@
+"""Another candidate's adapter with its intruder dimensions reduced, to bring back what they hide of the base.
+
+Invariant: the adapter is what PEFT's `reduce_intruder_dimension` makes of it on the base as published; a
+layer without intruders keeps its own.
+
+Source: Shuttleworth et al. 2024 (arXiv:2410.21228): directions of W + ΔW that no direction of W is near to.
+"""
+
+import time
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed, Problem
+from harness.models.adapters import CONFIG
+from harness.models.hf import load_base
+from harness.models.hub import ModelSource
+from harness.plugins import Method
+from harness.records import TrainingRecord, parse_json
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights, adapter_digest
+
+_NAME = "reduced"
+
+
+class Params(Spec):
+    """PEFT's names and defaults.
+
+    Of the `top_k` largest directions of a matrix with its adapter those are intruders whose cosine with every
+    direction of the base's is below `threshold_epsilon`; `mitigation_lambda` is the share of them that stays.
+    """
+
+    top_k: int = Field(10, ge=1)
+    threshold_epsilon: float = Field(0.5, gt=0, le=1)
+    mitigation_lambda: float = Field(0.75, ge=0, lt=1)
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids it: no adapter is named."""
+    if recipe.init_from is None:
+        expected = "the candidate whose adapter is changed"
+        yield Problem(where, f"{recipe.method} without init_from", expected, "add init_from: lora")
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Reduce the intruders of the adapter that `init_from` names, and save it under `adapter/`.
+
+    Raises:
+        CandidateFailed: there is no `init_from`, or its adapter is no plain LoRA.
+    """
+    if context.init is None:
+        raise CandidateFailed("no init_from", "init_from: the candidate whose adapter is meant")
+    start, config = time.perf_counter(), parse_json((context.init / CONFIG).read_text("utf-8"))
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+        raise CandidateFailed(f"an adapter of the kind {kind}", "a candidate whose adapter is a plain LoRA")
+    from peft import PeftModel
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    machine = context.machine._replace(precision="fp32")
+    base, _ = load_base(context.source._replace(quantization=""), machine)
+    model = PeftModel.from_pretrained(base, str(context.init))
+    reduce_intruder_dimension(model, new_adapter_name=_NAME, **params.model_dump(), logging_sink=None)
+    model.save_pretrained(str(context.folder), selected_adapters=[_NAME])
+    folder = (context.folder / _NAME).rename(context.folder / "adapter")
+    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    own = adapter_digest(folder, context.source.weights_digest)
+    return Weights("adapter", own, context.folder, made)
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    seeded=True,
+    init_from="adapter",
+    problems=problems,
+)
