@@ -186,14 +186,16 @@ def test_a_share_of_nothing_is_refused(tiny, tmp_path, share):
 
 def test_it_is_a_candidate_whose_scan_the_report_prints_with_share_and_size(tiny, tmp_path):
     own = "{method: spectrum, params: {share: 0.5, max_steps: 2, learning_rate: 0.01}}"
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {own}\n")
+    full = "{method: full, params: {max_steps: 1}}"
+    candidates = f"  prompt: {{method: base}}\n  own: {own}\n  full: {full}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
     told = reporting.markdown(reporting.experiment_document(tiny_experiment.run(path)))
     training = runs_of(path)["own"].training
     assert "Signal-to-noise of the base's matrices: own" in told
     assert "self_attn.q_proj" in told
     assert training.scan[0].n == 2
-    source = resolve(str(tiny))
-    assert training.trainable_share == training.n_trainable / source.n_parameters
+    assert runs_of(path)["full"].training.trainable_share == 1.0
+    assert training.trainable_share == training.n_trainable / runs_of(path)["full"].training.n_trainable
     assert training.base_size_bytes == (tiny / "model.safetensors").stat().st_size
     assert 0.9 * 4 * training.n_trainable < training.size_bytes < training.base_size_bytes
     for name in ("trainable_share", "size_bytes", "base_size_bytes"):

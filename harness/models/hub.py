@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -109,6 +110,12 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 def weights_bytes(folder: Path) -> int:
     """Return the bytes that the weights of a model take on disk."""
     return sum(file.stat().st_size for file in _matching(folder, _WEIGHTS_FILES))
+
+
+def stored_parameters(source: ModelSource) -> int:
+    """Count the parameters in a base's safetensors; of other files what their size says."""
+    shapes = (t.shape for file in source.path.glob("*.safetensors") for t in tensors_of(file).values())
+    return sum(map(prod, shapes)) or source.n_parameters
 
 
 def _refuse_damaged(files: Iterable[Path]) -> None:
