@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from harness import comparison, decision, formatting, report, rescue, store
 from harness.comparison import Estimate, human
+from harness.evaluation.costs import Tokens
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
@@ -174,6 +175,18 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
     measured = ("rank", "score", "gain", "forgetting", "usd", "p50")
     assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
     assert list(board["usd"].sort_values().index) == ["lora", "knn", "prompt"]
+
+
+def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    quiet = replace(made.facts[0], latency_p95_s=0.4, requests_per_s=12.5, tokens=Tokens(62.0, 0.0, 15.0))
+    busy = replace(made.facts[1], latency_p50_s=None, disturbed={"latency_p50_s": 0.9, "latency_p95_s": 2.0})
+    report.write(replace(made, facts=(quiet, busy, *made.facts[2:])), tmp_path / "reports")
+    cells = printed_cells(opened("leaderboard").dataframe[0])
+    columns = ("candidate", "p50", "p95", "rate", "tokens")
+    shown = {name: of for name, *of in zip(*(cells[column] for column in columns), strict=True)}
+    assert shown[quiet.label][1:] == ["0.4 s", "12.5", "62 + 15"]
+    assert shown[busy.label] == ["~0.9 s", "~2.0 s", "–", "–"]
 
 
 def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(opened, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +339,12 @@ def narrow(name: str) -> object:
     )
 
 
+def disturbed(name: str) -> object:
+    """Make a row whose cost and latency other work disturbed."""
+    figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
+    return replace(narrow(name), **dict.fromkeys(figures), disturbed=figures)
+
+
 def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
     names = [
         "few-shot-with-a-very-long-name-indeed[select=knn,shots=4]",
@@ -350,6 +357,16 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
     assert len(set(shown)) == 2, "names of a grid stay apart"
     assert "UNDECIDED" in "\n".join(table)
     assert "−12.3 [−14.2, −10.4]" in "\n".join(table), "forgetting keeps its decimals"
+
+
+def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means():
+    of = report([disturbed("lora"), *alternatives()])
+    (lora,) = (line.split() for line in printed(of, 100) if line.startswith("lora  "))
+    assert lora[-3:] == ["~", "~", "UNDECIDED"]
+    page = markdown(experiment_document(of))
+    assert "| \\~0.00041 | \\~34 ms | UNDECIDED |" in page
+    assert "\\~: measured twice while other work took the processors" in page
+    assert "measured twice" not in markdown(experiment_document(report(alternatives())))
 
 
 GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "0.002") for r in (8, 16)]

@@ -17,6 +17,7 @@ from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, merged
 from harness.models.hub import resolve
 from harness.progress import Silent
+from harness.report import experiment_document
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("watched_load")
@@ -178,7 +179,13 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
     found = tiny_experiment.run(copy)
     (lora,) = (f for f in found.facts if f.name == "lora")
     assert (lora.latency_p50_s, lora.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
-    others = "were measured twice while other work took the processors: left out of table and decision"
+    assert lora.disturbed.keys() == {"latency_p50_s", "latency_p95_s", "requests_per_s", "cost_per_1k_usd"}
+    (table,) = [s for s in experiment_document(found).sections if s.kind == "speed"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]
+    assert not any("~" in cell for cell in cells["prompt"])
+    assert "nothing is decided by it" in table.notes[0]
+    others = "were measured twice while other work took the processors: marked ~, left out of the decision"
     said = [note for note in found.notes if note.endswith(others)]
     assert any(note.startswith("latencies of ") and "lora" in note for note in said)
     assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)

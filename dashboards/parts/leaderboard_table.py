@@ -5,17 +5,18 @@ filters stand in the page's address.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from harness.comparison import Estimate
-from harness.decision import gain, is_fine_tuned
-from harness.formatting import UNKNOWN, change, count, errors, points, score, seconds, usd
+from harness.decision import CandidateFacts, gain, is_fine_tuned
+from harness.formatting import UNKNOWN, change, count, errors, points, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.escape import clean
-from harness.report.experiment_report import verdict_word
+from harness.report.experiment_report import measured_text, verdict_word
 from harness.report.labels import CLASSES, ERROR
 from parts import controls
 from parts.leaderboard_rows import Line
@@ -32,6 +33,8 @@ _FACETS: dict[str, Callable[[Run], str]] = {
 }
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "orange"}
 _VERDICTS = {word: _COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "gray"}
+_SPEED = ("latency_p50_s", "latency_p95_s", "requests_per_s")
+_DISTURBED = "~: measured while other work took the processors; nothing is decided by it."
 _WITH_INTERVAL = 160  # pixels, for the longest: −0.123 [−0.145, −0.101]
 
 
@@ -92,8 +95,11 @@ def columns(metrics: Sequence[str]) -> dict[str, Any]:
         **others,
         "gain": number("vs best untrained", width=_WITH_INTERVAL, help=gain),
         "forgetting": number("capability suite", width=_WITH_INTERVAL, help=kept),
-        "usd": number("$/1k", width=70, help="USD for 1,000 requests."),
-        "p50": number("p50", width=70, help="Median time of one request."),
+        "usd": number("$/1k", width=70, help=f"USD for 1,000 requests. {_DISTURBED}"),
+        "p50": number("p50", width=70, help=f"Median time of one request. {_DISTURBED}"),
+        "p95": number("p95", width=70, help=f"Time that 95 % of requests keep. {_DISTURBED}"),
+        "rate": number("requests/s", width=80, help=f"Answered in batches. {_DISTURBED}"),
+        "tokens": number("tokens", width=80, help="Tokens of a request: of its prompt + of its answer."),
         "created": text("created", width=130),
         "method": text("method"),
         "model": text("model"),
@@ -125,8 +131,11 @@ def _cells(line: Line) -> dict[str, Any]:
         **{_key(name): _score(e) for name, e in line.others.items()},
         "gain": _gain(line),
         "forgetting": _forgetting(line),
-        "usd": Printed.of(f.cost_per_1k_usd, usd(f.cost_per_1k_usd)) if f else None,
-        "p50": Printed.of(p50 := _p50_s(run), seconds(p50)),
+        "usd": _measured(line, "cost_per_1k_usd"),
+        "p50": _measured(line, "latency_p50_s"),
+        "p95": _measured(line, "latency_p95_s"),
+        "rate": _measured(line, "requests_per_s"),
+        "tokens": _tokens(f),
         "created": run.created[:16].replace("T", " "),
         "method": clean(f"{run.method} × {run.prompting}"),
         "model": clean(run.base_model.rpartition("/")[2]),
@@ -139,9 +148,28 @@ def verdict(line: Line) -> str:
     return ERROR if line.run.state == "failed" else verdict_word(line.facts) if line.facts else UNKNOWN
 
 
-def _p50_s(run: Run) -> float | None:
-    """Return the median time of a request, unless other work disturbed it."""
-    return None if run.latency.get("contended") else run.latency.get("p50_s")
+def _measured(line: Line, name: str) -> Printed | None:
+    """Print a figure of cost or speed; of a run that no report holds what is stored of its latency."""
+    f = line.facts or _timed(line.run)
+    return Printed.of(f.disturbed.get(name, getattr(f, name)), measured_text(f, name))
+
+
+def _timed(run: Run) -> CandidateFacts:
+    """Return the latencies that a run stored, as facts."""
+    p50_s, p95_s = (run.latency.get(name) for name in ("p50_s", "p95_s"))
+    own = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
+    made = CandidateFacts(*own, trained=run.weights_digest != run.base_digest, state=run.state)
+    if run.latency.get("contended"):
+        known = {"latency_p50_s": p50_s, "latency_p95_s": p95_s}
+        return replace(made, disturbed={name: x for name, x in known.items() if x is not None})
+    return replace(made, latency_p50_s=p50_s, latency_p95_s=p95_s)
+
+
+def _tokens(f: CandidateFacts | None) -> Printed | None:
+    if f is None or f.tokens is None:
+        return None
+    prompt, output = f.tokens.prompt, f.tokens.output
+    return Printed.of(prompt + output, f"{count(prompt)} + {count(output)}")
 
 
 def _score(e: Estimate | None) -> Printed | None:
@@ -179,7 +207,7 @@ def as_row(line: Line) -> dict[str, Any]:
         **_ends("gain", Estimate(c.delta, c.low, c.high, c.n) if c else None),
         **_ends("forgetting", macro),
         "cost_per_1k_usd": f.cost_per_1k_usd if f else None,
-        "latency_p50_s": _p50_s(run),
+        **_speed(f or _timed(run)),
         "verdict": verdict(line),
         "rank": line.rank,
         "champion": line.is_champion,
@@ -189,6 +217,13 @@ def as_row(line: Line) -> dict[str, Any]:
         "created": run.created,
         "run": run.run_id,
     }
+
+
+def _speed(f: CandidateFacts) -> dict[str, Any]:
+    """Return speed and tokens as a spreadsheet has them; `disturbed` names what other work disturbed."""
+    of = {name: f.disturbed.get(name, getattr(f, name)) for name in _SPEED}
+    tokens = {"prompt_tokens": f.tokens.prompt, "output_tokens": f.tokens.output} if f.tokens else {}
+    return {**of, "prompt_tokens": None, "output_tokens": None, **tokens, "disturbed": ", ".join(f.disturbed)}
 
 
 def _ends(name: str, e: Estimate | None) -> dict[str, float | None]:

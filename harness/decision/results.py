@@ -75,12 +75,13 @@ class CandidateFacts:
     `target` is the primary metric's estimate on test, `validation` its value there. The
     comparisons are paired on test: `new` is this run, `base` the best untrained candidate or
     the prompt. `recall` is the share of needed documents that retrieval found. Costs in USD,
-    `tokens` of a request (None of a classifier), `latency_p50_s` in seconds, `requests_per_s` when
-    answered in batches, both timed on the machine `measured_on`; `over_budget` says which budget that
-    breaks. `n_train` examples were trained on, 0 where that is not known. `over_items` says how much the mean
-    over the recipe's seeds varies with the items, None with one seed. `verdict` is the gate's on this run
-    alone; among many candidates `standing` says what is left of it, and `corrected` is the verdict at that
-    level.
+    `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in seconds,
+    `requests_per_s` when answered in batches, all timed on the machine `measured_on`; `disturbed` holds, by
+    the names of these fields, the figures that other work on the machine disturbed, of which the fields
+    themselves are None: nothing is decided by them. `over_budget` says which budget is broken. `n_train`
+    examples were trained on, 0 where that is not known. `over_items` says how much the mean over the recipe's
+    seeds varies with the items, None with one seed. `verdict` is the gate's on this run alone; among many
+    candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
     """
 
     name: str
@@ -101,7 +102,9 @@ class CandidateFacts:
     cost_per_1k_usd: float | None = None
     tokens: Tokens | None = None
     latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
     requests_per_s: float | None = None
+    disturbed: dict[str, float] = field(default_factory=dict)
     measured_on: str = ""
     over_budget: str = ""
     training_cost_usd: float = 0.0

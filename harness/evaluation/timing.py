@@ -152,7 +152,7 @@ def timing_notes(runs: Iterable[Run]) -> list[str]:
     batch = _names(run for run in timed if run.latency["compute_contended"])
     trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
     notes = [f"single requests, half and 95 % of them within: {', '.join(quiet)}"] if quiet else []
-    others = "were measured twice while other work took the processors: left out of table and decision"
+    others = "were measured twice while other work took the processors: marked ~, left out of the decision"
     notes += [f"latencies of {single} {others}"] if single else []
     notes += [f"costs and requests a second of {batch} {others}"] if batch else []
     notes += [f"{trained} trained beside other work: a quiet machine takes less"] if trained else []

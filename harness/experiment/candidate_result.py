@@ -48,6 +48,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     metric, test = session.target.primary, reader.of(run, session.target)
     facts = facts_on_target(run, metric, test, reader.of(run, session.target, "validation"))
     hour, tokens = session.experiment.decide.device_hour_usd, _tokens(run, test)
+    cost = _cost_per_1k_usd(session, run, test, tokens)
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
@@ -55,7 +56,8 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
         },
-        cost_per_1k_usd=_cost_per_1k_usd(session, run, test, tokens),
+        cost_per_1k_usd=cost,
+        disturbed=facts.disturbed | (_disturbed_cost(session, run) if cost is None else {}),
         tokens=tokens,
         measured_on="its server, over HTTP"
         if plugins.method(run.method).makes == "endpoint"
@@ -83,8 +85,28 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
         latency_p50_s=None if run.latency.get("contended") else run.latency["p50_s"],
+        latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
+        disturbed=_disturbed(run),
     )
+
+
+def _disturbed(run: Run) -> dict[str, float]:
+    """Return by name the figures of speed that were measured while other work took the processors."""
+    of, found = run.latency, {}
+    if of.get("contended"):
+        found = {f"latency_{name}": of[name] for name in ("p50_s", "p95_s") if name in of}
+    if of.get("compute_contended") and of.get("compute_s"):
+        found["requests_per_s"] = 1 / of["compute_s"]
+    return found
+
+
+def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
+    """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
+    if not run.latency.get("compute_contended") or plugins.method(run.method).makes == "endpoint":
+        return {}
+    hour, busy_s = session.experiment.decide.device_hour_usd, run.latency.get("compute_s", 0.0)
+    return {"cost_per_1k_usd": costs.price_usd(1000 * busy_s, session.machine.device, hour)}
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:

@@ -1,16 +1,27 @@
-"""Tables of what the decision computed: seeds, ablations, learning curve, and the arithmetic in words.
+"""Tables of what the decision rests on: seeds, ablations, learning curve, arithmetic in words, and speed.
 
 Invariant: a corrected p-value never stands without the raw one, and the number of tests; a number of the
-arithmetic that another version has added is shown by its field's name.
+arithmetic that another version has added is shown by its field's name. A figure of speed that other work
+disturbed has its mark.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness import formatting
-from harness.decision import VARIANCE_UNKNOWN, Ablation, Decision, Factor, LearningCurve, SeedSummary
+from harness.decision import (
+    VARIANCE_UNKNOWN,
+    Ablation,
+    CandidateFacts,
+    Decision,
+    Factor,
+    LearningCurve,
+    SeedSummary,
+)
 from harness.decision.arithmetic import ENDS, NUMBERS, Number, Value
 from harness.formatting import Unit
+from harness.report.document import Section
 from harness.report.escape import clean
+from harness.report.experiment_report import disturbed_note, measured_text
 
 SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 
@@ -130,3 +141,33 @@ def _arithmetic_row(name: str, of: Mapping[str, Value], unit: formatting.Unit) -
     low_high = [of[f"{name}{end}"] for end in ENDS if f"{name}{end}" in of]
     in_unit = [unit] if number.shown is formatting.change else []
     return words, number.shown(*in_unit, value, *low_high)
+
+
+SPEED_COLUMNS = (
+    "candidate",
+    "p50",
+    "p95",
+    "requests a second",
+    "tokens of a prompt",
+    "tokens of an answer",
+    "$/1k",
+)
+_SPEED_LEAD = (
+    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
+    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
+)
+
+
+def speed_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
+    notes = [note] if (note := disturbed_note(done)) else []
+    rows = [_speed_row(f) for f in done]
+    return Section("speed", "Speed and tokens", SPEED_COLUMNS, rows, _SPEED_LEAD, notes)
+
+
+def _speed_row(f: CandidateFacts) -> list[str]:
+    timed = (measured_text(f, name) for name in ("latency_p50_s", "latency_p95_s", "requests_per_s"))
+    tokens = (
+        map(formatting.figure, (f.tokens.prompt, f.tokens.output)) if f.tokens else (formatting.UNKNOWN,) * 2
+    )
+    return [f.label, *timed, *tokens, measured_text(f, "cost_per_1k_usd")]

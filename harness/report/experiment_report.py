@@ -4,7 +4,7 @@ Invariant: terminal, Markdown and JSON say the same of a candidate, because its 
 sentences come from here; a smoke report says in each of them that it is no evidence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -292,6 +292,28 @@ def figure_text(name: str, value: Any) -> str:
     return formatting.plain(value)
 
 
+def measured_text(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
+    """Print a figure of cost or speed by its name in the facts; `~` marks one that other work disturbed.
+
+    Where it is `tight` the mark stands alone.
+    """
+    if tight and name in f.disturbed:
+        return "~"
+    value = f.disturbed.get(name, getattr(f, name))
+    text = formatting.figure(value) if name == "requests_per_s" else figure_text(name, value)
+    return f"~{text}" if name in f.disturbed else text
+
+
+def disturbed_note(facts: Iterable[CandidateFacts]) -> str:
+    """Say what the mark of a disturbed figure means; empty where no figure has it."""
+    if not any(f.disturbed for f in facts):
+        return ""
+    return (
+        "~: measured twice while other work took the processors, so slower and dearer than this machine is;"
+        " nothing is decided by it."
+    )
+
+
 def failure_line(f: CandidateFacts) -> str:
     """Say why a candidate failed."""
     return f"{f.label} failed: {f.error or 'no reason was given'}"
@@ -304,8 +326,8 @@ def _row(f: CandidateFacts, reference: str | None, tight: bool) -> Row:
         _vs_untrained(f, reference, tight),
         _forgetting(f, tight),
         _lost_gained(f),
-        formatting.usd(f.cost_per_1k_usd),
-        formatting.seconds(f.latency_p50_s),
+        measured_text(f, "cost_per_1k_usd", tight=tight),
+        measured_text(f, "latency_p50_s", tight=tight),
         verdict_word(f),
     )
 

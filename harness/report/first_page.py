@@ -17,6 +17,7 @@ from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import (
     ExperimentReport,
     best_first,
+    disturbed_note,
     headers,
     miss_text,
     table_rows,
@@ -39,13 +40,17 @@ def first_page(report: ExperimentReport) -> FirstPage:
     picture = front(report, NARROW)
     return FirstPage(
         reasons=list(reasons(report)),
-        table=Section("candidates", "", headers(report), table_rows(report), notes=[column_note(report)]),
+        table=Section("candidates", "", headers(report), table_rows(report), notes=_table_notes(report)),
         next_steps=list(next_steps(report)),
         picture=picture,
         picture_file=f"{report.file_name}.front.svg" if picture else "",
         alt=PICTURE,
         caption=CAPTION,
     )
+
+
+def _table_notes(report: ExperimentReport) -> list[str]:
+    return [column_note(report), *filter(None, [disturbed_note(report.facts)])]
 
 
 def column_note(report: ExperimentReport) -> str:

@@ -110,6 +110,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     for make in (_forgetting, _diversity, _steps, _gate, _sweep, _scan):
         yield from (make(report, f) for f in tuned)
     made = (f for f in done if plugins.stored_method(f.method).makes != "endpoint")
+    yield decision_tables.speed_section(done)
     yield _training([f for f in made if f.training.stored() or f.training_cost_usd])
     if report.decision:
         yield _arithmetic(report.decision, report.unit)
