@@ -352,6 +352,7 @@ class TrainingRecord:
     which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
     share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
     the base's own. `scan` says by what ratios of signal to noise matrices were chosen to be trained.
+    `batch_size` and `accumulated_batches` are those that memory was enough for, where they were searched.
     `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
     margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
@@ -383,6 +384,8 @@ class TrainingRecord:
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()
     n_packs: int | None = None
+    batch_size: int | None = None
+    accumulated_batches: int | None = None
     not_packed: str = ""
     n_pairs: int | None = None
     reward_margin: Curve = ()

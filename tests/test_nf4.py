@@ -102,3 +102,15 @@ def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_
     assert "candidate qlora" in done.stderr
     assert "pip install 'harness-evals[qlora]'" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_penalties_are_on_what_an_adapter_adds_to_the_quantised_base(source, tmp_path):
+    held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
+
+    def digest(name, regularize):
+        general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
+        given = {"source": source, "regularize": regularize, "general": general}
+        context = tiny_methods.context(None, tmp_path / name, **given)
+        return qlora.fit(context, qlora.Params(r=2, max_steps=3, learning_rate=0.01, warmup_steps=0)).digest
+
+    assert digest("held", held) != digest("free", {})

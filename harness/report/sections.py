@@ -56,6 +56,8 @@ _MEASURED = {
     "n_examples": "texts",
     "n_dropped_too_long": "rows too long, left out",
     "n_packs": "packs of rows",
+    "batch_size": "rows that memory was enough for at once",
+    "accumulated_batches": "batches a step",
     "not_packed": "not packed, because it",
     "n_trainable": "parameters trained",
     "trainable_share": "share of the base's parameters",

@@ -177,7 +177,7 @@ def _trainer(
         output_dir=str(scratch),
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # `length` is read by the sampler
-        **loop.settings(context),
+        **loop.settings(context, params),
         **heldout.settings(params, bool(rows[1])),
         **params.model_dump(include=set(PreferenceParams.model_fields) - set(heldout.OWN)),
     )

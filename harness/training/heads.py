@@ -258,7 +258,7 @@ def _trainer(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     validates = bool(rows[1])
-    own = {"max_length", "encoder", "train", *LoraParams.model_fields}
+    own = {"max_length", "encoder", "train", *LoraParams.model_fields, *loop.KNOBS}
     args = TrainingArguments(
         output_dir=str(scratch),
         eval_strategy="epoch" if validates else "no",
@@ -267,7 +267,7 @@ def _trainer(
         greater_is_better=False,
         per_device_eval_batch_size=params.per_device_train_batch_size,
         prediction_loss_only=True,
-        **loop.settings(context),
+        **loop.settings(context, params),
         **params.model_dump(exclude=own),
     )
     loop.use_one_gpu(args)

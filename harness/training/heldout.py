@@ -16,7 +16,7 @@ from harness.data.examples import Sourced
 from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.trainer import LoopParams
+from harness.training.trainer import KNOBS, LoopParams
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -40,7 +40,7 @@ class HeldOutParams(LoopParams):
         return self
 
 
-OWN = ("heldout", "early_stopping_patience")  # of the parameters; TRL knows the others
+OWN = ("heldout", "early_stopping_patience", *KNOBS)  # parameters that are not passed on as they are
 
 
 _Item = TypeVar("_Item")

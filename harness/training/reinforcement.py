@@ -136,8 +136,10 @@ def _trainer(
 
     assert context.reward is not None
     reward = for_trl(context.reward, context.train, context.machine)
-    of_trl = params.model_dump(exclude={*LoraParams.model_fields, "max_length"})
-    common = loop.settings(context) | {"include_num_input_tokens_seen": "no"}  # TRL counts them itself
+    of_trl = params.model_dump(exclude={*LoraParams.model_fields, *loop.KNOBS, "max_length"})
+    common = loop.settings(context, params) | {
+        "include_num_input_tokens_seen": "no"
+    }  # TRL counts them itself
     config = getattr(trl, f"{algorithm}Config")(output_dir=str(scratch), **common, **of_trl)
     loop.use_one_gpu(config)
     trainer: Trainer = getattr(trl, f"{algorithm}Trainer")(

@@ -113,7 +113,7 @@ def _trainer(
     config = RewardConfig(
         output_dir=str(scratch),
         remove_unused_columns=False,  # `length` is read by the sampler
-        **loop.settings(context),
+        **loop.settings(context, params),
         **heldout.settings(params, bool(rows[1])),
         **params.model_dump(include=set(RewardParams.model_fields) - set(heldout.OWN)),
     )

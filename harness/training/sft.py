@@ -5,6 +5,7 @@ adapters says so. Rows are packed only where no row sees another and enough opti
 they are not, and why is said.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from harness.errors import CandidateFailed
+from harness.models import oom
 from harness.models.hardware import dtype
 from harness.models.hf import load_base
 from harness.progress import quiet_libraries
@@ -30,13 +33,19 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
+_OWN = ("early_stopping_patience", "eval_steps", "auto_find_batch_size", *loop.KNOBS)  # not TRL's as they are
+_BATCH_SIZE = "batch_size"  # a file beside the checkpoints
+
+
 class SupervisedParams(LoopParams):
     """Parameters of supervised fine-tuning, under TRL's own names.
 
     `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
     evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
     tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
-    only where it leaves enough steps (see `packing_problem`).
+    only where it leaves enough steps (see `packing_problem`). `eval_steps` measures the validation loss, and
+    makes a checkpoint, after so many steps (below 1: such a share of all) in place of epochs. Where memory
+    runs out, `auto_find_batch_size` reads a step's rows in smaller batches; a step has as many as before.
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -44,6 +53,15 @@ class SupervisedParams(LoopParams):
     weight_decay: float = Field(0.01, ge=0)
     packing: bool = False
     early_stopping_patience: int = Field(2, ge=1)
+    eval_steps: float | None = Field(None, gt=0)
+    auto_find_batch_size: bool = False
+
+    @field_validator("eval_steps")
+    @classmethod
+    def _whole_steps(cls, steps: float | None) -> float | None:
+        if steps is not None and steps >= 1 and steps != int(steps):
+            raise ValueError(f"eval_steps: {steps}, neither whole steps nor a share below 1")
+        return steps
 
 
 def supervised(
@@ -62,6 +80,48 @@ def supervised(
     Raises:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
+    scratch = save_to.parent / CHECKPOINTS
+    if params.auto_find_batch_size:
+        params = with_batch_size(params, _found_batch_size(scratch) or params.per_device_train_batch_size)
+    try:
+        return _fine_tune(context, params, peft_config, save_to, save)
+    except CandidateFailed as error:
+        size = params.per_device_train_batch_size
+        smaller = smaller_batch_size(size, size * params.gradient_accumulation_steps)
+        if not params.auto_find_batch_size or error.reason != loop.NO_MEMORY or not smaller:
+            raise
+    oom.release()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
+    return supervised(context, params, peft_config, save_to, save)
+
+
+def smaller_batch_size(size: int, n_rows: int) -> int:
+    """Return the next smaller size whose batches make up the rows of a step; 0 where there is none."""
+    return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
+
+
+def with_batch_size(params: SupervisedParams, size: int) -> SupervisedParams:
+    """Return the parameters of steps with as many rows as before, read in batches of another size."""
+    rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
+    return params.model_copy(update=sizes)
+
+
+def _found_batch_size(scratch: Path) -> int:
+    """Return the batch size for which memory was enough so far; 0 where all was tried once."""
+    found = scratch / _BATCH_SIZE
+    return int(found.read_text()) if found.exists() else 0
+
+
+def _fine_tune(
+    context: FitContext,
+    params: SupervisedParams,
+    peft_config: "PeftConfig | None",
+    save_to: Path,
+    save: "Callable[[Any, Path], None] | None",
+) -> TrainingRecord:
     quiet_libraries()
     from transformers import set_seed
 
@@ -100,6 +160,8 @@ def supervised(
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
         n_packs=len(read) if params.packing else None,
+        batch_size=params.per_device_train_batch_size if params.auto_find_batch_size else None,
+        accumulated_batches=params.gradient_accumulation_steps if params.auto_find_batch_size else None,
     )
 
 
@@ -135,15 +197,14 @@ def _trainer(
     config = SFTConfig(
         output_dir=str(scratch),
         completion_only_loss=True,
-        eval_strategy="epoch",
         eval_packing=False,
         load_best_model_at_end=not family.keeps_last,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         per_device_eval_batch_size=params.per_device_train_batch_size,
         prediction_loss_only=True,
-        **loop.settings(context),
-        **params.model_dump(include=set(SupervisedParams.model_fields) - {"early_stopping_patience"}),
+        **loop.settings(context, params) | _evaluations(params),
+        **params.model_dump(include=set(SupervisedParams.model_fields) - set(_OWN)),
     )
     loop.use_one_gpu(config)
     on_gpu = context.machine.device == "cuda"
@@ -165,6 +226,14 @@ def _trainer(
     if params.packing and not on_gpu:
         batch_packs(trainer.data_collator)
     return trainer
+
+
+def _evaluations(params: SupervisedParams) -> dict[str, Any]:
+    """Return TRL's arguments of when to measure the validation loss; a checkpoint stands at each time."""
+    if params.eval_steps is None:
+        return {"eval_strategy": "epoch"}
+    steps = params.eval_steps if params.eval_steps < 1 else int(params.eval_steps)
+    return {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
 
 
 def _with_penalty(kind: "type[SFTTrainer]", family: Family) -> "type[SFTTrainer]":

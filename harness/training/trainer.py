@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged
@@ -40,11 +40,34 @@ Row = dict[str, Any]
 _PLAIN_SCORES = 1 << 19
 
 
+# transformers' optimisers that come with torch and with bitsandbytes.
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+    "ademamix",
+    "ademamix_8bit",
+]
+_OF_BITSANDBYTES = ("8bit", "32bit", "ademamix")
+KNOBS = ("optim", "gradient_checkpointing", "lr_scheduler_kwargs")  # `settings` passes on those that are set
+
+
 class LoopParams(Spec):
     """Parameters of every loop, under TRL's own names; each loop sets its own defaults of the first three.
 
     `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
-    out and counted, never cut.
+    out and counted, never cut. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`.
+    Without `optim` the optimiser is transformers' default; GPUs do `gradient_checkpointing` unless it is set.
     """
 
     learning_rate: float = Field(gt=0, le=1)
@@ -53,10 +76,24 @@ class LoopParams(Spec):
     max_steps: int = Field(-1, ge=-1)
     per_device_train_batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr"
+    ] = "cosine"
+    lr_scheduler_kwargs: dict[Literal["min_lr", "min_lr_rate", "num_cycles"], float] | None = None
+    optim: Optimizer | None = None
+    gradient_checkpointing: bool | None = None
     warmup_steps: float = Field(0.05, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(1024, ge=8)
+
+    @model_validator(mode="after")
+    def _one_lowest_rate(self) -> "LoopParams":
+        lowest = {"min_lr", "min_lr_rate"} & set(self.lr_scheduler_kwargs or {})
+        if (self.lr_scheduler_type == "cosine_with_min_lr") != (len(lowest) == 1):
+            raise ValueError(
+                "lr_scheduler_type: cosine_with_min_lr takes lr_scheduler_kwargs: {min_lr_rate: 0.1}"
+            )
+        return self
 
 
 def attention(machine: Machine) -> str:
@@ -76,11 +113,19 @@ def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> N
         model.set_attn_implementation("eager")
 
 
-def settings(context: FitContext) -> dict[str, Any]:
-    """Return TRL's arguments that no method and no user sets."""
-    from transformers.utils import is_liger_kernel_available
+def settings(context: FitContext, params: LoopParams) -> dict[str, Any]:
+    """Return TRL's arguments that no method sets, and of `KNOBS` those that the user set.
+
+    Raises:
+        CandidateFailed: the optimiser's package is not installed.
+    """
+    from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
 
     on_gpu = context.machine.device == "cuda"
+    own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
+    if (params.optim or "").endswith(_OF_BITSANDBYTES) and not is_bitsandbytes_available():
+        found = f"optim: {params.optim} is bitsandbytes', which is not installed"
+        raise CandidateFailed(found, "pip install 'harness-evals[qlora]'")
     return {
         "seed": context.seed,
         "data_seed": context.seed,
@@ -100,6 +145,7 @@ def settings(context: FitContext) -> dict[str, Any]:
         "save_steps": checkpoints.SAVED_EVERY,
         "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
         **regularizers.arguments(context.regularize),
+        **own,
     }
 
 
@@ -168,6 +214,7 @@ def _general_rows(
     return found
 
 
+NO_MEMORY = "out of memory while training"
 MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
 
 
@@ -178,7 +225,7 @@ def enough_memory() -> Iterator[None]:
     Raises:
         CandidateFailed: out of memory.
     """
-    with oom.enough_memory("out of memory while training", MEMORY_KNOBS):
+    with oom.enough_memory(NO_MEMORY, MEMORY_KNOBS):
         yield
 
 

@@ -131,7 +131,7 @@ def _trainer(
 
     config = KTOConfig(
         output_dir=str(scratch),
-        **loop.settings(context) | {"train_sampling_strategy": "sequential"},
+        **loop.settings(context, params) | {"train_sampling_strategy": "sequential"},
         **heldout.settings(params, bool(rows[1])),
         **params.model_dump(include=set(UnpairedParams.model_fields) - set(heldout.OWN)),
     )

@@ -1,0 +1,150 @@
+"""Knobs of TRL and transformers are passed on by their names, and smaller batches leave a step as it is."""
+
+import pytest
+import tiny_methods
+from pydantic import ValidationError
+
+from harness import plugins
+from harness.errors import CandidateFailed
+from harness.methods import dpo, full, lora
+from harness.training import CHECKPOINTS
+from harness.training.sft import smaller_batch_size
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
+
+
+def fitted(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
+    context = tiny_methods.context(tiny, folder, prepare=prepare)
+    return method.fit(replaced(context, advance), method.Params(**{**QUICK, **params}))
+
+
+def replaced(context, advance):
+    from dataclasses import replace
+
+    return replace(context, advance=advance)
+
+
+@pytest.mark.parametrize(
+    ("method", "optim"), [(lora, "adafactor"), (lora, "paged_adamw_8bit"), (dpo, "lion_8bit")]
+)
+def test_an_optimiser_is_taken_by_its_name(tiny, tmp_path, method, optim):
+    plain = fitted(tiny, tmp_path / "plain", method)
+    assert fitted(tiny, tmp_path / optim, method, optim=optim).digest != plain.digest
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny, tmp_path):
+    plain = fitted(tiny, tmp_path / "plain")
+    again = fitted(tiny, tmp_path / "again", gradient_checkpointing=True)
+    assert [loss for _, loss in again.training.loss] == pytest.approx(
+        [loss for _, loss in plain.training.loss], abs=1e-5
+    )
+
+
+def test_a_cosine_ends_at_its_lowest_rate(tiny, tmp_path):
+    lowest = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.25}}
+    rates = [
+        rate
+        for _, rate in fitted(tiny, tmp_path, per_device_train_batch_size=1, **lowest).training.learning_rate
+    ]
+    assert rates[0] == pytest.approx(0.01)
+    assert 0.0025 <= rates[-1] < 0.003
+
+
+@pytest.mark.parametrize("every", [2, 0.34])
+def test_the_validation_loss_is_measured_after_so_many_steps(tiny, tmp_path, every):
+    made = fitted(tiny, tmp_path, per_device_train_batch_size=2, eval_steps=every)
+    assert [step for step, _ in made.training.validation_loss] == ([2, 4, 6] if every == 2 else [3, 6])
+
+
+def test_the_best_of_the_measured_steps_is_saved(tiny, tmp_path):
+    """At this rate every later step is worse."""
+    many = {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant", "early_stopping_patience": 2}
+    made = fitted(tiny, tmp_path, learning_rate=1.0, eval_steps=1, **many)
+    losses = [loss for _, loss in made.training.validation_loss]
+    assert made.training.n_steps < 12
+    assert losses.index(min(losses)) == len(losses) - 3
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"optim": "adam"}, "optim"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr_rate: 0.1"),
+        ({"lr_scheduler_kwargs": {"min_lr": 0.1}}, "cosine_with_min_lr"),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs"),
+        ({"eval_steps": 0}, "eval_steps"),
+        ({"eval_steps": 2.5}, "neither whole steps nor a share below 1"),
+    ],
+)
+def test_knobs_that_do_not_fit_are_refused(params, said):
+    with pytest.raises(ValidationError, match=said):
+        lora.Params(**params)
+
+
+@pytest.mark.parametrize("name", plugins.methods(trains=True))
+def test_a_method_that_trains_has_the_knobs_of_every_loop(name):
+    fields = plugins.method(name).params.model_fields
+    assert {"optim", "gradient_checkpointing", "lr_scheduler_kwargs"} <= set(fields)
+
+
+def enough_for(rows, seen=None):
+    """Return what lets a model run out of memory where it reads more than so many rows at once."""
+    import torch
+
+    def check(module, given, options):
+        if module.training and len(options["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if seen is not None and module.training:
+            seen.append(len(options["input_ids"]))
+
+    return lambda model: model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+@pytest.mark.parametrize("method", [lora, full])
+def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, method):
+    own = {} if method is lora else {"r": 2}
+    params = {k: v for k, v in {**QUICK, "per_device_train_batch_size": 6}.items() if k not in own}
+    known = tiny_methods.context(tiny, tmp_path / "whole")
+    whole = method.fit(known, method.Params(**params)).training
+    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=enough_for(2))
+    parts = method.fit(little, method.Params(**params, auto_find_batch_size=True)).training
+    assert (parts.batch_size, parts.accumulated_batches) == (2, 3)  # by way of 3 and 2
+    assert parts.n_steps == whole.n_steps
+    assert (whole.batch_size, whole.accumulated_batches) == (None, None)
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):
+    with pytest.raises(CandidateFailed, match="out of memory while training"):
+        fitted(tiny, tmp_path / "none", prepare=enough_for(0), auto_find_batch_size=True)
+    with pytest.raises(CandidateFailed, match="out of memory while training"):
+        fitted(tiny, tmp_path / "not asked", prepare=enough_for(2))
+    with pytest.raises(CandidateFailed, match="longer than"):
+        fitted(tiny, tmp_path / "long", max_length=8, auto_find_batch_size=True)
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(tiny, tmp_path):
+    def stop(done, total, note=""):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    many = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "auto_find_batch_size": True}
+    whole = fitted(tiny, tmp_path / "whole", prepare=enough_for(2), **many)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tiny, tmp_path / "cut", prepare=enough_for(2), advance=stop, **many)
+    assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
+    seen = []
+    assert fitted(tiny, tmp_path / "cut", prepare=enough_for(2, seen), **many).digest == whole.digest
+    assert set(seen) == {2}
+
+
+@pytest.mark.parametrize(
+    ("size", "n_rows", "smaller"),
+    [(8, 8, 4), (8, 32, 4), (6, 6, 3), (3, 6, 2), (6, 12, 4), (7, 7, 1), (1, 8, 0)],
+)
+def test_smaller_batches_make_up_the_rows_of_a_step(size, n_rows, smaller):
+    assert smaller_batch_size(size, n_rows) == smaller
