@@ -177,6 +177,18 @@ def test_what_is_trained_is_estimated_from_the_shape():
     )
 
 
+def test_a_base_without_linear_layers_is_refused_with_what_takes_it(tiny, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(CandidateFailed, match=r"no linear layers to scan") as error:
+        train(tmp_path / "gpt2", tmp_path / "made")
+    assert "method: lora" in error.value.knob
+
+
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "half"])
 def test_a_share_of_nothing_is_refused(tiny, tmp_path, share):
     candidates = f"  prompt: {{method: base}}\n  own: {{method: spectrum, params: {{share: {share}}}}}\n"

@@ -5,6 +5,8 @@ be made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -408,6 +410,11 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
         if not method.trains:
             found = f"a sweep with the method {recipe.method}, which trains no language model"
             yield Problem(where, found, "a method that trains", "remove sweep")
+        elif method.makes == "reward":
+            found = (
+                f"a sweep with the method {recipe.method}, which answers nothing that validation could score"
+            )
+            yield Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
         elif name not in fields and method.params.model_config.get("extra") != "allow":
             yield Problem(where, f"a sweep of {name!r}", "a parameter", did_you_mean(name, fields))
         elif name in recipe.params:
@@ -415,10 +422,33 @@ def _check_sweep(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iter
             yield Problem(where, found, "it in one of the two", "remove it from params")
         elif len(values) < 2:
             yield Problem(where, f"a sweep of {name} with {len(values)} values", "two values at least")
-        for value in values if name in fields else ():
-            tried = {**recipe.params, name: value}
-            refused = problems_of(method.params, tried, tree, at)
-            yield from (p for p in refused if p.found.startswith(f"{name}:"))
+    yield from _check_points(recipe, method, tree, keys)
+
+
+def _check_points(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Refuse values of a sweep, then points of it whose values do not go together or with `params`."""
+    known = {name: values for name, values in recipe.sweep.items() if name in method.params.model_fields}
+    single = [
+        problem
+        for name, values in known.items()
+        for value in values
+        for problem in problems_of(
+            method.params, {**recipe.params, name: value}, tree, (*keys, "sweep", name)
+        )
+        if problem.found.startswith(f"{name}:")
+    ]
+    yield from single
+    if single or prod(map(len, known.values())) > _MOST_TRIALS:
+        return
+    own = set(problems_of(method.params, recipe.params, tree, (*keys, "params")))
+    points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
+    together = (
+        replace(problem, where=tree.where((*keys, "sweep")))
+        for point in points
+        for problem in problems_of(method.params, {**recipe.params, **point}, tree, (*keys, "params"))
+        if problem not in own
+    )
+    yield from dict.fromkeys(together)
 
 
 def _check_regularizers(recipe: Recipe, method: Method, tree: Tree, keys: Keys) -> Iterator[Problem]:

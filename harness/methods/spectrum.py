@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from harness.errors import CandidateFailed
 from harness.methods._signal_to_noise import scan_model, scanned, top_share
 from harness.models.deltas import matrices, save_delta
 from harness.models.hardware import dtype
@@ -36,7 +37,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Scan the base, train the chosen matrices and save them under `delta/`.
 
     Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+        CandidateFailed: out of memory, no row fits, the loss was not a number, or the base's layers are
+            not `torch.nn.Linear` (GPT-2's are transposed convolutions).
     """
     folder = context.folder / "delta"
     chosen: list[str] = []
@@ -45,6 +47,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     def prepare(model: Any) -> None:
         context.prepare(model)
         ratios = scan_model(model, context.source.weights_digest)
+        if not ratios:
+            found = f"{context.source.name}, which has no linear layers to scan"
+            raise CandidateFailed(found, "method: lora or method: full, which take any base")
         chosen.extend(top_share(ratios, params.share))
         found.extend(scanned(ratios, chosen))
         (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
