@@ -48,8 +48,8 @@ def fit(context: FitContext, params: Params) -> Weights:
         context.prepare(model)
         ratios = scan_model(model, context.source.weights_digest)
         if not ratios:
-            found = f"{context.source.name}, which has no linear layers to scan"
-            raise CandidateFailed(found, "method: lora or method: full, which take any base")
+            what = f"{context.source.name}, which has no linear layers to scan"
+            raise CandidateFailed(what, "method: lora or method: full, which take any base")
         chosen.extend(top_share(ratios, params.share))
         found.extend(scanned(ratios, chosen))
         (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
