@@ -112,12 +112,14 @@ def test_held_out_pairs_are_the_same_for_every_seed_and_none_asks_what_a_trainin
         for q in range(10)
         for i in range(2)
     ]
-    train, apart = heldout.split(pairs, pairs, 0.2)
+    train, apart = heldout.split(pairs, pairs, dpo.Params())
     assert len(apart) == 4
     assert {p.prompt for p in train} & {p.prompt for p in apart} == set()
-    assert heldout.split(pairs, pairs, 0.2) == (train, apart)
-    assert heldout.split(pairs, pairs, 0) == (pairs, [])
-    assert heldout.split(pairs[:2], pairs[:2], 0.2) == (pairs[:2], [])
+    assert heldout.split(pairs, pairs, dpo.Params()) == (train, apart)
+    assert heldout.split(pairs, pairs, dpo.Params(heldout=0)) == (pairs, [])
+    assert heldout.split(pairs[:2], pairs[:2], dpo.Params()) == (pairs[:2], [])
+    few = dpo.Params(max_steps=2, per_device_train_batch_size=4)  # half of the pairs that are trained on
+    assert len(heldout.split(pairs, pairs, few)[1]) == 2
 
 
 def fitted(tiny, folder, **params):

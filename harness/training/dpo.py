@@ -147,7 +147,7 @@ def _rows(
     rows: list[Row] = [{"pair": pair, "row": _row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
     lengths = [row["row"]["length"] for row in rows]
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
-    train, apart = heldout.split([row["row"] for row in kept], [row["pair"] for row in kept], params.heldout)
+    train, apart = heldout.split([row["row"] for row in kept], [row["pair"] for row in kept], params)
     return train, apart, n_dropped
 
 

@@ -47,14 +47,26 @@ _Item = TypeVar("_Item")
 
 
 def split(
-    rows: Sequence[_Item], examples: Sequence[Example], share: float
+    rows: Sequence[_Item], examples: Sequence[Example], params: HeldOutParams
 ) -> tuple[list[_Item], list[_Item]]:
-    """Set a share of the rows aside, one for each example, by whole groups; none where all ask the same."""
+    """Set a share of the rows aside, one for each example, by whole groups; none where all ask the same.
+
+    Where `max_steps` comes to a part of the others only, no larger part of those set aside is kept.
+    """
+    share = params.heldout
     if not share or len(groups_of(examples)) < 2:
         return list(rows), []
+    rng = random.Random("held-out pairs")
     numbered = [Sourced(example, str(i)) for i, example in enumerate(examples)]
-    kept, apart = set_aside(numbered, random.Random("held-out pairs"), share=share)
+    kept, apart = set_aside(numbered, rng, share=share)
+    if 0 < (n_seen := _n_seen(params)) < len(kept):
+        apart = rng.sample(apart, max(1, round(len(apart) * n_seen / len(kept))))
     return [rows[int(one.where)] for one in kept], [rows[int(one.where)] for one in apart]
+
+
+def _n_seen(params: HeldOutParams) -> int:
+    """Count the rows that `max_steps` will come to; negative where it sets no limit."""
+    return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
 
 def settings(params: HeldOutParams, measured: bool) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _rows(
     ]
     lengths = [row["row"]["length"] for row in rows]
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
-    train, apart = heldout.split([one["row"] for one in kept], [one["pair"] for one in kept], params.heldout)
+    train, apart = heldout.split([one["row"] for one in kept], [one["pair"] for one in kept], params)
     return train, apart, n_dropped
 
 

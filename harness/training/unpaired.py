@@ -67,7 +67,7 @@ def preference_without_pairs(
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    train, apart = heldout.split(context.pairs, context.pairs, params.heldout)
+    train, apart = heldout.split(context.pairs, context.pairs, params)
     rows, n_dropped = _rows(train, context, params, tokenizer)
     random.Random(context.seed).shuffle(rows)
     measured = _rows(apart, context, params, tokenizer)[0]
