@@ -36,7 +36,8 @@ class Family(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
 
     `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter.
-    `keeps_last` says that the last checkpoint is saved and not the best one.
+    `keeps_last` says that the last checkpoint is saved and not the best one, `keeps_part` that checkpoints
+    hold of the model only what is trained.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
@@ -44,6 +45,7 @@ class Family(NamedTuple):
     begin: Callable[[Any], None] = lambda trainer: None
     save: Callable[[Any, Path], None] = lambda model, folder: model.save_pretrained(folder)
     keeps_last: bool = False
+    keeps_part: bool = False
 
 
 PLAIN = Family()

@@ -138,8 +138,8 @@ def _fine_tune(
         packing_problem(params, [len(row["input_ids"]) for row in train], base) if params.packing else ""
     )
     params = params.model_copy(update={"packing": params.packing and not against})
-    plain = PLAIN._replace(save=save or PLAIN.save)
-    family = family_of(peft_config, save_to.parent) if peft_config else plain
+    part = PLAIN._replace(save=save, keeps_part=True) if save else PLAIN
+    family = family_of(peft_config, save_to.parent) if peft_config else part
     trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
@@ -209,7 +209,8 @@ def _trainer(
     loop.use_one_gpu(config)
     on_gpu = context.machine.device == "cuda"
     kind = SFTTrainer if on_gpu and not config.label_smoothing_factor else _whole_loss_trainer()
-    kind = loop.with_regularizers(_with_penalty(kind, family), context, tokenizer, params.max_length)
+    kind = _with_part(_with_penalty(kind, family)) if family.keeps_part else _with_penalty(kind, family)
+    kind = loop.with_regularizers(kind, context, tokenizer, params.max_length)
     trainer: SFTTrainer = kind(
         model=model,
         args=config,
@@ -251,6 +252,17 @@ def _with_penalty(kind: "type[SFTTrainer]", family: Family) -> "type[SFTTrainer]
             return (loss, outputs) if return_outputs else loss
 
     return PenaltyTrainer
+
+
+def _with_part(kind: "type[SFTTrainer]") -> "type[SFTTrainer]":
+    """Return a trainer whose checkpoints hold of the model what is trained; the rest is the base's."""
+
+    class PartTrainer(kind):  # type: ignore[misc, valid-type]
+        def _save(self, output_dir: str | None = None, state_dict: Row | None = None) -> None:
+            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            super()._save(output_dir, trained)
+
+    return PartTrainer
 
 
 def _whole_loss_trainer() -> "type[SFTTrainer]":
