@@ -191,17 +191,18 @@ def test_a_token_merged_across_the_boundary_is_kept_with_the_row(tmp_path, own_c
 # Bits per byte
 
 
-def test_bits_per_byte_are_those_computed_by_hand(base):
+def test_bits_per_byte_and_perplexity_are_those_computed_by_hand(base):
     import torch
 
     text = "Where is the parcel that I paid for?"
-    found = row(
-        base, Example("text", (), (text,)), kind="bits_per_byte", metrics=("bits_per_byte",), max_new_tokens=1
-    )
+    metrics = ("bits_per_byte", "perplexity")
+    asked = Example("text", (), (text,))
+    found = row(base, asked, kind="bits_per_byte", metrics=metrics, max_new_tokens=1)
     ids = torch.tensor([[base.tokenizer.bos_token_id, *base.tokenizer(text)["input_ids"]]])
     with torch.inference_mode():
         loss = base.model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
     bits, n_bytes = found.parts["bits_per_byte"]
+    assert found.parts["perplexity"] == (pytest.approx(loss, abs=1e-3), ids.shape[1] - 1)
     assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
     assert n_bytes == len(text)
     assert found.status == "ok"

@@ -565,6 +565,13 @@ def text(factor):
     return TaskComparison(task("english", kind="bits_per_byte"), "capability", c, False, "reported")
 
 
+def test_a_limit_of_drift_in_bits_per_byte_judges_no_perplexity():
+    found = text(1.2)
+    found = found._replace(task=task("english", kind="bits_per_byte", metrics=("perplexity",)))
+    judged = verdict([*suite_of(8, 500, 25, 25), found], GatePolicy(drift=0.1))
+    assert rule(judged, "drift").outcome == "skipped"
+
+
 def test_a_rise_in_bits_per_byte_is_reported_and_judged_only_where_asked():
     tasks = [*suite_of(8, 500, 25, 25), text(1.2)]
     assert rule(verdict(tasks), "drift").outcome == "skipped"

@@ -18,7 +18,7 @@ from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
 LABELS = ("billing", "delivery", "other")
-LOWER_IS_BETTER = {"bits_per_byte", "latency"}
+LOWER_IS_BETTER = {"bits_per_byte", "latency", "perplexity"}
 
 
 def task(*metrics, labels=LABELS):
@@ -36,7 +36,7 @@ def example(*references, choices=()):
 
 
 def answer(text, logprob=-20.0):
-    return Output(text, gold_logprob=logprob, gold_bytes=8)
+    return Output(text, n_prompt_tokens=9, gold_logprob=logprob, gold_bytes=8)
 
 
 def one(name, text, *references, choices=()):
@@ -376,6 +376,27 @@ def test_bits_per_byte_is_a_ratio_of_sums():
 
 def test_bits_per_byte_is_unknown_without_a_likelihood():
     assert built("bits_per_byte").score(Output("text"), example("text")) is None
+
+
+def test_perplexity_is_of_all_tokens_together():
+    metric = built("perplexity")
+    rows = [
+        Output("", n_prompt_tokens=1 + 4, gold_logprob=-8.0, gold_bytes=10),
+        Output("", n_prompt_tokens=1 + 16, gold_logprob=-12.0, gold_bytes=30),
+    ]
+    parts = np.array([metric.score(row, example("text")) for row in rows])
+    assert metric.aggregate(parts, np.ones(2)) == pytest.approx(math.e)
+
+
+def test_perplexity_is_unknown_without_a_likelihood_or_a_token():
+    assert built("perplexity").score(Output("text", n_prompt_tokens=9), example("text")) is None
+    alone = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
+    assert built("perplexity").score(alone, example("a")) is None
+
+
+def test_the_worst_perplexity_is_a_guess_among_all_bytes():
+    metric = built("perplexity")
+    assert metric.aggregate(np.array([metric.worst(example("é1"))]), np.ones(1)) == pytest.approx(256)
 
 
 def test_the_worst_bits_per_byte_is_the_text_uncompressed():

@@ -211,6 +211,14 @@ def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
     assert problem.next_step == "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
 
 
+@pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
+def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
+    content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
+    found = scaffold.propose(Request(tmp_path / "new", untitled(tmp_path, content)), HERE)
+    assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{name}}}" for name in header)
+    assert found.task.labels == ("a", "b", "c", "d")
+
+
 def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
     content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
     data = untitled(tmp_path, content)

@@ -14,6 +14,7 @@ from harness.decision.ablation import Ablation, Factor, ablations
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import apply_budgets, hour_usd, reprice
 from harness.decision.explain import (
+    USUAL_AMOUNTS,
     more_items_text,
     not_shown_text,
     reasons,
@@ -60,6 +61,7 @@ from harness.decision.seeds import (
 from harness.spec import DecidePolicy
 
 __all__ = [
+    "USUAL_AMOUNTS",
     "VARIANCE_UNKNOWN",
     "Ablation",
     "Action",

@@ -407,7 +407,7 @@ def regressions_rule(
 
 def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
     """Report the largest rise in bits per byte on held-out text; judge it where the policy sets a limit."""
-    texts = [t for t in reported if is_reported_only(t.task)]
+    texts = [t for t in reported if is_reported_only(t.task) and not _is_perplexity(t)]
     if not texts:
         return Rule("drift", "skipped", "drift: no text was measured in bits per byte", {})
     if identical:
@@ -467,7 +467,13 @@ def _cannot_show(t: TaskComparison) -> bool:
 def _why_left_out(t: TaskComparison) -> str:
     if t.role != "capability":
         return f"a {t.role} task that gate.critical does not name is reported, not judged"
-    return "bits per byte is reported, not judged" if is_reported_only(t.task) else t.why_not
+    unit = "perplexity" if _is_perplexity(t) else "bits per byte"
+    return f"{unit} is reported, not judged" if is_reported_only(t.task) else t.why_not
+
+
+def _is_perplexity(t: TaskComparison) -> bool:
+    """Tell whether a text's perplexity is its first metric, of which no limit in bits per byte judges."""
+    return t.task.primary_metric == "perplexity"
 
 
 def _task_delta(t: TaskComparison) -> str:

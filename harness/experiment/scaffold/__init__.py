@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.config import json_schema
 from harness.data import SPLITS, TaskItems, load_task, readers
+from harness.decision import USUAL_AMOUNTS
 from harness.errors import Problem, UserError, did_you_mean
 from harness.evaluation import costs
 from harness.experiment.scaffold.method_choice import Choice, Resources, choose_method
@@ -393,6 +394,7 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
         f"split{by}: {len(items.train):,} rows to train on, {len(items.validation):,} for validation, "
         f"{len(items.test):,} for test{drawn}"
     )
+    yield f"amount of data: {counted(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
     yield from items.removed
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"

@@ -79,6 +79,7 @@ def _missing_header(request: Request, content: readers.Rows) -> Problem | None:
     """Phrase a CSV file whose first line is a row; None where a usual name or the user names a column."""
     names = list(content.rows[0].fields)
     usual = {"id", *_QUESTIONS, *_ANSWERS, *_GROUPS} & {name.lower() for name in names}
+    usual |= {"".join(sorted(map(str.lower, names)))} & {"aq"}  # q,a, also where the answers are letters
     if request.prompt or request.reference or usual or not is_csv(content.shown):
         return None
     step = ", or where it is one: --prompt COLUMN --reference COLUMN"
