@@ -348,7 +348,8 @@ class TrainingRecord:
     from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
     largest memory held: of the GPU by tensors, else of the process; `peak_includes` says what else that
     holds. `loss` and the other curves are by optimiser step; a token accuracy is the share of the answers'
-    tokens that were the likeliest given those before. `waited_share` is the share of the time for
+    tokens that were the likeliest given those before. Where `label_smoothing` is known, `loss` is smoothed
+    by it and `validation_loss` is not. `waited_share` is the share of the time for
     which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
     share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
     the base's own. `scan` says by what ratios of signal to noise matrices were chosen to be trained.
@@ -380,6 +381,7 @@ class TrainingRecord:
     loss: Curve = ()
     validation_loss: Curve = ()
     best_validation_loss: float | None = None
+    label_smoothing: float | None = None
     learning_rate: Curve = ()
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()

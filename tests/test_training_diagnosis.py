@@ -62,6 +62,7 @@ def test_rows_that_are_known_by_heart_are_named_with_both_losses():
         TrainingRecord(),
         record(((1, 2.0),)),
         record(falling(0.5), reward_margin=((1, 0.1),)),
+        record(falling(0.5), label_smoothing=0.1),
         record(tuple((i, None) for i in range(EPOCH))),
     ],
 )

@@ -1,10 +1,12 @@
 """Regularisers that change how gradients are made and what is seen or trained do what their papers define."""
 
+from collections import defaultdict
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tiny_methods
+from safetensors.torch import load_file
 
 from harness import regularizers
 from harness.methods import full, lora
@@ -77,7 +79,8 @@ def smoothed(tiny, factor, training):
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).train(training)
     labels = torch.tensor([[-100, -100, 11, 40, 41], [-100, 8, 60, 61, -100]])
     inputs = {"input_ids": labels.clamp(min=5), "attention_mask": torch.ones_like(labels), "labels": labels}
-    trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor))
+    logged = {"train": defaultdict(list), "eval": defaultdict(list)}
+    trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor), _metrics=logged)
     with torch.no_grad():
         loss = _whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -186,8 +189,6 @@ def test_each_round_has_a_half_of_its_own_and_weights_and_biases_go_together():
 
 def moved(tiny, folder, rounds):
     """Train in rounds, and return the names of the weights that moved, and all weights before."""
-    from safetensors.torch import load_file
-
     context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
     made = full.fit(
         context, full.Params(num_train_epochs=4, learning_rate=0.01, per_device_train_batch_size=2)
@@ -207,3 +208,25 @@ def test_another_round_moves_another_half(tiny, tmp_path):
     once, _ = moved(tiny, tmp_path / "once", 1)
     twice, _ = moved(tiny, tmp_path / "twice", 8)
     assert len(once) < len(twice)
+
+
+def test_weights_that_rounds_trained_by_turns_all_count_as_trained(tiny, tmp_path):
+    def n_trained(rounds, folder):
+        context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
+        return full.fit(context, full.Params(num_train_epochs=4)).training.n_trainable
+
+    assert n_trained(1, tmp_path / "once") < n_trained(8, tmp_path / "twice")
+
+
+def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
+    given = {"half": {}, "l2_sp": {"strength": 1e4}}
+    context = tiny_methods.context(tiny, tmp_path / "held", regularize=given)
+    made = full.fit(context, full.Params(num_train_epochs=4, learning_rate=0.01))
+    free, before = moved(tiny, tmp_path / "free", 1)
+    held = load_file(made.folder / "model" / "model.safetensors")
+    loose = load_file(tmp_path / "free" / "model" / "model.safetensors")
+
+    def distance(after):
+        return sum(float((after[name].float() - before[name].float()).norm()) for name in free)
+
+    assert distance(held) < 0.8 * distance(loose)

@@ -57,10 +57,11 @@ def round_length(training: TrainingRecord | Trial) -> int:
 def gap(training: TrainingRecord) -> float | None:
     """Subtract the training loss over the last round from the validation loss, at the last step validated.
 
-    Above 0 the rows trained on are known better than others: overfitting. None without validation.
+    Above 0 the rows trained on are known better than others: overfitting. None without validation, and
+    where labels were smoothed in training alone, which makes two kinds of loss.
     """
     validation = numeric_points(training.validation_loss)
-    if not validation:
+    if not validation or training.label_smoothing:
         return None
     step, loss = validation[-1]
     before = [mean for at, mean in smoothed(training) if at <= step]

@@ -1,7 +1,7 @@
 """Diagnosis of one training from its losses: underfitting, overfitting, or neither, in a sentence.
 
 Invariant: it rests on what was logged alone, says which figures, and says nothing of a training on
-preferences, whose loss is no likelihood, nor of one with less than two rounds of steps.
+preferences or with smoothed labels, whose loss is no likelihood, nor of less than two rounds of steps.
 
 Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 5.2, for the terms. The limits are
 this project's own: a change of a twentieth is more than validation on a hundred rows varies by.
@@ -27,7 +27,7 @@ class Diagnosis(NamedTuple):
 def diagnose(training: TrainingRecord) -> Diagnosis | None:
     """Diagnose a training; None where its losses do not say."""
     train, span = smoothed(training), round_length(training)
-    if of_preferences(training) or len(train) < 2 * span:
+    if of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
     return (
         _overfits(training, train) or _underfits(train, span) or _memorizes(training, train) or _fits(train)

@@ -174,20 +174,27 @@ def with_regularizers(
         def train(self, *args: Any, **options: Any) -> Any:
             self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            return super().train(*args, **options)
+            moved: set[str] = set()
+            self.moved = moved
+            found = super().train(*args, **options)
+            for name, parameter in self.trained.items():
+                parameter.requires_grad_(name in moved)
+            return found
 
         def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
             progress = self.state.global_step / self.state.max_steps
             chosen = regularizers.trained_names(given, list(self.trained), progress, context.seed)
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(name in chosen)
+            self.moved.update(chosen)
             plain = super().training_step
 
             def backward() -> Any:
                 loss = plain(model, dict(inputs), num_items_in_batch)
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
-                        self.accelerator.backward(term)
+                        if term.requires_grad:  # not one of weights that stay as they are in this step
+                            self.accelerator.backward(term)
                 return loss
 
             return regularizers.compute_gradients(given, model, backward)
@@ -330,6 +337,7 @@ def figures(
         tokens_per_s=round(n_tokens / loop_s, 1),
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
+        label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
         n_trainable=int(sum(p.numel() for p in model.parameters() if p.requires_grad)),
         peak_memory_gib=round(peak / 2**30, 3),
         loss=curve(history, "loss"),
