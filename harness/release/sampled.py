@@ -42,7 +42,7 @@ def sampling_of(experiment: Experiment, at: Store, run: Run) -> SamplingRecord |
     return found
 
 
-def at_analysis(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loaded:
+def analysis_settings(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loaded:
     """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha."""
     gate = loaded.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = loaded.experiment.model_copy(update={"name": run.experiment, "gate": gate})

@@ -30,7 +30,7 @@ from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run, SampleResult, SamplingRecord
 from harness.release.champions import Champion, read_champion
-from harness.release.sampled import at_analysis, sampled_rows, sampling_note, sampling_of
+from harness.release.sampled import analysis_settings, sampled_rows, sampling_note, sampling_of
 from harness.spec import Experiment, GatePolicy, Recipe, Role, Task
 from harness.store import Store
 
@@ -132,7 +132,7 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
         IncompatibleRuns: the baseline is missing, or rows must not be compared.
     """
     sampling = sampling_of(loaded.experiment, at, run)
-    loaded = at_analysis(loaded, run, sampling) if sampling else loaded
+    loaded = analysis_settings(loaded, run, sampling) if sampling else loaded
     experiment, catalogue = with_lm_eval(loaded.experiment)
     target = experiment.target
     tasks: list[tuple[Task, Role, str]] = [(t, s.role, s.name) for s in experiment.suites for t in s.tasks]
