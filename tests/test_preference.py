@@ -101,7 +101,7 @@ def both_trainers(tiny, folder, init, way):
             output_dir=str(folder),
             precompute_ref_log_probs=True,
             remove_unused_columns=False,
-            **loop.settings(context),
+            **loop.settings(context, dpo.Params()),
             beta=0.3,
         )
         trainer = kind(
