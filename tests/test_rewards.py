@@ -6,7 +6,7 @@ import pytest
 import tiny_methods
 from tiny_methods import CPU
 
-from harness.errors import UserError
+from harness.errors import CandidateFailed
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.records import Example
@@ -185,11 +185,43 @@ def test_a_reward_that_cannot_be_given_is_refused_before_anything_runs(tmp_path,
     assert said in problem.found
 
 
-def test_a_file_that_returns_too_few_rewards_says_so(tmp_path):
-    (tmp_path / "few.py").write_text("def reward(prompts, completions, references):\n    return [1.0]\n")
-    scored = rl.rewards_of(Reward(written=str(tmp_path / "few.py"), task=TASK))
-    with pytest.raises(UserError, match="1 rewards of 2 answers"):
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1.0]", "returned 1 rewards for 2 answers"),
+        ("return None", "returned a NoneType for 2 answers"),
+        ("return 0.5", "returned a float for 2 answers"),
+        ("return [1.0, float('nan')]", "returned nan"),
+        ("return [1.0, 'good']", "returned 'good'"),
+        ("return [1 / 0]", "reward raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, body, said):
+    (tmp_path / "own.py").write_text(f"def reward(prompts, completions, references):\n    {body}\n")
+    scored = rl.rewards_of(Reward(written=str(tmp_path / "own.py"), task=TASK))
+    with pytest.raises(CandidateFailed, match=said) as error:
         scored([example("late")] * 2, ["late", "money"])
+    assert "own.py" in str(error.value)
+
+
+def test_a_file_may_return_numbers_of_numpy_and_none(tmp_path):
+    body = (
+        "import numpy\ndef reward(prompts, completions, references):\n    return [numpy.float32(0.5), None]\n"
+    )
+    (tmp_path / "own.py").write_text(body)
+    scored = rl.rewards_of(Reward(written=str(tmp_path / "own.py"), task=TASK))
+    assert scored([example("late")] * 2, ["late", "money"]) == [0.5, None]
+
+
+def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
+    (tmp_path / "none.py").write_text(
+        "def reward(prompts, completions, references):\n    return [None] * len(completions)\n"
+    )
+    context = tiny_methods.context(
+        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "none.py"), task=TASK)
+    )
+    params = grpo.Params(r=2, max_steps=1, per_device_train_batch_size=8, max_completion_length=4)
+    assert [value for _, value in grpo.fit(context, params).training.reward] == [None]
 
 
 def test_answers_of_a_step_are_whole_groups():

@@ -8,16 +8,18 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, Problem, UserError, in_a_line
 from harness.metrics import Metric, item_scores, load_metrics
 from harness.models.hardware import Machine
 from harness.models.hf import load_base
@@ -156,7 +158,8 @@ def _trainer(
 
 
 Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
-_FUNCTION = "def reward(prompts, completions, references), which returns a number for each completion"
+_FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
+_MEND = "mend the function"
 
 
 class TrlReward(NamedTuple):
@@ -243,16 +246,28 @@ def _of_file(path: Path) -> Rewards:
             "prompts": [e.prompt for e in examples],
             "references": [list(e.references) for e in examples],
         }
-        return _checked(function(completions=list(answers), **asked), len(answers), path)
+        try:
+            found = function(completions=list(answers), **asked)
+        except Exception as error:
+            raise CandidateFailed(f"{path}: reward raised {in_a_line(error)}", _MEND) from error
+        return _checked(found, len(answers), path)
 
     return scored
 
 
 def _checked(found: Any, n: int, path: Path) -> list[float | None]:
-    values = list(found)
-    if len(values) != n or not all(v is None or isinstance(v, int | float) for v in values):
-        problem = Problem(str(path), f"{len(values)} rewards of {n} answers", _FUNCTION, "mend the function")
-        raise UserError(problem)
+    """Return a file's rewards as floats.
+
+    Raises:
+        CandidateFailed: they are not one number, or None, for each answer.
+    """
+    values = [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else None
+    if values is None or len(values) != n:
+        what = f"a {type(found).__name__}" if values is None else f"{len(values)} rewards"
+        raise CandidateFailed(f"{path}: reward returned {what} for {n} answers; expected {_FUNCTION}", _MEND)
+    wrong = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
+    if wrong:
+        raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _MEND)
     return [None if value is None else float(value) for value in values]
 
 

@@ -314,8 +314,9 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
 
 
 def curve(history: Sequence[Row], name: str) -> Curve:
-    """Return what was logged under a name, by step."""
-    return tuple((entry["step"], float(entry[name])) for entry in history if name in entry)
+    """Return what was logged under a name, by step; None where it was no number."""
+    logged = ((entry["step"], entry[name]) for entry in history if name in entry)
+    return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
 def figures(
