@@ -8,8 +8,10 @@ from harness.cache import cache_dir
 from harness.evaluation import costs
 from harness.evaluation.pace import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session
+from harness.experiment.train import fit_work
 from harness.models.hardware import Machine
 from harness.progress import Silent
+from harness.spec import Recipe
 
 CPU = Machine("cpu", "CPU, 2 threads", "bf16", 800.0, 800.0, 200.0)
 SIZE = 135_000_000
@@ -74,3 +76,14 @@ def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_s
         tiny_session.source.n_parameters, tiny_session.machine.gflops
     )
     assert tiny_session.seconds(work) == pytest.approx(at_first + 2 * trained)
+
+
+def test_a_training_of_so_many_steps_is_estimated_by_its_steps(tiny_session):
+    def trained(**params):
+        recipe = Recipe(method="lora", params={"per_device_train_batch_size": 2, **params})
+        return fit_work(tiny_session, recipe, 0).trained
+
+    n_rows = len(tiny_session.target.items.train)
+    whole = trained(num_train_epochs=1)
+    assert trained(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
+    assert trained(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)

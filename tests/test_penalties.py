@@ -179,6 +179,12 @@ def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole
     assert all(p.grad is None for p in whole.parameters())
 
 
+def test_the_fisher_diagonal_of_an_adapted_embedding_is_refused_by_its_name(whole):
+    model = adapted(whole, r=2, target_modules=["embed_tokens"])
+    with pytest.raises(CandidateFailed, match=r"embed_tokens, an embedding"):
+        ewc.fisher_diagonal(model, ROWS, 0)
+
+
 def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole):
     names = [name for name, p in whole.named_parameters() if p.ndim == 2 and "embed" not in name]
     expected = fisher_by_hand(whole, names)

@@ -55,6 +55,8 @@ from harness.store.layout import AGAIN, clear_errors, remove_folder, write_whole
 from harness.training import FIT, Job, Reward, Weights, clean_up, code_of, run_job, threads_of, write_job
 from harness.training.worker import launch
 
+_ALIKE = 0.6  # of the tokens estimated, and one over it: so many make it the training that was estimated
+
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
     """Return the weights of a candidate, made now or before."""
@@ -249,9 +251,14 @@ def fit(
 
 
 def _learn_pace(session: Session, work: costs.Work, made: Path, base: ModelSource) -> None:
-    """Learn how fast this machine trains, unless other work disturbed that."""
+    """Learn how fast this machine trains, from a training that read about what was estimated, undisturbed.
+
+    One that stopped early read less, and one that generates its answers does what nobody estimated.
+    """
     record = parse_json((made / FIT).read_text("utf-8"))["training"]
-    if "wall_s" in record and record.get("waited_share", 0.0) <= MOST_WAITED:
+    as_estimated = _ALIKE * work.trained < record.get("n_tokens", 0) < work.trained / _ALIKE
+    undisturbed = record.get("waited_share", 0.0) <= MOST_WAITED
+    if "wall_s" in record and as_estimated and undisturbed and "reward" not in record:
         session.learn_pace("training", work, record["wall_s"], base)
 
 
@@ -318,14 +325,17 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     method = plugins.method(source.method)
     if not method.trains:
         return costs.Work()
-    epochs = method.params(**source.params).num_train_epochs
-    items, step = session.target.items, prompting_step(session, source, seed)
-    if method.draws_from == "pairs":
-        plain, n_rows = costs.preference(list(map(step, items.pairs)), epochs), len(items.pairs)
-    else:
-        plain, n_rows = costs.training(list(map(step, items.train)), epochs), len(items.train)
     params = method.params(**source.params)
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    items, step = session.target.items, prompting_step(session, source, seed)
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train)
+    epochs = params.num_train_epochs
+    if params.max_steps > 0:
+        epochs = params.max_steps * step_rows / max(n_rows, 1)
+    if method.draws_from == "pairs":
+        plain = costs.preference(list(map(step, items.pairs)), epochs)
+    else:
+        plain = costs.training(list(map(step, items.train)), epochs)
     return plain + regularization_work(session, source, seed, plain, (n_rows, step_rows))
 
 

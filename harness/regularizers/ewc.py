@@ -116,12 +116,22 @@ def _squared_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterat
     """Add the squared gradients of one backward pass to `squares`; a layer's hooks read those of ΔW."""
     with ExitStack() as hooks:
         for name, layer in _displacement.adapted_layers(model).items():
+            _refuse_embedding(name, layer)
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield
     for name, parameter in _displacement.plain_parameters(model).items():
         if parameter.grad is not None:
             _add(squares, name, parameter.grad.float().square())
             parameter.grad = None
+
+
+def _refuse_embedding(name: str, layer: Any) -> None:
+    """Refuse an adapter of an embedding, whose inputs are token ids and no numbers to multiply with."""
+    import torch
+
+    if isinstance(layer.get_base_layer(), torch.nn.Embedding):
+        found = f"an adapter of {name}, an embedding, of which no Fisher information is estimated"
+        raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
 
 
 def _reader(name: str, layer: Any, squares: "dict[str, torch.Tensor]") -> Any:
