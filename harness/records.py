@@ -519,13 +519,15 @@ class Run:
 class SamplingRecord:
     """Sampled items of a run of `--sequential`, and the interim analysis at which it was judged.
 
-    `analysis` is `interim analysis 1 of 3`, `alpha` its one-sided level. By task that was drawn from,
+    `analysis` is `interim analysis 1 of 3`, `alpha` its one-sided level, a share of `of_alpha`, that of the
+    gate. By task that was drawn from,
     `weights` holds the inclusion weight of each sampled item by its id, `versions` the version of the whole
     task's rows.
     """
 
     analysis: str
     alpha: float
+    of_alpha: float
     weights: dict[str, dict[str, float]]
     versions: dict[str, str]
 

@@ -143,6 +143,11 @@ def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(asked, by
     assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
 
 
+def test_a_gate_of_another_alpha_than_the_analyses_were_planned_for_is_refused(asked):
+    with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
+        release.gate(asked[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
+
+
 def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
     folder, found = settled_early
     for reported in (f for f in found.facts if f.name in ("broken", "gentle")):

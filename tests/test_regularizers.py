@@ -95,7 +95,10 @@ def test_a_list_of_values_is_a_grid(tiny, tmp_path):
         ("{method: lora, regularize: {kl: {data: none.jsonl}}}", "general rows, each with a prompt"),
         ("{method: peft, params: {peft_type: IA3}, regularize: {ewc: {strength: 1}}}", "ewc with an adapter"),
         (
-            "{method: peft, params: {trainable_token_indices: [3]}, regularize: {l2_sp: {strength: 1}}}",
+            (
+                "{method: peft, params: {peft_type: LORA, trainable_token_indices: [3]}, "
+                "regularize: {l2_sp: {strength: 1}}}"
+            ),
             "l2_sp with trainable_token_indices",
         ),
         (

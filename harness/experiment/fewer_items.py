@@ -190,7 +190,9 @@ def _interim_analysis(
     weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
     whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
     versions = {task: whole[task] for task in weights}
-    return InterimAnalysis(suites, said, SamplingRecord(name, plan.alphas[k], weights, versions))
+    gate_alpha = session.experiment.gate.alpha
+    record = SamplingRecord(name, plan.alphas[k], gate_alpha, weights, versions)
+    return InterimAnalysis(suites, said, record)
 
 
 def _sample_task(m: Measured, pool: Pool, drawn: Mapping[str, int], order: tuple[str, ...]) -> Measured:

@@ -43,7 +43,17 @@ def sampling_of(experiment: Experiment, at: Store, run: Run) -> SamplingRecord |
 
 
 def analysis_settings(loaded: Loaded, run: Run, sampling: SamplingRecord) -> Loaded:
-    """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha."""
+    """Return the experiment as an interim analysis judged it: under its own name, at the analysis's alpha.
+
+    Raises:
+        IncompatibleRuns: the analyses were planned for another alpha than the gate's.
+    """
+    if sampling.of_alpha != loaded.experiment.gate.alpha:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
+            f"{loaded.experiment.gate.alpha:g}, the gate's own; next: harness compare --sequential, which "
+            "plans anew and asks only what is not stored"
+        )
     gate = loaded.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = loaded.experiment.model_copy(update={"name": run.experiment, "gate": gate})
     return loaded._replace(experiment=experiment)
