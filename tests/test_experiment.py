@@ -36,7 +36,14 @@ def facts(found, name):
 
 def without_measurements(found):
     """Return a report as JSON, without times, prices and what is derived from them."""
-    measured = ("cost_per_1k_usd", "latency_p50_s", "requests_per_s", "training_cost_usd")
+    measured = (
+        "cost_per_1k_usd",
+        "latency_p50_s",
+        "latency_p95_s",
+        "requests_per_s",
+        "training_cost_usd",
+        "disturbed",
+    )
     figures = ("wall_s", "train_loop_s", "tokens_per_s", "peak_memory_gib", "waited_share")
     plain = report.to_json(found)
     for one in plain["facts"]:

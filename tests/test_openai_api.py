@@ -531,7 +531,10 @@ def test_the_gate_takes_the_noise_of_the_base(compared, tmp_path):
     facts = next(task for task in suite.tasks if task.name == "facts")
     run, known = tiny_experiment.runs_of(path)["served"], {"facts": load_metrics(facts)}
     baseline = partial(stored._baseline_identity, store, run=run, champion=None)
-    (measured,) = stored._measurements(store, run, baseline, [(facts, suite.role, suite.name)], known, [])
+    tasks = [(facts, suite.role, suite.name)]
+    (measured,) = stored._measurements(
+        store, run, baseline, tasks=tasks, known=known, sampling=None, notes=[]
+    )
     assert measured.flip_rate == 0.5
 
 

@@ -87,7 +87,7 @@ def refused(path, *candidates):
 def test_what_vllm_cannot_serve_is_refused_all_at_once(written, installed):
     found = refused(written, "prompt", "quantised", "plain", "decomposed", "wide", "theirs")
     assert found >= {
-        ("candidate quantised", "a base in NF4, and engine: vllm"),
+        ("candidate quantised", "a quantised base, and engine: vllm"),
         ("candidate decomposed", "DoRA, and engine: vllm"),
         ("candidate wide", "an adapter of rank 128, and engine: vllm"),
         ("candidate theirs", "an adapter of rank 256, and engine: vllm"),
