@@ -126,15 +126,15 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
         "last training loss": plain(smoothed(of)[-1][1]),
         "best validation loss": plain(of.best_validation_loss),
         "overfitting gap": plain(gap(of), sign=True),
+        "time": seconds(of.wall_s),
+        "cost USD": cost,
         "tokens/s": count(of.tokens_per_s),
         "peak memory GiB": plain(of.peak_memory_gib),
-        "time": seconds(of.wall_s),
         "steps": count(of.n_steps),
         "trained parameters": count(of.n_trainable),
         "share of the base's": figure_text("trainable_share", of.trainable_share),
         "size on disk": figure_text("size_bytes", of.size_bytes),
         "size of the base": figure_text("base_size_bytes", of.base_size_bytes),
-        "cost USD": cost,
     }
 
 
