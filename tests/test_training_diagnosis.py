@@ -21,7 +21,12 @@ def record(loss, validation=(), **more):
 def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
     found = diagnose(record(falling(0.5), ((EPOCH, 0.6),)))
     assert found.kind == "fits"
-    assert "levelled off at 0.500" in found.sentence
+    assert "levelled off at 0.500, validation loss 0.600" in found.sentence
+
+
+def test_validation_is_said_to_hold_no_replayed_rows_where_training_did():
+    found = diagnose(record(falling(0.5), ((EPOCH, 0.9),), n_replayed=40))
+    assert found.sentence.endswith("validation loss 0.900, which holds none of the rows replayed")
 
 
 def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best_step_on():

@@ -30,7 +30,10 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
     if of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
     return (
-        _overfits(training, train) or _underfits(train, span) or _memorizes(training, train) or _fits(train)
+        _overfits(training, train)
+        or _underfits(train, span)
+        or _memorizes(training, train)
+        or _fits(training, train)
     )
 
 
@@ -75,7 +78,10 @@ def _memorizes(training: TrainingRecord, train: Points) -> Diagnosis | None:
     return Diagnosis("memorizes", f"knows its training rows by heart: {said}; more rows would do more")
 
 
-def _fits(train: Points) -> Diagnosis:
-    return Diagnosis(
-        "fits", f"neither underfits nor overfits: training loss levelled off at {plain(train[-1][1])}"
-    )
+def _fits(training: TrainingRecord, train: Points) -> Diagnosis:
+    said = f"training loss levelled off at {plain(train[-1][1])}"
+    if validation := numeric_points(training.validation_loss):
+        said += f", validation loss {plain(validation[-1][1])}"
+    if training.n_replayed:
+        said += ", which holds none of the rows replayed"
+    return Diagnosis("fits", f"neither underfits nor overfits: {said}")
