@@ -1,5 +1,7 @@
 """An index that an earlier version wrote is built anew from the folders by whoever opens it next."""
 
+from dataclasses import replace
+
 import duckdb
 import pytest
 from test_store import IDENTITY, complete, indexed_runs, make_rows, make_run
@@ -161,3 +163,19 @@ def test_an_index_of_another_version_of_harness_is_built_anew(old):
         db.execute("UPDATE meta SET written_by = '0.0.1'")
         db.execute("DROP VIEW runs")
     assert stores.query(old, "SELECT run_id FROM runs").rows == [("a",)]
+
+
+def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying_the_others(tmp_path):
+    store = Store(tmp_path / "runs")
+    digests = []
+    for task in ("sums", "facts"):
+        identity = replace(IDENTITY, task=task)
+        complete(store, identity, make_rows(3))
+        digests.append(identity.digest)
+    first, second = sorted(digests)
+    store.parquet(first).write_bytes(store.parquet(first).read_bytes()[:40])
+    stores.save_run(store, make_run("a", [second]))
+    assert indexed_runs(store) == ["a"]
+    assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == [
+        ("a", 3)
+    ]

@@ -5,7 +5,7 @@ index equal to them, whatever it missed. Texts stay in the Parquet files: there 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -79,8 +79,7 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     with transaction(db):
         skipped = _sync_files(db, store)
     skipped += _sync_rows(db, store)
-    with transaction(db):
-        _create_views(db, store)
+    _create_views(db, store)
     return skipped
 
 
@@ -239,10 +238,31 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store) -> None:
-    """Create the views; that of the samples reads all row sets of the folder, which may be none yet."""
-    rows = f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"
-    source = _FILES.replace("?", "'" + rows.replace("'", "''") + "'")
+    """Create the views; that of the samples reads all row sets of the folder, which may be none yet.
+
+    Where a damaged file makes that impossible it reads those that are known to be whole, until the next sync.
+    """
+    import duckdb
+
+    rows = [f"{pattern(store.folder.resolve())}/rows/*/rows.parquet"]
     if not any(store.folder.glob("rows/*/rows.parquet")):
+        rows = []
+    try:
+        with transaction(db):
+            _replace_views(db, rows)
+    except duckdb.Error as error:
+        if is_no_room(error):
+            raise
+        whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
+        with transaction(db):
+            _replace_views(db, [pattern(store.parquet(digest).resolve()) for (digest,) in whole])
+
+
+def _replace_views(db: "DuckDBPyConnection", files: Sequence[str]) -> None:
+    """Let the views read Parquet files of these patterns; none give no row."""
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    source = _FILES.replace("?", f"[{listed}]")
+    if not files:
         nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in COLUMNS.items())
         source = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
     wanted = {table.name: table.query.format(rows=source) for table in TABLES}
