@@ -16,6 +16,7 @@ from harness.training import CHECKPOINTS
 from harness.training import dpo as preferences
 from harness.training import trainer as loop
 from harness.training.dpo import logprobs_by_row, logprobs_sharing_prompts
+from harness.training.heldout import pairs_that_fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -79,7 +80,7 @@ def texts(pairs):
 
 
 def tokens_of(context, tokenizer):
-    return preferences._rows(context, dpo.Params(heldout=0), tokenizer)[0]
+    return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, preferences._row)[0]
 
 
 def both_trainers(tiny, folder, init, way):

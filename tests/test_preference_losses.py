@@ -13,6 +13,7 @@ from harness.records import Example
 from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
 from harness.training import dpo as preferences
 from harness.training.dpo import logprobs_by_row
+from harness.training.heldout import pairs_that_fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -57,7 +58,7 @@ def off_the_reference(tiny, tmp_path_factory, own_cache):
         smoothing = {"label_smoothing": EPSILON} if loss_type in preferences._SMOOTHED else {}
         params = dpo.Params(r=2, beta=BETA, loss_type=loss_type, **smoothing)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        train, apart, _ = preferences._rows(context, params, tokenizer)
+        train, apart, _ = pairs_that_fit(context, params, tokenizer, preferences._row)
         config = lora_config(LoraParams(r=2))
         trainer = preferences._trainer(
             context, params, config, model, tokenizer, (train, apart), context.folder
@@ -147,7 +148,7 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
         context = tiny_methods.context(tiny, tmp_path / str(size))
         params = dpo.Params(r=2, per_device_train_batch_size=size, heldout=0.25)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
-        train, apart, _ = preferences._rows(context, params, tokenizer)
+        train, apart, _ = pairs_that_fit(context, params, tokenizer, preferences._row)
         trainer = preferences._trainer(
             context, params, lora_config(LoraParams(r=2)), model, tokenizer, (train, apart), context.folder
         )

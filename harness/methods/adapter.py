@@ -15,7 +15,7 @@ from harness.models.hub import ModelSource
 from harness.plugins import Method
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_digest
+from harness.training import FitContext, Weights, adapter_weights
 
 _PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -104,10 +104,9 @@ def fit(context: FitContext, params: Params) -> Weights:
         shutil.copy(context.path / WEIGHTS, folder / WEIGHTS)
     else:
         _convert(context.path / _PICKLED, folder / WEIGHTS)
-    own = adapter_digest(folder, context.source.weights_digest)
     named = parse_json((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3), named_base=named)
-    return Weights("adapter", own, context.folder, made)
+    return adapter_weights(context, made)
 
 
 def _convert(pickled: Path, to: Path) -> None:

@@ -12,8 +12,8 @@ from harness.training import (
     LoraParams,
     PreferenceParams,
     Weights,
-    adapter_digest,
     adapter_parameters,
+    adapter_weights,
     leave_out,
     lora_config,
     lower_rank,
@@ -27,9 +27,8 @@ class Params(PreferenceParams, LoraParams):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter on the pairs and save it under `adapter/`."""
-    folder = context.folder / "adapter"
-    training = preference(context, params, lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    training = preference(context, params, lora_config(params), context.folder / "adapter")
+    return adapter_weights(context, training)
 
 
 METHOD = Method(

@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource
 from harness.plugins import Method
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_digest
+from harness.training import FitContext, Weights, adapter_weights
 
 _NAME = "reduced"
 
@@ -62,10 +62,9 @@ def fit(context: FitContext, params: Params) -> Weights:
     model = PeftModel.from_pretrained(base, str(context.init))
     reduce_intruder_dimension(model, new_adapter_name=_NAME, **params.model_dump(), logging_sink=None)
     model.save_pretrained(str(context.folder), selected_adapters=[_NAME])
-    folder = (context.folder / _NAME).rename(context.folder / "adapter")
+    (context.folder / _NAME).rename(context.folder / "adapter")
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
-    own = adapter_digest(folder, context.source.weights_digest)
-    return Weights("adapter", own, context.folder, made)
+    return adapter_weights(context, made)
 
 
 METHOD = Method(

@@ -14,8 +14,8 @@ from harness.training import (
     LoraParams,
     ReinforcedParams,
     Weights,
-    adapter_digest,
     adapter_parameters,
+    adapter_weights,
     leave_out,
     lora_config,
     lower_rank,
@@ -36,9 +36,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
     """
-    folder = context.folder / "adapter"
-    training = reinforced(context, params, "GRPO", lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    training = reinforced(context, params, "GRPO", lora_config(params), context.folder / "adapter")
+    return adapter_weights(context, training)
 
 
 METHOD = Method(

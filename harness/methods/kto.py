@@ -12,8 +12,8 @@ from harness.training import (
     LoraParams,
     UnpairedParams,
     Weights,
-    adapter_digest,
     adapter_parameters,
+    adapter_weights,
     leave_out,
     lora_config,
     lower_rank,
@@ -31,9 +31,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: out of memory, no answer fits, or the loss was not a number.
     """
-    folder = context.folder / "adapter"
-    training = preference_without_pairs(context, params, lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    training = preference_without_pairs(context, params, lora_config(params), context.folder / "adapter")
+    return adapter_weights(context, training)
 
 
 METHOD = Method(

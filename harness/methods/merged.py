@@ -19,7 +19,7 @@ from harness.models.hf import load_base
 from harness.plugins import Method
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_digest
+from harness.training import FitContext, Weights, adapter_weights
 
 _OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _NAME = "combined"
@@ -110,13 +110,12 @@ def fit(context: FitContext, params: Params) -> Weights:
     }
     if found := unlike(configs, params.combination_type):
         raise CandidateFailed(f"{found[0]}, where {found[1]} are expected", found[2])
-    folder = _merge(context, params, weights)
+    _merge(context, params, weights)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
-    own = adapter_digest(folder, context.source.weights_digest)
-    return Weights("adapter", own, context.folder, made)
+    return adapter_weights(context, made)
 
 
-def _merge(context: FitContext, params: Params, weights: list[float]) -> Any:
+def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     """Load the adapters side by side on the base as published, and save what PEFT makes of them."""
     from peft import PeftModel
     from transformers import set_seed
@@ -133,7 +132,7 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> Any:
     except (ValueError, TypeError) as error:
         raise CandidateFailed(f"PEFT does not merge them ({error})", "another combination_type") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
-    return (context.folder / _NAME).rename(context.folder / "adapter")
+    (context.folder / _NAME).rename(context.folder / "adapter")
 
 
 METHOD = Method(

@@ -12,11 +12,10 @@ from typing import Any
 from pydantic import ConfigDict
 
 from harness.errors import Problem
-from harness.models.adapters import adapter_digest
 from harness.models.memory import Shape, lora_parameters
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import FitContext, SupervisedParams, Weights, supervised
+from harness.training import FitContext, SupervisedParams, Weights, adapter_weights, supervised
 from harness.training.peft_families import family_problems, peft_config
 
 
@@ -52,7 +51,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     folder = context.folder / "adapter"
     training = supervised(context, params, peft_config(params.peft_type, params.of_peft), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    return adapter_weights(context, training)
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:

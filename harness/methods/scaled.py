@@ -21,7 +21,7 @@ from harness.models.hub import ModelSource
 from harness.plugins import Method
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_digest
+from harness.training import FitContext, Weights, adapter_weights
 
 
 class Params(Spec):
@@ -51,9 +51,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(scaled, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
-    own = adapter_digest(folder, context.source.weights_digest)
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
-    return Weights("adapter", own, context.folder, made)
+    return adapter_weights(context, made)
 
 
 def _scaled(config: dict[str, Any], scale: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
-from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
+from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights, adapter_weights
 from harness.training.dpo import PreferenceParams, preference
 from harness.training.heads import (
     EMBEDDING,
@@ -55,6 +55,7 @@ __all__ = [
     "Weights",
     "adapter_digest",
     "adapter_parameters",
+    "adapter_weights",
     "clean_up",
     "code_of",
     "delta_digest",

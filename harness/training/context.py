@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from harness.models.adapters import adapter_digest
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.progress import Advance
@@ -93,3 +94,9 @@ class Weights(NamedTuple):
     def is_language_model(self) -> bool:
         """Whether they generate text, and have a base and capabilities to lose."""
         return self.kind in _LANGUAGE_MODELS
+
+
+def adapter_weights(context: FitContext, training: TrainingRecord) -> Weights:
+    """Return the weights of the adapter that lies under `adapter/` of a context's folder."""
+    own = adapter_digest(context.folder / "adapter", context.source.weights_digest)
+    return Weights("adapter", own, context.folder, training)

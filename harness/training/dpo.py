@@ -28,7 +28,7 @@ from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heldout import HeldOutParams
-from harness.training.tokenized import cached_dataset, tokenize
+from harness.training.tokenized import cached_dataset
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def preference(
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_base(context.source, context.machine, loop.attention(context.machine))
-    rows, apart, n_dropped = _rows(context, params, tokenizer)
+    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
     rows = _used(context, params, rows)
     with loop.enough_memory():  # the reference is read while the trainer is made
         trainer = _trainer(context, params, peft_config, base, tokenizer, (rows, apart), scratch)
@@ -128,27 +128,10 @@ def preference(
 
 def _used(context: FitContext, params: PreferenceParams, rows: list[Row]) -> list[Row]:
     """Return the pairs that `max_steps` will come to, drawn by the seed: the reference reads each of them."""
-    n_seen = params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
+    n_seen = heldout.n_seen(params)
     if params.max_steps < 0 or n_seen >= len(rows):
         return rows
     return random.Random(context.seed).sample(rows, n_seen)
-
-
-def _rows(
-    context: FitContext, params: PreferenceParams, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Row], list[Row], int]:
-    """Return the tokenised pairs that fit, to train on and held out, and how many did not.
-
-    `length` groups pairs of similar length.
-    """
-    pairs = context.pairs
-    answers = [(pair.references[0], pair.rejected) for pair in pairs]
-    made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
-    rows: list[Row] = [{"pair": pair, "row": _row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
-    lengths = [row["row"]["length"] for row in rows]
-    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
-    train, apart = heldout.split([row["row"] for row in kept], [row["pair"] for row in kept], params)
-    return train, apart, n_dropped
 
 
 def _row(start: int, wholes: list[list[int]]) -> Row:
@@ -170,7 +153,6 @@ def _trainer(
     rows: tuple[list[Row], list[Row]],
     scratch: Path,
 ) -> "DPOTrainer":
-    from datasets import Dataset
     from trl import DPOConfig
 
     config = DPOConfig(
@@ -193,12 +175,7 @@ def _trainer(
         args=config,
         processing_class=tokenizer,
         peft_config=None if context.init else peft_config,
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
-        callbacks=[
-            *heldout.callbacks(params, bool(rows[1])),
-            loop.progress_callback(context.advance),
-        ],
+        **heldout.data(context, params, rows),
     )
     return trainer
 

@@ -6,7 +6,7 @@ batches they came in.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,10 +16,12 @@ from harness.data.examples import Sourced
 from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.trainer import KNOBS, LoopParams
+from harness.training.context import FitContext
+from harness.training.tokenized import tokenize
+from harness.training.trainer import KNOBS, LoopParams, Row
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 class HeldOutParams(LoopParams):
@@ -59,12 +61,32 @@ def split(
     rng = random.Random("held-out pairs")
     numbered = [Sourced(example, str(i)) for i, example in enumerate(examples)]
     kept, apart = set_aside(numbered, rng, share=share)
-    if 0 < (n_seen := _n_seen(params)) < len(kept):
-        apart = rng.sample(apart, max(1, round(len(apart) * n_seen / len(kept))))
+    if 0 < (seen := n_seen(params)) < len(kept):
+        apart = rng.sample(apart, max(1, round(len(apart) * seen / len(kept))))
     return [rows[int(one.where)] for one in kept], [rows[int(one.where)] for one in apart]
 
 
-def _n_seen(params: HeldOutParams) -> int:
+def pairs_that_fit(
+    context: FitContext,
+    params: HeldOutParams,
+    tokenizer: "PreTrainedTokenizerBase",
+    row: Callable[[int, list[list[int]]], Row],
+) -> tuple[list[Row], list[Row], int]:
+    """Return the tokenised pairs that fit, to train on and held out, and how many did not.
+
+    `row` makes a trainer's row, with its `length`, of where the answers begin and of both whole sequences.
+    """
+    pairs = context.pairs
+    answers = [(pair.references[0], pair.rejected) for pair in pairs]
+    made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
+    rows: list[Row] = [{"pair": pair, "row": row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
+    lengths = [one["row"]["length"] for one in rows]
+    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
+    train, apart = split([one["row"] for one in kept], [one["pair"] for one in kept], params)
+    return train, apart, n_dropped
+
+
+def n_seen(params: HeldOutParams) -> int:
     """Count the rows that `max_steps` will come to; negative where it sets no limit."""
     return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
@@ -83,12 +105,19 @@ def settings(params: HeldOutParams, measured: bool) -> dict[str, Any]:
     }
 
 
-def callbacks(params: HeldOutParams, measured: bool) -> "list[TrainerCallback]":
-    """Return what ends a training early, where that is asked for and can be told."""
+def data(context: FitContext, params: HeldOutParams, rows: tuple[list[Row], list[Row]]) -> dict[str, Any]:
+    """Return a trainer's rows, trained on and held out, and its callbacks: progress, and early stopping."""
+    from datasets import Dataset
     from transformers import EarlyStoppingCallback
 
+    train, apart = rows
     patience = params.early_stopping_patience
-    return [EarlyStoppingCallback(patience)] if measured and patience is not None else []
+    stopping = [EarlyStoppingCallback(patience)] if apart and patience is not None else []
+    return {
+        "train_dataset": Dataset.from_list(train),
+        "eval_dataset": Dataset.from_list(apart) if apart else None,
+        "callbacks": [*stopping, loop.progress_callback(context.advance)],
+    }
 
 
 def weighting_rows(kind: Any, rows_of: Any) -> Any:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness.models.adapters import adapter_digest
 from harness.models.memory import Shape, lora_parameters
 from harness.progress import quiet_libraries
 from harness.spec import Spec
-from harness.training.context import FitContext, Weights
+from harness.training.context import FitContext, Weights, adapter_weights
 from harness.training.sft import SupervisedParams, supervised
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def low_rank(context: FitContext, params: LowRankParams) -> Weights:
     """
     folder = context.folder / "adapter"
     training = supervised(context, params, lora_config(params), folder)
-    return Weights("adapter", adapter_digest(folder, context.source.weights_digest), context.folder, training)
+    return adapter_weights(context, training)
 
 
 def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:

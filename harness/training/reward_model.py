@@ -19,7 +19,6 @@ from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head
 from harness.training.heldout import HeldOutParams
-from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def train_reward_model(
     device, scratch = context.machine.device, save_to.parent / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
-    rows, apart, n_dropped = _rows(context, params, tokenizer)
+    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
     with loop.enough_memory():
         trainer = _trainer(params, peft_config, base, tokenizer, (rows, apart), context, scratch)
     longest = max(row["length"] for row in rows + apart)
@@ -78,22 +77,7 @@ def train_reward_model(
     return heldout.measured(made, trainer, len(apart), accuracy="accuracy", margin="margin")
 
 
-def _rows(
-    context: FitContext, params: RewardParams, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Row], list[Row], int]:
-    """Return the tokenised pairs that fit, to train on and held out, and how many did not."""
-    answers = [(pair.references[0], pair.rejected) for pair in context.pairs]
-    made = tokenize(context.pairs, answers, context.chat_template, tokenizer, context.source)
-    rows: list[Row] = [
-        {"pair": pair, "row": _row(tokens.wholes)} for pair, tokens in zip(context.pairs, made, strict=True)
-    ]
-    lengths = [row["row"]["length"] for row in rows]
-    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
-    train, apart = heldout.split([one["row"] for one in kept], [one["pair"] for one in kept], params)
-    return train, apart, n_dropped
-
-
-def _row(wholes: list[list[int]]) -> Row:
+def _row(_: int, wholes: list[list[int]]) -> Row:
     chosen, rejected = wholes
     return {"chosen_ids": chosen, "rejected_ids": rejected, "length": max(len(chosen), len(rejected))}
 
@@ -107,7 +91,6 @@ def _trainer(
     context: FitContext,
     scratch: Path,
 ) -> "RewardTrainer":
-    from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
     config = RewardConfig(
@@ -124,11 +107,6 @@ def _trainer(
         args=config,
         processing_class=tokenizer,
         peft_config=peft_config,
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
-        callbacks=[
-            *heldout.callbacks(params, bool(rows[1])),
-            loop.progress_callback(context.advance),
-        ],
+        **heldout.data(context, params, rows),
     )
     return made

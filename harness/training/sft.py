@@ -284,19 +284,20 @@ def _whole_loss_trainer() -> "type[SFTTrainer]":
             wanted = (labels != -100).any(0).nonzero()[:, 0]
             kept = wanted + virtual_tokens(model)
             outputs = model(**model_inputs(inputs), logits_to_keep=kept, use_cache=False)
-            targets = labels[:, wanted].flatten()
+            targets, logits = labels[:, wanted].flatten(), outputs.logits.flatten(0, 1)
+            answered = targets != -100
             total = torch.nn.functional.cross_entropy(
-                outputs.logits.flatten(0, 1).float(),
+                logits.float(),
                 targets,
                 ignore_index=-100,
                 reduction="sum",
                 label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
             )
-            count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            count = answered.sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / count
-            if len(counted := targets[targets != -100]):  # TRL logs it by this name, averaged
-                likeliest = outputs.logits.detach().flatten(0, 1).argmax(-1)[targets != -100]
-                right = (likeliest == counted).float().mean().item()
+            if answered.any():  # TRL logs it by this name, averaged
+                likeliest = logits.detach().argmax(-1)[answered]
+                right = (likeliest == targets[answered]).float().mean().item()
                 self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(right)
             return (loss, outputs) if return_outputs else loss
 

@@ -126,7 +126,6 @@ def _trainer(
     rows: tuple[list[Row], list[Row]],
     scratch: Path,
 ) -> "KTOTrainer":
-    from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
     config = KTOConfig(
@@ -141,10 +140,5 @@ def _trainer(
         args=config,
         processing_class=tokenizer,
         peft_config=None if context.init else peft_config,
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]) if rows[1] else None,
-        callbacks=[
-            *heldout.callbacks(params, bool(rows[1])),
-            loop.progress_callback(context.advance),
-        ],
+        **heldout.data(context, params, rows),
     )
