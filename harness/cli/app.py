@@ -41,6 +41,8 @@ regressions_app = typer.Typer(
     help="Pin items that must never be lost again.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(regressions_app, name="regressions")
+data_app = typer.Typer(help="Check and rewrite rows of data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
