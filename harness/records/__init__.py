@@ -1,0 +1,67 @@
+"""Records that runs write: examples, rows of samples, trainings, runs and measurements."""
+
+from harness.records.repeated_measurements import Control, ControlBlock, Noise, Rating, TaskNoise
+from harness.records.run_records import FEWER, MetricRange, Run, SamplingRecord, run_record
+from harness.records.sample_results import (
+    BLOCK,
+    Document,
+    Encoded,
+    Example,
+    Likelihood,
+    Limits,
+    Message,
+    Origin,
+    Output,
+    RowsIdentity,
+    SampleResult,
+    Status,
+)
+from harness.records.serialization import (
+    canonical_json,
+    checksum,
+    digest,
+    load,
+    load_files,
+    many_rows,
+    parse_json,
+    without_defaults,
+)
+from harness.records.training_records import Curve, Scanned, TrainingRecord, Trial, training_record
+
+__all__ = [
+    "BLOCK",
+    "FEWER",
+    "Control",
+    "ControlBlock",
+    "Curve",
+    "Document",
+    "Encoded",
+    "Example",
+    "Likelihood",
+    "Limits",
+    "Message",
+    "MetricRange",
+    "Noise",
+    "Origin",
+    "Output",
+    "Rating",
+    "RowsIdentity",
+    "Run",
+    "SampleResult",
+    "SamplingRecord",
+    "Scanned",
+    "Status",
+    "TaskNoise",
+    "TrainingRecord",
+    "Trial",
+    "canonical_json",
+    "checksum",
+    "digest",
+    "load",
+    "load_files",
+    "many_rows",
+    "parse_json",
+    "run_record",
+    "training_record",
+    "without_defaults",
+]

@@ -1,0 +1,107 @@
+"""Records of measurements made again: control arm, A/A noise, and ratings by people.
+
+Invariant: each names the rows or the base that it measures.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ControlBlock:
+    """One stored block of a base, asked again: which items came back otherwise, each as task/item.
+
+    `environment` is the digest of the one that the stored rows come from. `reworded` names items
+    whose prompts are other tokens now, `differing` those answered or scored otherwise, and
+    `flipped` those of them whose score moved by more than a hundredth.
+    """
+
+    task: str
+    rows: str
+    index: int
+    n: int
+    environment: str
+    reworded: tuple[str, ...]
+    differing: tuple[str, ...]
+    flipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One measurement of the control arm: blocks of a base's stored rows, computed anew."""
+
+    id: str
+    created: str
+    base_digest: str
+    precision: str
+    environment: str
+    blocks: tuple[ControlBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Blind preference of a person between two runs' answers to one item.
+
+    `choice` is "a" or "b" for the answers of `run_a` and `run_b`, "tie" or "skip"; `left` says whose
+    answer stood on the left. `rows_a` and `rows_b` name the row sets that hold the answers. `created`
+    is a time with its zone, `seconds` how long the item was looked at.
+    """
+
+    rating_id: str
+    rater: str
+    created: str
+    task: str
+    split: str
+    example_id: str
+    run_a: str
+    run_b: str
+    rows_a: str
+    rows_b: str
+    left: Literal["a", "b"]
+    choice: Literal["a", "b", "tie", "skip"]
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNoise:
+    """A/A noise of one task: one model's answers where only the layout of batches differed.
+
+    `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference
+    of the right answer's log-likelihood, None where none was scored.
+    """
+
+    task: str
+    n: int
+    flips: dict[str, int]
+    largest_nats: float | None
+
+    @property
+    def rate(self) -> float:
+        """The share of items that flipped, over all arms."""
+        asked = self.n * len(self.flips)
+        return sum(self.flips.values()) / asked if asked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """One measurement of A/A noise: a base asked the same items in several correct layouts."""
+
+    id: str
+    created: str
+    base_model: str
+    base_digest: str
+    precision: str
+    device: str
+    engine: str
+    layout_digest: str
+    tasks: tuple[TaskNoise, ...]
+
+    @property
+    def flips(self) -> int:
+        """Items whose score moved, over all tasks and arms."""
+        return sum(sum(task.flips.values()) for task in self.tasks)
+
+    @property
+    def n(self) -> int:
+        """Items that were asked again, over all tasks and arms."""
+        return sum(task.n * len(task.flips) for task in self.tasks)

@@ -1,0 +1,118 @@
+"""Record of one run: a candidate and a seed, where its rows lie, and what its metrics mean.
+
+Invariant: a run names its rows by digest, so that runs share them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from typing import Any, Literal
+
+from harness.records.serialization import reader
+from harness.records.training_records import TrainingRecord, training_record
+
+FEWER = "-fewer"  # ends the name of an experiment whose items were drawn
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRange:
+    """Direction and bounds of a metric, which say its unit; a bound is None where there is none."""
+
+    higher_is_better: bool
+    low: float | None
+    high: float | None
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether its values are rates in [0, 1]."""
+        return self.low is not None and self.high is not None and self.low >= 0 and self.high <= 1
+
+    @property
+    def span(self) -> float:
+        """The difference that is all of the scale: 1 of rates, infinite where a bound is missing."""
+        if self.low is None or self.high is None:
+            return inf
+        return 1.0 if self.is_rate else self.high - self.low
+
+    @property
+    def worst(self) -> float | None:
+        """The worst value, as which a failed answer counts; None where a bound is missing."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low if self.higher_is_better else self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One candidate and one seed, trained and evaluated; what `runs/<run_id>/run.json` holds.
+
+    `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with
+    units in their names. `state` is "done" or "failed". `base_digest` names
+    the base as it was published, `served_digest` the one that was served where that is another
+    (quantised). `metrics` holds by task and metric what its scores mean, nothing in runs of before 0.1.
+    """
+
+    run_id: str
+    experiment: str
+    candidate: str
+    method: str
+    prompting: str
+    answer: str
+    seed: int
+    base_model: str
+    weights_digest: str
+    base_digest: str
+    state: Literal["done", "failed"]
+    created: str
+    rows: dict[str, str]
+    recipe: dict[str, Any]
+    training: TrainingRecord = field(default_factory=TrainingRecord)
+    latency: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    served_digest: str = ""
+    metrics: dict[str, dict[str, MetricRange]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The candidate, with the seed where it is not 0: `lora (seed 1)`."""
+        return f"{self.candidate} (seed {self.seed})" if self.seed else self.candidate
+
+    def stored(self) -> dict[str, Any]:
+        """Return the plain form, as `run.json` holds it."""
+        return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.stored()}
+
+    def may_be_drawn(self, task: str) -> bool:
+        """Tell whether a task's items may have been drawn, by weights that only the report knows.
+
+        Of a run with fewer items the suites may be; the target, which alone is validated on, is not.
+        """
+        return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRecord:
+    """Sampled items of a run of `--sequential`, and the interim analysis at which it was judged.
+
+    `analysis` is `interim analysis 1 of 3`, `alpha` its one-sided level, a share of `of_alpha`, that of the
+    gate. By task that was drawn from,
+    `weights` holds the inclusion weight of each sampled item by its id, `versions` the version of the whole
+    task's rows.
+    """
+
+    analysis: str
+    alpha: float
+    of_alpha: float
+    weights: dict[str, dict[str, float]]
+    versions: dict[str, str]
+
+
+def run_record(stored: Mapping[str, Any]) -> Run:
+    """Read the plain form of a run.
+
+    Raises:
+        ValueError: it is not that of a run.
+    """
+    plain = {**stored, "training": training_record(stored.get("training", {}))}
+    run: Run = reader(Run).validate_python(plain)
+    return run

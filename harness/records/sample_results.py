@@ -1,0 +1,172 @@
+"""Examples, the answers of a candidate to them, and the rows that hold both.
+
+Invariant: a row holds everything that a later comparison needs, and its identity everything it depends on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from harness.records.serialization import digest, without_defaults
+
+BLOCK = 160  # items that are answered together, and whose rows are written together
+
+Message = dict[str, str]
+Status = Literal["ok", "unparsable", "truncated", "refused", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item: what is asked, what is accepted, and to which family and slice it belongs.
+
+    `documents` names the documents that hold the answer (for recall@k); `passages` names
+    those that a prompting put into the messages, best first. `constraints` are the checks
+    of a verifiable instruction (see `metrics/follows.py`).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+    slice: str = ""
+    documents: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
+    constraints: tuple[Mapping[str, Any], ...] = ()
+    rejected: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """The last user message's text."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+class Document(NamedTuple):
+    """One text of a knowledge base."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Limits(NamedTuple):
+    """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """Token ids of a context and of what follows it; `merged` when a token spans the boundary."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...] = ()
+    merged: bool = False
+
+
+class Likelihood(NamedTuple):
+    """Log-probability in nats of a continuation given its context; `greedy` when it is the argmax."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Answer of a candidate to one prompt.
+
+    `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the
+    order of `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored.
+    `compute_s` is this item's share of its batch's wall time in seconds.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "ranked", "error"] = "stop"
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    choice_logprobs: tuple[float, ...] = ()
+    choice_bytes: tuple[int, ...] = ()
+    gold_logprob: float | None = None
+    gold_bytes: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One example answered by one candidate: everything a later comparison needs.
+
+    `parts` maps a metric's name to its per-sample parts, or to None where it could not be
+    scored. `margin` is log p(gold) − log p(best other choice) in nats.
+    """
+
+    task: str
+    split: str
+    example_id: str
+    position: int
+    status: Status
+    text: str
+    prompt: str
+    references: tuple[str, ...]
+    parts: dict[str, tuple[float, ...] | None]
+    cluster: str = ""
+    slice: str = ""
+    gold_logprob: float | None = None
+    gold_bytes: int | None = None
+    margin: float | None = None
+    n_prompt_tokens: int = 0
+    n_output_tokens: int = 0
+    compute_s: float = 0.0
+    prompt_digest: str = ""
+    output_digest: str = ""
+    boundary_merged: bool = False
+    finish_reason: str = ""
+    passages: tuple[str, ...] = ()
+    recall: float | None = None
+    attempt: int = 1
+    weight: float = 1.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsIdentity:
+    """Identity of a set of rows, everything they depend on; its digest names the folder they lie in.
+
+    All but `scoring_digest` says what was asked of whom; that one says how the answers are scored,
+    and is empty where the task's own code does both at once.
+    """
+
+    weights_digest: str
+    template_digest: str
+    task: str
+    task_version: str
+    split: str
+    prompting_digest: str
+    answer: str
+    precision: str
+    engine: str
+    layout_digest: str
+    device_class: str
+    scoring_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The sixteen hex digits that name `runs/rows/<digest>/`."""
+        return digest(without_defaults(self))
+
+    @property
+    def answers(self) -> "RowsIdentity":
+        """The same without its scoring: rows of which this is equal hold the same answers."""
+        return replace(self, scoring_digest="")
+
+
+class Origin(NamedTuple):
+    """Origin of a block of rows: the digest of its environment, and the control arm measured beside it.
+
+    Either is empty where it is unknown, or where there was none. `contended` says that other work took the
+    processors meanwhile, so that its times are not those of this machine.
+    """
+
+    environment: str = ""
+    control: str = ""
+    contended: bool = False

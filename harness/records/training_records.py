@@ -1,0 +1,144 @@
+"""Record of one training: measured figures, curves by step, and the trials of its sweep.
+
+Invariant: what was not measured is None or empty, and is not stored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.records.serialization import reader
+
+Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where it was no number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One trial of a sweep: its parameters, its score on validation, and what was logged of its training.
+
+    `validation` is None where training diverged; `chosen` marks the trial that is best on validation.
+    """
+
+    params: dict[str, Any]
+    validation: float | None
+    best_validation_loss: float | None = None
+    wall_s: float = 0.0
+    loss: Curve = ()
+    validation_loss: Curve = ()
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanned:
+    """Matrices of one type by their ratio of signal to noise: how many there are, and are trained.
+
+    `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None where all
+    are trained.
+    """
+
+    type: str
+    n: int
+    n_trained: int
+    least_trained: float
+    most_frozen: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """Measured figures of one training, in the order in which reports show them; None where not measured.
+
+    `wall_s` is the time of all that was made here, a sweep's trials included, `init_wall_s` of what it starts
+    from, `train_loop_s` of the optimiser steps alone. `n_tokens` leaves padding out. `peak_memory_gib` is the
+    largest memory held: of the GPU by tensors, else of the process; `peak_includes` says what else that
+    holds. `loss` and the other curves are by optimiser step; a token accuracy is the share of the answers'
+    tokens that were the likeliest given those before. Where `label_smoothing` is known, `loss` is smoothed
+    by it and `validation_loss` is not. `waited_share` is the share of the time for
+    which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
+    share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
+    the base's own. `scan` says by what ratios of signal to noise matrices were chosen to be trained.
+    `batch_size` and `accumulated_batches` are those that memory was enough for, where they were searched.
+    `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
+    `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
+    margin. `reward` is the mean reward of the answers that were drawn, `kl` their divergence from the
+    reference in nats a token, `reward_model_accuracy` that of the reward model on its held-out pairs.
+    `named_base` is the base that an adapter made elsewhere names. `fit_key` is the folder of the weights,
+    `stands_on` maps those of other weights behind them to their digests. `others` are figures that a method
+    of one's own logs.
+    """
+
+    wall_s: float | None = None
+    train_loop_s: float | None = None
+    copying_s: float | None = None
+    mixing_s: float | None = None
+    n_tokens: int | None = None
+    tokens_per_s: float | None = None
+    n_steps: int | None = None
+    n_dropped_too_long: int | None = None
+    n_trainable: int | None = None
+    trainable_share: float | None = None
+    size_bytes: int | None = None
+    base_size_bytes: int | None = None
+    peak_memory_gib: float | None = None
+    peak_includes: str = ""
+    waited_share: float | None = None
+    loss: Curve = ()
+    validation_loss: Curve = ()
+    best_validation_loss: float | None = None
+    label_smoothing: float | None = None
+    learning_rate: Curve = ()
+    token_accuracy: Curve = ()
+    validation_token_accuracy: Curve = ()
+    n_packs: int | None = None
+    batch_size: int | None = None
+    accumulated_batches: int | None = None
+    not_packed: str = ""
+    n_pairs: int | None = None
+    reward_margin: Curve = ()
+    reward_accuracy: Curve = ()
+    reward: Curve = ()
+    kl: Curve = ()
+    reward_model_accuracy: float | None = None
+    n_heldout: int | None = None
+    heldout_accuracy: Curve = ()
+    heldout_margin: Curve = ()
+    n_examples: int | None = None
+    n_replayed: int | None = None
+    named_base: str | None = None
+    fit_key: str = ""
+    init_wall_s: float | None = None
+    stands_on: dict[str, str] = field(default_factory=dict)
+    scan: tuple[Scanned, ...] = ()
+    sweep: tuple[Trial, ...] = ()
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that the training and what it starts from took; 0 where nothing was trained."""
+        return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the plain form: what is known, with figures of a method's own beside the others."""
+        nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}
+        known |= {name: [asdict(one) for one in of] for name, of in nested.items() if of}
+        return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
+
+
+def training_record(stored: Mapping[str, Any]) -> TrainingRecord:
+    """Read the plain form of a training; figures of other names are kept as `others`.
+
+    Raises:
+        ValueError: a figure is of another kind than its name says.
+    """
+    names = {f.name for f in fields(TrainingRecord)} - {"others"}
+    known = {name: value for name, value in stored.items() if name in names}
+    others = {name: value for name, value in stored.items() if name not in names}
+    try:
+        record: TrainingRecord = reader(TrainingRecord).validate_python({**known, "others": others})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("training", *first["loc"])))
+        raise ValueError(f"{where}: found {first['input']!r}; expected {first['msg']}") from None
+    return record
