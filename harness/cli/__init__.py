@@ -8,8 +8,11 @@ import errno
 import os
 import sys
 
+# isort: off
 from harness.cli import (  # in the order in which help lists the commands
+    init,
     compare,
+    evaluate,
     dashboard,
     doctor,
     gate,
@@ -19,6 +22,8 @@ from harness.cli import (  # in the order in which help lists the commands
     schema,
     sql,
 )
+
+# isort: on
 from harness.cli.app import app, write_utf8
 from harness.errors import HarnessError, Problem, UserError
 from harness.progress import quiet_environment
@@ -28,7 +33,9 @@ __all__ = [
     "compare",
     "dashboard",
     "doctor",
+    "evaluate",
     "gate",
+    "init",
     "main",
     "nightly",
     "rescue",

@@ -1,11 +1,10 @@
-"""Commands that compute: init, compare, train, eval.
+"""Commands that train, evaluate and compare the candidates of an experiment: compare and train.
 
 Invariant: models load only inside a command.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +14,11 @@ from harness.cli.app import (
     Json,
     Overrides,
     Precision,
-    RunsFolder,
     app,
-    config_option,
     open_session,
     print_document,
     print_json,
     print_report,
-    print_scores,
     print_value,
     say,
     with_precision,
@@ -35,79 +31,8 @@ if TYPE_CHECKING:
 
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
-    from harness.experiment.standalone import Prepared
     from harness.report import ExperimentReport
     from harness.spec import GatePolicy, Task
-
-
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(),
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            envvar="HARNESS_DATA",
-            help="Your rows: a file, or hub:owner/name. Without it an example to edit is written.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help="labels, question, preference or text, where the guess is wrong."),
-    ] = None,
-    base_model: Annotated[
-        str,
-        typer.Option(
-            "--base-model", envvar="HARNESS_BASE_MODEL", help="A hub id, a folder, or the embedded one."
-        ),
-    ] = "smollm2-135m",
-    pairs: Annotated[
-        str | None, typer.Option("--pairs", envvar="HARNESS_PAIRS", help="A file of preference pairs.")
-    ] = None,
-    documents: Annotated[
-        str | None,
-        typer.Option("--documents", envvar="HARNESS_DOCUMENTS", help="A file of documents to retrieve from."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="The column that asks, or a template over columns.")
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="The column that answers, or a template.")
-    ] = None,
-    minutes: Annotated[
-        float,
-        typer.Option(
-            "--minutes",
-            envvar="HARNESS_MINUTES",
-            min=0.1,
-            help="Bound of what compare is estimated to take here; rows and sweep are cut to it.",
-        ),
-    ] = 20.0,
-    as_json: Json = False,
-) -> None:
-    """Look at your rows and write a folder in which compare runs as it is."""
-    from harness.experiment import scaffold
-
-    kind = scaffold.kind_named(task)
-    rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
-    proposal = scaffold.propose(request)
-    written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
-    for line in proposal.warnings:
-        say(line)
-    if as_json:
-        facts = {
-            "task": proposal.kind,
-            "metrics": proposal.task.metrics,
-            "candidates": list(proposal.candidates),
-        }
-        print_json({**facts, "said": proposal.said, "files": written})
-        return
-    for line in proposal.said:
-        print(line)
-    print(f"wrote {' and '.join(written)}")
-    config = config_option(folder / "harness.yaml")
-    print(f"next: harness compare{config} --dry-run says what would run; without it, it runs")
 
 
 @app.command()
@@ -328,145 +253,6 @@ def train(
         },
         as_json,
     )
-
-
-@app.command("eval")
-def evaluate(
-    candidate: Annotated[
-        str, typer.Argument(help="A candidate of the experiment; with --tasks also any model.")
-    ],
-    overrides: Overrides = None,
-    config: Config = Path("harness.yaml"),
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--tasks", "-t", envvar="HARNESS_TASKS", help="Tasks of lm-eval, by name: a,b."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", "-L", min=1, help="At most so many items of each task of --tasks."),
-    ] = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option("--num-fewshot", "-f", min=0, help="Shots, where the task itself does not say 0."),
-    ] = None,
-    output_path: Annotated[
-        Path | None, typer.Option("--output-path", "-o", help="A folder to write results.json to.")
-    ] = None,
-    log_samples: Annotated[
-        bool, typer.Option("--log-samples", "-s", help="Write every item's row to the folder as well.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let data sets run code of their own.")
-    ] = False,
-    engine: Annotated[
-        str | None,
-        typer.Option("--engine", help="What answers --tasks: transformers, or vllm."),
-    ] = None,
-    precision: Precision = None,
-    runs: RunsFolder = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Evaluate a candidate on the target and all suites, or with --tasks any model on lm-eval's tasks."""
-    if tasks and log_samples and output_path is None:
-        found = "--log-samples without a folder"
-        raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
-    if tasks:
-        from harness.experiment import standalone
-
-        names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
-        asked = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
-        computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
-        prepared = _prepare_standalone(candidate, asked, overrides or [], config, runs, computing)
-        _evaluate_standalone(prepared, output_path, log_samples, as_json)
-        return
-    _refuse_without_tasks(
-        {
-            "--limit": limit,
-            "--num-fewshot": num_fewshot,
-            "--output-path": output_path,
-            "--log-samples": log_samples,
-            "--engine": engine,
-        }
-    )
-    _evaluate_candidate(candidate, with_precision(overrides, precision), config, as_json)
-
-
-def _evaluate_candidate(candidate: str, overrides: list[str], config: Path, as_json: bool) -> None:
-    from harness.experiment.run_candidate import make_run
-    from harness.experiment.stored_rows import Reader
-
-    try:
-        session, loaded = open_session(config, overrides, candidate)
-    except UserError as error:
-        raise UserError(_name_tasks(error.problems, config)) from error
-    out = {}
-    for name in loaded.selected:
-        run = make_run(session, session.candidates[name], session.experiment.seeds[0])
-        out[name] = Reader(session).scores(run)
-    print_scores(out, as_json)
-
-
-def _name_tasks(problems: "Sequence[Problem]", config: Path) -> "list[Problem]":
-    """Say where the name is no candidate's, or where there is no experiment, how any model is scored."""
-    hint = "(or add -t piqa,arc_easy, which scores any model)"
-    return [
-        replace(p, next_step=f"{p.next_step} {hint}")
-        if p.where == "candidates" or not config.is_file()
-        else p
-        for p in problems
-    ]
-
-
-def _prepare_standalone(
-    name: str,
-    tasks: "list[Task]",
-    overrides: list[str],
-    config: Path,
-    runs: Path,
-    computing: dict[str, str],
-) -> "Prepared":
-    """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
-    from harness import config as configuration
-    from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import Scope, prepare_session, standalone
-
-    progress = TerminalProgress()
-    if config.is_file() and not standalone.looks_like_a_model(name):
-        settings = [f"{key}={value}" for key, value in computing.items()]
-        loaded = configuration.load(config, [*overrides, *settings])
-        if name in loaded.experiment.candidates:
-            return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
-    if overrides:
-        found = f"{overrides[0]}, and a model that is no candidate of {config}"
-        expected = "overrides for a candidate's experiment only"
-        raise UserError(
-            Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
-        )
-    return standalone.prepare_model(name, tasks, runs, progress, **standalone.check_computing(computing))
-
-
-def _evaluate_standalone(prepared: "Prepared", folder: Path | None, log_samples: bool, as_json: bool) -> None:
-    from harness.cli.progress_bar import console
-    from harness.experiment import standalone
-    from harness.report import score_table
-
-    say(prepared.first_line)
-    found_scores = standalone.evaluate(prepared)
-    for path in standalone.write(found_scores, folder, log_samples=log_samples) if folder else ():
-        say(f"wrote {path}")
-    for note in found_scores.notes:
-        say(note)
-    if as_json:
-        print_json(standalone.to_json(found_scores))
-    else:
-        console(100).print(score_table(found_scores.scores))
-
-
-def _refuse_without_tasks(given: dict[str, Any]) -> None:
-    if wrong := [name for name, value in given.items() if value]:
-        found = f"{', '.join(wrong)} without --tasks"
-        expected = "the tasks of lm-eval it is for"
-        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
 
 
 def _print_plan(
