@@ -34,9 +34,9 @@ def brute_groups(texts: list[str], threshold: float) -> list[Group]:
     groups: dict[int, list[Alike]] = {}
     for i, text in enumerate(texts):
         alike = [Alike(j, jaccard(text, texts[j])) for j in groups]
-        best = max(alike, key=lambda a: (a.similarity, -a.index), default=Alike(0, 0.0))
+        best = max(alike, key=lambda a: (a.similarity, -a.row), default=Alike(0, 0.0))
         if best.similarity >= threshold:
-            groups[best.index].append(Alike(i, best.similarity))
+            groups[best.row].append(Alike(i, best.similarity))
         else:
             groups[i] = []
     return [Group(kept, tuple(others)) for kept, others in groups.items() if others]
@@ -75,9 +75,7 @@ def test_groups_are_those_of_comparing_all_with_all(texts, threshold):
 def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
     asked, reference = texts[:100], texts[100:]
     best = [
-        max(
-            (Alike(j, jaccard(a, b)) for j, b in enumerate(reference)), key=lambda x: (x.similarity, -x.index)
-        )
+        max((Alike(j, jaccard(a, b)) for j, b in enumerate(reference)), key=lambda x: (x.similarity, -x.row))
         for a in asked
     ]
     expected = [found if found.similarity >= threshold else None for found in best]
@@ -98,14 +96,14 @@ def test_texts_without_a_word_are_like_nothing():
 
 def test_texts_without_spaces_are_compared_by_letters():
     a, b = "私の銀行カードを今すぐ止めてください", "私の銀行カードを今すぐに止めてください"
-    assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].index == 1
+    assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].row == 1
 
 
 def test_a_repeated_text_joins_the_group_of_its_first_appearance():
     kept = "one two three four five six seven eight nine ten"
     near = f"{kept} eleven"
     groups = near_duplicates([kept, near, near, kept], threshold=0.7)
-    assert [[other.index for other in group.others] for group in groups] == [[1, 2, 3]]
+    assert [[other.row for other in group.others] for group in groups] == [[1, 2, 3]]
 
 
 def test_a_thousand_rows_of_one_template_are_compared_with_the_first_alone():

@@ -35,9 +35,9 @@ _WORD = re.compile(r"\w+")
 
 
 class Alike(NamedTuple):
-    """The index of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
+    """The place of a text and the Jaccard index of its shingles with another's, in [0, 1]."""
 
-    index: int
+    row: int
     similarity: float
 
 
@@ -61,8 +61,8 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) -> li
 
     A text joins the group whose first text is most alike, so what is kept of each group stands for
     all of it. Letter case, punctuation, white space and the width of letters do not count; a text
-    without a letter or digit is in no group. Takes 3 KB of memory a text,
-    with what numpy sorts; 200,000 short rows took 34 seconds on one core.
+    without a letter or digit is in no group. Takes some 3 KB of memory
+    a text; 200,000 short rows took 34 seconds on one core.
     """
     words = [normalised(text) for text in texts]
     index = _index(words, threshold)
@@ -76,7 +76,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) -> li
         found = joined.get(text) or nearest_first.best(i, _candidates(index, members, i))
         joined.setdefault(text, found or Alike(i, 1.0))
         if found:
-            first[found.index].append(Alike(i, found.similarity))
+            first[found.row].append(Alike(i, found.similarity))
         else:
             for bucket in _own_buckets(index, i):
                 members[bucket].append(i)
@@ -101,7 +101,7 @@ def nearest(
     found: dict[str, Alike | None] = {text: Alike(i, 1.0) for text, i in known.items() if text}
     for i, text in enumerate(distinct, start=len(known)):
         best = search.best(i, _candidates(index, members, i))
-        found[text] = Alike(places[best.index], best.similarity) if best else None
+        found[text] = Alike(places[best.row], best.similarity) if best else None
     return [found.get(text) for text in asked]
 
 
