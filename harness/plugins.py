@@ -5,7 +5,7 @@ imported, so listing them costs no import.
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
 from harness.records import checksum
-from harness.spec import Recipe, Spec
+from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "endpoint")  # kinds of weights that generate text
 HOOKS = (
@@ -39,6 +39,43 @@ class Situation(NamedTuple):
     closed_labels: bool
     pairs: bool
     small_base: bool
+
+
+class Rung(NamedTuple):
+    """Setting of a plugin that a rescue may try: its parameters, a mark for the trial's name, and what it is.
+
+    `merges` names the candidates whose adapters are merged with that of the fine-tune.
+    """
+
+    params: dict[str, Any]
+    mark: str
+    says: str
+    merges: tuple[str, ...] = ()
+
+
+class RescueSituation(NamedTuple):
+    """Fine-tune to rescue, as a plugin sees it that is asked for rungs.
+
+    `params` are those of its method, `present` those of the regulariser that is asked, None where the recipe
+    has it not. `others` maps the other adapters of its base to the parameters of their methods.
+    `n_layers` is that of the base, None where it is not known.
+    """
+
+    policy: RescuePolicy
+    params: Mapping[str, Any]
+    n_layers: int | None = None
+    present: Mapping[str, Any] | None = None
+    others: Mapping[str, Mapping[str, Any]] = {}
+
+
+class RescueStep(NamedTuple):
+    """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its rungs.
+
+    `rungs(situation)` lists settings from weak to strong, or says why there is none.
+    """
+
+    name: str
+    rungs: Callable[[RescueSituation], Sequence[Rung] | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +105,9 @@ class Method:
     `merges` says that it merges the adapters of the candidates that the recipe's `merges` names, and
     `merge_problems(recipe, adapters, where)` yields what forbids that by their configurations, as far as
     these are known, by the candidates' names.
+
+    `rescue` says that it mends the weights of a fine-tune, which its `init_from` or `merges` names, without
+    training, and with which settings.
     """
 
     params: type[Any]
@@ -95,6 +135,7 @@ class Method:
     lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
     leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
+    rescue: RescueStep | None = None
 
     @property
     def makes_language_model(self) -> bool:
@@ -192,6 +233,24 @@ def refuses(regularizer: str, params: Mapping[str, Any]) -> str:
     """Say what of a method's parameters a regulariser does not take; empty where it takes all."""
     found: str = getattr(load("regularizers", regularizer), "problem", lambda _: "")(params)
     return found
+
+
+def mending_methods(step: str) -> list[str]:
+    """List the methods that mend weights without training, in a step of a rescue."""
+    return [name for name in names("methods") if (own := method(name).rescue) and own.name == step]
+
+
+def mending_regularizers(step: str) -> dict[str, RescueStep]:
+    """Map the regularisers that declare a step of a rescue to what they declare."""
+    declared = {name: getattr(load("regularizers", name), "RESCUE", None) for name in names("regularizers")}
+    return {name: own for name, own in declared.items() if own and own.name == step}
+
+
+def rescue_steps() -> list[str]:
+    """List the steps that a rescue may take: a training's own parameters and those declared."""
+    of_methods = (method(name).rescue for name in names("methods"))
+    of_regularizers = (getattr(load("regularizers", n), "RESCUE", None) for n in names("regularizers"))
+    return sorted({*TRAINING_STEPS, *(own.name for own in (*of_methods, *of_regularizers) if own)})
 
 
 def _metric_from_file(path: Path, where: str) -> ModuleType:

@@ -421,18 +421,20 @@ class TrainingPolicy(Spec):
     process: Literal["same", "own"] = "same"
 
 
-Step = Literal["scale", "learning_rate", "replay", "rank", "half"]
+TRAINING_STEPS = ("learning_rate", "rank", "half")  # of a rescue, with what every training has
+_STEPS = ("scale", "intruders", "merge", "learning_rate", "replay", "l2_sp", "ewc", "kl", "rank", "half")
 
 
 class RescuePolicy(Spec):
     """Trials for a candidate that gains and forgets too much, in the order of `steps`.
 
+    A step is a change of a training's own parameters, or declared by a method or a regulariser.
     `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
     file of rows to take for them instead of the base's own answers. At most `max_trained` trials
     train anything.
     """
 
-    steps: tuple[Step, ...] = Field(("scale", "learning_rate", "replay", "rank", "half"), min_length=1)
+    steps: tuple[str, ...] = Field(_STEPS, min_length=1)
     scales: tuple[Fraction, ...] = Field((0.75, 0.5, 0.25), min_length=1)
     shares: tuple[Fraction, ...] = Field((0.01, 0.05, 0.1), min_length=1)
     replay: str | None = None

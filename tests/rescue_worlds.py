@@ -14,9 +14,9 @@ import fake_adapter
 import worlds
 from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, right
 
-from harness import config, experiment, rescue
+from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
-from harness.experiment.train import folder_of
+from harness.experiment.train import folder_of, stored_weights
 from harness.gating.halves import split
 from harness.models.hub import ModelSource
 from harness.progress import Silent
@@ -80,7 +80,9 @@ class KnownHost(OracleHost):
 
 def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
     """Leave what a finished training of an adapter leaves."""
-    folder = folder_of(session, candidate, seed, None)
+    init = stored_weights(session, candidate.init, seed) if candidate.init else None
+    merges = [stored_weights(session, one, seed) for one in candidate.merges]
+    folder = folder_of(session, candidate, seed, init, merges=merges)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
@@ -96,10 +98,10 @@ class World(NamedTuple):
     host: KnownHost
 
     def prepared(self, name: str = "lora"):
-        """Prepare a rescue, with every training that it might do laid down."""
+        """Prepare a rescue, with all that it might make laid down but scaled adapters."""
         found = rescue.prepare(self.session, self.loaded.selected, name)
         for trial in found.schedule.trials:
-            if trial.trained:
+            if not plugins.method(trial.source.method).interpolates:
                 lay_down(found.session, found.session.candidates[trial.name], trial.name.partition("+")[2])
         return found
 

@@ -19,7 +19,8 @@ from harness.spec import GatePolicy
 pytestmark = pytest.mark.usefixtures("rules_cache")
 
 POLICY = GatePolicy()
-BAD_SCALES = dict.fromkeys(("scale=0.75", "scale=0.5", "scale=0.25"), Version(lost=40))
+FREE = ("scale=0.75", "scale=0.5", "scale=0.25", "intruders")
+BAD_SCALES = dict.fromkeys(FREE, Version(lost=40))
 TRAINED = ("lr=0.0001", "replay=0.01", "replay=0.05", "replay=0.1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
 
@@ -49,6 +50,7 @@ def hopeless(rules_cache, tmp_path_factory):
         "scale=0.75": Version(80, lost=40),
         "scale=0.5": Version(60, lost=30),
         "scale=0.25": Version(45, lost=20),
+        "intruders": Version(44, lost=20),
         **dict.fromkeys(TRAINED, Version(70, lost=15)),
     }
     made = world(tmp_path_factory.mktemp("hopeless"), versions, sizes=SMALL)
@@ -146,7 +148,7 @@ def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing
 def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
     _, found = hopeless
     assert found.rescued_trial is None
-    assert found.sentence.startswith("Nothing is rescued: none of 7 trials of lora passes on the search half")
+    assert found.sentence.startswith("Nothing is rescued: none of 8 trials of lora passes on the search half")
     assert {t.search.verdict.outcome for t in found.tried} == {"fail"}
     assert all(t.confirm is None for t in found.tried)
     assert exit_code(found, POLICY) == 3
@@ -158,10 +160,11 @@ def test_nothing_passes_and_that_is_said_with_the_front(hopeless):
 
 def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(hopeless):
     _, found = hopeless
-    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    assert names(found) == [f"lora+{mark}" for mark in (*scales, *TRAINED)]
-    left = [reason.partition(":")[0] for reason in found.left_out]
-    assert left == ["rank 4", "the first 3 of 6 layers left as they are"]
+    assert names(found) == [f"lora+{mark}" for mark in (*FREE, *TRAINED)]
+    left = [reason.rpartition(": ")[0] for reason in found.left_out]
+    assert left[0] == "merge"
+    assert left[-2:] == ["rank 4", "the first 3 of 6 layers left as they are"]
+    assert [said.partition(" ")[0] for said in left[1:-2]] == ["squared", "elastic", "KL"]
 
 
 def test_forgetting_is_compared_with_the_scaled_adapter_at_the_same_target_score(hopeless):
@@ -180,6 +183,7 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
         "scale=0.75": Version(88, lost=40),
         "scale=0.5": Version(35),  # less than the 40 % of the best without training
         "scale=0.25": Version(20),
+        "intruders": Version(lost=40),
         **dict.fromkeys(TRAINED, Version(lost=40)),
     }
     found = world(tmp_path, versions, sizes=SMALL).rescued()
@@ -188,6 +192,33 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
     assert not any(t.search.gains or t.search.passes for t in passed)
     assert passed[0].search.sentence.endswith("; the gain on the target is gone")
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 3)
+
+
+def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
+    versions = {
+        **BAD_SCALES,
+        "merged": Version(lost=40),
+        "lr=0.0001": Version(lost=40),
+        "l2_sp=0.01": Version(lost=30),
+        "ewc=10": Version(80),
+    }
+    extra = "  held: {method: lora, replay: 1.0}\n"
+    made = world(tmp_path, versions, sizes=SMALL, extra=extra)
+    found = made.rescued("held")
+    tried = (*FREE, "merged", "lr=0.0001", "l2_sp=0.01", "ewc=10")
+    assert names(found) == [f"held+{mark}" for mark in tried]
+    assert found.rescued_trial == "held+ewc=10"
+    recipe = found.tried[-1].recipes["held+ewc=10"]
+    assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 10.0}}
+    assert found.tried[4].recipes["held+merged"]["merges"] == ["held", "lora"]
+
+
+def test_an_unknown_step_is_refused_with_the_nearest_name(mended):
+    made, _ = mended
+    path = made.path.with_name("steps.yaml")
+    path.write_text(made.path.read_text() + "rescue: {steps: [scale, replya]}\n")
+    with pytest.raises(UserError, match=r"unknown step 'replya'.*did you mean 'replay'"):
+        rescue_worlds.config.load(path)
 
 
 def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
@@ -323,7 +354,10 @@ def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(mended):
     command = ["rescue", "lora", "-c", str(made.path), "--dry-run"]
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
-    assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + ["learning_rate"] + ["replay"] * 3
+    assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + [
+        "intruders",
+        "learning_rate",
+    ] + ["replay"] * 3
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
     assert trained["scale"] == 0 < trained["learning_rate"] < trained["replay"]
     assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import plugins
 from harness.gating import Measurement, measured_half
 from harness.gating.halves import cluster_name, split
 from harness.records import SampleResult
@@ -30,15 +31,58 @@ def by_mark(recipe, mark):
 
 
 def test_rungs_come_in_order_of_cost():
-    expected = "scale=0.75 scale=0.5 scale=0.25 lr=0.0001 replay=0.01 replay=0.05 replay=0.1 r=4 half"
+    expected = (
+        "scale=0.75 scale=0.5 scale=0.25 intruders lr=0.0001 replay=0.01 replay=0.05 replay=0.1 "
+        "l2_sp=0.01 ewc=10 kl=1 r=4 half"
+    )
     assert marks(LORA) == expected.split()
+
+
+def test_what_trains_nothing_comes_first():
+    trained = [t.trained for t in schedule_trials("x", LORA, LORA, ALL, 30, {"y": {}}).trials]
+    assert trained == sorted(trained)
+
+
+def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
+    found = schedule_trials("x", LORA, LORA, ALL, 30, {"y": {"r": 4}, "dora": {"use_dora": True}})
+    (merged,) = [t for t in found.trials if t.step == "merge"]
+    assert (merged.name, merged.source.method, merged.source.merges) == ("x+merged", "merged", ("x", "y"))
+    assert merged.says == "merged with y in equal shares, no training"
+    assert "merge: there is no other adapter of its base to merge it with" in left_out(LORA)
+
+
+def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
+    held = Recipe(method="lora", regularize={"kl": {"strength": 2.0}, "ewc": {"strength": 1.0, "rows": 8}})
+    assert "kl: its recipe has kl of the strength 2 already" in left_out(held)
+    assert by_mark(held, "ewc=10").regularize == {**held.regularize, "ewc": {"strength": 10.0, "rows": 8}}
+
+
+def test_a_share_of_replay_is_tried_only_above_that_of_the_recipe():
+    held = Recipe(method="lora", regularize={"replay": {"share": 0.05, "data": "general.jsonl"}})
+    assert [mark for mark in marks(held) if "replay" in mark] == ["replay=0.1"]
+    assert by_mark(held, "replay=0.1").regularize == {"replay": {"share": 0.1, "data": "general.jsonl"}}
+    assert "replay: its recipe mixes in 100 % already" in left_out(Recipe(method="lora", replay=1.0))
+
+
+def test_a_penalty_that_is_not_defined_on_an_adapter_is_left_out():
+    dora = Recipe(method="lora", params={"use_dora": True})
+    assert not {"intruders", "l2_sp=0.01", "ewc=10"} & set(marks(dora))
+    assert "intruders: its adapter is no plain LoRA" in left_out(dora)
+    assert [said for said in left_out(dora) if said.startswith("ewc: not with use_dora")]
+
+
+def test_every_step_that_a_plugin_declares_is_known_and_the_default_is_made_of_them():
+    known = plugins.rescue_steps()
+    assert set(RescuePolicy().steps) <= set(known)
+    assert {"scale", "intruders", "merge", "replay", "l2_sp", "ewc", "kl"} < set(known)
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
     found = schedule_trials("x", LORA, LORA, RescuePolicy(max_trained=1), 30)
-    assert [t.trained for t in found.trials] == [False, False, False, True]
-    assert len(found.left_out) == 5
-    assert all("rescue.max_trained is 1" in reason for reason in found.left_out)
+    assert [t.trained for t in found.trials] == [False, False, False, False, True]
+    over = [reason for reason in found.left_out if "rescue.max_trained is 1" in reason]
+    assert len(over) == 8
+    assert len(found.left_out) == 9  # and that there is no other adapter to merge with
 
 
 def test_the_policy_chooses_steps_and_their_order():
@@ -66,19 +110,22 @@ def test_a_scaled_adapter_is_asked_as_the_one_it_comes_from():
 def test_full_weights_are_interpolated_and_freeze_half_of_their_layers():
     full = Recipe(method="full")
     scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
-    assert marks(full) == [*scales, "lr=1e-05", "replay=0.01", "replay=0.05", "replay=0.1", "half"]
+    replays, penalties = ["replay=0.01", "replay=0.05", "replay=0.1"], ["l2_sp=0.01", "ewc=10", "kl=1"]
+    assert marks(full) == [*scales, "lr=1e-05", *replays, *penalties, "half"]
     assert by_mark(full, "scale=0.5").method == "interpolated"
     assert by_mark(full, "half").regularize == {"freeze": {"first": 15}}
     assert "rank: no new adapter of rank 2 or more is trained, so there is no rank to lower" in left_out(full)
 
 
 def test_preferences_have_no_rows_to_replay():
-    assert marks(Recipe(method="dpo", init_from="lora"))[3:] == ["lr=1e-05"]
-    assert "replay: it is not trained on rows" in left_out(Recipe(method="dpo"))
+    marked = marks(Recipe(method="dpo", init_from="lora"))
+    assert marked[3:] == ["intruders", "lr=1e-05", "l2_sp=0.01", "ewc=10", "kl=1"]
+    assert "replay: the training of dpo does not take it" in left_out(Recipe(method="dpo"))
 
 
-def test_an_adapter_made_elsewhere_can_only_be_scaled():
-    assert marks(Recipe(method="adapter", path="./theirs")) == ["scale=0.75", "scale=0.5", "scale=0.25"]
+def test_an_adapter_made_elsewhere_can_only_be_mended_without_training():
+    scales = ["scale=0.75", "scale=0.5", "scale=0.25"]
+    assert marks(Recipe(method="adapter", path="./theirs")) == [*scales, "intruders"]
 
 
 def test_where_the_layers_are_not_known_none_is_left_out():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import plugins
 from harness.config import checks, files, grids
 from harness.config import overrides as overriding
 from harness.config.problems import Tree, problems_of
@@ -132,6 +133,7 @@ def json_schema() -> dict[str, Any]:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
     keys["replay"] = {"anyOf": [{"type": "number"}, {"type": "object"}]}
+    definitions["RescuePolicy"]["properties"]["steps"]["items"] = {"enum": plugins.rescue_steps()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -119,8 +119,17 @@ def _roles(tree: Tree) -> Iterator[Problem]:
 
 def _rescue(tree: Tree) -> Iterator[Problem]:
     policy = salvage(RescuePolicy, tree.data.get("rescue", {}))
-    if policy is not None:
-        yield from _general_file(policy.replay, tree.where(("rescue", "replay")))
+    if policy is None:
+        return
+    yield from _general_file(policy.replay, tree.where(("rescue", "replay")))
+    if set(policy.steps) - set(RescuePolicy().steps):
+        known = plugins.rescue_steps()
+        for index, step in enumerate(policy.steps):
+            if step not in known:
+                where = tree.where(("rescue", "steps", index))
+                yield Problem(
+                    where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known)
+                )
 
 
 def _check_nightly(members: Mapping[str, Member], tree: Tree) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG
 from harness.models.hf import load_base
 from harness.models.hub import ModelSource
-from harness.plugins import Method
+from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -67,6 +67,13 @@ def fit(context: FitContext, params: Params) -> Weights:
     return adapter_weights(context, made)
 
 
+def _rungs(at: RescueSituation) -> list[Rung] | str:
+    """List what a rescue tries: PEFT's defaults."""
+    if at.params.get("use_dora") or at.params.get("peft_type", "LORA") != "LORA":
+        return "its adapter is no plain LoRA"
+    return [Rung({}, "intruders", "its intruder dimensions reduced, no training")]
+
+
 METHOD = Method(
     params=Params,
     fit=fit,
@@ -74,4 +81,5 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     problems=problems,
+    rescue=RescueStep("intruders", _rungs),
 )

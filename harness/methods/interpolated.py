@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
+from harness.methods._scales import RESCUE
 from harness.models.hub import ModelSource
 from harness.plugins import Method
 from harness.records import TrainingRecord
@@ -84,4 +85,5 @@ METHOD = Method(
     init_from="model",
     interpolates=True,
     problems=problems,
+    rescue=RESCUE,
 )

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem
 from harness.models.adapters import CONFIG
 from harness.models.hf import load_base
-from harness.plugins import Method
+from harness.plugins import Method, RescueSituation, RescueStep, Rung
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -135,6 +135,15 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     (context.folder / _NAME).rename(context.folder / "adapter")
 
 
+def _rungs(at: RescueSituation) -> list[Rung] | str:
+    """List what a rescue tries: the mean with the other adapters that PEFT merges with it."""
+    able = [n for n, params in at.others.items() if not unlike({"": at.params, n: params}, "svd")]
+    if not able:
+        return "there is no other adapter of its base to merge it with"
+    says = f"merged with {', '.join(able)} in equal shares, no training"
+    return [Rung({}, "merged", says, tuple(able))]
+
+
 METHOD = Method(
     params=Params,
     fit=fit,
@@ -143,4 +152,5 @@ METHOD = Method(
     merges=True,
     problems=problems,
     merge_problems=merge_problems,
+    rescue=RescueStep("merge", _rungs),
 )

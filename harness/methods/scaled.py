@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
+from harness.methods._scales import RESCUE
 from harness.models.adapters import CONFIG, WEIGHTS
 from harness.models.hub import ModelSource
 from harness.plugins import Method
@@ -78,4 +79,5 @@ METHOD = Method(
     init_from="adapter",
     interpolates=True,
     problems=problems,
+    rescue=RESCUE,
 )

@@ -25,6 +25,7 @@ from harness.regularizers import (
     _displacement,
     general_mixture,
 )
+from harness.regularizers._strengths import rescue_by_strength
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Params(Spec):
     strength: float = Field(gt=0, allow_inf_nan=False)
     rows: int = Field(64, ge=1, le=1024)
     data: str | None = None
+
+
+RESCUE = rescue_by_strength("ewc", Params, (10.0,), "elastic weight consolidation")
 
 
 def problem(params: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed
+from harness.plugins import RescueSituation, RescueStep, Rung
 from harness.regularizers._layers import decoder_layers
 from harness.spec import Spec
 
@@ -28,6 +29,19 @@ class Params(Spec):
         if (self.first is None) == (self.all_but_last is None):
             raise ValueError("freeze takes first: N or all_but_last: N")
         return self
+
+
+def _rungs(at: RescueSituation) -> list[Rung] | str:
+    """List what a rescue tries: the first half of the layers."""
+    if not at.n_layers or at.n_layers < 2:
+        return "the number of layers is not known"
+    if at.present is not None:
+        return "a part of the layers is left out already"
+    half = at.n_layers // 2
+    return [Rung({"first": half}, "half", f"the first {half} of {at.n_layers} layers left as they are")]
+
+
+RESCUE = RescueStep("half", _rungs)
 
 
 def prepare(model: Any, params: Params) -> None:

@@ -22,6 +22,7 @@ from harness.regularizers import (
     Start,
     general_mixture,
 )
+from harness.regularizers._strengths import rescue_by_strength
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Params(Spec):
     rows: int = Field(64, ge=1, le=1024)
     rows_per_step: int = Field(2, ge=1, le=64)
     data: str | None = None
+
+
+RESCUE = rescue_by_strength("kl", Params, (1.0,), "KL to the start on general prompts as a penalty")
 
 
 def cost(params: Params, n_rows: int) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from harness.regularizers import Penalty, Start, _displacement
+from harness.regularizers._strengths import rescue_by_strength
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class Params(Spec):
     """`strength` of the pull back to the start; `weight_decay` of a method pulls to zero beside it."""
 
     strength: float = Field(gt=0, allow_inf_nan=False)
+
+
+RESCUE = rescue_by_strength("l2_sp", Params, (0.01,), "squared distance from the start as a penalty")
 
 
 def problem(params: Mapping[str, Any]) -> str:

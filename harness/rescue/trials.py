@@ -1,31 +1,33 @@
 """Trial recipes that may keep what a fine-tune forgot, cheapest first, with what each costs.
 
-Invariant: every trial changes one thing of the recipe, so what helped can be told; a cost is that of a
-trial made alone from the fine-tune that is there, and what is stored costs nothing more.
+Invariant: no plugin is known by its name. Every trial changes one thing of the recipe, so what helped can be
+told; a cost is that of a trial made alone from the fine-tune that is there, and what is stored costs nothing
+more.
 
-Source: interpolation Wortsman et al. 2022 (arXiv:2109.01903); small learning rates Lin et al. 2025
-(arXiv:2509.20758); replay Ibrahim et al. 2024 (arXiv:2403.08763); lower rank Biderman et al. 2024
-(arXiv:2405.09673); half fine-tuning Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
+Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Biderman et al. 2024
+(arXiv:2405.09673); half fine-tuning Hui et al. 2024 (arXiv:2404.18466), here by whole layers; the others are
+those of the methods and regularisers that declare them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from harness import formatting, plugins
 from harness.evaluation import costs
-from harness.evaluation.candidates import base_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import Session
 from harness.experiment.data_scaling import settle_sweep
 from harness.experiment.run_candidate import stored_runs
-from harness.experiment.train import fit_work
+from harness.experiment.train import fit_work, stored_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
-from harness.plugins import Method
+from harness.plugins import Method, RescueSituation, Rung
 from harness.records import Run
 from harness.report import ResultDocument, Section
-from harness.spec import Recipe, RescuePolicy, Step
+from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 
@@ -33,7 +35,7 @@ _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 class Trial(NamedTuple):
     """One rung: a recipe to try, the weights it borrows where the candidate borrows, what it changes."""
 
-    step: Step
+    step: str
     name: str
     recipe: Recipe
     weights: dict[str, Recipe]
@@ -59,7 +61,7 @@ class TrialSchedule(NamedTuple):
 
 
 class _Change(NamedTuple):
-    step: Step
+    step: str
     mark: str
     source: Recipe
     trained: bool
@@ -67,17 +69,24 @@ class _Change(NamedTuple):
 
 
 def schedule_trials(
-    name: str, recipe: Recipe, source: Recipe, policy: RescuePolicy, n_layers: int | None
+    name: str,
+    recipe: Recipe,
+    source: Recipe,
+    policy: RescuePolicy,
+    n_layers: int | None,
+    others: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> TrialSchedule:
     """List what to try for a candidate.
 
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
-    borrows. `n_layers` of the base is None where its configuration does not say.
+    borrows. `n_layers` of the base is None where its configuration does not say. `others` maps the adapters
+    that it may be merged with to the parameters of their methods.
     """
     changes: list[_Change] = []
     left_out: list[str] = []
+    case = RescueSituation(policy, source.params, n_layers, others=others)
     for step in policy.steps:
-        found = _changes(step, recipe.weights_of or name, source, policy, n_layers)
+        found = _changes(step, recipe.weights_of or name, source, case)
         if isinstance(found, str):
             left_out.append(f"{step}: {found}")
         else:
@@ -101,55 +110,74 @@ def _trial(name: str, recipe: Recipe, change: _Change) -> Trial:
     return Trial(change.step, own, borrowing, {weights: change.source}, change.trained, change.says)
 
 
-def _changes(
-    step: Step, name: str, source: Recipe, policy: RescuePolicy, n_layers: int | None
-) -> Sequence[_Change] | str:
+def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_Change] | str:
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
-    if step == "scale":
-        between = plugins.methods(interpolates=True, makes=method.makes)
-        if not between:
-            return "there is nothing between it and the base"
-        return list(_scale_changes(name, source, policy, between[0]))
+    if mending := plugins.mending_methods(step):
+        able = [one for one in mending if plugins.method(one).makes == method.makes]
+        return _mend(able[0], name, source, case) if able else "it mends weights of another kind"
     if not method.trains:
         return "the weights were not trained here"
+    found = _add_regularizer(step, source, method, case)
+    if step in TRAINING_STEPS and isinstance(found, str):
+        return _change_own(step, source, method, case.n_layers)
+    return found
+
+
+def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_Change] | str:
+    """List the recipes that a method makes of the weights of a candidate, without training."""
+    declared = plugins.method(by).rescue
+    assert declared is not None
+    rungs = declared.rungs(case)
+    if isinstance(rungs, str):
+        return rungs
+    asked = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
+    made = []
+    for rung in rungs:
+        start = {"merges": (name, *rung.merges)} if rung.merges else {"init_from": name}
+        recipe = Recipe(method=by, params=rung.params, **start, **asked)
+        made.append(_Change(declared.name, rung.mark, recipe, False, rung.says))
+    return made
+
+
+def _add_regularizer(
+    step: str, source: Recipe, method: Method, case: RescueSituation
+) -> Sequence[_Change] | str:
+    """List the settings of the regulariser that declares a step, beside those of the recipe."""
+    why = f"the training of {source.method} does not take it"
+    for name, declared in plugins.mending_regularizers(step).items():
+        if not plugins.takes(method, name):
+            continue
+        if refused := plugins.refuses(name, source.params):
+            return f"not with {refused}"
+        rungs = declared.rungs(case._replace(present=source.regularize.get(name)))
+        if not isinstance(rungs, str):
+            return [_with_setting(step, source, name, rung) for rung in rungs]
+        why = rungs
+    return why
+
+
+def _with_setting(step: str, source: Recipe, name: str, rung: Rung) -> _Change:
+    made = source.model_copy(update={"regularize": {**source.regularize, name: rung.params}})
+    return _Change(step, rung.mark, made, True, rung.says)
+
+
+def _change_own(step: str, source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
+    """List the changes of a training's own parameters."""
     params = method.params(**source.params)
     if step == "learning_rate":
         rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
         return [
             _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
         ]
-    if step == "replay":
-        able = plugins.takes(method, "replay")
-        return list(_replay_changes(source, policy)) if able else "it is not trained on rows"
     if step == "rank":
         return _lower_rank(source, {} if source.init_from else method.lower_rank(params, _SMALLER))
-    return _freeze_half(source, method, n_layers)
+    return _leave_out_half(source, method, n_layers)
 
 
-def _scale_changes(name: str, source: Recipe, policy: RescuePolicy, by: str) -> Iterator[_Change]:
-    asked = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
-    for scale in policy.scales:
-        made = Recipe(method=by, init_from=name, params={"scale": scale}, **asked)
-        yield _Change("scale", f"scale={scale:g}", made, False, f"at scale {scale:g}, no training")
-
-
-def _change_params(step: Step, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _Change:
+def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _Change:
     made = source.model_copy(update={"params": {**source.params, **params}})
     return _Change(step, mark, made, True, says)
-
-
-def _add_regularizer(source: Recipe, name: str, params: dict[str, Any]) -> Recipe:
-    return source.model_copy(update={"regularize": {**source.regularize, name: params}})
-
-
-def _replay_changes(source: Recipe, policy: RescuePolicy) -> Iterator[_Change]:
-    what = "rows of your file" if policy.replay else "the base's own answers"
-    own = {"data": policy.replay} if policy.replay else {}
-    for share in policy.shares:
-        made = _add_regularizer(source, "replay", {"share": share, **own})
-        said = f"{100 * share:g} % replay of {what}"
-        yield _Change("replay", f"replay={share:g}", made, True, said)
 
 
 def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_Change] | str:
@@ -159,13 +187,11 @@ def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_Change] | s
     return [_change_params("rank", source, f"{name}={rank}", f"rank {rank}", params)]
 
 
-def _freeze_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
+def _leave_out_half(source: Recipe, method: Method, n_layers: int | None) -> Sequence[_Change] | str:
     if not n_layers or n_layers < 2:
         return "the number of layers is not known"
     half = n_layers // 2
     said = f"the first {half} of {n_layers} layers left as they are"
-    if plugins.takes(method, "freeze") and "freeze" not in source.regularize:
-        return [_Change("half", "half", _add_regularizer(source, "freeze", {"first": half}), True, said)]
     without = method.leave_out(method.params(**source.params), first_layers(half))
     if without and not source.init_from:
         return [_change_params("half", source, "half", said, without)]
@@ -193,8 +219,22 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
     source = settle_sweep(candidate.source, run)
-    policy = session.experiment.rescue
-    return schedule_trials(run.candidate, candidate.recipe, source, policy, _n_layers(candidate.base))
+    policy, others = session.experiment.rescue, _other_adapters(session, candidate, run.seed)
+    return schedule_trials(run.candidate, candidate.recipe, source, policy, _n_layers(candidate.base), others)
+
+
+def _other_adapters(session: Session, candidate: ResolvedCandidate, seed: int) -> dict[str, dict[str, Any]]:
+    """Map the other adapters that were trained on a candidate's base to the parameters of their methods."""
+    known = session.candidates.values()
+    return {
+        one.name: one.source.params
+        for one in known
+        if one.method.trains
+        and one.method.makes == "adapter"
+        and one.source_name == one.name != candidate.source_name
+        and one.served_base == candidate.served_base
+        and stored_weights(session, one, seed)
+    }
 
 
 def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:

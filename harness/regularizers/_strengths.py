@@ -1,0 +1,22 @@
+"""Strengths of a penalty on the loss, as a rescue tries them.
+
+Invariant: none is weaker than the one that the recipe has already.
+"""
+
+from typing import Any
+
+from harness.plugins import RescueSituation, RescueStep, Rung
+
+
+def rescue_by_strength(name: str, params: type[Any], strengths: tuple[float, ...], says: str) -> RescueStep:
+    """Return the step of a rescue that adds a penalty, or makes it stronger, by these from weak to strong."""
+
+    def rungs(at: RescueSituation) -> list[Rung] | str:
+        present = dict(at.present or {})
+        least = 0.0 if at.present is None else params(**present).strength
+        stronger = [s for s in strengths if s > least]
+        return [
+            Rung({**present, "strength": s}, f"{name}={s:g}", f"{says}, strength {s:g}") for s in stronger
+        ] or f"its recipe has {name} of the strength {least:g} already"
+
+    return RescueStep(name, rungs)
