@@ -81,6 +81,15 @@ def examples(task: Task, content: Rows, notes: Notes, documents: Sequence[Docume
     return Kept(kept, [sourced.example.references[0] for sourced in outside])
 
 
+def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
+    """Make the example of one row; without an id of its own it is named by its place.
+
+    Raises:
+        UserError: the row cannot be used.
+    """
+    return _example(task, formats.read(row, layout), row.where)
+
+
 def _unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
     """Refuse a column's name where a template belongs, and a column that no template can name.
 

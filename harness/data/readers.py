@@ -10,12 +10,15 @@ import io
 import json
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn, TextIO, cast
 
-from harness.data.csv_header import refuse_certain_row
+from harness.data.csv_header import is_csv, refuse_certain_row
 from harness.errors import Problem, UserError
 from harness.records import parse_json
 from harness.spec import HUB
@@ -49,16 +52,34 @@ def read(path: str, split: str) -> Rows:
     """
     file = Path(path)
     shown = display_path(path)
-    if path.startswith(HUB) or file.is_dir():
-        found = Rows(shown, split, _dataset(path, split))
-    elif not file.is_file():
-        raise UserError(Problem(shown, "no such file", "a file of rows", "correct the path"))
-    else:
-        found = Rows(shown, file.name.split(".")[0], list(_reader(file, shown)(file, shown)))
+    is_set = path.startswith(HUB) or file.is_dir()
+    found = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not found.rows:
         next_step = "add rows, or leave the key out of data:"
         raise UserError(Problem(shown, "an empty file", f"at least one row of {split}", next_step))
+    if is_csv(path) and not is_set:
+        where = f"{shown}:{_header_line(file, shown)}"
+        refuse_certain_row(where, list(found.rows[0].fields), [row.fields for row in found.rows])
     return found
+
+
+def stream(path: str, split: str) -> Iterator[Row]:
+    """Yield the rows that `read` returns, one after the other; of a long file only a part is in memory.
+
+    JSON Lines and separated values are read line by line, Parquet by groups of rows; a JSON list and a data
+    set of the hub are read whole. Whether the first line of a CSV file is a row is not asked.
+
+    Raises:
+        UserError: as `read`, but for an empty file; malformed rows are listed at the end of the file.
+    """
+    file = Path(path)
+    shown = display_path(path)
+    if path.startswith(HUB) or file.is_dir():
+        yield from _dataset(path, split)
+    elif not file.is_file():
+        raise UserError(Problem(shown, "no such file", "a file of rows", "correct the path"))
+    else:
+        yield from _reader(file, shown)(file, shown)
 
 
 def display_path(path: str) -> str:
@@ -82,43 +103,66 @@ def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
         if name.endswith(ending):
             return reader
     expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
-    raise UserError(
-        Problem(shown, f"a file of the kind {file.suffix!r}", expected, "convert it to JSON Lines")
-    )
+    step = "convert it to JSON Lines"
+    if file.suffix in (".xlsx", ".xls", ".ods"):
+        step = f"soffice --headless --convert-to csv {shlex.quote(shown)}, or save it as CSV"
+    raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
 
 
-def _text(file: Path, shown: str) -> str:
+@contextmanager
+def _opened(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
+    """Open a file of text, also a gzipped one; what cannot be read is refused with its place."""
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
-        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
+        with _binary(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        problem = _not_utf8(file, shown)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         problem = Problem(shown, f"a broken gzip file ({error})", "a whole file", "fetch or pack it again")
+    else:
+        return
     raise UserError(problem)
 
 
-def _json_lines(file: Path, shown: str) -> list[Row]:
-    rows: list[Row] = []
+def _binary(file: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
+
+
+def _not_utf8(file: Path, shown: str) -> Problem:
+    """Find the first byte that is not UTF-8."""
+    offset = 0
+    with _binary(file) as raw:
+        for number, line in enumerate(raw, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start}, which is not UTF-8"
+                return Problem(f"{shown}:{number}", found, "text in UTF-8", "save the file as UTF-8")
+            offset += len(line)
+    return Problem(shown, "bytes that are not UTF-8", "text in UTF-8", "save the file as UTF-8")
+
+
+def _json_lines(file: Path, shown: str) -> Iterator[Row]:
     problems: list[Problem] = []
-    for number, line in enumerate(_text(file, shown).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(Row(f"{shown}:{number}", _object(line)))
-        except ValueError as error:
-            found = f"malformed JSON ({error})"
-            problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", "mend the line"))
+    with _opened(file, shown, "\n") as text:
+        for number, line in enumerate(text, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield Row(f"{shown}:{number}", _object(line.removesuffix("\n")))
+            except ValueError as error:
+                found = f"malformed JSON ({error})"
+                problems.append(
+                    Problem(f"{shown}:{number}", found, "one JSON object a line", "mend the line")
+                )
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
-    return rows
 
 
 def _json_array(file: Path, shown: str) -> list[Row]:
     try:
-        text = _text(file, shown)
+        with _opened(file, shown) as opened:
+            text = opened.read()
         rows = parse_json(text, parse_constant=_no_number)
         _refuse_half_signs(text, rows)
     except json.JSONDecodeError as error:
@@ -165,33 +209,37 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _csv(file: Path, shown: str) -> list[Row]:
+def _csv(file: Path, shown: str) -> Iterator[Row]:
     """Read separated values, also as spreadsheets export them: other separators, empty lines, odd headers."""
-    text = _text(file, shown)
-    named = _NAMED_SEPARATOR.match(text)
-    otherwise = "\t" if ".tsv" in file.suffixes else _separator(text.partition("\n")[0])
-    delimiter = named[1] if named else otherwise
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[Row] = []
     problems: list[Problem] = []
-    try:
-        _ = next(reader) if named else None
-        header = _column_names(next(reader, []))
-        for cells in filter(any, reader):
-            where = f"{shown}:{reader.line_num}"
-            if len(cells) != len(header):
-                expected = f"the {len(header)} fields of the first line"
-                step = f"quote fields with {_SEPARATORS[delimiter]}"
-                problems.append(Problem(where, "another number of fields", expected, step))
-            rows.append(Row(where, dict(zip(header, cells, strict=False))))
-    except csv.Error as error:
-        expected = f"values separated by {_SEPARATORS[delimiter]}"
-        problems.append(Problem(f"{shown}:{reader.line_num}", str(error), expected, "quote it"))
+    with _opened(file, shown) as text:
+        first = text.readline()
+        named = _NAMED_SEPARATOR.match(first)
+        delimiter = named[1] if named else "\t" if ".tsv" in file.suffixes else _separator(first)
+        lines = text if named else chain([first], text)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = _column_names(next(reader, []))
+            for cells in filter(any, reader):
+                where = f"{shown}:{reader.line_num + bool(named)}"
+                if len(cells) != len(header):
+                    expected = f"the {len(header)} fields of the first line"
+                    step = f"quote fields with {_SEPARATORS[delimiter]}"
+                    problems.append(Problem(where, "another number of fields", expected, step))
+                yield Row(where, dict(zip(header, cells, strict=False)))
+        except csv.Error as error:
+            expected = f"values separated by {_SEPARATORS[delimiter]}"
+            where = f"{shown}:{reader.line_num + bool(named)}"
+            problems.append(Problem(where, str(error), expected, "quote it"))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))
-    refuse_certain_row(f"{shown}:{2 if named else 1}", header, [row.fields for row in rows])
-    return rows
+
+
+def _header_line(file: Path, shown: str) -> int:
+    """Return the line of a CSV file that names its columns: the second after one of `sep=`."""
+    with _opened(file, shown) as text:
+        return 2 if _NAMED_SEPARATOR.match(text.readline()) else 1
 
 
 _LONGEST_FIELD = 2**31 - 1  # the csv module alone refuses more than 131,072 characters
@@ -222,11 +270,12 @@ def _parquet(file: Path, shown: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(file).to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as table:
+            groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
+            yield from (Row(f"{shown} row {i}", fields) for i, fields in enumerate(groups))
     except pyarrow.ArrowException as error:
         found = f"no Parquet ({str(error).splitlines()[0]})"
         raise UserError(Problem(shown, found, "a Parquet file", "write it again")) from None
-    return (Row(f"{shown} row {i}", fields) for i, fields in enumerate(table))
 
 
 _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
