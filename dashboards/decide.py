@@ -13,7 +13,7 @@ import streamlit as st
 
 from harness.comparison import Comparison
 from harness.decision import CandidateFacts, Decision, apply_budgets, best_untrained, decide, reprice
-from harness.formatting import needed
+from harness.formatting import round_up
 from harness.report import ExperimentReport
 from harness.report.decision_tables import arithmetic_rows
 from harness.spec import DecidePolicy
@@ -90,7 +90,7 @@ def _break_even(found: Decision) -> None:
     marks = {"forecast": forecast}
     most = 1.1 * forecast
     if isinstance(at, float) and isfinite(at):
-        marks = {f"break-even after {needed(at)}": at} | marks
+        marks = {f"break-even after {round_up(at)}": at} | marks
         if at < forecast / 8:
             near = st.segmented_control("Up to", ["break-even", "forecast"], default="break-even", key="upto")
             most = 2.5 * at if near == "break-even" else most

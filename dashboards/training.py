@@ -21,7 +21,7 @@ from harness.report.loss_curves import (
     of_preferences,
     round_length,
     round_means,
-    smoothed,
+    smooth,
 )
 from harness.report.training_diagnosis import diagnose
 from parts import charts, controls, project, safe_text
@@ -115,7 +115,7 @@ def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
 
 def _curves(of: TrainingRecord | Trial) -> charts.Curves:
     """Return the smoothed training loss and the validation loss by step."""
-    return smoothed(of), numeric_points(of.validation_loss)
+    return smooth(of), numeric_points(of.validation_loss)
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
     return {
         "candidate": name,
         "loss": "preference" if of_preferences(of) else "likelihood",
-        "last training loss": plain(smoothed(of)[-1][1]),
+        "last training loss": plain(smooth(of)[-1][1]),
         "best validation loss": plain(of.best_validation_loss),
         "overfitting gap": plain(gap(of), sign=True),
         "time": seconds(of.wall_s),

@@ -79,7 +79,7 @@ def score(
 
 def errors(n: int) -> str:
     """Print behind a score how many answers failed: ` (3 errors)`; nothing where none did."""
-    return f" ({counted(n, 'error')})" if n else ""
+    return f" ({pluralize(n, 'error')})" if n else ""
 
 
 def change(
@@ -129,12 +129,12 @@ def count(n: float | None) -> str:
     return _fixed(n, 0)
 
 
-def counted(n: int, one: str) -> str:
+def pluralize(n: int, one: str) -> str:
     """Print a number with what it counts, whose plural ends in s: `1 task`, `1,800 items`."""
     return f"{count(n)} {one}{'' if n == 1 else 's'}"
 
 
-def needed(n: float | None) -> str:
+def round_up(n: float | None) -> str:
     """Print how many whole things reach n: `1,163` for 1,162.2."""
     return count(ceil(n) if n is not None and isfinite(n) else n)
 

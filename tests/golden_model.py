@@ -51,10 +51,10 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
     """Train one method; returns its loss curve and the norm of each tensor that it saved."""
     from safetensors.torch import load_file
 
-    from harness.models.hub import quantized, resolve
+    from harness.models.hub import quantize, resolve
 
     module = plugins.load("methods", method)
-    source = quantized(resolve(str(model)), module.METHOD.quantization)
+    source = quantize(resolve(str(model)), module.METHOD.quantization)
     made = module.fit(tiny_methods.context(model, folder, source=source), module.Params(**FITS[method]))
     (file,) = (folder / made.kind).glob("*.safetensors")
     norms = {name: tensor.float().norm().item() for name, tensor in sorted(load_file(file).items())}

@@ -77,7 +77,7 @@ class NightlyHost(worlds.OracleHost):
         self.base = Nightly(truth, source.weights_digest, False, *self._what)
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Nightly]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[Nightly]:
         yield Nightly(self._truth, weights_digest, True, *self._what)
 
 

@@ -68,7 +68,7 @@ class KnownHost(OracleHost):
         self.opened: list[str] = []
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Known]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[Known]:
         made = json.loads((folder / "adapter_config.json").read_text())
         scale = made["lora_alpha"] / ALPHA
         mark = made["made"] if scale == 1 else f"scale={scale:g}"

@@ -61,7 +61,7 @@ class Host:
         self.base = ByChance(known, source.weights_digest)
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator["ByChance"]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator["ByChance"]:
         yield ByChance(self._known, weights_digest)
 
 

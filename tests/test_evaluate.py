@@ -12,7 +12,7 @@ from harness.evaluation import Job, evaluate_block, in_order, wrap_prompt
 from harness.evaluation.runner import shared_tokens
 from harness.metrics import load_metrics, mean_metric
 from harness.models.hardware import Machine
-from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted
+from harness.models.hf import ModelHost, TextCandidate, TextTable, scripted_candidate
 from harness.models.hub import resolve
 from harness.records import BLOCK, Example, Limits, RowsIdentity
 from harness.spec import Task
@@ -51,7 +51,7 @@ def base(tiny, own_cache):
 def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     job = job_of(*map(example, range(n)))
     assert job.n_blocks == blocks
-    found = [evaluate_block(scripted(str.upper), job, i) for i in range(blocks)]
+    found = [evaluate_block(scripted_candidate(str.upper), job, i) for i in range(blocks)]
     assert [len(block) for block in found] == [BLOCK] * (blocks - 1) + [n - BLOCK * (blocks - 1)]
     assert [r.position for block in found for r in block] == list(range(n))
 
@@ -87,14 +87,14 @@ def test_a_block_does_not_depend_on_what_ran_before_it(base):
     ],
 )
 def test_an_answer_has_its_status_and_score(answer, fields, status, score):
-    found = row(scripted(lambda _: answer), example(), **fields)
+    found = row(scripted_candidate(lambda _: answer), example(), **fields)
     assert (found.status, found.parts, found.text) == (status, {"exact_match": (score,)}, answer)
 
 
 def test_an_answer_outside_the_closed_set_is_unparsable():
     answers = {"question 0": "NO.", "question 1": "perhaps"}
     closed = [example(n, choices=("yes", "no"), reference="no") for n in range(2)]
-    found = rows(scripted(answers.get), *closed)
+    found = rows(scripted_candidate(answers.get), *closed)
     assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
 
 
@@ -239,12 +239,14 @@ def test_a_whole_text_gets_neither_system_nor_template():
 
 def test_a_row_keeps_passages_and_their_recall():
     asked = example(documents=("d1", "d2"), passages=("d2", "d9"))
-    found = row(scripted(lambda _: "yes"), asked)
+    found = row(scripted_candidate(lambda _: "yes"), asked)
     assert (found.passages, found.recall) == (("d2", "d9"), 0.5)
 
 
 def test_what_was_asked_and_answered_is_in_the_digests():
-    first, same, other = (row(scripted(str.upper), example(prompt=p)) for p in ("one", "one", "two"))
+    first, same, other = (
+        row(scripted_candidate(str.upper), example(prompt=p)) for p in ("one", "one", "two")
+    )
     assert (first.prompt_digest, first.output_digest) == (same.prompt_digest, same.output_digest)
     assert first.prompt_digest != other.prompt_digest
     assert first.output_digest != other.output_digest
@@ -274,9 +276,9 @@ def own_metric_row(score, **bounds):
     """Answer one item that a metric of one's own scores so, beside exact_match."""
     job = job_of(example(7))
     own = mean_metric("own", lambda output, example: score, **bounds)
-    return evaluate_block(scripted(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0)[
-        0
-    ]
+    return evaluate_block(
+        scripted_candidate(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0
+    )[0]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])

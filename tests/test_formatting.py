@@ -87,7 +87,7 @@ def test_what_is_unknown_is_a_dash(print_it, unknown):
 
 @pytest.mark.parametrize(("n", "text"), [(1162.2, "1,163"), (1162.0, "1,162"), (math.inf, "∞"), (None, "–")])
 def test_of_what_is_needed_a_part_counts_as_a_whole(n, text):
-    assert formatting.needed(n) == text
+    assert formatting.round_up(n) == text
 
 
 def test_large_counts_are_grouped():
@@ -136,4 +136,4 @@ def test_a_size_on_the_disk_has_two_digits_or_more(n_bytes, shown):
 
 @pytest.mark.parametrize(("n", "said"), [(0, "0 items"), (1, "1 item"), (1800, "1,800 items")])
 def test_what_is_counted_is_named_in_the_singular_for_one_alone(n, said):
-    assert formatting.counted(n, "item") == said
+    assert formatting.pluralize(n, "item") == said

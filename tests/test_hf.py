@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.models.batching import Size, grow, plan, shared_length
 from harness.models.generation import ANSWERING_COST
 from harness.models.hardware import Machine
-from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted
+from harness.models.hf import ANSWERING, HFCandidate, ModelHost, classifier, scripted_candidate
 from harness.models.hub import resolve
 from harness.models.loglikelihood import READING_COST
 from harness.provenance.code_versions import code_versions
@@ -387,12 +387,12 @@ def scores(candidate):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters, precision):
     fresh = host_of(tiny, precision)
-    with fresh.adapted(adapters[1], "two") as candidate:
+    with fresh.use_adapter(adapters[1], "two") as candidate:
         alone = scores(candidate)
     host = host_of(tiny, precision)
-    with host.adapted(adapters[0], "one") as candidate:
+    with host.use_adapter(adapters[0], "one") as candidate:
         first = scores(candidate)
-    with host.adapted(adapters[1], "two") as candidate:
+    with host.use_adapter(adapters[1], "two") as candidate:
         assert scores(candidate) == alone
         assert candidate.weights_digest == "two"
     assert first != alone
@@ -402,7 +402,7 @@ def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_ca
 def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters, precision):
     host = host_of(tiny, precision)
     before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
-    with host.adapted(adapters[0], "one") as candidate:
+    with host.use_adapter(adapters[0], "one") as candidate:
         assert scores(candidate) != before
     assert scores(host.base) == before
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
@@ -412,7 +412,7 @@ def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapt
     """Else the cases above would say nothing of such layers."""
     host = host_of(tiny, "bf16")
     packed = {id(module) for module in host.model.modules() if "forward" in vars(module)}
-    with host.adapted(adapters[0], "one") as candidate:
+    with host.use_adapter(adapters[0], "one") as candidate:
         below = {id(m.base_layer) for m in candidate.model.modules() if hasattr(m, "base_layer")}
     assert below
     assert below <= packed
@@ -421,7 +421,7 @@ def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapt
 def test_the_base_is_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
     host = host_of(tiny)
     before = scores(host.base)
-    with pytest.raises(ZeroDivisionError), host.adapted(adapters[0], "one"):
+    with pytest.raises(ZeroDivisionError), host.use_adapter(adapters[0], "one"):
         raise ZeroDivisionError
     assert scores(host.base) == before
 
@@ -465,6 +465,6 @@ def test_the_classifier_opened_twice_is_the_same(bag):
 
 
 def test_a_scripted_candidate_answers_by_its_function():
-    candidate = scripted(str.upper)
+    candidate = scripted_candidate(str.upper)
     contexts = [asked_of(candidate, t).context for t in ("a", "b")]
     assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["A", "B"]

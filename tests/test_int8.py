@@ -12,7 +12,7 @@ from harness import config
 from harness.errors import UserError
 from harness.methods import lora
 from harness.models.hf import ModelHost, load_base
-from harness.models.hub import quantized, resolve
+from harness.models.hub import quantize, resolve
 from harness.models.memory import BYTES, Shape, weights_gb
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture
 def source(tiny):
-    return quantized(resolve(str(tiny)), "int8")
+    return quantize(resolve(str(tiny)), "int8")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -59,7 +59,7 @@ def test_it_gives_the_same_answers_twice_and_gradients_pass_through(source):
 
 def test_the_quantisation_is_part_of_the_weights_digest(tiny, source):
     plain = resolve(str(tiny))
-    digests = {one.weights_digest for one in (plain, source, quantized(plain, "nf4"))}
+    digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
     assert len(digests) == 3
     assert source.template_digest == plain.template_digest
 
@@ -71,7 +71,7 @@ def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     host = ModelHost(source, CPU)
     encoded = host.base.encode(one[0].messages, f"{one[0].references[0]}<|im_end|>\n")
     before = host.base.loglikelihood([encoded[:2]])[0].logprob
-    with host.adapted(made.folder / "adapter", made.digest) as candidate:
+    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
         assert candidate.loglikelihood([encoded[:2]])[0].logprob > before + 0.01
     assert host.base.loglikelihood([encoded[:2]])[0].logprob == before
 
@@ -84,7 +84,7 @@ def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     report = tiny_experiment.run(path)
     assert {fact.state for fact in report.facts} == {"done"}
     runs = runs_of(path)
-    assert runs["own"].served_digest == quantized(resolve(str(tiny)), "int8").weights_digest
+    assert runs["own"].served_digest == quantize(resolve(str(tiny)), "int8").weights_digest
     assert runs["plain"].weights_digest != runs["own"].weights_digest
     assert (report.steps["own"][0].what, report.steps["own"][0].new) == ("quantisation", "INT8 base")
 

@@ -13,14 +13,14 @@ from tiny_methods import CPU
 from harness.methods import qlora
 from harness.models.hardware import dtype
 from harness.models.hf import ModelHost, load_base
-from harness.models.hub import quantized, resolve
+from harness.models.hub import quantize, resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
 def source(tiny):
-    return quantized(resolve(str(tiny)), "nf4")
+    return quantize(resolve(str(tiny)), "nf4")
 
 
 def by_bitsandbytes(source, precision):
@@ -74,7 +74,7 @@ def test_quantisation_is_part_of_the_weights_digest_alone(tiny, source):
     plain = resolve(str(tiny))
     assert source.weights_digest != plain.weights_digest
     assert (source.template_digest, source.path) == (plain.template_digest, plain.path)
-    assert quantized(plain, "") == plain
+    assert quantize(plain, "") == plain
 
 
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):

@@ -71,7 +71,7 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
     host = host_of(tiny)
     ids = host.base.encode(ASKED).context
     before, plain = state(host.model), logits(host.model, ids)
-    with host.adapted(made.folder / "adapter", made.digest) as opened:
+    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
         pairs = [(ids[:3], ids[3:7]), (ids[:5], ids[5:12]), (ids[:3], ids[8:9])]
         together, alone = opened.loglikelihood(pairs), [opened.loglikelihood([pair])[0] for pair in pairs]
         if name not in SOFT:
@@ -96,7 +96,7 @@ def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, 
     alone = PeftModel.from_pretrained(theirs.model, made.folder / "adapter").eval()
     ids = host.base.encode(ASKED).context
     pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
-    with host.adapted(made.folder / "adapter", made.digest) as opened:
+    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
         found = [one.logprob for one in opened.loglikelihood(pairs)]
         answered = opened.generate([ids, ids[:4], ids[2:9]], Limits(6, ()))
     expected = []
@@ -200,6 +200,6 @@ def test_in_bf16_the_base_is_itself_again_after_an_adapter(tiny, tmp_path, name)
     host = ModelHost(resolve(str(tiny)), CPU._replace(precision="bf16"))
     ids = host.base.encode(ASKED).context
     plain = logits(host.model, ids)
-    with host.adapted(made.folder / "adapter", made.digest) as opened:
+    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
         opened.loglikelihood([(ids[:3], ids[3:7])])
     assert logits(host.model, ids).equal(plain)

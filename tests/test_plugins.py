@@ -113,7 +113,7 @@ NORMS = """
 from dataclasses import replace
 
 from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, model_digest, supervised
+from harness.training import FitContext, SupervisedParams, Weights, model_digest, fine_tune
 
 
 class Params(SupervisedParams):
@@ -127,7 +127,7 @@ def only_norms(model):
 
 def fit(context, params):
     folder = context.folder / "model"
-    training = supervised(replace(context, prepare=only_norms), params, None, folder)
+    training = fine_tune(replace(context, prepare=only_norms), params, None, folder)
     return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, training)
 
 

@@ -410,7 +410,7 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
     host = ModelHost(source, machine)
     asked = host.base.encode(ASKED.messages, "billing")
     before = host.base.loglikelihood([asked[:2]])[0].logprob
-    with host.adapted(made.folder / "adapter", made.digest) as candidate:
+    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
         assert candidate.loglikelihood([asked[:2]])[0].logprob > before
 
 

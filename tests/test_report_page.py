@@ -37,7 +37,7 @@ from harness.report import (
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
 from harness.report.labels import for_picture
-from harness.report.loss_curves import PREFERENCES, gap, smoothed
+from harness.report.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
 from harness.report.plots.svg import Scale, marks
@@ -488,17 +488,17 @@ def in_rounds(of, noise=0.0, n_steps=80):
 
 def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
     training = in_rounds(float)
-    assert smoothed(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
-    assert smoothed(training)[-1] == (80, 69.5)
+    assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
+    assert smooth(training)[-1] == (80, 69.5)
 
 
 def test_a_mean_of_the_loss_covers_fifty_steps_of_a_long_epoch():
-    assert smoothed(in_rounds(float, n_steps=1_000))[-1] == (1_000, 974.5)
+    assert smooth(in_rounds(float, n_steps=1_000))[-1] == (1_000, 974.5)
 
 
 def test_an_epoch_ends_where_validation_is_first_measured():
     training = replace(in_rounds(float), validation_loss=((40, 1.0), (80, 0.75)))
-    assert smoothed(training)[-1] == (80, 74.5)
+    assert smooth(training)[-1] == (80, 74.5)
 
 
 @pytest.mark.parametrize("last", [120, 127, 133, 160])

@@ -13,7 +13,7 @@ from harness.cli import main
 from harness.errors import IncompatibleRuns
 from harness.evaluation import runner
 from harness.experiment import Scope, prepare_session, run_candidate
-from harness.models.hf import scripted
+from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK
 
@@ -52,7 +52,7 @@ def answer_all(made, answer=str.upper):
         asked.append(text)
         return answer(text)
 
-    run_candidate.fill(made, scripted(remember), base_sets(made), "base")
+    run_candidate.fill(made, scripted_candidate(remember), base_sets(made), "base")
     return asked
 
 
@@ -124,7 +124,7 @@ def test_blocks_of_a_set_that_was_never_finished_are_scored_again_too(path):
         return text
 
     with pytest.raises(KeyboardInterrupt):
-        run_candidate.fill(first, scripted(dies), [only], "base")
+        run_candidate.fill(first, scripted_candidate(dies), [only], "base")
     again = session(path, "target.labels=[]", "target.metrics=[contains]")
     assert "letters/test" in lacking(again)
     answered = answer_all(again)

@@ -15,7 +15,7 @@ from harness import config, store
 from harness.errors import HarnessError, in_a_line
 from harness.evaluation.row_sets import prompting_digest
 from harness.experiment import Scope, prepare_session, run_candidate
-from harness.models.hf import scripted
+from harness.models.hf import scripted_candidate
 from harness.progress import Silent
 from harness.records import BLOCK, Document
 from harness.store import Store
@@ -60,7 +60,7 @@ def killed_after(n, asked):
         asked.append(text)
         return text
 
-    return scripted(answer)
+    return scripted_candidate(answer)
 
 
 def test_a_kill_loses_only_the_block_in_flight(many):
@@ -104,7 +104,7 @@ def test_progress_is_reported_block_by_block(path, many):
             return super().stage(label, expected_s)
 
     many.progress = Heard()
-    run_candidate.fill(many, scripted(str.upper), [rows_of(many, "facts")], "base")
+    run_candidate.fill(many, scripted_candidate(str.upper), [rows_of(many, "facts")], "base")
     assert said == ["base: facts/test"]
 
 

@@ -39,7 +39,7 @@ def logprob(tiny, made):
     asked = [host.base.encode(ASKED, "late")[:2]]
     if made is None:
         return host.base.loglikelihood(asked)[0].logprob
-    with host.adapted(made.folder / "adapter", made.digest) as candidate:
+    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
         return candidate.loglikelihood(asked)[0].logprob
 
 

@@ -14,7 +14,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.run_candidate import _row_sets, open_weights, stored_weights, time_again
 from harness.methods import lora
 from harness.models.hardware import Load, Machine
-from harness.models.hf import ModelHost, merged
+from harness.models.hf import ModelHost, merge_adapter
 from harness.models.hub import resolve
 from harness.progress import Silent
 from harness.report import experiment_document
@@ -218,9 +218,9 @@ def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_ba
             return model(input_ids=ids).logits.log_softmax(-1)
 
     base = logprobs(host.model)
-    with host.adapted(weights.folder / "adapter", weights.digest) as candidate:
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as candidate:
         apart = logprobs(candidate.model)
-        with merged(candidate):
+        with merge_adapter(candidate):
             together = logprobs(candidate.model)
             n_low_rank = sum(hasattr(module, "lora_A") for module in candidate.model.modules())
         again = logprobs(candidate.model)

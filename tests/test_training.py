@@ -14,7 +14,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS, FitContext, LoraParams, lora_config, trainer
-from harness.training.sft import SupervisedParams, supervised
+from harness.training.sft import SupervisedParams, fine_tune
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -77,7 +77,7 @@ def test_rows_of_about_one_length_are_trained_on_together(context):
     params = SupervisedParams(num_train_epochs=1, per_device_train_batch_size=2)
     own = lora_config(LoraParams(r=2))
     watched_context = dataclasses.replace(context, train=tuple(rows), prepare=watched)
-    supervised(watched_context, params, own, context.folder / "own")
+    fine_tune(watched_context, params, own, context.folder / "own")
     assert max(max(batch) for batch in lengths) > 2 * min(min(batch) for batch in lengths)
     assert all(max(batch) - min(batch) <= 3 for batch in lengths[:8])
 
@@ -155,7 +155,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(context):
     figures = fitted(context, num_train_epochs=3, learning_rate=1.0, early_stopping_patience=3).training
     validation = [loss for _, loss in figures.validation_loss]
     kept = ModelHost(context.source, CPU)
-    with kept.adapted(context.folder / "adapter", "kept") as candidate:
+    with kept.use_adapter(context.folder / "adapter", "kept") as candidate:
         losses = []
         for asked in context.validation:
             encoded = candidate.encode(asked.messages, f"{asked.references[0]}<|im_end|>\n")

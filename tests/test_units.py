@@ -15,7 +15,7 @@ from harness import gating, report, store
 from harness.comparison.run_diff import differences
 from harness.decision import best_untrained, decide
 from harness.formatting import RATE, Unit, change, score
-from harness.metrics import Metric, flipped, mean_metric, weighted_mean
+from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
@@ -169,7 +169,7 @@ BITS = Metric(
 )
 def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, before, after, expected):
     old, new = (rows([x, 1.0], metric)[0] for x in (before, after))
-    assert flipped(old, new, metric) is expected
+    assert is_flipped(old, new, metric) is expected
     night = compare_base(
         {("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], None, {"task": metric}
     )

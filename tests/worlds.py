@@ -165,7 +165,7 @@ class OracleHost:
         self.base = Oracle(truth, source.weights_digest, tuned=False)
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator[Oracle]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[Oracle]:
         settings = json.loads((folder / "adapter_config.json").read_text())
         yield Oracle(self._truth, weights_digest, tuned=True, n_train=settings["n_train"])
 

@@ -227,7 +227,7 @@ def _few_clusters(arms: Arms) -> str:
     """Say why so few clusters have no interval."""
     n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
     unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
-    found = f"{formatting.count(len(arms.ids))} items in {formatting.counted(n, 'cluster')}{unequal}"
+    found = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
     return f"too few clusters for an interval: {found}; expected at least {stats.MIN_CLUSTERS}"
 
 

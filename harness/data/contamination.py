@@ -10,7 +10,7 @@ from typing import NamedTuple
 from harness.data.examples import Sourced
 from harness.data.readers import cap_problems
 from harness.errors import Problem
-from harness.formatting import counted
+from harness.formatting import pluralize
 from harness.records import Example
 
 
@@ -73,7 +73,7 @@ def removed(rows: Sequence[ContaminatedRow], where: str) -> str:
     """Say how many training rows were left out because they are evaluated."""
     places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in rows[:10])
     more = ", …" if len(rows) > 10 else ""
-    return f"{where}: {counted(len(rows), 'row')} dropped, evaluated too ({places}{more})"
+    return f"{where}: {pluralize(len(rows), 'row')} dropped, evaluated too ({places}{more})"
 
 
 def _excerpt(row: ContaminatedRow) -> str:

@@ -18,7 +18,7 @@ from harness.decision.results import CandidateFacts, Case, gain
 from harness.decision.seeds import gain_label
 from harness.evaluation.costs import Tokens
 
-_FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.needed, formatting.usd
+_FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.round_up, formatting.usd
 _UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
 ENDS = ("_low", "_high")
 Value = float | str | None

@@ -81,7 +81,7 @@ def too_dear(found: Economics) -> str:
     )
     if found.pays_from_requests is None:
         return said
-    return f"{said}; it pays from {formatting.needed(found.pays_from_requests)} requests"
+    return f"{said}; it pays from {formatting.round_up(found.pays_from_requests)} requests"
 
 
 def reasons(
@@ -171,10 +171,10 @@ def _break_even(case: Case, found: Economics, run: CandidateFacts, alternative: 
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (found.break_even_if_saving_is_a_fifth_more, found.break_even_if_saving_is_a_fifth_less)
-    shaken = f" ({' to '.join(map(formatting.needed, band))} with a saving ±20 %)"
+    shaken = f" ({' to '.join(map(formatting.round_up, band))} with a saving ±20 %)"
     spent = formatting.usd(found.spent_once_usd)
     return (
-        f"Break-even after {formatting.needed(at)} requests{shaken},"
+        f"Break-even after {formatting.round_up(at)} requests{shaken},"
         f" {'within' if at <= forecast else 'beyond'} the {formatting.count(forecast)} forecast:"
         f" {spent} USD {_one_time_costs(case.policy)}, {costs}."
     )
@@ -437,7 +437,7 @@ def _seeds(run: CandidateFacts, n: int) -> str:
     found = run.vs_untrained.components if run.vs_untrained else None
     if found is None:
         return (
-            f"Trained with {formatting.counted(n, 'seed')}: this judges the checkpoint, and how much the"
+            f"Trained with {formatting.pluralize(n, 'seed')}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
     return (

@@ -241,7 +241,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
     n = n_seeds(case.facts, run)
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS:
         return ""
-    seeds = formatting.counted(n, "seed")
+    seeds = formatting.pluralize(n, "seed")
     return f"{run.n_train} training examples and {seeds} are too few to rely on that"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import CandidateFailed, Diverged, Problem, UserError
-from harness.models.hub import ModelSource, quantized
+from harness.models.hub import ModelSource, quantize
 from harness.plugins import Method
 from harness.records import digest, training_record
 from harness.spec import Experiment, Recipe
@@ -118,9 +118,9 @@ def resolve(
     parent = init or next(iter(merges), None)
     base = parent.base if parent else bases[source.base_model or experiment.base_model]
     quantization = source.quantization or method.quantization
-    trained_base = parent.served_base if parent else quantized(base, quantization)
+    trained_base = parent.served_base if parent else quantize(base, quantization)
     serve_on = recipe.serve_on or source.serve_on
-    served_base = quantized(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
+    served_base = quantize(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     source_name, given = recipe.weights_of or name, _model_source(source, method, base, bases)
     return ResolvedCandidate(

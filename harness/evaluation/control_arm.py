@@ -17,7 +17,7 @@ from harness import provenance, store
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RowSet, suite_sets, work_of
 from harness.evaluation.session import Session
-from harness.metrics import flipped
+from harness.metrics import is_flipped
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
@@ -130,7 +130,7 @@ def _compare_block(session: Session, block: _Block, anew: Rows) -> ControlBlock:
         environment=came_from.environment,
         reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
         differing=_item_names(new for old, new in pairs if differs(old, new)),
-        flipped=_item_names(new for old, new in pairs if flipped(old, new, block.rows.measured.primary)),
+        flipped=_item_names(new for old, new in pairs if is_flipped(old, new, block.rows.measured.primary)),
     )
 
 

@@ -35,7 +35,7 @@ def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
 def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open the base with an adapter."""
     host = session.host(_source(session, weights))
-    with host.adapted(_folder(weights) / "adapter", weights.digest) as candidate:
+    with host.use_adapter(_folder(weights) / "adapter", weights.digest) as candidate:
         yield candidate
 
 

@@ -75,7 +75,7 @@ class Host(Protocol):
     def base(self) -> Candidate:
         """What the base answers."""
 
-    def adapted(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
         """Open the base with the adapter of a folder; the base is itself again afterwards."""
 
 
@@ -173,7 +173,7 @@ class Session:
         In a dry run, which loads none, they are `UNKNOWN` until another command has.
         """
         if self.experiment.engine == "vllm":
-            return vllm.identity(vllm.installed(), self.machine.device)
+            return vllm.identity(vllm.installed_version(), self.machine.device)
         plain = self.sources[source.name]
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
         key = digest([*known, versions_of("layout")])

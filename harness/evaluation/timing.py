@@ -17,7 +17,7 @@ from harness.evaluation.session import Session
 from harness.formatting import seconds
 from harness.models import openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
-from harness.models.hf import Candidate, merged
+from harness.models.hf import Candidate, merge_adapter
 from harness.records import BLOCK, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 10, 30
@@ -93,7 +93,7 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
     def ask(i: int) -> None:
         evaluate_block(candidate, replace(job, examples=(step(items[i]),)), 0)
 
-    with merged(candidate):
+    with merge_adapter(candidate):
         return time_requests(
             ask,
             len(items),

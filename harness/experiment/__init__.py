@@ -30,7 +30,7 @@ from harness.experiment.prepare import (
     prepare_session,
     seconds_planned,
 )
-from harness.experiment.run_candidate import base_arm, outdated, stored_runs, time_again
+from harness.experiment.run_candidate import base_arm, outdated_inputs, stored_runs, time_again
 from harness.experiment.stored_rows import Reader
 from harness.experiment.verdict_records import Settings, record_report, report_changes, task_settings
 from harness.formatting import count, seconds
@@ -295,7 +295,7 @@ def _report_runs(
                 f"{_never_loaded(unknown)}; expected a finished run; "
                 "next: harness report, which loads it once"
             )
-        differing = outdated(session, absent[0])
+        differing = outdated_inputs(session, absent[0])
         stored_as = (
             f" (that of {absent[0].candidate.name} has another {', '.join(differing)})" if differing else ""
         )

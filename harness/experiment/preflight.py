@@ -27,7 +27,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.prepare import key_problems
 from harness.experiment.train import fit_work
 from harness.formatting import count
-from harness.metrics import flipped
+from harness.metrics import is_flipped
 from harness.models import hardware, hub, memory, vllm
 from harness.models.batching import Size
 from harness.models.hardware import Machine, Memory, probe
@@ -135,7 +135,7 @@ def _open_experiment(
 
 def _vllm(device: str, problems: list[Problem], *, wanted: bool) -> str:
     """Say which vLLM is there; where it is wanted and cannot answer here, that goes to the problems."""
-    release = vllm.installed()
+    release = vllm.installed_version()
     if release is None:
         return ""
     try:
@@ -148,7 +148,7 @@ def _vllm(device: str, problems: list[Problem], *, wanted: bool) -> str:
 
 def _has(package: str) -> bool:
     if package == "vllm":  # two packages bring it
-        return vllm.installed() is not None
+        return vllm.installed_version() is not None
     try:
         return bool(version(package))
     except PackageNotFoundError:
@@ -432,7 +432,7 @@ def task_noise(job: Job, usual: Sequence[SampleResult], answered: dict[str, list
         task=job.task.name,
         n=len(usual),
         flips={
-            name: sum(flipped(a, b, metric) for a, b in zip(usual, rows, strict=True))
+            name: sum(is_flipped(a, b, metric) for a, b in zip(usual, rows, strict=True))
             for name, rows in answered.items()
         },
         largest_nats=max(gaps, default=None),

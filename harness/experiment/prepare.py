@@ -422,7 +422,7 @@ def engine_problems(
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
     if session.experiment.engine == "transformers":
         return
-    if vllm.installed() is None:
+    if vllm.installed_version() is None:
         yield vllm.absent()
     for name in selected:
         if session.candidates[name].served_base.quantization:

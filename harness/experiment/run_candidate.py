@@ -199,7 +199,7 @@ def stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | 
     return [run or failure(session, known, one) for run, one in zip(found, requests, strict=True)]
 
 
-def outdated(session: Session, request: RunRequest) -> list[str]:
+def outdated_inputs(session: Session, request: RunRequest) -> list[str]:
     """Name what the rows of the newest stored run of this name and seed depend on otherwise than now."""
     candidate, seed = request
     own = (session.experiment.name, candidate.name, seed, "done")

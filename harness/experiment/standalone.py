@@ -20,7 +20,7 @@ from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.prepare import of_lm_eval
 from harness.experiment.run_candidate import begin, ensure_weights, suite_arm
-from harness.formatting import count, counted, seconds
+from harness.formatting import count, pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm
 from harness.models.hardware import probe
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
         jobs = [s.job() for s in suite_sets(self.session, self.weights)]
         expected = self.session.seconds(sum(map(work_of, jobs), Work()))
         n = count(sum(len(job.examples) for job in jobs))
-        tasks = f"{counted(len(jobs), 'task')} of lm-eval"
+        tasks = f"{pluralize(len(jobs), 'task')} of lm-eval"
         machine = self.session.machine
         return (
             f"{self.name}: {tasks}, {n} items, on {machine.name}, {machine.precision}; "
@@ -128,7 +128,7 @@ def prepare_model(
     Raises:
         UserError: with the problems of all tasks, or the model or the engine cannot be found.
     """
-    if engine == "vllm" and vllm.installed() is None:
+    if engine == "vllm" and vllm.installed_version() is None:
         raise UserError(vllm.absent())
     found = _load_tasks(tasks, None)
     # The first task stands where an experiment has its target; nothing trains on it or asks it twice.

@@ -122,7 +122,7 @@ def _advise(
     n = max(1, sum(more))
     asked = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
     by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in asked)
-    rest = f" and {formatting.counted(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
+    rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
     named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
     return Advice(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
 

@@ -138,7 +138,7 @@ def _macro_warning(items: Sequence[tuple[int, float]], policy: GatePolicy, among
     needed = _times(n, settling_growth(se, margin, policy.alpha))
     return (
         f"macro margin {formatting.percent(margin)} pp: with {formatting.count(n)} items over "
-        f"{formatting.counted(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
+        f"{formatting.pluralize(len(items), 'task')} an equal model{among} passes in {100 * power:.0f} % of "
         f"cases; 80 % take some {formatting.count(needed)} items"
     )
 

@@ -178,7 +178,7 @@ def macro_rule(
         f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
     )
     said = (
-        f"macro over {formatting.counted(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
+        f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*found[:3])} pp"
         f"{of_skill}, " + _margin_verdict(outcome, margin_text(policy.macro), advice)
     )
     if outcome == "inconclusive" and advice.by_task:
@@ -237,7 +237,7 @@ def each_rule(admitted: Sequence[TaskComparison], policy: GatePolicy, identical:
         named = "; ".join(_delta_and_margin(t, policy) for t in too_small)
         return Rule("each", "inconclusive", f"each: too few items to show any loss on {named}", facts)
     lowest = min(admitted, key=lambda t: t.counted.delta)
-    n_tasks = formatting.counted(len(admitted), "task")
+    n_tasks = formatting.pluralize(len(admitted), "task")
     said = f"each: none of {n_tasks} is shown to have lost more than its margin"
     return Rule("each", "pass", f"{said} (lowest: {_task_delta(lowest)})", facts)
 

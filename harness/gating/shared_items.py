@@ -140,7 +140,7 @@ def _said(
     ]
     alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
     partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
-    return said + [f"{a} and {b} share {formatting.counted(n, 'item')}" for (a, b), n in partly]
+    return said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]
 
 
 def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: Split) -> _Moves:

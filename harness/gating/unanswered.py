@@ -27,7 +27,7 @@ _SHOWN = 3  # tasks named in a rule's sentence
 def missing_rule(missing: Sequence[str]) -> Rule:
     """Leave the verdict open where tasks are missing: what nobody measured may be what was lost."""
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    found = f"{formatting.counted(len(missing), 'task')} not answered by both ({shown})"
+    found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({shown})"
     said = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
     return Rule("tasks", "inconclusive", said, {"missing": list(missing[:_NAMED]), "n_missing": len(missing)})
 
@@ -89,7 +89,7 @@ def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], pol
 
 def _listed(found: Sequence[Comparison]) -> str:
     most = sorted(found, key=lambda c: -c.errors.share)
-    rest = f" and on {formatting.counted(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
+    rest = f" and on {formatting.pluralize(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
     return "; ".join(map(_counted, most[:_SHOWN])) + rest
 
 

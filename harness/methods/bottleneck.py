@@ -16,7 +16,7 @@ from harness.models.deltas import bottleneck_layers as layers
 from harness.models.deltas import save_delta
 from harness.models.memory import Shape
 from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, delta_digest, supervised
+from harness.training import FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 
 class Params(SupervisedParams):
@@ -65,7 +65,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     def save(model: Any, to: Path) -> None:
         save_delta(to, layers.FORM, form_for(model)._asdict(), getattr(model, layers.FORM).state_dict())
 
-    training = supervised(replace(context, prepare=prepare), params, None, folder, save)
+    training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
     return Weights("delta", delta_digest(folder, context.source.weights_digest), context.folder, training)
 
 

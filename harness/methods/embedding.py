@@ -26,7 +26,7 @@ from harness.training import (
     encoder_digest,
     encoder_of,
     head_digest,
-    labelled,
+    labelled_texts,
 )
 
 
@@ -61,7 +61,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    start, known = time.perf_counter(), labelled(context.train)
+    start, known = time.perf_counter(), labelled_texts(context.train)
     embed = embedder(params.encoder, context.source, context.machine, params.max_length)
     fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
     content = {

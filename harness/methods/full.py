@@ -8,7 +8,7 @@ Source: the default learning rate is a tenth of LoRA's, after Biderman et al. 20
 from pydantic import Field
 
 from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, model_digest, supervised
+from harness.training import FitContext, SupervisedParams, Weights, fine_tune, model_digest
 
 
 class Params(SupervisedParams):
@@ -20,7 +20,7 @@ class Params(SupervisedParams):
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the model and save it under `model/`."""
     folder = context.folder / "model"
-    training = supervised(context, params, None, folder)
+    training = fine_tune(context, params, None, folder)
     return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, training)
 
 

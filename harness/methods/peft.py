@@ -15,7 +15,7 @@ from harness.errors import Problem
 from harness.models.memory import Shape, lora_parameters
 from harness.plugins import Method
 from harness.spec import Recipe
-from harness.training import FitContext, SupervisedParams, Weights, adapter_weights, supervised
+from harness.training import FitContext, SupervisedParams, Weights, adapter_weights, fine_tune
 from harness.training.peft_families import family_problems, peft_config
 
 
@@ -50,7 +50,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     folder = context.folder / "adapter"
-    training = supervised(context, params, peft_config(params.peft_type, params.of_peft), folder)
+    training = fine_tune(context, params, peft_config(params.peft_type, params.of_peft), folder)
     return adapter_weights(context, training)
 
 

@@ -17,7 +17,7 @@ from harness.training import (
     leave_out,
     lora_config,
     lower_rank,
-    reinforced,
+    train_on_rewards,
 )
 
 
@@ -33,7 +33,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
     """
-    training = reinforced(context, params, "RLOO", lora_config(params), context.folder / "adapter")
+    training = train_on_rewards(context, params, "RLOO", lora_config(params), context.folder / "adapter")
     return adapter_weights(context, training)
 
 

@@ -21,7 +21,7 @@ from harness.models.hardware import dtype
 from harness.models.memory import Shape
 from harness.plugins import Method
 from harness.records import Scanned
-from harness.training import FitContext, SupervisedParams, Weights, delta_digest, supervised
+from harness.training import FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 SCAN = "signal_to_noise.json"
 
@@ -62,7 +62,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         trained = {name: model.get_submodule(name).weight.to(kept) for name in chosen}
         save_delta(to, matrices.FORM, {}, trained)
 
-    training = supervised(replace(context, prepare=prepare), params, None, folder, save)
+    training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
     own = delta_digest(folder, context.source.weights_digest)
     return Weights("delta", own, context.folder, replace(training, scan=tuple(found)))
 

@@ -108,7 +108,7 @@ def flips(metric: Metric, base: Array, new: Array) -> Flips:
     return Flips(metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING)
 
 
-def flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
+def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
     """Tell whether an item flipped: its score moved by more than a hundredth, or it was scored once only."""
     before, now = old.parts.get(metric.name), new.parts.get(metric.name)
     if before is None or now is None:

@@ -146,7 +146,7 @@ class ModelHost:
         self.base = HFCandidate(self.model, self.tokenizer, source.weights_digest, scoring_engine)
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[HFCandidate]:
         """Yield the base with the adapter of a folder; the base is itself again afterwards."""
         from peft import PeftModel
 
@@ -166,7 +166,7 @@ class ModelHost:
 
 
 @contextmanager
-def merged(candidate: Candidate) -> Iterator[None]:
+def merge_adapter(candidate: Candidate) -> Iterator[None]:
     """Serve a candidate with its adapter merged into copies of the layers that it changes; undone afterwards.
 
     Left as it is: what has no adapter, one that is more than low-rank updates of unquantised linear
@@ -357,7 +357,7 @@ class TextCandidate:
         return out
 
 
-def scripted(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+def scripted_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
     """Return a candidate that answers by a function of the prompt: a real fake for tests."""
     return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
 

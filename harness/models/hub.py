@@ -131,7 +131,7 @@ def _refuse_damaged(files: Iterable[Path]) -> None:
         raise UserError(problems)
 
 
-def quantized(source: ModelSource, quantization: str) -> ModelSource:
+def quantize(source: ModelSource, quantization: str) -> ModelSource:
     """Return the base as it is served with quantised weights; as it is where `quantization` is empty."""
     if not quantization:
         return source

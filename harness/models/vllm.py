@@ -37,7 +37,7 @@ _KEYS_BYTES = 2 << 30  # on a CPU; VLLM_CPU_KVCACHE_SPACE (in GiB) sets another 
 OTHERWISE = "engine: transformers"
 
 
-def installed() -> str | None:
+def installed_version() -> str | None:
     """Return the version of vLLM, whichever package brought it; None where there is none."""
     for package in _PACKAGES:
         try:
@@ -103,7 +103,7 @@ class VllmCandidate:
 
     def __init__(self, host: "VllmHost", weights_digest: str, adapter: Any = None) -> None:
         self._host, self._adapter, self.weights_digest = host, adapter, weights_digest
-        self.engine, self.layout_digest = identity(installed(), host.machine.device)
+        self.engine, self.layout_digest = identity(installed_version(), host.machine.device)
         # vLLM answers at least one token, also where only likelihoods are wanted.
         self.max_context = host.max_model_len - 1
 
@@ -165,7 +165,7 @@ class VllmHost:
         self._numbers = count(1)
 
     @contextmanager
-    def adapted(self, folder: Path, weights_digest: str) -> Iterator[VllmCandidate]:
+    def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[VllmCandidate]:
         """Yield the base with the adapter of a folder; the base itself is never changed.
 
         Raises:
@@ -210,7 +210,7 @@ def _load(source: ModelSource, machine: Machine, adaptable: set[str]) -> Any:
         UserError: vLLM is not installed, or built for another device.
         CandidateFailed: vLLM cannot load this model here.
     """
-    if installed() is None:
+    if installed_version() is None:
         raise UserError(absent())
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would batch by chance
     if problem := wrong_build(machine.device):

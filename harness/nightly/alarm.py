@@ -221,8 +221,8 @@ def _evidence(policy: NightlyPolicy, one: Watched, key: str, nights: Iterable[Ni
 def _earlier_nights(nights: Sequence[Night]) -> Iterable[str]:
     if nights:
         yield (
-            f"{formatting.counted(len(nights), 'night')} up to {nights[-1].night} by an earlier version: no "
-            "evidence, because they do not say the range of their scores"
+            f"{formatting.pluralize(len(nights), 'night')} up to {nights[-1].night} by an earlier version: "
+            "no evidence, because they do not say the range of their scores"
         )
 
 
@@ -258,13 +258,13 @@ def _shown(key: str, e: Evidence, one: Watched) -> Iterable[str]:
     if not e.n:
         return
     change = formatting.points(e.delta, e.low, e.high)
-    over = f"{formatting.count(e.n)} clusters in {formatting.counted(e.n_nights, 'night')}"
+    over = f"{formatting.count(e.n)} clusters in {formatting.pluralize(e.n_nights, 'night')}"
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
     again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
     base = f"{key} {change} pp against {_reference(one)} over {over}{again} ({flips}, {evidence})"
     if e.verdict == "suspect":
-        nights = formatting.counted(e.more_nights, "night") if e.more_nights else ""
+        nights = formatting.pluralize(e.more_nights, "night") if e.more_nights else ""
         settle = f"{nights} more like these would settle it" if nights else "watch it"
         base += f": {settle}, or harness compare and harness gate on all items"
     yield base
@@ -274,7 +274,7 @@ def _reference(one: Watched) -> str:
     """Name what a candidate is compared with: one training of a recipe says little of the next."""
     if not one.making:
         return "the reference"
-    many = formatting.counted(one.n_references, "making")
+    many = formatting.pluralize(one.n_references, "making")
     return f"the mean of {many}" if one.n_references > 1 else "the pinned checkpoint"
 
 

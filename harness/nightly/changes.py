@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import gating, stats
-from harness.metrics import Metric, flipped
+from harness.metrics import Metric, is_flipped
 from harness.nightly.reevaluate import Rows
 from harness.nightly.rotation import Cluster, Item
 from harness.nightly.state import BaseNight, SeriesNight
@@ -73,7 +73,7 @@ def compare_base(
     rotating = {item for cluster in fresh for item in cluster}
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     flips = {
-        name(item): flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
+        name(item): is_flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
     }
     differing = [name(i) for i, row in (last or {}).items() if i in now and _answer(now[i]) != _answer(row)]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
@@ -86,7 +86,7 @@ def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
     Source: the exact binomial test, one-sided, at the A/A rate of bf16.
     """
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
-    moved = sum(flipped(then[item], now[item], metrics[item[0]]) for item in shared)
+    moved = sum(is_flipped(then[item], now[item], metrics[item[0]]) for item in shared)
     return bool(shared) and stats.binomial_p(moved, len(shared), gating.aa_rate("bf16")) < _MOVED_P
 
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import plugins
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, SampleResult, digest, without_defaults
-from harness.regularizers._general import MixContext, Mixture, answered, general_mixture
+from harness.regularizers._general import MixContext, Mixture, answered_rows, general_mixture
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MixContext", "Mixture", "answered", "general_mixture"]
+__all__ = ["MixContext", "Mixture", "answered_rows", "general_mixture"]
 
 Regularize = Mapping[str, Mapping[str, Any]]  # names to parameters, as a recipe writes them
 EvaluateBase = Callable[[str, Mixture], Iterable[SampleResult]]
@@ -82,7 +82,7 @@ def general_rows(
         CandidateFailed: the base answered none of a regulariser's prompts.
     """
     return {
-        name: answered(name, mixture, partial(evaluate, GENERAL, mixture))
+        name: answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
         for name, mixture in mixtures(regularize, context).items()
         if not hasattr(plugins.load("regularizers", name), "mix")
     }

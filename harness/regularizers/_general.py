@@ -57,7 +57,7 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
     return Mixture(n, tuple(random.Random(f"{context.seed}/{name}").sample(rows, n)))
 
 
-def answered(
+def answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]
 ) -> tuple[Example, ...]:
     """Return rows of a file as they are; join prompts with the base's answers, whole ones first.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from harness.plugins import RescueSituation, RescueStep, Rung
 from harness.records import Example, SampleResult
-from harness.regularizers import MixContext, Mixture, answered, general_mixture
+from harness.regularizers import MixContext, Mixture, answered_rows, general_mixture
 from harness.spec import Spec
 
 _NAME = "replay"
@@ -55,4 +55,4 @@ def mix(mixture: Mixture, evaluate: Callable[[], Iterable[SampleResult]]) -> tup
     Raises:
         CandidateFailed: no answer of the base is whole.
     """
-    return answered(_NAME, mixture, evaluate)
+    return answered_rows(_NAME, mixture, evaluate)

@@ -79,7 +79,7 @@ def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
     """Say what is known over seeds, and of which recipes nothing is."""
     known = [_over_seeds(s, unit) for s in seeds if s.score]
     unknown = ", ".join(
-        f"{s.candidate} ({formatting.counted(len(s.seeds), 'seed')})" for s in seeds if not s.score
+        f"{s.candidate} ({formatting.pluralize(len(s.seeds), 'seed')})" for s in seeds if not s.score
     )
     return [*known, *([f"{VARIANCE_UNKNOWN}: {unknown}; 3 are needed"] if unknown else [])]
 
@@ -117,7 +117,7 @@ def _over_seeds(s: SeedSummary, unit: Unit) -> str:
     over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
     pooled = f", pooled over recipes on {formatting.count(s.seed_df)} df" if s.is_pooled else ""
     return (
-        f"{s.candidate} over {formatting.counted(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
+        f"{s.candidate} over {formatting.pluralize(len(s.seeds), 'seed')}: {over} ({each}; SD between seeds "
         f"{formatting.score(unit, s.seed_sd)}{pooled}){gain}, over items and seeds"
     )
 

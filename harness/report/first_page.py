@@ -134,7 +134,7 @@ def _macro_text(verdict: Verdict) -> str:
         return ""
     numbers = next((r.numbers for r in verdict.rules if r.name == "macro"), {})
     n, margin = numbers.get("n_tasks"), numbers.get("margin")
-    over = f" over {formatting.counted(n, 'task')}" if isinstance(n, int) else ""
+    over = f" over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
     allowed = f" where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
     return f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
 
@@ -188,7 +188,7 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
 
 def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
     of = next((s for s in report.seeds if s.candidate == run.name), None)
-    seeds = formatting.counted(len(of.seeds) if of else 1, "training seed")
+    seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
     if of is not None and of.score is not None:
         return f"{seeds}, whose spread the interval of the gain holds"
     return f"{seeds}, so how much trainings differ is unknown (--seeds 0,1,2 tells)"

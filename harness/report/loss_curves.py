@@ -30,7 +30,7 @@ def numeric_points(curve: Curve) -> list[tuple[float, float]]:
     return [(step, value) for step, value in curve if value is not None and isfinite(value)]
 
 
-def smoothed(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
+def smooth(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
     """Average the training loss of each step with those before it, over a round."""
     return round_means(training.loss, round_length(training))
 
@@ -64,7 +64,7 @@ def gap(training: TrainingRecord) -> float | None:
     if not validation or training.label_smoothing:
         return None
     step, loss = validation[-1]
-    before = [mean for at, mean in smoothed(training) if at <= step]
+    before = [mean for at, mean in smooth(training) if at <= step]
     return loss - before[-1] if before else None
 
 

@@ -281,7 +281,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
         ]
         for f, of in zip(trained, figures, strict=True)
     ]
-    kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smoothed(f.training)}
+    kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
     notes += [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
@@ -291,7 +291,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
 def _figures(training: TrainingRecord) -> dict[str, Any]:
     """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
     found = {name: value for name, value in training.stored().items() if name not in _NOT_MEASURED}
-    if mean := loss_curves.smoothed(training):
+    if mean := loss_curves.smooth(training):
         found["loss"] = mean
     gap = loss_curves.gap(training)
     return found if gap is None else {**found, "overfitting_gap": gap}

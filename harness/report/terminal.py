@@ -125,7 +125,7 @@ def _break_even(report: ExperimentReport) -> Iterator[str]:
     of = report.decision.arithmetic if report.decision else {}
     at, forecast = of.get("break_even_requests"), of.get("forecast_requests")
     if isinstance(at, float | int) and isinstance(forecast, float | int):
-        yield f"break-even after {formatting.needed(at)} of {formatting.count(forecast)} requests forecast"
+        yield f"break-even after {formatting.round_up(at)} of {formatting.count(forecast)} requests forecast"
 
 
 def _stopping(f: CandidateFacts) -> list[Rule]:

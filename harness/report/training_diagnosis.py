@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness.formatting import count, plain
 from harness.records import TrainingRecord
-from harness.report.loss_curves import numeric_points, of_preferences, round_length, smoothed
+from harness.report.loss_curves import numeric_points, of_preferences, round_length, smooth
 
 _CHANGE = 0.05  # of a loss, and more is a change
 _KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
@@ -26,7 +26,7 @@ class Diagnosis(NamedTuple):
 
 def diagnose(training: TrainingRecord) -> Diagnosis | None:
     """Diagnose a training; None where its losses do not say."""
-    train, span = smoothed(training), round_length(training)
+    train, span = smooth(training), round_length(training)
     if of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
     return (

@@ -16,7 +16,7 @@ from harness.training.heads import (
     encoder_digest,
     encoder_of,
     head_digest,
-    labelled,
+    labelled_texts,
     open_embedding,
     open_head,
     train_head,
@@ -31,9 +31,9 @@ from harness.training.lora import (
     low_rank,
     lower_rank,
 )
-from harness.training.reinforcement import ReinforcedParams, reinforced, reward_problems
+from harness.training.reinforcement import ReinforcedParams, reward_problems, train_on_rewards
 from harness.training.reward_model import RewardParams, train_reward_model
-from harness.training.sft import SupervisedParams, supervised
+from harness.training.sft import SupervisedParams, fine_tune
 from harness.training.unpaired import UnpairedParams, preference_without_pairs
 
 __all__ = [
@@ -62,8 +62,9 @@ __all__ = [
     "embedder",
     "encoder_digest",
     "encoder_of",
+    "fine_tune",
     "head_digest",
-    "labelled",
+    "labelled_texts",
     "leave_out",
     "lora_config",
     "low_rank",
@@ -73,12 +74,11 @@ __all__ = [
     "open_head",
     "preference",
     "preference_without_pairs",
-    "reinforced",
     "reward_problems",
     "run_job",
-    "supervised",
     "threads_of",
     "train_head",
+    "train_on_rewards",
     "train_reward_model",
     "write_job",
 ]

@@ -117,7 +117,7 @@ class Labelled(NamedTuple):
     labels: list[str]
 
 
-def labelled(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labelled:
+def labelled_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labelled:
     """Return the texts of examples that have a closed set of choices, with their labels.
 
     Raises:
@@ -157,12 +157,12 @@ def train_head(context: FitContext, params: HeadParams, save_to: Path) -> Traini
 
     set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
-    start, known = loop.start_time(scratch), labelled(context.train)
+    start, known = loop.start_time(scratch), labelled_texts(context.train)
     source = encoder_of(params.encoder, context.source)
     loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
     model, tokenizer = load_with_head(source, loaded_in, len(known.labels))
     train, n_dropped = _rows(known, tokenizer, params.max_length)
-    validation, _ = _rows(labelled(context.validation, known.labels), tokenizer, params.max_length)
+    validation, _ = _rows(labelled_texts(context.validation, known.labels), tokenizer, params.max_length)
     trainer = _trainer(context, params, _trainable(model, params), tokenizer, (train, validation), scratch)
     earlier_s = loop.run(trainer, start)
     _save(trainer.model, params, save_to)

@@ -11,7 +11,7 @@ from harness.models.memory import Shape, lora_parameters
 from harness.progress import quiet_libraries
 from harness.spec import Spec
 from harness.training.context import FitContext, Weights, adapter_weights
-from harness.training.sft import SupervisedParams, supervised
+from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -60,7 +60,7 @@ def low_rank(context: FitContext, params: LowRankParams) -> Weights:
         CandidateFailed: out of memory, no row fits, or the loss was not a number.
     """
     folder = context.folder / "adapter"
-    training = supervised(context, params, lora_config(params), folder)
+    training = fine_tune(context, params, lora_config(params), folder)
     return adapter_weights(context, training)
 
 

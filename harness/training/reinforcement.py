@@ -71,7 +71,7 @@ class ReinforcedParams(LoopParams):
         return self
 
 
-def reinforced(
+def train_on_rewards(
     context: FitContext,
     params: ReinforcedParams,
     algorithm: Algorithm,

@@ -64,7 +64,7 @@ class SupervisedParams(LoopParams):
         return steps
 
 
-def supervised(
+def fine_tune(
     context: FitContext,
     params: SupervisedParams,
     peft_config: "PeftConfig | None",
@@ -94,7 +94,7 @@ def supervised(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
-    return supervised(context, params, peft_config, save_to, save)
+    return fine_tune(context, params, peft_config, save_to, save)
 
 
 def smaller_batch_size(size: int, n_rows: int) -> int:

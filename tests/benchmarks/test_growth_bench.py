@@ -156,7 +156,7 @@ def by_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
     for adapter in (None, *folders):
         start = time.perf_counter()
         arm = (
-            host.adapted(adapter, adapter_digest(adapter, source.weights_digest))
+            host.use_adapter(adapter, adapter_digest(adapter, source.weights_digest))
             if adapter
             else nullcontext(host.base)
         )

@@ -14,7 +14,7 @@ from the_gpu import gpu
 from harness.methods import dpo, lora, qlora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.models.hub import quantized, resolve
+from harness.models.hub import quantize, resolve
 from harness.records import Limits
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -115,11 +115,11 @@ def test_adapters_switched_on_one_base_say_what_each_says_alone(machine, source,
     shared = ModelHost(source, machine)
     base, switched = scores(shared.base), []
     for folder in (*adapters, adapters[0]):
-        with shared.adapted(folder, str(folder)) as candidate:
+        with shared.use_adapter(folder, str(folder)) as candidate:
             switched.append(scores(candidate))
     alone = []
     for folder in adapters:
-        with ModelHost(source, machine).adapted(folder, str(folder)) as candidate:
+        with ModelHost(source, machine).use_adapter(folder, str(folder)) as candidate:
             alone.append(scores(candidate))
     assert switched == [*(pytest.approx(one, abs=1e-3) for one in alone), pytest.approx(alone[0], abs=1e-3)]
     assert scores(shared.base) == pytest.approx(base, abs=1e-3)
@@ -127,14 +127,14 @@ def test_adapters_switched_on_one_base_say_what_each_says_alone(machine, source,
 
 
 def test_a_base_in_nf4_says_what_it_says_on_the_cpu(machine, source):
-    here, there = (ModelHost(quantized(source, "nf4"), one).base for one in (machine, CPU))
+    here, there = (ModelHost(quantize(source, "nf4"), one).base for one in (machine, CPU))
     assert scores(here) == pytest.approx(scores(there), abs=0.2)
     assert scores(here) != pytest.approx(scores(ModelHost(source, CPU).base), abs=0.5)
 
 
 @pytest.mark.parametrize("method", [lora, qlora])
 def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny, source, tmp_path):
-    base = quantized(source, method.METHOD.quantization)
+    base = quantize(source, method.METHOD.quantization)
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
     made = method.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))

@@ -13,7 +13,7 @@ from beside_trl import Trained, by_harness, by_trl
 from random_llama import RandomModel
 
 from harness.models import memory
-from harness.models.hub import quantized
+from harness.models.hub import quantize
 from harness.records import Example
 from harness.training import FitContext, LowRankParams
 
@@ -53,7 +53,7 @@ def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[
     context = the_context(recipe, model, folder)
     ours = by_harness(context, recipe.params)
     plain = {name: by_trl(context, recipe.params, name) for name in attentions}
-    in_nf4 = replace(context, source=quantized(model.source, "nf4"), folder=folder / "qlora")
+    in_nf4 = replace(context, source=quantize(model.source, "nf4"), folder=folder / "qlora")
     qlora = by_harness(in_nf4, recipe.params)
     rows = [
         beside_trl_row(recipe, ours, plain["sdpa"]),

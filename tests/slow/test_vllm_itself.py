@@ -17,7 +17,7 @@ from harness.store import Store, list_runs
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.usefixtures("own_cache"),
-    pytest.mark.skipif(vllm.installed() is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(vllm.installed_version() is None, reason="vLLM is not installed"),
 ]
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
@@ -147,7 +147,7 @@ def test_an_answer_ends_at_the_models_own_end_token(ours, theirs):
 
 def test_an_adapter_says_what_it_says_in_transformers(ours, theirs, adapter):
     base = [x.logprob for x in theirs.base.loglikelihood(pairs(theirs.base))]
-    with ours.adapted(adapter, "one") as one, theirs.adapted(adapter, "one") as other:
+    with ours.use_adapter(adapter, "one") as one, theirs.use_adapter(adapter, "one") as other:
         assert_equal_likelihoods(one, other)
         assert answers(other, Limits(12)) == answers(one, Limits(12))
         changed = [x.logprob for x in other.loglikelihood(pairs(other))]
@@ -156,7 +156,7 @@ def test_an_adapter_says_what_it_says_in_transformers(ours, theirs, adapter):
 
 def test_the_base_is_exactly_itself_after_an_adapter(theirs, adapter):
     before = theirs.base.loglikelihood(pairs(theirs.base)), answers(theirs.base, Limits(12))
-    with theirs.adapted(adapter, "two") as candidate:
+    with theirs.use_adapter(adapter, "two") as candidate:
         assert candidate.loglikelihood(pairs(candidate)) != before[0]
     assert (theirs.base.loglikelihood(pairs(theirs.base)), answers(theirs.base, Limits(12))) == before
 
@@ -165,7 +165,7 @@ def test_an_adapter_on_the_vocabulary_is_refused(tiny, theirs, tmp_path):
     folder = adapter_on(tiny, tmp_path, r=4, target_modules=["q_proj", "lm_head"])
     with (
         pytest.raises(CandidateFailed, match="vLLM is not given an adapter on lm_head"),
-        theirs.adapted(folder, "x"),
+        theirs.use_adapter(folder, "x"),
     ):
         pass
 
@@ -173,7 +173,7 @@ def test_an_adapter_on_the_vocabulary_is_refused(tiny, theirs, tmp_path):
 def test_the_base_answers_again_after_a_call_that_failed(tiny, theirs, tmp_path):
     before = theirs.base.loglikelihood(pairs(theirs.base))
     folder = adapter_on(tiny, tmp_path, r=2 * vllm.MAX_RANK, target_modules="all-linear")
-    with pytest.raises(ValueError, match="rank"), theirs.adapted(folder, "wide") as candidate:
+    with pytest.raises(ValueError, match="rank"), theirs.use_adapter(folder, "wide") as candidate:
         candidate.loglikelihood(pairs(candidate))
     assert theirs.base.loglikelihood(pairs(theirs.base)) == before
 
@@ -202,7 +202,7 @@ def test_a_whole_comparison_gives_the_scores_of_transformers(compared):
     assert {(f.name, f.state, f.error) for f in theirs.facts} == {(f.name, "done", "") for f in ours.facts}
     one, other = ({f.name: f.target.score for f in found.facts} for found in (ours, theirs))
     assert other == pytest.approx(one)
-    assert report.to_json(theirs)["header"]["engine"] == f"vllm/{vllm.installed()}"
+    assert report.to_json(theirs)["header"]["engine"] == f"vllm/{vllm.installed_version()}"
 
 
 def test_weights_are_trained_once_and_rows_are_kept_apart_by_engine(compared):

@@ -30,7 +30,7 @@ from harness.experiment.scaffold.recognition import (
 )
 from harness.experiment.scaffold.time_bound import STEPS, bound_time, time_sentence
 from harness.experiment.scaffold.yaml_text import SCHEMA, experiment_text, suite_text
-from harness.formatting import counted, seconds
+from harness.formatting import pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
@@ -394,7 +394,7 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
         f"split{by}: {len(items.train):,} rows to train on, {len(items.validation):,} for validation, "
         f"{len(items.test):,} for test{drawn}"
     )
-    yield f"amount of data: {counted(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
+    yield f"amount of data: {pluralize(len(items.train), 'row')} to train on. {USUAL_AMOUNTS}"
     yield from items.removed
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"
@@ -421,8 +421,8 @@ def _sentences(seen: Seen, task: Task, items: TaskItems, candidates: Mapping[str
 def _warnings(items: TaskItems) -> Iterator[str]:
     if len(items.test) < _FEWEST_TEST:
         yield (
-            f"only {counted(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no difference "
-            "of two candidates can be shown with 95 % confidence; next: more rows, so that "
+            f"only {pluralize(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no "
+            "difference of two candidates can be shown with 95 % confidence; next: more rows, so that "
             "some hundred are for test"
         )
 

@@ -13,7 +13,7 @@ from harness.data.csv_header import is_csv, probable_row
 from harness.data.formats import Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
-from harness.formatting import counted
+from harness.formatting import pluralize
 from harness.models.hub import NAMES as EMBEDDED
 from harness.records import Example
 from harness.spec import HUB, Task
@@ -188,7 +188,7 @@ def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples:
     if kind == "labels" and (
         len(references_of(examples)) < 2 or any(len(e.references) > 1 for e in examples)
     ):
-        return f"{counted(len(references_of(examples)), 'different reference')}, or several a row"
+        return f"{pluralize(len(references_of(examples)), 'different reference')}, or several a row"
     if kind == "question" and not any(row.fields.get("context") for row in content):
         return f"{form} rows without a context"
     return f"{form} rows" if kind == "preference" and form != "preference" else ""

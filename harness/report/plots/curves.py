@@ -5,7 +5,7 @@ Invariant: the axis of the loss begins at 0; nothing is drawn that was not logge
 
 from harness import formatting
 from harness.records import TrainingRecord
-from harness.report.loss_curves import numeric_points, of_preferences, smoothed
+from harness.report.loss_curves import numeric_points, of_preferences, smooth
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0
@@ -26,7 +26,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     y = Scale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
     body = [text(0, 14, title, "strong"), *_legend(bool(validation)), *_axes(x, y, _of(training))]
     body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
-    body.append(path(((x(step), y(loss)) for step, loss in smoothed(training)), "train"))
+    body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
     body += [_validation_mark(step, loss, x, y) for step, loss in validation]
     return picture(_WIDTH, _HEIGHT, f"{_of(training).capitalize()} of {label} by step", body)
