@@ -16,7 +16,7 @@ from fake_facts import candidate, tuned
 
 from harness.cache import cache_dir
 from harness.cli import app, main
-from harness.cli.app import regressions_app, runs_app
+from harness.cli.app import data_app, regressions_app, runs_app
 from harness.cli.compare import brief_warnings, exit_code, metric_warnings
 from harness.cli.nightly import nightly_app
 from harness.decision import Decision
@@ -101,10 +101,11 @@ def test_the_version_is_printed_without_a_verb(harness):
 def test_every_verb_has_help(harness):
     verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
     verbs += [["regressions", name] for name in names(regressions_app)]
+    verbs += [["data", name] for name in names(data_app)]
     verbs += [["nightly", name] for name in names(nightly_app)]
     assert [v[-1] for v in verbs] == (
         "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
-        "list show diff rm add confirm run status ack install".split()
+        "list show diff rm add confirm clean run status ack install".split()
     )
     from typer.testing import CliRunner
 

@@ -3,12 +3,12 @@
 Invariant: rows alone decide, and what the user named goes before every guess; nothing is written.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
+from harness.data.columns import ANSWERS, QUESTIONS, filled_columns, guess_columns
 from harness.data.csv_header import is_csv, probable_row
 from harness.data.formats import Layout
 from harness.data.readers import Row
@@ -22,8 +22,6 @@ Kind = Literal["labels", "question", "preference", "text"]
 
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
 
-_QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
-_ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
 _GROUPS = ("article", "title", "document", "document_id", "doc_id", "conversation_id", "thread_id", "group")
 
 
@@ -78,7 +76,7 @@ def look(request: Request, content: readers.Rows) -> Seen:
 def _missing_header(request: Request, content: readers.Rows) -> Problem | None:
     """Phrase a CSV file whose first line is a row; None where a usual name or the user names a column."""
     names = list(content.rows[0].fields)
-    usual = {"id", *_QUESTIONS, *_ANSWERS, *_GROUPS} & {name.lower() for name in names}
+    usual = {"id", *QUESTIONS, *ANSWERS, *_GROUPS} & {name.lower() for name in names}
     usual |= {"".join(sorted(map(str.lower, names)))} & {"aq"}  # q,a, also where the answers are letters
     if request.prompt or request.reference or usual or not is_csv(content.shown):
         return None
@@ -97,11 +95,11 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     """Choose templates for the question, the answer and the cluster, as far as they are needed."""
     given = {"prompt": request.prompt, "reference": request.reference}
     fields = {key: _template(text) for key, text in given.items() if text}
-    columns = _columns(content.rows)
+    columns = filled_columns(content.rows)
     if layout is None and not (
         columns & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
     ):
-        fields = _guess_columns(content, columns, fields)
+        fields = guess_columns(content, columns, fields)
     group = next(
         (name for name in _GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
     )
@@ -112,49 +110,6 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
 
 def _template(text: str) -> str:
     return text if "{" in text else f"{{{text}}}"
-
-
-def _columns(content: Sequence[Row]) -> set[str]:
-    """Return the fields that most rows fill with a text or a number."""
-    names = {name for row in content for name in row.fields}
-    filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
-    return {name for name, n in filled.items() if 2 * n > len(content)}
-
-
-def _guess_columns(content: readers.Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
-    """Guess which column asks and which answers, by their names; of two, the one that varies less answers."""
-    plain = {
-        c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
-    }
-    asks = fields.get("prompt") or _by_name(plain, _QUESTIONS)
-    answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, _ANSWERS)
-    left = sorted(
-        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
-        key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
-    )
-    if answers is None and left and len(left) + bool(asks) == 2:
-        answers = f"{{{left.pop(0)}}}"
-    if asks is None and len(left) == 1:
-        asks = f"{{{left.pop()}}}"
-    if asks and answers:
-        return {**fields, "prompt": asks, "reference": answers}
-    lacking = " and ".join(what for what, found in (("question", asks), ("answer", answers)) if not found)
-    raise UserError(
-        Problem(
-            content.shown,
-            f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
-            "a known layout, or to be told",
-            "name the columns: --prompt COLUMN --reference COLUMN",
-        )
-    )
-
-
-def _by_name(columns: set[str], known: Iterable[str]) -> str | None:
-    """Find the column of a known name, else one in whose name it is a word: `Customer question`."""
-    words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
-    exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
-    part = (f"{{{c}}}" for name in known for c, of in words.items() if name in of)
-    return next(exact, None) or next(part, None)
 
 
 def _groups_rows(content: Sequence[Row], name: str) -> bool:

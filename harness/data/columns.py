@@ -1,0 +1,172 @@
+"""Columns that ask and columns that answer: by the layout of the rows, else by their usual names.
+
+Invariant: the rows alone decide, and what the user names goes before every guess.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from harness.data import formats
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError, did_you_mean
+
+QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
+ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
+_DOCUMENT = {"id", "title", "text", "source"}
+
+
+class Roles(NamedTuple):
+    """The columns that ask and those that answer; one in both holds turns, of which the last answers."""
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+class Asked(NamedTuple):
+    """The question of a row and its answers, each as one text."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+_ROLES = {
+    "chat": Roles(("messages",), ("messages",)),
+    "ShareGPT": Roles(("conversations",), ("conversations",)),
+    "prompt and completion": Roles(("prompt",), ("completion",)),
+    "Dolly": Roles(("instruction", "context"), ("response",)),
+    "Alpaca": Roles(("instruction", "input"), ("output",)),
+    "preference": Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected")),
+}
+
+
+def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
+    """Find the columns that ask and answer; `prompt` and `reference` name those that are not to be guessed.
+
+    Raises:
+        UserError: no row has a named column, or no columns clearly ask and answer.
+    """
+    names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
+    for option, column in (("--prompt", prompt), ("--reference", reference)):
+        if column is not None:
+            require_column(content.shown, names, column, option)
+    found = _roles(content, {"prompt": prompt, "reference": reference})
+    return Roles((prompt,) if prompt else found.questions, (reference,) if reference else found.answers)
+
+
+def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
+    """Refuse a column that no row has.
+
+    Raises:
+        UserError: the column is not among the names.
+    """
+    if column not in (names := set(names)):
+        raise UserError(
+            Problem(f"{shown}, {option}", f"no column {column!r}", "a column", did_you_mean(column, names))
+        )
+
+
+def asked(row: Row, roles: Roles) -> Asked:
+    """Return what a row asks and answers; a missing value is an empty text."""
+    fields = row.fields
+    if roles.answers == ("chosen", "rejected"):
+        fields = _pair(row)
+    if set(roles.questions) & set(roles.answers):
+        turns = fields.get(roles.questions[0])
+        turns = [turn for turn in turns if not _is_system(turn)] if isinstance(turns, list) else [turns]
+        return Asked(plain_text(turns[:-1]), (plain_text(turns[-1:]),))
+    parts = (plain_text(fields.get(name)) for name in roles.questions)
+    return Asked(
+        "\n".join(part for part in parts if part.strip()),
+        tuple(plain_text(fields.get(name)) for name in roles.answers),
+    )
+
+
+def plain_text(value: Any) -> str:
+    """Join the texts of a value: of turns what was said, of lists and objects all that they hold."""
+    if isinstance(value, list):
+        return "\n".join(map(plain_text, value))
+    if isinstance(value, dict):
+        said = next((value[name] for name in ("content", "value", "text") if name in value), None)
+        return plain_text(said if said is not None else list(value.values()))
+    return "" if value is None else str(value)
+
+
+def filled_columns(content: Sequence[Row]) -> set[str]:
+    """Return the fields that most rows fill with a text or a number."""
+    names = {name for row in content for name in row.fields}
+    filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
+    return {name for name, n in filled.items() if 2 * n > len(content)}
+
+
+def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
+    """Guess which column asks and which answers, by their names; of two, the one that varies less answers.
+
+    `fields` holds templates for `prompt` and `reference` as far as they are known; so does what comes back.
+
+    Raises:
+        UserError: no column is clearly the question, or none the answer.
+    """
+    plain = {
+        c for c in columns if all(isinstance(r.fields.get(c), str | int | float | None) for r in content.rows)
+    }
+    asks = fields.get("prompt") or _by_name(plain, QUESTIONS)
+    answers = fields.get("reference") or _by_name(plain - {(asks or "").strip("{}")}, ANSWERS)
+    left = sorted(
+        plain - {"id"} - {(asks or "").strip("{}"), (answers or "").strip("{}")},
+        key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
+    )
+    if answers is None and left and len(left) + bool(asks) == 2:
+        answers = f"{{{left.pop(0)}}}"
+    if asks is None and len(left) == 1:
+        asks = f"{{{left.pop()}}}"
+    if asks and answers:
+        return {**fields, "prompt": asks, "reference": answers}
+    lacking = " and ".join(what for what, found in (("question", asks), ("answer", answers)) if not found)
+    raise UserError(
+        Problem(
+            content.shown,
+            f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
+            "a known layout, or to be told",
+            "name the columns: --prompt COLUMN --reference COLUMN",
+        )
+    )
+
+
+def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
+    columns, layout = filled_columns(content.rows), formats.recognise(content.rows)
+    if all(given.values()):
+        return Roles((), ())
+    if layout is not None and layout.name in _ROLES:
+        return _ROLES[layout.name]
+    if layout is not None:  # questions, with one accepted answer or several
+        return Roles(("question", "context"), ("answers",) if "answers" in columns else ("answer",))
+    names = {name for row in content.rows for name in row.fields}
+    asks, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
+    if asks and answers:
+        return Roles(tuple(sorted(asks)), tuple(sorted(answers)))
+    if columns <= _DOCUMENT and "text" in columns:
+        return Roles(("text",), ())
+    known = {key: f"{{{column}}}" for key, column in given.items() if column}
+    guessed = guess_columns(content, columns, known)
+    return Roles((guessed["prompt"].strip("{}"),), (guessed["reference"].strip("{}"),))
+
+
+def _pair(row: Row) -> dict[str, Any]:
+    """Return the fields of a pair with its question; as they are where it cannot be read as one."""
+    try:
+        return formats.read_pair(row).fields
+    except UserError:
+        return row.fields
+
+
+def _is_system(turn: Any) -> bool:
+    return isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
+
+
+def _by_name(columns: set[str], known: Iterable[str]) -> str | None:
+    """Find the column of a known name, else one in whose name it is a word: `Customer question`."""
+    words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
+    exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
+    part = (f"{{{c}}}" for name in known for c, of in words.items() if name in of)
+    return next(exact, None) or next(part, None)

@@ -1,0 +1,108 @@
+"""Clean rows: encoding mended, one Unicode form, no trailing spaces, no row without question or answer.
+
+Invariant: typography, HTML and letter case stay as they are; cleaning what is clean changes nothing.
+Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standard Annex 15, form NFC.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from harness.data.columns import Roles, asked
+from harness.data.edit.change import Change, Outcome, drop
+from harness.data.edit.decisions import Decision, line_of
+from harness.data.readers import Row
+
+if TYPE_CHECKING:
+    from ftfy import TextFixerConfig
+
+_ENCODING, _SIGNS, _FORM, _SPACES = (
+    "encoding mended",
+    "control characters or line ends mended",
+    "composed as NFC",
+    "trailing spaces cut",
+)
+
+
+def clean(
+    rows: Iterable[Row], roles: Roles, decisions: Mapping[int, Decision] | None = None
+) -> Iterator[Outcome]:
+    """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer."""
+    for row in rows:
+        decision = (decisions or {}).get(line_of(row))
+        if decision and decision.decision == "drop":
+            yield drop(row, "decided")
+            continue
+        reasons: dict[str, None] = {}
+        fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
+        if decision and decision.decision == "relabel" and fields.get(roles.answers[0]) != decision.label:
+            fields[roles.answers[0]] = decision.label
+            reasons[f"relabelled in {roles.answers[0]!r}"] = None
+        cleaned = Row(row.where, fields)
+        if empty := _empty_part(cleaned, roles):
+            yield drop(row, empty)
+        elif reasons:
+            yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
+        else:
+            yield Outcome(row)
+
+
+def _empty_part(row: Row, roles: Roles) -> str:
+    """Say which part of a row is empty; a preference pair needs both of its answers."""
+    question, answers = asked(row, roles)
+    if roles.questions and not question.strip():
+        return "an empty question"
+    lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)
+    if roles.answers and (lacks_one or not any(answer.strip() for answer in answers)):
+        return "an empty answer"
+    return ""
+
+
+def _clean_value(value: Any, name: str, reasons: dict[str, None]) -> Any:
+    """Clean the texts of a value, also within lists and objects; note what was done, and in which column."""
+    if isinstance(value, str):
+        cleaned, done = clean_text(value)
+        reasons.update(dict.fromkeys(f"{reason} in {name!r}" for reason in done))
+        return cleaned
+    if isinstance(value, list):
+        return [_clean_value(inner, name, reasons) for inner in value]
+    if isinstance(value, dict):
+        return {key: _clean_value(inner, name, reasons) for key, inner in value.items()}
+    return value
+
+
+def clean_text(text: str) -> tuple[str, list[str]]:
+    """Return a text as it should be, and what was done to it.
+
+    Steps are repeated until none changes anything, since mending one damage may uncover another.
+    """
+    done: dict[str, None] = {}
+    before = None
+    while text != before and not (text.isascii() and text.isprintable() and text[-1:] != " "):
+        before = text
+        for reason, step in _steps().items():
+            after = step(text)
+            if after != text:
+                text, done[reason] = after, None
+    return text, list(done)
+
+
+@cache
+def _steps() -> dict[str, Any]:
+    import ftfy
+
+    signs: TextFixerConfig = ftfy.TextFixerConfig(
+        unescape_html=False,
+        fix_encoding=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        normalization=None,
+    )
+    return {
+        _ENCODING: ftfy.fix_encoding,
+        _SIGNS: lambda text: ftfy.fix_text(text, signs),
+        _FORM: lambda text: unicodedata.normalize("NFC", text),
+        _SPACES: str.rstrip,
+    }

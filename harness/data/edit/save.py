@@ -1,0 +1,221 @@
+"""Saved edits: a new file of rows beside its manifest, `NAME.manifest.json`.
+
+Invariant: a file appears whole or not at all, never before its manifest and never in place of another; the
+manifest holds no date, so that one command on the same files gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import __version__
+from harness.data import readers
+from harness.data.edit.change import Change, Outcome
+from harness.data.edit.row_files import KINDS, row_suffix, write_rows
+from harness.data.readers import Row
+from harness.errors import Problem, UserError
+from harness.provenance.code_versions import versions_of
+from harness.records import canonical_json, checksum, parse_json
+from harness.spec import HUB
+
+MANIFEST = ".manifest.json"
+SPLIT_MANIFEST = f"split{MANIFEST}"
+_LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
+
+
+class Edit(NamedTuple):
+    """A verb with its parameters, the files that it reads, and what is to be said of licence and persons."""
+
+    verb: str
+    parameters: Mapping[str, Any]
+    inputs: Sequence[str]
+    licenses: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class Saved(NamedTuple):
+    """Manifest of an edit and the changes in it; written to disk but for a dry run."""
+
+    manifest: dict[str, Any]
+    changes: list[Change]
+
+
+def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> None:
+    """Refuse an output that is there already, or cannot be written.
+
+    Raises:
+        UserError: the output is one of the inputs, also by a link, exists, is of no known kind, or its folder
+            is missing.
+    """
+    same = (path for path in inputs if not path.startswith(HUB) and _is_same(out, Path(path)))
+    shown = readers.display_path(str(out))
+    if (path := next(same, None)) is not None:
+        found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
+        raise UserError(Problem(f"--out {shown}", found, "a new file: rows are never changed in place"))
+    if not out.absolute().parent.is_dir():
+        step = f"mkdir -p {shlex.quote(str(out.parent))}"
+        raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "a folder that is there", step))
+    if folder:
+        _refuse_full(out, shown)
+        return
+    if not row_suffix(out.name):
+        expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
+        raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected))
+    for there in (out, out.with_name(out.name + MANIFEST)):
+        if os.path.lexists(there):
+            found, step = "a file that is there already", "name another file, or remove that one"
+            raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))
+
+
+def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = False) -> Saved:
+    """Write what is left of the rows, and the manifest; a dry run only counts.
+
+    Raises:
+        UserError: a row holds what such a file cannot hold, or nothing is left.
+    """
+    changes: list[Change] = []
+    counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
+    rows = _tallied(outcomes, changes, counts)
+    data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", MANIFEST))
+    try:
+        if dry_run:
+            for _ in rows:
+                pass
+        else:
+            write_rows(data, row_suffix(out.name), rows, edit.inputs)
+        if not counts["written"] and not dry_run:
+            raise nothing_left(edit, counts["dropped"])
+        outputs = [] if dry_run else [{"file": out.name, "sha256": checksum(data)}]
+        made = manifest(edit, outputs, counts, changes)
+        if not dry_run:
+            told.write_text(manifest_text(made), encoding="utf-8")
+            for scratch, name in ((told, out.name + MANIFEST), (data, out.name)):
+                sync(scratch)
+                scratch.replace(out.with_name(name))
+            sync(out.absolute().parent)
+    finally:
+        data.unlink(missing_ok=True)
+        told.unlink(missing_ok=True)
+    return Saved(made, changes)
+
+
+def nothing_left(edit: Edit, n_dropped: int) -> UserError:
+    """Phrase an edit of which no row would be left."""
+    found = f"{n_dropped:,} rows, all of them dropped" if n_dropped else "an empty file"
+    return UserError(Problem(", ".join(map(readers.display_path, edit.inputs)), found, "at least one row"))
+
+
+def manifest(
+    edit: Edit, outputs: Sequence[Mapping[str, Any]], counts: Mapping[str, int], changes: Sequence[Change]
+) -> dict[str, Any]:
+    """Return the manifest of an edit in plain types, every change by file and line.
+
+    Raises:
+        UserError: the manifest of an input cannot be read.
+    """
+    before = {path: _manifest_of(path) for path in edit.inputs}
+    libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
+    return {
+        "command": f"harness data {edit.verb}",
+        "parameters": dict(edit.parameters),
+        "versions": {"harness": __version__, **versions_of("data", "edit"), "libraries": libraries},
+        "inputs": [_input(path, before[path]) for path in edit.inputs],
+        "outputs": list(outputs),
+        "counts": dict(counts),
+        "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
+        "licenses": _joined((b["licenses"] for b in before.values() if b), edit.licenses),
+        "notes": _joined((b["notes"] for b in before.values() if b), edit.notes),
+        "rows": [change.plain() for change in changes],
+    }
+
+
+def manifest_text(made: Mapping[str, Any]) -> str:
+    """Write a manifest as JSON, one row a line."""
+    head = json.dumps(
+        {key: value for key, value in made.items() if key != "rows"}, indent=2, ensure_ascii=False
+    )
+    rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in made["rows"])
+    return f'{head[:-2]},\n  "rows": [{f"{chr(10)}{rows}{chr(10)}  " if rows else ""}]\n}}\n'
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _tallied(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
+    for row, change in outcomes:
+        counts["read"] += 1
+        if change:
+            changes.append(change)
+            counts[change.kind] += 1
+        if row is not None:
+            counts["written"] += 1
+            yield row
+
+
+def _is_same(out: Path, path: Path) -> bool:
+    with suppress(OSError):
+        return out.samefile(path)
+    return False
+
+
+def _refuse_full(out: Path, shown: str) -> None:
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+        found = "a folder that is not empty" if out.is_dir() else "a file that is there already"
+        step = "name another folder, or remove that one"
+        raise UserError(Problem(f"--out {shown}", found, "a new folder", step))
+
+
+def _input(path: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Name a file with the digest of its content; of a data set on the hub, that of its rows."""
+    shown = readers.display_path(path)
+    made = {"manifest": hashlib.sha256(canonical_json(before).encode()).hexdigest()} if before else {}
+    if Path(path).is_file():
+        return {"file": shown, "sha256": checksum(Path(path)), **made}
+    rows = hashlib.sha256()
+    for row in readers.stream(path, "train"):
+        rows.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
+    return {"file": shown, "sha256": rows.hexdigest()}
+
+
+def _manifest_of(path: str) -> dict[str, Any] | None:
+    """Read the manifest beside a file, or of the split that it is a part of."""
+    file = Path(path)
+    if path.startswith(HUB):
+        return None
+    for there in (file.with_name(file.name + MANIFEST), file.with_name(SPLIT_MANIFEST)):
+        if there.is_file():
+            found = _read_manifest(there)
+            if file.name in [output.get("file") for output in found["outputs"]]:
+                return found
+    return None
+
+
+def _read_manifest(there: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = parse_json(there.read_bytes())
+        lists = [found["licenses"], found["notes"], found["outputs"]]
+    except (ValueError, LookupError, TypeError):
+        lists = []
+    if not lists or not all(isinstance(one, list) for one in lists):
+        expected = "a manifest as harness data writes them"
+        step = "remove it, or write it again"
+        raise UserError(Problem(readers.display_path(str(there)), "a damaged manifest", expected, step))
+    return found
+
+
+def _joined(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*(one for of in before for one in of), *given]))

@@ -1,0 +1,291 @@
+"""Edits of rows: what is written, what is dropped and why, and that nothing is invented or half-written."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.cli import main
+from harness.data import readers
+from harness.data.columns import Roles, find_roles
+from harness.data.edit.change import written
+from harness.data.edit.clean import clean, clean_text
+from harness.data.readers import Row, Rows
+from harness.records import checksum
+
+ASKED = Roles(("text",), ("label",))
+WORDS = st.text(st.sampled_from("ab é\u0301Ã¼\x07“ "), max_size=5)
+
+
+def rows_of(*fields):
+    return [Row(f"r.jsonl:{i}", of) for i, of in enumerate(fields, start=1)]
+
+
+def some_rows(*columns):
+    return st.lists(st.fixed_dictionaries(dict.fromkeys(columns, WORDS)), max_size=8).map(
+        lambda f: rows_of(*f)
+    )
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, capsys):
+    """Return `harness data` in a folder; it gives the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["harness", "data", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+def done(data, *words):
+    code, out, err = data(*words)
+    assert code == 0, err
+    return out
+
+
+def refused(data, *words):
+    """Return the error of a command that is refused, and assert that it wrote nothing."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    code, _, err = data(*words)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    return err.splitlines()[-1]
+
+
+def read(path):
+    return [row.fields for row in readers.read(str(path), "train").rows]
+
+
+def manifest(path):
+    return json.loads(Path(f"{path}.manifest.json").read_text())
+
+
+# Clean
+
+
+@pytest.mark.parametrize(
+    ("damaged", "mended"),
+    [
+        ("RÃ¼ckerstattung â€“ ja", "Rückerstattung – ja"),
+        ("caf" + "e\u0301", "café"),
+        ("ends  \n", "ends"),
+        ("one\r\ntwo\x07", "one\ntwo"),
+    ],
+)
+def test_a_damaged_text_is_mended(damaged, mended):
+    assert clean_text(damaged)[0] == mended
+
+
+@pytest.mark.parametrize("text", ["“x” &amp; <b>", "ﬁne ＡＢ", "  indented\n  code", "Ａ 1 ² ³"])
+def test_typography_html_and_indents_stay(text):
+    assert clean_text(text) == (text, [])
+
+
+@given(st.text())
+def test_cleaning_a_clean_text_changes_nothing(text):
+    once = clean_text(text)[0]
+    assert clean_text(once) == (once, [])
+
+
+@given(some_rows("text", "label", "other"))
+def test_every_row_is_written_or_dropped_once_and_in_order(rows):
+    outcomes = list(clean(rows, ASKED))
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
+    for row, (new, change) in zip(rows, outcomes, strict=True):
+        assert (new is None) == (bool(change) and change.kind == "dropped")
+        assert new is None or new.fields.keys() == row.fields.keys()
+        assert new is None or change or new == row
+
+
+def test_rows_without_question_or_answer_are_dropped_and_named():
+    rows = rows_of({"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"text": "b", "label": None})
+    outcomes = list(clean(rows, ASKED))
+    assert [o.row is None for o in outcomes] == [False, True, True]
+    assert [str(o.change) for o in outcomes[1:]] == [
+        "r.jsonl:2: dropped, an empty question",
+        "r.jsonl:3: dropped, an empty answer",
+    ]
+
+
+def test_a_conversation_ends_with_its_answer():
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
+    rows = rows_of({"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "Yes "}]})
+    outcomes = list(clean(rows, find_roles(Rows("r.jsonl", "r", rows))))
+    assert outcomes[0].change.reason == "an empty answer"
+    assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
+
+
+def test_a_pair_needs_both_answers_and_a_question_one():
+    pairs = rows_of(
+        {"prompt": "a", "chosen": "x", "rejected": ""}, {"prompt": "a", "chosen": "x", "rejected": "y"}
+    )
+    assert written(clean(pairs, find_roles(Rows("r", "r", pairs)))) == pairs[1:]
+    asked = rows_of({"question": "a", "answers": ["", "x"]}, {"question": "a", "answers": []})
+    assert written(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
+
+
+def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
+    Path("t.csv").write_text("text;label;no\nRÃ¼ck;refund;1\n;refund;2\nHi ;card;3\n", encoding="utf-8")
+    said = done(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
+    done(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
+    assert said.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
+    assert read("a.csv") == [
+        {"text": "Rück", "label": "refund", "no": "1"},
+        {"text": "Hi", "label": "card", "no": "3"},
+    ]
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    told = Path("a.csv.manifest.json").read_text()
+    assert told.replace("a.csv", "b.csv") == Path("b.csv.manifest.json").read_text()
+    found = manifest("a.csv")
+    assert found["inputs"] == [{"file": "t.csv", "sha256": checksum(Path("t.csv"))}]
+    assert found["outputs"] == [{"file": "a.csv", "sha256": checksum(Path("a.csv"))}]
+    assert [row["row"] for row in found["rows"]] == ["t.csv:2", "t.csv:3", "t.csv:4"]
+    assert (found["licenses"], found["notes"]) == (["CC0"], ["no names"])
+
+
+def test_licence_and_notes_are_carried_along(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    done(data, "clean", "r.jsonl", "--out", "a.jsonl", "--license", "CC0")
+    done(data, "clean", "a.jsonl", "--out", "b.jsonl", "--note", "no names")
+    assert (manifest("b.jsonl")["licenses"], manifest("b.jsonl")["notes"]) == (["CC0"], ["no names"])
+
+
+def test_a_dry_run_prints_the_changes_and_writes_nothing(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}, {"prompt": "b", "reference": ""}])
+    said = done(data, "clean", "r.jsonl", "--dry-run")
+    assert "r.jsonl:2: dropped, an empty answer" in said
+    assert sorted(p.name for p in Path().iterdir()) == ["r.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["n.jsonl", "n.json", "n.jsonl.gz", "n.parquet"])
+def test_types_columns_and_order_stay(data, name):
+    rows = [{"prompt": "b", "reference": "x", "n": 2, "w": 0.5, "tags": ["u"], "ok": True}] * 2
+    rows.append({"prompt": "a", "reference": "y", "n": None, "w": 1.0, "tags": [], "ok": False})
+    jsonl(Path("r.jsonl"), rows)
+    done(data, "clean", "r.jsonl", "--out", name)
+    assert read(name) == rows
+    done(data, "clean", name, "--out", "again.jsonl")
+    assert read("again.jsonl") == rows
+
+
+def test_types_of_parquet_stay(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [
+            ("prompt", pyarrow.large_string()),
+            ("reference", pyarrow.string()),
+            ("n", pyarrow.int8()),
+            ("t", "date32"),
+        ]
+    )
+    made = pyarrow.Table.from_pylist([{"prompt": "a ", "reference": "x", "n": 1, "t": None}] * 3, schema)
+    pyarrow.parquet.write_table(made, "r.parquet")
+    done(data, "clean", "r.parquet", "--out", "n.parquet")
+    assert pyarrow.parquet.read_schema("n.parquet") == schema
+
+
+def test_decisions_drop_keep_and_relabel(data):
+    file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
+    rows = {"1": {"decision": "drop"}, "2": {"decision": "relabel", "label": "y"}, "3": {"decision": "keep"}}
+    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), "rows": rows}))
+    done(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
+    assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
+    assert manifest("n.jsonl")["parameters"]["decisions"]["sha256"] == checksum(Path("d.json"))
+
+
+@pytest.mark.parametrize(
+    ("decisions", "found"),
+    [
+        ({"digest": "0" * 64, "rows": {}}, "decisions on another content"),
+        ({"rows": {"9": {"decision": "drop"}}}, "no row in that line"),
+        ({"rows": {"1": {"decision": "mend"}}}, "drop, keep or relabel"),
+        ({"rows": {"1": {"decision": "relabel"}}}, "relabel without a label"),
+        ({"rows": 3}, "no decisions"),
+    ],
+)
+def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), **decisions}))
+    assert found in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+
+
+# Files that cannot be read or written
+
+
+def links(file):
+    Path("soft.jsonl").symlink_to(file)
+    Path("hard.jsonl").hardlink_to(file)
+
+
+@pytest.mark.parametrize("out", ["r.jsonl", "./r.jsonl", "soft.jsonl", "hard.jsonl"])
+def test_rows_are_never_changed_in_place(data, out):
+    links(jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}]))
+    assert "never changed in place" in refused(data, "clean", "r.jsonl", "--out", out)
+
+
+def test_an_output_that_is_there_is_refused(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    jsonl(Path("n.jsonl"), [{"mine": 1}])
+    assert "there already" in refused(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    Path("m.jsonl.manifest.json").write_text("{}")
+    assert "m.jsonl.manifest.json" in refused(data, "clean", "r.jsonl", "--out", "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--out FILE"),
+        (("--out", "n.xlsx"), "ends with .jsonl"),
+        (("--out", "gone/n.jsonl"), "mkdir -p gone"),
+        (("--out", "n.jsonl", "--prompt", "promt"), "did you mean 'prompt'?"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words, said):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert said in refused(data, "clean", "r.jsonl", *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", b"", "an empty file"),
+        ("r.csv", b"text,label\n", "an empty file"),
+        ("r.jsonl", b'{"prompt": "a", "reference": "x"}\n{"prompt": \n', "r.jsonl:2: found malformed JSON"),
+        ("r.csv", b"text,label\na,x\nb\n", "r.csv:3: found another number of fields"),
+        ("r.jsonl.gz", gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99)[:-9], "a broken gzip file"),
+        ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
+        ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
+        ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt COLUMN --reference COLUMN"),
+        ("r.jsonl", b'{"prompt": "a", "reference": ""}\n', "all of them dropped"),
+        ("r.jsonl", b'{"prompt": "a", "reference": "x", "n": 1e999}\n', "JSON cannot hold"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
+    Path(name).write_bytes(content)
+    assert said in refused(data, "clean", name, "--out", "n.jsonl")
+
+
+def test_mixed_types_are_refused_where_a_column_has_one_type(data):
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
+    assert "r.jsonl:2: found a str in 'n'" in refused(data, "clean", "r.jsonl", "--out", "n.parquet")
+    jsonl(Path("l.jsonl"), [{"prompt": "a", "reference": "x", "n": [1]}])
+    assert "l.jsonl:1: found a list in 'n'" in refused(data, "clean", "l.jsonl", "--out", "n.csv")
+    done(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
