@@ -90,15 +90,18 @@ def mean_change(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,
     correlations: Array | None = None,
+    n_repeated: int = 0,
 ) -> Estimate:
     """Average the deltas of tasks, their intervals combined by MOVER, over the items of all of them.
+
+    Of these `n_repeated` are items of another of the tasks again, and not counted once more.
 
     Raises:
         ValueError: there is no comparison.
     """
     ends = [stats.Interval(c.low, c.high) for c in comparisons]
     delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends, weights, correlations)
-    return Estimate(delta, low, high, sum(c.n for c in comparisons))
+    return Estimate(delta, low, high, sum(c.n for c in comparisons) - n_repeated)
 
 
 def orient(comparison: Comparison) -> Comparison:

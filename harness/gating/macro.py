@@ -141,7 +141,8 @@ def macro_between(
     if not found:
         return None
     shared = find_shared_items(measured, found, cut)
-    return comparison.mean_change([t.counted for t in found], shared.weights(found), shared.matrix(found))
+    deltas, weights = [t.counted for t in found], shared.weights(found)
+    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)
 
 
 def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: Split) -> TaskComparison | None:

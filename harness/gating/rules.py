@@ -106,7 +106,7 @@ def apply_rules(
     return Verdict(
         outcome=outcome,
         rules=rules,
-        macro=macro_estimate(admitted, macro, identical) if macro else None,
+        macro=macro_estimate(admitted, macro, identical, shared) if macro else None,
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
         missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
@@ -164,7 +164,7 @@ def macro_rule(
     if macro is None:
         said = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", said + tail, facts)
-    found = macro_estimate(admitted, macro, identical)
+    found = macro_estimate(admitted, macro, identical, shared)
     outcome = _outcome(macro.lower, macro.upper, margin)
     facing = facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
     planned = planned_parts(admitted, macro, shared)
@@ -432,12 +432,14 @@ def _outcome(lower: float, upper: float, margin: float) -> Outcome:
     return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
 
 
-def macro_estimate(admitted: Sequence[TaskComparison], macro: Macro, identical: bool) -> Estimate:
-    """Return the macro delta with its 95 % interval, over the items of all admitted tasks."""
+def macro_estimate(
+    admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
+) -> Estimate:
+    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each once."""
     comparisons = [t.counted for t in admitted]
     if identical:
-        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons))
-    return comparison.mean_change(comparisons, macro.weights, macro.correlations)
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
 
 
 def _facing_se(c: Comparison, margin: float) -> float:

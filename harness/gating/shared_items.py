@@ -32,12 +32,13 @@ class SharedItems(NamedTuple):
     """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
 
     `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
-    for a reader who shares what.
+    for a reader who shares what. Of what counts, `n_repeated` items are those of another task again.
     """
 
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
+    n_repeated: int = 0
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
         """Name the tasks that hold a task's items: itself, where no other does."""
@@ -91,7 +92,13 @@ def find_shared_items(
         {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
         tuple(_said(n_shared, groups, sizes)),
+        _n_repeated(list(moves.values())),
     )
+
+
+def _n_repeated(moves: Sequence[_Moves]) -> int:
+    """Count the items that another of the tasks holds as well, each once less than it stands there."""
+    return sum(len(m.cluster_of) for m in moves) - len({d for m in moves for d in m.cluster_of})
 
 
 def _documents(m: Measurement) -> dict[str, str]:

@@ -47,13 +47,11 @@ from harness.stats.paired import (
     McNemar,
     mcnemar,
     tango_interval,
-    tango_noninferiority_p,
     tango_regression_p,
     tango_z,
 )
 from harness.stats.pareto import hypervolume, pareto_front
 from harness.stats.power import (
-    noninferiority_n,
     noninferiority_power,
     paired_se,
     regression_power,
@@ -128,7 +126,6 @@ __all__ = [
     "mcnemar",
     "mover_mean",
     "neyman_allocation",
-    "noninferiority_n",
     "noninferiority_power",
     "paired_delta",
     "paired_se",
@@ -145,7 +142,6 @@ __all__ = [
     "t_interval",
     "t_quantile",
     "tango_interval",
-    "tango_noninferiority_p",
     "tango_regression_p",
     "tango_z",
     "unique_share",

@@ -80,19 +80,6 @@ def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -
     return Interval(low, high)
 
 
-def tango_noninferiority_p(gains: float, losses: float, n: float, margin: float) -> float:
-    """Return the one-sided p of H0: delta ≤ −margin; small shows non-inferiority.
-
-    1 − Φ(`tango_z` at −margin). Not for clustered items unless the counts are effective.
-
-    Raises:
-        ValueError: the counts are negative or more than n, or n is 0.
-
-    Source: Tango 1998.
-    """
-    return float(special.ndtr(-tango_z(gains, losses, n, -margin)))
-
-
 def tango_regression_p(gains: float, losses: float, n: float, margin: float) -> float:
     """Return the one-sided p of H0: delta ≥ −margin; small shows a loss beyond the margin.
 

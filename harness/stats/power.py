@@ -1,4 +1,4 @@
-"""Power and sample size of paired comparisons.
+"""Power of paired comparisons.
 
 Invariant: normal approximations, one-sided.
 """
@@ -52,29 +52,6 @@ def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05
     Source: Chow, Shao & Wang 2008.
     """
     return _power(-(delta + margin) / _positive(se), alpha)
-
-
-def noninferiority_n(
-    disagreement: float, margin: float, alpha: float = 0.05, power: float = 0.8, delta: float = 0.0
-) -> float:
-    """Return the items needed to show delta > −margin, one-sided α, with the power asked.
-
-    (z_{1−α} + z_power)² (d − δ²)/(m + δ)², not rounded, d the share of items that differ (never less
-    than |δ|). With clusters multiply by the design effect. A normal approximation: not for fewer than
-    some five differing items.
-
-    Raises:
-        ValueError: the disagreement is negative, or the true delta is at or beyond −margin, so no
-            number of items would do.
-
-    Source: Lu & Bean 1995; Chow, Shao & Wang 2008.
-    """
-    if disagreement < 0:
-        raise ValueError(f"expected disagreement >= 0, found {disagreement}")
-    if delta + margin <= 0:
-        raise ValueError(f"a true delta of {delta} cannot be shown to be above −{margin}")
-    z = z_quantile(1 - alpha) + z_quantile(power)
-    return z**2 * (max(disagreement, abs(delta)) - delta**2) / (margin + delta) ** 2
 
 
 def _power(distance: float, alpha: float) -> float:

@@ -2,27 +2,30 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.decision import CandidateFacts, Family, place_in_family
 from harness.evaluation import sampling
-from harness.experiment.fewer_items import _is_settled
-from harness.gating import Measurement, cut_tasks, judge, measured_half
+from harness.experiment.fewer_items import _is_settled, is_settled
+from harness.gating import Measurement, TaskComparison, cut_tasks, judge, measured_half
 from harness.gating.halves import HALVES
 from harness.records import SampleResult
+from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, Claim, at_least, at_most
+from tests.calibration.decisions import decided, tuned
 from tests.calibration.draws import (
     EXACT,
     Groups,
     Law,
+    Pair,
     binary,
     draw,
     equal,
     graded,
     lognormal,
-    make_rows,
     pair,
     single,
     skewed,
@@ -57,20 +60,19 @@ class LargeTask:
     """A task whose base's margins say how probably each item flips; the base is right on 60 %."""
 
     def __init__(self, name: str, n: int, delta: float) -> None:
-        self.name, self.metric, self.delta = name, EXACT, delta
-        self.rows, self.n = make_rows(EXACT, single(n), name), n
+        self.name, self.metric, self.delta, self.n = name, EXACT, delta, n
+        self.pair = pair(binary(), single(n), name)
 
-    def draw(self, rng: np.random.Generator) -> tuple[list[SampleResult], np.ndarray]:
-        """Draw the base's rows with their margins, and the candidate's scores (n,)."""
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """Draw the rows of both arms, the base's with their margins."""
         far, right = rng.exponential(1.0, self.n), rng.random(self.n) < 0.6
         closeness = 0.35 * np.exp(-far)  # 17.5 % on average
         flips = rng.random(self.n) < closeness * np.where(right, 1 - self.delta / 0.175 / 0.6, 1.5)
         margins = np.where(right, far, -far)
-        base = [
-            replace(row, margin=m, parts={"exact_match": (float(r),)})
-            for row, m, r in zip(self.rows, margins.tolist(), right, strict=True)
-        ]
-        return base, np.where(flips, ~right, right).astype(float)
+        self.pair.score(right.astype(float), np.where(flips, ~right, right).astype(float))
+        for row, margin in zip(self.pair.base, margins.tolist(), strict=True):
+            put(row, "margin", margin)
+        return self.pair
 
 
 class PlainTask:
@@ -80,10 +82,9 @@ class PlainTask:
         self.name, self.metric = name, law.metric
         self.law, self.groups, self.pair = law, groups, pair(law, groups, name)
 
-    def draw(self, rng: np.random.Generator) -> tuple[list[SampleResult], np.ndarray]:
-        """Draw the base's rows, and the candidate's scores (n,)."""
-        old, new = draw(self.law, self.groups, rng)
-        return self.pair.score(old, new).base, new
+    def draw(self, rng: np.random.Generator) -> Pair:
+        """Draw the rows of both arms."""
+        return self.pair.score(*draw(self.law, self.groups, rng))
 
 
 Drawn = LargeTask | PlainTask
@@ -107,34 +108,137 @@ def looks_cell(
 
 def settled(tasks: Sequence[Drawn], policy: GatePolicy, rng: np.random.Generator) -> tuple[str, int]:
     """Draw tasks and return what the macro says at the look that settles the verdict, and which that is."""
-    drawn = {t.name: t.draw(rng) for t in tasks}
-    pools = {t.name: pool for t in tasks if (pool := sampling.pool_of(drawn[t.name][0], t.metric))}
+    drawn, said = {t.name: t.draw(rng) for t in tasks}, ("", 0)
+    for look, (at_look, chosen) in enumerate(looks(tasks, drawn, policy, rng)):
+        measured = [_asked(t, drawn[t.name], chosen[t.name]) for t in tasks]
+        found = judge(measured, at_look, target=None, identical=False).verdict
+        said = outcome(found, "macro"), look
+        if _is_settled(found):
+            break
+    return said
+
+
+Weights = Mapping[str, float]
+
+
+def looks(
+    tasks: Sequence[Drawn], drawn: Mapping[str, Pair], policy: GatePolicy, rng: np.random.Generator
+) -> Iterator[tuple[GatePolicy, dict[str, Weights]]]:
+    """Plan by the base's rows; yield each look's policy, and what every item that it asks weighs."""
+    pools = {t.name: pool for t in tasks if (pool := sampling.pool_of(drawn[t.name].base, t.metric))}
     plan = sampling.plan(pools, [], float(policy.macro), policy.alpha)
     orders = {
         name: sampling.in_order(pool, plan.drawn[name], int(rng.integers(2**31)))
         for name, pool in pools.items()
     }
     for look, alpha in enumerate(plan.alphas):
-        measured = []
-        for t in tasks:
-            weights = sampling.weights(pools[t.name], plan.drawn[t.name][look], orders[t.name])
-            measured.append(_asked(t, *drawn[t.name], weights))
-        at_look = policy.model_copy(update={"alpha": alpha})
-        found = judge(measured, at_look, target=None, identical=False).verdict
-        if _is_settled(found):
-            break
-    return outcome(found, "macro"), look
+        chosen = {
+            name: sampling.weights(pool, plan.drawn[name][look], orders[name]) for name, pool in pools.items()
+        }
+        yield policy.model_copy(update={"alpha": alpha}), chosen
 
 
-def _asked(t: Drawn, base, scores: np.ndarray, weights) -> Measurement:
-    chosen = [(row, score) for row, score in zip(base, scores, strict=True) if row.example_id in weights]
-    old = [replace(row, weight=weights[row.example_id]) for row, _ in chosen]
-    new = [
-        replace(row, weight=weights[row.example_id], parts={t.metric.name: (float(score),)})
-        for row, score in chosen
-    ]
+def put(row: SampleResult, field: str, value: float) -> None:
+    """Set a field of a row that is made once and judged many times: copies took a third of the study."""
+    object.__setattr__(row, field, value)
+
+
+def _asked(t: Drawn, made: Pair, weights: Weights) -> Measurement:
+    arms = [[row for row in rows if row.example_id in weights] for rows in (made.base, made.new)]
+    for row in (*arms[0], *arms[1]):
+        put(row, "weight", weights[row.example_id])
     task = Task(name=t.name, data={}, kind="choice", metrics=(t.metric.name,))
-    return Measurement(task, "capability", "", {t.metric.name: t.metric}, old, new)
+    return Measurement(task, "capability", "", {t.metric.name: t.metric}, *arms)
+
+
+class Tuned(NamedTuple):
+    """One of several fine-tunes at the look that settled it, or at the last: its facts and how it was judged."""
+
+    facts: CandidateFacts
+    measured: Sequence[Measurement] = ()
+    compared: Sequence[TaskComparison] = ()
+    settled: bool = False
+
+
+def several_looks_cell(n_candidates: int, n_tasks: int, n: int, **options: Any) -> Cell:
+    """Judge several fine-tunes at every look, alone and among each other, until all are settled, and decide.
+
+    Every one has truly lost the margin. One whose verdict is settled is asked nothing more and keeps it.
+    """
+    law = binary(-WIDE.macro)
+    tasks = plain(n_tasks, law, single(n))
+
+    def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
+        gain = binary(0.1)
+        one, others = pair(gain, single(200)), [plain(n_tasks, law, single(n)) for _ in range(n_candidates)]
+        while True:
+            fact = tuned("lora", 0, one.score(*draw(gain, single(200), rng)))
+            yield {"ships": decided(*_last_look(tasks, others, fact, rng)).action == "fine-tune"}
+
+    claims = {"ships": at_most(0.055, "one that lost the margin is shipped, at any look (5 %)")}
+    each = f"{n_tasks} tasks of {n} binary items" if n_tasks > 1 else f"1 task of {n} binary items"
+    world = f"{n_candidates} candidates by interim analyses, each truly -5 points on {each}"
+    return Cell("several candidates", world, simulate, claims, **options)
+
+
+def _last_look(
+    tasks: Sequence[PlainTask],
+    others: Sequence[Sequence[PlainTask]],
+    fact: CandidateFacts,
+    rng: np.random.Generator,
+) -> tuple[list[CandidateFacts], float]:
+    """Return the facts of all fine-tunes once nothing is open, or nothing left to ask, and the level of that look."""
+    base = {t.name: t.draw(rng).base for t in tasks}
+    arms = [{t.name: _answered(t, base[t.name], rng) for t in own} for own in others]
+    validation = rng.uniform(0.75, 0.85, len(others)).tolist()
+    found = [
+        Tuned(replace(fact, name=f"lora-{i}", run_id=f"lora-{i}", validation=v))
+        for i, v in enumerate(validation)
+    ]
+    family = Family({one.facts.name: one.facts.name for one in found})
+    for policy, chosen in looks(tasks, arms[0], WIDE, rng):
+        found = [
+            one if one.settled else _judged(one, tasks, arms[i], chosen, policy)
+            for i, one in enumerate(found)
+        ]
+        placed = place_in_family([one.facts for one in found], replace(family, alpha=policy.alpha))
+        found = [
+            one if one.settled else _among_all(one, f, policy) for one, f in zip(found, placed, strict=True)
+        ]
+        if all(one.settled for one in found):
+            break
+    return [one.facts for one in found], policy.alpha
+
+
+def _answered(t: PlainTask, base: Sequence[SampleResult], rng: np.random.Generator) -> Pair:
+    """Let one more candidate answer what the base did: each item after the law, given the base's score."""
+    old = np.array([row.parts[t.metric.name][0] for row in base])
+    right, delta, share = t.law.base, t.law.delta, 0.2
+    flips = rng.random(len(old)) < np.where(
+        old == 1, (share - delta) / 2 / right, (share + delta) / 2 / (1 - right)
+    )
+    return t.pair.score(old, np.where(flips, 1 - old, old))
+
+
+def _judged(
+    one: Tuned,
+    tasks: Sequence[PlainTask],
+    arms: Mapping[str, Pair],
+    chosen: Mapping[str, Weights],
+    policy: GatePolicy,
+) -> Tuned:
+    measured = [_asked(t, arms[t.name], chosen[t.name]) for t in tasks]
+    found = judge(measured, policy, target=None, identical=False)
+    return Tuned(replace(one.facts, verdict=found.verdict, corrected=None), measured, found.tasks)
+
+
+def _among_all(one: Tuned, f: CandidateFacts, policy: GatePolicy) -> Tuned:
+    """Judge a fine-tune at the level that is left to it among all, and tell whether more items would tell more."""
+    if f.standing is not None and f.standing.level != f.standing.alpha:
+        level, compared = f.standing.level, one.compared
+        found = judge(one.measured, policy, target=None, identical=False, compared=compared, level=level)
+        f = replace(f, corrected=found.verdict)
+    return one._replace(facts=f, settled=is_settled(ExperimentReport("", "", "", (f,))))
 
 
 def plain(n_tasks: int, law: Law, groups: Groups) -> list[PlainTask]:
@@ -154,6 +258,8 @@ FELL = -0.20
 COLLAPSED = {"first fail": at_least(0.9, "a loss of 20 points is found at the first look")}
 
 CELLS = (
+    several_looks_cell(3, 1, 300, in_tests=40),
+    several_looks_cell(8, 1, 150),
     rescue_cell(binary(LOST, 0.1), single(150)),
     rescue_cell(binary(LOST), equal(30, 5)),
     rescue_cell(graded(LOST), single(100), in_tests=150),

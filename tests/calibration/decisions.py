@@ -62,15 +62,15 @@ def tuned(name: str, seed: int, made: Pair, **changes: Any) -> CandidateFacts:
     )
 
 
-def decided(facts: Sequence[CandidateFacts]) -> Decision:
-    """Decide between fine-tunes, which are one family, and the alternatives."""
+def decided(facts: Sequence[CandidateFacts], alpha: float = 0.05) -> Decision:
+    """Decide between fine-tunes, which are one family at alpha, and the alternatives."""
     return decide(
         [*untrained(), *facts],
         POLICY,
         closed_labels=False,
         has_documents=False,
         metric_name="score",
-        family=Family({f.name: f.name for f in facts}),
+        family=Family({f.name: f.name for f in facts}, alpha),
     )
 
 

@@ -267,6 +267,11 @@ CELLS = (
         {"macro fail": at_most(0.05, "macro fails an equal model (α = 5 %)")},
         in_tests=300,
     ),
+    gate_cell(
+        "57 tasks of 100 binary items near chance, of which 30 % differ, equal model",
+        many(57, binary(0.0, 0.3, 0.30), single(100), chance=0.25),
+        {"verdict fail": at_most(0.05, "an equal model fails")},
+    ),
     gate_cell("8 tasks of 100 binary items, equal model", many(8, binary(), single(100)), _EQUAL),
     gate_cell(
         "4 tasks of 100 binary items in 20 clusters of 5, equal model",

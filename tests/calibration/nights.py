@@ -133,15 +133,18 @@ def quiet_cell(kind: Kind, making: Making, size: int, n: int, **options: Any) ->
     return Cell("nightly", world, simulate, {"alarm": at_most(0.05, "a false alarm, ever")}, **options)
 
 
-def loss_cell(kind: Kind, making: Making, by: int, size: int = 1200, **options: Any) -> Cell:
+def loss_cell(
+    kind: Kind, making: Making, by: int, size: int = 1200, withdrawn: bool = False, **options: Any
+) -> Cell:
     """Ask how often a loss of 5 points on the target is found by a night."""
 
     def simulate(rng: np.random.Generator) -> Iterator[dict[str, float]]:
         while True:
             yield {"found": is_alarm(nights(kind, making, size, by, rng, lost=0.05))}
 
-    claims = {"found": at_least(0.5, f"a loss of 5 points is found by night {by} (median)")}
-    world = f"{kind.name}, {ITEMS} items a night, {making.name}"
+    says = f"a loss of 5 points is found by night {by} (median)"
+    claims = {"found": at_least(0.5, says)._replace(withdrawn=withdrawn)}
+    world = f"{kind.name}, {by} nights of {ITEMS} items, {making.name}"
     return Cell("nightly", world, simulate, claims, **options)
 
 
@@ -149,13 +152,16 @@ PINNED, NIGHTLY, WEEKLY = Making(0), Making(1, 3), Making(7, 3)
 
 CELLS = (
     quiet_cell(BINARY, NIGHTLY, 900, 365),
-    quiet_cell(BINARY, WEEKLY, 900, 120),
+    quiet_cell(BINARY, WEEKLY, 900, 365),
     quiet_cell(BINARY, Making(1), 900, 60, in_tests=60),
     quiet_cell(GRADED, WEEKLY, 900, 365),
-    quiet_cell(GRADED, NIGHTLY, 900, 60),
+    quiet_cell(GRADED, NIGHTLY, 900, 365),
     quiet_cell(SKEWED, PINNED, 1200, 60, in_tests=100),
     loss_cell(BINARY, PINNED, 7, in_tests=150),
     loss_cell(BINARY, NIGHTLY, 7),
+    loss_cell(BINARY, WEEKLY, 7, withdrawn=True),
+    loss_cell(BINARY, WEEKLY, 8),
     loss_cell(GRADED, PINNED, 10),
     loss_cell(GRADED, NIGHTLY, 10),
+    loss_cell(GRADED, WEEKLY, 10),
 )
