@@ -142,7 +142,7 @@ def macro_between(
         return None
     shared = find_shared_items(measured, found, cut)
     deltas, weights = [t.counted for t in found], shared.weights(found)
-    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)
+    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.repeated.items)
 
 
 def _between(t: TaskComparison, m: Measurement, whole: Comparison, cut: Split) -> TaskComparison | None:

@@ -172,7 +172,7 @@ def macro_rule(
     facts |= {"delta": found.score, "low": found.low, "high": found.high, "n_items": found.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
-    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted)}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.repeated.clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = (
         f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
@@ -438,8 +438,8 @@ def macro_estimate(
     """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each once."""
     comparisons = [t.counted for t in admitted]
     if identical:
-        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
-    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.repeated.items)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.repeated.items)
 
 
 def _facing_se(c: Comparison, margin: float) -> float:

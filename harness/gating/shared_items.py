@@ -7,7 +7,7 @@ Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -28,17 +28,27 @@ _COPY = 0.9  # of the items of the larger of two tasks: so many in common make t
 _LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
 
 
+class Repeated(NamedTuple):
+    """Items and clusters of several tasks that an earlier one of them holds."""
+
+    items: int = 0
+    clusters: int = 0
+
+
+NOTHING_REPEATED = Repeated()
+
+
 class SharedItems(NamedTuple):
     """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
 
     `correlations` are those of the deltas of two tasks that share items, by their names; `said` names
-    for a reader who shares what. Of what counts, `n_repeated` items are those of another task again.
+    for a reader who shares what. `repeated` counts what stands in several.
     """
 
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
-    n_repeated: int = 0
+    repeated: Repeated = NOTHING_REPEATED
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
         """Name the tasks that hold a task's items: itself, where no other does."""
@@ -92,13 +102,20 @@ def find_shared_items(
         {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in n_shared},
         tuple(_said(n_shared, groups, sizes)),
-        _n_repeated(list(moves.values())),
+        _repeated(moves.values()),
     )
 
 
-def _n_repeated(moves: Sequence[_Moves]) -> int:
-    """Count the items that another of the tasks holds as well, each once less than it stands there."""
-    return sum(len(m.cluster_of) for m in moves) - len({d for m in moves for d in m.cluster_of})
+def _repeated(moves: Iterable[_Moves]) -> Repeated:
+    """Count items, and clusters of nothing else, that stand in a task before."""
+    seen: set[str] = set()
+    items = clusters = 0
+    for m in moves:
+        old = m.cluster_of.keys() & seen
+        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
+        items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
+        seen |= m.cluster_of.keys()
+    return Repeated(items, clusters)
 
 
 def _documents(m: Measurement) -> dict[str, str]:
