@@ -179,6 +179,16 @@ def test_copies_of_a_task_show_no_more_than_the_task():
     assert "hold the same items and count as one task" in macro_of(eight).sentence
 
 
+def test_an_item_that_several_tasks_hold_is_counted_once():
+    """It was counted once a task: "at 1,600 items in 1,600 clusters" of eight copies of 200."""
+    a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
+    half = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
+    for measured, n in (([a], 200), ([a, b], 200), ([a, half], 300), ([a, b, half], 300)):
+        found = verdict(measured)
+        numbers = macro_of(found).numbers
+        assert (found.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
+
+
 @pytest.mark.parametrize(
     ("n_copies", "together", "before"),
     [

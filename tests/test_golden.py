@@ -17,6 +17,7 @@ NOT_BUILT = {  # what belongs to nothing here, with the reason
     "miller_mde_198_K10": "the same, and each item is asked once",
     "miller_n_969": "items needed are those for a margin",
     "resample_cut": "each item is asked once, greedily",
+    "ni_n": "items needed come from the interval that judges, which has no closed form",
     "resample_var": "each item is asked once, greedily",
     "se_math": "intervals of rates are Wilson's",
     "normal_mixture": "ends of a mean change come from the bets that alarm",
