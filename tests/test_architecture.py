@@ -40,7 +40,7 @@ HOMES = {
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
     "bm25s": {"prompting"},
-    "sentence_transformers": {"prompting", "training", "methods"},
+    "sentence_transformers": {"data", "prompting", "training", "methods"},
     "evaluate": {"metrics"},
     **{name: {"data"} for name in ("datasketch", "ftfy", "cleanlab", "py3langid", "phonenumbers", "stdnum")},
 }

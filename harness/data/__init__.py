@@ -7,8 +7,8 @@ would give: their content, the task's definition, the seed and the version of th
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Split = Literal["train", "validation", "test"]
+PartName = Literal["train", "validation", "test", "pairs"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
@@ -49,7 +50,8 @@ class TaskItems:
     """The items of a task; `removed` says in sentences which rows were left out and why.
 
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
-    sentences by which layout a file was read, and how one file became three splits.
+    sentences by which layout a file was read, and how one file became three splits; `overlap` which training
+    rows may be evaluated in other words. `places` says by split and id (`train/ID`) where a row was written.
     """
 
     train: tuple[Example, ...]
@@ -59,11 +61,18 @@ class TaskItems:
     documents: tuple[Document, ...]
     removed: tuple[str, ...]
     read_as: tuple[str, ...] = ()
+    overlap: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the files: how they were read, then what was left out."""
-        return (*self.read_as, *self.removed)
+        return (*self.read_as, *self.removed, *self.overlap)
+
+    def sourced(self, part: PartName) -> list[Sourced]:
+        """List the examples of a split, or the pairs, with their places."""
+        examples: tuple[Example, ...] = getattr(self, part)
+        return [Sourced(e, self.places.get(f"{part}/{e.id}", f"{part} row {e.id}")) for e in examples]
 
 
 class _Files(NamedTuple):
@@ -94,6 +103,11 @@ def load_task(task: Task, seed: int) -> TaskItems:
         documents=tuple(files.documents),
         removed=tuple(dict.fromkeys(files.notes.removed)),
         read_as=tuple(dict.fromkeys(files.notes.read_as)),
+        places={
+            f"{part}/{row.example.id}": row.where
+            for part in (*SPLITS, "pairs")
+            for row in getattr(files, part)
+        },
     )
 
 

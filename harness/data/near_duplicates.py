@@ -64,7 +64,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) -> li
     without a letter or digit is in no group. Takes some 3 KB of memory
     a text; 200,000 short rows took 34 seconds on one core.
     """
-    words = [normalised(text) for text in texts]
+    words = [fold_words(text) for text in texts]
     index = _index(words, threshold)
     first: dict[int, list[Alike]] = defaultdict(list)
     joined: dict[str, Alike] = {}
@@ -88,9 +88,9 @@ def nearest(
 ) -> list[Alike | None]:
     """Give for each text the most alike of `reference` (the first of several), or None below `threshold`."""
     known: dict[str, int] = {}
-    for i, text in enumerate(map(normalised, reference)):
+    for i, text in enumerate(map(fold_words, reference)):
         known.setdefault(text, i)
-    asked = list(map(normalised, texts))
+    asked = list(map(fold_words, texts))
     distinct = list(dict.fromkeys(text for text in asked if text and text not in known))
     index = _index([*known, *distinct], threshold)
     members: dict[int, list[int]] = defaultdict(list)
@@ -110,12 +110,12 @@ def similarity(a: str, b: str) -> float:
 
     Letters are compared where neither text has more than twelve words.
     """
-    left, right = normalised(a), normalised(b)
+    left, right = fold_words(a), fold_words(b)
     unit = _unit(left, right)
     return _jaccard(_shingles(left, unit), _shingles(right, unit))
 
 
-def normalised(text: str) -> str:
+def fold_words(text: str) -> str:
     """Return a text's words in small letters, single spaces between them."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness import plugins, store
 from harness.config import Loaded
-from harness.data import SPLITS, TaskItems, load_task, suite_contamination
+from harness.data import SPLITS, TaskItems, load_task
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
@@ -20,6 +20,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
+from harness.experiment.leaks import refuse_or_note
 from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
@@ -102,7 +103,7 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     named: list[tuple[Role, str, Task]] = [("target", experiment.target.name, experiment.target)]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
     items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
-    _refuse_leaks(experiment.target, items, catalogue)
+    items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue)
     if scope.quick:
         few = items[experiment.target.name].pairs[:SMOKE_PAIRS]
         items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
@@ -388,15 +389,6 @@ def _refuse_without_template(experiment: Experiment, sources: Iterable[ModelSour
         and not has_chat_template(source.path)
     ]
     if problems:
-        raise UserError(problems)
-
-
-def _refuse_leaks(
-    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
-) -> None:
-    others = {name: found.test for name, found in items.items() if name != target.name}
-    others |= {name: found.texts for name, found in catalogue.items()}
-    if problems := suite_contamination([*items[target.name].train, *items[target.name].pairs], others):
         raise UserError(problems)
 
 

