@@ -34,6 +34,7 @@ License = Annotated[
 Note = Annotated[
     list[str] | None, typer.Option("--note", help="Kept in the manifest, such as: names are made up.")
 ]
+Seed = Annotated[int, typer.Option("--seed", help="Another draw.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and write nothing.")]
 
 
@@ -65,6 +66,93 @@ def data_clean(
     edit = Edit("clean", {**roles._asdict(), **used}, [file], licenses or (), notes or ())
     outcomes = clean(readers.stream(file, "train"), roles, found)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
+
+
+@data_app.command("split")
+def data_split(
+    file: File,
+    out: Annotated[Path | None, typer.Option("--out", help="A new folder for parts and manifest.")] = None,
+    shares: Annotated[
+        str, typer.Option("--shares", help="Shares of train, validation and test; the last two may be 0.")
+    ] = "0.64,0.16,0.2",
+    stratify: Annotated[
+        str | None, typer.Option("--stratify", help="A column whose values have equal shares in all parts.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="A column whose rows of one value stay together.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="A column of times: the oldest rows train, the newest test.")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option("--time-format", help="The form of the times, such as %d.%m.%Y.")
+    ] = None,
+    alike: Annotated[
+        float, typer.Option("--alike", help="Likeness from which questions stay together; 1: equal ones.")
+    ] = 0.7,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    reference: Reference = None,
+    licenses: License = None,
+    notes: Note = None,
+    as_json: Json = False,
+) -> None:
+    """Split rows into train, validation and test; rows that are alike are never in two parts."""
+    from harness.data.edit import Edit, save_split
+    from harness.data.edit.row_files import row_suffix
+    from harness.data.edit.split import Way, check_shares, split
+
+    _refuse(out, [file], folder=True)
+    way = Way(_numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed)
+    check_shares(way.shares)
+    content = _all(file, stratify=stratify, group=group, time=time)
+    roles = _roles(content, prompt, reference)
+    edit = Edit("split", {**way._asdict(), **roles._asdict()}, [file], licenses or (), notes or ())
+    _print(save_split(edit, split(content, roles, way), out or Path(), row_suffix(file) or ".jsonl"), as_json)
+
+
+def _all(file: str, **columns: str | None) -> "Rows":
+    """Read all rows of a file.
+
+    Raises:
+        UserError: the file is empty, or no row has one of the columns.
+    """
+    from harness.data import readers
+    from harness.data.columns import require_column
+    from harness.data.edit.save import Edit, nothing_left
+
+    rows = list(readers.stream(file, "train"))
+    if not rows:
+        raise nothing_left(Edit("", {}, [file]), 0)
+    shown = readers.display_path(file)
+    names = {name for row in rows for name in row.fields}
+    for option, column in columns.items():
+        if column is not None:
+            require_column(shown, names, column, f"--{option}")
+    return readers.Rows(shown, "", rows)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read numbers between commas.
+
+    Raises:
+        UserError: one of them is no number.
+    """
+    from harness.errors import Problem, UserError
+
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        expected = "numbers between commas, such as 0.8,0.1,0.1"
+        raise UserError(Problem(option, repr(text), expected)) from None
+
+
+def _alike(alike: float) -> float:
+    from harness.errors import Problem, UserError
+
+    if 0 < alike <= 1:
+        return alike
+    raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
 
 
 def _beginning(file: str) -> "Rows":
@@ -102,7 +190,7 @@ def _digests(files: dict[str, Path | None]) -> dict[str, object]:
     return {k: {"file": display_path(str(f)), "sha256": checksum(f)} for k, f in files.items() if f}
 
 
-def _refuse(out: Path | None, inputs: list[str], *, dry_run: bool = False) -> None:
+def _refuse(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
     """Refuse an output that cannot be used; only a dry run needs none.
 
     Raises:
@@ -112,9 +200,11 @@ def _refuse(out: Path | None, inputs: list[str], *, dry_run: bool = False) -> No
     from harness.errors import Problem, UserError
 
     if out is not None:
-        refuse_output(out, inputs)
+        refuse_output(out, inputs, folder=folder)
     elif not dry_run:
-        raise UserError(Problem("harness data", "no --out", "a new file", "name it: --out FILE"))
+        what = "folder" if folder else "file"
+        step = f"name it: --out {what.upper()}"
+        raise UserError(Problem("harness data", "no --out", f"a new {what}", step))
 
 
 def _save(
@@ -139,7 +229,7 @@ def _save(
 
 def _print(saved: "Saved", as_json: bool) -> None:
     """Print the manifest as JSON, or what became of the rows and why."""
-    from harness.formatting import count
+    from harness.formatting import count, pluralize
 
     if as_json:
         print_json(saved.manifest)
@@ -149,4 +239,4 @@ def _print(saved: "Saved", as_json: bool) -> None:
     for reason, n in saved.manifest["reasons"].items():
         print(f"  {count(n)} {reason}")
     for output in saved.manifest["outputs"]:
-        print(f"{output['file']}  sha256 {output['sha256'][:16]}")
+        print(f"{output['file']}  {pluralize(output['rows'], 'row')}, sha256 {output['sha256'][:16]}")

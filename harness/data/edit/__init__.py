@@ -5,6 +5,6 @@ reason, but none is invented. The same rows, parameters and seed give the same b
 """
 
 from harness.data.edit.change import Change, Outcome
-from harness.data.edit.save import Edit, Saved, refuse_output, save
+from harness.data.edit.save import Edit, Saved, refuse_output, save, save_split
 
-__all__ = ["Change", "Edit", "Outcome", "Saved", "refuse_output", "save"]
+__all__ = ["Change", "Edit", "Outcome", "Saved", "refuse_output", "save", "save_split"]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from harness import __version__
 from harness.data import readers
 from harness.data.edit.change import Change, Outcome
 from harness.data.edit.row_files import KINDS, row_suffix, write_rows
+from harness.data.edit.split import Split
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
 from harness.provenance.code_versions import versions_of
@@ -93,7 +95,7 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
             write_rows(data, row_suffix(out.name), rows, edit.inputs)
         if not counts["written"] and not dry_run:
             raise nothing_left(edit, counts["dropped"])
-        outputs = [] if dry_run else [{"file": out.name, "sha256": checksum(data)}]
+        outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
         made = manifest(edit, outputs, counts, changes)
         if not dry_run:
             told.write_text(manifest_text(made), encoding="utf-8")
@@ -105,6 +107,33 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
         data.unlink(missing_ok=True)
         told.unlink(missing_ok=True)
     return Saved(made, changes)
+
+
+def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
+    """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
+
+    Raises:
+        UserError: a row holds what such a file cannot hold.
+    """
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
+    scratch.mkdir()
+    try:
+        outputs = []
+        for name, rows in found.parts.items():
+            file = scratch / f"{name}{suffix}"
+            write_rows(file, suffix, rows, edit.inputs)
+            outputs.append(_output(file.name, file, len(rows)))
+        n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
+        counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
+        made = manifest(edit, outputs, counts, found.changes)
+        (scratch / SPLIT_MANIFEST).write_text(manifest_text(made), encoding="utf-8")
+        for file in (*scratch.iterdir(), scratch):
+            sync(file)
+        scratch.rename(out)
+        sync(out.absolute().parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Saved(made, found.changes)
 
 
 def nothing_left(edit: Edit, n_dropped: int) -> UserError:
@@ -153,6 +182,10 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:
+    return {"file": name, "rows": n_rows, "sha256": checksum(written)}
 
 
 def _tallied(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:

@@ -1,0 +1,248 @@
+"""Split of rows into training, validation and test, stratified, by groups, or by time.
+
+Invariant: rows of one group, and rows whose questions are alike, are never in two parts; every class of a
+stratified split is in every part. By time, no row of a part is older than one of the part before.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from harness.data.columns import Roles, asked
+from harness.data.contamination import fold_text
+from harness.data.edit.change import Change
+from harness.data.examples import Sourced
+from harness.data.near_duplicates import THRESHOLD, near_duplicates, nearest
+from harness.data.readers import Row, Rows, cap_problems
+from harness.data.splits import groups_of, set_aside
+from harness.errors import Problem, UserError
+from harness.formatting import plain, pluralize
+from harness.records import Example
+
+PARTS = ("train", "validation", "test")
+SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
+_MONTHS = "2024-05-31, 2024-05-31T10:00:00Z or a number; --time-format %d.%m.%Y says another form"
+
+
+class Way(NamedTuple):
+    """Way of splitting: shares of the parts, and the columns to stratify, group and order by.
+
+    `alike` is the Jaccard index from which two questions may not be in two parts, in (0, 1].
+    """
+
+    shares: tuple[float, ...] = SHARES
+    stratify: str | None = None
+    group: str | None = None
+    time: str | None = None
+    time_format: str | None = None
+    alike: float = THRESHOLD
+    seed: int = 0
+
+
+class Split(NamedTuple):
+    """The rows of every part that has a share, in the order of the file, and those that are in none."""
+
+    parts: dict[str, list[Row]]
+    changes: list[Change]
+
+
+def split(content: Rows, roles: Roles, way: Way) -> Split:
+    """Split rows.
+
+    Raises:
+        UserError: shares do not add up, a class is too small for a part, rows that belong together are too
+            many, or a time cannot be read.
+    """
+    check_shares(way.shares)
+    questions = [asked(row, roles).question for row in content.rows]
+    found = _by_time(content, questions, way) if way.time else _at_random(content, questions, way)
+    if problems := list(_problems(content.shown, found.parts, way)):
+        raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
+    return found
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Refuse shares of parts that do not add up to 1.
+
+    Raises:
+        UserError: there are not three, one is out of range, or they add up to something else.
+    """
+    shown = ",".join(map(plain, shares))
+    bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
+    if bad or abs(sum(shares) - 1) > 1e-6:
+        found = f"{shown}, which add up to {sum(shares):g}"
+        expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
+        raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
+
+
+def _at_random(content: Rows, questions: list[str], way: Way) -> Split:
+    """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
+    kinds = _kinds(questions, way.alike)
+    while True:
+        parts = _drawn(content, kinds, way)
+        joined = list(_alike_across(parts, questions, way.alike))
+        if not joined:
+            return Split({name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[])
+        kinds = _joined_kinds(kinds, joined)
+
+
+def _kinds(questions: Sequence[str], alike: float) -> list[int]:
+    """Name the kind of every question by its first row: those that are equal or alike to that one."""
+    kinds, equal = list(range(len(questions))), dict[str, int]()
+    for group in near_duplicates(questions, threshold=alike):
+        for other in group.others:
+            kinds[other.row] = group.kept
+    return [equal.setdefault(fold_text(question), kinds[i]) for i, question in enumerate(questions)]
+
+
+def _joined_kinds(kinds: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Join the kinds of each pair of rows, under the name of the first."""
+    parent: dict[int, int] = {}
+
+    def root(kind: int) -> int:
+        while kind in parent:
+            kind = parent[kind]
+        return kind
+
+    for a, b in pairs:
+        low, high = sorted((root(kinds[a]), root(kinds[b])))
+        if low != high:
+            parent[high] = low
+    return [root(kind) for kind in kinds]
+
+
+def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]]:
+    """Return the indices of every part; rows of one kind or of one group stay together."""
+    rows = [_sourced(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
+    n_groups, named = len(groups_of([row.example for row in rows])), _with_share(way.shares)
+    if n_groups < len(named):
+        found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
+        step = "add rows, or raise --alike, or name another --group"
+        raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
+    parts, left = {}, 1.0
+    for name in reversed(named[1:]):
+        share = way.shares[PARTS.index(name)]
+        rows, parts[name] = set_aside(rows, random.Random(f"{way.seed}/{name}"), share=share / left)
+        left -= share
+    parts["train"] = rows
+    return {name: [int(row.example.id) for row in parts[name]] for name in named}
+
+
+def _sourced(index: int, row: Row, kind: int, way: Way) -> Sourced:
+    """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
+    group = row.fields.get(way.group) if way.group else None
+    cluster = f"row {index}" if group in (None, "") else f"group {group}"
+    stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
+    question = ({"role": "user", "content": str(kind)},)
+    return Sourced(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
+
+
+def _alike_across(
+    parts: Mapping[str, list[int]], questions: Sequence[str], alike: float
+) -> Iterator[tuple[int, int]]:
+    """Yield rows of two parts whose questions are alike, each with the nearest of an earlier part."""
+    before: list[int] = []
+    for part in parts.values():
+        found = nearest([questions[i] for i in part], [questions[i] for i in before], threshold=alike)
+        yield from ((i, before[one.row]) for i, one in zip(part, found, strict=True) if one)
+        before += part
+
+
+def _with_share(shares: Sequence[float]) -> list[str]:
+    return [name for name, share in zip(PARTS, shares, strict=True) if share > 0]
+
+
+def _by_time(content: Rows, questions: list[str], way: Way) -> Split:
+    """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
+    times = _times(content, way)
+    order = sorted(range(len(times)), key=times.__getitem__)
+    parts: dict[str, list[int]] = {}
+    start, share = 0, 0.0
+    for name in _with_share(way.shares):
+        share += way.shares[PARTS.index(name)]
+        end = round(share * len(order))
+        while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
+            end += 1
+        parts[name], start = sorted(order[start:end]), max(start, end)
+    return _without_known(content, questions, parts, way)
+
+
+def _without_known(content: Rows, questions: Sequence[str], parts: dict[str, list[int]], way: Way) -> Split:
+    """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
+    changes: dict[int, Change] = {}
+    alike = dict(_alike_across(parts, questions, way.alike))
+    first: dict[Any, int] = {}
+    for part in parts.values():
+        groups = {i: content.rows[i].fields.get(way.group) if way.group else None for i in part}
+        for i in part:
+            of = alike.get(i, first.get(groups[i]))
+            if of is not None:
+                reason = (
+                    "alike to a question of an earlier part"
+                    if i in alike
+                    else "in a group of an earlier part"
+                )
+                changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[of].where)
+        first = {group: i for i, group in groups.items() if group not in (None, "")} | first
+    kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
+    return Split(kept, [changes[i] for i in sorted(changes)])
+
+
+def _times(content: Rows, way: Way) -> list[float]:
+    """Read the time of every row, in seconds or as the number that it is; no time zone is UTC.
+
+    Raises:
+        UserError: with every time that cannot be read, at most ten of them shown, or dates beside numbers.
+    """
+    times, problems = [], []
+    kinds: dict[bool, str] = {}
+    for row in content.rows:
+        value = row.fields.get(way.time or "")
+        try:
+            time, is_number = _time(value, way.time_format)
+            times.append(time)
+            kinds.setdefault(is_number, row.where)
+        except (ValueError, OverflowError):
+            found = f"{value!r} in {way.time!r}, which is no time"
+            problems.append(Problem(row.where, found, _MONTHS, "mend the row, or drop it"))
+    if len(kinds) > 1 and not problems:
+        found = f"a number in {way.time!r}, where {kinds[False]} has a date"
+        problems = [Problem(kinds[True], found, "dates or numbers in all rows", "mend the rows")]
+    if problems:
+        raise UserError(cap_problems(problems, content.shown, "times that cannot be read"))
+    return times
+
+
+def _time(value: Any, time_format: str | None) -> tuple[float, bool]:
+    """Return a time to sort by, and whether it is a plain number."""
+    if isinstance(value, bool) or value is None:
+        raise ValueError(value)
+    if isinstance(value, int | float):
+        return float(value), True
+    text = value.isoformat() if hasattr(value, "isoformat") else str(value).strip()
+    if time_format is None and text.replace(".", "", 1).isdecimal() and len(text) != len("20240531"):
+        return float(text), True
+    read = datetime.strptime(text, time_format) if time_format else datetime.fromisoformat(text)  # noqa: DTZ007
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), False
+
+
+def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Iterator[Problem]:
+    """Phrase a part without rows, and a class that a part lacks."""
+    for name, rows in parts.items():
+        if not rows:
+            yield Problem(shown, f"no row for {name}", "rows in every part", "add rows, or change --shares")
+    if not way.stratify:
+        return
+    counts = {
+        name: Counter(str(row.fields.get(way.stratify)) for row in rows) for name, rows in parts.items()
+    }
+    total = sum(counts.values(), Counter[str]())
+    for name, share in zip(PARTS, way.shares, strict=True):
+        for value, n in sorted(total.items()):
+            if share > 0 and parts[name] and not counts[name][value]:
+                found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
+                expected = f"some {1 / share:.0f} rows of a class at least, in groups that can be parted"
+                step = "add rows of it, drop or rename the class, or leave out --stratify"
+                yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)
