@@ -15,6 +15,8 @@ from harness.data.columns import Roles, find_roles
 from harness.data.contamination import fold_text
 from harness.data.edit.change import written
 from harness.data.edit.clean import clean, clean_text
+from harness.data.edit.mix import Mixture, mix, shares
+from harness.data.edit.sample import sample
 from harness.data.edit.split import Way, split
 from harness.data.readers import Row, Rows
 from harness.errors import UserError
@@ -432,3 +434,121 @@ def test_a_folder_that_is_not_empty_is_refused(data):
 def test_a_file_of_one_row_cannot_be_split(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
     assert "at least 3, one a part" in refused(data, "split", "r.jsonl", "--out", "p")
+
+
+# Mix
+
+
+def files_of(*sizes):
+    names = [f"{chr(97 + i)}.jsonl" for i in range(len(sizes))]
+    return [
+        Rows(name, name, [Row(f"{name}:{i}", {"n": i, "id": f"{i}"}) for i in range(n)])
+        for name, n in zip(names, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        (Mixture(), [0.1, 0.9]),
+        (Mixture(temperature=2), [0.25, 0.75]),  # √100 : √900 = 1 : 3
+        (Mixture(temperature=1e6), [0.5, 0.5]),
+        (Mixture(weights=(0.3, 0.7)), [0.3, 0.7]),
+    ],
+)
+def test_shares_are_the_weights_or_sizes_at_a_temperature(mixture, expected):
+    assert shares([100, 900], mixture) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.1, 100), st.integers(0, 3))
+def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperature, seed):
+    files = files_of(a, b)
+    outcomes = list(mix(files, Mixture(temperature=temperature, seed=seed)))
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for f in files for row in f.rows]
+    assert outcomes == list(mix(files, Mixture(temperature=temperature, seed=seed)))
+
+
+def test_a_mixture_has_its_number_of_rows_and_names_their_files():
+    drawn = written(mix(files_of(50, 100), Mixture(weights=(0.25, 0.75), n_rows=81)))
+    assert [row.fields["source"] for row in drawn] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
+    assert all(row.where.startswith(row.fields["source"]) for row in drawn)
+
+
+def test_without_a_number_no_file_is_too_small():
+    assert len(written(mix(files_of(30, 100), Mixture(weights=(0.5, 0.5))))) == 60
+
+
+def test_with_replacement_rows_come_again_under_ids_of_their_own():
+    drawn = written(mix(files_of(3, 3), Mixture(n_rows=40, replacement=True)))
+    assert len(drawn) == 40
+    assert len({row.fields["id"] for row in drawn}) == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--weights", "0.7,0.7"), "weights that add up to 1.4"),
+        (("--weights", "1"), "1 for 2 files"),
+        (("--temperature", "0"), "a number above 0"),
+        (
+            ("--rows", "90", "--weights", "0.5,0.5"),
+            "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
+        ),
+        (("--replacement",), "--rows N"),
+        (("--rows", "0"), "at least 1"),
+        (("--column", "label"), "a.jsonl:1: found the column 'label'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(Path(name), [row.fields for row in asked_rows(9)])
+    assert said in refused(data, "mix", "a.jsonl", "b.jsonl", "--out", "n.jsonl", *words)
+
+
+def test_rows_drawn_again_are_read_once(data):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(Path(name), [{"prompt": "a", "reference": "x"}])
+    said = done(data, "mix", "a.jsonl", "b.jsonl", "--rows", "6", "--replacement", "--out", "n.jsonl")
+    assert said.startswith("2 read, 6 written\n")
+
+
+def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
+    done(data, "mix", "a.jsonl", "b.csv", "--out", "n.csv")
+    assert Path("n.csv").read_text().splitlines() == [
+        "prompt,reference,source,topic",
+        "a,x,a.jsonl,",
+        "b,y,b.csv,cards",
+    ]
+
+
+# Sample
+
+
+@given(st.integers(1, 30), st.integers(0, 3))
+def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, seed):
+    content = Rows("r", "r", asked_rows(31))
+    small, large = (written(sample(content, size, None, seed)) for size in (n, n + 1))
+    assert len(small) == n
+    assert [row for row in large if row in small] == small
+    assert large == sorted(large, key=lambda row: row.fields["n"])
+
+
+def test_a_balanced_sample_has_equally_many_of_every_value():
+    rows = asked_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
+    drawn = written(sample(Rows("r", "r", rows), 10, "label", 0))
+    assert sorted(row.fields["label"] for row in drawn) == ["often"] * 5 + ["rare"] * 5
+    with pytest.raises(
+        UserError, match=r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
+    ):
+        sample(Rows("r", "r", rows), 20, "label", 0)
+
+
+def test_what_is_not_drawn_stands_in_the_manifest(data):
+    jsonl(Path("r.jsonl"), [row.fields for row in asked_rows(9)])
+    assert done(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith("9 read, 4 written")
+    assert len(read("n.jsonl")) == 4
+    assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
+    assert "expected at least 10" in refused(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")

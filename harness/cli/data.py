@@ -111,6 +111,70 @@ def data_split(
     _print(save_split(edit, split(content, roles, way), out or Path(), row_suffix(file) or ".jsonl"), as_json)
 
 
+@data_app.command("mix")
+def data_mix(
+    files: Annotated[list[str], typer.Argument(help="Two files of rows or more.")],
+    out: Out = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="The files' shares of the rows, such as 0.7,0.3.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Shares by size, n^(1/T): 1 by size, high nearly even.")
+    ] = 1.0,
+    n_rows: Annotated[int | None, typer.Option("--rows", help="How many rows in all.")] = None,
+    replacement: Annotated[
+        bool, typer.Option("--replacement", help="A row may be drawn several times.")
+    ] = False,
+    column: Annotated[str, typer.Option("--column", help="The new column that names the file.")] = "source",
+    seed: Seed = 0,
+    licenses: License = None,
+    notes: Note = None,
+    as_json: Json = False,
+) -> None:
+    """Mix the rows of several files by weights, or by their sizes at a temperature."""
+    from harness.data.edit import Edit
+    from harness.data.edit.mix import Mixture, mix
+    from harness.data.edit.sample import refuse_no_rows
+    from harness.errors import Problem, UserError
+
+    _refuse(out, files)
+    if len(set(files)) < max(2, len(files)) or (weights and temperature != 1):
+        found = f"{', '.join(files)}{' with weights and a temperature' if weights else ''}"
+        expected = "two different files or more, with weights or a temperature"
+        raise UserError(Problem("harness data mix", found, expected))
+    if n_rows is not None:
+        refuse_no_rows(n_rows)
+    shares = _numbers("--weights", weights) if weights else None
+    mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
+    edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
+    _save(edit, mix(list(map(_all, files)), mixture), out, as_json=as_json)
+
+
+@data_app.command("sample")
+def data_sample(
+    file: File,
+    n_rows: Annotated[int, typer.Option("--rows", help="How many rows.")],
+    out: Out = None,
+    balance: Annotated[
+        str | None, typer.Option("--balance", help="A column of which every value gets equally many rows.")
+    ] = None,
+    seed: Seed = 0,
+    licenses: License = None,
+    notes: Note = None,
+    as_json: Json = False,
+) -> None:
+    """Draw rows at random, or balanced by a column; a smaller sample is part of a larger one."""
+    from harness.data.edit import Edit
+    from harness.data.edit.sample import refuse_no_rows, sample
+
+    _refuse(out, [file])
+    refuse_no_rows(n_rows)
+    content = _all(file, balance=balance)
+    parameters = {"rows": n_rows, "balance": balance, "seed": seed}
+    edit = Edit("sample", parameters, [file], licenses or (), notes or ())
+    _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
+
+
 def _all(file: str, **columns: str | None) -> "Rows":
     """Read all rows of a file.
 

@@ -189,8 +189,11 @@ def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:
 
 
 def _tallied(outcomes: Iterable[Outcome], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
+    before = ""
     for row, change in outcomes:
-        counts["read"] += 1
+        where = row.where if row else change.where if change else ""
+        counts["read"] += where != before  # one that is drawn again was read once
+        before = where
         if change:
             changes.append(change)
             counts[change.kind] += 1

@@ -1,0 +1,135 @@
+"""Mixture of files, by weights or by their sizes at a temperature, each row with the file that it comes from.
+
+Invariant: rows come file by file in the order of each, and the number of rows is exact. Without replacement
+no row comes twice.
+Source: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
+section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from harness.data.edit.change import Change, Outcome, drop
+from harness.data.edit.sample import draw
+from harness.data.readers import Row, Rows
+from harness.errors import Problem, UserError
+
+
+class Mixture(NamedTuple):
+    """Weights of the files, or None for shares by their sizes at a temperature; and how rows are drawn.
+
+    Without a number of rows it is the largest that no file is too small for.
+    """
+
+    weights: tuple[float, ...] | None = None
+    temperature: float = 1.0
+    n_rows: int | None = None
+    replacement: bool = False
+    column: str = "source"
+    seed: int = 0
+
+
+def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
+    """Draw from every file its share; a row that is drawn again gets an id of its own, where rows have ids.
+
+    Raises:
+        UserError: shares do not add up, a file is too small for its share, or rows have the column already.
+    """
+    numbers = row_numbers(files, mixture)
+    _refuse_column(files, mixture.column)
+    ids: Counter[Any] = Counter()
+    for content, n in zip(files, numbers, strict=True):
+        chosen = draw(
+            range(len(content.rows)), n, f"{mixture.seed}/{content.shown}", replacement=mixture.replacement
+        )
+        times = Counter(chosen)
+        for i, row in enumerate(content.rows):
+            if not times[i]:
+                yield drop(row, "not drawn")
+            for _ in range(times[i]):
+                yield _sourced(row, mixture.column, content.shown, ids)
+
+
+def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:
+    """Return the share of each file, in [0, 1]; together they are 1.
+
+    Raises:
+        UserError: the weights are not one a file, or do not add up to 1; or the temperature is not positive.
+    """
+    if mixture.weights is not None:
+        if len(mixture.weights) != len(sizes) or min(mixture.weights) <= 0:
+            found = f"{len(mixture.weights)} for {len(sizes)} files, the least {min(mixture.weights):g}"
+            raise UserError(Problem("--weights", found, "a weight above 0 for each file", "such as 0.7,0.3"))
+        if not math.isclose(sum(mixture.weights), 1, abs_tol=1e-6):
+            found = f"weights that add up to {sum(mixture.weights):g}"
+            even = ",".join(f"{w / sum(mixture.weights):.4g}" for w in mixture.weights)
+            raise UserError(Problem("--weights", found, "shares that add up to 1", f"perhaps {even}"))
+        return list(mixture.weights)
+    if not 0 < mixture.temperature < math.inf:
+        found, expected = f"{mixture.temperature:g}", "a number above 0"
+        raise UserError(Problem("--temperature", found, expected, "1 is by size, a high one nearly even"))
+    logs = [math.log(n) / mixture.temperature for n in sizes]
+    powers = [math.exp(log - max(logs)) for log in logs]
+    return [power / sum(powers) for power in powers]
+
+
+def row_numbers(files: Sequence[Rows], mixture: Mixture) -> list[int]:
+    """Return how many rows are drawn of each file: the largest remainders are rounded up.
+
+    Raises:
+        UserError: a file is too small for its share, or the number with replacement is not named.
+    """
+    sizes = [len(content.rows) for content in files]
+    parts = shares(sizes, mixture)
+    if mixture.n_rows is None and mixture.replacement:
+        found = "--replacement without --rows"
+        raise UserError(Problem("harness data mix", found, "how many rows to draw", "--rows N"))
+    most = math.floor(min(n / share for n, share in zip(sizes, parts, strict=True)) + 1e-9)
+    numbers = _rounded(most if mixture.n_rows is None else mixture.n_rows, parts)
+    if mixture.n_rows is None:  # rounding up may ask for a row more than there is
+        numbers = [min(n, size) for n, size in zip(numbers, sizes, strict=True)]
+    problems = [
+        Problem(content.shown, f"{size:,} rows", f"{n:,} for its share", f"--rows {most}, or --replacement")
+        for content, n, size in zip(files, numbers, sizes, strict=True)
+        if n > size and not mixture.replacement
+    ]
+    if problems:
+        raise UserError(problems)
+    return numbers
+
+
+def _rounded(total: int, parts: Sequence[float]) -> list[int]:
+    exact = [total * part for part in parts]
+    floors = [math.floor(x + 1e-9) for x in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (floors[i] - exact[i], i))
+    for i in by_remainder[: total - sum(floors)]:
+        floors[i] += 1
+    return floors
+
+
+def _refuse_column(files: Sequence[Rows], column: str) -> None:
+    problems = [
+        Problem(row.where, f"the column {column!r}", "rows without it", "name another: --column from")
+        for content in files
+        for row in content.rows
+        if column in row.fields
+    ]
+    if problems:
+        raise UserError(problems[:1])
+
+
+def _sourced(row: Row, column: str, source: str, ids: Counter[Any]) -> Outcome:
+    """Name the file a row comes from; an id that stands already gets a number."""
+    fields = {**row.fields, column: source}
+    ident = row.fields.get("id")
+    if not isinstance(ident, str | int):
+        return Outcome(Row(row.where, fields))
+    ids[ident] += 1
+    if ids[ident] == 1:
+        return Outcome(Row(row.where, fields))
+    fields["id"] = f"{ident}-{ids[ident]}"
+    return Outcome(
+        Row(row.where, fields), Change(row.where, "changed", (f"id {fields['id']!r}, drawn again",))
+    )
