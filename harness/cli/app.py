@@ -46,7 +46,7 @@ app.add_typer(data_app, name="data")
 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",
-    1: "something failed, for example one candidate; the others are finished",
+    1: "something failed, for example one candidate; the others are finished; `data check --fail-on`: found",
     2: "a file, an option or a value cannot be used, or the disk is full; a file's problems are all listed",
     3: "`gate`, `compare --gate`: fail; `rescue`: no trial passes; `nightly run`: regression",
     4: "`gate`, `compare --gate`: inconclusive, harness-drift, or nothing is recommended; `rescue`: no trial "

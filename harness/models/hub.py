@@ -10,7 +10,7 @@ import importlib.util
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -181,6 +181,29 @@ def shape(source: ModelSource) -> Shape | None:
         return shape_of(parse_json((source.path / "config.json").read_text("utf-8")), source.n_parameters)
     except (OSError, ValueError):
         return None
+
+
+def context_length(source: ModelSource) -> int | None:
+    """Read from a model's configuration how many tokens it can read; None where that does not say."""
+    config = parse_json((source.path / "config.json").read_text("utf-8"))
+    longest = (config.get("text_config") or config).get("max_position_embeddings")
+    return longest if isinstance(longest, int) else None
+
+
+def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
+    """Return a function that counts the tokens of texts, without those that begin or end a prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return (
+            [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+            if texts
+            else []
+        )
+
+    return count
 
 
 def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:

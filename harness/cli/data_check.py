@@ -1,0 +1,69 @@
+"""Command that checks rows before anything is trained on them: data check.
+
+Invariant: no file of the user's is changed; findings alone end with exit code 0 unless --fail-on says
+otherwise.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from harness.cli.app import Config, Json, data_app, print_document, print_json, say
+
+_Columns = "the column, or a template over columns, where the guess is wrong."
+
+
+@data_app.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Rows: files, or hub:owner/name.")],
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", help="Rows to test on: leaks, and how training matches them."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Count tokens by this model; without it by harness.yaml's `base_model`."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help=f"What asks: {_Columns}")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help=f"What answers: {_Columns}")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="The column that says where a row comes from.")
+    ] = None,
+    date: Annotated[
+        str | None, typer.Option("--date", help="The column of a row's date, for freshness.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page as one file of HTML.")] = None,
+    fail_on: Annotated[
+        Literal["error", "warning"] | None,
+        typer.Option("--fail-on", help="End with exit code 1 where there is such a finding, or a worse one."),
+    ] = None,
+    config: Config = Path("harness.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Find duplicates, leaks, wrong labels, damage and more in rows, the worst first."""
+    from harness.experiment.check_rows import Asked, examine_rows
+    from harness.formatting import pluralize
+    from harness.report.findings import data_document, data_html, data_json
+
+    asked = Asked(files, tuple(test or ()), base or _base_of(config), prompt, reference, source, date)
+    table, findings = examine_rows(asked)
+    title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
+    if html:
+        html.write_text(data_html(findings, title), encoding="utf-8")
+        say(f"wrote {html}")
+    if as_json:
+        print_json(data_json(findings, table.files, table.n))
+    else:
+        print_document(data_document(findings, title))
+    alarming = {"error": ("error",), "warning": ("error", "warning"), None: ()}[fail_on]
+    raise typer.Exit(1 if any(f.severity in alarming for f in findings) else 0)
+
+
+def _base_of(config: Path) -> str | None:
+    """Return the base model that the experiment's file names, where there is one."""
+    if not config.is_file():
+        return None
+    from harness import config as configuration
+
+    return configuration.load(config).experiment.base_model

@@ -1,0 +1,94 @@
+"""Check of rows before anything is trained on them: findings, the worst first.
+
+Invariant: nothing is changed and nothing is trained that is kept; the same files, columns and tokenizer give
+the same findings. A file of this package is a check, and its name is the check's: it exports `check(table,
+given)`, which yields findings, and its docstring states how often clean rows raise an alarm. What an alarm
+tests against chance is tested at `ALPHA` for the whole file of rows, by Bonferroni over all that the check
+looks at.
+"""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from harness.data.check._table import Table
+
+__all__ = ["ALPHA", "MOST_MODELLED", "Finding", "Given", "Severity", "Tokenizer", "check_rows", "names"]
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
+MOST_MODELLED = 20_000  # rows that a classifier or a language guesser sees, drawn by class
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know of the rows: what was found, where, what it means, and the command that mends it.
+
+    An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
+    alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
+    labels that are proposed for `rows`, where there are some.
+    """
+
+    check: str
+    severity: Severity
+    title: str
+    meaning: str
+    count: int = 0
+    of: int = 0
+    rows: tuple[str, ...] = ()
+    example: str = ""
+    command: str = ""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """Share of the rows that show it, in [0, 1]; None where it is not of rows."""
+        return self.count / self.of if self.of else None
+
+
+class Tokenizer(NamedTuple):
+    """Tokens by a model's tokenizer: its name, its context (None: unknown), and the lengths of texts."""
+
+    name: str
+    context: int | None
+    lengths: Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Beside the rows: those that are tested on, a tokenizer, and the least difference that n items show.
+
+    `detectable(n)` is in [0, 1], for the share of items in [0, 1] that two models answer differently.
+    """
+
+    test: "Table | None" = None
+    tokenizer: Tokenizer | None = None
+    detectable: Callable[[int, float], float] | None = None
+
+
+def names() -> list[str]:
+    """List the checks, by name."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_"))
+
+
+def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) -> list[Finding]:
+    """Run the checks, all or those that are named, and return their findings, the worst first."""
+    chosen = names() if only is None else list(only)
+    found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
+    found = [replace(f, command=_with_file(f, table.files)) for f in found]
+    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
+
+
+def _with_file(finding: Finding, files: Sequence[str]) -> str:
+    """Put the file of a finding's first row, and a name for a new one, into its command."""
+    first = finding.rows[0] if finding.rows else ""
+    file = next((file for file in files if first.startswith(file)), files[0])
+    name, dot, ending = file.partition(".")
+    verb = finding.command.split()[2:3]
+    out = f"{name}.{verb[0] if verb else 'new'}{dot}{ending}"
+    return finding.command.replace("FILE", shlex.quote(file)).replace("OUT", shlex.quote(out))

@@ -1,0 +1,309 @@
+"""Rows of files as the checks see them: read once, in bounded memory, each as a question and an answer.
+
+Invariant: of every row its place, the digests of its question and answer and what its columns lack are kept,
+some 40 bytes; its texts are kept as long as all of them take about `HELD` bytes, and from there on those of a
+uniform draw. The same files give the same draw.
+"""
+
+import hashlib
+import random
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data import examples, readers
+from harness.data.contamination import fold_text
+from harness.data.formats import Layout
+from harness.data.readers import Row, cap_problems
+from harness.errors import Problem, UserError, did_you_mean
+from harness.records import Example
+from harness.spec import Task
+
+HELD = 1_000_000_000  # bytes of texts in memory
+_A_ROW = 1_500  # bytes of a row beside its characters
+MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
+_FIRST = 1_000  # places of a column's empty cells that are kept
+
+
+class Reading(NamedTuple):
+    """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date."""
+
+    task: Task
+    layout: Layout | None = None
+    source: str | None = None
+    date: str | None = None
+
+
+class Entry(NamedTuple):
+    """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
+
+    `context` is what stands in front of a question in a row of a known layout; the question holds it too.
+    """
+
+    where: str
+    example: Example
+    question: str
+    answer: str
+    context: str
+    source: str
+    date: datetime | None
+    draw: float
+
+
+class Unusable(NamedTuple):
+    """A row that no comparison could read, and why."""
+
+    where: str
+    why: str
+
+
+@dataclass(slots=True)
+class Column:
+    """Cells of a column: how many rows have the column, the kinds of its values, the places of empty ones."""
+
+    n: int = 0
+    empty: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one or several files.
+
+    `entries` are the usable rows whose texts are held, `digests` (n, 2) of question and answer of all usable
+    rows; `place(i)` names the i-th of these.
+    """
+
+    files: tuple[str, ...]
+    n: int
+    per_file: Mapping[str, int]
+    entries: Sequence[Entry]
+    unusable: Sequence[Unusable]
+    columns: Mapping[str, Column]
+    digests: NDArray[np.uint64]
+    places: "_Places"
+    reading: Reading
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the texts of some rows are not held."""
+        return len(self.entries) < len(self.digests)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, where the answers are a closed set of few and short ones; else nothing."""
+        counts = Counter(entry.answer for entry in self.entries)
+        few = 2 <= len(counts) <= min(MOST_LABELS, len(self.entries) // ROWS_A_LABEL)
+        short = all(0 < len(label) <= LONGEST_LABEL and "\n" not in label for label in counts)
+        asked = any(entry.question for entry in self.entries)
+        return tuple(sorted(counts)) if few and short and asked else ()
+
+    def draw(self, most: int) -> list[Entry]:
+        """Draw at most so many entries, every class (or source) by its share, in the order of the files."""
+        if len(self.entries) <= most:
+            return list(self.entries)
+        of: dict[str, list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            of.setdefault(entry.answer if self.labels else entry.source, []).append(i)
+        rng, chosen = random.Random("check"), []
+        for _, members in sorted(of.items()):
+            rng.shuffle(members)
+            chosen += members[: max(1, int(len(members) * most / len(self.entries)))]
+        return [self.entries[i] for i in sorted(chosen)[:most]]
+
+
+class _Places:
+    """Places of rows in few bytes: the line of each, and how the place begins and where that changes."""
+
+    def __init__(self) -> None:
+        self._lines, self._heads = array("Q"), list[tuple[int, str]]()
+
+    def append(self, where: str) -> None:
+        head = where.rstrip("0123456789")
+        if not self._heads or self._heads[-1][1] != head:
+            self._heads.append((len(self._lines), head))
+        self._lines.append(int(where[len(head) :] or 0))
+
+    def __call__(self, index: int) -> str:
+        """Name the place of a row by its index."""
+        head = next(head for first, head in reversed(self._heads) if first <= index)
+        return f"{head}{self._lines[index]}"
+
+
+def read_table(paths: Sequence[str], reading: Reading, split: str = "train", held: int = HELD) -> Table:
+    """Read files, in one pass.
+
+    Raises:
+        UserError: with the problems of all files at once: a file that cannot be read or is empty, a column
+            that no row has, one that holds texts in some rows and lists in others, a date that is none.
+    """
+    maker = _Maker(reading, held)
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            maker.add_file(path, split)
+        except UserError as error:
+            problems += error.problems
+    problems += maker.problems()
+    if problems:
+        raise UserError(problems)
+    return maker.table()
+
+
+def count_cells(columns: dict[str, Column], row: Row) -> None:
+    """Add the cells of a row to what is known of its columns."""
+    for name, value in row.fields.items():
+        column = columns.setdefault(name, Column())
+        column.n += 1
+        if value is None or (isinstance(value, str | list | dict) and not value):
+            column.empty += 1
+            if len(column.places) < _FIRST:
+                column.places.append(row.where)
+        else:
+            kind = _kind(value)
+            column.kinds[kind] += 1
+            column.first.setdefault(kind, row.where)
+
+
+def mixed_columns(columns: Mapping[str, Column]) -> list[Problem]:
+    """List columns that hold lists or objects in some rows and texts or numbers in others."""
+    found = []
+    for name, column in columns.items():
+        if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
+            rarest = min(column.first, key=lambda kind: column.kinds[kind])
+            kinds = " and ".join(f"{kind} ({n:,} rows)" for kind, n in column.kinds.most_common())
+            step = f"write the {rarest} as in the other rows"
+            found.append(Problem(column.first[rarest], f"{name!r} of mixed types: {kinds}", "one type", step))
+    return found
+
+
+class _Maker:
+    """A table in the making."""
+
+    def __init__(self, reading: Reading, held: int) -> None:
+        self.reading, self.held = reading, held
+        self.entries: list[Entry] = []
+        self.unusable: list[Unusable] = []
+        self.columns: dict[str, Column] = {}
+        self.per_file: Counter[str] = Counter()
+        self.digests, self.places = array("Q"), _Places()
+        self.no_dates: list[Problem] = []
+        self.rng, self.share, self.size = random.Random("table"), 1.0, 0
+
+    def add_file(self, path: str, split: str) -> None:
+        shown, n = readers.display_path(path), 0
+        for row in readers.stream(path, split):
+            n += 1
+            count_cells(self.columns, row)
+            self._add(row, shown)
+        self.per_file[shown] = n
+        if not n:
+            step = "add rows, or leave the file out"
+            raise UserError(Problem(shown, "an empty file", "at least one row", step))
+
+    def _add(self, row: Row, shown: str) -> None:
+        try:
+            example = examples.read_example(self.reading.task, self.reading.layout, row)
+        except UserError as error:
+            self.unusable.append(Unusable(row.where, error.problems[0].found))
+            return
+        question, answer = _texts(example)
+        self.digests.extend((_digest(question), _digest(answer)))
+        self.places.append(row.where)
+        draw = self.rng.random()
+        if draw >= self.share:
+            return
+        source = row.fields.get(self.reading.source) if self.reading.source else shown
+        when = self._date(row)
+        context = _context(row, self.reading.layout)
+        self.entries.append(Entry(row.where, example, question, answer, context, str(source), when, draw))
+        self.size += _size(self.entries[-1])
+        while self.size > self.held:
+            self.share /= 2
+            self.entries = [entry for entry in self.entries if entry.draw < self.share]
+            self.size = sum(map(_size, self.entries))
+
+    def _date(self, row: Row) -> datetime | None:
+        value = row.fields.get(self.reading.date) if self.reading.date else None
+        if value in (None, ""):
+            return None
+        try:
+            return _as_date(value)
+        except (ValueError, OSError, OverflowError):
+            found, step = f"{str(value)[:40]!r} in {self.reading.date!r}", "write it so, or leave --date out"
+            self.no_dates.append(Problem(row.where, found, "a date such as 2026-05-31", step))
+            return None
+
+    def problems(self) -> list[Problem]:
+        """List what forbids to go on, beside files that cannot be read."""
+        found = [
+            Problem(
+                f"--{name}", f"the column {column!r}", "a column of the rows", _near(column, self.columns)
+            )
+            for name, column in (("source", self.reading.source), ("date", self.reading.date))
+            if column and self.columns and column not in self.columns
+        ]
+        shown = ", ".join(self.per_file)
+        return [
+            *found,
+            *mixed_columns(self.columns),
+            *cap_problems(self.no_dates, shown, "dates that cannot be read"),
+        ]
+
+    def table(self) -> Table:
+        n = sum(self.per_file.values())
+        if not self.entries:
+            step = "name the columns: --prompt COLUMN --reference COLUMN"
+            shown = [Problem(row.where, row.why, "a question and an answer", step) for row in self.unusable]
+            raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
+        digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
+        found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
+        return Table(*found, self.places, self.reading)
+
+
+def _size(entry: Entry) -> int:
+    return 2 * (len(entry.question) + len(entry.answer)) + _A_ROW
+
+
+def _near(column: str, columns: Mapping[str, Column]) -> str:
+    return did_you_mean(column, columns)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "object"
+    if isinstance(value, bool):
+        return "true or false"
+    return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
+
+
+def _texts(example: Example) -> tuple[str, str]:
+    """Return what an example asks, without the system's turn, and its first answer; a text asks itself."""
+    asked = [m["content"] for m in example.messages if m["role"] != "system"]
+    answer = example.references[0] if example.references else ""
+    return ("\n".join(asked), answer) if asked else (answer, "")
+
+
+def _context(row: Row, layout: Layout | None) -> str:
+    value = row.fields.get("context") if layout and layout.name == "question" else None
+    return value if isinstance(value, str) else ""
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(fold_text(text).encode(), digest_size=8).digest(), "big")
+
+
+def _as_date(value: Any) -> datetime:
+    """Read a date as ISO 8601 writes it, or seconds since 1970; without its zone."""
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
+    return datetime.fromisoformat(str(value).strip()).replace(tzinfo=None)

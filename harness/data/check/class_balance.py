@@ -1,0 +1,85 @@
+"""Class balance: how rows spread over the labels, and whether the test rows do so too.
+
+False alarms: a class of fewer than five rows is a count, and no chance is in it. That training and test have
+another mix is said at `ALPHA` of a chi-square test of homogeneity (classes below five expected rows pooled).
+
+Source: Pearson 1900; the effective number of classes is the exponential of Shannon's entropy, Hill 1973.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from math import exp, log
+
+from harness.data.check import ALPHA, Finding, Given
+from harness.data.check._table import Table
+
+_FEWEST = 5  # a fifth of fewer rows is less than one row
+
+
+def check(table: Table, given: Given) -> Iterator[Finding]:
+    """Show the balance, list classes too small for a split, and compare with the test rows."""
+    if not table.labels:
+        return
+    counts = Counter(entry.answer for entry in table.entries)
+    n = len(table.entries)
+    effective = exp(-sum(k / n * log(k / n) for k in counts.values()))
+    (most, k), (least, j) = counts.most_common(1)[0], counts.most_common()[-1]
+    title = (
+        f"{len(counts):,} labels, worth {effective:.1f} of equal size: {most!r} {k:,} rows, {least!r} {j:,}"
+    )
+    yield Finding("class_balance", "note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
+    small = {label for label, m in counts.items() if m < _FEWEST}
+    if small:
+        rows = tuple(entry.where for entry in table.entries if entry.answer in small)
+        yield Finding(
+            "class_balance",
+            "warning",
+            f"{len(small):,} labels with fewer than {_FEWEST} rows",
+            "validation or test may hold none of them, so nothing is known of them",
+            len(rows),
+            n,
+            rows,
+            ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
+            "collect more rows of them",
+        )
+    if given.test and (mix := _other_mix(counts, Counter(e.answer for e in given.test.entries))):
+        yield mix
+
+
+def _other_mix(train: Counter[str], test: Counter[str]) -> Finding | None:
+    unknown = [label for label in test if label not in train]
+    if unknown:
+        title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
+        n = sum(test[label] for label in unknown)
+        meaning = "no training row shows them, so a fine-tune cannot answer them"
+        return Finding("class_balance", "error", title, meaning, n, test.total(), command="add rows of them")
+    p, label = mix_p(train, test)
+    if p is None or p >= ALPHA:
+        return None
+    shares = (
+        f"{100 * train[label] / train.total():.1f} % of training, {100 * test[label] / test.total():.1f} %"
+    )
+    meaning = "a score on test weighs labels otherwise than training did; name which mix is the real one"
+    title = f"labels are mixed otherwise in test (chi-square, p = {p:.1g}): {label!r} is {shares} of test"
+    return Finding(
+        "class_balance", "warning", title, meaning, command="harness data split FILE, which keeps the mix"
+    )
+
+
+def mix_p(train: Counter[str], test: Counter[str]) -> tuple[float | None, str]:
+    """Test whether two counts of labels are draws of one mix; return p and the label that differs most."""
+    from scipy import stats
+
+    share = test.total() / (train.total() + test.total())
+    both = {label: train[label] + test[label] for label in train | test}
+    large = [label for label, n in both.items() if n * min(share, 1 - share) >= _FEWEST]
+    pooled = [
+        [counts[label] for label in large] + [sum(n for label, n in counts.items() if label not in large)]
+        for counts in (train, test)
+    ]
+    cells = [pair for pair in zip(*pooled, strict=True) if sum(pair) > 0]
+    if len(cells) < 2:
+        return None, ""
+    p = float(stats.chi2_contingency(list(zip(*cells, strict=True)), correction=False).pvalue)
+    far = max(both, key=lambda label: abs(train[label] / train.total() - test[label] / test.total()))
+    return p, far

@@ -1,0 +1,44 @@
+"""Conflicting answers: one question that stands there with two different answers.
+
+False alarms: none where answers are labels; a question with two free texts may have two right ones, so it is
+a note there. Digests of 64 bits stand for texts, as for repeated rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from harness.data.check import Finding, Given
+from harness.data.check._table import Table
+
+
+def check(table: Table, given: Given) -> Iterator[Finding]:
+    """List the rows whose question has another answer elsewhere."""
+    questions, answers = table.digests[:, 0], table.digests[:, 1]
+    _, first, inverse = np.unique(questions, return_index=True, return_inverse=True)
+    differs = answers != answers[first[inverse]]
+    groups = np.unique(inverse[differs])
+    rows = np.flatnonzero(np.isin(inverse, groups))
+    if not len(rows) or not any(entry.answer for entry in table.entries):
+        return
+    a = int(np.flatnonzero(differs)[0])
+    b = int(first[inverse[a]])
+    of = {entry.where: entry for entry in table.entries}
+    there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
+    shown = " and ".join(f"{entry.where} answers {entry.answer[:40]!r}" for entry in there)
+    asked = " ".join(there[0].question.split())[:60] if there else ""
+    yield Finding(
+        "conflicting_answers",
+        "error" if table.labels else "note",
+        f"{len(groups):,} questions with different answers",
+        "one of them is wrong, or the question does not hold what decides"
+        if table.labels
+        else "several answers may be right; a metric that compares with one reference takes others for wrong",
+        len(rows),
+        len(table.digests),
+        tuple(table.places(int(i)) for i in rows),
+        f"{asked!r}: {shown}" if there else "",
+        "harness data clean FILE --out OUT --decisions DECISIONS, kept on the Data page"
+        if table.labels
+        else "",
+    )

@@ -1,0 +1,150 @@
+"""Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows.
+
+Invariant: what the user named goes before what is recognised, and nothing is written.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import stats
+from harness.data import formats, readers
+from harness.data.check import Finding, Given, Tokenizer, check_rows
+from harness.data.check._table import Column, Reading, Table, count_cells, mixed_columns, read_table
+from harness.errors import Problem, UserError, did_you_mean
+from harness.experiment.scaffold.recognition import Request, absolute, look
+from harness.models import hub
+from harness.spec import Task
+from harness.stats import VarianceComponents
+from harness.stats.random_effects import Variance
+
+_TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
+_FIRST = 2_000  # rows by which columns and layout are recognised
+
+
+class Asked(NamedTuple):
+    """Files to check, test rows to hold them against, and what the user named of columns and model."""
+
+    files: Sequence[str]
+    test: Sequence[str] = ()
+    base: str | None = None
+    prompt: str | None = None
+    reference: str | None = None
+    source: str | None = None
+    date: str | None = None
+    only: Sequence[str] | None = None
+
+
+class Checked(NamedTuple):
+    """The rows and what was found of them, the worst first."""
+
+    table: Table
+    findings: tuple[Finding, ...]
+
+
+def examine_rows(asked: Asked) -> Checked:
+    """Read the files and run the checks.
+
+    Raises:
+        UserError: with the problems of all files at once.
+    """
+    paths = [absolute(path) for path in asked.files]
+    reading = recognise(asked, _first_rows(paths))
+    return examine_table(asked, reading)
+
+
+def examine_table(asked: Asked, reading: Reading) -> Checked:
+    """Run the checks on files whose rows are read in a known way.
+
+    Raises:
+        UserError: with the problems of all files at once.
+    """
+    problems: list[Problem] = []
+    tables: list[Table] = []
+    for files, split in ((asked.files, "train"), (asked.test, "test")):
+        try:
+            tables += [read_table([absolute(path) for path in files], reading, split)] if files else []
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    test = tables[1] if asked.test else None
+    tokenizer = tokenizer_of(asked.base) if asked.base else None
+    found = check_rows(tables[0], Given(test, tokenizer, detectable), asked.only)
+    return Checked(tables[0], tuple(found))
+
+
+def recognise(asked: Asked, first: readers.Rows) -> Reading:
+    """Recognise layout and columns by the first rows; rows of one text alone are texts to read.
+
+    Raises:
+        UserError: no columns clearly ask and answer.
+    """
+    named = {"prompt": asked.prompt, "reference": asked.reference}
+    unknown = [_unknown(key, column, first) for key, column in named.items() if column]
+    cells: dict[str, Column] = {}
+    for row in first.rows:
+        count_cells(cells, row)
+    if problems := [*filter(None, unknown), *mixed_columns(cells)]:
+        raise UserError(problems)
+    request = Request(Path(), asked.files[0], prompt=asked.prompt, reference=asked.reference)
+    columns = {name for row in first.rows for name in row.fields} - {"id"}
+    if len(columns) == 1 and not formats.recognise(first.rows):
+        field = f"{{{columns.pop()}}}"
+        fields = {"reference": field}
+        return Reading(Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields}))
+    seen = look(request, first)
+    task = Task.model_validate({**_TASK, "fields": seen.fields})
+    layout = formats.layout_of(task, first)
+    return Reading(task, layout, asked.source, asked.date)
+
+
+def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:
+    """Refuse a column that none of the first rows has; a template over columns is read as it is."""
+    columns = {name for row in first.rows for name in row.fields}
+    if "{" in column or column in columns:
+        return None
+    return Problem(
+        f"--{key}", f"the column {column!r}", "a column of the rows", did_you_mean(column, columns)
+    )
+
+
+def _first_rows(paths: Sequence[str]) -> readers.Rows:
+    """Read the first rows of the first file that has some; ids are left out, for they may repeat."""
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            rows = list(islice(readers.stream(path, "train"), _FIRST))
+        except UserError as error:
+            problems += error.problems
+            continue
+        if rows:
+            without = [
+                row._replace(fields={k: v for k, v in row.fields.items() if k != "id"}) for row in rows
+            ]
+            return readers.Rows(readers.display_path(path), "row", without)
+        step = "add rows, or leave the file out"
+        problems.append(Problem(readers.display_path(path), "an empty file", "at least one row", step))
+    raise UserError(problems)
+
+
+def tokenizer_of(base: str) -> Tokenizer:
+    """Return the tokenizer of a base with its context in tokens.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    source = hub.resolve(base, where="--base")
+    return Tokenizer(base, hub.context_length(source), hub.token_counter(source))
+
+
+def detectable(n: int, disagreement: float) -> float:
+    """Return the least difference of two rates that n items show with 80 % power, two-sided at 5 %.
+
+    `disagreement` is the share of items that the two answer differently; both in [0, 1].
+
+    Source: `stats.paired_se`, `stats.detectable_mean`.
+    """
+    items = Variance(stats.paired_se(disagreement, n) ** 2, None)
+    return min(stats.detectable_mean(VarianceComponents(items, Variance(0.0, None), 1), 1.0), 1.0)

@@ -1,0 +1,105 @@
+"""Page of a data check: findings, the worst first, each with rows, an example and what mends it.
+
+Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.data.check import Finding
+from harness.formatting import count, percent, pluralize
+from harness.report.document import ResultDocument, Section
+from harness.report.escape import clean
+
+_SHOWN = 5  # places of a finding on the page
+_KEPT = 1_000  # in JSON
+
+
+def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
+    """Lay findings out as the terminal shows them: alarms with all they say, then figures in a line each."""
+    alarms = [row for f in findings if f.severity != "note" for row in _alarm_rows(f)]
+    notes = [row for f in findings if f.severity == "note" for row in _note_rows(f)]
+    sections = [Section(rows=rows) for rows in (alarms, notes) if rows]
+    return ResultDocument(title, sections, summary(findings))
+
+
+def short_lines(findings: Sequence[Finding], full: str, most: int = 3) -> Iterator[str]:
+    """Yield the worst alarms in a line each, and the command that shows the whole page."""
+    alarms = [f for f in findings if f.severity != "note"]
+    for f in alarms[:most]:
+        amount = f", {_amount(f)}" if f.of else ""
+        yield f"data: {f.severity}: {f.title}{amount}{f' ({places(f)})' if f.rows else ''}"
+    yield f"data: {summary(findings)}; {full} shows the page"
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Say how many alarms there are, and what to do first."""
+    n = Counter(f.severity for f in findings)
+    if not n["error"] + n["warning"]:
+        return "no alarm: nothing was found that would make results wrong or harm a training"
+    worst = next(f for f in findings if f.severity != "note")
+    step = f"; first: {worst.command}" if worst.command else ""
+    return f"{pluralize(n['error'], 'error')}, {pluralize(n['warning'], 'warning')}{step}"
+
+
+def places(finding: Finding, most: int = _SHOWN) -> str:
+    """Name the first places of a finding, the file once: `rows.csv:3, 17, 29, …`."""
+    out, before = [], ""
+    for place in finding.rows[:most]:
+        head = place.rstrip("0123456789")
+        out.append(place[len(head) :] if head == before else place)
+        before = head
+    return ", ".join([*out, *(["…"] if len(finding.rows) > most else [])])
+
+
+def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict[str, Any]:
+    """Turn findings into plain types; of places the first thousand, `count` says how many rows there are."""
+    plain = [
+        asdict(f) | {"share": f.share, "rows": f.rows[:_KEPT], "labels": f.labels[:_KEPT]} for f in findings
+    ]
+    return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
+
+
+def data_html(findings: Sequence[Finding], title: str) -> str:
+    """Render the page as one file of HTML, which loads nothing."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+    )
+    environment.globals |= {"places": places, "amount": _amount}
+    return environment.get_template("page.html").render(
+        title=title,
+        summary=summary(findings),
+        alarms=[f for f in findings if f.severity != "note"],
+        notes=[f for f in findings if f.severity == "note"],
+        colours=Markup((folder.parent / "page.css").read_text(encoding="utf-8")),
+    )
+
+
+def _amount(f: Finding) -> str:
+    return f"{percent(f.share)} % ({count(f.count)} of {count(f.of)})" if f.of else ""
+
+
+def _alarm_rows(f: Finding) -> Iterator[tuple[str, str]]:
+    amount = f"  {_amount(f)}" if f.of else ""
+    yield f.severity, f"{f.title}{amount}"
+    where = ("rows", places(f)) if f.rows else None
+    for pair in (where, ("e.g.", f.example), ("means", f.meaning), ("next", f.command)):
+        if pair and pair[1]:
+            yield "", f"  {pair[0]}: {pair[1]}"
+
+
+def _note_rows(f: Finding) -> Iterator[tuple[str, str]]:
+    amount = f"  {_amount(f)}" if f.of else ""
+    yield f.check, f"{f.title}{amount}{f'  {f.example}' if f.example else ''}"

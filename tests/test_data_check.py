@@ -1,0 +1,352 @@
+"""The check of rows: what it finds of planted faults, that clean rows are quiet, and what it refuses."""
+
+import gzip
+import json
+import random
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.data import check
+from harness.data.check import ALPHA, Tokenizer
+from harness.data.check._table import Reading, read_table
+from harness.data.check.amount import histogram
+from harness.data.check.class_balance import mix_p
+from harness.data.check.personal_data import personal_data
+from harness.errors import UserError
+from harness.experiment.check_rows import Asked, detectable, examine_rows, recognise
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
+LABELS = ("refund", "delivery", "account", "invoice")
+
+
+def clean_rows(n=400, seed=0):
+    """Rows of four labels, each with words of its own beside common ones; no two rows are alike."""
+    rng = random.Random(seed)
+    own = {label: WORDS[40 * i : 40 * i + 40] for i, label in enumerate(LABELS)}
+    common = WORDS[160:]
+    rows = []
+    for i in range(n):
+        label = LABELS[i % len(LABELS)]
+        text = rng.sample(common, rng.randint(5, 9)) + rng.sample(own[label], 3)
+        rng.shuffle(text)
+        rows.append({"text": " ".join(text), "label": label})
+    return rows
+
+
+def write(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def find(tmp_path):
+    """Return a function that checks rows with the named checks, by severity and place."""
+
+    def run(rows, *only, **asked):
+        return examine_rows(
+            Asked([write(tmp_path / "rows.jsonl", rows)], only=only or None, **asked)
+        ).findings
+
+    return run
+
+
+def alarms(findings):
+    return [f for f in findings if f.severity != "note"]
+
+
+def lines(finding):
+    return [int(place.rpartition(":")[2]) for place in finding.rows]
+
+
+def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
+    assert len(check.names()) >= 7
+    for name in check.names():
+        module = import_module(f"harness.data.check.{name}")
+        assert callable(module.check)
+        assert "False alarms:" in module.__doc__, name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clean_rows_raise_no_alarm(find, seed):
+    assert alarms(find(clean_rows(seed=seed))) == []
+
+
+def test_the_worst_stands_first(find):
+    rows = clean_rows()
+    found = find([*rows, rows[0], {"text": "", "label": "refund"}])
+    assert [f.severity for f in found] == sorted((f.severity for f in found), key=check.SEVERITIES.index)
+    assert found[0].check == "missing_values"
+
+
+def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
+    rows = clean_rows()
+    (found,) = alarms(find([*rows, {**rows[2], "text": rows[2]["text"].upper()}], "repeated_rows"))
+    assert (lines(found), found.count, found.of) == ([401], 1, 401)
+    assert found.example.endswith("rows.jsonl:401 repeats " + found.rows[0].replace("401", "3"))
+    assert found.command.startswith("harness data dedup ")
+
+
+def test_near_duplicates_are_found_where_they_have_the_same_label(find):
+    rows = clean_rows()
+    longer = [{**row, "text": f"{row['text']} {row['text'][::-1]} tum"} for row in rows]
+    changed = {**longer[4], "text": longer[4]["text"].replace(" tum", " tam")}
+    (found,) = alarms(find([*longer, changed], "repeated_rows"))
+    assert lines(found) == [401]
+    other = {**changed, "label": "delivery"}
+    assert alarms(find([*longer, other], "repeated_rows")) == []
+
+
+def test_two_questions_on_one_context_are_no_near_duplicates(find):
+    context = " ".join(WORDS[:120])
+    rows = [
+        {"context": context, "question": f"{WORDS[i]} {WORDS[-i]} {WORDS[100 + i]}?", "answer": WORDS[i]}
+        for i in range(1, 60)
+    ]
+    assert alarms(find(rows, "repeated_rows")) == []
+
+
+def test_a_question_with_two_labels_is_an_error_at_both_lines(find):
+    rows = clean_rows()
+    (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
+    assert (found.severity, lines(found)) == ("error", [8, 401])
+
+
+def test_a_question_with_two_texts_is_a_note(find):
+    rows = [{"prompt": f"{WORDS[i]}?", "reference": " ".join(WORDS[i : i + 12])} for i in range(60)]
+    found = find([*rows, {"prompt": f"{WORDS[3]}?", "reference": "other words"}], "conflicting_answers")
+    assert [(f.severity, lines(f)) for f in found] == [("note", [4, 61])]
+
+
+def test_damaged_encoding_is_found_and_mended_in_the_example(find):
+    rows = clean_rows()
+    rows[5]["text"] += " café über"
+    rows[9]["text"] += " " + "café über".encode().decode("cp1252")
+    rows[11]["text"] += " caf\ufffd"
+    (found,) = alarms(find(rows, "encoding_damage"))
+    assert lines(found) == [10, 12]
+    assert "café über" in found.example
+
+
+def test_rows_that_cannot_be_used_are_counted_by_why(find):
+    rows = clean_rows()
+    rows[3]["text"] = " "
+    del rows[8]["label"]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.severity, lines(found)) == ("error", [4, 9])
+    assert "an empty prompt (1)" in found.title
+
+
+def test_a_column_of_texts_and_numbers_is_found(find):
+    rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(clean_rows())]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.count, lines(found)) == (40, [1])
+
+
+def test_a_label_of_few_rows_is_found(find):
+    rows = [*clean_rows(), {"text": "solo word", "label": "rare"}]
+    (found,) = alarms(find(rows, "class_balance"))
+    assert (lines(found), found.example) == ([401], "'rare' 1")
+
+
+def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tmp_path):
+    same = write(tmp_path / "same.jsonl", clean_rows(200, seed=9))
+    other = write(tmp_path / "other.jsonl", [r for r in clean_rows(400, seed=9) if r["label"] != "refund"])
+    assert alarms(find(clean_rows(), "class_balance", test=[same])) == []
+    (found,) = alarms(find(clean_rows(), "class_balance", test=[other]))
+    assert "'refund' is 25.0 % of training, 0.0 % of test" in found.title
+
+
+def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
+    test = write(tmp_path / "test.jsonl", [*clean_rows(40), {"text": "a b", "label": "unseen"}])
+    assert [f.severity for f in alarms(find(clean_rows(), "class_balance", test=[test]))] == ["error"]
+
+
+def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
+    """A chi-square test at .05 of 2,000 draws rejects 100 ± 10 (SD); 4 SD are allowed."""
+    from collections import Counter
+
+    rng = random.Random(1)
+    draws = ((Counter(rng.choices("abcd", (4, 3, 2, 1), k=k)) for k in (300, 150)) for _ in range(2_000))
+    rejected = sum((mix_p(*pair)[0] or 0) < 0.05 for pair in draws)
+    assert 60 < rejected < 140
+    assert ALPHA < 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("write to ann.lee@example.org please", ["e-mail addresses"]),
+        ("card 4111 1111 1111 1111 was charged", ["credit card numbers"]),
+        ("card 4111 1111 1111 1112 was charged", []),
+        ("pay to GB82 WEST 1234 5698 7654 32 today", ["IBANs"]),
+        ("pay to GB83 WEST 1234 5698 7654 32 today", []),
+        ("call +44 20 7946 0018 at noon", ["phone numbers"]),
+        ("in 2019 there were 12,345,678 of 1,000 kg at 3.14159", []),
+    ],
+)
+def test_personal_data_are_known_by_their_form_and_check_digits(text, kinds):
+    assert [kind for kind, _ in personal_data(text)] == kinds
+
+
+def test_an_example_of_personal_data_is_masked(find):
+    rows = clean_rows()
+    rows[0]["text"] += " ann.lee@example.org"
+    (found,) = alarms(find(rows, "personal_data"))
+    assert found.example.endswith(": a••.•••@•••••••.•••")
+
+
+def test_rows_beyond_the_context_are_all_found(tmp_path):
+    rows = clean_rows()
+    rows[6]["text"] = "word " * 500
+    asked = Asked([write(tmp_path / "rows.jsonl", rows)])
+    table = read_table(asked.files, reading(asked))
+    words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
+    found = check.check_rows(table, check.Given(tokenizer=words), ["amount"])
+    assert lines(found[0]) == [7]
+    assert "longest 501" in next(f.title for f in found if "tokens a row" in f.title)
+
+
+def reading(asked):
+    from harness.experiment.check_rows import _first_rows
+
+    return recognise(asked, _first_rows(asked.files))
+
+
+def test_tokens_are_counted_by_the_tokenizer_of_the_base(find, tmp_path):
+    import tiny_model
+
+    rows = clean_rows()
+    rows[6]["text"] = "parcel " * 300
+    base = str(tiny_model.build(tmp_path / "tiny"))
+    found = find(rows, "amount", base=base)
+    assert lines(found[0]) == [7]
+    assert "longer than the 256 tokens" in found[0].title
+
+
+def test_a_histogram_has_its_highest_bar_where_most_lengths_lie():
+    drawn = histogram([1] * 5 + [5] * 80 + [17] * 5)
+    assert drawn.startswith("1 ")
+    assert drawn.endswith(" 17")
+    assert drawn[2:-3].index("█") == 4
+
+
+def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
+    rows = clean_rows(2_000)
+    asked = Asked([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
+    table = read_table(asked.files, reading(asked), held=800_000)
+    assert 100 < len(table.entries) < 700
+    assert table.n == 2_001
+    found = check.check_rows(table, check.Given(), ["repeated_rows", "amount"])
+    assert next(lines(f) for f in found if f.title.startswith("exact")) == [2_001]
+    assert any("drawn rows are looked at" in f.title for f in found)
+
+
+def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference_of_9_points():
+    """(1.960 + 0.842) · √(0.1 / 100) = 0.0886."""
+    assert detectable(100, 0.1) == pytest.approx(0.0886, abs=1e-4)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def duplicated(tmp_path_factory):
+    rows = clean_rows()
+    return write(tmp_path_factory.mktemp("rows") / "rows.jsonl", [*rows, rows[0]])
+
+
+def test_the_page_names_rows_example_meaning_and_command(duplicated):
+    shown = run(duplicated)
+    assert shown.exit_code == 0
+    for part in ("warning", "rows: ", "e.g.: ", "means: ", "next: harness data dedup "):
+        assert part in shown.stdout
+
+
+def test_json_holds_what_the_page_shows(duplicated):
+    found = json.loads(run(duplicated, "--json").stdout)
+    (alarm,) = [f for f in found["findings"] if f["severity"] == "warning"]
+    assert (found["n"], alarm["count"], alarm["share"]) == (401, 1, 1 / 401)
+    assert len(alarm["rows"]) == 1
+
+
+def test_html_is_one_file_that_loads_nothing(duplicated, tmp_path):
+    run(duplicated, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "default-src 'none'" in page
+    assert "exact duplicates of an earlier row" in page
+
+
+def test_html_escapes_what_rows_hold(tmp_path):
+    evil = {"text": "<script>alert(1)</script> a b c", "label": "refund"}
+    path = write(tmp_path / "rows.jsonl", [*clean_rows(), evil, {**evil, "label": "invoice"}])
+    run(path, "--html", tmp_path / "page.html")
+    assert "<script>" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(("level", "code"), [("error", 0), ("warning", 1)])
+def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicated, level, code):
+    assert run(duplicated, "--fail-on", level).exit_code == code
+
+
+def refused(*arguments, **asked):
+    with pytest.raises(UserError) as error:
+        examine_rows(Asked(list(map(str, arguments)), **asked))
+    return error.value.problems
+
+
+def test_problems_of_all_files_come_at_once(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("text,label\n")
+    (tmp_path / "sheet.xlsx").write_bytes(b"PK")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "label": "b"}\n')[:-9])
+    (tmp_path / "broken.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": \n')
+    good = write(tmp_path / "rows.jsonl", clean_rows())
+    names = ("empty.csv", "header.csv", "sheet.xlsx", "cut.jsonl.gz", "broken.jsonl")
+    found = refused(good, *(tmp_path / name for name in names))
+    assert [Path(p.where.partition(":")[0]).name for p in found] == list(names)
+    assert found[2].next_step.startswith("soffice --headless --convert-to csv ")
+    assert found[4].where.endswith("broken.jsonl:2")
+
+
+def test_unknown_columns_are_refused_with_the_nearest(tmp_path):
+    path = write(tmp_path / "rows.jsonl", clean_rows())
+    assert refused(path, source="lable")[0].next_step == "did you mean 'label'?"
+    assert refused(path, prompt="txt")[0].next_step == "did you mean 'text'?"
+
+
+def test_dates_that_cannot_be_read_are_refused_by_line(tmp_path):
+    rows = [{**row, "day": "2026-02-01"} for row in clean_rows()]
+    rows[4]["day"] = "31/02/2026"
+    (problem,) = refused(write(tmp_path / "rows.jsonl", rows), date="day")
+    assert problem.where.endswith("rows.jsonl:5")
+
+
+def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
+    rows = clean_rows()
+    rows[4]["label"] = ["refund"]
+    (problem,) = refused(write(tmp_path / "rows.jsonl", rows))
+    assert problem.where.endswith("rows.jsonl:5")
+    assert "'label' of mixed types" in problem.found
+
+
+def test_one_row_is_said_to_be_too_few(find):
+    (found,) = alarms(find([{"prompt": "a b", "reference": "c"}]))
+    assert "1 rows in all" in found.title
+
+
+def test_texts_alone_are_checked_too(find):
+    rows = [{"text": row["text"]} for row in clean_rows()]
+    (found,) = alarms(find([*rows, rows[0]]))
+    assert (found.check, lines(found)) == ("repeated_rows", [401])
+
+
+def test_a_reading_needs_no_layout(tmp_path):
+    path = write(tmp_path / "rows.jsonl", clean_rows())
+    asked = Asked([path])
+    assert isinstance(reading(asked), Reading)
+    assert len(read_table([path], reading(asked)).entries) == 400
