@@ -105,7 +105,7 @@ def test_every_verb_has_help(harness):
     verbs += [["nightly", name] for name in names(nightly_app)]
     assert [v[-1] for v in verbs] == (
         "init compare train eval dashboard doctor report decide gate promote rescue ls reindex score schema sql "
-        "list show diff rm add confirm check clean split mix sample run status ack install".split()
+        "list show diff rm add confirm check clean dedup split mix sample run status ack install".split()
     )
     from typer.testing import CliRunner
 

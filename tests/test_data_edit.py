@@ -15,6 +15,7 @@ from harness.data.columns import Roles, find_roles
 from harness.data.contamination import fold_text
 from harness.data.edit.change import written
 from harness.data.edit.clean import clean, clean_text
+from harness.data.edit.dedup import dedup
 from harness.data.edit.mix import Mixture, mix, shares
 from harness.data.edit.sample import sample
 from harness.data.edit.split import Way, split
@@ -212,7 +213,9 @@ def test_decisions_drop_keep_and_relabel(data):
     done(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
-    assert manifest("n.jsonl")["parameters"]["decisions"]["sha256"] == checksum(Path("d.json"))
+    assert manifest("n.jsonl")["parameters"]["decisions"] == [
+        {"file": "d.json", "sha256": checksum(Path("d.json"))}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -552,3 +555,94 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
     assert len(read("n.jsonl")) == 4
     assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
     assert "expected at least 10" in refused(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
+
+
+# Dedup
+
+LONG = "my parcel was sent to the old address although I gave you the new one two weeks ago on the phone"
+
+
+def deduped(*rows, **options):
+    """Return what is written, by number, and the changes."""
+    made = rows_of(*({"text": text, "label": label} for text, label in rows))
+    outcomes = dedup(made, ASKED, **options)
+    return [int(row.where[8:]) for row in written(outcomes)], [str(o.change) for o in outcomes if o.change]
+
+
+def test_equal_rows_are_dropped_and_name_the_one_that_stays():
+    assert deduped(("Hi there", "x"), ("other", "x"), ("hi  THERE", "X")) == (
+        [1, 2],
+        ["r.jsonl:3: dropped, a duplicate of r.jsonl:1"],
+    )
+
+
+def test_nearly_equal_rows_are_dropped_with_their_likeness():
+    kept, changes = deduped((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
+    assert kept == [1, 3]
+    assert changes[0].startswith("r.jsonl:2: dropped, a near duplicate of r.jsonl:1 (0.9")
+
+
+def test_alike_questions_with_other_answers_are_no_duplicates():
+    rows = (LONG, "parcel"), (f"{LONG} now", "address"), (f"{LONG} ok", "address")
+    kept, changes = deduped(*rows)
+    assert kept == [1, 2]
+    assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
+    assert deduped(*rows, alike=1)[0] == [1, 2, 3]
+
+
+def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
+    rows = ("Where?", "here"), ("other", "x"), ("where?", "there")
+    assert deduped(*rows) == (
+        [1, 2, 3],
+        [
+            "r.jsonl:1: reported, another answer to the question of r.jsonl:3",
+            "r.jsonl:3: reported, another answer to the question of r.jsonl:1",
+        ],
+    )
+    assert deduped(*rows, conflicts="drop")[0] == [2]
+
+
+def test_one_question_on_two_contexts_is_no_duplicate():
+    passages = " ".join(f"a{i}" for i in range(30)), " ".join(f"b{i}" for i in range(30))
+    rows = rows_of(
+        *({"question": "When was it built?", "context": passage, "answer": "1912"} for passage in passages),
+        *(
+            {"question": q, "context": passages[0], "answer": "1912"}
+            for q in ("Who built it?", "when was it built")
+        ),
+    )
+    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
+    assert [outcome.row is None for outcome in outcomes] == [False, False, False, True]
+
+
+@settings(max_examples=50)
+@given(some_rows("text", "label"), st.sampled_from(["keep", "drop"]))
+def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
+    outcomes = dedup(rows, ASKED, conflicts=conflicts)
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
+    kept = written(outcomes)
+    assert [row for row in rows if row in kept] == kept
+    places = {row.where for row in kept}
+    assert all(o.change.of in places for o in outcomes if o.change and "duplicate" in o.change.reason)
+    assert written(dedup(kept, ASKED, conflicts=conflicts)) == kept
+
+
+def test_rows_too_like_a_test_file_are_dropped(data):
+    asked = [
+        {"text": LONG, "label": "x"},
+        {"text": "Where is my card?", "label": "x"},
+        {"text": "Fees", "label": "x"},
+    ]
+    jsonl(Path("r.jsonl"), asked)
+    Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
+    said = done(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
+    assert said.startswith("3 read, 1 written, 2 dropped")
+    assert [(row["reason"], row["of"]) for row in manifest("n.jsonl")["rows"]] == [
+        ("in the test file by words in common", "t.csv:3"),
+        ("asked in the test file", "t.csv:2"),
+    ]
+    done(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
+    assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
+    assert "never changed in place" in refused(
+        data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv"
+    )

@@ -6,7 +6,7 @@ became of the rows, stderr how they were read and what to do next.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -62,9 +62,46 @@ def data_clean(
     _refuse(out, [file], dry_run=dry_run)
     roles = _roles(_beginning(file), prompt, reference)
     found = read_decisions(decisions, file, roles) if decisions else {}
-    used = _digests({"decisions": decisions})
+    used = _digests({"decisions": [str(decisions)] if decisions else []})
     edit = Edit("clean", {**roles._asdict(), **used}, [file], licenses or (), notes or ())
     outcomes = clean(readers.stream(file, "train"), roles, found)
+    _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
+
+
+@data_app.command("dedup")
+def data_dedup(
+    file: File,
+    out: Out = None,
+    alike: Annotated[
+        float, typer.Option("--alike", help="Likeness from which rows are near duplicates; 1: equal ones.")
+    ] = 0.7,
+    conflicts: Annotated[
+        Literal["keep", "drop"],
+        typer.Option("--conflicts", help="Rows that ask the same and answer otherwise are kept, or dropped."),
+    ] = "keep",
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="A test file, whose questions may not be asked here."),
+    ] = None,
+    prompt: Prompt = None,
+    reference: Reference = None,
+    licenses: License = None,
+    notes: Note = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Drop rows that repeat an earlier one, exactly or nearly, or ask what a test file asks."""
+    from harness.data.edit import Edit
+    from harness.data.edit.dedup import dedup
+
+    tests = against or []
+    _refuse(out, [file, *tests], dry_run=dry_run)
+    content, evaluated = _all(file), list(map(_all, tests))
+    roles = _roles(content, prompt, reference)
+    others = [(row, of) for c in evaluated for of in [_roles(c, None, None)] for row in c.rows]
+    parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests({"against": tests})}
+    edit = Edit("dedup", {**parameters, **roles._asdict()}, [file], licenses or (), notes or ())
+    outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 
@@ -246,12 +283,16 @@ def _roles(content: "Rows", prompt: str | None, reference: str | None) -> "Roles
     return roles
 
 
-def _digests(files: dict[str, Path | None]) -> dict[str, object]:
+def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """Name the files that an edit takes beside its rows, each with the digest of its content."""
+    from harness.data.edit.save import digest_of
     from harness.data.readers import display_path
-    from harness.records import checksum
 
-    return {k: {"file": display_path(str(f)), "sha256": checksum(f)} for k, f in files.items() if f}
+    named = (
+        (option, [{"file": display_path(f), "sha256": digest_of(f)} for f in of])
+        for option, of in files.items()
+    )
+    return {option: of for option, of in named if of}
 
 
 def _refuse(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:

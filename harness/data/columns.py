@@ -13,6 +13,7 @@ from harness.errors import Problem, UserError, did_you_mean
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
+CONTEXT = "context"
 _DOCUMENT = {"id", "title", "text", "source"}
 
 
@@ -24,17 +25,23 @@ class Roles(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The question of a row and its answers, each as one text."""
+    """The question of a row, its answers and the context of the question, each as one text."""
 
     question: str
     answers: tuple[str, ...]
+    context: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The question with its context."""
+        return "\n".join(filter(str.strip, (self.context, self.question)))
 
 
 _ROLES = {
     "chat": Roles(("messages",), ("messages",)),
     "ShareGPT": Roles(("conversations",), ("conversations",)),
     "prompt and completion": Roles(("prompt",), ("completion",)),
-    "Dolly": Roles(("instruction", "context"), ("response",)),
+    "Dolly": Roles(("instruction", CONTEXT), ("response",)),
     "Alpaca": Roles(("instruction", "input"), ("output",)),
     "preference": Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected")),
 }
@@ -75,10 +82,11 @@ def asked(row: Row, roles: Roles) -> Asked:
         turns = fields.get(roles.questions[0])
         turns = [turn for turn in turns if not _is_system(turn)] if isinstance(turns, list) else [turns]
         return Asked(plain_text(turns[:-1]), (plain_text(turns[-1:]),))
-    parts = (plain_text(fields.get(name)) for name in roles.questions)
+    parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return Asked(
         "\n".join(part for part in parts if part.strip()),
         tuple(plain_text(fields.get(name)) for name in roles.answers),
+        plain_text(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
 
 
@@ -140,7 +148,7 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
     if layout is not None and layout.name in _ROLES:
         return _ROLES[layout.name]
     if layout is not None:  # questions, with one accepted answer or several
-        return Roles(("question", "context"), ("answers",) if "answers" in columns else ("answer",))
+        return Roles(("question", CONTEXT), ("answers",) if "answers" in columns else ("answer",))
     names = {name for row in content.rows for name in row.fields}
     asks, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
     if asks and answers:

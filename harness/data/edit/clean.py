@@ -50,7 +50,7 @@ def clean(
 
 def _empty_part(row: Row, roles: Roles) -> str:
     """Say which part of a row is empty; a preference pair needs both of its answers."""
-    question, answers = asked(row, roles)
+    question, answers, _ = asked(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
     lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)

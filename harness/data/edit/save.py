@@ -216,15 +216,20 @@ def _refuse_full(out: Path, shown: str) -> None:
 
 
 def _input(path: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Name a file with the digest of its content; of a data set on the hub, that of its rows."""
+    """Name a file with the digest of its content, and that of its manifest where it has one."""
     shown = readers.display_path(path)
     made = {"manifest": hashlib.sha256(canonical_json(before).encode()).hexdigest()} if before else {}
+    return {"file": shown, "sha256": digest_of(path), **made}
+
+
+def digest_of(path: str) -> str:
+    """Return the sha256 of a file's content, or of the rows of a data set of the hub, in hex."""
     if Path(path).is_file():
-        return {"file": shown, "sha256": checksum(Path(path)), **made}
+        return checksum(Path(path))
     rows = hashlib.sha256()
     for row in readers.stream(path, "train"):
         rows.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
-    return {"file": shown, "sha256": rows.hexdigest()}
+    return rows.hexdigest()
 
 
 def _manifest_of(path: str) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def split(content: Rows, roles: Roles, way: Way) -> Split:
             many, or a time cannot be read.
     """
     check_shares(way.shares)
-    questions = [asked(row, roles).question for row in content.rows]
+    questions = [asked(row, roles).whole for row in content.rows]
     found = _by_time(content, questions, way) if way.time else _at_random(content, questions, way)
     if problems := list(_problems(content.shown, found.parts, way)):
         raise UserError(cap_problems(problems, content.shown, "classes that are too small"))

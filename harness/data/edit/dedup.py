@@ -1,0 +1,139 @@
+"""Removal of duplicates: equal rows, rows that are nearly equal, and rows too like those of a test file.
+
+Invariant: of each kind the first row stays, and every dropped row names the one it repeats. Rows that ask the
+same and answer otherwise are no duplicates: they are reported, and stay unless they are to be dropped.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from harness.data.columns import Asked, Roles, asked
+from harness.data.contamination import fold_text
+from harness.data.edit.change import Change, Outcome, drop
+from harness.data.near_duplicates import THRESHOLD, near_duplicates, similarity
+from harness.data.overlap import overlaps
+from harness.data.readers import Row
+
+
+class Entry(NamedTuple):
+    """A row, what it asks and answers, and the same without letter case and spaces."""
+
+    row: Row
+    asked: Asked
+    question: str
+    answers: tuple[str, ...]
+
+
+_Changes = dict[int, Outcome]
+
+
+def dedup(
+    rows: Sequence[Row],
+    roles: Roles,
+    *,
+    alike: float = THRESHOLD,
+    conflicts: Literal["keep", "drop"] = "keep",
+    against: Sequence[tuple[Row, Roles]] = (),
+) -> list[Outcome]:
+    """Drop duplicates, and rows that ask what a row of `against` asks, as the leak check finds them.
+
+    Two rows are nearly equal where their questions are `alike` (Jaccard index of shingles, in (0, 1]), and so
+    are their answers, on one context. With 1 only equal rows are duplicates.
+    """
+    entries = [_entry(row, roles) for row in rows]
+    changes: _Changes = {}
+    steps: tuple[Callable[[Mapping[int, Entry]], _Changes], ...] = (
+        lambda left: _evaluated(left, [_entry(*of) for of in against]),
+        _equal,
+        lambda left: _conflicting(left, drop_them=conflicts == "drop"),
+        lambda left: _nearly_equal(left, alike),
+    )
+    for step in steps:
+        left = {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
+        changes |= step(left)
+    return [changes.get(i, Outcome(row)) for i, row in enumerate(rows)]
+
+
+def _entry(row: Row, roles: Roles) -> Entry:
+    of = asked(row, roles)
+    return Entry(row, of, fold_text(of.whole), tuple(map(fold_text, of.answers)))
+
+
+def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
+    """Drop rows that ask what a test file asks, exactly or by the measures of the leak check."""
+    if not tests:
+        return {}
+    indices, rows = list(left), list(left.values())
+    answers = ["\n".join(entry.asked.answers) for entry in rows]
+    changes: _Changes = {}
+    for one in overlaps([e.asked.whole for e in rows], [e.asked.whole for e in tests], answers=answers):
+        row, of = rows[one.training].row, tests[one.evaluated].row.where
+        changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
+    first = {entry.question: entry.row.where for entry in reversed(tests) if entry.question}
+    equal = ((i, entry) for i, entry in left.items() if entry.question in first)
+    return changes | {i: drop(e.row, "asked in the test file", first[e.question]) for i, e in equal}
+
+
+def _equal(left: Mapping[int, Entry]) -> _Changes:
+    """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
+    first: dict[tuple[str, tuple[str, ...]], Entry] = {}
+    changes: _Changes = {}
+    for i, entry in left.items():
+        kept = first.setdefault((entry.question, entry.answers), entry)
+        if kept is not entry:
+            changes[i] = drop(entry.row, "a duplicate", kept.row.where)
+    return changes
+
+
+def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
+    """Report, or drop, all rows of a question that has different answers."""
+    by_question: dict[str, list[int]] = defaultdict(list)
+    for i, entry in left.items():
+        by_question[entry.question].append(i)
+    changes: _Changes = {}
+    for question, members in by_question.items():
+        if not question or len(members) < 2:
+            continue
+        for i in members:
+            row = left[i].row
+            other = left[next(j for j in members if j != i)].row.where
+            reported = Change(row.where, "reported", ("another answer to the question",), other)
+            changes[i] = (
+                drop(row, "another answer to the question", other) if drop_them else Outcome(row, reported)
+            )
+    return changes
+
+
+def _nearly_equal(left: Mapping[int, Entry], alike: float) -> _Changes:
+    """Drop rows whose question and answer are alike to those of an earlier row."""
+    if alike == 1:
+        return {}
+    indices = list(left)
+    changes: _Changes = {}
+    for group in near_duplicates([left[i].asked.question for i in indices], threshold=alike):
+        kept = left[indices[group.kept]]
+        firsts = {(fold_text(kept.asked.context), kept.answers): kept}
+        for other in sorted(group.others):
+            i = indices[other.row]
+            entry = left[i]
+            first = firsts.setdefault((fold_text(entry.asked.context), entry.answers), entry)
+            for earlier in (first, kept):
+                if earlier is not entry and (index := _likeness(entry, earlier, alike)):
+                    changes[i] = drop(entry.row, "a near duplicate", earlier.row.where, index)
+                    break
+    return changes
+
+
+def _likeness(entry: Entry, earlier: Entry, alike: float) -> float | None:
+    """Return how alike two questions are where the rows are nearly equal, else None."""
+    same = entry.answers == earlier.answers or all(
+        similarity(a, b) >= alike for a, b in zip(entry.answers, earlier.answers, strict=True)
+    )
+    index = similarity(entry.asked.question, earlier.asked.question)
+    return index if same and index >= alike and _same_context(entry, earlier) else None
+
+
+def _same_context(entry: Entry, other: Entry) -> bool:
+    contexts = {fold_text(entry.asked.context), fold_text(other.asked.context)}
+    return len(contexts - {""}) < 2
