@@ -23,7 +23,7 @@ from harness.report.loss_curves import (
     round_means,
     smooth,
 )
-from harness.report.training_diagnosis import diagnose
+from harness.report.training_diagnosis import diagnose, forgetting_sentence
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
@@ -48,6 +48,7 @@ def page() -> None:
     for name in chosen:
         if found := diagnose(trained[name].training):
             st.text(f"{name} {found.sentence}.")
+    _draw_points({name: trained[name].training for name in chosen if trained[name].training.tracked})
     _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
     rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
@@ -68,6 +69,25 @@ def _draw(chosen: Mapping[str, Run]) -> None:
     if by_kind[True]:
         charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
         st.caption(PREFERENCES)
+
+
+def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
+    """Draw target and capability along the trainings that were tracked, and say when they forget."""
+    targets = {
+        name: ([(p.step, p.target) for p in of.tracked if p.target is not None], ())
+        for name, of in tracked.items()
+    }
+    changes = {
+        name: ([(p.step, 100 * p.capability) for p in of.tracked if p.capability is not None], ())
+        for name, of in tracked.items()
+    }
+    if any(points for points, _ in targets.values()):
+        charts.draw(charts.curves(targets, "target, on validation"), "tracked-target", height=280)
+    if any(points for points, _ in changes.values()):
+        charts.draw(charts.curves(changes, "capability, points against the base"), "tracked", height=280)
+    for name, of in tracked.items():
+        if said := forgetting_sentence(of):
+            st.text(f"{name} {said}.")
 
 
 def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:

@@ -90,7 +90,8 @@ class Method:
     the base is trained and served in, `init_from` what it can start from, `made_elsewhere` that it takes the
     folder of finished weights. `interpolates` marks weights between the base and the candidate that
     `init_from` names, at the share `scale`. `hooks` are those of `HOOKS` that its training calls. `rewarded`
-    says that it trains on rewards of its answers, which the recipe's `reward` names. `loops` are the
+    says that it trains on rewards of its answers, which the recipe's `reward` names. `tracks` says that its
+    training keeps the weights of some checkpoints, as the recipe's `track` asks. `loops` are the
     concerns of `code_versions.toml` whose code it runs beside its own file. A `delta` is weights of a
     form of our own (see `models.deltas`).
 
@@ -126,6 +127,7 @@ class Method:
     interpolates: bool = False
     hooks: tuple[str, ...] = ()
     rewarded: bool = False
+    tracks: bool = False
     loops: tuple[str, ...] = ()
     shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""

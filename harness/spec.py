@@ -242,6 +242,18 @@ def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
     return spelt
 
 
+class Tracking(Spec):
+    """Points along a training: its weights at some checkpoints, with what they score.
+
+    The weights of `points` checkpoints are kept, evenly over the steps as far as there are so many. Each
+    answers the validation rows of the target and `items` general items, of the half that the search of a
+    rescue sees.
+    """
+
+    points: int = Field(ge=1, le=20)
+    items: int = Field(200, ge=1)
+
+
 class Recipe(Spec):
     """Recipe of a candidate: weights × prompting × answer.
 
@@ -255,8 +267,8 @@ class Recipe(Spec):
     `int8` (LLM.int8). `serve_on` puts an adapter on the base quantised to one of them, or on
     the base as it is (`bf16`, whatever the machine's precision). `sweep` tries each value of the
     parameters it names and keeps the best on validation. `regularize` maps the names of regularisers of its
-    training to their parameters, `replay: SHARE` being short for that of replay. `template` wraps the user
-    message, `{prompt}`.
+    training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
+    forgetting along the training. `template` wraps the user message, `{prompt}`.
 
     `method` makes the weights, by its own `params`. `role: baseline` says that another `base_model` of the
     experiment's architecture is to be beaten, where `method: model` would judge it. `answer` is generated,
@@ -276,6 +288,7 @@ class Recipe(Spec):
     serve_on: Literal["nf4", "int8", "bf16"] | None = None
     sweep: dict[str, list[Any]] = {}
     regularize: dict[str, dict[str, Any]] = {}
+    track: Tracking | None = None
     prompting: dict[str, dict[str, Any]] = {"zero_shot": {}}
     answer: Literal["generate", "rank"] = "generate"
     system: str | None = None
@@ -298,11 +311,12 @@ class Recipe(Spec):
             self.quantization,
             self.sweep,
             self.regularize,
+            self.track,
         )
         if self.weights_of and (self.method != BASE or any(own)):
             raise ValueError(
                 "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
-                "reward, path, base_model, quantization, sweep and regularize"
+                "reward, path, base_model, quantization, sweep, regularize and track"
             )
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
             key = "init_from takes" if self.init_from else "merges takes"

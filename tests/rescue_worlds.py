@@ -21,6 +21,7 @@ from harness.gating.halves import split
 from harness.models.hub import ModelSource
 from harness.progress import Silent
 from harness.records import Output, SampleResult
+from harness.training import TRACKED
 
 BASE = Truth(
     {"zero_shot": {"behaviour": 20}, "few_shot": {"behaviour": 40}, "rag": {"behaviour": 20}, "tuned": {}}
@@ -79,13 +80,17 @@ class KnownHost(OracleHost):
 
 
 def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
-    """Leave what a finished training of an adapter leaves."""
+    """Leave what a finished training of an adapter leaves; of a tracked one every tenth step's weights too."""
     init = stored_weights(session, candidate.init, seed) if candidate.init else None
     merges = [stored_weights(session, one, seed) for one in candidate.merges]
     folder = folder_of(session, candidate, seed, init, merges=merges)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)
+    for point in range(candidate.source.track.points if candidate.source.track else 0):
+        step = f"step-{10 * (point + 1)}"
+        kept = {**settings, "made": step}
+        fake_adapter.lay_down(folder / TRACKED / step, session.source.weights_digest, kept, {})
 
 
 class World(NamedTuple):

@@ -853,6 +853,20 @@ def test_what_a_training_took_stands_beside_its_losses(opened, tmp_path):
     assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
 
 
+def test_points_along_a_training_are_drawn_and_said_to_forget(opened, tmp_path):
+    made = fake_project.write(tmp_path)
+    points = [
+        {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}
+        for s, t, c in ((10, 0.4, -0.03), (20, 0.6, -0.05))
+    ]
+    training = made.facts[2].training.stored() | {"n_steps": 20, "tracked": points}
+    rewritten(tmp_path, "lora-0", training=training)
+    page = opened("training")
+    drawn = [[line["y"] for line in pictures(page)[i]["data"]] for i in (1, 2)]
+    assert drawn == [[[0.4, 0.6]], [[-3.0, -5.0]]]
+    assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
+
+
 def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(opened, tmp_path):
     made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
     training = made.facts[2].training.stored() | {"fit_key": "k"}

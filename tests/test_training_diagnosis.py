@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.records import TrainingRecord
-from harness.report.training_diagnosis import diagnose
+from harness.records import TrackedPoint, TrainingRecord
+from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
 EPOCH = 40
 
@@ -73,3 +73,45 @@ def test_rows_that_are_known_by_heart_are_named_with_both_losses():
 )
 def test_losses_that_do_not_say_are_not_diagnosed(training):
     assert diagnose(training) is None
+
+
+def along(*changes, half=0.02):
+    """Return a training of 100 steps with such changes of capability, each within so much."""
+    every = 100 // len(changes)
+    points = tuple(
+        TrackedPoint(
+            step=every * (i + 1), target=0.5, capability=x, low=x - half, high=x + half, n_general=99
+        )
+        for i, x in enumerate(changes)
+    )
+    return TrainingRecord(n_steps=100, tracked=points)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            (-0.05, -0.06, -0.07, -0.08),
+            "forgets early: capability −5.0 [−7, −3] points at step 25 of 100",
+        ),
+        ((0.0, -0.01, -0.03, -0.08), "forgets late: capability −8.0 [−10, −6] points at step 100"),
+        ((0.0, -0.01, 0.0, -0.015), "is not seen to forget: capability −1.5 [−4, +1] points"),
+    ],
+)
+def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
+    assert forgetting_sentence(along(*changes)).startswith(said)
+
+
+def test_what_is_lost_first_and_in_the_end_stand_with_their_steps():
+    said = forgetting_sentence(along(-0.05, -0.08))
+    assert " points at step 50 of 100, and −8.0" in said
+    assert said.endswith(" points at step 100")
+
+
+def test_a_loss_within_the_noise_early_on_does_not_count_as_early():
+    assert forgetting_sentence(along(-0.05, -0.054, -0.07, -0.10, half=0.055)).startswith("forgets late")
+
+
+def test_nothing_is_said_of_a_training_without_points_or_without_tasks_that_count():
+    assert forgetting_sentence(TrainingRecord()) == ""
+    assert forgetting_sentence(TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""

@@ -21,6 +21,7 @@ from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.leaks import refuse_or_note
+from harness.experiment.tracking import tracking_problems, tracking_work
 from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm
@@ -195,6 +196,7 @@ def _refuse_weights(session: Session, loaded: Loaded) -> None:
         problems += _unusable_pairs(session, candidate)
         problems += _merge_problems(candidate)
         problems += regularization_problems(session, recipe)
+        problems += tracking_problems(candidate)
     problems += engine_problems(session, selected, needed)
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
     if problems:
@@ -321,7 +323,7 @@ def _making_work(session: Session, candidate: ResolvedCandidate) -> Work:
     if candidate.source.sweep:
         validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
         fits += [work_of(validation.job())] * (len(trials) - 1)
-    return sum(fits, Work())
+    return sum(fits, tracking_work(session, candidate.source))
 
 
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:

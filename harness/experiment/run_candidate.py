@@ -28,10 +28,11 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
+from harness.experiment.tracking import measure_points, tracked_weights
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
-from harness.records import MetricRange, RowsIdentity, Run
+from harness.records import MetricRange, RowsIdentity, Run, TrackedPoint
 from harness.spec import Recipe
 from harness.training import Weights
 
@@ -84,11 +85,13 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     sets = _row_sets(session, candidate, weights, seed)
     (done,) = find_runs(session, [run_identity(session, name, seed, weights, sets)])
     if done is not None:
-        return done
+        return _with_points(session, candidate, seed, weights, done)
     run_id = run_id_of(session, name, seed, weights, sets)
     lacking = runner.rescore_stored(session, sets)
     if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
-        return _save_again(session, candidate, run_id, sets, before)
+        return _with_points(
+            session, candidate, seed, weights, _save_again(session, candidate, run_id, sets, before)
+        )
     beside = measure_control(session, candidate.base, weights) if lacking else ""
     with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
@@ -101,10 +104,36 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         weights_digest=weights.digest,
         state="done",
         rows={s.name: s.identity.digest for s in sets},
-        training=weights.training,
+        training=replace(weights.training, tracked=_points(session, candidate, seed, weights)),
         latency=latency,
         provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
         metrics=_metric_ranges(sets),
+    )
+    store.save_run(session.store, run)
+    return run
+
+
+def _points(
+    session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights
+) -> tuple[TrackedPoint, ...]:
+    """Measure the points along a training against its base; none where its recipe asks for none."""
+    if not candidate.source.track:
+        return ()
+    return measure_points(session, candidate, weights, seed, base_arm(session, candidate.base))
+
+
+def _with_points(
+    session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights, done: Run
+) -> Run:
+    """Return a finished run with the points along its training, which a run made before has none of."""
+    wanted = tracked_weights(candidate, weights)
+    if not wanted or len(wanted) == len(done.training.tracked):
+        return done
+    tracked = _points(session, candidate, seed, weights)
+    run = replace(
+        done,
+        training=replace(weights.training, tracked=tracked),
+        recipe=candidate.recipe.model_dump(mode="json"),
     )
     store.save_run(session.store, run)
     return run

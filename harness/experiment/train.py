@@ -175,6 +175,7 @@ def folder_of(
         "merges": [one.digest for one in merges],
         "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
         "training": _training_digest(session, method, source, seed),
+        "track": source.track.points if source.track else 0,
         "regularize": regularizers_digest(source.regularize, mix_context(session, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
@@ -293,6 +294,7 @@ def _write_job(
         reward=_reward(session, candidate, reward),
         report_to=session.experiment.report_to,
         threads=threads_of(source.method),
+        track=source.track.points if source.track else 0,
         code=code_of(source.method, source.regularize),
     )
     write_job(
@@ -406,10 +408,10 @@ def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *,
             with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
     answered = store.read_rows(session.store, rows.identity.digest, len(rows.ids))
-    return _mean_score(session.target.primary, answered)
+    return mean_score(session.target.primary, answered)
 
 
-def _mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
+def mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
     """Return the score of rows, a failed answer as the metric's worst value, if it has one; None without any.
 
     So no trial is favoured for the answers that it owes.

@@ -26,7 +26,14 @@ from harness.records.serialization import (
     parse_json,
     without_defaults,
 )
-from harness.records.training_records import Curve, Scanned, TrainingRecord, Trial, training_record
+from harness.records.training_records import (
+    Curve,
+    Scanned,
+    TrackedPoint,
+    TrainingRecord,
+    Trial,
+    training_record,
+)
 
 __all__ = [
     "BLOCK",
@@ -52,6 +59,7 @@ __all__ = [
     "Scanned",
     "Status",
     "TaskNoise",
+    "TrackedPoint",
     "TrainingRecord",
     "Trial",
     "canonical_json",

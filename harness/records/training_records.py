@@ -46,6 +46,22 @@ class Scanned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedPoint:
+    """Weights of one step of a training: their score on the target's validation rows, and what they forgot.
+
+    `capability` is the mean change against the base over the tasks that count, with its 95 % interval, on
+    `n_general` items; None without such tasks.
+    """
+
+    step: int
+    target: float | None
+    capability: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n_general: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
     """Measured figures of one training, in the order in which reports show them; None where not measured.
 
@@ -57,7 +73,8 @@ class TrainingRecord:
     by it and `validation_loss` is not. `waited_share` is the share of the time for
     which its threads waited for a processor that other work had. `trainable_share` is `n_trainable` as a
     share of the base's parameters, `size_bytes` what the finished weights take on disk, and `base_size_bytes`
-    the base's own. `scan` says by what ratios of signal to noise matrices were chosen to be trained.
+    the base's own. `tracked` are the points along the training that were measured. `scan` says by what ratios
+    of signal to noise matrices were chosen to be trained.
     `batch_size` and `accumulated_batches` are those that memory was enough for, where they were searched.
     `not_packed` says why rows were not packed though asked to be. `heldout_accuracy` is the share of the
     `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin` their mean reward
@@ -111,6 +128,7 @@ class TrainingRecord:
     stands_on: dict[str, str] = field(default_factory=dict)
     scan: tuple[Scanned, ...] = ()
     sweep: tuple[Trial, ...] = ()
+    tracked: tuple[TrackedPoint, ...] = ()
     others: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -120,7 +138,7 @@ class TrainingRecord:
 
     def stored(self) -> dict[str, Any]:
         """Return the plain form: what is known, with figures of a method's own beside the others."""
-        nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan}
+        nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan, "tracked": self.tracked}
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}
         known |= {name: [asdict(one) for one in of] for name, of in nested.items() if of}
         return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others

@@ -36,7 +36,7 @@ from harness.report.experiment_report import (
 )
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.plots.heat_map import heat
-from harness.report.training_diagnosis import diagnose
+from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
 _LOST_LISTED = 10
 # Words for what a training measured, where the name of the figure does not say it.
@@ -264,7 +264,7 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     return Section("gate", title, columns, rows, lead, notes, f.label)
 
 
-_NOT_MEASURED = ("sweep", "stands_on", "scan", "learning_rate")
+_NOT_MEASURED = ("sweep", "stands_on", "scan", "tracked", "learning_rate")
 
 
 def _training(trained: Sequence[CandidateFacts]) -> Section:
@@ -284,6 +284,7 @@ def _training(trained: Sequence[CandidateFacts]) -> Section:
     kinds = {loss_curves.of_preferences(f.training) for f in trained if loss_curves.smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
+    notes += [f"{f.label} {said}." for f in trained if (said := forgetting_sentence(f.training))]
     notes += [loss_curves.LIKELIHOOD] * (False in kinds) + [loss_curves.PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 

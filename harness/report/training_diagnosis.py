@@ -1,4 +1,4 @@
-"""Diagnosis of one training from its losses: underfitting, overfitting, or neither, in a sentence.
+"""Diagnosis of one training: underfitting, overfitting or neither from losses, forgetting from points.
 
 Invariant: it rests on what was logged alone, says which figures, and says nothing of a training on
 preferences or with smoothed labels, whose loss is no likelihood, nor of less than two rounds of steps.
@@ -9,8 +9,8 @@ this project's own: a change of a twentieth is more than validation on a hundred
 
 from typing import NamedTuple
 
-from harness.formatting import count, plain
-from harness.records import TrainingRecord
+from harness.formatting import count, plain, points
+from harness.records import TrackedPoint, TrainingRecord
 from harness.report.loss_curves import numeric_points, of_preferences, round_length, smooth
 
 _CHANGE = 0.05  # of a loss, and more is a change
@@ -85,3 +85,31 @@ def _fits(training: TrainingRecord, train: Points) -> Diagnosis:
     if training.n_replayed:
         said += ", which holds none of the rows replayed"
     return Diagnosis("fits", f"neither underfits nor overfits: {said}")
+
+
+def forgetting_sentence(training: TrainingRecord) -> str:
+    """Say whether a tracked training forgets, and early or late; empty where nothing was measured.
+
+    Early is by half of its steps at least half of what is lost in the worst place, at a point that is shown
+    to have lost something.
+    """
+    known = [point for point in training.tracked if point.capability is not None]
+    if not known:
+        return ""
+    lost = [point for point in known if point.high is not None and point.high < 0]
+    if not lost:
+        return f"is not seen to forget: capability {_capability(known[-1])}"
+    worst = min(lost, key=_change)
+    first = next(point for point in lost if _change(point) <= _change(worst) / 2)
+    steps = training.n_steps or known[-1].step
+    when = "early" if 2 * first.step <= steps else "late"
+    later = "" if first is worst else f", and {_capability(worst)}"
+    return f"forgets {when}: capability {_capability(first)} of {count(steps)}{later}"
+
+
+def _change(point: TrackedPoint) -> float:
+    return point.capability or 0.0
+
+
+def _capability(point: TrackedPoint) -> str:
+    return f"{points(point.capability, point.low, point.high)} points at step {count(point.step)}"

@@ -21,6 +21,7 @@ from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, tot
 from harness.evaluation.session import Session
 from harness.experiment.data_scaling import settle_sweep
 from harness.experiment.run_candidate import stored_runs
+from harness.experiment.tracking import tracking_work
 from harness.experiment.train import fit_work, stored_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
@@ -299,7 +300,8 @@ def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:
 def _work(session: Session, trial: Trial, seed: int) -> Work:
     weights = base_weights(session.source)
     sets = [*suite_sets(session, weights), *target_sets(session, trial.recipe, weights, 0)]
-    return total_work(sets) + fit_work(session, trial.source, seed)
+    making = fit_work(session, trial.source, seed) + tracking_work(session, trial.source)
+    return total_work(sets) + making
 
 
 def _n_layers(base: ModelSource) -> int | None:

@@ -6,7 +6,8 @@ what is evaluated later is what was saved.
 
 from harness.models.adapters import adapter_digest, model_digest
 from harness.models.deltas import delta_digest
-from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights, adapter_weights
+from harness.training.checkpoints import tracked_folders
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights, adapter_weights
 from harness.training.dpo import PreferenceParams, preference
 from harness.training.heads import (
     EMBEDDING,
@@ -41,6 +42,7 @@ __all__ = [
     "EMBEDDING",
     "FIT",
     "HEAD",
+    "TRACKED",
     "FitContext",
     "HeadParams",
     "Job",
@@ -77,6 +79,7 @@ __all__ = [
     "reward_problems",
     "run_job",
     "threads_of",
+    "tracked_folders",
     "train_head",
     "train_on_rewards",
     "train_reward_model",

@@ -7,8 +7,13 @@ size; an older one is removed only after that. Going on from one makes the steps
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.models.adapters import adapter_digest
+from harness.models.deltas import delta_digest
+from harness.training.job import FIT
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
 SAVED_EVERY = 0.25  # of all steps, beside the end of each epoch
 
 _RECORD = "record.json"
+_STEP = "step-"  # begins the name of the folder of a tracked point
 
 
 class Checkpoint(NamedTuple):
@@ -88,6 +94,48 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
             rotate_checkpoints(args.output_dir, 1, state.best_model_checkpoint)
 
     return Keeping()
+
+
+def tracked_folders(folder: Path) -> dict[int, Path]:
+    """Map the steps whose weights are kept in a folder to theirs, in order."""
+    found = {int(path.name.removeprefix(_STEP)): path for path in folder.glob(f"{_STEP}*") if not path.suffix}
+    return dict(sorted(found.items()))
+
+
+def tracking_callback(
+    folder: Path, points: int, kind: str, trained_on: str, save: Callable[[Any, Path], None]
+) -> "TrainerCallback":
+    """Return a callback that keeps the weights of checkpoints in a folder, evenly over all steps.
+
+    Of each of `points` equal parts of the steps the first checkpoint at or after its end is kept.
+    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    class Tracking(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            step = state.global_step
+            before = max((kept for kept in tracked_folders(folder) if kept < step), default=0)
+            if points * step // state.max_steps > points * before // state.max_steps:
+                with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
+                    _keep(folder / f"{_STEP}{step}", kind, trained_on, lambda to: save(model, to))
+
+    return Tracking()
+
+
+def _keep(point: Path, kind: str, trained_on: str, save: Callable[[Path], None]) -> None:
+    """Write weights and their record, so that the folder appears complete or not at all."""
+    part = point.with_name(f"{point.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save(part / kind)
+    made: Mapping[str, Callable[[Path, str], str]] = {"adapter": adapter_digest, "delta": delta_digest}
+    own = made[kind](part / kind, trained_on)
+    record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
+    (part / FIT).write_text(json.dumps(record))
+    shutil.rmtree(point, ignore_errors=True)
+    part.rename(point)
 
 
 def _generator_state() -> str:

@@ -18,6 +18,7 @@ from harness.spec import Task
 
 _LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
+TRACKED = "tracked"  # beside it: the weights of some checkpoints, kept with the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class FitContext:
     training starts from, `merges` are those of the adapters to merge, `reward` is what its answers are
     rewarded by; `path` is where weights made elsewhere lie. `prepare` changes the loaded base before it is
     trained, for example by freezing a part of it. `regularize` are the regularisers of the training, and
-    `general` the rows that penalties read, by name.
+    `general` the rows that penalties read, by name. The weights of `track` checkpoints are kept.
     """
 
     source: ModelSource
@@ -62,6 +63,7 @@ class FitContext:
     regularize: Regularize = field(default_factory=dict)
     general: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     merges: tuple[Path, ...] = ()
+    track: int = 0
 
 
 class Weights(NamedTuple):

@@ -23,10 +23,11 @@ from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
 from harness.regularizers import prepare
-from harness.training.context import CHECKPOINTS, FitContext, Reward, Weights
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, Weights
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
-_INPUT = (JOB, ROWS, LOCK, LOG, CHECKPOINTS)
+_KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
+_INPUT = (JOB, ROWS, LOCK, LOG, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")
 _GENERAL = "general:"  # rows that the penalty of the regulariser of this name reads
 _WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
@@ -37,8 +38,8 @@ class Job:
     """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
 
     The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
-    those that torch computes with, 0 where it does not. `code` holds the versions of the code that the
-    weights depend on.
+    those that torch computes with, 0 where it does not. The weights of `track` checkpoints are kept. `code`
+    holds the versions of the code that the weights depend on.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Job:
     reward: Reward | None = None
     report_to: tuple[str, ...] = ()
     threads: int = 0
+    track: int = 0
     code: tuple[Any, ...]
 
 
@@ -160,6 +162,7 @@ def _make(folder: Path, advance: Advance) -> None:
         job.regularize,
         {n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
         job.merges,
+        job.track,
     )
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
@@ -195,7 +198,7 @@ def clean_up(folder: Path, *, complete: bool) -> None:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     elif any((folder / CHECKPOINTS).glob("*")):
-        remove_all_but(folder, (CHECKPOINTS,))
+        remove_all_but(folder, _KEPT)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 

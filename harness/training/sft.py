@@ -22,7 +22,8 @@ from harness.models.hf import load_base
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext
+from harness.training.checkpoints import tracking_callback
+from harness.training.context import CHECKPOINTS, TRACKED, FitContext
 from harness.training.peft_families import PLAIN, Family, family_of, virtual_tokens
 from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
@@ -91,7 +92,8 @@ def fine_tune(
         if not params.auto_find_batch_size or error.reason != loop.NO_MEMORY or not smaller:
             raise
     oom.release()
-    shutil.rmtree(scratch, ignore_errors=True)
+    for begun in (scratch, scratch.with_name(TRACKED)):
+        shutil.rmtree(begun, ignore_errors=True)
     scratch.mkdir()
     (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
     return fine_tune(context, params, peft_config, save_to, save)
@@ -144,6 +146,9 @@ def _fine_tune(
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
+    if context.track:
+        kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
+        trainer.add_callback(tracking_callback(kept, context.track, save_to.name, base_digest, family.save))
     earlier_s = loop.run(trainer, start)
     model: Any = trainer.model
     if whole:

@@ -1,0 +1,162 @@
+"""Points along a training: what kept checkpoints score on the target's validation rows, and what they forgot.
+
+Invariant: no test row of the target is read. General items are those of the half that the search of a rescue
+sees, so whoever chooses a point by them has not looked at the other half; what is stored is not asked again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from harness import comparison, gating, store
+from harness.errors import Problem
+from harness.evaluation import runner
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
+from harness.evaluation.costs import Work
+from harness.evaluation.row_sets import RowSet, suite_set, target_sets, work_of
+from harness.evaluation.runner import fill, measure_control, open_weights
+from harness.evaluation.session import Measured, Session
+from harness.experiment.train import mean_score
+from harness.gating import Measurement, measured_half
+from harness.gating.halves import cluster_name, split
+from harness.metrics import Metric
+from harness.plugins import methods
+from harness.records import SampleResult, TrackedPoint, digest
+from harness.spec import Recipe
+from harness.training import TRACKED, Weights, tracked_folders
+
+
+class _Sampled(NamedTuple):
+    """A capability task cut to its sampled items, and the base's rows of them."""
+
+    measured: Measured
+    base: list[SampleResult]
+
+
+def tracking_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a method keeps no checkpoints to measure."""
+    if candidate.recipe.track and not candidate.method.tracks:
+        found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
+        expected = f"one of the methods {', '.join(methods(tracks=True))}"
+        yield Problem(f"candidate {candidate.name}", found, expected, "remove track")
+
+
+def tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:
+    """Read the weights that were kept along a candidate's training, by step, as they are served."""
+    if not candidate.source.track or not weights.folder:
+        return {}
+    found = {
+        step: read_weights(candidate, folder)
+        for step, folder in tracked_folders(weights.folder / TRACKED).items()
+    }
+    return {step: made for step, made in found.items() if made}
+
+
+def measure_points(
+    session: Session,
+    candidate: ResolvedCandidate,
+    weights: Weights,
+    seed: int,
+    base_rows: Mapping[str, str],
+) -> tuple[TrackedPoint, ...]:
+    """Measure the points along a candidate's training, as far as that is not done yet.
+
+    `base_rows` are the base's row sets of each task of the suites.
+
+    Raises:
+        CandidateFailed: weights are damaged, or cannot be opened.
+    """
+    source, kept = candidate.source, tracked_weights(candidate, weights)
+    if not source.track or not kept:
+        return ()
+    sampled = _sample(session, base_rows, source.track.items)
+    return tuple(_measure(session, candidate, step, made, seed, sampled) for step, made in kept.items())
+
+
+def tracking_work(session: Session, source: Recipe) -> Work:
+    """Estimate what the points along a training answer: validation rows and sampled general items each."""
+    if not source.track:
+        return Work()
+    base = base_weights(session.source)
+    once = work_of(target_sets(session, source, base, 0)[0].job())
+    tasks = [m for m in session.suites if m.role == "capability"]
+    n_items = sum(m.size("test") for m in tasks)
+    suites = sum((work_of(suite_set(session, base, m).job()) for m in tasks), Work())
+    share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
+    general = Work(read=round(suites.read * share), generated=round(suites.generated * share))
+    return sum([once + general] * source.track.points, Work())
+
+
+def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> list[_Sampled]:
+    """Sample items of the search half evenly from the tasks that count there, by the digests of clusters."""
+    rows = {
+        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
+        for m in session.suites
+        if m.task.name in base_rows
+    }
+    seed = session.experiment.seeds[0]
+    alike = [
+        Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
+        for m in session.suites
+        if m.task.name in rows
+    ]
+    part = measured_half(alike, split(rows, seed), "search")
+    counting = gating.admitted_tasks(part)
+    there = {m.task.name: m.base for m in part if m.task.name in counting}
+    each = -(-n_items // max(1, len(there)))
+    return [
+        _cut(
+            m,
+            sorted(there[m.task.name], key=lambda row: (digest([seed, cluster_name(row)]), row.example_id))[
+                :each
+            ],
+        )
+        for m in session.suites
+        if m.task.name in there
+    ]
+
+
+def _cut(m: Measured, base: Sequence[SampleResult]) -> _Sampled:
+    """Cut a task to the items of these rows; its version names them."""
+    ids = sorted(row.example_id for row in base)
+    known = set(ids)
+    items = replace(m.items, test=tuple(e for e in m.items.test if e.id in known))
+    versions = {**m.versions, "test": digest([m.versions["test"], ids])}
+    return _Sampled(m._replace(items=items, versions=versions, weights=None), list(base))
+
+
+def _measure(
+    session: Session,
+    candidate: ResolvedCandidate,
+    step: int,
+    made: Weights,
+    seed: int,
+    sampled: Sequence[_Sampled],
+) -> TrackedPoint:
+    validation = target_sets(session, candidate.source, made, seed)[0]
+    general = [suite_set(session, made, one.measured) for one in sampled]
+    if lacking := runner.rescore_stored(session, [validation, *general]):
+        beside = measure_control(session, candidate.base, made)
+        with open_weights(session, made) as model:
+            fill(session, model, lacking, f"{candidate.source_name} at step {step}", control=beside)
+    target = mean_score(session.target.primary, _rows(session, validation))
+    if not sampled:
+        return TrackedPoint(step=step, target=target)
+    pairs = zip(sampled, general, strict=True)
+    changes = [_change(one.measured.primary, one.base, _rows(session, of)) for one, of in pairs]
+    mean = comparison.mean_change(changes)
+    return TrackedPoint(
+        step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
+    )
+
+
+def _change(
+    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
+) -> comparison.Comparison:
+    """Compare a point with the base on a task's sampled items, as a share of the metric's range."""
+    found = comparison.compare_rows(metric, base, new, base_errors="bounds")
+    return comparison.rescale(found, metric.range.span)
+
+
+def _rows(session: Session, of: RowSet) -> list[SampleResult]:
+    return store.read_rows(session.store, of.identity.digest, len(of.ids))

@@ -1,0 +1,196 @@
+"""Points along a training: which weights are kept, what is measured of them, and what that says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import rescue_worlds
+import tiny_methods
+from rescue_worlds import Version, items_as_rows, world
+from worlds import Sizes
+
+from harness import config, store
+from harness.errors import UserError
+from harness.evaluation.costs import Work
+from harness.experiment import Scope, estimate_work, prepare_session
+from harness.experiment.run_candidate import make_run
+from harness.experiment.tracking import tracked_weights, tracking_work
+from harness.experiment.train import folder_of, stored_weights
+from harness.gating.halves import cluster_name, split
+from harness.methods import bottleneck, lora, peft
+from harness.progress import Silent
+from harness.records import TrainingRecord, training_record
+from harness.spec import Recipe, Tracking
+from harness.training import CHECKPOINTS, TRACKED, tracked_folders
+
+SHORT = {"num_train_epochs": 2, "learning_rate": 0.01, "per_device_train_batch_size": 1, "max_length": 200}
+SIZES = Sizes(general=120)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, own_cache, tmp_path_factory):
+    return fitted(tiny, tmp_path_factory.mktemp("plain"), track=0)
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny, own_cache, tmp_path_factory):
+    return fitted(tiny, tmp_path_factory.mktemp("tracked"), track=4)
+
+
+def fitted(tiny, folder, *, track, method=lora, advance=lambda *_: None, **params):
+    context = replace(tiny_methods.context(tiny, folder), track=track, advance=advance)
+    return method.fit(context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params}))
+
+
+# What is kept
+
+
+def test_weights_are_kept_evenly_at_checkpoints_that_there_are_anyway(tracked):
+    assert list(tracked_folders(tracked.folder / TRACKED)) == [6, 12, 18, 24]
+
+
+def test_keeping_them_changes_neither_the_weights_nor_the_losses(plain, tracked):
+    assert tracked.digest == plain.digest
+    assert tracked.training.loss == plain.training.loss
+    assert not (plain.folder / TRACKED).exists()
+
+
+def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp_path, tracked):
+    """With a constant rate and the loss of validation falling, the last step's weights are what is saved."""
+    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    long = fitted(tiny, tmp_path / "long", track=2, **steady)
+    short = fitted(tiny, tmp_path / "short", track=1, num_train_epochs=1, **steady)
+    made = json.loads((long.folder / TRACKED / "step-12" / "fit.json").read_text())
+    kept = json.loads((short.folder / TRACKED / "step-12" / "fit.json").read_text())
+    assert made == kept
+    assert made["digest"] != long.digest
+
+
+def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked):
+    def stop(done, total, note=""):
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tiny, tmp_path, track=4, advance=stop)
+    assert list(tracked_folders(tmp_path / TRACKED)) == [6, 12]
+    assert any((tmp_path / CHECKPOINTS).glob("checkpoint-*"))
+    again = fitted(tiny, tmp_path, track=4)
+    assert list(tracked_folders(tmp_path / TRACKED)) == [6, 12, 18, 24]
+    for step in (6, 12, 18, 24):
+        own, other = (
+            json.loads((of.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
+            for of in (again, tracked)
+        )
+        assert own == other
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [(bottleneck, {}), (peft, {"peft_type": "LORA", "init_lora_weights": "pissa"})],
+    ids=["bottleneck", "pissa"],
+)
+def test_other_forms_are_kept_as_they_are_saved_at_the_end(tiny, tmp_path, own_cache, method, params):
+    made = fitted(tiny, tmp_path / "made", track=1, method=method, num_train_epochs=1, **params)
+    plain = fitted(tiny, tmp_path / "plain", track=0, method=method, num_train_epochs=1, **params)
+    kept = json.loads((made.folder / TRACKED / "step-12" / "fit.json").read_text())
+    assert (made.digest, kept["digest"]) == (plain.digest, made.digest)
+
+
+# What is measured
+
+TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"
+
+
+@pytest.fixture(scope="module")
+def measured(rules_cache, tmp_path_factory):
+    """A world whose fine-tune was tracked: at step 10 it has forgotten little, at 20 as much as in the end."""
+    versions = {"step-10": Version(60, lost=4), "step-20": Version(90, lost=50)}
+    return world(tmp_path_factory.mktemp("measured"), versions, sizes=SIZES, extra=TRACKED_RECIPE)
+
+
+def run_of(made, name="held"):
+    (run,) = [run for run in store.list_runs(made.session.store) if run.candidate == name]
+    return run
+
+
+def test_points_say_what_target_and_capability_were_then(measured):
+    early, late = run_of(measured).training.tracked
+    assert (early.step, late.step) == (10, 20)
+    assert (early.target, late.target) == pytest.approx((0.6, 0.9), abs=0.005)
+    assert late.capability < -0.4 < early.low < early.capability < early.high
+    assert early.n_general == late.n_general == 160
+    assert run_of(measured, "lora").training.tracked == ()
+
+
+def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(measured):
+    session = measured.session
+    made = tracked_weights(session.candidates["held"], stored_weights(session, session.candidates["held"], 0))
+    digests = {weights.digest for weights in made.values()}
+    asked = [one for one in store.identities(session.store) if one.weights_digest in digests]
+    assert {one.split for one in asked if one.task == "desk"} == {"validation"}
+    half_of = split({m.task.name: items_as_rows(m) for m in session.suites}, 0).half_of
+    general = [r for one in asked if one.task != "desk" for r in store.read_rows(session.store, one.digest)]
+    assert len(general) == 2 * 160
+    assert {half_of[cluster_name(row)] for row in general} == {"search"}
+
+
+def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(measured):
+    again = rescue_worlds.opened(measured.path, {})
+    assert again.host.opened == []
+    before = run_of(measured)
+    store.remove_run(measured.session.store, before.run_id)
+    with_answers = rescue_worlds.opened(measured.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED})
+    assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
+    assert run_of(measured).training.tracked == before.training.tracked
+
+
+def test_a_run_of_before_gets_its_points_without_being_made_again(measured):
+    before = run_of(measured)
+    store.save_run(measured.session.store, replace(before, training=replace(before.training, tracked=())))
+    session = rescue_worlds.opened(measured.path, {}).session
+    made = make_run(session, session.candidates["held"], 0)
+    assert made.run_id == before.run_id
+    assert made.training.tracked == before.training.tracked
+
+
+def test_the_estimate_knows_of_the_points(measured):
+    session = measured.session
+    work = tracking_work(session, session.candidates["held"].source)
+    twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
+    assert 0 < work.read < tracking_work(session, twice).read == 2 * work.read
+    assert tracking_work(session, session.candidates["lora"].source) == Work()
+    both = estimate_work(session, ["lora", "held"])
+    assert both["held"].read == both["lora"].read + work.read
+
+
+def test_only_a_tracked_recipe_has_another_folder(measured):
+    session = measured.session
+    plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
+    alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
+    assert plain != tracked
+    assert (
+        folder_of(alike, alike.candidates["held"], 0, None) == tracked
+    )  # how many items are asked is no part
+
+
+@pytest.mark.parametrize("method", ["full", "classifier"])
+def test_a_method_that_keeps_no_weights_along_its_training_is_refused(measured, method):
+    path = measured.path.with_name(f"{method}.yaml")
+    path.write_text(measured.path.read_text() + f"  other: {{method: {method}, track: {{points: 2}}}}\n")
+    with pytest.raises(UserError, match=f"track with the method {method}.*expected one of the methods.*lora"):
+        prepare_session(config.load(path), Scope(), Silent())
+
+
+@pytest.mark.parametrize("wrong", ["{points: 0}", "{points: 2, items: 0}", "{}", "4"])
+def test_a_track_without_points_is_refused_where_it_is_written(measured, wrong):
+    path = measured.path.with_name("wrong.yaml")
+    path.write_text(measured.path.read_text() + f"  other: {{method: lora, track: {wrong}}}\n")
+    with pytest.raises(UserError, match=r"wrong\.yaml:\d+.*(points|items|track)"):
+        config.load(path)
+
+
+def test_points_are_stored_and_read_as_they_are(measured):
+    training = run_of(measured).training
+    assert training_record(training.stored()) == training
+    assert "tracked" not in TrainingRecord().stored()
