@@ -13,8 +13,8 @@ from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
+from harness.experiment.curves.tracking import tracked_weights, tracking_work
 from harness.experiment.run_candidate import make_run
-from harness.experiment.tracking import tracked_weights, tracking_work
 from harness.experiment.train import folder_of, stored_weights
 from harness.gating.halves import cluster_name, split
 from harness.methods import bottleneck, lora, peft

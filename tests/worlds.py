@@ -16,7 +16,7 @@ from harness import config, experiment
 from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
-from harness.experiment.data_scaling import SHARES
+from harness.experiment.curves.data_scaling import SHARES
 from harness.experiment.train import folder_of
 from harness.models.hub import ModelSource
 from harness.progress import Silent

@@ -20,7 +20,7 @@ from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import Settled, judge_runs, remarks, report_of
 from harness.experiment.candidate_result import attempt, facts_of
-from harness.experiment.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
+from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, stored_curve
 from harness.experiment.prepare import (
     Scope,
     arm_label,

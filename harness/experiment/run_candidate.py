@@ -28,7 +28,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import fill, measure_control, open_weights, shared_tokens
 from harness.evaluation.session import Session
-from harness.experiment.tracking import measure_points, tracked_weights
+from harness.experiment.curves.tracking import measure_points, tracked_weights
 from harness.experiment.train import ensure_weights, stands_on, stored_weights
 from harness.models.hf import Candidate
 from harness.models.hub import ModelSource
