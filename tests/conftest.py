@@ -32,6 +32,11 @@ for folder in (os.environ["HF_DATASETS_CACHE"], _CACHE):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 os.environ["HARNESS_CACHE"] = _CACHE
 
+# In memory where there is room for a whole session's folders (some 2 GB): thousands of fsyncs take no time there.
+_MEMORY = Path("/dev/shm")
+if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 6 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
 # A busy machine is no failure: the first example of a property may import a slow package. And the same
 # examples every time: a fresh clone fails where the code is wrong, never by what was drawn.
 settings.register_profile(
