@@ -130,12 +130,16 @@ def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
 
 def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     """Say how many answers failed, where so many did not then."""
-    was_valid = not any(r["name"] == "errors" and r["outcome"] == "inconclusive" for r in before.rules)
-    errors = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
-    if errors and was_valid:
-        share, named = errors.numbers["largest_share"], errors.numbers["tasks"]
-        on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
-        yield f"{formatting.percent(float(str(share)))} % of answers{on} failed"
+    then = next((r for r in before.rules if r["name"] == "errors"), {"outcome": "skipped", "numbers": {}})
+    now = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
+    if now is None or then["outcome"] == "inconclusive":
+        return
+    share, named = now.numbers["largest_share"], now.numbers["tasks"]
+    if share == then["numbers"].get("largest_share"):
+        return
+    several = "up to " if isinstance(named, list) and len(named) > 1 else ""
+    on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
+    yield f"{several}{formatting.percent(float(str(share)))} % of answers{on} failed"
 
 
 def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
