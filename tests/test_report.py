@@ -17,6 +17,7 @@ from rich.console import Console
 
 from harness.comparison import Estimate
 from harness.decision import decide, summarize_seeds
+from harness.decision.results import Standing
 from harness.formatting import Unit
 from harness.gating import MissRate, Rule
 from harness.records import TrainingRecord
@@ -302,6 +303,18 @@ def test_an_undecided_candidate_says_how_many_items_would_settle_it():
     lines = printed(report([*alternatives(), LORA, qlora]))
     assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
     assert " - undecided: some 240 more items would settle it" in lines[lines.index("qlora: UNDECIDED") :]
+
+
+def test_items_that_would_settle_a_verdict_among_several_fine_tunes_are_said_to_be_those():
+    """Two numbers stood there without a reason: 574 in the macro's sentence, and 836 to settle it."""
+    qlora = tuned("qlora", 0.80, 0.06, "inconclusive")
+    among = replace(
+        qlora,
+        standing=Standing(6, 0.05, None, 1.0, 0.025, "qlora"),
+        corrected=replace(qlora.verdict, items_needed=836),
+    )
+    lines = printed(report([*alternatives(), LORA, among]))
+    assert " - undecided as one of 6: some 836 more items would settle it" in lines
 
 
 def test_only_what_the_macro_could_miss_is_said_under_the_table():

@@ -130,12 +130,12 @@ def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
 
 def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     """Say how many answers failed, where so many did not then."""
-    then = next((r for r in before.rules if r["name"] == "errors"), {"outcome": "skipped", "numbers": {}})
+    then = next((r for r in before.rules if r["name"] == "errors"), None)
     now = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
-    if now is None or then["outcome"] == "inconclusive":
+    if now is None or (then and then["outcome"] == "inconclusive"):
         return
     share, named = now.numbers["largest_share"], now.numbers["tasks"]
-    if share == then["numbers"].get("largest_share"):
+    if then and share == then["numbers"].get("largest_share"):
         return
     several = "up to " if isinstance(named, list) and len(named) > 1 else ""
     on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""

@@ -94,7 +94,9 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
         points.append(f"passes alone, but as one of {f.standing.n}: {f.corrected.sentence}")
     at = f.corrected or f.verdict
     if at and at.items_needed and "inconclusive" in (at.outcome, f.verdict.outcome if f.verdict else ""):
-        points.append(f"undecided: some {formatting.count(at.items_needed)} more items would settle it")
+        among = f" as one of {f.standing.n}" if f.corrected and f.standing else ""
+        more = formatting.count(at.items_needed)
+        points.append(f"undecided{among}: some {more} more items would settle it")
     return [*points, *_measured(report, f)]
 
 
