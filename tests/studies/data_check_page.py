@@ -1,0 +1,153 @@
+"""The page of the study of planted faults: tables of what the run gave, and nothing that it did not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from statsmodels.stats.proportion import proportion_confint
+
+from harness import formatting
+from harness.data.near_duplicates import THRESHOLD
+from harness.data.overlap import EIGHT_GRAMS, EMBEDDINGS, WORDS_IN_COMMON
+
+KINDS = {
+    "paraphrase": "paraphrases by hand",
+    "slips of the pen": "test items with slips",
+    "different": "look-alikes of another sense (false alarms)",
+    "rows of the set": "rows of the set that nobody planted",
+}
+
+
+def page(results: Mapping[str, Any], read: Mapping[str, Any]) -> str:
+    """Lay out the page."""
+    sets = results["sets"]
+    return "\n".join(
+        [
+            "# What the data check finds",
+            "",
+            *_introduction(sets),
+            "## Faults in rows",
+            "",
+            *_faults(sets),
+            "## The rows as they were",
+            "",
+            *_clean(sets),
+            *_read(sets, read),
+            "## Leaks in other words",
+            "",
+            *_leaks(sets),
+            *_trade_off(results.get("trade_off", [])),
+        ]
+    )
+
+
+def rate(hits: int, n: int) -> str:
+    """Print a share with its Wilson interval, in percent, and its counts."""
+    if not n:
+        return formatting.UNKNOWN
+    low, high = proportion_confint(hits, n, method="wilson")
+    return f"{formatting.interval(hits / n, low, high)} ({hits:,} of {n:,})"
+
+
+def _introduction(sets: Mapping[str, Any]) -> list[str]:
+    sizes = ", ".join(f"{name} ({one['n']:,} rows)" for name, one in sets.items())
+    faults = (
+        f"Faults of known places were planted into rows of {sizes}; `harness data check` looked at them, and the leak"
+        " measures at training against test rows. Shares are in percent with 95 % Wilson intervals; planted faults are"
+        " drawn independently, so an interval holds for faults of this making and for nothing else. Made by"
+        " `python -m tests.studies.data_check`, whose docstring says what was planted and how."
+    )
+    thresholds = (
+        f"No threshold was chosen on what is judged here: near duplicates are rows with a Jaccard index of"
+        f" {THRESHOLD} or more, set before the first run; the leak measures' {WORDS_IN_COMMON} and {EMBEDDINGS} come"
+        f" from the pairs by hand with an odd number, and {EIGHT_GRAMS} from PaLM. The pairs that judge have even"
+        " numbers."
+    )
+    return [faults, "", thresholds, ""]
+
+
+def _faults(sets: Mapping[str, Any]) -> list[str]:
+    lines = _head(
+        "set",
+        "fault",
+        "found (recall)",
+        "planted ones among what is named (precision)",
+        "named anew, not planted",
+    )
+    for name, one in sets.items():
+        for fault, f in one["faults"].items():
+            anew = f"{f['named_new']:,}"
+            precision = rate(f["found"], f["named"])
+            lines.append(_line(name, fault, rate(f["found"], f["planted"]), precision, anew))
+        if one["marker"]["after"] or one["marker"]["before"]:
+            lines.append(_line(name, "spurious marker", *_marker(one["marker"]), formatting.UNKNOWN))
+    note = (
+        "Precision counts whatever is named and was not planted as wrong, also where the set itself repeats rows or"
+        " labels them wrongly; the last column counts what was named neither before nor planted."
+    )
+    return [*lines, "", note, ""]
+
+
+def _marker(marker: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    new = [title for title in marker["after"] if title not in marker["before"]]
+    return ("found" if new else "not found"), f"{len(marker['before'])} alarms before it was planted"
+
+
+def _clean(sets: Mapping[str, Any]) -> list[str]:
+    lines = _head("set", "check", "rows named before anything was planted")
+    for name, one in sets.items():
+        for fault, f in one["faults"].items():
+            lines.append(_line(name, fault, rate(f["named_before"], one["n"])))
+    return [*lines, ""]
+
+
+def _read(sets: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """Count what a reader says of findings that nobody planted; a finding that is named no more is left out."""
+    lines = _head("set", "check", "findings read", "are what the check says")
+    for name, checks in read.items():
+        for fault, verdicts in checks.items():
+            there = {
+                str(line) for line in sets.get(name, {}).get("faults", {}).get(fault, {}).get("unplanted", [])
+            }
+            kept = [right for line, right in verdicts.items() if line in there]
+            lines.append(_line(name, fault, str(len(kept)), rate(sum(kept), len(kept))))
+    said = (
+        "Findings that nobody planted, drawn at random from those above and read by hand: does the row ask what the"
+        " row it is said to repeat asks? In Banking77 the wrong ones change one word that carries the sense. In Dolly"
+        " they are series of questions after one pattern (another season, state or instrument) and questions on"
+        " one long passage; of those that do ask the same most have another answer, so dropping one loses something."
+    )
+    return [said, "", *lines, ""]
+
+
+def _leaks(sets: Mapping[str, Any]) -> list[str]:
+    lines = _head("set", "measures", *KINDS.values())
+    for name, one in sets.items():
+        for how, counts in one["leaks"].items():
+            lines.append(_line(name, how, *(rate(*counts[kind]) for kind in KINDS)))
+    note = (
+        "A slip of the pen leaves one or two small edits. The last column holds training rows that the measures take"
+        " for a test item although nobody planted them: sets of many short questions ask the same thing twice, so"
+        " part of them are leaks that were there."
+    )
+    return [*lines, "", note, ""]
+
+
+def _trade_off(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not found:
+        return []
+    lines = _head("cosine of at least", "paraphrases found", "look-alikes of another sense named")
+    lines += [_line(f"{t['threshold']:.2f}", rate(*t["paraphrase"]), rate(*t["different"])) for t in found]
+    note = (
+        "The half of the pairs that judges, each pair alone, by all-MiniLM-L6-v2. The look-alikes were written to be hard:"
+        " no cosine tells a paraphrase from a question on the same thing with one word changed, so a threshold that"
+        " bounds their alarms finds few paraphrases. Nothing here clears a training file of leaks; read the closest pairs."
+    )
+    return ["### What another threshold of the embeddings would give", "", *lines, "", note, ""]
+
+
+def _head(*columns: str) -> list[str]:
+    return [_line(*columns), _line(*("---" for _ in columns))]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
