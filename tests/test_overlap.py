@@ -14,7 +14,7 @@ from harness.data import load_task
 from harness.data.near_duplicates import similarity
 from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlaps
 from harness.errors import UserError
-from harness.experiment.leaks import refuse_or_note
+from harness.evaluation.leaks import refuse_or_note
 from harness.records import Example
 from harness.spec import Task
 

@@ -1,7 +1,7 @@
 """Command for the preflight check: doctor.
 
-Invariant: it computes nothing but the A/A noise; whatever is wrong is listed, and the exit code says whether
-something is.
+Invariant: it computes nothing but, when asked, the A/A noise and the membership signal; whatever is wrong is
+listed, and the exit code says whether something is.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from harness.cli.app import (
 )
 
 if TYPE_CHECKING:
+    from harness.evaluation.membership import Membership
     from harness.experiment.preflight import Checkup, Cost
     from harness.records import Noise
     from harness.report import ResultDocument, Section
@@ -43,11 +44,22 @@ def doctor(
             help="Ask the base the suites in other layouts and batch sizes, and store what flips.",
         ),
     ] = False,
+    membership: Annotated[
+        bool,
+        typer.Option(
+            "--membership",
+            envvar="HARNESS_MEMBERSHIP",
+            help="Ask the base how well it knows each suite's items: a hint of contamination, no proof.",
+        ),
+    ] = False,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Check machine, packages, model and data, and what each candidate will take."""
     settings = with_precision(overrides, precision)
+    if membership:
+        _measure_membership(settings, config, as_json)
+        return
     if noise:
         _measure_noise(settings, config, as_json)
         return
@@ -77,6 +89,38 @@ def _measure_noise(overrides: list[str], config: Path, as_json: bool) -> None:
         return
     print_document(noise_document(found))
     say(f"stored in {session.store.folder / 'noise'}")
+
+
+def _measure_membership(overrides: list[str], config: Path, as_json: bool) -> None:
+    from harness.evaluation.membership import NO_PROOF, measure_membership
+
+    session, _ = open_session(config, overrides)
+    found = measure_membership(session)
+    if as_json:
+        print_json(
+            {"base_model": session.source.name, "tasks": [m._asdict() for m in found], "note": NO_PROOF}
+        )
+        return
+    print_document(membership_document(found, session.source.name))
+
+
+def membership_document(found: "Sequence[Membership]", base: str) -> "ResultDocument":
+    """Lay out the gap of each task, the largest first, and that it proves nothing."""
+    from harness.evaluation.membership import NO_PROOF
+    from harness.formatting import UNKNOWN, count, plain
+    from harness.report import ResultDocument, Section
+
+    ordered = sorted(found, key=lambda m: -(m.gap if m.gap is not None else float("-inf")))
+    rows = [
+        (
+            m.task,
+            count(m.n),
+            plain(m.gap, m.low, m.high) if m.gap is not None else f"{UNKNOWN} (too few items)",
+        )
+        for m in ordered
+    ]
+    columns = ("task", "items", "min-k % over copies in disorder, nats a token")
+    return ResultDocument("", [Section(columns=columns, rows=rows)], f"{base}: {NO_PROOF}")
 
 
 def noise_document(found: "Noise") -> "ResultDocument":

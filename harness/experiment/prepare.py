@@ -17,11 +17,11 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
 from harness.evaluation.costs import Work
+from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import Measured, Session, join_items
 from harness.experiment.curves.tracking import tracking_problems, tracking_work
-from harness.experiment.leaks import refuse_or_note
 from harness.experiment.train import fit_work
 from harness.metrics import Metric, load_metrics
 from harness.models import openai_api, vllm

@@ -92,6 +92,13 @@ class HFCandidate:
         """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
         return self._executor.loglikelihoods(pairs)
 
+    def token_logprobs(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return log p in nats of each text's tokens, in order, of as many as the context holds."""
+        encoded = [self.encode((), text, chat_template=False) for text in texts]
+        room = self.max_context - 1
+        pairs = [(one.context, one.continuation[:room]) for one in encoded]
+        return [logprobs for logprobs, _ in self._executor.score(pairs)]
+
     def _answer(self, prompts: Sequence[tuple[int, ...]], limits: Limits) -> list[Output]:
         """Generate for one batch; out of memory, for its halves."""
         import torch

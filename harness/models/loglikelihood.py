@@ -61,12 +61,14 @@ class Executor:
 
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
+        return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self.score(pairs)]
+
+    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
+        """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes."""
         if self.engine == "plain":
-            scored = [self._score_alone(pair) for pair in pairs]
-        else:
-            with chunked_attention(self.model):
-                scored = self._score_packed(pairs)
-        return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in scored]
+            return [self._score_alone(pair) for pair in pairs]
+        with chunked_attention(self.model):
+            return self._score_packed(pairs)
 
     def _score_alone(self, pair: Pair) -> Scored:
         return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
