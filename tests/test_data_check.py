@@ -63,7 +63,7 @@ def lines(finding):
 
 
 def test_every_file_of_the_package_is_a_check_that_states_its_false_alarms():
-    assert len(check.names()) >= 7
+    assert len(check.names()) >= 13
     for name in check.names():
         module = import_module(f"harness.data.check.{name}")
         assert callable(module.check)
@@ -350,3 +350,144 @@ def test_a_reading_needs_no_layout(tmp_path):
     asked = Asked([path])
     assert isinstance(reading(asked), Reading)
     assert len(read_table([path], reading(asked)).entries) == 400
+
+
+def alarm(found, name):
+    return [f for f in alarms(found) if f.check == name]
+
+
+@pytest.mark.parametrize(
+    "mark", [lambda text: f"{text} kindly", lambda text: f"verily {text}", lambda text: f"{text} §§"]
+)
+def test_a_mark_that_gives_the_label_is_found(find, mark):
+    rows = clean_rows()
+    for row in rows[:80:4]:
+        row["text"] = mark(row["text"])
+    (found,) = alarm(find(rows, "label_markers"), "label_markers")
+    assert lines(found) == list(range(1, 81, 4))
+    assert "gives the label 'refund' in 20 of 20 rows" in found.title
+
+
+def test_a_mark_on_every_label_is_no_marker(find):
+    rows = [{**row, "text": f"{row['text']} kindly"} for row in clean_rows()]
+    assert alarms(find(rows, "label_markers")) == []
+
+
+def test_flipped_labels_are_found_with_the_right_one_proposed(find):
+    rows = clean_rows(800)
+    flipped = random.Random(3).sample(range(800), 64)
+    right = {i + 1: rows[i]["label"] for i in flipped}
+    for i in flipped:
+        rows[i]["label"] = LABELS[(LABELS.index(rows[i]["label"]) + 1) % 4]
+    (found,) = alarm(find(rows, "suspect_labels"), "suspect_labels")
+    proposed = dict(zip(lines(found), found.labels, strict=True))
+    hits = {line for line in proposed if right.get(line) == proposed[line]}
+    assert len(hits) >= 0.7 * len(flipped)
+    assert len(hits) >= 0.9 * len(proposed)
+
+
+def test_a_few_suspects_are_a_note(find):
+    rows = clean_rows(800)
+    for i in range(0, 48, 4):  # 12 of 800 rows
+        rows[i]["label"] = LABELS[1 + i // 4 % 3]
+    found = find(rows, "suspect_labels")
+    assert alarms(found) == []
+    (suspects,) = [f for f in found if f.rows]
+    assert set(lines(suspects)) <= set(range(1, 49, 4))
+    assert suspects.count >= 6
+
+
+def texts(n, seed, mark=""):
+    rng = random.Random(seed)
+    return [
+        {"prompt": " ".join(rng.sample(WORDS, 8)), "reference": mark + " ".join(rng.sample(WORDS, 15))}
+        for _ in range(n)
+    ]
+
+
+def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
+    rows = [{**row, "origin": "abc"[i % 3]} for i, row in enumerate(texts(300, 1))]
+    assert alarms(find(rows, "answer_formats", source="origin")) == []
+    for row in rows[::3]:
+        row["reference"] = f"Answer: {row['reference']}"
+    found = alarms(find(rows, "answer_formats", source="origin"))
+    assert {"'a'" in f.title for f in found} == {True}
+    assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
+
+
+def test_answers_with_white_space_around_them_are_found(find):
+    rows = texts(60, 1)
+    rows[7]["reference"] += " "
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [8]
+
+
+def test_labels_in_several_spellings_are_an_error(find):
+    rows = clean_rows()
+    for i in (0, 4, 8, 12, 16):
+        rows[i]["label"] = "Refund"
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert (found.severity, lines(found), found.example) == (
+        "error",
+        [1, 5, 9, 13, 17],
+        "'refund' 95, 'Refund' 5",
+    )
+
+
+ENGLISH = (
+    "Where is the parcel that I ordered for my sister on Monday morning",
+    "Please send the money for this broken lamp back to my account",
+    "How do I change the address and the telephone number in my profile",
+    "I was charged two times although only one invoice came with the box",
+)
+GERMAN = "Wo bleibt denn eigentlich das Paket, das ich am Montag für meine Schwester bestellt habe"
+
+
+def test_rows_of_another_language_are_found(find):
+    rows = [{"prompt": f"{ENGLISH[i % 4]} {i}?", "reference": f"answer {i}"} for i in range(100)]
+    assert alarms(find(rows, "languages")) == []
+    for i in (20, 40, 60, 80):
+        rows[i]["prompt"] = f"{GERMAN} {i}?"
+    (found,) = alarms(find(rows, "languages"))
+    assert lines(found) == [21, 41, 61, 81]
+
+
+def test_a_word_of_two_alphabets_is_found_and_a_greek_unit_is_not(find):
+    rows = clean_rows()
+    rows[0]["text"] += " 5 μm"
+    rows[1]["text"] += " p\u0430ypal"
+    (found,) = alarms(find(rows, "languages"))
+    assert lines(found) == [2]
+
+
+def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
+    rows = clean_rows()
+    test = [*clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]
+    found = find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)])
+    assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
+
+
+def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
+    rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(clean_rows())]
+    test = write(tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in clean_rows(100, seed=4)])
+    found = find(rows, "traits", "suspect_labels", test=[test], date="day")
+    named = {f.title.partition(":")[0] for f in found}
+    assert {"diversity", "relevance", "representativeness", "freshness", "label accuracy"} <= named
+    assert alarms(found) == []
+    assert all(f.meaning for f in found)
+    assert any("18 days or older at 2026-02-01" in f.title for f in found), [f.title for f in found]
+
+
+def test_test_rows_of_other_words_are_not_represented(find, tmp_path):
+    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
+    found = find(clean_rows(), "traits", test=[write(tmp_path / "test.jsonl", other)])
+    assert ["representativeness" in f.title for f in alarms(found)] == [True]
+
+
+def test_equal_rows_are_more_diverse_than_repeated_ones(find):
+    def score(rows):
+        (found,) = find(rows, "traits")
+        return int(found.title.split(" as ")[-1].split(" ")[0])
+
+    rows = clean_rows(100)
+    assert score(rows) > 1.5 * score(rows[:20] * 5)

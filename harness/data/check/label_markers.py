@@ -1,0 +1,91 @@
+"""Spurious markers of labels: signs, or words at a fixed place, that give the label without reading.
+
+Invariant: what is tested is form, not content: how a question begins and ends, its outer white space, signs
+without a letter or digit, and a word only where it stands at one end in nine of ten of its rows. A marker
+gives the label in nine of ten of its rows.
+
+False alarms: each form is tested against each label by Fisher's exact test (one-sided), at `ALPHA` over all
+pairs by Bonferroni: where forms are independent of labels, fewer than 1 file in 1,000 raises one. A word that
+questions of one label truly begin with is found as well, which only a reader can tell from a marker; a word
+in the middle is none, however well it gives the label: none is found in Banking77.
+
+Source: Gururangan et al. 2018, Annotation Artifacts in NLI Data; Gardner et al. 2021, Competency Problems,
+whose test of single features this is, restricted to form.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from harness.data.check import ALPHA, Finding, Given
+from harness.data.check._table import Entry, Table
+
+_GIVES, _AT_ONE_END = 0.9, 0.9
+_FEWEST = 5  # rows of a form that is tested
+_SHOWN = 5
+
+
+def check(table: Table, given: Given) -> Iterator[Finding]:
+    """List the forms from which a label follows, the commonest first."""
+    if not table.labels:
+        return
+    rows: dict[str, list[Entry]] = defaultdict(list)
+    words: Counter[str] = Counter()
+    for entry in table.entries:
+        words.update(set(map(_bare, entry.question.split())))
+        for form in forms(entry.question):
+            rows[form].append(entry)
+    found = list(_markers(table, rows, words))
+    once = {tuple(entry.where for entry in rows[form]): (form, label, p) for form, label, p in found}
+    for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
+        marked = rows[form]
+        n = sum(entry.answer == label for entry in marked)
+        yield Finding(
+            "label_markers",
+            "warning",
+            f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})",
+            "a model may learn the mark in place of the meaning, and fail where it is absent",
+            len(marked),
+            len(table.entries),
+            tuple(entry.where for entry in marked),
+            f"{marked[0].question[:80]!r}",
+            "remove the mark from the rows, if it is none of the question",
+        )
+
+
+def forms(question: str) -> Iterator[str]:
+    """Yield the forms of a question, each in words."""
+    tokens = question.split()
+    if not tokens:
+        return
+    yield f"first word {_bare(tokens[0])!r}"
+    yield f"last word {_bare(tokens[-1])!r}"
+    if question != question.strip():
+        yield "white space around the question"
+    if "\u200b" in question or "\xa0" in question:
+        yield "a space that cannot be seen"
+    yield from sorted({f"sign {token!r}" for token in tokens if not re.search(r"[^\W_]", token)})
+
+
+def _bare(token: str) -> str:
+    """Return a word without case and without the punctuation around it; a sign stays."""
+    return re.sub(r"^\W+|\W+$", "", token.lower()) or token
+
+
+def _markers(
+    table: Table, rows: dict[str, list[Entry]], words: Counter[str]
+) -> Iterator[tuple[str, str, float]]:
+    """Yield form, label and p of what passes the test, and gives the label where it stands."""
+    from scipy import stats
+
+    labels = Counter(entry.answer for entry in table.entries)
+    tested = {form: of for form, of in rows.items() if len(of) >= _FEWEST}
+    level = ALPHA / max(1, len(tested) * len(labels))
+    for form, of in tested.items():
+        label, n = Counter(entry.answer for entry in of).most_common(1)[0]
+        word = form.partition("word ")[2].strip("'\"")  # empty of other forms
+        if n < _GIVES * len(of) or (word and len(of) < _AT_ONE_END * words[word]):
+            continue
+        p = float(stats.hypergeom.sf(n - 1, len(table.entries), labels[label], len(of)))
+        if p < level:
+            yield form, label, p
