@@ -491,3 +491,27 @@ def test_equal_rows_are_more_diverse_than_repeated_ones(find):
 
     rows = clean_rows(100)
     assert score(rows) > 1.5 * score(rows[:20] * 5)
+
+
+def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = clean_rows(60)
+    write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[4]])
+    done = CliRunner().invoke(app, ["init", "new", "--data", "rows.jsonl", "--minutes", "1000"])
+    assert done.exit_code == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("data: ")]
+    assert said[0].startswith("data: warning: exact duplicates of an earlier row, 3.2 % (2 of 62)")
+    assert said[-1].endswith("the whole page: harness data check rows.jsonl")
+
+
+def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
+    from harness.experiment.check_rows import check_target
+    from harness.spec import Task
+
+    monkeypatch.chdir(tmp_path)
+    rows = clean_rows(60)
+    data = {"train": write(tmp_path / "a.jsonl", rows), "test": write(tmp_path / "b.jsonl", rows[:5])}
+    fields = {"prompt": "{text}", "reference": "{label}"}
+    said = check_target(Task(name="rows", data=data, fields=fields, labels=LABELS))
+    assert said[0].startswith("error: training rows that a test row repeats, 8.3 % (5 of 60)")
+    assert said[-1].endswith("the whole page: harness data check a.jsonl --test b.jsonl")

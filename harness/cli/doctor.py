@@ -161,6 +161,7 @@ def checkup_document(found: "Checkup") -> "ResultDocument":
         *(("", f"not there: {name}, {how}") for name, how in found.absent.items()),
         *([("vLLM", found.vllm)] if found.vllm else []),
         *(("found", line) for line in found.experiment),
+        *(("data", line) for line in found.data),
     ]
     costs = [cost_section(found.costs)] if found.costs else []
     return ResultDocument("", [Section(rows=rows), *costs], "")

@@ -4,7 +4,7 @@ Invariant: nothing is trained or evaluated.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from harness.cli.app import (
     print_json,
     say,
 )
+
+if TYPE_CHECKING:
+    from harness.experiment.scaffold import Request
 
 
 @app.command()
@@ -69,6 +72,8 @@ def init(
     rows = data or str(scaffold.write_example(folder))
     request = scaffold.Request(folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes)
     proposal = scaffold.propose(request)
+    for line in _check(request) if data else ():
+        say(f"data: {line}")
     written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
     for line in proposal.warnings:
         say(line)
@@ -85,3 +90,15 @@ def init(
     print(f"wrote {' and '.join(written)}")
     config = config_option(folder / "harness.yaml")
     print(f"next: harness compare{config} --dry-run says what would run; without it, it runs")
+
+
+def _check(request: "Request") -> tuple[str, ...]:
+    """Check the rows before anything is made of them, or say what keeps them from being read."""
+    from harness.errors import UserError
+    from harness.experiment.check_rows import Asked, check_briefly
+
+    asked = Asked([request.data], prompt=request.prompt, reference=request.reference)
+    try:
+        return check_briefly(asked)
+    except UserError as error:
+        return tuple(map(str, error.problems))

@@ -3,6 +3,7 @@
 Invariant: what the user named goes before what is recognised, and nothing is written.
 """
 
+import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import NamedTuple
 
 from harness import stats
 from harness.data import formats, readers
-from harness.data.check import Finding, Given, Tokenizer, check_rows
+from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
 from harness.data.check._table import Column, Reading, Table, count_cells, mixed_columns, read_table
 from harness.errors import Problem, UserError, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
+from harness.report.findings import short_lines
 from harness.spec import Task
 from harness.stats import VarianceComponents
 from harness.stats.random_effects import Variance
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
+_MOST_BRIEFLY = 2_000
 _FIRST = 2_000  # rows by which columns and layout are recognised
 
 
@@ -34,6 +37,7 @@ class Asked(NamedTuple):
     source: str | None = None
     date: str | None = None
     only: Sequence[str] | None = None
+    most: int = MOST_MODELLED
 
 
 class Checked(NamedTuple):
@@ -71,8 +75,38 @@ def examine_table(asked: Asked, reading: Reading) -> Checked:
         raise UserError(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
-    found = check_rows(tables[0], Given(test, tokenizer, detectable), asked.only)
+    found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most), asked.only)
     return Checked(tables[0], tuple(found))
+
+
+def check_briefly(asked: Asked) -> tuple[str, ...]:
+    """Say the three worst findings in a line each, and which command shows the page.
+
+    Raises:
+        UserError: with the problems of all files at once.
+    """
+    return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY)))
+
+
+def check_target(task: Task) -> tuple[str, ...]:
+    """Say the three worst findings of a task's training rows, held against its test rows.
+
+    Raises:
+        UserError: with the problems of all files at once.
+    """
+    train = task.data.source("train")
+    if train is None:
+        return ()
+    first = _first_rows([absolute(train)])
+    test = [task.data.test] if task.data.test else []
+    asked = Asked([train], test, most=_MOST_BRIEFLY)
+    return _brief(asked, examine_table(asked, Reading(task, formats.layout_of(task, first))))
+
+
+def _brief(asked: Asked, checked: Checked) -> tuple[str, ...]:
+    tested = f" --test {shlex.quote(readers.display_path(asked.test[0]))}" if asked.test else ""
+    full = f"harness data check {shlex.join(checked.table.files)}{tested}"
+    return tuple(short_lines(checked.findings, full))
 
 
 def recognise(asked: Asked, first: readers.Rows) -> Reading:

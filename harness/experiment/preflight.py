@@ -24,6 +24,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
+from harness.experiment.check_rows import check_target
 from harness.experiment.prepare import key_problems
 from harness.experiment.train import fit_work
 from harness.formatting import count
@@ -78,6 +79,7 @@ class Checkup:
     """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
     `vllm` is its version and the device that it is built for, empty where it is not installed.
+    `data` says the worst that was found in the target's rows, and which command shows all.
     `absent` maps optional packages that are not there to the command that brings them. `problems` hold
     what stands in the way, each with what to do; where there are some `costs` may be empty.
     """
@@ -89,6 +91,7 @@ class Checkup:
     vllm: str
     absent: dict[str, str]
     experiment: tuple[str, ...]
+    data: tuple[str, ...]
     costs: tuple[Cost, ...]
     problems: tuple[Problem, ...]
 
@@ -114,6 +117,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
         vllm=served_by,
         absent={name: f"pip install 'harness-evals[{e}]'" for name, e in _EXTRAS.items() if not _has(name)},
         experiment=_experiment(session) if session else (),
+        data=_data(session, problems) if session else (),
         costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
     )
@@ -167,6 +171,15 @@ def _experiment(session: Session) -> tuple[str, ...]:
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {count(len(session.suites))} tasks, {count(n_items)} items"
     return (*models, ", ".join([target, *filter(None, others)]), suites)
+
+
+def _data(session: Session, problems: list[Problem]) -> tuple[str, ...]:
+    """Check the target's rows; what forbids that goes to the problems."""
+    try:
+        return check_target(session.target.task)
+    except UserError as error:
+        problems.extend(error.problems)
+        return ()
 
 
 def _counted(things: tuple[object, ...], what: str) -> str:

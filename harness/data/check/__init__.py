@@ -63,12 +63,14 @@ class Tokenizer(NamedTuple):
 class Given:
     """Beside the rows: those that are tested on, a tokenizer, and the least difference that n items show.
 
-    `detectable(n)` is in [0, 1], for the share of items in [0, 1] that two models answer differently.
+    `most` rows are judged by classifiers and language guesses, drawn by class.
+    `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
     """
 
     test: "Table | None" = None
     tokenizer: Tokenizer | None = None
     detectable: Callable[[int, float], float] | None = None
+    most: int = MOST_MODELLED
 
 
 def names() -> list[str]:

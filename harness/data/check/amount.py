@@ -8,7 +8,7 @@ False alarms: none; every figure is a count.
 
 from collections.abc import Iterator, Sequence
 
-from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer
+from harness.data.check import Finding, Given, Tokenizer
 from harness.data.check._table import Entry, Table
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -19,7 +19,7 @@ _FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, to
 def check(table: Table, given: Given) -> Iterator[Finding]:
     """Count rows, show how long they are, and list those beyond the model's context."""
     yield _rows(table)
-    drawn = table.draw(MOST_MODELLED)
+    drawn = table.draw(given.most)
     if given.tokenizer:
         lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
         yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))

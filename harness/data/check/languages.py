@@ -12,10 +12,10 @@ Source: Lui & Baldwin 2012, langid.py, by py3langid; Unicode's names of letters.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from harness.data.check import ALPHA, MOST_MODELLED, Finding, Given
+from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
 
 _LETTERS = 40
@@ -26,16 +26,16 @@ _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
     """Count languages and scripts, and list what differs from most rows."""
-    yield from _languages(table)
+    yield from _languages(table.draw(given.most))
     yield from _scripts(table)
 
 
-def _languages(table: Table) -> Iterator[Finding]:
+def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
     from scipy import stats
 
     guess = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
-    long = [e for e in table.draw(MOST_MODELLED) if sum(map(str.isalpha, e.question)) >= _LETTERS]
+    long = [e for e in drawn if sum(map(str.isalpha, e.question)) >= _LETTERS]
     sure = [(entry, name) for entry in long for name, p in [guess(entry.question)] if p >= _SURE]
     if not sure:
         return

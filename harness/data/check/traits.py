@@ -98,7 +98,7 @@ def _freshness(table: Table, test: Table | None) -> Iterator[Finding]:
         return
     newest = max([dates[-1], *(entry.date for entry in (test.entries if test else ()) if entry.date)])
     age = median((newest - date).days for date in dates)
-    title = f"freshness: half of the rows are older than {age:,.0f} days at {newest:%Y-%m-%d}, the newest row"
+    title = f"freshness: half of the rows are {age:,.0f} days or older at {newest:%Y-%m-%d}, the newest"
     yield Finding(
         "traits", "note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since"
     )

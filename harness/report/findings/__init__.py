@@ -31,8 +31,8 @@ def short_lines(findings: Sequence[Finding], full: str, most: int = 3) -> Iterat
     alarms = [f for f in findings if f.severity != "note"]
     for f in alarms[:most]:
         amount = f", {_amount(f)}" if f.of else ""
-        yield f"data: {f.severity}: {f.title}{amount}{f' ({places(f)})' if f.rows else ''}"
-    yield f"data: {summary(findings)}; {full} shows the page"
+        yield f"{f.severity}: {f.title}{amount}{f' ({places(f)})' if f.rows else ''}"
+    yield f"{summary(findings)}; the whole page: {full}"
 
 
 def summary(findings: Sequence[Finding]) -> str:
