@@ -174,6 +174,16 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
     assert champion.scores["letters exact_match"][3] == 12
 
 
+def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(copy):
+    """Only `gate` said it, though `promote` takes the same verdict, which is not corrected either."""
+    _, champion = release.promote_named(copy, "lora", despite="a test")
+    said = release.family_note(copy, champion)
+    assert said.startswith(
+        "of 2 fine-tunes that all lost the margin one would pass with a chance of up to 10 %"
+    )
+    assert release.family_note(copy, replace(champion, candidate="prompt")) == ""
+
+
 def verdicts_of_both_doors(path, *options, **settings):
     """Judge the plain prompt from Python and by the command line; returns the two sentences."""
     done = harness("gate", "--candidate", "prompt", "-c", str(path), "--json", *options)

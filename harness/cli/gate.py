@@ -150,6 +150,8 @@ def promote(
     say(f"wrote {path}")
     if champion.verdict != "pass":
         say(f"forced: {champion.sentence}")
+    elif said := release.family_note(config, champion, overrides or []):
+        say(said)
     shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
         named = champion.scores.items()

@@ -24,8 +24,9 @@ from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions
 from harness.release.rescore import rescore_run
 from harness.release.sampled import is_sampled
-from harness.release.stored import Baseline, candidate_runs, gate_stored, judge_run
+from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, judge_run
 from harness.report import gate_report, markdown
+from harness.report.experiment_report import family_text
 from harness.report.gate_report import gate_document
 from harness.store import Store
 
@@ -37,6 +38,7 @@ __all__ = [
     "candidate_runs",
     "combined_exit_code",
     "differences",
+    "family_note",
     "gate",
     "gate_candidate",
     "gate_document",
@@ -153,6 +155,16 @@ def promote_named(
         first_base=first_base,
         cumulative=_cumulative_loss(judged.verdict),
     )
+
+
+def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
+    """Say how often one of the fine-tunes beside a champion passes by chance; empty where it is alone.
+
+    Raises:
+        UserError: with every problem of the file at once.
+    """
+    experiment = config.load(path, overrides).experiment
+    return family_text(count_members(experiment, champion.candidate), experiment.gate.alpha)
 
 
 def _cumulative_loss(verdict: Verdict) -> list[float]:

@@ -170,9 +170,14 @@ def judge_run(loaded: Loaded, at: Store, run: Run, champion: Champion | None) ->
     if changed := verdict_change(at, run, result.verdict, experiment.gate, against, digest, settings):
         notes.append(changed)
     record_verdict(at, run, result.verdict, experiment.gate, against, digest, settings)
-    family = decision.family_of(experiment)
-    n_members = family.size if run.candidate in family.members else 1
+    n_members = count_members(experiment, run.candidate)
     return replace(result, candidate=run.label, baseline=against, notes=tuple(notes), n_members=n_members)
+
+
+def count_members(experiment: Experiment, candidate: str) -> int:
+    """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
+    family = decision.family_of(experiment)
+    return family.size if candidate in family.members else 1
 
 
 def _cumulative(
