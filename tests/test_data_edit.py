@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_formats import ROWS as LAYOUT_ROWS
 
 from harness.cli import main
 from harness.data import readers
-from harness.data.columns import Roles, find_roles
+from harness.data.columns import Roles, asked, find_roles
 from harness.data.contamination import fold_text
 from harness.data.edit.change import written
 from harness.data.edit.clean import clean, clean_text
@@ -646,3 +647,12 @@ def test_rows_too_like_a_test_file_are_dropped(data):
     assert "never changed in place" in refused(
         data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv"
     )
+
+
+@pytest.mark.parametrize("name", LAYOUT_ROWS)
+def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
+    rows = rows_of(LAYOUT_ROWS[name], LAYOUT_ROWS[name])
+    roles = find_roles(Rows("r.jsonl", "r", rows))
+    assert written(clean(rows, roles)) == rows
+    assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
+    assert asked(rows[0], roles).whole == "Who?"

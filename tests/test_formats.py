@@ -17,6 +17,17 @@ ASKED = {"role": "user", "content": "Who?"}
 BRIEF = {"role": "system", "content": "Be brief."}
 SAID = {"role": "assistant", "content": "Me."}
 
+
+def tree(asked, second, first, third):
+    """Return a message of OASST with three ranked replies, of which one was deleted later."""
+    ranks = {second: 1, first: 0, third: 2, "x": 0}
+    replies = [
+        {"text": text, "role": "assistant", "rank": rank, "deleted": text == "x", "replies": []}
+        for text, rank in ranks.items()
+    ]
+    return {"message_id": "m", "text": asked, "role": "prompter", "lang": "en", "replies": replies}
+
+
 ROWS = {
     "Alpaca": {"instruction": "Who?", "input": "", "output": "Me."},
     "Alpaca without input": {"instruction": "Who?", "output": "Me."},
@@ -36,6 +47,30 @@ ROWS = {
         "prompt": [ASKED],
         "chosen": [SAID],
         "rejected": [{**SAID, "content": "No."}],
+    },
+    "OpenAI preference": {
+        "input": {"messages": [ASKED], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [SAID],
+        "non_preferred_output": [{**SAID, "content": "No."}],
+    },
+    "OpenAI with parts": {
+        "messages": [{**ASKED, "content": [{"type": "text", "text": "Who?"}]}, {**SAID, "weight": 1}]
+    },
+    "FLAN": {"inputs": "Who?", "targets": "Me.", "task": "qa"},
+    "UltraFeedback": {
+        "source": "evol_instruct",
+        "instruction": "Who?",
+        "models": ["a", "b", "c"],
+        "completions": [
+            {"model": "a", "response": "You.", "overall_score": 10, "fine-grained_score": 2.5},
+            {"model": "b", "response": "Me.", "overall_score": 8, "fine-grained_score": 4.75},
+            {"model": "c", "response": "No.", "overall_score": 1, "fine-grained_score": 1.0},
+        ],
+    },
+    "OASST": {
+        "message_tree_id": "t",
+        "tree_state": "ready_for_export",
+        "prompt": tree("Who?", "You.", "Me.", "No."),
     },
     "transcript": {
         "chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
@@ -67,13 +102,18 @@ def refused(load, **parts):
     return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.value.problems]
 
 
+PAIRS = [
+    name for name in ROWS if name.startswith(("preference", "transcript", "OpenAI pref", "Ultra", "OASST"))
+]
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
     example = load(test=[ROWS[name]]).test[0]
     assert (example.messages, example.references) == ((ASKED,), ("Me.",))
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith(("preference", "transcript"))])
+@pytest.mark.parametrize("name", PAIRS)
 def test_a_preference_row_becomes_a_pair(load, name):
     pair = load(test=[{"prompt": "x", "reference": "y"}], pairs=[ROWS[name]]).pairs[0]
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
@@ -186,12 +226,63 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
         ),
         ([{"conversations": "Who?"}], "test.jsonl:1", "'conversations' of another form"),
         ([{"conversations": [{"from": "cat", "value": "x"}]}], "test.jsonl:1", "a turn of 'cat'"),
+        ([{"inputs": "Who?", "targets": ""}], "test.jsonl:1", "an empty 'targets'"),
+        ([{"messages": [ASKED, {**SAID, "weight": 0}]}], "test.jsonl:1", "a last answer of weight 0"),
+        (
+            [{"messages": [ASKED, {**SAID, "content": [{"type": "image_url"}]}]}],
+            "test.jsonl:1",
+            "a turn of 'assistant' without text",
+        ),
+        (
+            [{"prompt": "Who?", "completion": "No.", "label": False}],
+            "test.jsonl:1",
+            "an answer with a thumb down",
+        ),
+        ([{"instruction": "Who?", "completions": []}], "test.jsonl:1", "no answer"),
+        (
+            [{"instruction": "Who?", "completions": [{"response": "Me.", "overall_score": "good"}]}],
+            "test.jsonl:1",
+            "the rating 'good'",
+        ),
+        (
+            [{"message_tree_id": "t", "prompt": {"text": "Who?", "role": "prompter"}}],
+            "test.jsonl:1",
+            "a tree without an answer",
+        ),
+        ([{"message_tree_id": "t", "prompt": "Who?"}], "test.jsonl:1", "a message of another form"),
+        (
+            [{"message_id": "m", "parent_id": "p", "text": "Me.", "role": "assistant"}],
+            "test.jsonl:1",
+            "single messages of OASST",
+        ),
         ([{"question": "Who?", "answers": []}], "test.jsonl:1", "no answer in 'answers'"),
         ([{"prompt": "Who?", "reference": ""}], "test.jsonl:1", "an empty reference"),
     ],
 )
 def test_a_row_that_does_not_fit_its_layout_is_refused_at_its_line(load, rows, where, found):
     assert refused(load, test=rows)[0][:2] == (where, found)
+
+
+def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_the_pair(load):
+    again = {
+        "message_id": "n",
+        "text": "Sure?",
+        "role": "prompter",
+        "replies": [{"text": "Yes.", "role": "assistant"}],
+    }
+    root = tree("Who?", "You.", "Me.", "No.")
+    root["replies"][1]["replies"] = [again]
+    row = {"message_tree_id": "t", "prompt": root}
+    loaded = load(test=[row], pairs=[{**row, "prompt": tree("Where?", "Here.", "There.", "No.")}])
+    assert loaded.test[0].messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
+    assert loaded.test[0].references == ("Yes.",)
+    assert (loaded.pairs[0].references, loaded.pairs[0].rejected) == (("There.",), "No.")
+
+
+def test_completions_of_equal_ratings_are_no_pair(load):
+    rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
+    found = refused(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
+    assert found[0][:2] == ("pairs.jsonl:1", "no two answers of different ratings")
 
 
 def test_a_row_of_another_layout_says_which_one_the_file_has(load):

@@ -18,7 +18,7 @@ _DOCUMENT = {"id", "title", "text", "source"}
 
 
 class Roles(NamedTuple):
-    """The columns that ask and those that answer; one in both holds turns, of which the last answers."""
+    """The columns that ask and those that answer; one in both holds turns, or a tree."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -37,13 +37,19 @@ class Asked(NamedTuple):
         return "\n".join(filter(str.strip, (self.context, self.question)))
 
 
+_PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
 _ROLES = {
     "chat": Roles(("messages",), ("messages",)),
     "ShareGPT": Roles(("conversations",), ("conversations",)),
     "prompt and completion": Roles(("prompt",), ("completion",)),
     "Dolly": Roles(("instruction", CONTEXT), ("response",)),
     "Alpaca": Roles(("instruction", "input"), ("output",)),
-    "preference": Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected")),
+    "FLAN": Roles(("inputs",), ("targets",)),
+    "OASST tree": Roles(("prompt",), ("prompt",)),
+    "OASST message": Roles(("text",), ()),
+    "UltraFeedback": Roles(("instruction",), ("completions",)),
+    "OpenAI preference": _PAIRS,
+    "preference": _PAIRS,
 }
 
 
@@ -76,10 +82,13 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
 def asked(row: Row, roles: Roles) -> Asked:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
-    if roles.answers == ("chosen", "rejected"):
+    if roles == _PAIRS:
         fields = _pair(row)
+        roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
     if set(roles.questions) & set(roles.answers):
         turns = fields.get(roles.questions[0])
+        if isinstance(turns, dict):  # a message with its replies
+            return Asked(plain_text(turns), (plain_text(turns.get("replies")),))
         turns = [turn for turn in turns if not _is_system(turn)] if isinstance(turns, list) else [turns]
         return Asked(plain_text(turns[:-1]), (plain_text(turns[-1:]),))
     parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.data.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer, judged_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
 from harness.records import Message
@@ -21,6 +22,7 @@ _ROLES = {
     "system": "system",
     "user": "user",
     "human": "user",
+    "developer": "system",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
@@ -82,13 +84,14 @@ def read_pair(row: Row) -> Row:
     Raises:
         UserError: the answers are equal or empty, or do not answer the same conversation.
     """
+    row = judged_pair(row)
     if not {"chosen", "rejected"} <= _known_fields(row):
         return row
     chosen, rejected = _conversation(row, "chosen"), _conversation(row, "rejected")
     if chosen is None or rejected is None:
         return _check_pair(_with_question(row))
     if not chosen or not rejected:
-        raise UserError(Problem(row.where, "an empty conversation", "turns", _REMOVE))
+        raise UserError(Problem(row.where, "an empty conversation", "turns", MEND_ROW))
     n = _n_shared(chosen, rejected)
     answers = chosen[n:], rejected[n:]
     if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
@@ -97,7 +100,7 @@ def read_pair(row: Row) -> Row:
                 row.where,
                 "two conversations that part before the last answer",
                 "chosen and rejected with the same turns up to one last answer each",
-                _REMOVE,
+                MEND_ROW,
             )
         )
     texts = [rest[0]["content"] if rest else "" for rest in answers]
@@ -117,12 +120,12 @@ def read_thumb(row: Row) -> Row | None:
         return None
     label, completion = row.fields["label"], row.fields["completion"]
     if not isinstance(label, bool) and label not in (0, 1):
-        raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", _REMOVE))
+        raise UserError(Problem(row.where, f"the label {label!r}", "true or false, a thumb", MEND_ROW))
     if isinstance(completion, list):
         turns = _turns(row, "completion")
         if len(turns) != 1 or turns[0]["role"] != "assistant":
             expected = "one turn of the assistant"
-            raise UserError(Problem(row.where, "a completion of another form", expected, _REMOVE))
+            raise UserError(Problem(row.where, "a completion of another form", expected, MEND_ROW))
         completion = turns[0]["content"]
     answer = _text(row._replace(fields={**row.fields, "completion": completion}), "completion")
     return _with_question(row._replace(fields={**row.fields, "completion": answer, "label": bool(label)}))
@@ -138,9 +141,6 @@ def title(row: Row) -> str:
     return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
 
 
-_REMOVE = "mend the row, or set invalid_rows: drop in data: of the task"
-
-
 def _known_fields(row: Row) -> set[str]:
     return {name for name, value in row.fields.items() if value is not None}
 
@@ -153,7 +153,7 @@ def _layout_of(fields: set[str]) -> Layout | None:
 
 def _misfit(row: Row, found: str, layout: Layout) -> Problem:
     expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
-    return Problem(row.where, found, expected, f"{_REMOVE}, or name its fields under fields:")
+    return Problem(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:")
 
 
 def _has(*names: str) -> Callable[[set[str]], bool]:
@@ -162,7 +162,7 @@ def _has(*names: str) -> Callable[[set[str]], bool]:
 
 def _user_turns(text: str, row: Row) -> Turns:
     if not text.strip():
-        raise UserError(Problem(row.where, "an empty question", "a text", _REMOVE))
+        raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
     system = row.fields.get("system") or row.fields.get("system_prompt")
     turns = [{"role": "user", "content": text}]
     return [{"role": "system", "content": str(system)}, *turns] if system else turns
@@ -189,17 +189,20 @@ def _text(row: Row, field: str) -> str:
     if not isinstance(value, str | int | float) or not str(value).strip():
         kind = type(value).__name__
         found = f"an empty {field!r}" if isinstance(value, str) else f"a {kind} in {field!r}"
-        raise UserError(Problem(row.where, found, "a text", _REMOVE))
+        raise UserError(Problem(row.where, found, "a text", MEND_ROW))
     return str(value).strip()
 
 
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read TRL's prompt and completion, each a text or a list of turns."""
+    """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
+    if row.fields.get("label") is False:
+        expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
+        raise UserError(Problem(row.where, "an answer with a thumb down", expected, step))
     if isinstance(row.fields["prompt"], list):
         answer = _turns(row, "completion")
         if len(answer) != 1 or answer[0]["role"] != "assistant":
             raise UserError(
-                Problem(row.where, "a completion of another form", "one turn of the assistant", _REMOVE)
+                Problem(row.where, "a completion of another form", "one turn of the assistant", MEND_ROW)
             )
         return {"messages": _turns(row, "prompt"), "references": [answer[0]["content"]]}
     return {"messages": _user_turns(_text(row, "prompt"), row), "references": [_text(row, "completion")]}
@@ -210,6 +213,9 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         turns = _turns(row, field)
+        if turns and row.fields[field][-1].get("weight") == 0:
+            expected = "a last answer to train on"
+            raise UserError(Problem(row.where, "a last answer of weight 0", expected, MEND_ROW))
         system = row.fields.get("system")
         if isinstance(system, str) and system and turns and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": system}, *turns]
@@ -219,7 +225,7 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
                 f"{field} whose last turn is empty" if turns and turns[-1]["role"] == "assistant" else found
             )
             expected = "turns that end with an answer of the assistant"
-            raise UserError(Problem(row.where, found, expected, _REMOVE))
+            raise UserError(Problem(row.where, found, expected, MEND_ROW))
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
 
     return reads
@@ -230,20 +236,44 @@ def _turns(row: Row, field: str) -> Turns:
     entries = row.fields[field]
     expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(Problem(row.where, f"{field!r} of another form", expected, _REMOVE))
+        raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
     turns = []
     for entry in entries:
         speaker = str(entry.get("role") or entry.get("from"))
-        content = entry.get("content") if entry.get("content") is not None else entry.get("value")
+        content = _said(entry.get("content") if entry.get("content") is not None else entry.get("value"))
         if speaker not in _ROLES or not isinstance(content, str):
             found = (
                 f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
             )
             raise UserError(
-                Problem(row.where, found, "turns of system, user and assistant, with text", _REMOVE)
+                Problem(row.where, found, "turns of system, user and assistant, with text", MEND_ROW)
             )
         turns.append({"role": _ROLES[speaker], "content": content})
     return turns
+
+
+def _said(content: Any) -> Any:
+    """Join the parts of a turn where all of them are texts, as OpenAI's files may have it."""
+    if isinstance(content, list) and content:
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(map(str, texts))
+    return content
+
+
+def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Read FLAN's inputs and targets."""
+    return {"messages": _user_turns(_text(row, "inputs"), row), "references": [_text(row, "targets")]}
+
+
+def _message(row: Row, context_apart: bool) -> dict[str, Any]:
+    """Refuse a message of a tree that stands alone, since its question is in another row.
+
+    Raises:
+        UserError: always.
+    """
+    step = "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz"
+    raise UserError(Problem(row.where, "single messages of OASST", "its message trees, one a row", step))
 
 
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
@@ -268,7 +298,7 @@ def _answers(row: Row) -> list[str]:
     ]
     if not answers:
         raise UserError(
-            Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", _REMOVE)
+            Problem(row.where, f"no answer in {field!r}", "at least one accepted answer", MEND_ROW)
         )
     return list(dict.fromkeys(answers))
 
@@ -319,15 +349,27 @@ def _check_pair(pair: Row) -> Row:
     chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise UserError(
-            Problem(pair.where, "two equal answers", "a chosen answer and another rejected one", _REMOVE)
+            Problem(pair.where, "two equal answers", "a chosen answer and another rejected one", MEND_ROW)
         )
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text:
-            raise UserError(Problem(pair.where, f"an empty {name} answer", "a text", _REMOVE))
+            raise UserError(Problem(pair.where, f"an empty {name} answer", "a text", MEND_ROW))
     return pair
 
 
+def _judged(row: Row, context_apart: bool) -> dict[str, Any]:
+    return best_answer(row)
+
+
+PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
+    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), _judged),
+    Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
+    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), _judged),
+    Layout(
+        "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
+    ),
+    Layout("FLAN", "inputs, targets", _has("inputs", "targets"), _flan),
     Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
     Layout("chat", "messages that end with the assistant's answer", _has("messages"), _chat("messages")),
     Layout("ShareGPT", "conversations of from and value", _has("conversations"), _chat("conversations")),

@@ -121,7 +121,7 @@ def _groups_rows(content: Sequence[Row], name: str) -> bool:
 
 
 def _kind(layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> Kind:
-    if layout is not None and layout.name == "preference":
+    if layout is not None and layout.name in formats.PAIRED:
         return "preference"
     contexts = sum(bool(row.fields.get("context")) for row in content)
     if layout is not None and layout.name == "question" and 2 * contexts > len(content):
@@ -146,7 +146,7 @@ def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples:
         return f"{pluralize(len(references_of(examples)), 'different reference')}, or several a row"
     if kind == "question" and not any(row.fields.get("context") for row in content):
         return f"{form} rows without a context"
-    return f"{form} rows" if kind == "preference" and form != "preference" else ""
+    return f"{form} rows" if kind == "preference" and form not in formats.PAIRED else ""
 
 
 def references_of(examples: Sequence[Example]) -> set[str]:
