@@ -76,6 +76,9 @@ class TaskData(Spec):
     `unknown_labels` says what happens to rows whose reference is outside `labels`, `invalid_rows`
     to rows that lack something.
 
+    `turns: all` trains on every answer of the assistant in a conversation, each after the turns before it;
+    `last` on the last one. Turns of one conversation are one cluster.
+
     `train` holds rows to train on and to take shots from, `test` those that are evaluated once. `pairs` are
     preference pairs, or answers with a thumb each, `documents` texts for retrieval.
     """
@@ -90,6 +93,7 @@ class TaskData(Spec):
     contamination: Literal["error", "drop"] = "error"
     unknown_labels: Literal["error", "drop"] = "error"
     invalid_rows: Literal["error", "drop"] = "error"
+    turns: Literal["last", "all"] = "last"
 
     @model_validator(mode="after")
     def _one_source_of_splits(self) -> "TaskData":

@@ -279,6 +279,29 @@ def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_th
     assert (loaded.pairs[0].references, loaded.pairs[0].rejected) == (("There.",), "No.")
 
 
+def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
+    again = {"role": "user", "content": "Sure?"}
+    skipped = {**SAID, "content": "Hm.", "weight": 0}
+    talk = [BRIEF, ASKED, SAID, again, skipped, again, {**SAID, "content": "Yes."}]
+    rows = [{"messages": talk}, {"id": "b", "messages": [{**ASKED, "content": "Why?"}, SAID]}]
+    loaded = load(
+        train=rows, test=[{"messages": [{**ASKED, "content": "When?"}, SAID]}], data={"turns": "all"}
+    )
+    made = sorted((*loaded.train, *loaded.validation), key=lambda e: e.id)
+    assert [(e.id, e.cluster, e.references) for e in made] == [
+        ("b-1", "b", ("Me.",)),
+        ("train-0-2", "train-0", ("Me.",)),
+        ("train-0-6", "train-0", ("Yes.",)),
+    ]
+    assert made[1].messages == (BRIEF, ASKED)
+    assert made[2].messages == (BRIEF, ASKED, SAID, again, {**SAID, "content": "Hm."}, again)
+
+
+def test_all_turns_of_rows_without_turns_are_refused(load):
+    found = refused(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
+    assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
+
+
 def test_completions_of_equal_ratings_are_no_pair(load):
     rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
     found = refused(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])

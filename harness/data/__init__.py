@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from harness.cache import memo
-from harness.data import contamination, readers, splits
+from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
 from harness.data.contamination import ContaminatedRow, contaminated_rows, fold_text, suite_contamination
 from harness.data.examples import Kept, Notes, Sourced
@@ -181,7 +181,12 @@ def _try(
 
 
 def _split(task: Task, path: str | None, split: str, notes: Notes, documents: Sequence[Document]) -> Kept:
-    return items.examples(task, readers.read(path, split), notes, documents) if path else Kept([], [])
+    if not path:
+        return Kept([], [])
+    content = readers.read(path, split)
+    if task.data.turns == "all" and split == "train":
+        content = formats.every_turn(content)
+    return items.examples(task, content, notes, documents)
 
 
 def _pairs(task: Task, notes: Notes) -> list[Sourced]:

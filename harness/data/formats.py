@@ -78,6 +78,49 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 
 
+def every_turn(content: Rows) -> Rows:
+    """Return a row for every answer of the assistant in a conversation, each with the turns before it.
+
+    An answer that is empty or has OpenAI's weight 0 is only read; a conversation without one stays as it is.
+
+    Raises:
+        UserError: the rows are no conversations.
+    """
+    layout = recognise(content.rows)
+    field = {"chat": "messages", "ShareGPT": "conversations"}.get(layout.name if layout else "")
+    if field is None:
+        found = f"turns: all, and {layout.name if layout else 'our own'} rows"
+        expected = "conversations, as messages or as conversations"
+        raise UserError(Problem(content.shown, found, expected, "leave turns: out"))
+    made: list[Row] = []
+    for i, row in enumerate(content.rows):
+        name = row.fields.get("id") or f"{content.stem}-{i}"
+        written = row.fields.get(field)
+        entries = written if isinstance(written, list) else []
+        ends = _answer_places(entries)
+        for end in ends:
+            own = {
+                "id": f"{name}-{end}",
+                "cluster": row.fields.get("cluster") or name,
+                field: entries[: end + 1],
+            }
+            made.append(row._replace(fields={**row.fields, **own}))
+        made += [] if ends else [row]
+    return content._replace(rows=made)
+
+
+def _answer_places(entries: Sequence[Any]) -> list[int]:
+    """Return the places of the assistant's turns that can be trained on."""
+    turns = [(i, entry) for i, entry in enumerate(entries) if i and isinstance(entry, dict)]
+    return [
+        i
+        for i, entry in turns
+        if _ROLES.get(str(entry.get("role") or entry.get("from"))) == "assistant"
+        and entry.get("weight") != 0
+        and str(entry.get("content") or entry.get("value") or "").strip()
+    ]
+
+
 def read_pair(row: Row) -> Row:
     """Return a preference pair with its prompt as messages, and its two answers as texts.
 
