@@ -1,7 +1,7 @@
 """The dashboard: one page a file, chosen in the side bar; `harness dashboard` starts it.
 
-Invariant: pages read what is stored and compute nothing that the packages below do not; only the page
-that rates writes.
+Invariant: pages read what is stored and compute nothing that the packages below do not; only the pages
+that rate and that judge rows write.
 """
 
 import sys
@@ -26,6 +26,7 @@ _PAGES = {
         ("forgetting", "Forgetting"),
         ("pareto", "Pareto"),
         ("training", "Training"),
+        ("data", "Data"),
     ),
     "Decisions": (
         ("decide", "Decide"),

@@ -88,6 +88,7 @@ def test_there_is_a_page_for_each_question():
         "forgetting",
         "pareto",
         "training",
+        "data",
         "decide",
         "nightly",
         "rate",
@@ -1378,3 +1379,69 @@ def test_a_csv_holds_no_formula(found):
 
     for text in ("=1+1", "\x1b[31m=1+1", "\u202e=1+1"):
         assert as_csv([{"a": text, "b": 0.1}]) == "a,b\n'=1+1,0.1\n"
+
+
+LABELS = ("refund", "delivery", "account")
+
+
+def labelled(folder, flipped=(5, 40, 77)):
+    """Write an experiment on 120 rows of three labels, of which some have the next one's."""
+    rows = []
+    for i in range(120):
+        own = [f"{LABELS[i % 3]}{(i // 3 + j) % 9}" for j in range(3)]
+        label = LABELS[(i + 1) % 3] if i in flipped else LABELS[i % 3]
+        rows.append({"prompt": f"{' '.join(own)} item {i} of {i * 7 % 101}", "reference": label})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "harness.yaml").write_text(
+        "name: desk\ntarget:\n  name: desk\n  data: {all: rows.jsonl}\n  metrics: [exact_match]\n"
+        "candidates:\n  prompt: {method: base}\n"
+    )
+
+
+def test_the_data_page_shows_the_check_and_the_suspect_labels(opened, tmp_path):
+    labelled(tmp_path)
+    shown = html(opened("data"))
+    assert "120 rows" in shown
+    assert "label accuracy: about 97.5 %" in shown
+    assert "0 of 3 decided" in shown
+
+
+def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_path):
+    from typer.testing import CliRunner
+
+    from harness.cli import app
+
+    labelled(tmp_path)
+    page = opened("data")
+    page.button(key="relabel_6").click().run()
+    page.button(key="drop_41").click().run()
+    page = page.button(key="keep_78").click().run()
+    assert "3 of 3 decided" in html(page)
+    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    assert kept["rows"] == {
+        "6": {"decision": "relabel", "label": "account"},
+        "41": {"decision": "drop"},
+        "78": {"decision": "keep"},
+    }
+    rows, out = str(tmp_path / "rows.jsonl"), tmp_path / "clean.jsonl"
+    decided = ["--decisions", f"{rows}.decisions.json"]
+    done = CliRunner().invoke(app, ["data", "clean", rows, "--out", str(out), *decided])
+    assert done.exit_code == 0, done.stderr
+    cleaned = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
+
+
+def test_decisions_on_other_content_are_not_shown(opened, tmp_path):
+    labelled(tmp_path)
+    opened("data").button(key="drop_41").click().run()
+    labelled(tmp_path, flipped=(5, 40, 78))
+    assert re.search(r"0 of \d+ decided", html(opened("data")))
+
+
+def test_hostile_rows_are_shown_as_text_on_the_data_page(opened, tmp_path):
+    labelled(tmp_path)
+    rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
+    (tmp_path / "rows.jsonl").write_text(rows)
+    shown = html(opened("data"))
+    assert "<script>" not in shown
+    assert "<img" not in shown

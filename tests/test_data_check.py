@@ -513,5 +513,6 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     data = {"train": write(tmp_path / "a.jsonl", rows), "test": write(tmp_path / "b.jsonl", rows[:5])}
     fields = {"prompt": "{text}", "reference": "{label}"}
     said = check_target(Task(name="rows", data=data, fields=fields, labels=LABELS))
-    assert said[0].startswith("error: training rows that a test row repeats, 8.3 % (5 of 60)")
-    assert said[-1].endswith("the whole page: harness data check a.jsonl --test b.jsonl")
+    first = "error: training rows that a test row repeats, 8.3 % (5 of 60), first a.jsonl:1"
+    assert (said.lines[0], said.lines[-1]) == (first, "1 error, 0 warnings")
+    assert said.command == "harness data check a.jsonl --test b.jsonl"

@@ -72,6 +72,8 @@ def doctor(
         print_json(to_plain(found))
     else:
         print_document(checkup_document(found))
+    if found.data:
+        say(f"all of the data's findings: {found.data.command}")
     for problem in found.problems:
         say(f"error: {problem}")
     raise typer.Exit(2 if found.problems else 0)
@@ -161,7 +163,7 @@ def checkup_document(found: "Checkup") -> "ResultDocument":
         *(("", f"not there: {name}, {how}") for name, how in found.absent.items()),
         *([("vLLM", found.vllm)] if found.vllm else []),
         *(("found", line) for line in found.experiment),
-        *(("data", line) for line in found.data),
+        *(("data", line) for line in (found.data.lines if found.data else ())),
     ]
     costs = [cost_section(found.costs)] if found.costs else []
     return ResultDocument("", [Section(rows=rows), *costs], "")

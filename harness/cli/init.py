@@ -99,6 +99,7 @@ def _check(request: "Request") -> tuple[str, ...]:
 
     asked = Asked([request.data], prompt=request.prompt, reference=request.reference)
     try:
-        return check_briefly(asked)
+        found = check_briefly(asked)
+        return (*found.lines, f"the whole page: {found.command}")
     except UserError as error:
         return tuple(map(str, error.problems))

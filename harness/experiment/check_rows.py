@@ -47,6 +47,13 @@ class Checked(NamedTuple):
     findings: tuple[Finding, ...]
 
 
+class Brief(NamedTuple):
+    """The worst findings in a line each, with their number, and the command that shows all."""
+
+    lines: tuple[str, ...]
+    command: str
+
+
 def examine_rows(asked: Asked) -> Checked:
     """Read the files and run the checks.
 
@@ -79,8 +86,8 @@ def examine_table(asked: Asked, reading: Reading) -> Checked:
     return Checked(tables[0], tuple(found))
 
 
-def check_briefly(asked: Asked) -> tuple[str, ...]:
-    """Say the three worst findings in a line each, and which command shows the page.
+def check_briefly(asked: Asked) -> Brief:
+    """Say the worst findings in a line each, and which command shows all.
 
     Raises:
         UserError: with the problems of all files at once.
@@ -88,25 +95,36 @@ def check_briefly(asked: Asked) -> tuple[str, ...]:
     return _brief(asked, examine_rows(asked._replace(most=_MOST_BRIEFLY)))
 
 
-def check_target(task: Task) -> tuple[str, ...]:
-    """Say the three worst findings of a task's training rows, held against its test rows.
+def check_target(task: Task) -> Brief | None:
+    """Say the worst findings of a task's training rows, held against its test rows; None where it names none.
 
     Raises:
         UserError: with the problems of all files at once.
     """
+    asked = _of_task(task)
+    return _brief(asked, examine_target(task, _MOST_BRIEFLY)) if asked.files else None
+
+
+def examine_target(task: Task, most: int = MOST_MODELLED) -> Checked:
+    """Check a task's training rows as the task reads them, held against its test rows.
+
+    Raises:
+        UserError: with the problems of all files at once.
+    """
+    asked = _of_task(task)._replace(most=most)
+    first = _first_rows([absolute(path) for path in asked.files])
+    return examine_table(asked, Reading(task, formats.layout_of(task, first)))
+
+
+def _of_task(task: Task) -> Asked:
     train = task.data.source("train")
-    if train is None:
-        return ()
-    first = _first_rows([absolute(train)])
-    test = [task.data.test] if task.data.test else []
-    asked = Asked([train], test, most=_MOST_BRIEFLY)
-    return _brief(asked, examine_table(asked, Reading(task, formats.layout_of(task, first))))
+    return Asked([train] if train else [], [task.data.test] if task.data.test else [])
 
 
-def _brief(asked: Asked, checked: Checked) -> tuple[str, ...]:
+def _brief(asked: Asked, checked: Checked) -> Brief:
     tested = f" --test {shlex.quote(readers.display_path(asked.test[0]))}" if asked.test else ""
-    full = f"harness data check {shlex.join(checked.table.files)}{tested}"
-    return tuple(short_lines(checked.findings, full))
+    command = f"harness data check {shlex.join(checked.table.files)}{tested}"
+    return Brief(tuple(short_lines(checked.findings)), command)
 
 
 def recognise(asked: Asked, first: readers.Rows) -> Reading:

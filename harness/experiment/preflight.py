@@ -24,7 +24,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.check_rows import check_target
+from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.prepare import key_problems
 from harness.experiment.train import fit_work
 from harness.formatting import count
@@ -91,7 +91,7 @@ class Checkup:
     vllm: str
     absent: dict[str, str]
     experiment: tuple[str, ...]
-    data: tuple[str, ...]
+    data: Brief | None
     costs: tuple[Cost, ...]
     problems: tuple[Problem, ...]
 
@@ -117,7 +117,7 @@ def examine(path: Path, overrides: list[str], progress: Progress) -> Checkup:
         vllm=served_by,
         absent={name: f"pip install 'harness-evals[{e}]'" for name, e in _EXTRAS.items() if not _has(name)},
         experiment=_experiment(session) if session else (),
-        data=_data(session, problems) if session else (),
+        data=_data(session, problems) if session else None,
         costs=estimate_costs(session, selected, room) if session else (),
         problems=tuple(problems),
     )
@@ -173,13 +173,13 @@ def _experiment(session: Session) -> tuple[str, ...]:
     return (*models, ", ".join([target, *filter(None, others)]), suites)
 
 
-def _data(session: Session, problems: list[Problem]) -> tuple[str, ...]:
+def _data(session: Session, problems: list[Problem]) -> Brief | None:
     """Check the target's rows; what forbids that goes to the problems."""
     try:
         return check_target(session.target.task)
     except UserError as error:
         problems.extend(error.problems)
-        return ()
+        return None
 
 
 def _counted(things: tuple[object, ...], what: str) -> str:

@@ -3,6 +3,7 @@
 Invariant: decisions hold for the content that was looked at, so a file of other content is refused.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,35 @@ class Decision(NamedTuple):
 
     decision: Verdict
     label: str = ""
+
+
+def decisions_file(path: str) -> Path:
+    """Return the file beside the rows in which decisions on them are kept."""
+    return Path(f"{path}.decisions.json")
+
+
+def kept_decisions(path: str) -> dict[int, Decision]:
+    """Read the decisions kept beside a file of rows, by line; none where they are on other content."""
+    try:
+        kept = parse_json(decisions_file(path).read_bytes())
+        if kept["digest"] != checksum(Path(path)):
+            return {}
+        return {
+            int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def keep_decision(path: str, line: int, decision: Decision) -> None:
+    """Write a decision beside the rows, with those that were kept before on the same content."""
+    rows = {**kept_decisions(path), line: decision}
+    plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
+    kept = {"file": Path(path).name, "digest": checksum(Path(path)), "rows": plain}
+    target = decisions_file(path)
+    fresh = target.with_name(f"{target.name}.new")
+    fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh.replace(target)
 
 
 def line_of(row: Row) -> int:

@@ -15,6 +15,7 @@ from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 
 _SHOWN = 5  # places of a finding on the page
+_WIDEST = 95  # characters of a line that stands in another table
 _KEPT = 1_000  # in JSON
 
 
@@ -26,13 +27,15 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
     return ResultDocument(title, sections, summary(findings))
 
 
-def short_lines(findings: Sequence[Finding], full: str, most: int = 3) -> Iterator[str]:
-    """Yield the worst alarms in a line each, and the command that shows the whole page."""
+def short_lines(findings: Sequence[Finding], most: int = 3) -> Iterator[str]:
+    """Yield the worst alarms in a line each of at most 100 characters, then how many there are."""
     alarms = [f for f in findings if f.severity != "note"]
     for f in alarms[:most]:
-        amount = f", {_amount(f)}" if f.of else ""
-        yield f"{f.severity}: {f.title}{amount}{f' ({places(f)})' if f.rows else ''}"
-    yield f"{summary(findings)}; the whole page: {full}"
+        amount = f", {share_text(f)}" if f.of else ""
+        first = f", first {Path(f.rows[0]).name}" if f.rows else ""
+        line = f"{f.severity}: {f.title}{amount}{first}"
+        yield line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
+    yield summary(findings).partition("; first: ")[0]
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -77,7 +80,7 @@ def data_html(findings: Sequence[Finding], title: str) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
     )
-    environment.globals |= {"places": places, "amount": _amount}
+    environment.globals |= {"places": places, "amount": share_text}
     return environment.get_template("page.html").render(
         title=title,
         summary=summary(findings),
@@ -87,12 +90,13 @@ def data_html(findings: Sequence[Finding], title: str) -> str:
     )
 
 
-def _amount(f: Finding) -> str:
+def share_text(f: Finding) -> str:
+    """Print the share of the rows that show a finding: `3.2 % (2 of 62)`; empty where it is not of rows."""
     return f"{percent(f.share)} % ({count(f.count)} of {count(f.of)})" if f.of else ""
 
 
 def _alarm_rows(f: Finding) -> Iterator[tuple[str, str]]:
-    amount = f"  {_amount(f)}" if f.of else ""
+    amount = f"  {share_text(f)}" if f.of else ""
     yield f.severity, f"{f.title}{amount}"
     where = ("rows", places(f)) if f.rows else None
     for pair in (where, ("e.g.", f.example), ("means", f.meaning), ("next", f.command)):
@@ -101,5 +105,5 @@ def _alarm_rows(f: Finding) -> Iterator[tuple[str, str]]:
 
 
 def _note_rows(f: Finding) -> Iterator[tuple[str, str]]:
-    amount = f"  {_amount(f)}" if f.of else ""
+    amount = f"  {share_text(f)}" if f.of else ""
     yield f.check, f"{f.title}{amount}{f'  {f.example}' if f.example else ''}"
