@@ -7,6 +7,7 @@ tests against chance is tested at `ALPHA` for the whole file of rows, by Bonferr
 looks at.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +92,6 @@ def _with_file(finding: Finding, files: Sequence[str]) -> str:
     first = finding.rows[0] if finding.rows else ""
     file = next((file for file in files if first.startswith(file)), files[0])
     name, dot, ending = file.partition(".")
-    verb = finding.command.split()[2:3]
-    out = f"{name}.{verb[0] if verb else 'new'}{dot}{ending}"
+    verb = re.search(r"harness data (\w+)", finding.command)
+    out = f"{name}.{verb[1] if verb else 'new'}{dot}{ending}"
     return finding.command.replace("FILE", shlex.quote(file)).replace("OUT", shlex.quote(out))
