@@ -190,8 +190,7 @@ def measure(name: str, encode: Encode | None) -> dict[str, Any]:
     planted = plant(train, rng, name in LABELLED)
     with tempfile.TemporaryDirectory() as folder:
         before, after = (checked(Path(folder), rows) for rows in (train, planted.rows))
-        marked = [mark(row, train) if name in LABELLED else row for row in train]
-        with_marker = checked(Path(folder), marked) if name in LABELLED else []
+        with_marker = checked(Path(folder), mark(train, rng)) if name in LABELLED else []
     faults = {}
     for fault, lines in planted.lines.items():
         known = FAULTS[fault]
@@ -205,6 +204,7 @@ def measure(name: str, encode: Encode | None) -> dict[str, Any]:
             "named": len(flagged),
             "named_before": len(clean),
             "named_new": len(unplanted - clean),
+            "alarm_before": any(f.severity != "note" for f in before if is_of(f, known)),
             "unplanted": sorted(clean),
         }
     return {
@@ -216,30 +216,39 @@ def measure(name: str, encode: Encode | None) -> dict[str, Any]:
     }
 
 
-def mark(row: Row, rows: Sequence[Row]) -> Row:
-    """Put the marker in front of the rows of the first label."""
+def mark(rows: Sequence[Row], rng: random.Random) -> list[Row]:
+    """Put the marker in front of nine of ten rows of the first label."""
     first = min(row["reference"] for row in rows)
-    return {**row, "prompt": MARKER + row["prompt"]} if row["reference"] == first else row
+    return [
+        {**row, "prompt": MARKER + row["prompt"]}
+        if row["reference"] == first and rng.random() < 0.9
+        else dict(row)
+        for row in rows
+    ]
 
 
 def titles(found: Sequence[Finding]) -> list[str]:
     """List the alarms of spurious patterns."""
-    return [f.title for f in found if f.check == "spurious_patterns" and f.severity != "note"]
+    return [f.title.partition(" (p =")[0] for f in found if f.check == "label_markers"]
 
 
 def checked(folder: Path, rows: Sequence[Row]) -> list[Finding]:
     """Run the checks on rows, as `harness data check` does."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    asked = [fault.check for fault in FAULTS.values()] + ["spurious_patterns"]
+    asked = [fault.check for fault in FAULTS.values()] + ["label_markers"]
     only = [check for check in dict.fromkeys(asked) if check in names()]
     return list(examine_rows(Asked([str(file)], prompt="prompt", reference="reference", only=only)).findings)
 
 
 def named(found: Sequence[Finding], fault: Fault) -> set[int]:
     """Return the lines that findings of a fault name."""
-    chosen = [f for f in found if f.check == fault.check and fault.title in f.title and f.severity != "note"]
-    return {int(place.rpartition(":")[2]) for f in chosen for place in f.rows}
+    return {int(place.rpartition(":")[2]) for f in found if is_of(f, fault) for place in f.rows}
+
+
+def is_of(finding: Finding, fault: Fault) -> bool:
+    """Tell whether a finding is the one that has to name a fault."""
+    return finding.check == fault.check and fault.title in finding.title
 
 
 def leaks(
