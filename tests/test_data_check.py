@@ -467,6 +467,16 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
 
 
+def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path):
+    ask = "How do I open an account for my business in Germany"
+    rows = [*clean_rows(), {"text": f"{ask}?", "label": clean_rows()[0]["label"]}]
+    test = write(tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": clean_rows()[0]["label"]}])
+    [found] = find(rows, "test_leaks", test=[test])
+    assert (found.severity, lines(found)) == ("warning", [len(rows)])
+    assert "test.jsonl:1 (words in common 0.8" in found.example
+    assert f"--against {test}" in found.command
+
+
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(clean_rows())]
     test = write(tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in clean_rows(100, seed=4)])

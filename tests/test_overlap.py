@@ -145,7 +145,7 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert of_rows.startswith("train.jsonl: 2 rows may ask in other words what is evaluated; closest: ")
     assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
     assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
-    assert "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl`" in of_rows
+    assert "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl --out OUT`" in of_rows
     assert of_pairs.startswith("pairs.jsonl: 1 row may ask")
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 

@@ -199,6 +199,8 @@ def overlap_notes(
     )
     files = dict.fromkeys(evaluated[o.evaluated].where.rpartition(":")[0] for o in found)
     against = " ".join(f"--against {shlex.quote(file)}" for file in files if file)
-    mend = f"; `harness data dedup {shlex.quote(where)} {against}` leaves them out" if against else ""
+    mend = (
+        f"; `harness data dedup {shlex.quote(where)} {against} --out OUT` leaves them out" if against else ""
+    )
     rows = pluralize(len(found), "row")
     return [f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{mend}"]

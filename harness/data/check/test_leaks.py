@@ -1,18 +1,23 @@
-"""Leaks: training rows that ask what a test row asks, as a comparison would refuse them.
+"""Leaks: training rows that ask what a test row asks, exactly or in other words.
 
-False alarms: none; letter case and spaces aside the two are the same text.
+Invariant: the exact ones are those that a comparison would refuse, the others those that it would note.
+
+False alarms: of the exact ones none; letter case and spaces aside the two are the same text. Those in other
+words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
 """
 
+import shlex
 from collections.abc import Iterator
 
 from harness.data.check import Finding, Given
-from harness.data.check._table import Table
+from harness.data.check._table import Entry, Table
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
+from harness.data.overlap import overlaps
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
-    """List the training rows that a test row repeats."""
+    """List the training rows that a test row repeats, and those that may ask the same in other words."""
     if given.test is None:
         return
     training, evaluated = (
@@ -32,3 +37,36 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             f"{' '.join(first.training.example.prompt.split())[:60]!r}",
             "contamination: drop in data: of the task leaves them out",
         )
+    yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks})
+
+
+def _in_other_words(table: Table, test: Table, exact: set[str]) -> Iterator[Finding]:
+    """List what shares most of its words with a test row, the closest first."""
+    left = [entry for entry in table.entries if entry.where not in exact]
+    found = overlaps(
+        list(map(_asked, left)),
+        list(map(_asked, test.entries)),
+        answers=[entry.answer for entry in left],
+    )
+    if found:
+        against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
+        closest = "; ".join(
+            f"{left[o.training].where} and {test.entries[o.evaluated].where} ({o.measure} {o.similarity:.2f})"
+            for o in found[:3]
+        )
+        yield Finding(
+            "test_leaks",
+            "warning",
+            "training rows that may ask what a test row asks, in other words",
+            "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
+            len(found),
+            len(table.entries),
+            tuple(left[o.training].where for o in found),
+            closest,
+            f"harness data dedup FILE {against} --out OUT",
+        )
+
+
+def _asked(entry: Entry) -> str:
+    """Return the question without its context, which rows may share."""
+    return entry.question.rpartition("\n\n")[2] if entry.context else entry.question
