@@ -235,6 +235,14 @@ def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
     assert found in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
+def test_a_number_is_not_relabelled(data):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": 3}])
+    rows = {"1": {"decision": "relabel", "label": "y"}}
+    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), "rows": rows}))
+    said = refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+    assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
+
+
 # Files that cannot be read or written
 
 

@@ -13,6 +13,7 @@ from harness.data.columns import Roles, asked
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
 from harness.data.readers import Row
+from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig
@@ -36,9 +37,8 @@ def clean(
             continue
         reasons: dict[str, None] = {}
         fields = {name: _clean_value(value, name, reasons) for name, value in row.fields.items()}
-        if decision and decision.decision == "relabel" and fields.get(roles.answers[0]) != decision.label:
-            fields[roles.answers[0]] = decision.label
-            reasons[f"relabelled in {roles.answers[0]!r}"] = None
+        if decision and decision.decision == "relabel":
+            _relabel(row, fields, roles.answers[0], decision.label, reasons)
         cleaned = Row(row.where, fields)
         if empty := _empty_part(cleaned, roles):
             yield drop(row, empty)
@@ -46,6 +46,21 @@ def clean(
             yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
         else:
             yield Outcome(row)
+
+
+def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons: dict[str, None]) -> None:
+    """Put a label into the column of answers.
+
+    Raises:
+        UserError: the column holds no text there.
+    """
+    value = fields.get(column)
+    if not isinstance(value, str | None):
+        found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled", "a text"
+        raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
+    if value != label:
+        fields[column] = label
+        reasons[f"relabelled in {column!r}"] = None
 
 
 def _empty_part(row: Row, roles: Roles) -> str:
