@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness.errors import Problem, UserError, did_you_mean
 from harness.provenance.code_versions import code_versions
-from harness.records import checksum
+from harness.records import TrackedPoint, checksum
 from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "endpoint")  # kinds of weights that generate text
@@ -58,7 +58,9 @@ class RescueSituation(NamedTuple):
 
     `params` are those of its method, `present` those of the regulariser that is asked, None where the recipe
     has it not. `others` maps the other adapters of its base to the parameters of their methods.
-    `n_layers` is that of the base, None where it is not known.
+    `n_layers` is that of the base, None where it is not known. `tracked` are the points along its training,
+    `margin` is the share of capability that the gate allows to lose, and `sign` is −1 where lower scores on
+    the target are better.
     """
 
     policy: RescuePolicy
@@ -66,6 +68,9 @@ class RescueSituation(NamedTuple):
     n_layers: int | None = None
     present: Mapping[str, Any] | None = None
     others: Mapping[str, Mapping[str, Any]] = {}
+    tracked: tuple[TrackedPoint, ...] = ()
+    margin: float = 0.0
+    sign: int = 1
 
 
 class RescueStep(NamedTuple):

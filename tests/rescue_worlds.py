@@ -28,6 +28,7 @@ BASE = Truth(
 )
 ALPHA = 32.0
 AS_IT_IS = "as it is"
+_LAID_DOWN = ("intruders", "merge")  # steps that compute with a base, which here has no weights
 USUAL = Sizes()
 
 
@@ -103,10 +104,10 @@ class World(NamedTuple):
     host: KnownHost
 
     def prepared(self, name: str = "lora"):
-        """Prepare a rescue, with all that it might make laid down but scaled adapters."""
+        """Prepare a rescue, with all that it might make laid down but copied and scaled adapters."""
         found = rescue.prepare(self.session, self.loaded.selected, name)
         for trial in found.schedule.trials:
-            if not plugins.method(trial.source.method).interpolates:
+            if plugins.method(trial.source.method).trains or trial.step in _LAID_DOWN:
                 lay_down(found.session, found.session.candidates[trial.name], trial.name.partition("+")[2])
         return found
 

@@ -9,15 +9,15 @@ import tiny_methods
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
-from harness import config, store
-from harness.errors import UserError
+from harness import config, rescue, store
+from harness.errors import CandidateFailed, UserError
 from harness.evaluation.costs import Work
 from harness.experiment import Scope, estimate_work, prepare_session
 from harness.experiment.curves.tracking import tracked_weights, tracking_work
 from harness.experiment.run_candidate import make_run
 from harness.experiment.train import folder_of, stored_weights
 from harness.gating.halves import cluster_name, split
-from harness.methods import bottleneck, lora, peft
+from harness.methods import bottleneck, checkpoint, lora, peft
 from harness.progress import Silent
 from harness.records import TrainingRecord, training_record
 from harness.spec import Recipe, Tracking
@@ -194,3 +194,46 @@ def test_points_are_stored_and_read_as_they_are(measured):
     training = run_of(measured).training
     assert training_record(training.stored()) == training
     assert "tracked" not in TrainingRecord().stored()
+
+
+# A checkpoint as a candidate
+
+
+def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked):
+    context = tiny_methods.context(tiny, tmp_path / "made", init=tracked.folder / "adapter")
+    made = checkpoint.fit(context, checkpoint.Params(step=12))
+    kept = tracked.folder / TRACKED / "step-12"
+    assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
+    for file in (kept / "adapter").iterdir():
+        assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(tiny, tmp_path, plain, tracked):
+    def made(weights, folder):
+        context = tiny_methods.context(tiny, folder, init=weights.folder / "adapter")
+        return checkpoint.fit(context, checkpoint.Params(step=13))
+
+    with pytest.raises(
+        CandidateFailed, match="no weights were kept of step 13, but those of the steps 6, 12"
+    ):
+        made(tracked, tmp_path / "tracked")
+    with pytest.raises(CandidateFailed, match=r"step 13, but none.*try: track: \{points: 4\}"):
+        made(plain, tmp_path / "plain")
+
+
+def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_path):
+    versions = {"step-10": Version(80, lost=0), "step-20": Version(90, lost=50)}
+    made = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
+    prepared = rescue.prepare(made.session, made.loaded.selected, "held")
+    assert (prepared.schedule.trials[0].step, prepared.plan[0].work.trained) == ("checkpoint", 0)
+    made.host.opened.clear()
+    found = rescue.run(prepared)
+    assert [tried.name for tried in found.tried] == ["held+step=10"]
+    assert found.rescued_trial == "held+step=10"
+    assert {*made.host.opened} == {"step-10"}
+    validation = [
+        one
+        for one in store.identities(made.session.store)
+        if one.split == "validation" and one.weights_digest == run_of(made, "held+step=10").weights_digest
+    ]
+    assert len(validation) == 1  # what was measured along the training is not asked again

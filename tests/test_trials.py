@@ -9,24 +9,38 @@ from hypothesis import strategies as st
 from harness import plugins
 from harness.gating import Measurement, measured_half
 from harness.gating.halves import cluster_name, split
-from harness.records import SampleResult
+from harness.plugins import RescueSituation
+from harness.records import SampleResult, TrackedPoint
 from harness.rescue.trials import schedule_trials
 from harness.spec import Recipe, RescuePolicy, Task, TaskData
 
 ALL = RescuePolicy(max_trained=9)
 LORA = Recipe(method="lora")
+POINTS = tuple(
+    TrackedPoint(step=step, target=target, capability=capability)
+    for step, target, capability in (
+        (10, 0.5, 0.0),
+        (20, 0.7, -0.015),
+        (30, 0.6, -0.02),  # no point of the front
+        (40, 0.9, -0.1),
+    )
+)
+
+
+def schedule(recipe, policy=ALL, n_layers=30, **known):
+    return schedule_trials("x", recipe, recipe, RescueSituation(policy, recipe.params, n_layers, **known))
 
 
 def marks(recipe, policy=ALL, n_layers=30):
-    return [t.name.partition("+")[2] for t in schedule_trials("x", recipe, recipe, policy, n_layers).trials]
+    return [t.name.partition("+")[2] for t in schedule(recipe, policy, n_layers).trials]
 
 
 def left_out(recipe, n_layers=30):
-    return schedule_trials("x", recipe, recipe, ALL, n_layers).left_out
+    return schedule(recipe, ALL, n_layers).left_out
 
 
 def by_mark(recipe, mark):
-    trials = schedule_trials("x", recipe, recipe, ALL, 30).trials
+    trials = schedule(recipe).trials
     return next(t.source for t in trials if t.name == f"x+{mark}")
 
 
@@ -39,16 +53,42 @@ def test_rungs_come_in_order_of_cost():
 
 
 def test_what_trains_nothing_comes_first():
-    trained = [t.trained for t in schedule_trials("x", LORA, LORA, ALL, 30, {"y": {}}).trials]
+    trained = [t.trained for t in schedule(LORA, others={"y": {}}, tracked=POINTS).trials]
     assert trained == sorted(trained)
 
 
 def test_an_adapter_is_merged_with_those_of_its_kind_that_are_there():
-    found = schedule_trials("x", LORA, LORA, ALL, 30, {"y": {"r": 4}, "dora": {"use_dora": True}})
+    found = schedule(LORA, others={"y": {"r": 4}, "dora": {"use_dora": True}})
     (merged,) = [t for t in found.trials if t.step == "merge"]
     assert (merged.name, merged.source.method, merged.source.merges) == ("x+merged", "merged", ("x", "y"))
     assert merged.says == "merged with y in equal shares, no training"
     assert "merge: there is no other adapter of its base to merge it with" in left_out(LORA)
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        ({"margin": 0.02}, 20),  # the best on the target that keeps enough
+        ({"margin": 0.2}, 40),
+        ({"margin": 0.02, "sign": -1}, 10),  # where lower is better
+        ({"margin": 0.02, "tracked": POINTS[2:]}, 30),  # exactly at the margin
+        ({"margin": 0.01, "tracked": POINTS[2:]}, 30),  # none keeps enough: what keeps most
+    ],
+)
+def test_the_first_rung_is_the_point_of_the_training_that_gains_most_within_the_margin(known, step):
+    (first, *_) = schedule(LORA, **{"tracked": POINTS, **known}).trials
+    assert (first.name, first.trained) == (f"x+step={step}", False)
+    assert (first.source.method, first.source.init_from, first.source.params) == (
+        "checkpoint",
+        "x",
+        {"step": step},
+    )
+
+
+def test_a_training_without_points_has_no_checkpoint_to_try():
+    assert [said for said in left_out(LORA) if said.startswith("checkpoint: nothing was measured along")]
+    unknown = (TrackedPoint(step=10, target=0.5),)
+    assert "checkpoint" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
 
 
 def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():
@@ -78,11 +118,13 @@ def test_every_step_that_a_plugin_declares_is_known_and_the_default_is_made_of_t
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
-    found = schedule_trials("x", LORA, LORA, RescuePolicy(max_trained=1), 30)
+    found = schedule(LORA, RescuePolicy(max_trained=1))
     assert [t.trained for t in found.trials] == [False, False, False, False, True]
     over = [reason for reason in found.left_out if "rescue.max_trained is 1" in reason]
     assert len(over) == 8
-    assert len(found.left_out) == 9  # and that there is no other adapter to merge with
+    assert (
+        len(found.left_out) == 10
+    )  # and that nothing was tracked, and there is no other adapter to merge with
 
 
 def test_the_policy_chooses_steps_and_their_order():

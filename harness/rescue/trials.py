@@ -9,8 +9,7 @@ Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Bide
 those of the methods and regularisers that declare them.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness import formatting, plugins
@@ -26,11 +25,13 @@ from harness.experiment.train import fit_work, stored_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.plugins import Method, RescueSituation, Rung
-from harness.records import Run
+from harness.records import Run, TrackedPoint
 from harness.report import ResultDocument, Section
-from harness.spec import TRAINING_STEPS, Recipe, RescuePolicy
+from harness.spec import TRAINING_STEPS, Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
+_USUAL_MARGIN = 0.02  # of the gate's macro
+_ANY_POINT = TrackedPoint(step=1, target=0.0, capability=0.0)  # of a training that is not made yet
 
 
 class Trial(NamedTuple):
@@ -69,23 +70,15 @@ class _Change(NamedTuple):
     says: str
 
 
-def schedule_trials(
-    name: str,
-    recipe: Recipe,
-    source: Recipe,
-    policy: RescuePolicy,
-    n_layers: int | None,
-    others: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> TrialSchedule:
+def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSituation) -> TrialSchedule:
     """List what to try for a candidate.
 
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
-    borrows. `n_layers` of the base is None where its configuration does not say. `others` maps the adapters
-    that it may be merged with to the parameters of their methods.
+    borrows. The parameters of the `case` are those of the source.
     """
     changes: list[_Change] = []
     left_out: list[str] = []
-    case = RescueSituation(policy, source.params, n_layers, others=others)
+    policy = case.policy
     for step in policy.steps:
         found = _changes(step, recipe.weights_of or name, source, case)
         if isinstance(found, str):
@@ -220,22 +213,34 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
     source = settle_sweep(candidate.source, run)
-    policy, others = session.experiment.rescue, _other_adapters(session, candidate, run.seed)
-    return schedule_trials(run.candidate, candidate.recipe, source, policy, _n_layers(candidate.base), others)
-
-
-def _other_adapters(session: Session, candidate: ResolvedCandidate, seed: int) -> dict[str, dict[str, Any]]:
-    """Map the other adapters that were trained on a candidate's base to the parameters of their methods."""
-    known = session.candidates.values()
-    return {
+    others = {
         one.name: one.source.params
-        for one in known
+        for one in _other_adapters(session, candidate)
+        if stored_weights(session, one, run.seed)
+    }
+    case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
+    return schedule_trials(run.candidate, candidate.recipe, source, case)
+
+
+def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
+    """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
+    macro = session.experiment.gate.macro
+    margin = macro if isinstance(macro, float) else _USUAL_MARGIN
+    sign = session.target.primary.unit.sign
+    layers, policy = _n_layers(candidate.base), session.experiment.rescue
+    return RescueSituation(policy, source.params, layers, margin=margin, sign=sign)
+
+
+def _other_adapters(session: Session, candidate: ResolvedCandidate) -> list[ResolvedCandidate]:
+    """List the candidates that train other adapters on the base of one."""
+    return [
+        one
+        for one in session.candidates.values()
         if one.method.trains
         and one.method.makes == "adapter"
         and one.source_name == one.name != candidate.source_name
         and one.served_base == candidate.served_base
-        and stored_weights(session, one, seed)
-    }
+    ]
 
 
 def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
@@ -277,8 +282,11 @@ def _trials_before_sweep(session: Session, name: str) -> tuple[Trial, ...]:
     candidate = session.candidates[name]
     if not candidate.method.tunes or candidate.is_remote:
         return ()
-    first, policy = candidate.trials[0].source, session.experiment.rescue
-    return schedule_trials(name, candidate.recipe, first, policy, _n_layers(candidate.base)).trials
+    first = candidate.trials[0].source
+    others = {one.name: one.source.params for one in _other_adapters(session, candidate)}
+    tracked = (_ANY_POINT,) if candidate.source.track else ()
+    case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
+    return schedule_trials(name, candidate.recipe, first, case).trials
 
 
 def _estimate_trial(session: Session, trial: Trial, seed: int) -> TrialCost:

@@ -1,0 +1,87 @@
+"""Another candidate's adapter as it was at a step of its training, without training.
+
+Invariant: the files are those that the training kept at that step, copied as they are; only steps that the
+recipe's `track` kept are there.
+
+Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on stopping early.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from harness.errors import CandidateFailed, Problem
+from harness.models.hub import ModelSource
+from harness.plugins import Method, RescueSituation, RescueStep, Rung
+from harness.records import TrackedPoint, TrainingRecord
+from harness.spec import Recipe, Spec
+from harness.training import TRACKED, FitContext, Weights, adapter_weights, tracked_folders
+
+
+class Params(Spec):
+    """`step` is one of those whose weights `track` kept."""
+
+    step: int = Field(ge=1)
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids it: no candidate is named."""
+    if recipe.init_from is None:
+        found, expected = "checkpoint without init_from", "the candidate whose training was tracked"
+        yield Problem(where, found, expected, "add init_from: lora")
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Copy the adapter that the training of `init_from` kept at the step.
+
+    Raises:
+        CandidateFailed: there is no `init_from`, or it kept no weights of that step.
+    """
+    if context.init is None:
+        raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
+    start, kept = time.perf_counter(), tracked_folders(context.init.parent / TRACKED)
+    if params.step not in kept:
+        there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
+        knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"
+        raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
+    shutil.copytree(kept[params.step] / "adapter", context.folder / "adapter")
+    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
+    return adapter_weights(context, made)
+
+
+def _rungs(at: RescueSituation) -> list[Rung] | str:
+    """List what a rescue tries: the best on the target within the margin, else what keeps most."""
+    known = [p for p in at.tracked if p.target is not None and p.capability is not None]
+    if not known:
+        return "nothing was measured along its training: its recipe has no track, or no task counts"
+    front = [p for p in known if not any(_beats(other, p, at.sign) for other in known)]
+    within = [p for p in front if _kept(p) >= -at.margin]
+    best = max(within, key=lambda p: _gained(p, at.sign)) if within else max(front, key=_kept)
+    return [Rung({"step": best.step}, f"step={best.step}", f"as it was at step {best.step}, no training")]
+
+
+def _beats(one: TrackedPoint, other: TrackedPoint, sign: int) -> bool:
+    """Tell whether a point is as good as another in target and capability, and better in one."""
+    a, b = ((_gained(p, sign), _kept(p)) for p in (one, other))
+    return a != b and a[0] >= b[0] and a[1] >= b[1]
+
+
+def _gained(point: TrackedPoint, sign: int) -> float:
+    return sign * (point.target or 0.0)
+
+
+def _kept(point: TrackedPoint) -> float:
+    return point.capability or 0.0
+
+
+METHOD = Method(
+    params=Params,
+    fit=fit,
+    makes="adapter",
+    seeded=True,
+    init_from="adapter",
+    problems=problems,
+    rescue=RescueStep("checkpoint", _rungs),
+)
