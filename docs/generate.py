@@ -38,7 +38,7 @@ PYTHON = (
     ("For a metric", "harness.metrics", ("Metric", "mean_metric", "normalize")),
     ("For a metric", "harness.records", ("Example", "Output", "SampleResult")),
     ("For a prompting", "harness.prompting", ("PromptingContext", "with_context", "question")),
-    ("For a method", "harness.training", ("FitContext", "Weights", "SupervisedParams", "supervised")),
+    ("For a method", "harness.training", ("FitContext", "Weights", "SupervisedParams", "fine_tune")),
 )
 NAMES = {
     NoneType: "nothing",
