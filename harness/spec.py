@@ -440,7 +440,7 @@ class TrainingPolicy(Spec):
 
 
 TRAINING_STEPS = ("learning_rate", "rank", "half")  # of a rescue, with what every training has
-_WITHOUT_TRAINING = ("checkpoint", "scale", "intruders", "merge")
+_WITHOUT_TRAINING = ("earlier", "scale", "intruders", "merge")
 _STEPS = (*_WITHOUT_TRAINING, "learning_rate", "replay", "l2_sp", "ewc", "kl", "rank", "half")
 
 

@@ -162,7 +162,7 @@ def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(ho
     _, found = hopeless
     assert names(found) == [f"lora+{mark}" for mark in (*FREE, *TRAINED)]
     left = [reason.rpartition(": ")[0] for reason in found.left_out]
-    assert left[:2] == ["checkpoint: nothing was measured along its training", "merge"]
+    assert left[:2] == ["earlier: nothing was measured along its training", "merge"]
     assert left[-2:] == ["rank 4", "the first 3 of 6 layers left as they are"]
     assert [said.partition(" ")[0] for said in left[2:-2]] == ["squared", "elastic", "KL"]
 

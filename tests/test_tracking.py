@@ -225,7 +225,7 @@ def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_p
     versions = {"step-10": Version(80, lost=0), "step-20": Version(90, lost=50)}
     made = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
     prepared = rescue.prepare(made.session, made.loaded.selected, "held")
-    assert (prepared.schedule.trials[0].step, prepared.plan[0].work.trained) == ("checkpoint", 0)
+    assert (prepared.schedule.trials[0].step, prepared.plan[0].work.trained) == ("earlier", 0)
     made.host.opened.clear()
     found = rescue.run(prepared)
     assert [tried.name for tried in found.tried] == ["held+step=10"]

@@ -86,9 +86,9 @@ def test_the_first_rung_is_the_point_of_the_training_that_gains_most_within_the_
 
 
 def test_a_training_without_points_has_no_checkpoint_to_try():
-    assert [said for said in left_out(LORA) if said.startswith("checkpoint: nothing was measured along")]
+    assert [said for said in left_out(LORA) if said.startswith("earlier: nothing was measured along")]
     unknown = (TrackedPoint(step=10, target=0.5),)
-    assert "checkpoint" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
+    assert "earlier" not in {trial.step for trial in schedule(LORA, tracked=unknown).trials}
 
 
 def test_a_penalty_is_tried_only_where_it_is_stronger_than_that_of_the_recipe():

@@ -83,5 +83,5 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     problems=problems,
-    rescue=RescueStep("checkpoint", _rungs),
+    rescue=RescueStep("earlier", _rungs),
 )
