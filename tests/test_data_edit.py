@@ -536,6 +536,16 @@ def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
     ]
 
 
+def test_an_id_of_its_own_that_is_no_number_is_refused_where_ids_are(data):
+    for name in ("a", "b"):
+        jsonl(Path(f"{name}.jsonl"), [{"id": i, "prompt": name, "reference": "x"} for i in range(2)])
+        done(data, "clean", f"{name}.jsonl", "--out", f"{name}.parquet")
+    said = refused(data, "mix", "a.parquet", "b.parquet", "--out", "n.parquet")
+    assert "a value of another type" in said
+    done(data, "mix", "a.parquet", "b.parquet", "--out", "n.jsonl")
+    assert [row["id"] for row in read("n.jsonl")] == [0, 1, "0-2", "1-2"]
+
+
 # Sample
 
 

@@ -128,7 +128,13 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
         batches = iter([first])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
-            writer.write_table(pyarrow.Table.from_pylist([row.fields for row in batch], schema))
+            try:
+                table = pyarrow.Table.from_pylist([row.fields for row in batch], schema)
+            except pyarrow.ArrowException as error:
+                found = f"a value of another type ({str(error).splitlines()[0]})"
+                where = f"{batch[0].where} and the rows after it"
+                raise UserError(Problem(where, found, "the column's type", "write a .jsonl file")) from None
+            writer.write_table(table)
 
 
 def _source_schema(sources: Sequence[str]) -> "pyarrow.Schema":
