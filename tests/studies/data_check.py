@@ -7,7 +7,7 @@ into a file of their own: the pairs of `paraphrases.jsonl` with an even number, 
 whose paraphrases go to training, the hard negatives as decoys, and test items with one or two slips of the pen.
 The pairs with an odd number chose the thresholds, and nothing else did.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m tests.studies.data_check` takes about ten minutes on two cores and
+`HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m tests.studies.data_check` takes some six minutes on two busy cores and
 writes `reports/data_check.json` and `.md`; a second call goes on with the sets that are missing, `--again NAME`
 measures one anew, `--list NAME` prints the places of findings that were not planted, to be read by hand. What
 was read stands in `findings_read.json` beside this file, by place and without any row.

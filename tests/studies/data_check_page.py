@@ -51,7 +51,7 @@ def rate(hits: int, n: int) -> str:
 def _introduction(sets: Mapping[str, Any]) -> list[str]:
     sizes = ", ".join(f"{name} ({one['n']:,} rows)" for name, one in sets.items())
     faults = (
-        f"Faults of known places were planted into rows of {sizes}; `harness data check` looked at them, and the leak"
+        f"Faults of known places were planted into rows of three sets: {sizes}. `harness data check` looked at them, and the leak"
         " measures at training against test rows. Shares are in percent with 95 % Wilson intervals; planted faults are"
         " drawn independently, so an interval holds for faults of this making and for nothing else. Made by"
         " `python -m tests.studies.data_check`, whose docstring says what was planted and how."
@@ -101,7 +101,12 @@ def _clean(sets: Mapping[str, Any]) -> list[str]:
         for fault, f in one["faults"].items():
             alarm = "yes" if f["alarm_before"] else "no"
             lines.append(_line(name, fault, rate(f["named_before"], one["n"]), alarm))
-    return [*lines, ""]
+    note = (
+        "An alarm is a finding that is more than a note. The generator's labels are right by its making, so each of its"
+        " rows that is named for its label is named wrongly. Its messages come from a few patterns each, which is what"
+        " near duplicates are: rows of such patterns are named, and dropping them would leave little."
+    )
+    return [*lines, "", note, ""]
 
 
 def _read(sets: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
