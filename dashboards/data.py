@@ -19,7 +19,7 @@ from harness.spec import Task
 from parts import controls, project, safe_text
 
 _AT_ONCE = 10
-_FACT_COLUMNS = ("check", "figure", "meaning")
+_FACT_COLUMNS = ("figure", "meaning")
 
 
 def page() -> None:
@@ -45,7 +45,7 @@ def page() -> None:
     _suspects(checked)
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
-    rows = [(f.check, " ".join(filter(None, (f.title, share_text(f), f.example))), f.meaning) for f in notes]
+    rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
     safe_text.table(_FACT_COLUMNS, rows)
 
 

@@ -91,7 +91,8 @@ def _with_file(finding: Finding, files: Sequence[str]) -> str:
     """Put the file of a finding's first row, and a name for a new one, into its command."""
     first = finding.rows[0] if finding.rows else ""
     file = next((file for file in files if first.startswith(file)), files[0])
-    name, dot, ending = file.partition(".")
+    name, dot, ending = Path(file).name.partition(".")
     verb = re.search(r"harness data (\w+)", finding.command)
-    out = f"{name}.{verb[1] if verb else 'new'}{dot}{ending}"
-    return finding.command.replace("FILE", shlex.quote(file)).replace("OUT", shlex.quote(out))
+    out = str(Path(file).with_name(f"{name}.{verb[1] if verb else 'new'}{dot}{ending}"))
+    names = {"FILE": file, "OUT": out, "DECISIONS": f"{file}.decisions.json"}
+    return re.sub(r"\b(FILE|OUT|DECISIONS)\b", lambda name: shlex.quote(names[name[0]]), finding.command)
