@@ -528,15 +528,6 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     assert said.command == "harness data check a.jsonl --test b.jsonl"
 
 
-def test_training_rows_that_ask_almost_what_test_asks_are_warnings(find, tmp_path):
-    rows = clean_rows()
-    close = {**rows[9], "text": f"{rows[9]['text']} {WORDS[-1]}"}
-    test = write(tmp_path / "test.jsonl", [*clean_rows(60, seed=5), close])
-    found = find(rows, "test_leaks", test=[test])
-    assert [(f.severity, lines(f)) for f in found] == [("warning", [10])]
-    assert "words in common" in found[0].example
-
-
 def test_a_command_names_the_files_that_it_reads_and_writes(find):
     rows = clean_rows()
     rows[0]["text"] += " ann.lee@example.org"
