@@ -134,6 +134,18 @@ def answered(store):  # noqa: F811
     return store, sample
 
 
+def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prompt_is_worded(store):  # noqa: F811
+    """Two tasks of one file, the second without the chat template, counted as twice as many items."""
+    worded = replace(IDENTITY, task="plain", template_digest="none")
+    for identity in (IDENTITY, worded):
+        asked = [row(i, prompt=f"Question {i}?", prompt_digest=f"{identity.task} {i}") for i in range(4)]
+        complete(store, identity, [*asked, row(4, prompt="Question 1?", references=("another",))])
+    once, again = (stores.document_digests(store, one.digest) for one in (IDENTITY, worded))
+    assert once == again
+    assert len(set(once.values())) == 5
+    assert stores.document_digests(store, "absent") == {}
+
+
 def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(answered):
     at, sample = answered
     found = stores.read_scores(at, IDENTITY.digest, "exact_match")

@@ -17,7 +17,7 @@ from harness.evaluation.timing import timing_notes
 from harness.experiment.candidate_result import facts_of
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
-from harness.experiment.stored_rows import Reader, Rows, controls_of
+from harness.experiment.stored_rows import Reader, Rows, controls_of, documents_of
 from harness.experiment.target_comparisons import add_comparisons, compare_grids, is_prompt, steps_of
 from harness.gating import GateResult, Measurement, TargetFacts, TaskComparison, Verdict
 from harness.models.openai_api import Settings
@@ -283,7 +283,13 @@ def measured_of(session: Session, reader: Reader, run: Run, base: Mapping[str, R
     noise = store.flip_rates(session.store, run.base_digest, session.machine.precision)
     return [
         Measurement(
-            m.task, m.role, m.suite, m.metrics, *_arms(session, reader, run, m, base), noise.get(m.task.name)
+            m.task,
+            m.role,
+            m.suite,
+            m.metrics,
+            *_arms(session, reader, run, m, base),
+            noise.get(m.task.name),
+            documents=documents_of(session.store, m.task, m.role, run.rows[f"{m.task.name}/test"]),
         )
         for m in session.suites
         if f"{m.task.name}/test" in run.rows

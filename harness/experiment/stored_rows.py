@@ -15,6 +15,7 @@ from harness.data import Split
 from harness.evaluation.session import Measured, Session
 from harness.gating import ControlFacts
 from harness.records import Control, Run, SampleResult
+from harness.spec import Role, Task
 from harness.store import Store
 
 Rows = list[SampleResult]
@@ -117,3 +118,8 @@ def facts_of_control(
         aa_n=aa_n,
         changed="; ".join(dict.fromkeys(changed)),
     )
+
+
+def documents_of(at: Store, task: Task, role: Role, rows_digest: str) -> dict[str, str]:
+    """Map the items of a capability task to digests of their documents; those of lm-eval name theirs."""
+    return {} if task.lm_eval or role != "capability" else store.document_digests(at, rows_digest)

@@ -23,7 +23,7 @@ from harness.evaluation import lm_eval
 from harness.evaluation.row_sets import rows_version
 from harness.experiment.candidate_result import facts_on_target
 from harness.experiment.prepare import metrics_of, with_lm_eval
-from harness.experiment.stored_rows import controls_of
+from harness.experiment.stored_rows import controls_of, documents_of
 from harness.experiment.verdict_records import record_verdict, task_settings, verdict_change
 from harness.gating import GateResult, Measurement, Rule, TargetFacts
 from harness.metrics import Metric, load_metrics
@@ -245,7 +245,8 @@ def _measurements(
             new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
         precision = own.precision if is_endpoint(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
-        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise))
+        documents = documents_of(at, task, role, own.digest)
+        measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
     return measured
 
 

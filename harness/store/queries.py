@@ -58,6 +58,19 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
         return [_row_of_scores(metric, *row) for row in db.execute(query, [metric, pattern(path)]).fetchall()]
 
 
+def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
+    """Map the items of a row set to a digest of what is asked and accepted, however a task words the prompt.
+
+    Empty where there is no such set.
+    """
+    path = store.parquet(rows_digest)
+    if not path.exists():
+        return {}
+    query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'
+    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
+        return dict(db.execute(query, [pattern(path)]).fetchall())
+
+
 def _row_of_scores(
     metric: str, task: str, split: str, item: str, position: int, status: Status,
     references: list[str], parts: list[float] | None, cluster: str, slice_: str, weight: float, error: str,

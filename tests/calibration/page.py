@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from harness.formatting import count
-from tests.calibration.cell import ERRORS, Cell, Claim, Figure, holds
+from tests.calibration.cell import DRAWS, ERRORS, Cell, Claim, Figure, holds
 from tests.calibration.study import Found
 
 _ABOUT = """\
@@ -81,10 +81,11 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, F
         said += f", {count(withdrawn)} more are withdrawn"
     if len(known) < len(cells):
         said += f" ({count(len(cells) - len(known))} cells are not simulated yet)"
-    return (
-        f"{said}; at least {count(min(draws, default=0))} draws a cell, {minutes:.0f} minutes of one core. "
-        f"Code {', '.join(codes)}."
+    n_full = sum(n >= DRAWS for n in draws)
+    fewest = (
+        f"at least {count(min(draws, default=0))} draws a cell, {count(DRAWS)} in {count(n_full)} of them"
     )
+    return f"{said}; {fewest}, {minutes:.0f} minutes of one core. Code {', '.join(codes)}."
 
 
 def _table(cells: Iterable[Cell], found: Mapping[str, Found]) -> list[str]:
