@@ -336,7 +336,7 @@ def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
 
 def test_one_row_is_said_to_be_too_few(find):
     (found,) = alarms(find([{"prompt": "a b", "reference": "c"}]))
-    assert "1 rows in all" in found.title
+    assert "1 row in all" in found.title
 
 
 def test_texts_alone_are_checked_too(find):

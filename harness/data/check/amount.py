@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.data.check import Finding, Given, Tokenizer
 from harness.data.check._table import Entry, Table
+from harness.formatting import pluralize
 
 _BARS = "▁▂▃▄▅▆▇█"
 _BINS = 16
@@ -34,7 +35,8 @@ def _rows(table: Table) -> Finding:
     held = f"; texts of {len(table.entries):,} drawn rows are looked at" if table.is_drawn else ""
     if table.n < _FEWEST:
         meaning = "a fifth set aside for test holds fewer than 5 items: nothing can be shown on them"
-        return Finding("amount", "warning", f"{table.n:,} rows in all ({files})", meaning, command=_MORE)
+        title = f"{pluralize(table.n, 'row')} in all ({files})"
+        return Finding("amount", "warning", title, meaning, command=_MORE)
     return Finding("amount", "note", f"{table.n:,} rows ({files}){held}", "how much there is to train on")
 
 
