@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shlex
 from importlib import import_module
 from pathlib import Path
 
@@ -126,9 +127,10 @@ def test_damaged_encoding_is_found_and_mended_in_the_example(find):
     rows[5]["text"] += " café über"
     rows[9]["text"] += " " + "café über".encode().decode("cp1252")
     rows[11]["text"] += " caf\ufffd"
-    (found,) = alarms(find(rows, "encoding_damage"))
-    assert lines(found) == [10, 12]
-    assert "café über" in found.example
+    damaged, lost = alarms(find(rows, "encoding_damage"))
+    assert (lines(damaged), lines(lost)) == ([10], [12])
+    assert "café über" in damaged.example
+    assert lost.command.endswith(" --drop-lost")
 
 
 def test_rows_that_cannot_be_used_are_counted_by_why(find):
@@ -158,6 +160,7 @@ def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tm
     assert alarms(find(clean_rows(), "class_balance", test=[same])) == []
     (found,) = alarms(find(clean_rows(), "class_balance", test=[other]))
     assert "'refund' is 25.0 % of training, 0.0 % of test" in found.title
+    assert found.command.endswith("rows.jsonl --stratify label --out " + str(tmp_path / "rows.split"))
 
 
 def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
@@ -183,6 +186,8 @@ def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
         ("card 4111 1111 1111 1111 was charged", ["credit card numbers"]),
         ("card 4111 1111 1111 1112 was charged", []),
         ("pay to GB82 WEST 1234 5698 7654 32 today", ["IBANs"]),
+        ("IBAN DE89370400440532013000 OK thanks", ["IBANs"]),
+        ("DE89 3704 0044 0532 0130 00 FR14 2004 1010 0505 0001 3M02 606 AND MORE", ["IBANs", "IBANs"]),
         ("pay to GB83 WEST 1234 5698 7654 32 today", []),
         ("call +44 20 7946 0018 at noon", ["phone numbers"]),
         ("in 2019 there were 12,345,678 of 1,000 kg at 3.14159", []),
@@ -535,3 +540,60 @@ def test_a_command_names_the_files_that_it_reads_and_writes(find):
     path = found.rows[0].removesuffix(":1")
     command = f"harness data clean {path} --out {path.replace('.jsonl', '.clean.jsonl')}"
     assert found.command.startswith(f"{command} --decisions {path}.decisions.json")
+
+
+def test_a_page_is_never_written_over_rows(duplicated, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(Path(duplicated).read_bytes())
+    (tmp_path / "link.html").symlink_to(rows)
+    for page in (rows, tmp_path / "link.html"):
+        found = run(rows, "--html", page).exception
+        assert "a file that is there already; expected a new file, or an earlier page" in str(found)
+    assert rows.read_bytes() == Path(duplicated).read_bytes()
+
+
+def test_a_page_of_a_check_is_written_anew(duplicated, tmp_path):
+    assert [run(duplicated, "--html", tmp_path / "page.html").exit_code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("file", "out"),
+    [
+        ("j.doe/rows.v2.jsonl.gz", "j.doe/rows.v2.dedup.jsonl.gz"),
+        ("OUT/FILE rows.csv", "'OUT/FILE rows.dedup.csv'"),
+        ("hub:owner/name-1.5:part:train", "name-1.5-part-train.dedup.jsonl"),
+        ("folder.d/set", "folder.d/set.dedup.jsonl"),
+    ],
+)
+def test_a_command_names_a_file_that_can_be_written(file, out):
+    finding = check.Finding(
+        "c", "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
+    )
+    assert (
+        check._shown(finding, [file[:-1], file]).command
+        == f"harness data dedup {shlex.quote(file)} --out {out}"
+    )
+
+
+def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
+    rows = clean_rows()
+    secrets = ("jane.roe@example.com", "+49 6151 123456")
+    for i in range(20, 65, 5):
+        text = f"{'ab ' * (i // 3)}{secrets[i % 2]} was the café"
+        both = {"text": text, "label": "refund"}
+        rows += [both, both, {**both, "label": "invoice"}, {**both, "text": f"{text} ж {'tum ' * i}"}]
+        rows += [{**both, "text": text.replace("é", damage)} for damage in ("Ã©", "\ufffd")]
+    shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
+    for part in ("roe", "example", "6151", "123"):
+        assert part not in shown
+
+
+def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
+    rows = [f"{row['text']},{row['label']}" for row in clean_rows(40)]
+    file = tmp_path / "rows.csv"
+    file.write_text(
+        "\n".join(["text,label", '"one\ntwo\n\nthree",refund', *rows, '"one\ntwo\n\nthree",refund'])
+    )
+    (found,) = alarms(examine_rows(Asked([str(file)], only=["repeated_rows"])).findings)
+    assert lines(found) == [46]
+    assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace("46", "2"))

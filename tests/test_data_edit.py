@@ -145,6 +145,30 @@ def test_a_pair_needs_both_answers_and_a_question_one():
     assert written(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
 
 
+def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
+    pairs = rows_of(
+        {"prompt": "a", "chosen": "x  y", "rejected": "x y"}, {"prompt": "a", "chosen": "x", "rejected": "y"}
+    )
+    outcomes = list(clean(pairs, find_roles(Rows("r", "r", pairs))))
+    assert (outcomes[0].change.reason, outcomes[1].row) == ("two equal answers", pairs[1])
+
+
+def test_rows_with_lost_signs_are_dropped_where_that_is_asked_for(data):
+    jsonl(Path("r.jsonl"), [{"text": "caf\ufffd", "label": "a"}, {"text": "tea", "label": "b"}])
+    assert done(data, "clean", "r.jsonl", "--out", "kept.jsonl").startswith("2 read, 2 written\n")
+    assert "1 dropped: lost signs (U+FFFD)" in done(
+        data, "clean", "r.jsonl", "--drop-lost", "--out", "new.jsonl"
+    )
+    assert read("new.jsonl") == [{"text": "tea", "label": "b"}]
+
+
+def test_what_a_terminal_would_obey_is_not_printed(data):
+    jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
+    code, _, err = data("clean", "r\x1b[31m.jsonl", "--out", "x.jsonl")
+    assert (code, "\x1b" in err, "r.jsonl" in err) == (0, False, True)
+    assert "\x1b" not in refused(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
+
+
 def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
     Path("t.csv").write_text("text;label;no\nRÃ¼ck;refund;1\n;refund;2\nHi ;card;3\n", encoding="utf-8")
     said = done(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")

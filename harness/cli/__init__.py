@@ -26,7 +26,7 @@ from harness.cli import (  # in the order in which help lists the commands
 )
 
 # isort: on
-from harness.cli.app import app, write_utf8
+from harness.cli.app import app, say, write_utf8
 from harness.errors import HarnessError, Problem, UserError
 from harness.progress import quiet_environment
 
@@ -68,7 +68,7 @@ def main() -> None:
         _refuse_renamed(argv)
         app(args=argv, standalone_mode=True)
     except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno is None:
@@ -76,7 +76,7 @@ def main() -> None:
         otherwise = (error.strerror or "").lower(), "room, and paths that may be read and written"
         found, expected = _KINDS.get(error.errno, otherwise)
         problem = Problem(error.filename or "disk", found, expected, "mend that and run again")
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -121,8 +121,10 @@ def write_utf8() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line beside the result, on stderr."""
-    print(line, file=sys.stderr)
+    """Print a line beside the result, on stderr, without what a terminal would obey."""
+    from harness.report.escape import clean_lines
+
+    print(clean_lines(line), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -46,6 +46,9 @@ def data_clean(
         Path | None,
         typer.Option("--decisions", help="Decisions on rows, as the Data page keeps them."),
     ] = None,
+    drop_lost: Annotated[
+        bool, typer.Option("--drop-lost", help="Drop rows with U+FFFD as well, whose signs are lost.")
+    ] = False,
     prompt: Prompt = None,
     reference: Reference = None,
     licenses: License = None,
@@ -63,8 +66,9 @@ def data_clean(
     roles = _roles(_beginning(file), prompt, reference)
     found = read_decisions(decisions, file, roles) if decisions else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
-    edit = Edit("clean", {**roles._asdict(), **used}, [file], licenses or (), notes or ())
-    outcomes = clean(readers.stream(file, "train"), roles, found)
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **used}
+    edit = Edit("clean", parameters, [file], licenses or (), notes or ())
+    outcomes = clean(readers.stream(file, "train"), roles, found, drop_lost=drop_lost)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 
 

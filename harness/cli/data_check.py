@@ -44,8 +44,10 @@ def data_check(
     """Find duplicates, leaks, wrong labels, damage and more in rows, the worst first."""
     from harness.experiment.check_rows import Asked, examine_rows
     from harness.formatting import pluralize
-    from harness.report.findings import data_document, data_html, data_json
+    from harness.report.findings import data_document, data_html, data_json, refuse_page
 
+    if html:
+        refuse_page(html)
     asked = Asked(files, tuple(test or ()), base or _base_of(config), prompt, reference, source, date)
     table, findings = examine_rows(asked)
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"

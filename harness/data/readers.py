@@ -221,8 +221,12 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             header = _column_names(next(reader, []))
-            for cells in filter(any, reader):
-                where = f"{shown}:{reader.line_num + bool(named)}"
+            # A row may hold line breaks: its place is its first line.
+            line = reader.line_num + 1
+            for cells in reader:
+                where, line = f"{shown}:{line + bool(named)}", reader.line_num + 1
+                if not any(cells):
+                    continue
                 if len(cells) != len(header):
                     expected = f"the {len(header)} fields of the first line"
                     step = f"quote fields with {_SEPARATORS[delimiter]}"

@@ -15,6 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from harness.data.edit.row_files import row_suffix
+from harness.spec import HUB
+
 if TYPE_CHECKING:
     from harness.data.check._table import Table
 
@@ -83,16 +86,27 @@ def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) 
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
     found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
-    found = [replace(f, command=_with_file(f, table.files)) for f in found]
+    found = [_shown(f, table.files) for f in found]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 
-def _with_file(finding: Finding, files: Sequence[str]) -> str:
-    """Put the file of a finding's first row, and a name for a new one, into its command."""
+def _shown(finding: Finding, files: Sequence[str]) -> Finding:
+    """Mask personal data, and put the file of the first row and a name for a new one into the command."""
+    from harness.data.check.personal_data import mask_text
+
     first = finding.rows[0] if finding.rows else ""
-    file = next((file for file in files if first.startswith(file)), files[0])
-    name, dot, ending = Path(file).name.partition(".")
+    file = next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0])
     verb = re.search(r"harness data (\w+)", finding.command)
-    out = str(Path(file).with_name(f"{name}.{verb[1] if verb else 'new'}{dot}{ending}"))
+    out = _new_name(file, verb[1] if verb else "new")
     names = {"FILE": file, "OUT": out, "DECISIONS": f"{file}.decisions.json"}
-    return re.sub(r"\b(FILE|OUT|DECISIONS)\b", lambda name: shlex.quote(names[name[0]]), finding.command)
+    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: shlex.quote(names[word[0]]), finding.command)
+    title, example = mask_text(finding.title), mask_text(finding.example)
+    return replace(finding, command=command, title=title, example=example)
+
+
+def _new_name(file: str, verb: str) -> str:
+    """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split."""
+    suffix = row_suffix(file)
+    # A data set of the hub has no folder here.
+    stem = file.rpartition("/")[2].replace(":", "-") if file.startswith(HUB) else file.removesuffix(suffix)
+    return f"{stem}.{verb}{'' if verb == 'split' else suffix or '.jsonl'}"

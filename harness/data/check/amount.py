@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.data.check import Finding, Given, Tokenizer
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 from harness.formatting import pluralize
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -78,7 +79,7 @@ def _beyond(table: Table, tokenizer: Tokenizer) -> Iterator[Finding]:
             len(beyond),
             len(table.entries),
             tuple(entry.where for entry in beyond),
-            f"{max(counts):,} tokens: {beyond[0].question[:60]}",
+            f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
             "shorten the rows, or take a base with a longer context",
         )
 

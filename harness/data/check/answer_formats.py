@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 
 _FORMS: dict[str, Callable[[str], bool]] = {
     "end with a full stop": lambda text: text.rstrip().endswith((".", "!", "?")),
@@ -37,7 +38,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             len(spaced),
             len(table.entries),
             tuple(entry.where for entry in spaced),
-            repr(spaced[0].answer[:60]),
+            repr(excerpt(spaced[0].answer, 60)),
             "harness data clean FILE --out OUT",
         )
     yield from _spellings(answered) if table.labels else _by_source(answered)
@@ -62,7 +63,7 @@ def _spellings(answered: Sequence[Entry]) -> Iterator[Finding]:
             len(answered),
             rows,
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in first),
-            "harness data clean FILE --out OUT --decisions DECISIONS, kept on the Data page",
+            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
         )
 
 
@@ -90,6 +91,6 @@ def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:
                 f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
                 f"{100 * others[0] / max(1, sum(others)):.0f} %",
                 "a mixed template: the model learns a source's format, not the one that you want",
-                example=next(entry.answer for entry in answered if entry.source == source)[:80],
+                example=excerpt(next(entry.answer for entry in answered if entry.source == source), 80),
                 command="write all answers in one format",
             )

@@ -6,6 +6,7 @@ another mix is said at `ALPHA` of a chi-square test of homogeneity (classes belo
 Source: Pearson 1900; the effective number of classes is the exponential of Shannon's entropy, Hill 1973.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from math import exp, log
@@ -42,11 +43,11 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
             "collect more rows of them",
         )
-    if given.test and (mix := _other_mix(counts, Counter(e.answer for e in given.test.entries))):
+    if given.test and (mix := _other_mix(counts, Counter(e.answer for e in given.test.entries), table)):
         yield mix
 
 
-def _other_mix(train: Counter[str], test: Counter[str]) -> Finding | None:
+def _other_mix(train: Counter[str], test: Counter[str], table: Table) -> Finding | None:
     unknown = [label for label in test if label not in train]
     if unknown:
         title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
@@ -61,9 +62,10 @@ def _other_mix(train: Counter[str], test: Counter[str]) -> Finding | None:
     )
     meaning = "a score on test weighs labels otherwise than training did; name which mix is the real one"
     title = f"labels are mixed otherwise in test (chi-square, p = {p:.1g}): {label!r} is {shares} of test"
-    return Finding(
-        "class_balance", "warning", title, meaning, command="harness data split FILE, which keeps the mix"
-    )
+    column = table.reading.task.fields.reference.strip("{}")
+    keeps = f" --stratify {shlex.quote(column)}" if column in table.columns else ""
+    command = f"harness data split FILE{keeps} --out OUT"
+    return Finding("class_balance", "warning", title, meaning, command=command)
 
 
 def mix_p(train: Counter[str], test: Counter[str]) -> tuple[float | None, str]:

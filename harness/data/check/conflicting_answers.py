@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.data.check import Finding, Given
 from harness.data.check._table import Table
+from harness.data.check.personal_data import excerpt
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -25,8 +26,8 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     b = int(first[inverse[a]])
     of = {entry.where: entry for entry in table.entries}
     there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
-    shown = " and ".join(f"{entry.where} answers {entry.answer[:40]!r}" for entry in there)
-    asked = " ".join(there[0].question.split())[:60] if there else ""
+    shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
+    asked = excerpt(" ".join(there[0].question.split()), 60) if there else ""
     yield Finding(
         "conflicting_answers",
         "error" if table.labels else "note",
@@ -38,7 +39,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         len(table.digests),
         tuple(table.places(int(i)) for i in rows),
         f"{asked!r}: {shown}" if there else "",
-        "harness data clean FILE --out OUT --decisions DECISIONS, kept on the Data page"
+        "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page"
         if table.labels
         else "",
     )

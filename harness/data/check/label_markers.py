@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 
 _GIVES, _AT_ONE_END = 0.9, 0.9
 _FEWEST = 5  # rows of a form that is tested
@@ -48,7 +49,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             len(marked),
             len(table.entries),
             tuple(entry.where for entry in marked),
-            f"{marked[0].question[:80]!r}",
+            repr(excerpt(marked[0].question, 80)),
             "remove the mark from the rows, if it is none of the question",
         )
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 
 _LETTERS = 40
 _SURE = 0.9
@@ -55,8 +56,8 @@ def _languages(drawn: Sequence[Entry]) -> Iterator[Finding]:
             len(others),
             len(sure),
             tuple(entry.where for entry in others),
-            f"{others[0].where}: {others[0].question[:60]!r}",
-            "keep them apart, or leave them out: harness data clean FILE --out OUT --decisions DECISIONS",
+            f"{others[0].where}: {excerpt(others[0].question, 60)!r}",
+            "harness data clean FILE --out OUT --decisions DECISIONS  # drops taken on the Data page",
         )
 
 

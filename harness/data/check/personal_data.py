@@ -18,8 +18,9 @@ from harness.data.check._table import Table
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 _DIGITS = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|\b\d{3}[ .-]\d{3,4}[ .-]\d{4}\b")
 _CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
+_IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}))")  # and what stands behind it
 _REGION = "US"  # of numbers without a country code
+_LONGEST = 300  # characters of a piece
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -40,7 +41,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             len(table.entries),
             rows,
             f"{where[0][0]}: {where[0][1]}",
-            "harness data clean FILE --out OUT --decisions DECISIONS, kept on the Data page",
+            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
         )
 
 
@@ -51,12 +52,24 @@ def personal_data(text: str) -> Iterator[tuple[str, str]]:
     if not any(sign.isdigit() for sign in text):
         return
     yield from (("credit card numbers", match) for match in _CARD.findall(text) if _is_card(match))
-    yield from (("IBANs", match) for match in _IBAN.findall(text) if _is_iban(match))
+    yield from (("IBANs", found) for match in _IBAN.findall(text) if (found := _iban(match)))
     if _DIGITS.search(text):
         import phonenumbers
 
         for match in phonenumbers.PhoneNumberMatcher(text, _REGION):
             yield "phone numbers", match.raw_string
+
+
+def mask_text(text: str) -> str:
+    """Mask the personal data in a text; its length stays."""
+    for _, value in personal_data(text):
+        text = text.replace(value, _mask(value))
+    return text
+
+
+def excerpt(text: str, most: int) -> str:
+    """Return the beginning of a text, masked before it is cut, since a part would not be recognised."""
+    return mask_text(text[: most + _LONGEST])[:most]
 
 
 def _is_card(text: str) -> bool:
@@ -66,10 +79,12 @@ def _is_card(text: str) -> bool:
     return bool(luhn.is_valid(digits)) and len(set(digits)) > 1
 
 
-def _is_iban(text: str) -> bool:
+def _iban(text: str) -> str:
+    """Return the IBAN that a text begins with, as long as its country writes it; empty if there is none."""
     from stdnum import iban
 
-    return bool(iban.is_valid(text))
+    ends = (found.end() for found in re.finditer(r"\w\b", text))
+    return next((text[:end] for end in ends if iban.is_valid(text[:end])), "")
 
 
 def _mask(value: str) -> str:

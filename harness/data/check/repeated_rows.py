@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.data.check import Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 from harness.data.contamination import fold_text
 from harness.data.near_duplicates import THRESHOLD, near_duplicates
 
@@ -76,5 +77,5 @@ def _same(row: Entry, earlier: Entry, table: Table) -> bool:
 
 
 def _cut(entry: Entry) -> str:
-    one = " ".join(_asked(entry).split())
+    one = excerpt(" ".join(_asked(entry).split()), 61)
     return repr(one if len(one) <= 60 else f"{one[:59]}…")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 
 _FOLDS = 5
 _FEWEST = 5  # rows of a class, one for each fold
@@ -58,9 +59,9 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             k,
             n,
             tuple(suspect.entry.where for suspect in suspects),
-            f"{worst.entry.where}: {worst.entry.question[:70]!r} is {worst.entry.answer!r} "
+            f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "
             f"({100 * worst.p_own:.0f} %), more likely {worst.label!r} ({100 * worst.p_label:.0f} %)",
-            "harness data clean FILE --out OUT --decisions DECISIONS, kept on the Data page",
+            "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
             tuple(suspect.label for suspect in suspects),
         )
 

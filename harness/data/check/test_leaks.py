@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from harness.data.check import Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
 from harness.data.overlap import overlaps
@@ -34,7 +35,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             len(training),
             tuple(leak.training.where for leak in leaks),
             f"{first.training.where} asks what {first.evaluated.where} asks: "
-            f"{' '.join(first.training.example.prompt.split())[:60]!r}",
+            f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
             "contamination: drop in data: of the task leaves them out",
         )
     yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks})

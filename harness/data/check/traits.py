@@ -88,7 +88,7 @@ def _representativeness(train: Sequence[Entry], test: Sequence[Entry]) -> Findin
     title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
     if p < ALPHA:
         meaning = "0.5 is alike: test asks otherwise than training, so it shows less of what training brought"
-        return Finding("traits", "warning", title, meaning, command="harness data split FILE, of one source")
+        return Finding("traits", "warning", title, meaning, command="harness data split FILE --out OUT")
     return Finding("traits", "note", title, "0.5 is alike: test items look like training rows")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from harness.data.columns import Roles, asked
+from harness.data.columns import Roles, asked, plain_text
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.decisions import Decision, line_of
 from harness.data.readers import Row
@@ -24,12 +24,20 @@ _ENCODING, _SIGNS, _FORM, _SPACES = (
     "composed as NFC",
     "trailing spaces cut",
 )
+_LOST = "\ufffd"
 
 
 def clean(
-    rows: Iterable[Row], roles: Roles, decisions: Mapping[int, Decision] | None = None
+    rows: Iterable[Row],
+    roles: Roles,
+    decisions: Mapping[int, Decision] | None = None,
+    *,
+    drop_lost: bool = False,
 ) -> Iterator[Outcome]:
-    """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer."""
+    """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
+
+    With `drop_lost` rows with U+FFFD go too: the sign that stood there is lost.
+    """
     for row in rows:
         decision = (decisions or {}).get(line_of(row))
         if decision and decision.decision == "drop":
@@ -40,8 +48,8 @@ def clean(
         if decision and decision.decision == "relabel":
             _relabel(row, fields, roles.answers[0], decision.label, reasons)
         cleaned = Row(row.where, fields)
-        if empty := _empty_part(cleaned, roles):
-            yield drop(row, empty)
+        if unusable := _unusable(cleaned, roles, drop_lost=drop_lost):
+            yield drop(row, unusable)
         elif reasons:
             yield Outcome(cleaned, Change(row.where, "changed", tuple(reasons)))
         else:
@@ -63,15 +71,17 @@ def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons:
         reasons[f"relabelled in {column!r}"] = None
 
 
-def _empty_part(row: Row, roles: Roles) -> str:
-    """Say which part of a row is empty; a preference pair needs both of its answers."""
+def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
+    """Say which part of a row is empty or lost; a preference pair needs two answers, and unlike ones."""
     question, answers, _ = asked(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
     lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)
     if roles.answers and (lacks_one or not any(answer.strip() for answer in answers)):
         return "an empty answer"
-    return ""
+    if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
+        return "two equal answers"
+    return "lost signs (U+FFFD)" if drop_lost and _LOST in plain_text([question, *answers]) else ""
 
 
 def _clean_value(value: Any, name: str, reasons: dict[str, None]) -> Any:

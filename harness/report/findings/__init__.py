@@ -3,6 +3,7 @@
 Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.check import Finding
+from harness.errors import Problem, UserError
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
@@ -17,6 +19,8 @@ from harness.report.escape import clean
 _SHOWN = 5  # places of a finding on the page
 _WIDEST = 95  # characters of a line that stands in another table
 _KEPT = 1_000  # in JSON
+_GENERATOR = '<meta name="generator" content="harness data check">'
+_HEAD = 1_000  # bytes of a page in which that stands
 
 
 def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
@@ -66,6 +70,21 @@ def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict
     return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
 
 
+def refuse_page(file: Path) -> None:
+    """Refuse to write a page over a file that is no such page, as rows are, also by a link.
+
+    Raises:
+        UserError: another file is there already, or no folder for a new one.
+    """
+    if not file.parent.is_dir():
+        step = f"mkdir -p {shlex.quote(str(file.parent))}"
+        found, expected = f"no folder {file.parent}", "a folder that is there"
+        raise UserError(Problem(f"--html {file}", found, expected, step))
+    if file.exists() and not (file.is_file() and _GENERATOR.encode() in file.read_bytes()[:_HEAD]):
+        found, step = "a file that is there already", "name another file, or remove that one"
+        raise UserError(Problem(f"--html {file}", found, "a new file, or an earlier page of a check", step))
+
+
 def data_html(findings: Sequence[Finding], title: str) -> str:
     """Render the page as one file of HTML, which loads nothing."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -83,6 +102,7 @@ def data_html(findings: Sequence[Finding], title: str) -> str:
     environment.globals |= {"places": places, "amount": share_text}
     return environment.get_template("page.html").render(
         title=title,
+        generator=Markup(_GENERATOR),
         summary=summary(findings),
         alarms=[f for f in findings if f.severity != "note"],
         notes=[f for f in findings if f.severity == "note"],
