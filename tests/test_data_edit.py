@@ -386,7 +386,7 @@ def test_rows_of_one_group_stay_together():
 
 
 def test_questions_that_are_alike_by_a_chain_of_others_stay_together():
-    words = [f"word{i}" for i in range(40)]
+    words = [f"{a}{b}{a}" for a in "bcdfghjk" for b in "aeiou"]
     chain = [{"text": " ".join(words[i : i + 20]), "label": "x", "n": i} for i in range(0, 20, 2)]
     rows = rows_of(*chain, *(row.fields | {"n": row.fields["n"] + 100} for row in asked_rows(20)))
     for seed in range(5):
@@ -465,6 +465,17 @@ def test_a_folder_that_is_not_empty_is_refused(data):
     assert "never changed in place" in refused(data, "split", "r.jsonl", "--out", file)
     Path("empty").mkdir()
     done(data, "split", "r.jsonl", "--out", "empty")
+
+
+def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
+    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 9)]
+    rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
+    with pytest.raises(UserError, match="1 group"):
+        parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
+    found = split(Rows("r", "r", rows), ASKED, Way((0.5, 0.0, 0.5), alike=1))
+    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:9") for row in p}) for p in found.parts.values())
+    train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
+    assert not train & test
 
 
 def test_a_file_of_one_row_cannot_be_split(data):
@@ -631,6 +642,30 @@ def test_alike_questions_with_other_answers_are_no_duplicates():
     assert kept == [1, 2]
     assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
     assert deduped(*rows, alike=1)[0] == [1, 2, 3]
+
+
+def test_a_near_duplicate_is_found_behind_a_row_of_another_answer():
+    answer = " ".join(f"{c}word" for c in "abcdefghijklmnop")
+    rows = (LONG, "quite another one"), (f"{LONG} now", answer), (f"{LONG} ok", f"{answer} too")
+    assert deduped(*rows)[0] == [1, 2]
+
+
+def test_one_question_under_two_system_prompts_or_with_other_choices_is_no_duplicate():
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    for name in ("French", "German"):
+        system = {"role": "system", "content": f"Answer politely and in {name}"}
+        chats = rows_of({"messages": [system, *said]}, {"messages": said})
+        assert len(written(dedup(chats, find_roles(Rows("r", "r", chats))))) == 2
+    choices = rows_of(
+        *({"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab"))
+    )
+    assert written(dedup(choices, find_roles(Rows("r", "r", choices)), conflicts="drop")) == choices[:2]
+
+
+def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
+    rows = rows_of(*({"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False, True)))
+    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
+    assert [o.change.kind for o in outcomes] == ["reported", "reported", "dropped"]
 
 
 def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.data.near_duplicates import Alike, Group, near_duplicates, nearest, similarity
+from harness.data.near_duplicates import Alike, Group, are_alike, near_duplicates, nearest, similarity
 
 WORDS = (
     "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()
@@ -106,13 +106,58 @@ def test_a_repeated_text_joins_the_group_of_its_first_appearance():
     assert [[other.row for other in group.others] for group in groups] == [[1, 2, 3]]
 
 
-def test_a_thousand_rows_of_one_template_are_compared_with_the_first_alone():
-    texts = [
-        f"Dear team, the parcel with number {i} has not arrived at my house, please help" for i in range(1000)
-    ]
-    [group] = near_duplicates(texts, threshold=0.7)
-    assert group.kept == 0
-    assert len(group.others) == 999
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [f"What is the sum of the numbers {a} and 20?" for a in (10, 20, 1.5, -10)],
+        [f"How do I open a file in {of}?" for of in ("C", "C++", "C#")],
+        [f"x {sign} y" for sign in ("<", ">", "=", "!=", "+", "*", "/", "-")],
+        [f"A great phone{sign}" for sign in ("", " \N{GRINNING FACE}", " \N{POUTING FACE}", " 5 $", " 5 €")],
+    ],
+)
+def test_texts_whose_numbers_or_signs_differ_are_not_alike(texts):
+    assert near_duplicates(texts) == []
+    assert nearest(texts[1:], texts[:1]) == [None] * (len(texts) - 1)
+    assert not are_alike(*texts[:2])
+
+
+def test_numbers_in_another_order_are_others():
+    assert near_duplicates(["Which is more, 10 or 20 euros?", "Which is more, 20 or 10 euros?"]) == []
+
+
+INSTRUCTION = (
+    "You are a careful assistant of the customer service of a bank. Read the message below and answer with"
+    " exactly one of the labels card, refund or pin and nothing else, in small letters, please. Message:"
+)
+
+
+def test_what_many_texts_share_does_not_make_them_alike(texts):
+    behind = [f"{INSTRUCTION} {' '.join(text.split()[:6])}" for text in texts[:60]]
+    assert near_duplicates(behind[:8])
+    assert [group for group in near_duplicates(behind, threshold=0.8) if len(group.others) > 3] == []
+
+
+def test_a_slip_within_and_beside_boilerplate_is_still_a_near_duplicate():
+    words = [f"{'abcdefghijkl'[i] * 5} {'mnopqrstuvwx'[i] * 5} {'lkjihgfedcba'[i] * 5}" for i in range(12)]
+    behind = [f"{INSTRUCTION} {of}" for of in words]
+    slips = behind[3].replace("careful", "carefull"), f"{behind[5]} please"
+    found = near_duplicates([*behind, *slips])
+    assert [(group.kept, [other.row for other in group.others]) for group in found] == [(3, [12]), (5, [13])]
+
+
+def test_what_is_boilerplate_is_told_by_all_texts_among_which_some_stand():
+    behind = [f"{INSTRUCTION} {'abcdefghijklm'[i] * 9} {'nopqrstuvwxyz'[i] * 9}" for i in range(13)]
+    assert nearest(behind[:1], behind[1:2])[0]
+    assert nearest(behind[:1], behind[1:2], among=behind) == [None]
+
+
+def test_rows_that_are_not_the_same_are_in_groups_of_their_own():
+    text = "one two three four five six seven eight nine ten"
+    labels = "abb"
+    groups = near_duplicates(
+        [text, f"{text} eleven", f"{text} twelve"], same=lambda i, j: labels[i] == labels[j]
+    )
+    assert [(group.kept, [other.row for other in group.others]) for group in groups] == [(1, [2])]
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.5])

@@ -25,16 +25,22 @@ class Roles(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The question of a row, its answers and the context of the question, each as one text."""
+    """The question of a row, its answers and what the question stands on, each as one text.
+
+    `system` is the system prompt, `choices` are sorted, and `thumb` is that of a rated answer.
+    """
 
     question: str
     answers: tuple[str, ...]
     context: str = ""
+    system: str = ""
+    choices: str = ""
+    thumb: str = ""
 
     @property
     def whole(self) -> str:
-        """The question with its context."""
-        return "\n".join(filter(str.strip, (self.context, self.question)))
+        """The question with its context and choices."""
+        return "\n".join(filter(str.strip, (self.context, self.question, self.choices)))
 
 
 _PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
@@ -82,6 +88,19 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
 def asked(row: Row, roles: Roles) -> Asked:
     """Return what a row asks and answers; a missing value is an empty text."""
     fields = row.fields
+    of = _asked(row, roles)
+    choices = fields.get("choices") if "choices" not in (*roles.questions, *roles.answers) else None
+    if isinstance(choices, list):
+        of = of._replace(choices="\n".join(sorted(map(plain_text, choices))))
+    if roles == _ROLES["prompt and completion"] and fields.get("label") in (False, True):
+        of = of._replace(thumb=str(bool(fields["label"])))
+    if roles in _ROLES.values() and isinstance(fields.get("system"), str):
+        of = of._replace(system="\n".join(filter(None, (fields["system"], of.system))))
+    return of
+
+
+def _asked(row: Row, roles: Roles) -> Asked:
+    fields = row.fields
     if roles == _PAIRS:
         fields = _pair(row)
         roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
@@ -89,8 +108,9 @@ def asked(row: Row, roles: Roles) -> Asked:
         turns = fields.get(roles.questions[0])
         if isinstance(turns, dict):  # a message with its replies
             return Asked(plain_text(turns), (plain_text(turns.get("replies")),))
-        turns = [turn for turn in turns if not _is_system(turn)] if isinstance(turns, list) else [turns]
-        return Asked(plain_text(turns[:-1]), (plain_text(turns[-1:]),))
+        turns = turns if isinstance(turns, list) else [turns]
+        system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
+        return Asked(plain_text(said[:-1]), (plain_text(said[-1:]),), system=plain_text(system))
     parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return Asked(
         "\n".join(part for part in parts if part.strip()),

@@ -5,20 +5,18 @@ twice. Nothing here is a proof: the thresholds were chosen on pairs of known kin
 says how many leaks they find and how often they are wrong.
 
 Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311, section 8); n-grams that stand in more than ten places are boilerplate and
-do not count, as for GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165, appendix C).
+https://arxiv.org/abs/2204.02311, section 8); those that many items share do not count, as in `boilerplate`.
 """
 
 import shlex
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
+from harness.data.boilerplate import MOST, eight_grams
 from harness.data.contamination import key
 from harness.data.examples import Sourced
 from harness.data.near_duplicates import fold_words, nearest
@@ -34,9 +32,7 @@ Measure = Literal["words in common", "8-grams", "embeddings"]
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 
-_VERSION = 1  # of this file and of near_duplicates, for what is remembered
-_N = 8
-_BOILERPLATE = 10  # items
+_VERSION = 2  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).
@@ -121,7 +117,7 @@ def _shared_eight_grams(training: Sequence[str], evaluated: Sequence[str]) -> li
     """Find for each row the item of whose 8-grams it has the largest share, where that is enough."""
     grams, owners = _joined([_eight_grams(text) for text in evaluated])
     _, place, count = np.unique(grams, return_inverse=True, return_counts=True)
-    telling = count[place] <= _BOILERPLATE
+    telling = count[place] <= MOST
     order = np.argsort(grams[telling], kind="stable")
     grams, owners = grams[telling][order], owners[telling][order]
     of_item = np.bincount(owners, minlength=len(evaluated))
@@ -165,20 +161,8 @@ def _joined(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], ND
 
 
 def _eight_grams(text: str) -> NDArray[np.uint64]:
-    """Return the distinct 8-grams of a text's words, as numbers of 64 bits."""
-    words = np.array([_number(word) for word in fold_words(text).split()], dtype=np.uint64)
-    if len(words) < _N:
-        return np.zeros(0, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(words, _N)
-    return np.unique((windows * _FACTORS).sum(axis=1))
-
-
-_FACTORS = np.random.default_rng(1).integers(1, 2**63, _N, dtype=np.uint64) | np.uint64(1)
-
-
-@lru_cache(maxsize=1 << 18)
-def _number(word: str) -> int:
-    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+    """Return the distinct 8-grams of a text's words."""
+    return np.unique(eight_grams(fold_words(text)))
 
 
 def overlap_notes(

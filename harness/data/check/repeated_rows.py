@@ -47,9 +47,10 @@ def _near(table: Table) -> Iterator[Finding]:
     unlike = list(once.values())
     pairs = sorted(
         (i, group.kept, alike)
-        for group in near_duplicates([_asked(entry) for entry in unlike])
+        for group in near_duplicates(
+            [_asked(entry) for entry in unlike], same=lambda i, j: _same(unlike[i], unlike[j], table)
+        )
         for i, alike in group.others
-        if _same(unlike[i], unlike[group.kept], table)
     )
     if pairs:
         i, kept, alike = max(pairs, key=lambda pair: pair[2])

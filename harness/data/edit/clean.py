@@ -73,7 +73,7 @@ def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons:
 
 def _unusable(row: Row, roles: Roles, *, drop_lost: bool) -> str:
     """Say which part of a row is empty or lost; a preference pair needs two answers, and unlike ones."""
-    question, answers, _ = asked(row, roles)
+    question, answers, *_ = asked(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
     lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)

@@ -6,23 +6,27 @@ same and answer otherwise are no duplicates: they are reported, and stay unless 
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import Asked, Roles, asked
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change, Outcome, drop
-from harness.data.near_duplicates import THRESHOLD, near_duplicates, similarity
+from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
 from harness.data.overlap import overlaps
 from harness.data.readers import Row
 
 
 class Entry(NamedTuple):
-    """A row, what it asks and answers, and the same without letter case and spaces."""
+    """A row, what it asks and answers, and the same without letter case and spaces.
+
+    `setting` is what makes a question of the same words another one: the system prompt and the choices.
+    """
 
     row: Row
     asked: Asked
     question: str
     answers: tuple[str, ...]
+    setting: tuple[str, str]
 
 
 _Changes = dict[int, Outcome]
@@ -57,7 +61,8 @@ def dedup(
 
 def _entry(row: Row, roles: Roles) -> Entry:
     of = asked(row, roles)
-    return Entry(row, of, fold_text(of.whole), tuple(map(fold_text, of.answers)))
+    answers = tuple(map(fold_text, (*of.answers, of.thumb)))
+    return Entry(row, of, fold_text(of.whole), answers, (fold_text(of.system), fold_text(of.choices)))
 
 
 def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
@@ -77,10 +82,10 @@ def _evaluated(left: Mapping[int, Entry], tests: Sequence[Entry]) -> _Changes:
 
 def _equal(left: Mapping[int, Entry]) -> _Changes:
     """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
-    first: dict[tuple[str, tuple[str, ...]], Entry] = {}
+    first: dict[tuple[Any, ...], Entry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
-        kept = first.setdefault((entry.question, entry.answers), entry)
+        kept = first.setdefault((entry.setting, entry.question, entry.answers), entry)
         if kept is not entry:
             changes[i] = drop(entry.row, "a duplicate", kept.row.where)
     return changes
@@ -88,11 +93,11 @@ def _equal(left: Mapping[int, Entry]) -> _Changes:
 
 def _conflicting(left: Mapping[int, Entry], *, drop_them: bool) -> _Changes:
     """Report, or drop, all rows of a question that has different answers."""
-    by_question: dict[str, list[int]] = defaultdict(list)
+    by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, entry in left.items():
-        by_question[entry.question].append(i)
+        by_question[entry.setting, entry.question].append(i)
     changes: _Changes = {}
-    for question, members in by_question.items():
+    for (_, question), members in by_question.items():
         if not question or len(members) < 2:
             continue
         for i in members:
@@ -109,31 +114,24 @@ def _nearly_equal(left: Mapping[int, Entry], alike: float) -> _Changes:
     """Drop rows whose question and answer are alike to those of an earlier row."""
     if alike == 1:
         return {}
-    indices = list(left)
-    changes: _Changes = {}
-    for group in near_duplicates([left[i].asked.question for i in indices], threshold=alike):
-        kept = left[indices[group.kept]]
-        firsts = {(fold_text(kept.asked.context), kept.answers): kept}
-        for other in sorted(group.others):
-            i = indices[other.row]
-            entry = left[i]
-            first = firsts.setdefault((fold_text(entry.asked.context), entry.answers), entry)
-            for earlier in (first, kept):
-                if earlier is not entry and (index := _likeness(entry, earlier, alike)):
-                    changes[i] = drop(entry.row, "a near duplicate", earlier.row.where, index)
-                    break
-    return changes
-
-
-def _likeness(entry: Entry, earlier: Entry, alike: float) -> float | None:
-    """Return how alike two questions are where the rows are nearly equal, else None."""
-    same = entry.answers == earlier.answers or all(
-        similarity(a, b) >= alike for a, b in zip(entry.answers, earlier.answers, strict=True)
+    indices, entries = list(left), list(left.values())
+    questions = [entry.asked.question for entry in entries]
+    groups = near_duplicates(
+        questions, threshold=alike, same=lambda i, j: _same_but_for_question(entries[i], entries[j], alike)
     )
-    index = similarity(entry.asked.question, earlier.asked.question)
-    return index if same and index >= alike and _same_context(entry, earlier) else None
+    return {
+        indices[i]: drop(entries[i].row, "a near duplicate", entries[kept].row.where, similarity)
+        for kept, others in groups
+        for i, similarity in others
+    }
 
 
-def _same_context(entry: Entry, other: Entry) -> bool:
-    contexts = {fold_text(entry.asked.context), fold_text(other.asked.context)}
-    return len(contexts - {""}) < 2
+def _same_but_for_question(entry: Entry, earlier: Entry, alike: float) -> bool:
+    """Return whether the answers of two rows are alike, and all that a question stands on is equal."""
+    if entry.setting != earlier.setting or entry.asked.thumb != earlier.asked.thumb:
+        return False
+    pairs = zip(entry.asked.answers, earlier.asked.answers, strict=True)
+    contexts = {fold_text(entry.asked.context), fold_text(earlier.asked.context)}
+    return len(contexts - {""}) < 2 and (
+        entry.answers == earlier.answers or all(are_alike(a, b, alike) for a, b in pairs)
+    )

@@ -14,7 +14,7 @@ from harness.data.columns import Roles, asked
 from harness.data.contamination import fold_text
 from harness.data.edit.change import Change
 from harness.data.examples import Sourced
-from harness.data.near_duplicates import THRESHOLD, near_duplicates, nearest
+from harness.data.near_duplicates import THRESHOLD, Alike, near_duplicates, nearest
 from harness.data.readers import Row, Rows, cap_problems
 from harness.data.splits import groups_of, set_aside
 from harness.errors import Problem, UserError
@@ -91,7 +91,7 @@ def _at_random(content: Rows, questions: list[str], way: Way) -> Split:
 def _kinds(questions: Sequence[str], alike: float) -> list[int]:
     """Name the kind of every question by its first row: those that are equal or alike to that one."""
     kinds, equal = list(range(len(questions))), dict[str, int]()
-    for group in near_duplicates(questions, threshold=alike):
+    for group in near_duplicates(questions, threshold=alike) if alike < 1 else ():
         for other in group.others:
             kinds[other.row] = group.kept
     return [equal.setdefault(fold_text(question), kinds[i]) for i, question in enumerate(questions)]
@@ -145,9 +145,19 @@ def _alike_across(
     """Yield rows of two parts whose questions are alike, each with the nearest of an earlier part."""
     before: list[int] = []
     for part in parts.values():
-        found = nearest([questions[i] for i in part], [questions[i] for i in before], threshold=alike)
+        asked, known = ([questions[i] for i in of] for of in (part, before))
+        found = (
+            _equal(asked, known) if alike == 1 else nearest(asked, known, threshold=alike, among=questions)
+        )
         yield from ((i, before[one.row]) for i, one in zip(part, found, strict=True) if one)
         before += part
+
+
+def _equal(questions: Sequence[str], known: Sequence[str]) -> list[Alike | None]:
+    """Give for each question the first equal one of those known, letter case and spaces aside."""
+    first = {fold_text(question): i for i, question in reversed(list(enumerate(known)))}
+    places = (first.get(fold_text(question)) for question in questions)
+    return [None if place is None else Alike(place, 1.0) for place in places]
 
 
 def _with_share(shares: Sequence[float]) -> list[str]:

@@ -1,0 +1,58 @@
+"""Boilerplate: words that many texts share in one order, such as an instruction in front of every row.
+
+Invariant: 8-grams that more than `MOST` different texts have are boilerplate, wherever texts are compared by
+their words. What is left of a text is what tells it from the others.
+
+Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
+https://arxiv.org/abs/2005.14165, appendix C).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+N = 8  # words
+MOST = 10  # texts
+
+_FACTORS = np.random.default_rng(1).integers(1, 2**63, N, dtype=np.uint64) | np.uint64(1)
+
+
+def eight_grams(words: str) -> NDArray[np.uint64]:
+    """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
+    numbers = np.array([_number(word) for word in words.split()], dtype=np.uint64)
+    if len(numbers) < N:
+        return np.zeros(0, dtype=np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, N)
+    return (windows * _FACTORS).sum(axis=1, dtype=np.uint64)
+
+
+def telling_words(texts: Sequence[str]) -> dict[str, str]:
+    """Return for each text that holds boilerplate its other words; `texts` are folded words."""
+    grams = {text: eight_grams(text) for text in dict.fromkeys(texts)}
+    of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
+    found, count = np.unique(of_all, return_counts=True)
+    shared = found[count > MOST]
+    if not len(shared):
+        return {}
+    left = {}
+    for text, own in grams.items():
+        at = np.minimum(np.searchsorted(shared, own), len(shared) - 1)
+        if (is_shared := shared[at] == own).any():
+            left[text] = _outside(text.split(), is_shared)
+    return left
+
+
+def _outside(words: list[str], is_shared: NDArray[np.bool_]) -> str:
+    """Join the words that no shared 8-gram covers."""
+    covered = np.zeros(len(words), dtype=bool)
+    for i in range(N):
+        covered[i : i + len(is_shared)] |= is_shared
+    return " ".join(word for word, out in zip(words, ~covered, strict=True) if out)
+
+
+@lru_cache(maxsize=1 << 18)
+def _number(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
