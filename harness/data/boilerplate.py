@@ -26,7 +26,8 @@ def eight_grams(words: str) -> NDArray[np.uint64]:
     if len(numbers) < N:
         return np.zeros(0, dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(numbers, N)
-    return (windows * _FACTORS).sum(axis=1, dtype=np.uint64)
+    grams: NDArray[np.uint64] = (windows * _FACTORS).sum(axis=1)
+    return grams
 
 
 def telling_words(texts: Sequence[str]) -> dict[str, str]:
