@@ -14,6 +14,7 @@ from harness.data.edit.decisions import Decision, decisions_file, keep_decision,
 from harness.errors import HarnessError
 from harness.experiment.check_rows import Checked, examine_target
 from harness.formatting import count
+from harness.records import checksum
 from harness.report.findings import places, share_text, summary
 from harness.spec import Task
 from parts import controls, project, safe_text
@@ -82,7 +83,12 @@ def _suspects(checked: Checked) -> None:
     if suspects is None:
         return
     path = checked.table.files[0]
-    kept = kept_decisions(path)
+    try:
+        kept, digest = kept_decisions(path), checksum(Path(path))
+    except HarnessError as error:
+        st.error("No decisions can be kept:")
+        safe_text.say_all(str(error).splitlines())
+        return
     entries = {entry.where: entry for entry in checked.table.entries}
     left = [
         (entries[where], label)
@@ -94,21 +100,30 @@ def _suspects(checked: Checked) -> None:
     safe_text.say(f"{count(done)} of {count(len(suspects.rows))} decided; kept in {decisions_file(path)}")
     for entry, label in left[:_AT_ONCE]:
         safe_text.block(f"{entry.where}: {entry.answer}, or {label}?", entry.question)
-        line = _line(entry.where)
+        line, of = _line(entry.where), (path, digest)
         accept, drop, keep = st.columns([2, 1, 1])
-        _button(accept, f"Relabel: {label}", path, line, Decision("relabel", label))
-        _button(drop, "Drop the row", path, line, Decision("drop"))
-        _button(keep, f"Keep: {entry.answer}", path, line, Decision("keep"))
+        _button(accept, f"Relabel: {label}", of, line, Decision("relabel", label))
+        _button(drop, "Drop the row", of, line, Decision("drop"))
+        _button(keep, f"Keep: {entry.answer}", of, line, Decision("keep"))
     if done:
         safe_text.command(
             f"harness data clean {path} --out NEW --decisions {decisions_file(path)}", "makes them true"
         )
 
 
-def _button(column: DeltaGenerator, text: str, path: str, line: int, of: Decision) -> None:
+def _button(column: DeltaGenerator, text: str, rows: tuple[str, str], line: int, of: Decision) -> None:
     shown = safe_text.label(text)
     key = f"{of.decision}_{line}"
-    column.button(shown, key=key, on_click=keep_decision, args=(path, line, of), width="stretch")
+    column.button(shown, key=key, on_click=_decide, args=(*rows, line, of), width="stretch")
+
+
+def _decide(path: str, digest: str, line: int, of: Decision) -> None:
+    """Keep a decision on the content that was shown, or say why not."""
+    try:
+        keep_decision(path, line, of, digest)
+    except HarnessError as error:
+        st.error("The decision is not kept:")
+        safe_text.say_all(str(error).splitlines())
 
 
 def _line(where: str) -> int:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import shared_data
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -597,3 +598,59 @@ def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
     (found,) = alarms(examine_rows(Asked([str(file)], only=["repeated_rows"])).findings)
     assert lines(found) == [46]
     assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace("46", "2"))
+
+
+def banking_rows(n_rows, n_labels=77):
+    """Draw rows of Banking77 as they are, so many of each label."""
+    of = {}
+    with gzip.open(shared_data("rows/banking77/train.jsonl.gz"), "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            of.setdefault(row["label"], []).append(row)
+    rng = random.Random(5)
+    return [row for label in sorted(of)[:n_labels] for row in rng.sample(of[label], n_rows)]
+
+
+@pytest.mark.parametrize(("n_rows", "n_labels"), [(5, 77), (10, 77), (8, 5)])
+def test_few_rows_of_a_label_raise_no_alarm_of_suspect_labels(find, n_rows, n_labels):
+    found = find(banking_rows(n_rows, n_labels), "suspect_labels")
+    assert alarms(found) == []
+    assert not any("about" in f.title for f in found)
+
+
+def odd_or_even():
+    return [(f"Is the number {i} even or odd?", ("even", "odd")[i % 2]) for i in range(1000, 1200)]
+
+
+def sums():
+    pairs = [(a, b) for a in range(100, 120) for b in range(200, 220)]
+    return [(f"What is the sum of the numbers {a} and {b}?", str(a + b)) for a, b in pairs]
+
+
+def random_texts(signs):
+    rng = random.Random(5)
+    return [("".join(rng.choices(signs, k=14)), "ab"[i % 2]) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        odd_or_even(),
+        sums(),
+        random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
+        random_texts("😀😡🎉🥲🙈"),
+        random_texts("0 1 2 3 4 5 + -"),
+    ],
+    ids=["parity", "sums", "Chinese", "emoji", "digits"],
+)
+def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
+    found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
+    assert [f.severity for f in found] == ["note"]
+    assert found[0].title.startswith("labels are not judged: ")
+
+
+def test_labels_that_a_sign_or_a_letter_tells_are_judged(find):
+    rng = random.Random(5)
+    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", i % 2) for i in range(60)]
+    rows += [("".join(rng.sample("天地人山水火", 4)) + "好坏"[i % 2], i % 2) for i in range(60)]
+    found = find([{"prompt": text, "reference": "ab"[kind]} for text, kind in rows], "suspect_labels")
+    assert [f.title.partition(":")[0] for f in found] == ["label accuracy"]

@@ -16,6 +16,7 @@ from harness.data.columns import Roles, asked, find_roles
 from harness.data.contamination import fold_text
 from harness.data.edit.change import written
 from harness.data.edit.clean import clean, clean_text
+from harness.data.edit.decisions import Decision, keep_decision, kept_decisions
 from harness.data.edit.dedup import dedup
 from harness.data.edit.mix import Mixture, mix, shares
 from harness.data.edit.sample import sample
@@ -733,3 +734,27 @@ def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
     assert written(clean(rows, roles)) == rows
     assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
     assert asked(rows[0], roles).whole == "Who?"
+
+
+def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
+    file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
+    before = checksum(file)
+    for line in (1, 2):
+        keep_decision("r.jsonl", line, Decision("drop"), before)
+    rows = file.read_text()
+    file.write_text(rows + '{"text": "d", "label": "x"}\n')
+    with pytest.raises(UserError, match="changed since it was looked at"):
+        keep_decision("r.jsonl", 3, Decision("keep"), before)
+    keep_decision("r.jsonl", 3, Decision("keep"), checksum(file))
+    assert kept_decisions("r.jsonl") == {3: Decision("keep")}
+    file.write_text(rows)
+    assert kept_decisions("r.jsonl") == dict.fromkeys((1, 2), Decision("drop"))
+
+
+def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    for own in ("my notes", '{"digest": "0", "rows": 3}'):
+        Path("r.jsonl.decisions.json").write_text(own)
+        with pytest.raises(UserError, match="a file of another making"):
+            keep_decision("r.jsonl", 1, Decision("keep"), checksum(file))
+        assert Path("r.jsonl.decisions.json").read_text() == own

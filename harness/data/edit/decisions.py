@@ -1,9 +1,11 @@
 """Decisions on rows, as the Data page of the dashboard keeps them: drop, keep or relabel, by line.
 
-Invariant: decisions hold for the content that was looked at, so a file of other content is refused.
+Invariant: decisions hold for the content that was looked at, so a file of other content is refused; those on
+other content are set aside under a name of their own, and no file of another making is written over.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,28 +32,62 @@ def decisions_file(path: str) -> Path:
     return Path(f"{path}.decisions.json")
 
 
+def set_aside_file(path: str, digest: str) -> Path:
+    """Return the file to which decisions on a content go once the rows are others."""
+    return Path(f"{path}.decisions.{digest[:8]}.json")
+
+
 def kept_decisions(path: str) -> dict[int, Decision]:
-    """Read the decisions kept beside a file of rows, by line; none where they are on other content."""
-    try:
-        kept = parse_json(decisions_file(path).read_bytes())
-        if kept["digest"] != checksum(Path(path)):
-            return {}
-        return {
-            int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+    """Read the decisions kept beside a file of rows on its content as it is, by line.
+
+    Raises:
+        UserError: a file of another making lies where they are kept.
+    """
+    digest = checksum(Path(path))
+    for file in (decisions_file(path), set_aside_file(path, digest)):
+        if (kept := _read(file)) and digest.startswith(kept[0]):
+            return kept[1]
+    return {}
 
 
-def keep_decision(path: str, line: int, decision: Decision) -> None:
-    """Write a decision beside the rows, with those that were kept before on the same content."""
+def keep_decision(path: str, line: int, decision: Decision, digest: str) -> None:
+    """Write a decision on the content of a digest beside the rows, with those that were kept on it before.
+
+    Raises:
+        UserError: the rows have changed, or a file of another making lies where decisions are kept.
+    """
+    shown = readers.display_path(path)
+    if checksum(Path(path)) != digest:
+        raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
     rows = {**kept_decisions(path), line: decision}
-    plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
-    kept = {"file": Path(path).name, "digest": checksum(Path(path)), "rows": plain}
     target = decisions_file(path)
-    fresh = target.with_name(f"{target.name}.new")
+    earlier = _read(target)
+    if earlier and not digest.startswith(earlier[0]):
+        aside = set_aside_file(path, earlier[0])
+        _read(aside)
+        target.replace(aside)
+    plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
+    kept = {"file": Path(path).name, "digest": digest, "rows": plain}
+    fresh = target.with_name(f"{target.name}.{os.getpid()}.part")
     fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     fresh.replace(target)
+
+
+def _read(file: Path) -> tuple[str, dict[int, Decision]] | None:
+    """Read a digest and the decisions on its content; None where there is no file."""
+    try:
+        kept = parse_json(file.read_bytes())
+        rows = {
+            int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
+        }
+        if not re.fullmatch("[0-9a-f]{16,64}", kept["digest"]):
+            raise ValueError(kept["digest"])
+        return kept["digest"], rows
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        shown, step = readers.display_path(str(file)), "move it away, or give it another name"
+        raise UserError(Problem(shown, "a file of another making", "decisions on rows", step)) from None
 
 
 def line_of(row: Row) -> int:
