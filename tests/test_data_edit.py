@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -268,7 +269,53 @@ def test_a_number_is_not_relabelled(data):
     assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
 
 
+def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "label": [1, 2, None]}), "r.parquet")
+    for line, label, said in (("1", "2", ""), ("1", "two", "'two'"), ("2", "2", "another type")):
+        decisions = {line: {"decision": "relabel", "label": label}}
+        Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), "rows": decisions}))
+        words = ("clean", "r.parquet", "--decisions", "d.json", "--out")
+        if said:
+            assert said in refused(data, *words, "m.parquet")
+        else:
+            done(data, *words, "n.parquet")
+            assert [row["label"] for row in read("n.parquet")] == [1, 2]
+
+
+def test_a_file_that_is_no_decisions_is_not_printed(data):
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    Path("d.json").write_bytes(b"\xff secret" * 99)
+    assert "secret" not in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
+
+
 # Files that cannot be read or written
+
+
+def test_a_first_line_that_is_a_row_is_refused(data):
+    rows = "".join(f"I lost my card {i} today.,{('card', 'pin')[i % 2]}\n" for i in range(12))
+    Path("r.csv").write_text(rows)
+    assert "r.csv:1" in refused(data, "clean", "r.csv", "--out", "n.csv")
+    assert "r.csv:1" in refused(data, "dedup", "r.csv", "--out", "n.csv")
+
+
+def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_working_folder(data):
+    Path("rows").mkdir()
+    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert "the folder that is read" in refused(data, "clean", "rows", "--out", "rows/test.jsonl")
+    assert "the working folder" in refused(data, "split", "rows/train.jsonl", "--out", ".")
+
+
+def test_two_parquet_columns_of_one_name_are_refused(data):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
+    made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
+    pyarrow.parquet.write_table(made, "r.parquet")
+    assert "two columns named 'n'" in refused(data, "clean", "r.parquet", "--out", "n.jsonl")
 
 
 def links(file):
@@ -484,6 +531,14 @@ def test_a_file_of_one_row_cannot_be_split(data):
     assert "at least 3, one a part" in refused(data, "split", "r.jsonl", "--out", "p")
 
 
+def test_a_time_that_is_no_number_is_refused():
+    rows = rows_of(
+        *(row.fields | {"t": float(i) if i % 5 else math.nan} for i, row in enumerate(asked_rows(20)))
+    )
+    with pytest.raises(UserError, match="nan in 't', which is no time"):
+        parts_of(rows, time="t")
+
+
 # Mix
 
 
@@ -533,9 +588,36 @@ def test_with_replacement_rows_come_again_under_ids_of_their_own():
     assert len({row.fields["id"] for row in drawn}) == 40
 
 
+def with_ids(name, *idents):
+    return Rows(name, name, [Row(f"{name}:{i}", {"id": ident}) for i, ident in enumerate(idents)])
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 1, 2), (0, 1, 2)), (("a", "b"), ("a", "a-2"))])
+def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, second):
+    files = [with_ids("a.jsonl", *first), with_ids("b.jsonl", *second)]
+    outcomes = list(mix(files, Mixture(weights=(0.5, 0.5))))
+    idents = [row.fields["id"] for row in written(outcomes)]
+    assert len(set(idents)) == len(idents) == len(first) + len(second)
+    assert {type(ident) for ident in idents} == {type(first[0])}
+    assert len({change.reason for _, change in outcomes if change}) == 1
+
+
+def test_rows_are_drawn_whatever_the_spelling_of_the_path():
+    short, long = ([with_ids(f"{at}{n}", *range(20)) for n in "ab"] for at in ("", "/data/"))
+    drawn = [[row.fields["id"] for row in written(mix(of, Mixture(n_rows=10)))] for of in (short, long)]
+    assert drawn[0] == drawn[1]
+
+
+def test_one_file_by_two_spellings_is_no_mixture(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert "two different files" in refused(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--weights=nan,1",), "2 for 2 files, one nan"),
+        (("--weights=",), "numbers between commas"),
         (("--weights", "0.7,0.7"), "weights that add up to 1.4"),
         (("--weights", "1"), "1 for 2 files"),
         (("--temperature", "0"), "a number above 0"),
@@ -572,14 +654,12 @@ def test_mixed_files_of_other_columns_and_kinds_are_one_file(data):
     ]
 
 
-def test_an_id_of_its_own_that_is_no_number_is_refused_where_ids_are(data):
+def test_an_id_of_its_own_is_a_number_where_ids_are(data):
     for name in ("a", "b"):
         jsonl(Path(f"{name}.jsonl"), [{"id": i, "prompt": name, "reference": "x"} for i in range(2)])
         done(data, "clean", f"{name}.jsonl", "--out", f"{name}.parquet")
-    said = refused(data, "mix", "a.parquet", "b.parquet", "--out", "n.parquet")
-    assert "a value of another type" in said
-    done(data, "mix", "a.parquet", "b.parquet", "--out", "n.jsonl")
-    assert [row["id"] for row in read("n.jsonl")] == [0, 1, "0-2", "1-2"]
+    done(data, "mix", "a.parquet", "b.parquet", "--out", "n.parquet")
+    assert [row["id"] for row in read("n.parquet")] == [0, 1, 2, 3]
 
 
 # Sample
@@ -613,6 +693,22 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
 
 
 # Dedup
+
+
+def test_the_named_columns_are_those_of_the_test_file_too(data):
+    Path("r.csv").write_text("frage,antwort,n\nwhere is it,here,1\nwho is it,me,2\n")
+    Path("t.csv").write_text("frage,antwort,n\nWho is it,me,9\n")
+    words = ("--prompt", "frage", "--reference", "antwort")
+    said = done(data, "dedup", "r.csv", "--against", "t.csv", "--out", "n.csv", *words)
+    assert said.startswith("2 read, 1 written, 1 dropped")
+
+
+def test_the_manifest_names_a_row_that_stays():
+    rows = (LONG, "x"), (f"{LONG} now", "x"), (f"{LONG} NOW", "x")
+    kept, changes = deduped(*rows)
+    assert kept == [1]
+    assert all("of r.jsonl:1 (0.9" in change for change in changes)
+
 
 LONG = "my parcel was sent to the old address although I gave you the new one two weeks ago on the phone"
 

@@ -102,7 +102,7 @@ def data_dedup(
     _refuse(out, [file, *tests], dry_run=dry_run)
     content, evaluated = _all(file), list(map(_all, tests))
     roles = _roles(content, prompt, reference)
-    others = [(row, of) for c in evaluated for of in [_roles(c, None, None)] for row in c.rows]
+    others = [(row, of) for c in evaluated for of in [_roles_of_test(c, prompt, reference)] for row in c.rows]
     parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests({"against": tests})}
     edit = Edit("dedup", {**parameters, **roles._asdict()}, [file], licenses or (), notes or ())
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
@@ -177,15 +177,18 @@ def data_mix(
     from harness.data.edit.mix import Mixture, mix
     from harness.data.edit.sample import refuse_no_rows
     from harness.errors import Problem, UserError
+    from harness.spec import HUB
 
     _refuse(out, files)
-    if len(set(files)) < max(2, len(files)) or (weights and temperature != 1):
-        found = f"{', '.join(files)}{' with weights and a temperature' if weights else ''}"
+    different = {file if file.startswith(HUB) else str(Path(file).resolve()) for file in files}
+    both = weights is not None and temperature != 1
+    if len(different) < max(2, len(files)) or both:
+        found = f"{', '.join(files)}{' with weights and a temperature' if both else ''}"
         expected = "two different files or more, with weights or a temperature"
         raise UserError(Problem("harness data mix", found, expected))
     if n_rows is not None:
         refuse_no_rows(n_rows)
-    shares = _numbers("--weights", weights) if weights else None
+    shares = None if weights is None else _numbers("--weights", weights)
     mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
     edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
     _save(edit, mix(list(map(_all, files)), mixture), out, as_json=as_json)
@@ -229,6 +232,7 @@ def _all(file: str, **columns: str | None) -> "Rows":
     rows = list(readers.stream(file, "train"))
     if not rows:
         raise nothing_left(Edit("", {}, [file]), 0)
+    readers.refuse_no_header(file, rows)
     shown = readers.display_path(file)
     names = {name for row in rows for name in row.fields}
     for option, column in columns.items():
@@ -274,6 +278,7 @@ def _beginning(file: str) -> "Rows":
     rows = list(islice(readers.stream(file, "train"), _SEEN))
     if not rows:
         raise nothing_left(Edit("", {}, [file]), 0)
+    readers.refuse_no_header(file, rows)
     return readers.Rows(readers.display_path(file), "", rows)
 
 
@@ -285,6 +290,12 @@ def _roles(content: "Rows", prompt: str | None, reference: str | None) -> "Roles
     asks, answers = (", ".join(map(repr, columns)) or "no column" for columns in roles)
     say(f"{content.shown}: {asks} asks, {answers} answers")
     return roles
+
+
+def _roles_of_test(content: "Rows", prompt: str | None, reference: str | None) -> "Roles":
+    """Find the columns of a test file: those that were named where it has them."""
+    names = {name for row in content.rows for name in row.fields}
+    return _roles(content, *(column if column in names else None for column in (prompt, reference)))
 
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -57,10 +57,20 @@ def read(path: str, split: str) -> Rows:
     if not found.rows:
         next_step = "add rows, or leave the key out of data:"
         raise UserError(Problem(shown, "an empty file", f"at least one row of {split}", next_step))
-    if is_csv(path) and not is_set:
-        where = f"{shown}:{_header_line(file, shown)}"
-        refuse_certain_row(where, list(found.rows[0].fields), [row.fields for row in found.rows])
+    refuse_no_header(path, found.rows)
     return found
+
+
+def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
+    """Refuse a CSV file whose first line is certainly a row.
+
+    Raises:
+        UserError: it is.
+    """
+    file, shown = Path(path), display_path(path)
+    if is_csv(path) and not path.startswith(HUB) and not file.is_dir():
+        where = f"{shown}:{_header_line(file, shown)}"
+        refuse_certain_row(where, list(rows[0].fields), [row.fields for row in rows])
 
 
 def stream(path: str, split: str) -> Iterator[Row]:
@@ -275,6 +285,10 @@ def _parquet(file: Path, shown: str) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                found = f"two columns named {twice!r}"
+                raise UserError(Problem(shown, found, "every name once", "rename one of them"))
             groups = (fields for batch in table.iter_batches() for fields in batch.to_pylist())
             yield from (Row(f"{shown} row {i}", fields) for i, fields in enumerate(groups))
     except pyarrow.ArrowException as error:
@@ -302,7 +316,7 @@ def _dataset(reference: str, split: str) -> list[Row]:
     source = str(Path(copies, name)) if copies and Path(copies, name).is_dir() else name
     try:
         table = datasets.load_dataset(source, config or None, split=split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         found = f"no {split} rows to be had ({str(error).splitlines()[0]})"
         next_step = "name the part that there is, as in hub:owner/name:config:split"
         if not Path(source).is_dir():

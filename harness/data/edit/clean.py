@@ -4,6 +4,7 @@ Invariant: typography, HTML and letter case stay as they are; cleaning what is c
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standard Annex 15, form NFC.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -57,17 +58,18 @@ def clean(
 
 
 def _relabel(row: Row, fields: dict[str, Any], column: str, label: str, reasons: dict[str, None]) -> None:
-    """Put a label into the column of answers.
+    """Put a label into the column of answers, as a whole number where one stands there.
 
     Raises:
-        UserError: the column holds no text there.
+        UserError: the column holds neither a text nor a whole number, or the label is none.
     """
     value = fields.get(column)
-    if not isinstance(value, str | None):
-        found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled", "a text"
+    is_number = type(value) is int and re.fullmatch(r"-?\d+", label)
+    if not is_number and not isinstance(value, str | None):
+        found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
         raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
-    if value != label:
-        fields[column] = label
+    if value != (given := int(label) if is_number else label):
+        fields[column] = given
         reasons[f"relabelled in {column!r}"] = None
 
 

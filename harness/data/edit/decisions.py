@@ -109,7 +109,8 @@ def read_decisions(file: Path, path: str, roles: Roles) -> dict[int, Decision]:
         raise UserError(Problem(shown, "no such file", "a file of decisions", "correct the path")) from None
     except (ValueError, LookupError, TypeError) as error:
         expected = '{"file": …, "digest": …, "rows": {"17": {"decision": "drop"}}}'
-        raise UserError(Problem(shown, f"no decisions ({error!r})", expected, "keep them anew")) from None
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(Problem(shown, f"no decisions ({why})", expected, "keep them anew")) from None
     if len(digest) < 16 or not checksum(Path(path)).startswith(digest):
         found = f"decisions on another content than that of {readers.display_path(path)}"
         step = "look at the rows again, or name the file that was looked at"

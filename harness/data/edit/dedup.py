@@ -56,7 +56,17 @@ def dedup(
     for step in steps:
         left = {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
         changes |= step(left)
+    _follow(changes, entries)
     return [changes.get(i, Outcome(row)) for i, row in enumerate(rows)]
+
+
+def _follow(changes: _Changes, entries: Sequence[Entry]) -> None:
+    """Give a duplicate of a row that is dropped itself the reason of that one, and the row it names."""
+    dropped = {entries[i].row.where: found.change for i, found in changes.items() if found.row is None}
+    for i, (row, change) in list(changes.items()):
+        of = dropped.get(change.of) if change and row is None and change.reason == "a duplicate" else None
+        if of and of.of != entries[i].row.where:
+            changes[i] = drop(entries[i].row, of.reason, of.of, of.similarity)
 
 
 def _entry(row: Row, roles: Roles) -> Entry:

@@ -9,7 +9,7 @@ section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness.data.edit.change import Change, Outcome, drop
 from harness.data.edit.sample import draw
@@ -39,11 +39,10 @@ def mix(files: Sequence[Rows], mixture: Mixture) -> Iterator[Outcome]:
     """
     numbers = row_numbers(files, mixture)
     _refuse_column(files, mixture.column)
-    ids: Counter[Any] = Counter()
-    for content, n in zip(files, numbers, strict=True):
-        chosen = draw(
-            range(len(content.rows)), n, f"{mixture.seed}/{content.shown}", replacement=mixture.replacement
-        )
+    ids = _Ids(files)
+    for place, (content, n) in enumerate(zip(files, numbers, strict=True)):
+        seed = f"{mixture.seed}/{place}"
+        chosen = draw(range(len(content.rows)), n, seed, replacement=mixture.replacement)
         times = Counter(chosen)
         for i, row in enumerate(content.rows):
             if not times[i]:
@@ -59,8 +58,9 @@ def shares(sizes: Sequence[int], mixture: Mixture) -> list[float]:
         UserError: the weights are not one a file, or do not add up to 1; or the temperature is not positive.
     """
     if mixture.weights is not None:
-        if len(mixture.weights) != len(sizes) or min(mixture.weights) <= 0:
-            found = f"{len(mixture.weights)} for {len(sizes)} files, the least {min(mixture.weights):g}"
+        wrong = [weight for weight in mixture.weights if not 0 < weight < math.inf]
+        if len(mixture.weights) != len(sizes) or wrong:
+            found = f"{len(mixture.weights)} for {len(sizes)} files{f', one {wrong[0]:g}' if wrong else ''}"
             raise UserError(Problem("--weights", found, "a weight above 0 for each file", "such as 0.7,0.3"))
         if not math.isclose(sum(mixture.weights), 1, abs_tol=1e-6):
             found = f"weights that add up to {sum(mixture.weights):g}"
@@ -120,16 +120,36 @@ def _refuse_column(files: Sequence[Rows], column: str) -> None:
         raise UserError(problems[:1])
 
 
-def _sourced(row: Row, column: str, source: str, ids: Counter[Any]) -> Outcome:
-    """Name the file a row comes from; an id that stands already gets a number."""
+class _Ids:
+    """Ids of all rows, and which of them are written already."""
+
+    def __init__(self, files: Sequence[Rows]) -> None:
+        known = (row.fields.get("id") for content in files for row in content.rows)
+        self._known: set[str | int] = {ident for ident in known if isinstance(ident, str | int)}
+        self._written: set[str | int] = set()
+        self._numbers: Counter[str] = Counter()
+        self._next = 1 + max((ident for ident in self._known if isinstance(ident, int)), default=0)
+
+    def give(self, ident: str | int) -> str | int:
+        """Return an id that no other row has: itself, a number above all, or a text with a number."""
+        if ident not in self._written:
+            self._written.add(ident)
+            return ident
+        if isinstance(ident, int):
+            self._next += 1
+            return self._next - 1
+        while True:
+            self._numbers[ident] += 1
+            fresh = f"{ident}-{self._numbers[ident] + 1}"
+            if fresh not in self._known:
+                return fresh
+
+
+def _sourced(row: Row, column: str, source: str, ids: _Ids) -> Outcome:
+    """Name the file a row comes from; an id that stands already becomes another of its type."""
     fields = {**row.fields, column: source}
     ident = row.fields.get("id")
-    if not isinstance(ident, str | int):
+    if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
         return Outcome(Row(row.where, fields))
-    ids[ident] += 1
-    if ids[ident] == 1:
-        return Outcome(Row(row.where, fields))
-    fields["id"] = f"{ident}-{ids[ident]}"
-    return Outcome(
-        Row(row.where, fields), Change(row.where, "changed", (f"id {fields['id']!r}, drawn again",))
-    )
+    changed = Change(row.where, "changed", ("an id of its own, since it stood already",))
+    return Outcome(Row(row.where, fields | {"id": given}), changed)

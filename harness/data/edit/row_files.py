@@ -71,7 +71,10 @@ def _json(row: Row) -> str:
     except (TypeError, ValueError) as error:
         raise UserError(
             Problem(
-                row.where, f"a value that JSON cannot hold ({error})", "texts and numbers", "mend the row"
+                row.where,
+                f"a value that JSON cannot hold ({error})",
+                "texts and numbers",
+                "write a .parquet file" if isinstance(error, TypeError) else "mend the row",
             )
         ) from None
 

@@ -65,6 +65,9 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
     if not out.absolute().parent.is_dir():
         step = f"mkdir -p {shlex.quote(str(out.parent))}"
         raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "a folder that is there", step))
+    if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
+        found = f"a file in the folder that is read, {inside}"
+        raise UserError(Problem(f"--out {shown}", found, "a place outside", "name another folder"))
     if folder:
         _refuse_full(out, shown)
         return
@@ -209,6 +212,9 @@ def _is_same(out: Path, path: Path) -> bool:
 
 
 def _refuse_full(out: Path, shown: str) -> None:
+    if out.resolve() == Path.cwd():
+        step = f"cd .., and name this folder: --out {shlex.quote(Path.cwd().name)}"
+        raise UserError(Problem(f"--out {shown}", "the working folder", "a new folder", step))
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         found = "a folder that is not empty" if out.is_dir() else "a file that is there already"
         step = "name another folder, or remove that one"

@@ -4,6 +4,7 @@ Invariant: rows of one group, and rows whose questions are alike, are never in t
 stratified split is in every part. By time, no row of a part is older than one of the part before.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -230,6 +231,8 @@ def _time(value: Any, time_format: str | None) -> tuple[float, bool]:
     if isinstance(value, bool) or value is None:
         raise ValueError(value)
     if isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise ValueError(value)
         return float(value), True
     text = value.isoformat() if hasattr(value, "isoformat") else str(value).strip()
     if time_format is None and text.replace(".", "", 1).isdecimal() and len(text) != len("20240531"):
