@@ -255,6 +255,11 @@ def test_a_package_holds_at_most_fifteen_files():
     assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > 15} == {}
 
 
+def test_no_file_is_longer_than_five_hundred_lines():
+    lines = {str(f.relative_to(ROOT)): len(f.read_text("utf-8").splitlines()) for f in FILES}
+    assert {file: n for file, n in lines.items() if n > 500} == {}
+
+
 def test_the_median_file_holds_a_concept():
     lines = sorted(len(f.read_text("utf-8").splitlines()) for f in FILES if module(f) not in PLUGINS)
     assert lines[len(lines) // 2] >= 120
