@@ -126,9 +126,8 @@ class Fields(Spec):
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
 # What may be written of a task of lm-eval; everything else lm-eval says itself.
-_OF_LM_EVAL = frozenset(
-    ("name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary")
-) | {"trust_remote_code"}
+_OF_LM_EVAL = {"name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary"}
+_OF_LM_EVAL |= {"trust_remote_code"}
 
 
 class Task(Spec):
@@ -449,8 +448,7 @@ class RescuePolicy(Spec):
 
     A step is a change of a training's own parameters, or declared by a method or a regulariser.
     `scales` are shares of the adapter's own scale, `shares` those of replayed rows; `replay` is a
-    file of rows to take for them instead of the base's own answers. At most `max_trained` trials
-    train anything.
+    file of rows for them instead of the base's own answers. At most `max_trained` trials train.
     """
 
     steps: tuple[str, ...] = Field(_STEPS, min_length=1)

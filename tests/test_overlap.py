@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from harness.data import load_task
+from harness.data.examples import Sourced
 from harness.data.near_duplicates import similarity
-from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlaps
+from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlap_notes, overlaps
 from harness.errors import UserError
 from harness.evaluation.leaks import refuse_or_note
 from harness.records import Example
@@ -180,3 +181,13 @@ def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(tmp_p
     encode = open_encoder(str(tmp_path), "test")
     left, right = (encode([pair[side] for pair in NEGATIVES]) for side in "ab")
     assert lowest_threshold((left * right).sum(axis=1).tolist()) == EMBEDDINGS
+
+
+def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_by_a_split():
+    ask = "How do I open an account for my business in Germany"
+    train, test = (
+        Sourced(Example(str(i), ({"role": "user", "content": text},)), f"rows.jsonl:{i}")
+        for i, text in enumerate((f"{ask}?", f"{ask} please?"), start=1)
+    )
+    (note,) = overlap_notes([train], [test], "rows.jsonl")
+    assert note.endswith("`harness data split rows.jsonl --out DIR` keeps rows that are alike in one part")

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2204.02311, section 8); those that many items share do not
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -182,9 +182,19 @@ def overlap_notes(
         for o in found[:3]
     )
     files = dict.fromkeys(evaluated[o.evaluated].where.rpartition(":")[0] for o in found)
-    against = " ".join(f"--against {shlex.quote(file)}" for file in files if file)
-    mend = (
-        f"; `harness data dedup {shlex.quote(where)} {against} --out OUT` leaves them out" if against else ""
-    )
     rows = pluralize(len(found), "row")
-    return [f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{mend}"]
+    return [
+        f"{where}: {rows} may ask in other words what is evaluated; closest: {closest}{_mend(where, files)}"
+    ]
+
+
+def _mend(where: str, files: Iterable[str]) -> str:
+    """Name the command that takes such rows of a file out of training; items of lm-eval have no file."""
+    steps = []
+    if where in files:  # the test items were drawn from the training file itself
+        steps.append(
+            f"`harness data split {shlex.quote(where)} --out DIR` keeps rows that are alike in one part"
+        )
+    if against := " ".join(f"--against {shlex.quote(file)}" for file in files if file and file != where):
+        steps.append(f"`harness data dedup {shlex.quote(where)} {against} --out OUT` leaves them out")
+    return "".join(f"; {step}" for step in steps)
