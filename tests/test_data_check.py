@@ -654,3 +654,59 @@ def test_labels_that_a_sign_or_a_letter_tells_are_judged(find):
     rows += [("".join(rng.sample("天地人山水火", 4)) + "好坏"[i % 2], i % 2) for i in range(60)]
     found = find([{"prompt": text, "reference": "ab"[kind]} for text, kind in rows], "suspect_labels")
     assert [f.title.partition(":")[0] for f in found] == ["label accuracy"]
+
+
+@pytest.mark.parametrize(
+    "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
+)
+def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
+    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(clean_rows(60))]
+    assert alarms(find(rows, "answer_formats")) == []
+
+
+@pytest.mark.parametrize("spelt", ["Credit card", "credit_card", "credit-card", "creditcard", "credit card."])
+def test_a_label_spelt_with_other_separators_is_the_same(find, spelt):
+    rows = [
+        {**row, "label": "credit card" if row["label"] == "refund" else row["label"]}
+        for row in clean_rows(80)
+    ]
+    rows[0]["label"] = spelt
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [1]
+
+
+def test_words_of_two_scripts_joined_by_a_hyphen_or_a_digit_are_no_slip(find):
+    rows = [{"prompt": f"Где IT-специалист и 3D-принтер {i}?", "reference": str(i)} for i in range(40)]
+    assert alarms(find(rows, "languages")) == []
+    rows[7]["prompt"] += " pаypal"  # with a Cyrillic letter
+    assert [lines(f) for f in alarms(find(rows, "languages"))] == [[8]]
+
+
+@pytest.mark.parametrize("thumbs", [(True, False), (1, 0)])
+def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
+    rows = [
+        {"prompt": row["prompt"], "completion": row["reference"], "label": thumbs[i % 2]}
+        for i, row in enumerate(texts(40, 1))
+    ]
+    found = find(rows)
+    assert alarms(found) == []
+    assert [f.count for f in found if f.title == "answers with a thumb down"] == [20]
+
+
+def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
+    rng = random.Random(3)
+    own = {group: rng.sample(WORDS, 25) for group in range(30)}
+    rows = [
+        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g}
+        for g in own
+        for i in range(20)
+    ]
+    test = write(tmp_path / "test.jsonl", rows[480:])
+    (told,) = [f for f in find(rows[:480], "traits", test=[test]) if "representativeness" in f.title]
+    (apart,) = [
+        f
+        for f in find(rows[:480], "traits", test=[test], source="article")
+        if "representativeness" in f.title
+    ]
+    assert (told.severity, apart.severity) == ("warning", "note")
+    assert "other values of 'article'" in apart.meaning

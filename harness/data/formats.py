@@ -31,6 +31,7 @@ _ROLES = {
 }
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _CONTEXT = "Context:\n"
+THUMB_DOWN = "an answer with a thumb down"
 _OWN_QUESTION = {"prompt", "messages"}
 _OWN_ANSWER = {"reference", "references", "constraints"}
 
@@ -238,9 +239,9 @@ def _text(row: Row, field: str) -> str:
 
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
-    if row.fields.get("label") is False:
+    if row.fields.get("label") == 0:  # as TRL reads it, false or 0
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
-        raise UserError(Problem(row.where, "an answer with a thumb down", expected, step))
+        raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
     if isinstance(row.fields["prompt"], list):
         answer = _turns(row, "completion")
         if len(answer) != 1 or answer[0]["role"] != "assistant":

@@ -45,10 +45,10 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
 
 
 def _spellings(answered: Sequence[Entry]) -> Iterator[Finding]:
-    """List the rarer spellings of labels that are alike but for case, punctuation and spaces."""
+    """List the rarer spellings of labels that are alike but for case, separators of words and full stops."""
     counts: dict[str, Counter[str]] = {}
     for entry in answered:
-        counts.setdefault(re.sub(r"[\W_]+", "", entry.answer).lower(), Counter())[entry.answer] += 1
+        counts.setdefault(_fold_label(entry.answer), Counter())[entry.answer] += 1
     several = {folded: of for folded, of in counts.items() if folded and len(of) > 1}
     rare = {spelt for of in several.values() for spelt, _ in of.most_common()[1:]}
     if rare:
@@ -65,6 +65,11 @@ def _spellings(answered: Sequence[Entry]) -> Iterator[Finding]:
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in first),
             "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page",
         )
+
+
+def _fold_label(label: str) -> str:
+    """Fold case, what separates words, and a full stop; other signs tell labels apart, as C and C++."""
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", label.lower().strip().rstrip(".,;:"))
 
 
 def _by_source(answered: Sequence[Entry]) -> Iterator[Finding]:

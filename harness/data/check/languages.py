@@ -10,6 +10,7 @@ that there are more. A word of Latin and Cyrillic letters is a count.
 Source: Lui & Baldwin 2012, langid.py, by py3langid; Unicode's names of letters.
 """
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from harness.data.check.personal_data import excerpt
 _LETTERS = 40
 _SURE = 0.9
 _WRONG = 0.001
+_WORD = re.compile(r"[^\W\d_]+")  # of "3D-принтер" two
 _MIXED = frozenset({"LATIN", "CYRILLIC"})
 
 
@@ -68,7 +70,7 @@ def _scripts(table: Table) -> Iterator[Finding]:
         if entry.question.isascii():
             scripts["LATIN"] += 1
             continue
-        words = [word for word in entry.question.split() if not word.isascii()]
+        words = [word for word in _WORD.findall(entry.question) if not word.isascii()]
         of = {_script(sign) for sign in entry.question if sign.isalpha()}
         scripts.update(of)
         if of >= _MIXED and (word := next((w for w in words if _of(w) >= _MIXED), None)):

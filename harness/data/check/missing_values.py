@@ -8,21 +8,30 @@ from collections.abc import Iterator
 
 from harness.data.check import Finding, Given
 from harness.data.check._table import Column, Table
+from harness.data.formats import THUMB_DOWN
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
     """List rows that no comparison can use, empty cells, and columns that mix texts and numbers."""
-    if table.unusable:
-        kinds = Counter(row.why for row in table.unusable).most_common(3)
+    down = [row for row in table.unusable if row.why == THUMB_DOWN]
+    if down:
+        title, meaning = (
+            "answers with a thumb down",
+            "no right answers, but for methods that learn from thumbs",
+        )
+        rows = tuple(row.where for row in down)
+        yield Finding("missing_values", "note", title, meaning, len(down), table.n, rows)
+    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN]:
+        kinds = Counter(row.why for row in unusable).most_common(3)
         yield Finding(
             "missing_values",
             "error",
             "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds),
             "compare stops at such a row, unless it is told to leave it out",
-            len(table.unusable),
+            len(unusable),
             table.n,
-            tuple(row.where for row in table.unusable),
-            f"{table.unusable[0].where}: {table.unusable[0].why}",
+            tuple(row.where for row in unusable),
+            f"{unusable[0].where}: {unusable[0].why}",
             "harness data clean FILE --out OUT",
         )
     for name, column in table.columns.items():

@@ -37,7 +37,8 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         yield _decidable(len(given.test.entries), given.detectable)
     if min(len(drawn), len(test)) >= _FEWEST:
         yield _relevance(drawn, test)
-        yield _representativeness(drawn, test)
+        apart = table.reading.source if not {e.source for e in drawn} & {e.source for e in test} else None
+        yield _representativeness(drawn, test, apart)
 
 
 def _vectors(*groups: Sequence[Entry]) -> list[Any]:
@@ -71,8 +72,11 @@ def _relevance(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
     return Finding("traits", "note", title, "cosine of their words: near 0, training does not speak of test")
 
 
-def _representativeness(train: Sequence[Entry], test: Sequence[Entry]) -> Finding:
-    """Train a classifier on half of both, and test on the other half whether it tells them apart."""
+def _representativeness(train: Sequence[Entry], test: Sequence[Entry], apart: str | None) -> Finding:
+    """Train a classifier on half of both, and test on the other half whether it tells them apart.
+
+    Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
+    """
     from scipy import stats
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
@@ -86,6 +90,10 @@ def _representativeness(train: Sequence[Entry], test: Sequence[Entry]) -> Findin
     u = stats.mannwhitneyu(scores[1], scores[0], alternative="greater")
     auc, p = float(u.statistic) / (len(scores[0]) * len(scores[1])), float(u.pvalue)
     title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
+    if apart:
+        return Finding(
+            "traits", "note", title, f"0.5 is alike; test has other values of {apart!r} than training"
+        )
     if p < ALPHA:
         meaning = "0.5 is alike: test asks otherwise than training, so it shows less of what training brought"
         return Finding("traits", "warning", title, meaning, command="harness data split FILE --out OUT")
