@@ -22,6 +22,7 @@ from harness.data.edit.dedup import dedup
 from harness.data.edit.mix import Mixture, mix, shares
 from harness.data.edit.sample import sample
 from harness.data.edit.split import Way, split
+from harness.data.formats import every_turn
 from harness.data.readers import Row, Rows
 from harness.errors import UserError
 from harness.records import checksum
@@ -537,6 +538,13 @@ def test_a_time_that_is_no_number_is_refused():
     )
     with pytest.raises(UserError, match="nan in 't', which is no time"):
         parts_of(rows, time="t")
+
+
+def test_answers_of_conversations_keep_their_cluster_also_the_one_named_0():
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    rows = rows_of({"messages": said, "cluster": 0}, {"messages": said})
+    made = every_turn(Rows("r.jsonl", "r", rows)).rows
+    assert [row.fields["cluster"] for row in made] == [0, "r-1"]
 
 
 # Mix

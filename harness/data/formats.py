@@ -96,13 +96,13 @@ def every_turn(content: Rows) -> Rows:
     made: list[Row] = []
     for i, row in enumerate(content.rows):
         name = row.fields.get("id") or f"{content.stem}-{i}"
-        written = row.fields.get(field)
+        cluster, written = row.fields.get("cluster"), row.fields.get(field)
         entries = written if isinstance(written, list) else []
         ends = _answer_places(entries)
         for end in ends:
             own = {
                 "id": f"{name}-{end}",
-                "cluster": row.fields.get("cluster") or name,
+                "cluster": name if cluster in (None, "") else cluster,
                 field: entries[: end + 1],
             }
             made.append(row._replace(fields={**row.fields, **own}))
