@@ -466,6 +466,26 @@ def test_a_word_of_two_alphabets_is_found_and_a_greek_unit_is_not(find):
     assert lines(found) == [2]
 
 
+def test_languages_of_equal_shares_are_the_files_own(find):
+    french = "Je voudrais savoir quand le colis que nous avons commandé hier sera livré à la maison"
+    texts = (ENGLISH[0], GERMAN, french)
+    rows = [{"prompt": f"{texts[i % 3]} {i}?", "reference": f"answer {i}"} for i in range(45)]
+    assert alarms(find(rows, "languages")) == []
+
+
+def test_a_sign_between_words_is_no_marker_of_a_label(find):
+    rng = random.Random(5)
+    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", "ab"[i % 2]) for i in range(80)]
+    found = find([{"prompt": text, "reference": label} for text, label in rows], "label_markers")
+    assert alarms(found) == []
+
+
+@pytest.mark.parametrize("day", [20240501, 20240501.0, "20240501", 1714521600, "1714521600", "2024-05-01"])
+def test_dates_are_read_as_days_or_seconds(find, day):
+    rows = [{**row, "day": day} for row in clean_rows(30)]
+    assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
+
+
 def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     rows = clean_rows()
     test = [*clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]

@@ -303,7 +303,9 @@ def _digest(text: str) -> int:
 
 
 def _as_date(value: Any) -> datetime:
-    """Read a date as ISO 8601 writes it, or seconds since 1970; without its zone."""
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-    return datetime.fromisoformat(str(value).strip()).replace(tzinfo=None)
+    """Read a date as ISO 8601 writes it, 20240531 too, or seconds since 1970; without its zone."""
+    whole = isinstance(value, float) and value.is_integer()
+    text = str(int(value) if whole else value).strip()
+    if len(text) > len("20240531") and text.replace(".", "", 1).isdecimal():
+        return datetime.fromtimestamp(float(text), UTC).replace(tzinfo=None)
+    return datetime.fromisoformat(text).replace(tzinfo=None)

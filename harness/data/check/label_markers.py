@@ -1,7 +1,7 @@
 """Spurious markers of labels: signs, or words at a fixed place, that give the label without reading.
 
-Invariant: what is tested is form, not content: how a question begins and ends, its outer white space, signs
-without a letter or digit, and a word only where it stands at one end in nine of ten of its rows. A marker
+Invariant: what is tested is form, not content: how a question begins and ends, its outer white space, and a
+word or a sign only where it stands at one end in nine of ten of its rows. A marker
 gives the label in nine of ten of its rows.
 
 False alarms: each form is tested against each label by Fisher's exact test (one-sided), at `ALPHA` over all
@@ -65,7 +65,6 @@ def forms(question: str) -> Iterator[str]:
         yield "white space around the question"
     if "\u200b" in question or "\xa0" in question:
         yield "a space that cannot be seen"
-    yield from sorted({f"sign {token!r}" for token in tokens if not re.search(r"[^\W_]", token)})
 
 
 def _bare(token: str) -> str:

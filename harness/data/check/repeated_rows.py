@@ -4,8 +4,8 @@ Invariant: exact duplicates are counted among all rows, near ones among those wh
 duplicate is no exact one.
 
 False alarms: 64 bits of a digest stand for a text, so two unlike rows of 10 million are taken for one with a
-chance below 1 in 100,000; near duplicates are verified by their exact Jaccard index, so whether they matter
-is a judgement, but that they are alike is none.
+chance below 1 in 100,000. Near duplicates are alike by their exact Jaccard index, which clean rows may be:
+those made from patterns are, and reports/data_check.md counts how often they ask the same.
 """
 
 from collections.abc import Iterator
