@@ -10,7 +10,7 @@ from tiny_experiment import runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare, refuse_many
-from harness.experiment.train import _mean_score
+from harness.experiment.train import mean_score
 from harness.store import Store
 
 CANDIDATES = """\
@@ -133,10 +133,10 @@ def test_a_report_says_which_learning_rates_were_not_swept(measured):
 
 def test_answers_that_failed_score_worst_in_a_trial():
     half = [1.0, 0.0, 1.0, 0.0]
-    assert _mean_score(EXACT, rows(half)) == pytest.approx(0.5)
-    assert _mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
-    assert _mean_score(EXACT, rows([None] * 3)) == 0.0
-    assert _mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), (
+    assert mean_score(EXACT, rows(half)) == pytest.approx(0.5)
+    assert mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
+    assert mean_score(EXACT, rows([None] * 3)) == 0.0
+    assert mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), (
         "of an error rate 1 is the worst"
     )
 

@@ -359,7 +359,11 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
         ("r.csv", b"text,label\n", "an empty file"),
         ("r.jsonl", b'{"prompt": "a", "reference": "x"}\n{"prompt": \n', "r.jsonl:2: found malformed JSON"),
         ("r.csv", b"text,label\na,x\nb\n", "r.csv:3: found another number of fields"),
-        ("r.jsonl.gz", gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99)[:-9], "a broken gzip file"),
+        (
+            "r.jsonl.gz",
+            gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99, mtime=0)[:-9],
+            "a broken gzip file",
+        ),
         ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
         ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
         ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt COLUMN --reference COLUMN"),

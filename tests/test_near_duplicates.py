@@ -4,9 +4,11 @@ import random
 import re
 from functools import cache
 from itertools import pairwise
+from string import ascii_lowercase
 
 import pytest
 
+from harness.data import near_duplicates as found
 from harness.data.near_duplicates import Alike, Group, are_alike, near_duplicates, nearest, similarity
 
 WORDS = (
@@ -138,7 +140,8 @@ def test_what_many_texts_share_does_not_make_them_alike(texts):
 
 
 def test_a_slip_within_and_beside_boilerplate_is_still_a_near_duplicate():
-    words = [f"{'abcdefghijkl'[i] * 5} {'mnopqrstuvwx'[i] * 5} {'lkjihgfedcba'[i] * 5}" for i in range(12)]
+    rng = random.Random(2)
+    words = [" ".join("".join(rng.choices(ascii_lowercase, k=9)) for _ in range(3)) for _ in range(12)]
     behind = [f"{INSTRUCTION} {of}" for of in words]
     slips = behind[3].replace("careful", "carefull"), f"{behind[5]} please"
     found = near_duplicates([*behind, *slips])
@@ -170,3 +173,13 @@ def test_no_texts_give_no_groups():
     assert near_duplicates([]) == []
     assert nearest([], ["a b"]) == []
     assert nearest(["a b"], []) == [None]
+
+
+def test_texts_behind_one_instruction_are_not_all_compared_with_one_another():
+    rng = random.Random(1)
+    words = [["".join(rng.choices(ascii_lowercase, k=6)) for _ in range(40)] for _ in range(300)]
+    long = " ".join("".join(rng.choices(ascii_lowercase, k=6)) for _ in range(150))
+    behind = [f"{long} {' '.join(own)}" for own in words]
+    assert near_duplicates(behind) == []
+    index = found._index([found._fold(text) for text in behind], 0.7)
+    assert (index.buckets >= 0).mean() < 0.01  # a text alone in its bucket is compared with nothing
