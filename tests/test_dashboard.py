@@ -884,7 +884,7 @@ def test_a_loss_of_preferences_has_a_picture_of_its_own(opened, tmp_path):
     path.write_text(json.dumps(run))
     page = opened("training")
     names = [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
-    assert names == [["lora: training", "lora: validation"], ["dpo: training"]]
+    assert names == [["lora: training", "lora: validation"], ["dpo"]]
     assert any(caption.value == PREFERENCES for caption in page.caption)
 
 
@@ -899,7 +899,7 @@ def test_every_trial_of_a_sweep_is_overlaid(opened, tmp_path):
     path.write_text(json.dumps(run))
     page = opened("training")
     names = [trace["name"] for trace in pictures(page)[0]["data"]]
-    assert names == ["lora[learning_rate=0.001] (chosen): training", "lora[learning_rate=0.01]: training"]
+    assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
 
 
 def test_decide_says_what_the_command_says_until_something_is_changed(opened, tmp_path):

@@ -304,13 +304,16 @@ def _add_points(
 def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
     """Draw losses by step: training as a line, validation with marks, one colour a candidate.
 
-    The marks are hollow and of several sizes: those of one place stand around each other.
+    The marks are hollow and of several sizes: those of one place stand around each other. A line that no
+    other of its candidate stands beside bears the candidate's name alone.
     """
     figure = go.Figure()
+    both = any(validation for _, validation in series.values())
     for i, (label, (train, validation)) in enumerate(series.items()):
         colour = SERIES[i % len(SERIES)]
+        name = f"{plain(label)}: training" if both else plain(label)
         figure.add_scatter(
-            x=[x for x, _ in train], y=[y for _, y in train], mode="lines", name=f"{plain(label)}: training",
+            x=[x for x, _ in train], y=[y for _, y in train], mode="lines", name=name,
             line={"color": colour, "width": 2}, legendgroup=plain(label),
         )  # fmt: skip
         if validation:
