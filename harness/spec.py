@@ -47,6 +47,7 @@ Need = Literal[
     "low_latency",
     "little_data",
     "knowledge_and_behaviour",
+    "sensitive_data",
 ]
 
 
@@ -273,8 +274,8 @@ class Recipe(Spec):
     training to their parameters, `replay: SHARE` being short for that of replay. `track` measures target and
     forgetting along the training. `template` wraps the user message, `{prompt}`.
 
-    `method` makes the weights, by its own `params`. `role: baseline` says that another `base_model` of the
-    experiment's architecture is to be beaten, where `method: model` would judge it. `answer` is generated,
+    `method` makes the weights, by its own `params`. `role: baseline` says that a model made elsewhere is to
+    be beaten: measured on the target alone, and counted as untrained. `answer` is generated,
     or the label ranked first by log-likelihood. `system` stands in place of the task's system message.
     """
 
@@ -391,8 +392,7 @@ class DecidePolicy(Spec):
     labels. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how
     many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one point
     of the target metric is worth over the horizon; where it is not set, a point is worth the
-    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem
-    where no slices measure it.
+    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem.
 
     `requests_per_month` over `horizon_months` is the forecast. `device_hour_usd` is the price of the
     device, by default that of a list, `label_cost_usd` that of one training row.

@@ -460,7 +460,9 @@ def timed(p50_s: dict[str, float], facts=None):
 def test_where_everything_is_too_slow_nothing_is_shipped_and_everybody_is_named():
     decision = decided(timed({}), max_latency_s=0.1)
     assert (decision.action, decision.candidate) == ("undecided", None)
-    assert decision.sentence.startswith("Undecided: every candidate is too slow for the budget")
+    assert decision.sentence.startswith(
+        "Undecided: every candidate is left out, knn because its median request"
+    )
     left_out = said(decision, "Left out before the choice")
     assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
     assert all(f"{f.name} (" in left_out for f in alternatives())
@@ -476,7 +478,7 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert "over bag (the best that trains nothing)" in decision.sentence
     assert said(decision, "Left out before") == (
-        "Left out before the choice, as too slow: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
+        "Left out before the choice: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
     )
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
@@ -488,7 +490,7 @@ def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_
     assert decided(facts, max_latency_s=1.0).candidate == "small"
     without = decided([f for f in facts if f.name != "small"], max_latency_s=1.0)
     assert without.candidate == "knn"
-    assert "no fine-tune is fast enough for the budget" in without.sentence
+    assert "no fine-tune keeps the budgets" in without.sentence
 
 
 def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():

@@ -434,7 +434,7 @@ def test_without_prices_an_endpoint_has_no_cost_and_that_is_said(compared):
     *_, found = compared
     assert of(found, "served").cost_per_1k_usd is None
     assert of(found, "served").training_cost_usd == 0
-    assert "its requests have no price here without decide.usd_per_million_tokens" in " ".join(found.notes)
+    assert "its requests have no price here without usd_per_million_tokens" in " ".join(found.notes)
     latency_s = of(found, "served").latency_p50_s
     assert latency_s is None or latency_s > 0, "unknown where other work disturbed it"
 

@@ -97,7 +97,7 @@ def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp
     report = worlds.again(tmp_path, truth, ["decide.min_requests_per_s=2"])
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
     assert said(report, "Left out before").startswith(
-        "Left out before the choice, as too slow: fixed (it answers 1.67 requests a second, and the budget is 2)"
+        "Left out before the choice: fixed (it answers 1.67 requests a second, and the budget is 2)"
     )
     by_name = {f.name: f for f in report.facts}
     assert by_name["lora"].vs_untrained.delta == pytest.approx(0.5)  # over the prompt, not over fixed

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.config import checks, files, grids
+from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.problems import Tree, problems_of
 from harness.errors import Problem, UserError, did_you_mean
@@ -101,7 +101,7 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
     tree.problems += [_unknown_candidate(name, known) for name in asked if name not in known]
     if asked:
         return tuple(name for name, m in members.items() if name in asked or m.source in asked)
-    return tuple(name for name, member in members.items() if checks.answers(member.recipe))
+    return tuple(name for name, member in members.items() if weight_sources.answers(member.recipe))
 
 
 def _place(problem: Problem) -> tuple[str, int]:

@@ -201,13 +201,14 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Choice:
             f"mend that and compare again{until}",
         )
     if alternative.over_budget:
-        return _undecided("every candidate is too slow for the budget", "try faster ones, or allow more")
+        why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
+        return _undecided(why, "try others, or allow more")
     fast = within_budgets(f for f in case.facts if f.state == "done")
     slow = any(is_fine_tuned(f) for f in case.facts)
     return _ship(
         alternative,
         f"{score_text(case, alternative)}, on validation the best of {formatting.count(len(fast))};"
-        f" no fine-tune {'is fast enough for the budget' if slow else 'was compared'}",
+        f" no fine-tune {'keeps the budgets' if slow else 'was compared'}",
     )
 
 

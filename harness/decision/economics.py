@@ -235,13 +235,17 @@ def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
     p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
     rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
     most, least = policy.max_latency_s, policy.min_requests_per_s
-    over = []
+    over = ["sensitive data would leave for somebody else's server"] if _leaks(seeds, policy) else []
     if most is not None and p50s and median(p50s) > most:
         took, budget = _distinct_times(median(p50s), most)
         over.append(f"its median request takes {took}, and the budget is {budget}")
     if least is not None and rates and median(rates) < least:
         over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
     return "; ".join(over)
+
+
+def _leaks(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> bool:
+    return "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds)
 
 
 def _distinct_times(took: float, budget: float) -> tuple[str, str]:
@@ -252,11 +256,12 @@ def _distinct_times(took: float, budget: float) -> tuple[str, str]:
 
 def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:
     """Name who was left out by which budget, and what the measurements cannot say."""
-    if policy.max_latency_s is None and policy.min_requests_per_s is None:
-        return []
     done = [f for f in facts if f.state == "done"]
     out = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
-    said = [f"Left out before the choice, as too slow: {', '.join(out)}." if out else "All keep the budgets."]
+    left_out = [f"Left out before the choice: {', '.join(out)}."] if out else []
+    if policy.max_latency_s is None and policy.min_requests_per_s is None:
+        return left_out
+    said = left_out or ["All keep the budgets."]
     unknown = dict.fromkeys(f.name for f in done if _is_unmeasured(f, policy))
     if unknown:
         said.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")

@@ -63,6 +63,7 @@ _BY_NEED = {
     "low_latency": "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
     "little_data": "below some 100 examples a prompt with shots; a fine-tune varies with their draw",
     "knowledge_and_behaviour": "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+    "sensitive_data": "what answers has to run here: a model behind somebody else's API is left out",
 }
 _ON_SLICES = {
     "changing_facts": ("knowledge",),
@@ -117,7 +118,7 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     limit = " of those within the budgets" if any(f.over_budget for f in case.facts) else ""
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
-        chosen = f"{chosen.removesuffix(limit)}, though too slow"
+        chosen = f"{chosen.removesuffix(limit)}, though left out ({alternative.over_budget})"
     sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}."]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")

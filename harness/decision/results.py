@@ -78,7 +78,9 @@ class CandidateFacts:
     `tokens` of a request (None of a classifier), `latency_p50_s` and `latency_p95_s` in seconds,
     `requests_per_s` when answered in batches, all timed on the machine `measured_on`; `disturbed` holds, by
     the names of these fields, the figures that other work on the machine disturbed, of which the fields
-    themselves are None: nothing is decided by them. `over_budget` says which budget is broken. `n_train`
+    themselves are None: nothing is decided by them. `over_budget` says which budget or need is broken.
+    `baseline` says that it is what others are to beat, `leaves_machine` that requests go to somebody else's
+    server. `n_train`
     examples were trained on, 0 where that is not known. `over_items` says how much the mean over the recipe's
     seeds varies with the items, None with one seed. `verdict` is the gate's on this run alone; among many
     candidates `standing` says what is left of it, and `corrected` is the verdict at that level.
@@ -107,6 +109,8 @@ class CandidateFacts:
     disturbed: dict[str, float] = field(default_factory=dict)
     measured_on: str = ""
     over_budget: str = ""
+    baseline: bool = False
+    leaves_machine: bool = False
     training_cost_usd: float = 0.0
     n_train: int = 0
     recall: float | None = None
@@ -140,9 +144,9 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 def is_fine_tuned(run: CandidateFacts) -> bool:
     """Tell whether a language model has other weights than the base; a classifier is an alternative to that.
 
-    An endpoint's model counts as trained, because nobody sees its weights.
+    An endpoint's model counts as trained, because nobody sees its weights, unless it is a baseline.
     """
-    return run.trained and not _is_classifier(run)
+    return run.trained and not run.baseline and not _is_classifier(run)
 
 
 def _is_classifier(run: CandidateFacts) -> bool:
@@ -266,13 +270,13 @@ def action_of(run: CandidateFacts) -> Action:
 def missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> tuple[str, ...]:
-    """Name the fair alternatives that the target allows and nobody measured."""
+    """Name the fair alternatives that the target allows and nobody measured on the base itself."""
     needed = ["prompt", "fixed", "knn"]
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
     there: set[str] = set()
     for run in untrained_runs(facts):
-        if run.state == "done":
+        if run.state == "done" and not run.baseline:
             there |= _kinds(run)
     return tuple(_ALTERNATIVES[kind] for kind in needed if kind not in there)
 

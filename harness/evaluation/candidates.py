@@ -54,6 +54,16 @@ class ResolvedCandidate:
         return self.method.makes == "endpoint"
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is what others are to beat."""
+        return self.recipe.role == "baseline"
+
+    @property
+    def is_target_only(self) -> bool:
+        """Whether it is measured on the target alone: a baseline whose weights are not those of its base."""
+        return self.is_baseline and self.method.tunes
+
+    @property
     def bases(self) -> tuple[ModelSource, ...]:
         """The bases that it is measured against: as published, and as served where that is another."""
         return tuple(dict.fromkeys((self.base, self.served_base)))

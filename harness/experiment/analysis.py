@@ -137,7 +137,8 @@ def bases_of(session: Session, reader: Reader, runs: Iterable[Run]) -> dict[str,
     Raises:
         IncompatibleRuns: the capability suite of a base was not measured as it is written now.
     """
-    done = [run for run in runs if run.state == "done"]
+    gated = {name for name, candidate in session.candidates.items() if not candidate.is_target_only}
+    done = [run for run in runs if run.state == "done" and run.candidate in gated]
     out: dict[str, dict[str, Rows]] = {}
     for source in measured_bases([session.candidates[run.candidate] for run in done]):
         rows = measured_arm(session, source)
@@ -212,13 +213,16 @@ def _gate_results(
     facts: Sequence[CandidateFacts],
     base: Mapping[str, Mapping[str, Rows]],
 ) -> dict[str, GateResult]:
-    """Judge every finished run against its own base; runs of the same weights are compared once."""
+    """Judge every finished run against its own base; runs of the same weights are compared once.
+
+    A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
+    """
     out: dict[str, GateResult] = {}
     compared: dict[str, Sequence[TaskComparison]] = {}
     for f, run in zip(facts, runs, strict=True):
         if run.run_id in session.settled:
             out[run.run_id] = session.settled[run.run_id].result
-        elif run.state == "done":
+        elif run.state == "done" and not session.candidates[run.candidate].is_target_only:
             found = _gate_result(session, reader, run, f, base, compared.get(run.weights_digest))
             out[run.run_id], compared[run.weights_digest] = found, found.tasks
     return out
@@ -460,10 +464,13 @@ def _served(session: Session, runs: Sequence[Run]) -> Iterator[str]:
     priced = session.experiment.decide.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).makes == "endpoint"):
         settings = Settings(**session.candidates[run.candidate].source.params)
-        cost = "" if priced else "; its requests have no price here without decide.usd_per_million_tokens"
+        priced_here = priced or settings.usd_per_million_tokens is not None
+        cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
         asked = f"{settings.name}, asked by {settings.protocol}"
         yield f"{run.candidate}: {asked}; times include the way there{cost}"
-        if left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
+        if session.candidates[run.candidate].is_target_only:
+            yield f"{run.candidate}: a baseline, measured on the target alone"
+        elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not asked {', '.join(left)}, {said}"
     if priced and len({plugins.method(run.method).makes == "endpoint" for run in runs}) > 1:

@@ -15,7 +15,9 @@ from harness.evaluation.session import Session
 from harness.experiment.run_candidate import failed_run, make_run
 from harness.experiment.stored_rows import Reader, Rows
 from harness.metrics import Metric
+from harness.models.openai_api import is_private
 from harness.records import Run
+from harness.spec import TokenPrices
 
 
 def attempt(
@@ -52,6 +54,8 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     recalls = [r.recall for r in test if r.recall is not None]
     return replace(
         facts,
+        baseline=session.candidates[run.candidate].is_baseline,
+        leaves_machine=_leaves_machine(session.candidates[run.candidate]),
         slices={
             s: comparison.estimate(metric, [r for r in test if r.slice == s])
             for s in sorted({r.slice for r in test if r.slice})
@@ -101,6 +105,11 @@ def _disturbed(run: Run) -> dict[str, float]:
     return found
 
 
+def _leaves_machine(candidate: ResolvedCandidate) -> bool:
+    """Tell whether requests to a candidate go to a server that is not of a private network."""
+    return candidate.is_remote and not is_private(candidate.source.params["base_url"])
+
+
 def _disturbed_cost(session: Session, run: Run) -> dict[str, float]:
     """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
     if not run.latency.get("compute_contended") or plugins.method(run.method).makes == "endpoint":
@@ -146,14 +155,16 @@ def _tokens(run: Run, test: Rows) -> costs.Tokens | None:
 
 
 def _cost_per_1k_usd(session: Session, run: Run, test: Rows, tokens: costs.Tokens | None) -> float | None:
-    """Price 1,000 requests by their tokens where the policy sets prices, else by device time.
+    """Price 1,000 requests by their tokens where its provider or the policy sets prices, else by device time.
 
     None of an endpoint without prices, whose device is not this one, and where other work disturbed the
     time.
     """
     policy = session.experiment.decide
-    if tokens is not None and policy.usd_per_million_tokens is not None:
-        return 1000 * costs.request_usd(tokens, policy.usd_per_million_tokens)
+    own = session.candidates[run.candidate].source.params.get("usd_per_million_tokens")
+    prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
+    if tokens is not None and prices is not None:
+        return 1000 * costs.request_usd(tokens, prices)
     busy_s = _compute_s(run, test)
     if plugins.method(run.method).makes == "endpoint" or busy_s is None:
         return None

@@ -286,7 +286,7 @@ def estimate_work(session: Session, selected: Collection[str]) -> dict[str, Work
         made.update(makes)
         making = sum((_making_work(session, session.candidates[at]) for at in makes), Work())
         weights = (candidate.source_name, candidate.served_base.weights_digest)
-        gated = candidate.method.tunes and weights not in judged
+        gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
         once = _evaluation_work(session, candidate) + making + (suites if gated else Work())
         judged.add(weights)
         out[candidate.name] = sum([once] * len(candidate.seeds), Work())
@@ -306,8 +306,9 @@ def seconds_planned(session: Session, work: Mapping[str, Work]) -> dict[str, flo
 
 
 def measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
-    """List the bases that candidates are measured against: as published, then as served otherwise."""
-    return list(dict.fromkeys([*(c.base for c in candidates), *(c.served_base for c in candidates)]))
+    """List the bases that gated candidates are measured against: as published, then as served otherwise."""
+    gated = [c for c in candidates if not c.is_target_only]
+    return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
 
 
 def arm_label(session: Session, source: ModelSource) -> str:

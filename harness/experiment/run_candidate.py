@@ -251,7 +251,8 @@ def _stored_identity(session: Session, request: RunRequest) -> RunIdentity | Non
 
 
 def _row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
-    return [*target_sets(session, candidate.recipe, weights, seed), *suite_sets(session, weights)]
+    suites = [] if candidate.is_target_only else suite_sets(session, weights)
+    return [*target_sets(session, candidate.recipe, weights, seed), *suites]
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:

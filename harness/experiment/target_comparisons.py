@@ -31,7 +31,9 @@ def add_comparisons(
     metric = session.target.primary
     best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
-    prompts = [r for r in by_name.values() if is_prompt(r)]
+    prompts = [
+        r for r in by_name.values() if is_prompt(r) and not session.candidates[r.candidate].is_baseline
+    ]
     prompt_of = {r.base_digest: r for r in reversed(prompts)}
     first = prompts[0] if prompts else None
 

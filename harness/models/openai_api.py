@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from json import loads
 from pathlib import Path
 from threading import Thread
@@ -27,7 +28,7 @@ from harness.models.hub import ModelSource
 from harness.models.tokenization import encode
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, canonical_json, digest
-from harness.spec import Spec, Task
+from harness.spec import Spec, Task, TokenPrices
 
 if TYPE_CHECKING:
     from openai import APIError
@@ -61,7 +62,8 @@ class Settings(Spec):
     `api_key_env` names the variable of the environment that holds the key. By `completions` prompts are
     the token ids of the base's own template, and log-probabilities are asked for; by `chat` messages are
     sent as they are. So many requests are under way at once (`num_concurrent`), each repeated up to
-    `max_retries` times; `timeout` in seconds.
+    `max_retries` times; `timeout` in seconds. `usd_per_million_tokens` is what its provider asks, in place of
+    the decision's price.
     """
 
     base_url: str
@@ -71,6 +73,7 @@ class Settings(Spec):
     num_concurrent: int = Field(8, ge=1)
     timeout: float = Field(120, gt=0)
     max_retries: int = Field(4, ge=0)
+    usd_per_million_tokens: TokenPrices | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -91,6 +94,15 @@ class Settings(Spec):
     def name(self) -> str:
         """The model and its address, for people."""
         return f"{self.model} at {self.base_url}"
+
+
+def is_private(url: str) -> bool:
+    """Tell whether an address is of this machine or of a private network (RFC 1918, `.internal`)."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".internal", ".local", ".localhost"))
 
 
 def identity(protocol: str) -> tuple[str, str]:

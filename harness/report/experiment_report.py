@@ -345,6 +345,8 @@ def _forgetting(f: CandidateFacts, tight: bool) -> str:
         return formatting.UNKNOWN
     if not plugins.stored_method(f.method).makes_language_model:
         return f"{formatting.UNKNOWN} ({'none to lose' if tight else 'no capability suite'})"
+    if f.baseline and f.trained:
+        return f"{formatting.UNKNOWN} ({'not judged' if tight else 'a baseline, not judged'})"
     if not is_fine_tuned(f):
         return "0 (base weights)"
     macro = f.verdict.macro if f.verdict else None

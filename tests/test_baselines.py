@@ -1,0 +1,101 @@
+"""A larger model behind an API is what a fine-tune has to beat: it is no fine-tune, and never gated."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_experiment
+from fake_facts import alternatives, candidate, tuned
+from openai_server import Model, serving
+from test_decision import decided, said
+
+from harness import config
+from harness.errors import UserError
+from harness.experiment import compare
+from harness.models.openai_api import is_private
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
+
+LARGE = candidate("large", 0.90, method="endpoint", trained=True, baseline=True, leaves_machine=True)
+CANDIDATES = """\
+  prompt: {{method: base}}
+  large:
+    method: endpoint
+    role: baseline
+    params: {{base_url: {url}, model: tiny, usd_per_million_tokens: {{input: 3, output: 15}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, own_cache, tmp_path_factory):
+    """Compare the base in memory with a baseline behind an address."""
+    folder = tmp_path_factory.mktemp("baseline")
+    with serving(Model(tiny)) as server:
+        path = tiny_experiment.write(folder, tiny, CANDIDATES.format(url=server.url))
+        yield path, compare(path)
+
+
+def large(found):
+    return next(f for f in found.facts if f.name == "large")
+
+
+def test_a_baseline_is_the_untrained_candidate_that_a_fine_tune_is_compared_with():
+    decision = decided([*alternatives(), LARGE, tuned("lora", 0.81, -0.09)])
+    assert (decision.action, decision.candidate) == ("prompt", "large")
+
+
+def test_a_baseline_alone_is_no_fair_alternative_on_the_base():
+    decision = decided([LARGE, tuned("lora", 0.95, 0.05)])
+    assert decision.candidate is None
+    assert "prompt only (prompting: zero_shot)" in decision.missing
+
+
+def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server():
+    facts = [*alternatives(), LARGE, tuned("lora", 0.81, 0.07)]
+    decision = decided(facts, needs=("sensitive_data",))
+    assert decision.candidate == "lora"
+    assert said(decision, "Left out before the choice") == (
+        "Left out before the choice: large (sensitive data would leave for somebody else's server)."
+    )
+
+
+def test_sensitive_data_may_go_to_a_server_of_ones_own():
+    facts = [*alternatives(), replace(LARGE, leaves_machine=False), tuned("lora", 0.81, -0.09)]
+    assert decided(facts, needs=("sensitive_data",)).candidate == "large"
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://10.1.2.3/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://models.internal/v1", True),
+        ("http://gpu-box:8000/v1", True),
+        ("https://api.example.com/v1", False),
+        ("http://8.8.8.8/v1", False),
+    ],
+)
+def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
+    assert is_private(url) is own
+
+
+def test_a_baseline_is_measured_on_the_target_alone(compared):
+    path, found = compared
+    assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
+    assert large(found).verdict is None
+
+
+def test_the_table_says_that_a_baseline_was_not_judged(compared):
+    assert "(a baseline, not judged)" in markdown(experiment_document(compared[1]))
+
+
+def test_a_baseline_costs_what_its_own_provider_asks(compared):
+    facts = large(compared[1])
+    assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
+
+
+@pytest.mark.parametrize("recipe", ["{method: lora, role: baseline}", "{weights_of: lora, role: baseline}"])
+def test_what_is_trained_here_is_no_baseline(tiny, tmp_path, recipe):
+    path = tiny_experiment.write(tmp_path, tiny, f"  lora: {{method: lora}}\n  mine: {recipe}\n")
+    with pytest.raises(UserError, match="role: baseline of the method lora, whose weights are made here"):
+        config.load(path)
