@@ -227,7 +227,8 @@ def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int, rater: str = "bo
 
 def experiment(folder: Path, metrics: str = "exact_match") -> None:
     """Write a harness.yaml of the same names."""
-    (folder / "support.jsonl").write_text("{}\n")
+    row = {"prompt": "Where is my parcel?", "reference": "on its way"}
+    (folder / "support.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "harness.yaml").write_text(
         "name: desk\ntarget:\n  name: support\n  data: {train: support.jsonl, test: support.jsonl}\n"
         f"  metrics: [{metrics}]\ncandidates:\n  prompt: {{method: base}}\n"

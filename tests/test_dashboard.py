@@ -48,9 +48,13 @@ FEW = {"prompt": ("base", 2, 6), "knn": ("base", 2, 6), "lora": ("lora", 6, 1)} 
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch):
-    """Let pages find their parts, and start each test without what another has cached."""
+    """Let pages find their parts, and start each test without what another has cached.
+
+    A page that AppTest runs becomes `__main__`, which a process spawned by a later test would import.
+    """
     import streamlit
 
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     monkeypatch.syspath_prepend(str(ROOT / "dashboards"))
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
