@@ -42,8 +42,8 @@ def check_weights(name: str, recipe: Recipe, members: Mapping[str, Member], tree
 
 def _check_role(recipe: Recipe, members: Mapping[str, Member], tree: Tree, keys: Keys) -> Iterator[Problem]:
     """Refuse as a baseline what is made here: its forgetting would never be judged."""
-    source = members[recipe.weights_of].recipe if recipe.weights_of in members else {"method": recipe.method}
-    made_by = mapping(source).get("method", BASE)
+    source = members.get(recipe.weights_of or "")
+    made_by = mapping(source.recipe).get("method", BASE) if source else recipe.method
     if recipe.role == "candidate" or made_by not in plugins.names("methods"):
         return
     method = plugins.method(made_by)
