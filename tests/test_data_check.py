@@ -7,6 +7,7 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import shared_data
 from typer.testing import CliRunner
@@ -501,6 +502,21 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
     assert (found.severity, lines(found)) == ("warning", [len(rows)])
     assert "test.jsonl:1 (words in common 0.8" in found.example
     assert f"--against {test}" in found.command
+
+
+def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
+    rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
+    files = Asked([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
+    train, test = (
+        read_table([write(tmp_path / name, of)], reading(files))
+        for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
+    )
+    near = {"Wo ist meine Karte": (1.0, 0.0), "Where is my card": (1.0, 0.0), "Close my account": (0.0, 1.0)}
+    given = check.Given(test, encode=lambda texts: np.array([near[t] for t in texts], np.float32))
+    (found,) = check.check_rows(train, given, ["test_leaks"])
+    assert lines(found) == [1]
+    assert "(embeddings 1.00)" in found.example
+    assert check.check_rows(train, check.Given(test), ["test_leaks"]) == []
 
 
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):

@@ -33,6 +33,12 @@ def data_check(
     date: Annotated[
         str | None, typer.Option("--date", help="The column of a row's date, for freshness.")
     ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            "--embeddings", help="Look for leaks in other words by this sentence-transformers model as well."
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the page as one file of HTML.")] = None,
     fail_on: Annotated[
         Literal["error", "warning"] | None,
@@ -49,6 +55,7 @@ def data_check(
     if html:
         refuse_page(html)
     asked = Asked(files, tuple(test or ()), base or _base_of(config), prompt, reference, source, date)
+    asked = asked._replace(embeddings=embeddings)
     table, findings = examine_rows(asked)
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
     if html:

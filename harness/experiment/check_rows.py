@@ -13,6 +13,7 @@ from harness import stats
 from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
 from harness.data.check._table import Column, Reading, Table, count_cells, mixed_columns, read_table
+from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
@@ -38,6 +39,7 @@ class Asked(NamedTuple):
     date: str | None = None
     only: Sequence[str] | None = None
     most: int = MOST_MODELLED
+    embeddings: str | None = None
 
 
 class Checked(NamedTuple):
@@ -82,7 +84,8 @@ def examine_table(asked: Asked, reading: Reading) -> Checked:
         raise UserError(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
-    found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most), asked.only)
+    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
+    found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
     return Checked(tables[0], tuple(found))
 
 

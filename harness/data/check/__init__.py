@@ -20,6 +20,7 @@ from harness.spec import HUB
 
 if TYPE_CHECKING:
     from harness.data.check._table import Table
+    from harness.data.overlap import Encode
 
 __all__ = ["ALPHA", "MOST_MODELLED", "Finding", "Given", "Severity", "Tokenizer", "check_rows", "names"]
 
@@ -69,12 +70,14 @@ class Given:
 
     `most` rows are judged by classifiers and language guesses, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
+    `encode` gives texts' embeddings, by which leaks are looked for as well.
     """
 
     test: "Table | None" = None
     tokenizer: Tokenizer | None = None
     detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
+    encode: "Encode | None" = None
 
 
 def names() -> list[str]:

@@ -14,7 +14,9 @@ from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
-from harness.data.overlap import overlaps
+from harness.data.overlap import Encode, overlaps
+
+_BY_HAND = "harness data clean FILE --out OUT --decisions DECISIONS leaves out those that you reject"
 
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
@@ -38,18 +40,20 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
             "contamination: drop in data: of the task leaves them out",
         )
-    yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks})
+    yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
 
 
-def _in_other_words(table: Table, test: Table, exact: set[str]) -> Iterator[Finding]:
-    """List what shares most of its words with a test row, the closest first."""
+def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode | None) -> Iterator[Finding]:
+    """List what shares most of its words with a test row, or lies close to it, the closest first."""
     left = [entry for entry in table.entries if entry.where not in exact]
     found = overlaps(
         list(map(_asked, left)),
         list(map(_asked, test.entries)),
         answers=[entry.answer for entry in left],
+        encode=encode,
     )
     if found:
+        by_words = any(o.measure != "embeddings" for o in found)
         against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
         closest = "; ".join(
             f"{left[o.training].where} and {test.entries[o.evaluated].where} ({o.measure} {o.similarity:.2f})"
@@ -64,7 +68,7 @@ def _in_other_words(table: Table, test: Table, exact: set[str]) -> Iterator[Find
             len(table.entries),
             tuple(left[o.training].where for o in found),
             closest,
-            f"harness data dedup FILE {against} --out OUT",
+            f"harness data dedup FILE {against} --out OUT" if by_words else _BY_HAND,
         )
 
 
