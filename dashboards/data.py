@@ -1,15 +1,18 @@
-"""Data: what the check finds in the target's rows, and suspect labels to accept or reject.
+"""Data: what the check finds in the target's rows, and rows to relabel, drop or keep.
 
 Invariant: the page shows the findings of `harness data check`, and writes nothing but decisions, which
 lie beside the rows; `harness data clean --decisions` makes them true in a new file.
 """
 
+import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from harness.data.check import Finding
+from harness.data.check._table import Entry
 from harness.data.edit.decisions import Decision, decisions_file, keep_decision, kept_decisions
 from harness.errors import HarnessError
 from harness.experiment.check_rows import Checked, examine_target
@@ -43,7 +46,7 @@ def page() -> None:
     for finding in checked.findings:
         if finding.severity != "note":
             _alarm(finding)
-    _suspects(checked)
+    _decisions(checked)
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
     rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
@@ -77,10 +80,11 @@ def _alarm(finding: Finding) -> None:
         safe_text.command(finding.command, "")
 
 
-def _suspects(checked: Checked) -> None:
-    """Show the suspect labels that nobody has decided on, and take decisions."""
-    suspects = next((f for f in checked.findings if f.labels), None)
-    if suspects is None:
+def _decisions(checked: Checked) -> None:
+    """Show rows that nobody has decided on, each under the first finding that names it, with buttons."""
+    found = [f for f in checked.findings if f.labels]
+    found += [f for f in checked.findings if f not in found and _is_decided_by_hand(f)]
+    if not found:
         return
     path = checked.table.files[0]
     try:
@@ -89,38 +93,69 @@ def _suspects(checked: Checked) -> None:
         st.error("No decisions can be kept:")
         safe_text.say_all(str(error).splitlines())
         return
-    entries = {entry.where: entry for entry in checked.table.entries}
-    left = [
-        (entries[where], label)
-        for where, label in zip(suspects.rows, suspects.labels, strict=True)
-        if _line(where) not in kept
-    ]
-    st.subheader("Suspect labels", anchor=False)
-    done = len(suspects.rows) - len(left)
-    safe_text.say(f"{count(done)} of {count(len(suspects.rows))} decided; kept in {decisions_file(path)}")
-    for entry, label in left[:_AT_ONCE]:
-        safe_text.block(f"{entry.where}: {entry.answer}, or {label}?", entry.question)
-        line, of = _line(entry.where), (path, digest)
-        accept, drop, keep = st.columns([2, 1, 1])
-        _button(accept, f"Relabel: {label}", of, line, Decision("relabel", label))
-        _button(drop, "Drop the row", of, line, Decision("drop"))
-        _button(keep, f"Keep: {entry.answer}", of, line, Decision("keep"))
+    column = checked.table.answer_column
+    rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
+    done, shown = set[str](), set[str]()
+    for finding in found:
+        here = [row for row in _looked_at(finding, rows) if row[0].where not in shown]
+        shown |= {entry.where for entry, _, _ in here}
+        decided = {entry.where for entry, _, _ in here if _line(entry.where) in kept}
+        done |= decided
+        st.subheader(safe_text.label(finding.title), anchor=False)
+        total = count(len(here))
+        safe_text.say(f"{count(len(decided))} of {total} decided; kept in {decisions_file(path)}")
+        for row in [row for row in here if row[0].where not in decided][:_AT_ONCE]:
+            _ask(rows, *row)
     if done:
-        safe_text.command(
-            f"harness data clean {path} --out NEW --decisions {decisions_file(path)}", "makes them true"
-        )
+        named = shlex.join(checked.table.reading.named)
+        words = f"harness data clean {shlex.quote(path)} {named} --out NEW --decisions {decisions_file(path)}"
+        safe_text.command(words.replace("  ", " "), "makes them true")
 
 
-def _button(column: DeltaGenerator, text: str, rows: tuple[str, str], line: int, of: Decision) -> None:
+class _Rows(NamedTuple):
+    """Rows as they were looked at: their file, its digest, the column that answers, and each by its place."""
+
+    path: str
+    digest: str
+    column: str | None
+    entries: dict[str, Entry]
+
+
+def _is_decided_by_hand(finding: Finding) -> bool:
+    return finding.severity != "note" and bool(finding.beside or "--decisions" in finding.command)
+
+
+def _looked_at(finding: Finding, rows: _Rows) -> list[tuple[Entry, str, str]]:
+    """List the rows of a finding that are held, each with the label proposed and what it stands beside."""
+    nothing = ("",) * len(finding.rows)
+    columns = finding.rows, finding.labels or nothing, finding.beside or nothing
+    each = zip(*columns, strict=True)
+    return [(rows.entries[where], label, near) for where, label, near in each if where in rows.entries]
+
+
+def _ask(rows: _Rows, entry: Entry, label: str, near: str) -> None:
+    """Show a row with what it stands beside, and a button for each decision on it."""
+    other = f", or {label}?" if label else f", beside {near}" if near else ""
+    safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
+    accept, drop, keep = st.columns([2, 1, 1])
+    line = _line(entry.where)
+    if label and rows.column:
+        _button(accept, f"Relabel: {label}", rows, line, Decision("relabel", label))
+    _button(drop, "Drop the row", rows, line, Decision("drop"))
+    _button(keep, f"Keep: {entry.answer}" if label else "Keep the row", rows, line, Decision("keep"))
+
+
+def _button(place: DeltaGenerator, text: str, rows: _Rows, line: int, of: Decision) -> None:
     shown = safe_text.label(text)
     key = f"{of.decision}_{line}"
-    column.button(shown, key=key, on_click=_decide, args=(*rows, line, of), width="stretch")
+    given = (rows.path, rows.digest, rows.column, line, of)
+    place.button(shown, key=key, on_click=_decide, args=given, width="stretch")
 
 
-def _decide(path: str, digest: str, line: int, of: Decision) -> None:
+def _decide(path: str, digest: str, column: str | None, line: int, of: Decision) -> None:
     """Keep a decision on the content that was shown, or say why not."""
     try:
-        keep_decision(path, line, of, digest)
+        keep_decision(path, line, of, digest, column)
     except HarnessError as error:
         st.error("The decision is not kept:")
         safe_text.say_all(str(error).splitlines())

@@ -1406,7 +1406,7 @@ def test_the_data_page_shows_the_check_and_the_suspect_labels(opened, tmp_path):
     labelled(tmp_path)
     shown = html(opened("data"))
     assert "120 rows" in shown
-    assert "label accuracy: 2.5 % of the labels are suspect, no more than of right ones" in shown
+    assert "label accuracy: 2.5 % of the labels are suspect, not clearly more than of right ones" in shown
     assert "0 of 3 decided" in shown
 
 
@@ -1422,6 +1422,7 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_
     page = page.button(key="keep_78").click().run()
     assert "3 of 3 decided" in html(page)
     kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    assert kept["column"] == "reference"
     assert kept["rows"] == {
         "6": {"decision": "relabel", "label": "account"},
         "41": {"decision": "drop"},
@@ -1433,6 +1434,17 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(opened, tmp_
     assert done.exit_code == 0, done.stderr
     cleaned = [json.loads(line) for line in out.read_text().splitlines()]
     assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
+
+
+def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(opened, tmp_path):
+    labelled(tmp_path, flipped=())
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[3] + "\n")
+    page = opened("data")
+    assert re.search(r"rows.jsonl:121: refund, beside \S*rows.jsonl:4<", html(page))
+    page.button(key="drop_121").click().run()
+    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    assert kept["rows"] == {"121": {"decision": "drop"}}
 
 
 def test_decisions_on_other_content_are_not_shown(opened, tmp_path):

@@ -237,7 +237,9 @@ def test_types_of_parquet_stay(data):
 def test_decisions_drop_keep_and_relabel(data):
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
     rows = {"1": {"decision": "drop"}, "2": {"decision": "relabel", "label": "y"}, "3": {"decision": "keep"}}
-    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), "rows": rows}))
+    Path("d.json").write_text(
+        json.dumps({"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows})
+    )
     done(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
@@ -253,6 +255,7 @@ def test_decisions_drop_keep_and_relabel(data):
         ({"rows": {"9": {"decision": "drop"}}}, "no row in that line"),
         ({"rows": {"1": {"decision": "mend"}}}, "drop, keep or relabel"),
         ({"rows": {"1": {"decision": "relabel"}}}, "relabel without a label"),
+        ({"rows": {"1": {"decision": "relabel", "label": "y"}}}, 'add "column": "label"'),
         ({"rows": 3}, "no decisions"),
     ],
 )
@@ -262,10 +265,53 @@ def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
     assert found in refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
+def two_columns(answers="category"):
+    """Write three rows with two columns that might answer, and a decision on one of them."""
+    rows = [{"text": t, "label": "open", "category": "x"} for t in "abc"]
+    digest = checksum(jsonl(Path("r.jsonl"), rows))
+    keep_decision("r.jsonl", 2, Decision("relabel", "y"), digest, answers)
+    return digest
+
+
+def test_a_label_goes_into_the_column_that_was_looked_at(data):
+    two_columns()
+    words = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
+    assert "labels of the column 'category', where 'label' answers" in refused(
+        data, *words, "--reference", "label"
+    )
+    done(data, *words)
+    assert [(row["label"], row["category"]) for row in read("n.jsonl")] == [
+        ("open", "x"),
+        ("open", "y"),
+        ("open", "x"),
+    ]
+
+
+def test_labels_of_two_columns_are_not_kept_in_one_file(data):
+    digest = two_columns()
+    with pytest.raises(
+        UserError, match="decisions on the column 'category'; expected those on the column 'label'"
+    ):
+        keep_decision("r.jsonl", 1, Decision("keep"), digest, "label")
+
+
+def test_a_template_names_the_columns_that_ask(data):
+    rows = [{"subject": "Card", "body": body, "queue": "x"} for body in ("lost", "lost", " ")]
+    jsonl(
+        Path("r.jsonl"), [*rows, {**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
+    )
+    words = ("--prompt", "{subject}: {body}", "--reference", "queue")
+    assert done(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
+    assert done(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
+    assert "no column 'topic'" in refused(
+        data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl"
+    )
+
+
 def test_a_number_is_not_relabelled(data):
     file = jsonl(Path("r.jsonl"), [{"text": "a", "label": 3}])
     rows = {"1": {"decision": "relabel", "label": "y"}}
-    Path("d.json").write_text(json.dumps({"file": "r.jsonl", "digest": checksum(file), "rows": rows}))
+    Path("d.json").write_text(json.dumps({"digest": checksum(file), "column": "label", "rows": rows}))
     said = refused(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert "r.jsonl:1: found a int in 'label', to be relabelled" in said
 
@@ -276,8 +322,8 @@ def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(
 
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "label": [1, 2, None]}), "r.parquet")
     for line, label, said in (("1", "2", ""), ("1", "two", "'two'"), ("2", "2", "another type")):
-        decisions = {line: {"decision": "relabel", "label": label}}
-        Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), "rows": decisions}))
+        decisions = {"column": "label", "rows": {line: {"decision": "relabel", "label": label}}}
+        Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), **decisions}))
         words = ("clean", "r.parquet", "--decisions", "d.json", "--out")
         if said:
             assert said in refused(data, *words, "m.parquet")
@@ -521,12 +567,12 @@ def test_a_folder_that_is_not_empty_is_refused(data):
 
 
 def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
-    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 9)]
+    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 6)]
     rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
     with pytest.raises(UserError, match="1 group"):
         parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
     found = split(Rows("r", "r", rows), ASKED, Way((0.5, 0.0, 0.5), alike=1))
-    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:9") for row in p}) for p in found.parts.values())
+    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
     train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
     assert not train & test
 
@@ -866,3 +912,123 @@ def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
         with pytest.raises(UserError, match="a file of another making"):
             keep_decision("r.jsonl", 1, Decision("keep"), checksum(file))
         assert Path("r.jsonl.decisions.json").read_text() == own
+
+
+def test_two_trees_that_go_on_otherwise_are_no_duplicates():
+    def tree(end):
+        said = {"role": "prompter", "text": "And?", "replies": [{"role": "assistant", "text": end}]}
+        first = {"role": "assistant", "text": "Me", "replies": [said]}
+        return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
+
+    rows = rows_of(tree("yes"), tree("no"), tree("yes"))
+    assert written(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
+
+
+def test_accepted_answers_in_another_order_are_the_same():
+    rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
+    assert written(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
+
+
+def test_ids_in_front_do_not_hide_equal_texts(data):
+    said = [
+        f"{text} {text[::-1]} q{i}w" for i, text in enumerate(("one two", "my card", "a fee", "old pin") * 3)
+    ]
+    rows = [{"text": f"Ticket {100 + i * 7}: {text}", "label": "x"} for i, text in enumerate((*said, *said))]
+    jsonl(Path("r.jsonl"), rows)
+    assert done(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("24 read, 12 written")
+    done(data, "split", "r.jsonl", "--shares", "0.5,0,0.5", "--out", "parts")
+    train, test = (
+        {row["text"].partition(": ")[2] for row in read(f"parts/{n}.jsonl")} for n in ("train", "test")
+    )
+    assert not train & test
+
+
+def test_an_instruction_of_few_test_rows_is_no_leak(data):
+    """With the instruction in front of three test rows, training rows that have it too ask something else."""
+    rule = " ".join(f"{a}{b}le" for a in "bcdfgh" for b in "aeiou")
+    own = [" ".join(f"{c}{i}{c}" for c in "pqrstu") for i in range(40)]
+    jsonl(Path("r.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in own[3:]])
+    jsonl(Path("t.jsonl"), [{"text": f"{rule} {text}", "label": "x"} for text in (*own[:3], own[7])])
+    said = done(data, "dedup", "r.jsonl", "--against", "t.jsonl", "--out", "n.jsonl")
+    assert said.startswith("37 read, 36 written, 1 dropped")
+
+
+def test_half_of_the_labels_may_be_missing(data):
+    rows = [{"text": f"{i} q{i}w", "label": "x" if i % 2 else None} for i in range(20)]
+    jsonl(Path("r.jsonl"), rows)
+    assert done(data, "clean", "r.jsonl", "--out", "n.jsonl").startswith("20 read, 10 written")
+
+
+def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
+    Path("r.csv").write_text(
+        "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
+    )
+    for verb in ("clean", "dedup", "split"):
+        assert "'card', which 5 rows hold" in refused(
+            data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
+        )
+    done(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
+    code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
+    assert (code, "warning: r.csv:1" in err) == (0, True)
+
+
+def test_a_file_that_comes_while_another_is_made_is_not_replaced(data):
+    from harness.data.edit.save import Edit, save
+
+    rows = list(clean(rows_of({"text": "a", "label": "x"}), ASKED))
+
+    def slow():
+        yield from rows
+        Path("n.jsonl").write_text("mine")
+
+    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    with pytest.raises(UserError, match="a file that came while this one was made"):
+        save(Edit("clean", {}, ["r.jsonl"]), slow(), Path("n.jsonl"))
+    assert sorted(p.name for p in Path().iterdir()) == ["n.jsonl", "r.jsonl"]
+    assert Path("n.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("moved", ["c.csv", "b.csv.gz"])
+def test_the_licence_goes_with_a_manifest_that_is_renamed_and_a_file_that_is_packed(data, moved):
+    Path("a.csv").write_text("text,label\na,x\n")
+    done(data, "clean", "a.csv", "--out", "b.csv", "--license", "CC0")
+    content = Path("b.csv").read_bytes()
+    Path(moved).write_bytes(gzip.compress(content) if moved.endswith(".gz") else content)
+    if not moved.endswith(".gz"):
+        Path("b.csv.manifest.json").rename(f"{moved}.manifest.json")
+    done(data, "dedup", moved, "--out", "d.csv")
+    assert manifest("d.csv")["licenses"] == ["CC0"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("x.jsonl.manifest.json", "kept beside rows"), ("r.csv/x.csv", "a file, r.csv")]
+)
+def test_an_output_that_would_stand_in_the_way_is_refused(data, out, said):
+    Path("r.csv").write_text("text,label\na,x\n")
+    assert said in refused(data, "clean", "r.csv", "--out", out)
+
+
+@pytest.mark.parametrize(
+    "times", [["12345678", "99999990"], ["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]]
+)
+def test_times_are_numbers_months_and_days(times):
+    rows = asked_rows(20)
+    for i, row in enumerate(rows):
+        row.fields["t"] = times[i // 10]
+    assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
+
+
+def test_a_group_may_be_a_list():
+    rows = asked_rows(20)
+    for i, row in enumerate(rows):
+        row.fields.update(t=i, g=[i // 4])
+    parts = parts_of(rows, time="t", group="g", shares=(0.5, 0.0, 0.5))
+    assert {n // 4 for n in parts["train"]}.isdisjoint({n // 4 for n in parts["test"]})
+
+
+def test_a_file_named_in_capitals_is_read_and_a_quote_that_is_open_stands_at_its_line(data):
+    Path("R.CSV").write_text('text,label\na,x\n"b,y\nc,x\n')
+    assert "R.CSV:3: found" in refused(data, "clean", "R.CSV", "--out", "n.csv")
+    Path("R.CSV").write_text("text,label\na,x\n")
+    done(data, "clean", "R.CSV", "--out", "N.CSV")
+    assert read("N.CSV") == [{"text": "a", "label": "x"}]

@@ -518,3 +518,31 @@ def test_a_json_file_of_another_form_is_refused(tmp_path, content, found):
     (tmp_path / "test.json").write_text(content)
     with pytest.raises(UserError, match=found):
         load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "test.json")}}), 0)
+
+
+def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
+    calls = [{"function": {"name": name, "arguments": '{"a": 1}'}} for name in ("add", "sub")]
+    turns = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "2"},
+        {"role": "tool", "content": "0"},
+        {"role": "assistant", "content": "Me"},
+    ]
+    row = Row("r:1", {"messages": turns})
+    found = formats.read(row, formats.recognise([row])).fields
+    assert [turn["role"] for turn in found["messages"]] == ["user", "assistant", "user"]
+    assert found["messages"][1]["content"].splitlines() == [
+        '{"name": "add", "arguments": {"a": 1}}',
+        '{"name": "sub", "arguments": {"a": 1}}',
+    ]
+    assert found["messages"][2]["content"] == "2\n0"
+    last = Row("r:2", {"messages": turns[:2]})
+    assert formats.read(last, formats.recognise([last])).fields["references"][0].startswith('{"name": "add"')
+
+
+def test_a_rating_that_is_no_number_is_refused():
+    of = [{"response": "a", "overall_score": "nan"}, {"response": "b", "overall_score": 3}]
+    row = Row("r:1", {"instruction": "Who?", "completions": of})
+    with pytest.raises(UserError, match="the rating 'nan'"):
+        formats.read(row, formats.recognise([row]))

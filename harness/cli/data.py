@@ -24,9 +24,13 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", help="The new file; its name says the kind. A manifest is beside it."),
 ]
-Prompt = Annotated[str | None, typer.Option("--prompt", help="The column that asks, if not guessed.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", help="The column that asks, or a template over several, if not guessed."),
+]
 Reference = Annotated[
-    str | None, typer.Option("--reference", help="The column that answers, if not guessed.")
+    str | None,
+    typer.Option("--reference", help="The column that answers, or a template, if not guessed."),
 ]
 License = Annotated[
     list[str] | None, typer.Option("--license", help="The rows' licence, kept in the manifest.")
@@ -60,11 +64,12 @@ def data_clean(
     from harness.data import readers
     from harness.data.edit import Edit
     from harness.data.edit.clean import clean
-    from harness.data.edit.decisions import read_decisions
+    from harness.data.edit.decisions import decisions_by_line, open_decisions
 
     _refuse(out, [file], dry_run=dry_run)
-    roles = _roles(_beginning(file), prompt, reference)
-    found = read_decisions(decisions, file, roles) if decisions else {}
+    kept = open_decisions(decisions, file) if decisions else None
+    roles = _roles(_beginning(file), prompt, reference or (kept and kept.column))
+    found = decisions_by_line(kept, file, roles) if kept else {}
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **used}
     edit = Edit("clean", parameters, [file], licenses or (), notes or ())
@@ -191,7 +196,9 @@ def data_mix(
     shares = None if weights is None else _numbers("--weights", weights)
     mixture = Mixture(shares, temperature, n_rows, replacement, column, seed)
     edit = Edit("mix", mixture._asdict(), files, licenses or (), notes or ())
-    _save(edit, mix(list(map(_all, files)), mixture), out, as_json=as_json)
+    contents = list(map(_all, files))
+    _doubt_headers(contents)
+    _save(edit, mix(contents, mixture), out, as_json=as_json)
 
 
 @data_app.command("sample")
@@ -214,6 +221,7 @@ def data_sample(
     _refuse(out, [file])
     refuse_no_rows(n_rows)
     content = _all(file, balance=balance)
+    _doubt_headers([content])
     parameters = {"rows": n_rows, "balance": balance, "seed": seed}
     edit = Edit("sample", parameters, [file], licenses or (), notes or ())
     _save(edit, sample(content, n_rows, balance, seed), out, as_json=as_json)
@@ -239,6 +247,15 @@ def _all(file: str, **columns: str | None) -> "Rows":
         if column is not None:
             require_column(shown, names, column, f"--{option}")
     return readers.Rows(shown, "", rows)
+
+
+def _doubt_headers(contents: "Iterable[Rows]") -> None:
+    """Say which first lines of CSV files are probably rows, where no column is asked for."""
+    from harness.data.columns import missing_header
+
+    for content in contents:
+        if problem := missing_header(content, is_named=False):
+            say(f"warning: {problem.where}: {problem.found}; it is read as the header")
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

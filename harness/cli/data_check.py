@@ -54,8 +54,16 @@ def data_check(
 
     if html:
         refuse_page(html)
-    asked = Asked(files, tuple(test or ()), base or _base_of(config), prompt, reference, source, date)
-    asked = asked._replace(embeddings=embeddings)
+    asked = Asked(
+        files,
+        tuple(test or ()),
+        base or _base_of(config),
+        prompt,
+        reference,
+        source,
+        date,
+        embeddings=embeddings,
+    )
     table, findings = examine_rows(asked)
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"
     if html:

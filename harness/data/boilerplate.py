@@ -1,7 +1,8 @@
 """Boilerplate: words that many texts share in one order, such as an instruction in front of every row.
 
 Invariant: 8-grams that more than `MOST` different texts have are boilerplate, wherever texts are compared by
-their words. What is left of a text is what tells it from the others.
+their words; of fewer than twenty texts those that more than half have. What is left of a text is what tells
+it from the others.
 
 Source: n-grams that stand in more than ten places do not count, as for GPT-3 (Brown et al. 2020,
 https://arxiv.org/abs/2005.14165, appendix C).
@@ -16,13 +17,19 @@ from numpy.typing import NDArray
 
 N = 8  # words
 MOST = 10  # texts
+_FEWEST = 5  # texts, where there are few
 
 _FACTORS = np.random.default_rng(1).integers(1, 2**63, N, dtype=np.uint64) | np.uint64(1)
 
 
+def word_numbers(words: str) -> NDArray[np.uint64]:
+    """Return the words of a folded text as numbers of 64 bits."""
+    return np.array([_number(word) for word in words.split()], dtype=np.uint64)
+
+
 def eight_grams(words: str) -> NDArray[np.uint64]:
     """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
-    numbers = np.array([_number(word) for word in words.split()], dtype=np.uint64)
+    numbers = word_numbers(words)
     if len(numbers) < N:
         return np.zeros(0, dtype=np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(numbers, N)
@@ -35,7 +42,7 @@ def telling_words(texts: Sequence[str]) -> dict[str, str]:
     grams = {text: eight_grams(text) for text in dict.fromkeys(texts)}
     of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
     found, count = np.unique(of_all, return_counts=True)
-    shared = found[count > MOST]
+    shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]
     if not len(shared):
         return {}
     left = {}

@@ -4,15 +4,20 @@ Invariant: the rows alone decide, and what the user names goes before every gues
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
+from harness.data.csv_header import is_csv, probable_row
+from harness.data.examples import FIELD
+from harness.data.formats import Layout
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError, did_you_mean
+from harness.spec import Fields
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
 ANSWERS = ("reference", "label", "intent", "category", "class", "target", "answer", "output", "response")
+GROUPS = ("article", "title", "document", "document_id", "doc_id", "conversation_id", "thread_id", "group")
 CONTEXT = "context"
 _DOCUMENT = {"id", "title", "text", "source"}
 
@@ -62,15 +67,40 @@ _ROLES = {
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
     """Find the columns that ask and answer; `prompt` and `reference` name those that are not to be guessed.
 
+    Either may be a template over columns, such as `{subject}: {body}`, whose columns ask in that order.
+
     Raises:
-        UserError: no row has a named column, or no columns clearly ask and answer.
+        UserError: no row has a named column, no columns clearly ask and answer, or the first line of a CSV
+            file is probably a row.
     """
+    if problem := missing_header(content, is_named=bool(prompt or reference)):
+        raise UserError(problem)
     names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
-    for option, column in (("--prompt", prompt), ("--reference", reference)):
-        if column is not None:
-            require_column(content.shown, names, column, option)
-    found = _roles(content, {"prompt": prompt, "reference": reference})
-    return Roles((prompt,) if prompt else found.questions, (reference,) if reference else found.answers)
+    given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
+    for option, columns in given.items():
+        for column in columns:
+            require_column(content.shown, names, column, f"--{option}")
+    found = _roles(content, {option: next(iter(columns), None) for option, columns in given.items()})
+    return Roles(given["prompt"] or found.questions, given["reference"] or found.answers)
+
+
+def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
+    """Return the columns that a name, or a template over columns, names; of `answers.text` the outer one."""
+    if not named or "{" not in named:
+        return (named,) if named else ()
+    found = (c if c in names else c.partition(".")[0] for c in FIELD.findall(named))
+    return tuple(dict.fromkeys(found))
+
+
+def answer_column(fields: Fields, layout: Layout | None, names: Container[str]) -> str | None:
+    """Return the one column that holds the answers of rows; None where several do, turns, or a part of it."""
+    roles = Roles((), columns_of(fields.reference, names))
+    if layout is not None:
+        roles = _ROLES.get(layout.name, Roles(("question",), ("answer",)))
+    elif fields.reference != f"{{{''.join(roles.answers)}}}":
+        return None
+    single = len(roles.answers) == 1 and roles.answers != roles.questions
+    return roles.answers[0] if single and roles.answers[0] in names else None
 
 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
@@ -107,16 +137,29 @@ def _asked(row: Row, roles: Roles) -> Asked:
     if set(roles.questions) & set(roles.answers):
         turns = fields.get(roles.questions[0])
         if isinstance(turns, dict):  # a message with its replies
-            return Asked(plain_text(turns), (plain_text(turns.get("replies")),))
+            return Asked(plain_text(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
         system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
         return Asked(plain_text(said[:-1]), (plain_text(said[-1:]),), system=plain_text(system))
     parts = (plain_text(fields.get(name)) for name in roles.questions if name != CONTEXT)
     return Asked(
         "\n".join(part for part in parts if part.strip()),
-        tuple(plain_text(fields.get(name)) for name in roles.answers),
+        tuple(_accepted(fields.get(name)) for name in roles.answers),
         plain_text(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
+
+
+def _accepted(value: Any) -> str:
+    """Join accepted answers, whose order says nothing."""
+    return "\n".join(sorted(map(plain_text, value))) if isinstance(value, list) else plain_text(value)
+
+
+def _tree_text(replies: Any) -> str:
+    """Join the texts of all replies, and of the replies to them."""
+    if not isinstance(replies, list):
+        return plain_text(replies)
+    each = ([plain_text(of), _tree_text(of.get("replies"))] for of in replies if isinstance(of, dict))
+    return "\n".join(text for texts in each for text in texts if text)
 
 
 def plain_text(value: Any) -> str:
@@ -130,10 +173,26 @@ def plain_text(value: Any) -> str:
 
 
 def filled_columns(content: Sequence[Row]) -> set[str]:
-    """Return the fields that most rows fill with a text or a number."""
+    """Return the fields that most rows fill with a text or a number.
+
+    Where no such field answers by its name, one that a quarter fills counts: half of the labels may lack.
+    """
     names = {name for row in content for name in row.fields}
     filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
-    return {name for name, n in filled.items() if 2 * n > len(content)}
+    most = {name for name, n in filled.items() if 2 * n > len(content)}
+    some = {name for name, n in filled.items() if 4 * n > len(content) and _by_name({name}, ANSWERS)}
+    return most if _by_name(most, ANSWERS) else most | some
+
+
+def missing_header(content: Rows, *, is_named: bool) -> Problem | None:
+    """Phrase a CSV file whose first line is probably a row; None where a column is named, or usual."""
+    names = list(content.rows[0].fields)
+    usual = {"id", *QUESTIONS, *ANSWERS, *GROUPS} & {name.lower() for name in names}
+    usual |= {"".join(sorted(map(str.lower, names)))} & {"aq"}  # q,a, also where the answers are letters
+    if is_named or usual or not is_csv(content.shown):
+        return None
+    step = ", or where it is one: --prompt COLUMN --reference COLUMN"
+    return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
 
 
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:

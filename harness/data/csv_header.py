@@ -15,7 +15,7 @@ _SENTENCE_WORDS, _LONGEST_NAME = 3, 100
 
 def is_csv(path: str) -> bool:
     """Tell from its name whether a file holds separated values."""
-    return path.removesuffix(".gz").endswith((".csv", ".tsv"))
+    return path.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def refuse_certain_row(where: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

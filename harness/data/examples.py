@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Document, Example, Message
 from harness.spec import Fields, Task
 
-_FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
+FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
 _ROLES = ("system", "user", "assistant")
@@ -96,7 +96,7 @@ def _unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
     Taken as it is, either would be every row's text.
     """
     columns = content.rows[0].fields
-    unnameable = [column for column in columns if column and not _FIELD.fullmatch(f"{{{column}}}")]
+    unnameable = [column for column in columns if column and not FIELD.fullmatch(f"{{{column}}}")]
     for key, template in fields:
         if template is None:
             continue
@@ -300,7 +300,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         template = "{references}"
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
         return ()
-    field = _FIELD.fullmatch(template)
+    field = FIELD.fullmatch(template)
     if field and isinstance(_value(row, field[1]), list):
         accepted = _texts(row, field[1])
         if not accepted:
@@ -315,7 +315,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
 
 def _text(row: Row, template: str) -> tuple[str, ...]:
     text = _fill(row, "{text}" if template == _DEFAULT.reference else template)
-    if not text:
+    if not text.strip():
         raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
     return (text,)
 
@@ -329,11 +329,11 @@ def _own(row: Row, template: str | None, field: str) -> str:
 
 def _fill(row: Row, template: str) -> str:
     """Put the row's fields into a template such as `{text}`; other braces stay."""
-    return _FIELD.sub(lambda field: _scalar(row, field[1]), template)
+    return FIELD.sub(lambda field: _scalar(row, field[1]), template)
 
 
 def _has_fields(row: Row, template: str) -> bool:
-    return all(_value(row, field) is not None for field in _FIELD.findall(template))
+    return all(_value(row, field) is not None for field in FIELD.findall(template))
 
 
 def _value(row: Row, field: str) -> Any:

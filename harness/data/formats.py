@@ -5,15 +5,16 @@ refused; templates under `fields:` always win over what a layout would give.
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.data.ratings import MEND_ROW, PREFERRED, RATED, TREE, best_answer, judged_pair
 from harness.data.readers import Row, Rows
 from harness.errors import Problem, UserError
-from harness.records import Message
+from harness.records import Message, parse_json
 from harness.spec import Task
 
 Turns = list[Message]
@@ -28,7 +29,10 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "user",
+    "function": "user",
 }
+_TOOLS = ("tool", "function")  # what they return is read as a turn of the user
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _CONTEXT = "Context:\n"
 THUMB_DOWN = "an answer with a thumb down"
@@ -118,7 +122,7 @@ def _answer_places(entries: Sequence[Any]) -> list[int]:
         for i, entry in turns
         if _ROLES.get(str(entry.get("role") or entry.get("from"))) == "assistant"
         and entry.get("weight") != 0
-        and str(entry.get("content") or entry.get("value") or "").strip()
+        and str(_with_calls(entry.get("content") or entry.get("value"), entry) or "").strip()
     ]
 
 
@@ -281,10 +285,12 @@ def _turns(row: Row, field: str) -> Turns:
     expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
-    turns = []
+    turns: Turns = []
+    was = ""
     for entry in entries:
         speaker = str(entry.get("role") or entry.get("from"))
         content = _said(entry.get("content") if entry.get("content") is not None else entry.get("value"))
+        content = _with_calls(content, entry)
         if speaker not in _ROLES or not isinstance(content, str):
             found = (
                 f"a turn of {speaker!r}" if speaker not in _ROLES else f"a turn of {speaker!r} without text"
@@ -292,8 +298,29 @@ def _turns(row: Row, field: str) -> Turns:
             raise UserError(
                 Problem(row.where, found, "turns of system, user and assistant, with text", MEND_ROW)
             )
+        if speaker in _TOOLS and turns and turns[-1]["role"] == "user" and was == speaker:
+            content = f"{turns.pop()['content']}\n{content}"  # results of several calls
         turns.append({"role": _ROLES[speaker], "content": content})
+        was = speaker
     return turns
+
+
+def _with_calls(content: Any, entry: Mapping[str, Any]) -> Any:
+    """Write the calls of tools as JSON, one a line, behind what is said, as OpenAI's files hold them."""
+    calls = [call.get("function") for call in entry.get("tool_calls") or () if isinstance(call, dict)]
+    shown = [_call(call) for call in (*calls, entry.get("function_call")) if isinstance(call, dict)]
+    said = [content] if isinstance(content, str) and content else []
+    return "\n".join([*said, *shown]) if shown else content
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    """Write a call as JSON; its arguments are JSON in a text already."""
+    arguments = call.get("arguments")
+    try:
+        given = parse_json(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        given = arguments
+    return json.dumps({"name": call.get("name"), "arguments": given}, ensure_ascii=False)
 
 
 def _said(content: Any) -> Any:

@@ -1,10 +1,11 @@
 """Near duplicates: texts that share most of their shingles, proposed by MinHash and verified exactly.
 
-Invariant: every similarity that comes back is the exact Jaccard index of two texts' shingles; texts whose
-numbers or signs differ (10 and 20, `C` and `C++`, two emoji) are never alike, nor are those that share the
-boilerplate of many texts and little else. MinHash only proposes pairs: one just as alike as the threshold is
-overlooked with a chance of at most `OVERLOOKED`, one more alike with a smaller. The same texts in the same
-order give the same groups.
+Invariant: every similarity that comes back is the exact Jaccard index of two texts' shingles, without the ids
+in front of many texts; texts whose numbers, signs or negations differ (10 and 20, `C` and `C++`, two emoji,
+possible and impossible) are never alike, nor are those of a series, in which several differ in one word, nor
+those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one just as alike
+as the threshold is overlooked with a chance of at most `OVERLOOKED`, one more alike with a smaller. The same
+texts in the same order give the same groups.
 
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
 and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
@@ -16,13 +17,15 @@ import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.boilerplate import telling_words
+from harness.data.series import differ_in_a_frame, filled_frames
+from harness.data.text_ids import without_ids
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
@@ -38,6 +41,8 @@ _WORDS, _LETTERS, _FEW = 2, 4, 12
 
 # Numbers with their sign, words with a digit, `!=`, a star alone, and each other sign.
 _NUMBER_OR_SIGN = re.compile(r"(?<![\w.])-\d\w*|\w*\d\w*|!=|(?<!\*)\*(?!\*)|[^\w\s*]")
+_NEGATION = re.compile(r"\b(?:not|no|never|none|nor|without|cannot)\b|n['\u2019]t\b")
+_OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
 
 _Unit = Literal["words", "letters"]
@@ -59,7 +64,7 @@ class Group(NamedTuple):
 
 
 class _Folded(NamedTuple):
-    """The words of a text in small letters, and its numbers and signs in their order."""
+    """The words of a text in small letters, and its numbers and signs in their order, negations last."""
 
     words: str
     signs: tuple[str, ...]
@@ -91,7 +96,7 @@ def near_duplicates(
     punctuation, white space and the width of letters do not count; a text without a letter or digit is in
     no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on one core.
     """
-    folded = [_fold(text) for text in texts]
+    folded = [_fold(text) for text in without_ids(texts)]
     index = _index(folded, threshold)
     first: dict[int, list[Alike]] = defaultdict(list)
     joined: dict[_Folded, Alike] = {}
@@ -123,12 +128,13 @@ def nearest(
 
     What is boilerplate is told by all texts, and by those `among` which they stand.
     """
+    folded = list(map(_fold, without_ids([*reference, *texts, *among])))
     known: dict[_Folded, int] = {}
-    for i, text in enumerate(map(_fold, reference)):
+    for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
-    asked = list(map(_fold, texts))
+    asked, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
     distinct = list(dict.fromkeys(text for text in asked if text.words and text not in known))
-    index = _index([*known, *distinct], threshold, list(map(_fold, among)))
+    index = _index([*known, *distinct], threshold, others)
     members: dict[int, list[int]] = defaultdict(list)
     for j in range(len(known)):
         for bucket in _own_buckets(index, j):
@@ -143,7 +149,10 @@ def nearest(
 
 def are_alike(a: str, b: str, threshold: float = THRESHOLD) -> bool:
     """Return whether two texts are equal, or as alike as near duplicates; two tell no boilerplate."""
-    return a == b or (_fold(a).signs == _fold(b).signs and similarity(a, b) >= threshold)
+    left, right = _fold(a), _fold(b)
+    if left.signs != right.signs or _are_opposites(left.words, right.words):
+        return a == b
+    return a == b or similarity(a, b) >= threshold
 
 
 def similarity(a: str, b: str) -> float:
@@ -166,7 +175,8 @@ def fold_words(text: str) -> str:
 
 def _fold(text: str) -> _Folded:
     plain = unicodedata.normalize("NFKC", text).casefold()
-    marks = (mark for mark in _NUMBER_OR_SIGN.findall(plain) if _is_number_or_sign(mark))
+    marks = [mark for mark in _NUMBER_OR_SIGN.findall(plain) if _is_number_or_sign(mark)]
+    marks += ["not"] * len(_NEGATION.findall(plain))
     return _Folded(" ".join(_WORD.findall(plain)), tuple(marks))
 
 
@@ -190,7 +200,7 @@ class _Search:
         for j in self._likely(i, candidates):
             alike = self._similarity(i, j)
             enough = alike >= self._threshold and (best is None or alike > best.similarity)
-            if enough and self._tell_the_same(i, j) and (self._same is None or self._same(i, j)):
+            if enough and self._say_the_same(i, j) and (self._same is None or self._same(i, j)):
                 best = Alike(j, alike)
         return best
 
@@ -201,6 +211,19 @@ class _Search:
             return 0.0
         unit = _unit(one.words, other.words)
         return _jaccard(self._shingles(one.words, unit), self._shingles(other.words, unit))
+
+    def _say_the_same(self, i: int, j: int) -> bool:
+        one, other = self._index.texts[i].words, self._index.texts[j].words
+        if one == other:
+            return True
+        if _are_opposites(one, other) or differ_in_a_frame(one, other, self._filled):
+            return False
+        return self._tell_the_same(i, j)
+
+    @cached_property
+    def _filled(self) -> NDArray[np.uint64]:
+        """The frames of all texts, which are looked at once there is a pair to be told apart."""
+        return filled_frames([text.words for text in self._index.texts])
 
     def _tell_the_same(self, i: int, j: int) -> bool:
         """Compare what two texts have beside boilerplate; a slip in the midst of it leaves more in one."""
@@ -227,6 +250,17 @@ class _Search:
             if signatures[i].any():
                 agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
         yield from chosen[agreeing >= self._index.agreeing].tolist()
+
+
+def _are_opposites(left: str, right: str) -> bool:
+    """Return whether a word of one text is the opposite of a word of the other, which has it not."""
+    one, other = set(left.split()), set(right.split())
+    return any(
+        f"{prefix}{word}" in more - less
+        for less, more in ((one, other), (other, one))
+        for word in less - more
+        for prefix in _OPPOSITES
+    )
 
 
 def _candidates(index: _Index, members: dict[int, list[int]], i: int) -> list[int]:

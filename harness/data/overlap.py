@@ -5,7 +5,8 @@ twice. Nothing here is a proof: the thresholds were chosen on pairs of known kin
 says how many leaks they find and how often they are wrong.
 
 Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311, section 8); those that many items share do not count, as in `boilerplate`.
+https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
+`boilerplate`.
 """
 
 import shlex
@@ -32,7 +33,7 @@ Measure = Literal["words in common", "8-grams", "embeddings"]
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 
-_VERSION = 2  # of this file and of near_duplicates, for what is remembered
+_VERSION = 3  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 
 # Texts to vectors of length 1, (n, d).
@@ -114,10 +115,13 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
 
 
 def _shared_eight_grams(training: Sequence[str], evaluated: Sequence[str]) -> list[Overlap]:
-    """Find for each row the item of whose 8-grams it has the largest share, where that is enough."""
+    """Find for each row the item of whose 8-grams it has the largest share, where that is enough.
+
+    What more than `MOST` items or rows of other texts share is boilerplate, so few items need not tell it.
+    """
     grams, owners = _joined([_eight_grams(text) for text in evaluated])
-    _, place, count = np.unique(grams, return_inverse=True, return_counts=True)
-    telling = count[place] <= MOST
+    known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
+    telling = (count <= MOST)[place] & (_counts(training, known) <= MOST)[place]
     order = np.argsort(grams[telling], kind="stable")
     grams, owners = grams[telling][order], owners[telling][order]
     of_item = np.bincount(owners, minlength=len(evaluated))
@@ -126,6 +130,17 @@ def _shared_eight_grams(training: Sequence[str], evaluated: Sequence[str]) -> li
         block = [_eight_grams(text) for text in training[start : start + _BLOCK]]
         found += _contained(*_joined(block), grams, owners, of_item, start)
     return found
+
+
+def _counts(texts: Sequence[str], known: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Count for each of the sorted 8-grams in how many different texts it stands."""
+    counts = np.zeros(len(known), dtype=np.int64)
+    different = list(dict.fromkeys(map(fold_words, texts))) if len(known) else []
+    for start in range(0, len(different), _BLOCK):
+        grams, _ = _joined([np.unique(eight_grams(words)) for words in different[start : start + _BLOCK]])
+        at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+        counts += np.bincount(at[known[at] == grams], minlength=len(known))
+    return counts
 
 
 def _contained(

@@ -6,6 +6,7 @@ Source: Cui et al. 2023, UltraFeedback, https://arxiv.org/abs/2310.01377 (its `f
 https://arxiv.org/abs/2304.07327; OpenAI, https://platform.openai.com/docs/guides/direct-preference-optimization
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,9 +84,12 @@ def _rated(row: Row) -> Judged:
 def _score(row: Row, completion: Mapping[str, Any]) -> float | None:
     value = next((completion[name] for name in _SCORES if completion.get(name) is not None), None)
     try:
-        return None if value is None else float(value)
+        score = None if value is None else float(value)
     except (TypeError, ValueError):
-        raise _misfit(row, f"the rating {value!r}", "a number") from None
+        score = math.nan
+    if score is not None and not math.isfinite(score):
+        raise _misfit(row, f"the rating {value!r}", "a number")
+    return score
 
 
 def _tree(row: Row) -> list[Judged]:

@@ -108,13 +108,13 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
 
 
 def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
-    name = file.name.removesuffix(".gz")
+    name = file.name.lower().removesuffix(".gz")
     for ending, reader in _READERS.items():
         if name.endswith(ending):
             return reader
     expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
     step = "convert it to JSON Lines"
-    if file.suffix in (".xlsx", ".xls", ".ods"):
+    if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
         step = f"soffice --headless --convert-to csv {shlex.quote(shown)}, or save it as CSV"
     raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
 
@@ -135,7 +135,7 @@ def _opened(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
 
 
 def _binary(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
+    return cast("IO[bytes]", gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _not_utf8(file: Path, shown: str) -> Problem:
@@ -226,9 +226,9 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
     with _opened(file, shown) as text:
         first = text.readline()
         named = _NAMED_SEPARATOR.match(first)
-        delimiter = named[1] if named else "\t" if ".tsv" in file.suffixes else _separator(first)
+        delimiter = named[1] if named else "\t" if ".tsv" in file.name.lower() else _separator(first)
         lines = text if named else chain([first], text)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
         try:
             header = _column_names(next(reader, []))
             # A row may hold line breaks: its place is its first line.
@@ -244,7 +244,7 @@ def _csv(file: Path, shown: str) -> Iterator[Row]:
                 yield Row(where, dict(zip(header, cells, strict=False)))
         except csv.Error as error:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
-            where = f"{shown}:{reader.line_num + bool(named)}"
+            where = f"{shown}:{line + bool(named)}"
             problems.append(Problem(where, str(error), expected, "quote it"))
     if problems:
         raise UserError(cap_problems(problems, shown, "malformed lines"))

@@ -13,12 +13,14 @@ from harness import stats
 from harness.data import formats, readers
 from harness.data.check import MOST_MODELLED, Finding, Given, Tokenizer, check_rows
 from harness.data.check._table import Column, Reading, Table, count_cells, mixed_columns, read_table
+from harness.data.columns import columns_of
+from harness.data.examples import FIELD
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, did_you_mean
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.report.findings import short_lines
-from harness.spec import Task
+from harness.spec import Fields, Task
 from harness.stats import VarianceComponents
 from harness.stats.random_effects import Variance
 
@@ -62,31 +64,66 @@ def examine_rows(asked: Asked) -> Checked:
     Raises:
         UserError: with the problems of all files at once.
     """
-    paths = [absolute(path) for path in asked.files]
-    reading = recognise(asked, _first_rows(paths))
-    return examine_table(asked, reading)
+    _refuse_twice(asked.files)
+    reading = recognise(asked, _first_rows([absolute(path) for path in asked.files]))
+    return examine_table(asked, reading, _reading_of_test(asked, reading))
 
 
-def examine_table(asked: Asked, reading: Reading) -> Checked:
-    """Run the checks on files whose rows are read in a known way.
+def _refuse_twice(files: Sequence[str]) -> None:
+    """Refuse a file that is named twice, whose rows would all be duplicates.
+
+    Raises:
+        UserError: one is.
+    """
+    paths = [absolute(path) for path in files]
+    twice = dict.fromkeys(file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1)
+    if twice:
+        raise UserError(Problem(", ".join(twice), "a file that is named twice", "every file once"))
+
+
+def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
+    """Read test rows as the others, but by their own columns where they lack those."""
+    if not asked.test:
+        return reading
+    first = _first_rows([absolute(path) for path in asked.test])
+    names = {name for row in first.rows for name in row.fields}
+    fields = reading.task.fields
+    needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
+    if reading.layout or needed <= names or reading.task.kind == "bits_per_byte":
+        return reading
+    own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
+    columns = {"source": reading.source, "date": reading.date}
+    return own._replace(**{what: column if column in names else None for what, column in columns.items()})
+
+
+def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None) -> Checked:
+    """Run the checks on files whose rows are read in a known way, `of_test` where test rows are in another.
 
     Raises:
         UserError: with the problems of all files at once.
     """
-    problems: list[Problem] = []
+    problems = _without_test(asked)
+    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings and not problems else None
     tables: list[Table] = []
-    for files, split in ((asked.files, "train"), (asked.test, "test")):
+    for files, split, of in ((asked.files, "train", reading), (asked.test, "test", of_test or reading)):
         try:
-            tables += [read_table([absolute(path) for path in files], reading, split)] if files else []
+            tables += [read_table([absolute(path) for path in files], of, split)] if files else []
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(problems)
     test = tables[1] if asked.test else None
     tokenizer = tokenizer_of(asked.base) if asked.base else None
-    encode = open_encoder(asked.embeddings, "--embeddings") if asked.embeddings else None
     found = check_rows(tables[0], Given(test, tokenizer, detectable, asked.most, encode), asked.only)
     return Checked(tables[0], tuple(found))
+
+
+def _without_test(asked: Asked) -> list[Problem]:
+    """Refuse embeddings where there are no test rows to hold the others against."""
+    if not asked.embeddings or asked.test:
+        return []
+    step = "name the rows to test on: --test FILE"
+    return [Problem("--embeddings", "no --test", "test rows, whose leaks are looked for", step)]
 
 
 def check_briefly(asked: Asked) -> Brief:
@@ -116,18 +153,29 @@ def examine_target(task: Task, most: int = MOST_MODELLED) -> Checked:
     """
     asked = _of_task(task)._replace(most=most)
     first = _first_rows([absolute(path) for path in asked.files])
-    return examine_table(asked, Reading(task, formats.layout_of(task, first)))
+    named = {"prompt": asked.prompt, "reference": asked.reference}
+    return examine_table(asked, Reading(task, formats.layout_of(task, first), **named))
 
 
 def _of_task(task: Task) -> Asked:
-    train = task.data.source("train")
-    return Asked([train] if train else [], [task.data.test] if task.data.test else [])
+    train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
+    named = {
+        key: _as_named(getattr(task.fields, key), getattr(Fields(), key)) for key in ("prompt", "reference")
+    }
+    return Asked([train] if train else [], tested, **named)
+
+
+def _as_named(template: str, default: str) -> str | None:
+    """Return a template as an option names it, `{text}` as `text`; None where it is the default."""
+    if template == default:
+        return None
+    return template[1:-1] if FIELD.fullmatch(template) else template
 
 
 def _brief(asked: Asked, checked: Checked) -> Brief:
-    tested = f" --test {shlex.quote(readers.display_path(asked.test[0]))}" if asked.test else ""
-    command = f"harness data check {shlex.join(checked.table.files)}{tested}"
-    return Brief(tuple(short_lines(checked.findings)), command)
+    tested = ["--test", readers.display_path(asked.test[0])] if asked.test else []
+    words = [*checked.table.files, *tested, *checked.table.reading.named]
+    return Brief(tuple(short_lines(checked.findings)), f"harness data check {shlex.join(words)}")
 
 
 def recognise(asked: Asked, first: readers.Rows) -> Reading:
@@ -152,7 +200,7 @@ def recognise(asked: Asked, first: readers.Rows) -> Reading:
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
-    return Reading(task, layout, asked.source, asked.date)
+    return Reading(task, layout, asked.source, asked.date, asked.prompt, asked.reference)
 
 
 def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:

@@ -36,7 +36,7 @@ class Finding:
 
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
     alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
-    labels that are proposed for `rows`, where there are some.
+    labels that are proposed for `rows`, and `beside` says what each repeats or is like, where there is such.
     """
 
     check: str
@@ -49,6 +49,7 @@ class Finding:
     example: str = ""
     command: str = ""
     labels: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def share(self) -> float | None:
@@ -89,27 +90,30 @@ def check_rows(table: "Table", given: Given, only: Iterable[str] | None = None) 
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     chosen = names() if only is None else list(only)
     found = [f for name in chosen for f in import_module(f"{__name__}.{name}").check(table, given)]
-    found = [_shown(f, table.files) for f in found]
+    found = [_shown(f, table.files, table.reading.named) for f in found]
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
 
 
-def _shown(finding: Finding, files: Sequence[str]) -> Finding:
-    """Mask personal data, and put the file of the first row and a name for a new one into the command."""
+def _shown(finding: Finding, files: Sequence[str], named: Sequence[str] = ()) -> Finding:
+    """Mask personal data, and put files and the columns that were named into the command."""
     from harness.data.check.personal_data import mask_text
 
     first = finding.rows[0] if finding.rows else ""
     file = next((file for file in files if first.startswith((f"{file}:", f"{file} "))), files[0])
     verb = re.search(r"harness data (\w+)", finding.command)
     out = _new_name(file, verb[1] if verb else "new")
-    names = {"FILE": file, "OUT": out, "DECISIONS": f"{file}.decisions.json"}
-    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: shlex.quote(names[word[0]]), finding.command)
+    names = {"FILE": [file, *named], "OUT": [out], "DECISIONS": [f"{file}.decisions.json"]}
+    command = re.sub(rf"\b(?:{'|'.join(names)})\b", lambda word: shlex.join(names[word[0]]), finding.command)
     title, example = mask_text(finding.title), mask_text(finding.example)
-    return replace(finding, command=command, title=title, example=example)
+    beside = tuple(map(mask_text, finding.beside))
+    return replace(finding, command=command, title=title, example=example, beside=beside)
 
 
 def _new_name(file: str, verb: str) -> str:
     """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split."""
     suffix = row_suffix(file)
     # A data set of the hub has no folder here.
-    stem = file.rpartition("/")[2].replace(":", "-") if file.startswith(HUB) else file.removesuffix(suffix)
+    stem = (
+        file.rpartition("/")[2].replace(":", "-") if file.startswith(HUB) else file[: len(file) - len(suffix)]
+    )
     return f"{stem}.{verb}{'' if verb == 'split' else suffix or '.jsonl'}"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import examples, readers
+from harness.data import columns, examples, readers
 from harness.data.contamination import fold_text
 from harness.data.formats import Layout
 from harness.data.readers import Row, cap_problems
@@ -29,16 +29,28 @@ from harness.spec import Task
 HELD = 1_000_000_000  # bytes of texts in memory
 _A_ROW = 1_500  # bytes of a row beside its characters
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
+_NO_SOURCE = "(empty)"
 _FIRST = 1_000  # places of a column's empty cells that are kept
 
 
 class Reading(NamedTuple):
-    """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date."""
+    """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
+
+    `prompt` and `reference` are columns or templates as the user named them, None where they were guessed.
+    """
 
     task: Task
     layout: Layout | None = None
     source: str | None = None
     date: str | None = None
+    prompt: str | None = None
+    reference: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The options by which another command reads the rows as these were read."""
+        options = (("--prompt", self.prompt), ("--reference", self.reference))
+        return [word for option, column in options if column for word in (option, column)]
 
 
 class Entry(NamedTuple):
@@ -97,6 +109,11 @@ class Table:
     def is_drawn(self) -> bool:
         """Whether the texts of some rows are not held."""
         return len(self.entries) < len(self.digests)
+
+    @property
+    def answer_column(self) -> str | None:
+        """The one column that holds the answers, None where several do."""
+        return columns.answer_column(self.reading.task.fields, self.reading.layout, self.columns)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -159,10 +176,10 @@ def read_table(paths: Sequence[str], reading: Reading, split: str = "train", hel
     return maker.table()
 
 
-def count_cells(columns: dict[str, Column], row: Row) -> None:
+def count_cells(cells: dict[str, Column], row: Row) -> None:
     """Add the cells of a row to what is known of its columns."""
     for name, value in row.fields.items():
-        column = columns.setdefault(name, Column())
+        column = cells.setdefault(name, Column())
         column.n += 1
         if value is None or (isinstance(value, str | list | dict) and not value):
             column.empty += 1
@@ -174,10 +191,10 @@ def count_cells(columns: dict[str, Column], row: Row) -> None:
             column.first.setdefault(kind, row.where)
 
 
-def mixed_columns(columns: Mapping[str, Column]) -> list[Problem]:
+def mixed_columns(cells: Mapping[str, Column]) -> list[Problem]:
     """List columns that hold lists or objects in some rows and texts or numbers in others."""
     found = []
-    for name, column in columns.items():
+    for name, column in cells.items():
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
             rarest = min(column.first, key=lambda kind: column.kinds[kind])
             kinds = " and ".join(f"{kind} ({n:,} rows)" for kind, n in column.kinds.most_common())
@@ -217,12 +234,14 @@ class _Maker:
             self.unusable.append(Unusable(row.where, error.problems[0].found))
             return
         question, answer = _texts(example)
-        self.digests.extend((_digest(question), _digest(answer)))
+        accepted = sorted(example.references) if len(example.references) > 1 else []
+        self.digests.extend((_digest(question), _digest("\n".join(accepted) or answer)))
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
             return
         source = row.fields.get(self.reading.source) if self.reading.source else shown
+        source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
         context = _context(row, self.reading.layout)
         self.entries.append(Entry(row.where, example, question, answer, context, str(source), when, draw))
@@ -274,8 +293,8 @@ def _size(entry: Entry) -> int:
     return 2 * (len(entry.question) + len(entry.answer)) + _A_ROW
 
 
-def _near(column: str, columns: Mapping[str, Column]) -> str:
-    return did_you_mean(column, columns)
+def _near(column: str, cells: Mapping[str, Column]) -> str:
+    return did_you_mean(column, cells)
 
 
 def _kind(value: Any) -> str:

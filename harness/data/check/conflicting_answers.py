@@ -4,12 +4,12 @@ False alarms: none where answers are labels; a question with two free texts may 
 a note there. Digests of 64 bits stand for texts, as for repeated rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from harness.data.check import Finding, Given
-from harness.data.check._table import Table
+from harness.data.check._table import Entry, Table
 from harness.data.check.personal_data import excerpt
 
 
@@ -25,6 +25,8 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
     a = int(np.flatnonzero(differs)[0])
     b = int(first[inverse[a]])
     of = {entry.where: entry for entry in table.entries}
+    other = {inverse[i]: i for i in reversed(np.flatnonzero(differs))}
+    pairs = [(int(i), int(first[inverse[i]] if differs[i] else other[inverse[i]])) for i in rows]
     there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
     shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
     asked = excerpt(" ".join(there[0].question.split()), 60) if there else ""
@@ -37,9 +39,15 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
         len(rows),
         len(table.digests),
-        tuple(table.places(int(i)) for i in rows),
+        tuple(table.places(i) for i, _ in pairs),
         f"{asked!r}: {shown}" if there else "",
         "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page"
         if table.labels
         else "",
+        beside=tuple(_answer_at(table.places(i), of) for _, i in pairs),
     )
+
+
+def _answer_at(where: str, held: Mapping[str, Entry]) -> str:
+    """Say what a row answers; its place alone where its text is not held."""
+    return f"{where}, which answers {excerpt(held[where].answer, 40)!r}" if where in held else where

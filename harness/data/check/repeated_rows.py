@@ -35,6 +35,7 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             tuple(table.places(int(i)) for i in again),
             f"{table.places(int(again[0]))} repeats {earlier}",
             "harness data dedup FILE --out OUT",
+            beside=tuple(table.places(int(first[inverse.ravel()[i]])) for i in again),
         )
     yield from _near(table)
 
@@ -43,7 +44,7 @@ def _near(table: Table) -> Iterator[Finding]:
     """List rows that repeat an earlier question in almost the same words: of one context, with one label."""
     once: dict[str, Entry] = {}
     for entry in table.entries:
-        once.setdefault(fold_text(f"{entry.question}\n{entry.answer}"), entry)
+        once.setdefault(fold_text("\n".join((entry.question, *sorted(entry.example.references)))), entry)
     unlike = list(once.values())
     pairs = sorted(
         (i, group.kept, alike)
@@ -65,6 +66,7 @@ def _near(table: Table) -> Iterator[Finding]:
             tuple(unlike[i].where for i, _, _ in pairs),
             f"{row.where} is {100 * alike:.0f} % {earlier.where}: {_cut(row)} / {_cut(earlier)}",
             "harness data dedup FILE --out OUT",
+            beside=tuple(f"{unlike[k].where} ({100 * a:.0f} %): {_cut(unlike[k])}" for _, k, a in pairs),
         )
 
 

@@ -86,15 +86,16 @@ def _found(
         "note",
         f"label accuracy: about {100 - doubted:.1f} %{said}"
         if is_alarm
-        else f"label accuracy: {doubted:.1f} % of the labels are suspect, no more than of right ones{said}",
-        f"a classifier of words doubts up to {100 * expected:.1f} % of right labels here",
+        else f"label accuracy: {doubted:.1f} % of the labels are suspect, "
+        f"not clearly more than of right ones{said}",
+        f"a classifier of words may doubt {100 * expected:.1f} % of right labels here",
     )
     if suspects:
         worst = suspects[0]
         yield Finding(
             "suspect_labels",
             "warning" if is_alarm else "note",
-            f"suspect labels{said}" + ("" if is_alarm else ", no more than of right labels"),
+            f"suspect labels{said}" + ("" if is_alarm else ", not clearly more than of right labels"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
             len(suspects),
             n,

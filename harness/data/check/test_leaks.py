@@ -16,8 +16,6 @@ from harness.data.contamination import contaminated_rows
 from harness.data.examples import Sourced
 from harness.data.overlap import Encode, overlaps
 
-_BY_HAND = "harness data clean FILE --out OUT --decisions DECISIONS leaves out those that you reject"
-
 
 def check(table: Table, given: Given) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words."""
@@ -39,12 +37,13 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
             f"{first.training.where} asks what {first.evaluated.where} asks: "
             f"{excerpt(' '.join(first.training.example.prompt.split()), 60)!r}",
             "contamination: drop in data: of the task leaves them out",
+            beside=tuple(f"{leak.evaluated.where}, which asks the same" for leak in leaks),
         )
     yield from _in_other_words(table, given.test, {leak.training.where for leak in leaks}, given.encode)
 
 
 def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode | None) -> Iterator[Finding]:
-    """List what shares most of its words with a test row, or lies close to it, the closest first."""
+    """List what shares most of its words with a test row, and what only lies close to it; closest first."""
     left = [entry for entry in table.entries if entry.where not in exact]
     found = overlaps(
         list(map(_asked, left)),
@@ -52,24 +51,32 @@ def _in_other_words(table: Table, test: Table, exact: set[str], encode: Encode |
         answers=[entry.answer for entry in left],
         encode=encode,
     )
-    if found:
-        by_words = any(o.measure != "embeddings" for o in found)
-        against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
-        closest = "; ".join(
-            f"{left[o.training].where} and {test.entries[o.evaluated].where} ({o.measure} {o.similarity:.2f})"
-            for o in found[:3]
-        )
-        yield Finding(
-            "test_leaks",
-            "warning",
-            "training rows that may ask what a test row asks, in other words",
-            "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
-            len(found),
-            len(table.entries),
-            tuple(left[o.training].where for o in found),
-            closest,
-            f"harness data dedup FILE {against} --out OUT" if by_words else _BY_HAND,
-        )
+    against = " ".join(f"--against {shlex.quote(file)}" for file in test.files)
+    # dedup looks at words alone, so what only embeddings find is decided row by row.
+    for how, command in (
+        ("in other words", f"harness data dedup FILE {against} --out OUT"),
+        ("by sense", "harness data clean FILE --out OUT --decisions DECISIONS  # taken on the Data page"),
+    ):
+        of = [o for o in found if (o.measure == "embeddings") == (how == "by sense")]
+        pairs = [(left[o.training], test.entries[o.evaluated], o) for o in of]
+        near = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
+        if pairs:
+            yield Finding(
+                "test_leaks",
+                "warning",
+                f"training rows that may ask what a test row asks, {how}",
+                "read the closest pairs: a leak counts what was learned by heart, a look-alike does not",
+                len(pairs),
+                len(table.entries),
+                tuple(row.where for row, _, _ in pairs),
+                "; ".join(f"{row.where} and {of}" for (row, _, _), of in zip(pairs[:3], near, strict=False)),
+                command,
+                beside=tuple(f"{of}: {_cut(item)}" for of, (_, item, _) in zip(near, pairs, strict=True)),
+            )
+
+
+def _cut(entry: Entry) -> str:
+    return repr(excerpt(" ".join(_asked(entry).split()), 80))
 
 
 def _asked(entry: Entry) -> str:

@@ -4,8 +4,9 @@ Invariant: each figure comes with its meaning; label accuracy, the fifth trait, 
 labels.
 
 False alarms: only representativeness raises an alarm, where a classifier tells unseen training rows from
-unseen test rows: a Mann-Whitney test of its scores at `ALPHA`, so rows of one source are told apart in 1 file
-of 1,000.
+unseen test rows: a Mann-Whitney test of its scores at `ALPHA`, so independent rows of one source are told
+apart in 1 file of 1,000. Rows of a group are not independent: where training and test have no group in common
+there is no alarm, of the groups that `--source` names or by which `harness data split --group` parted them.
 
 Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman & Dieng 2023, The Vendi
 Score.
@@ -18,6 +19,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, Finding, Given
 from harness.data.check._table import Entry, Table
+from harness.data.edit.save import grouped_by
 
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST = 20  # rows of each side
@@ -37,8 +39,18 @@ def check(table: Table, given: Given) -> Iterator[Finding]:
         yield _decidable(len(given.test.entries), given.detectable)
     if min(len(drawn), len(test)) >= _FEWEST:
         yield _relevance(drawn, test)
-        apart = table.reading.source if not {e.source for e in drawn} & {e.source for e in test} else None
-        yield _representativeness(drawn, test, apart)
+        yield _representativeness(drawn, test, _apart(table, given.test, drawn, test))
+
+
+def _apart(table: Table, tested: Table, drawn: Sequence[Entry], test: Sequence[Entry]) -> str | None:
+    """Return the column of which training and test have no value in common; None where none is known.
+
+    It is the one that `--source` names, or by which `harness data split --group` parted the files.
+    """
+    if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
+        return table.reading.source
+    groups = {grouped_by(file) for file in (*table.files, *tested.files)}
+    return groups.pop() if len(groups) == 1 else None
 
 
 def _vectors(*groups: Sequence[Entry]) -> list[Any]:

@@ -1,13 +1,15 @@
 """Decisions on rows, as the Data page of the dashboard keeps them: drop, keep or relabel, by line.
 
-Invariant: decisions hold for the content that was looked at, so a file of other content is refused; those on
-other content are set aside under a name of their own, and no file of another making is written over.
+Invariant: decisions hold for the content that was looked at and the column whose answers were, so a file of
+other content and another column are refused; those on other content are set aside under a name of their own,
+and no file of another making is written over.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,6 +29,14 @@ class Decision(NamedTuple):
     label: str = ""
 
 
+class Kept(NamedTuple):
+    """Decisions by line, the digest of the content they are on, and the column that holds its answers."""
+
+    digest: str
+    rows: dict[int, Decision]
+    column: str | None = None
+
+
 def decisions_file(path: str) -> Path:
     """Return the file beside the rows in which decisions on them are kept."""
     return Path(f"{path}.decisions.json")
@@ -43,38 +53,55 @@ def kept_decisions(path: str) -> dict[int, Decision]:
     Raises:
         UserError: a file of another making lies where they are kept.
     """
-    digest = checksum(Path(path))
-    for file in (decisions_file(path), set_aside_file(path, digest)):
-        if (kept := _read(file)) and digest.startswith(kept[0]):
-            return kept[1]
-    return {}
+    kept = _kept_on(path, checksum(Path(path)))
+    return kept.rows if kept else {}
 
 
-def keep_decision(path: str, line: int, decision: Decision, digest: str) -> None:
+def keep_decision(path: str, line: int, decision: Decision, digest: str, column: str | None = None) -> None:
     """Write a decision on the content of a digest beside the rows, with those that were kept on it before.
 
+    `column` is the one that holds the answers, None where no one column does.
+
     Raises:
-        UserError: the rows have changed, or a file of another making lies where decisions are kept.
+        UserError: the rows have changed, decisions on another column's answers are kept, or a file of
+            another making lies where decisions are kept.
     """
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
         raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it anew"))
-    rows = {**kept_decisions(path), line: decision}
+    before = _kept_on(path, digest) or Kept(digest, {}, column)
+    if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
+        found, step = (
+            f"decisions on {_named(before.column)}",
+            f"make them true, or move {decisions_file(path)}",
+        )
+        raise UserError(Problem(shown, found, f"those on {_named(column)}", step))
+    rows = {**before.rows, line: decision}
     target = decisions_file(path)
     earlier = _read(target)
-    if earlier and not digest.startswith(earlier[0]):
-        aside = set_aside_file(path, earlier[0])
+    if earlier and not digest.startswith(earlier.digest):
+        aside = set_aside_file(path, earlier.digest)
         _read(aside)
         target.replace(aside)
     plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
-    kept = {"file": Path(path).name, "digest": digest, "rows": plain}
+    kept = {"file": Path(path).name, "digest": digest, "column": column, "rows": plain}
     fresh = target.with_name(f"{target.name}.{os.getpid()}.part")
     fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     fresh.replace(target)
 
 
-def _read(file: Path) -> tuple[str, dict[int, Decision]] | None:
-    """Read a digest and the decisions on its content; None where there is no file."""
+def _kept_on(path: str, digest: str) -> Kept | None:
+    """Read the decisions on a content; None where there are none."""
+    files = decisions_file(path), set_aside_file(path, digest)
+    return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
+
+
+def _named(column: str | None) -> str:
+    return f"the column {column!r}" if column else "no one column"
+
+
+def _read(file: Path) -> Kept | None:
+    """Read decisions; None where there is no file."""
     try:
         kept = parse_json(file.read_bytes())
         rows = {
@@ -82,7 +109,7 @@ def _read(file: Path) -> tuple[str, dict[int, Decision]] | None:
         }
         if not re.fullmatch("[0-9a-f]{16,64}", kept["digest"]):
             raise ValueError(kept["digest"])
-        return kept["digest"], rows
+        return Kept(kept["digest"], rows, kept.get("column"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -95,45 +122,76 @@ def line_of(row: Row) -> int:
     return int(re.findall(r"\d+", row.where)[-1])
 
 
-def read_decisions(file: Path, path: str, roles: Roles) -> dict[int, Decision]:
-    """Read the decisions on the rows of a file, by line.
+class Decisions(NamedTuple):
+    """Decisions as they are written, before the rows are known; `column` is None where none is named."""
+
+    shown: str
+    column: str | None
+    rows: dict[str, Any]
+
+
+def open_decisions(file: Path, path: str) -> Decisions:
+    """Read a file of decisions on the rows of another file.
 
     Raises:
-        UserError: the decisions are of another content or on no row, malformed, or relabel without a column.
+        UserError: there is no such file, it is malformed, or its decisions are of another content.
     """
     shown = readers.display_path(str(file))
     try:
         kept = parse_json(file.read_bytes())
-        digest, rows = str(kept["digest"]), dict(kept["rows"])
+        digest, rows, column = str(kept["digest"]), dict(kept["rows"]), kept.get("column")
     except FileNotFoundError:
         raise UserError(Problem(shown, "no such file", "a file of decisions", "correct the path")) from None
-    except (ValueError, LookupError, TypeError) as error:
-        expected = '{"file": …, "digest": …, "rows": {"17": {"decision": "drop"}}}'
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise UserError(Problem(shown, f"no decisions ({why})", expected, "keep them anew")) from None
+        raise UserError(Problem(shown, f"no decisions ({why})", _FORM, "keep them anew")) from None
     if len(digest) < 16 or not checksum(Path(path)).startswith(digest):
         found = f"decisions on another content than that of {readers.display_path(path)}"
         step = "look at the rows again, or name the file that was looked at"
         raise UserError(Problem(shown, found, f"the digest {checksum(Path(path))}", step))
-    lines = {line_of(row) for row in readers.stream(path, "train")} if rows else set()
-    if problems := list(_problems(shown, rows, lines, roles)):
-        raise UserError(readers.cap_problems(problems, shown, "malformed decisions"))
-    return {int(line): Decision(of["decision"], of.get("label") or "") for line, of in rows.items()}
+    return Decisions(shown, column if isinstance(column, str) else None, rows)
 
 
-def _problems(shown: str, rows: Mapping[str, Any], lines: set[int], roles: Roles) -> Iterator[Problem]:
-    for line, of in rows.items():
-        where = f"{shown}, row {line}"
+_FORM = '{"file": …, "digest": …, "column": "label", "rows": {"17": {"decision": "drop"}}}'
+
+
+def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Decision]:
+    """Return decisions by line, held against the rows and the columns that hold their answers.
+
+    Raises:
+        UserError: some are on no row, malformed, or relabel another column than the one that answers.
+    """
+    lines = {line_of(row) for row in readers.stream(path, "train")} if kept.rows else set()
+    if problems := list(_problems(kept, lines, roles)):
+        raise UserError(readers.cap_problems(problems, kept.shown, "malformed decisions"))
+    return {int(line): Decision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
+
+
+def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Problem]:
+    relabels = False
+    for line, of in kept.rows.items():
+        where = f"{kept.shown}, row {line}"
         if not line.isdecimal() or int(line) not in lines:
             yield Problem(where, "no row in that line", "a line of a row", "look at the rows again")
         elif not isinstance(of, dict) or of.get("decision") not in get_args(Verdict):
             yield Problem(where, f"the decision {of!r}", "drop, keep or relabel", "decide it anew")
         elif of["decision"] == "relabel" and not (isinstance(of.get("label"), str) and of["label"].strip()):
             yield Problem(where, "relabel without a label", "a label", "name the label, or drop the row")
-        elif of["decision"] == "relabel" and not _has_label_column(roles):
-            found = "relabel, where no one column holds the answer"
-            yield Problem(where, found, "one column of answers", "name it: --reference COLUMN")
+        else:
+            relabels |= of["decision"] == "relabel"
+    if relabels:
+        yield from _column_problems(kept, roles)
 
 
-def _has_label_column(roles: Roles) -> bool:
-    return len(roles.answers) == 1 and roles.answers != roles.questions
+def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
+    """Phrase labels for another column than the one that answers."""
+    if len(roles.answers) != 1 or roles.answers == roles.questions:
+        found = "relabel, where no one column holds the answer"
+        yield Problem(kept.shown, found, "one column of answers", "name it: --reference COLUMN")
+    elif kept.column is None:
+        step = f'add "column": {json.dumps(roles.answers[0])}, if that is the one'
+        yield Problem(kept.shown, "labels without the name of their column", "a column", step)
+    elif roles.answers[0] != kept.column:
+        found = f"labels of the column {kept.column!r}, where {roles.answers[0]!r} answers"
+        step = f"--reference {shlex.quote(kept.column)}"
+        yield Problem(kept.shown, found, "labels of the column that answers", step)

@@ -27,7 +27,8 @@ _BATCH = 10_000
 
 
 def row_suffix(name: str) -> str:
-    """Return what a name of rows ends with, such as `.csv.gz`; empty where no rows are written so."""
+    """Return what a name of rows ends with, such as `.csv.gz`, in small letters; empty where none do so."""
+    name = name.lower()
     kind = next((kind for kind in KINDS if name.removesuffix(".gz").endswith(kind)), "")
     gz = ".gz" if name.endswith(".gz") else ""
     return "" if kind == ".parquet" and gz else kind and kind + gz
@@ -118,7 +119,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
     import pyarrow.parquet
 
     batches: Iterator[list[Row]]
-    if all(source.endswith(".parquet") for source in sources):
+    if all(source.lower().endswith(".parquet") for source in sources):
         schema = _source_schema(sources)
         first = list(itertools.islice(rows := iter(rows), _BATCH))
         names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first[:1]))))

@@ -30,6 +30,7 @@ from harness.spec import HUB
 
 MANIFEST = ".manifest.json"
 SPLIT_MANIFEST = f"split{MANIFEST}"
+_BESIDE = (MANIFEST, ".decisions.json")
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
 
 
@@ -63,14 +64,19 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
         raise UserError(Problem(f"--out {shown}", found, "a new file: rows are never changed in place"))
     if not out.absolute().parent.is_dir():
-        step = f"mkdir -p {shlex.quote(str(out.parent))}"
-        raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "a folder that is there", step))
+        is_file = os.path.lexists(out.parent)
+        found = f"a file, {out.parent}, where its folder belongs" if is_file else f"no folder {out.parent}"
+        step = "name another folder" if is_file else f"mkdir -p {shlex.quote(str(out.parent))}"
+        raise UserError(Problem(f"--out {shown}", found, "a folder that is there", step))
     if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
         found = f"a file in the folder that is read, {inside}"
         raise UserError(Problem(f"--out {shown}", found, "a place outside", "name another folder"))
     if folder:
         _refuse_full(out, shown)
         return
+    if out.name.endswith(_BESIDE):
+        expected = "a name of rows, such as new.jsonl"
+        raise UserError(Problem(f"--out {shown}", "the name of a file that is kept beside rows", expected))
     if not row_suffix(out.name):
         expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
         raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected))
@@ -102,14 +108,49 @@ def save(edit: Edit, outcomes: Iterable[Outcome], out: Path, *, dry_run: bool = 
         made = manifest(edit, outputs, counts, changes)
         if not dry_run:
             told.write_text(manifest_text(made), encoding="utf-8")
-            for scratch, name in ((told, out.name + MANIFEST), (data, out.name)):
-                sync(scratch)
-                scratch.replace(out.with_name(name))
-            sync(out.absolute().parent)
+            sync(told)
+            sync(data)
+            _appear((told, out.with_name(out.name + MANIFEST)), (data, out))
     finally:
         data.unlink(missing_ok=True)
         told.unlink(missing_ok=True)
     return Saved(made, changes)
+
+
+def _appear(*files: tuple[Path, Path]) -> None:
+    """Give files their names one after the other, or none of them where one is taken by now.
+
+    Raises:
+        UserError: a file of such a name has come into being since the edit began.
+    """
+    made: list[Path] = []
+    for scratch, name in files:
+        try:
+            _link(scratch, name)
+        except FileExistsError:
+            for earlier in made:
+                earlier.unlink()
+            found, step = "a file that came while this one was made", "name another file"
+            problem = Problem(f"--out {readers.display_path(str(name))}", found, "a new file", step)
+            raise UserError(problem) from None
+        made.append(name)
+    sync(made[-1].absolute().parent)
+
+
+def _link(scratch: Path, name: Path) -> None:
+    """Name a file without ever taking the place of another; some file systems cannot, and are asked before.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        name.hardlink_to(scratch)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here
+        if os.path.lexists(name):
+            raise FileExistsError(name) from None
+        scratch.replace(name)
 
 
 def save_split(edit: Edit, found: Split, out: Path, suffix: str) -> Saved:
@@ -238,16 +279,34 @@ def digest_of(path: str) -> str:
     return rows.hexdigest()
 
 
+def grouped_by(path: str) -> str | None:
+    """Return the column by whose values a split kept rows together, where a file is a part of one.
+
+    Raises:
+        UserError: the manifest beside the file cannot be read.
+    """
+    found = _manifest_of(path) or {}
+    return (
+        (found.get("parameters") or {}).get("group") if found.get("command") == "harness data split" else None
+    )
+
+
 def _manifest_of(path: str) -> dict[str, Any] | None:
-    """Read the manifest beside a file, or of the split that it is a part of."""
+    """Read the manifest beside a file, or the one it was packed from, or of the split that it is of.
+
+    A split's manifest is that of the files that it names, and of those with their content.
+    """
     file = Path(path)
     if path.startswith(HUB):
         return None
-    for there in (file.with_name(file.name + MANIFEST), file.with_name(SPLIT_MANIFEST)):
-        if there.is_file():
-            found = _read_manifest(there)
-            if file.name in [output.get("file") for output in found["outputs"]]:
-                return found
+    for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
+        if (there := file.with_name(name + MANIFEST)).is_file():
+            return _read_manifest(there)
+    if (there := file.with_name(SPLIT_MANIFEST)).is_file():
+        found = _read_manifest(there)
+        outputs = [(output.get("file"), output.get("sha256")) for output in found["outputs"]]
+        if any(file.name == name for name, _ in outputs) or checksum(file) in [of for _, of in outputs]:
+            return found
     return None
 
 

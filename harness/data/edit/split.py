@@ -6,6 +6,7 @@ stratified split is in every part. By time, no row of a part is older than one o
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from harness.records import Example
 
 PARTS = ("train", "validation", "test")
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
+_NUMBER, _EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
+_MONTH = re.compile(r"\d{4}-\d{2}")
 _MONTHS = "2024-05-31, 2024-05-31T10:00:00Z or a number; --time-format %d.%m.%Y says another form"
 
 
@@ -133,11 +136,17 @@ def _drawn(content: Rows, kinds: Sequence[int], way: Way) -> dict[str, list[int]
 
 def _sourced(index: int, row: Row, kind: int, way: Way) -> Sourced:
     """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
-    group = row.fields.get(way.group) if way.group else None
-    cluster = f"row {index}" if group in (None, "") else f"group {group}"
+    group = _group(row, way)
+    cluster = f"group {group}" if group else f"row {index}"
     stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
     question = ({"role": "user", "content": str(kind)},)
     return Sourced(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
+
+
+def _group(row: Row, way: Way) -> str:
+    """Name the group of a row; empty where it has none."""
+    group = row.fields.get(way.group) if way.group else None
+    return "" if group is None else str(group)
 
 
 def _alike_across(
@@ -184,9 +193,9 @@ def _without_known(content: Rows, questions: Sequence[str], parts: dict[str, lis
     """Drop from each part the rows of a group, and those with a question, that an earlier part has."""
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))
-    first: dict[Any, int] = {}
+    first: dict[str, int] = {}
     for part in parts.values():
-        groups = {i: content.rows[i].fields.get(way.group) if way.group else None for i in part}
+        groups = {i: _group(content.rows[i], way) for i in part}
         for i in part:
             of = alike.get(i, first.get(groups[i]))
             if of is not None:
@@ -196,7 +205,7 @@ def _without_known(content: Rows, questions: Sequence[str], parts: dict[str, lis
                     else "in a group of an earlier part"
                 )
                 changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[of].where)
-        first = {group: i for i, group in groups.items() if group not in (None, "")} | first
+        first = {group: i for i, group in groups.items() if group} | first
     kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
     return Split(kept, [changes[i] for i in sorted(changes)])
 
@@ -209,10 +218,11 @@ def _times(content: Rows, way: Way) -> list[float]:
     """
     times, problems = [], []
     kinds: dict[bool, str] = {}
-    for row in content.rows:
-        value = row.fields.get(way.time or "")
+    values = [row.fields.get(way.time or "") for row in content.rows]
+    with_days = all(map(_is_day, filter(_EIGHT_DIGITS.fullmatch, map(str, values))))
+    for row, value in zip(content.rows, values, strict=True):
         try:
-            time, is_number = _time(value, way.time_format)
+            time, is_number = _time(value, way.time_format, with_days=with_days)
             times.append(time)
             kinds.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
@@ -226,8 +236,8 @@ def _times(content: Rows, way: Way) -> list[float]:
     return times
 
 
-def _time(value: Any, time_format: str | None) -> tuple[float, bool]:
-    """Return a time to sort by, and whether it is a plain number."""
+def _time(value: Any, time_format: str | None, *, with_days: bool) -> tuple[float, bool]:
+    """Return a time to sort by, and whether it is a plain number; eight digits are a day, or a number too."""
     if isinstance(value, bool) or value is None:
         raise ValueError(value)
     if isinstance(value, int | float):
@@ -235,10 +245,19 @@ def _time(value: Any, time_format: str | None) -> tuple[float, bool]:
             raise ValueError(value)
         return float(value), True
     text = value.isoformat() if hasattr(value, "isoformat") else str(value).strip()
-    if time_format is None and text.replace(".", "", 1).isdecimal() and len(text) != len("20240531"):
+    is_day = with_days and _EIGHT_DIGITS.fullmatch(text)
+    if time_format is None and _NUMBER.fullmatch(text) and not is_day:
         return float(text), True
+    text = f"{text}-01" if time_format is None and _MONTH.fullmatch(text) else text
     read = datetime.strptime(text, time_format) if time_format else datetime.fromisoformat(text)  # noqa: DTZ007
     return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), False
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _problems(shown: str, parts: Mapping[str, Sequence[Row]], way: Way) -> Iterator[Problem]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.data import formats, readers
-from harness.data.columns import ANSWERS, QUESTIONS, filled_columns, guess_columns
-from harness.data.csv_header import is_csv, probable_row
+from harness.data.columns import GROUPS, filled_columns, guess_columns, missing_header
 from harness.data.formats import Layout
 from harness.data.readers import Row
 from harness.errors import Problem, UserError
@@ -21,8 +20,6 @@ from harness.spec import HUB, Task
 Kind = Literal["labels", "question", "preference", "text"]
 
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 100, 5, 60
-
-_GROUPS = ("article", "title", "document", "document_id", "doc_id", "conversation_id", "thread_id", "group")
 
 
 class Request(NamedTuple):
@@ -60,7 +57,7 @@ def look(request: Request, content: readers.Rows) -> Seen:
         UserError: no columns clearly ask and answer, the rows are not of the kind that was named, or the
             first line of a CSV file is probably a row.
     """
-    if problem := _missing_header(request, content):
+    if problem := missing_header(content, is_named=bool(request.prompt or request.reference)):
         raise UserError(problem)
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
@@ -71,17 +68,6 @@ def look(request: Request, content: readers.Rows) -> Seen:
         step = "leave --task out, or name another kind"
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     return Seen(content.shown, content.rows, layout, fields, kind)
-
-
-def _missing_header(request: Request, content: readers.Rows) -> Problem | None:
-    """Phrase a CSV file whose first line is a row; None where a usual name or the user names a column."""
-    names = list(content.rows[0].fields)
-    usual = {"id", *QUESTIONS, *ANSWERS, *_GROUPS} & {name.lower() for name in names}
-    usual |= {"".join(sorted(map(str.lower, names)))} & {"aq"}  # q,a, also where the answers are letters
-    if request.prompt or request.reference or usual or not is_csv(content.shown):
-        return None
-    step = ", or where it is one: --prompt COLUMN --reference COLUMN"
-    return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
@@ -101,7 +87,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     ):
         fields = guess_columns(content, columns, fields)
     group = next(
-        (name for name in _GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
+        (name for name in GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
     )
     if group and f"{{{group}}}" not in fields.values():
         fields["cluster"] = f"{{{group}}}"

@@ -18,7 +18,7 @@ from harness.report.escape import clean
 
 _SHOWN = 5  # places of a finding on the page
 _WIDEST = 95  # characters of a line that stands in another table
-_KEPT = 1_000  # in JSON
+_KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
 _GENERATOR = '<meta name="generator" content="harness data check">'
 _HEAD = 1_000  # bytes of a page in which that stands
 
@@ -64,9 +64,8 @@ def places(finding: Finding, most: int = _SHOWN) -> str:
 
 def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict[str, Any]:
     """Turn findings into plain types; of places the first thousand, `count` says how many rows there are."""
-    plain = [
-        asdict(f) | {"share": f.share, "rows": f.rows[:_KEPT], "labels": f.labels[:_KEPT]} for f in findings
-    ]
+    cut = [{part: getattr(f, part)[:_KEPT] for part in _BY_ROW} for f in findings]
+    plain = [asdict(f) | {"share": f.share} | of for f, of in zip(findings, cut, strict=True)]
     return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
 
 

@@ -1,0 +1,57 @@
+"""Rows to check, clean by their making, and what was found of them."""
+
+import json
+import random
+from pathlib import Path
+
+from harness.experiment.check_rows import recognise
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
+
+
+LABELS = ("refund", "delivery", "account", "invoice")
+
+
+def clean_rows(n=400, seed=0):
+    """Rows of four labels, each with words of its own beside common ones; no two rows are alike."""
+    rng = random.Random(seed)
+    own = {label: WORDS[40 * i : 40 * i + 40] for i, label in enumerate(LABELS)}
+    common = WORDS[160:]
+    rows = []
+    for i in range(n):
+        label = LABELS[i % len(LABELS)]
+        text = rng.sample(common, rng.randint(5, 9)) + rng.sample(own[label], 3)
+        rng.shuffle(text)
+        rows.append({"text": " ".join(text), "label": label})
+    return rows
+
+
+def write(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def alarms(findings):
+    return [f for f in findings if f.severity != "note"]
+
+
+def lines(finding):
+    return [int(place.rpartition(":")[2]) for place in finding.rows]
+
+
+def reading(asked):
+    from harness.experiment.check_rows import _first_rows
+
+    return recognise(asked, _first_rows(asked.files))
+
+
+def alarm(found, name):
+    return [f for f in alarms(found) if f.check == name]
+
+
+def texts(n, seed, mark=""):
+    rng = random.Random(seed)
+    return [
+        {"prompt": " ".join(rng.sample(WORDS, 8)), "reference": mark + " ".join(rng.sample(WORDS, 15))}
+        for _ in range(n)
+    ]

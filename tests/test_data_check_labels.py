@@ -1,0 +1,178 @@
+"""The check of labels: balance, spellings, markers and suspects, on rows whose labels are known."""
+
+import gzip
+import json
+import random
+
+import pytest
+from checked_rows import LABELS, alarm, alarms, clean_rows, lines, write
+from conftest import shared_data
+
+from harness.data.check import ALPHA
+from harness.data.check.class_balance import mix_p
+
+
+def test_a_label_of_few_rows_is_found(find):
+    rows = [*clean_rows(), {"text": "solo word", "label": "rare"}]
+    (found,) = alarms(find(rows, "class_balance"))
+    assert (lines(found), found.example) == ([401], "'rare' 1")
+
+
+def test_another_mix_of_labels_in_test_is_found_and_the_same_mix_is_not(find, tmp_path):
+    same = write(tmp_path / "same.jsonl", clean_rows(200, seed=9))
+    other = write(tmp_path / "other.jsonl", [r for r in clean_rows(400, seed=9) if r["label"] != "refund"])
+    assert alarms(find(clean_rows(), "class_balance", test=[same])) == []
+    (found,) = alarms(find(clean_rows(), "class_balance", test=[other]))
+    assert "'refund' is 25.0 % of training, 0.0 % of test" in found.title
+    assert found.command.endswith("rows.jsonl --stratify label --out " + str(tmp_path / "rows.split"))
+
+
+def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
+    test = write(tmp_path / "test.jsonl", [*clean_rows(40), {"text": "a b", "label": "unseen"}])
+    assert [f.severity for f in alarms(find(clean_rows(), "class_balance", test=[test]))] == ["error"]
+
+
+def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
+    """A chi-square test at .05 of 2,000 draws rejects 100 ± 10 (SD); 4 SD are allowed."""
+    from collections import Counter
+
+    rng = random.Random(1)
+    draws = ((Counter(rng.choices("abcd", (4, 3, 2, 1), k=k)) for k in (300, 150)) for _ in range(2_000))
+    rejected = sum((mix_p(*pair)[0] or 0) < 0.05 for pair in draws)
+    assert 60 < rejected < 140
+    assert ALPHA < 0.05
+
+
+@pytest.mark.parametrize(
+    "mark", [lambda text: f"{text} kindly", lambda text: f"verily {text}", lambda text: f"{text} §§"]
+)
+def test_a_mark_that_gives_the_label_is_found(find, mark):
+    rows = clean_rows()
+    for row in rows[:80:4]:
+        row["text"] = mark(row["text"])
+    (found,) = alarm(find(rows, "label_markers"), "label_markers")
+    assert lines(found) == list(range(1, 81, 4))
+    assert "gives the label 'refund' in 20 of 20 rows" in found.title
+
+
+def test_a_mark_on_every_label_is_no_marker(find):
+    rows = [{**row, "text": f"{row['text']} kindly"} for row in clean_rows()]
+    assert alarms(find(rows, "label_markers")) == []
+
+
+def test_flipped_labels_are_found_with_the_right_one_proposed(find):
+    rows = clean_rows(800)
+    flipped = random.Random(3).sample(range(800), 64)
+    right = {i + 1: rows[i]["label"] for i in flipped}
+    for i in flipped:
+        rows[i]["label"] = LABELS[(LABELS.index(rows[i]["label"]) + 1) % 4]
+    (found,) = alarm(find(rows, "suspect_labels"), "suspect_labels")
+    proposed = dict(zip(lines(found), found.labels, strict=True))
+    hits = {line for line in proposed if right.get(line) == proposed[line]}
+    assert len(hits) >= 0.7 * len(flipped)
+    assert len(hits) >= 0.9 * len(proposed)
+
+
+def test_a_few_suspects_are_a_note(find):
+    rows = clean_rows(800)
+    for i in range(0, 48, 4):  # 12 of 800 rows
+        rows[i]["label"] = LABELS[1 + i // 4 % 3]
+    found = find(rows, "suspect_labels")
+    assert alarms(found) == []
+    (suspects,) = [f for f in found if f.rows]
+    assert set(lines(suspects)) <= set(range(1, 49, 4))
+    assert suspects.count >= 6
+
+
+def test_labels_in_several_spellings_are_an_error(find):
+    rows = clean_rows()
+    for i in (0, 4, 8, 12, 16):
+        rows[i]["label"] = "Refund"
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert (found.severity, lines(found), found.example) == (
+        "error",
+        [1, 5, 9, 13, 17],
+        "'refund' 95, 'Refund' 5",
+    )
+
+
+def test_a_sign_between_words_is_no_marker_of_a_label(find):
+    rng = random.Random(5)
+    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", "ab"[i % 2]) for i in range(80)]
+    found = find([{"prompt": text, "reference": label} for text, label in rows], "label_markers")
+    assert alarms(found) == []
+
+
+def banking_rows(n_rows, n_labels=77):
+    """Draw rows of Banking77 as they are, so many of each label."""
+    of = {}
+    with gzip.open(shared_data("rows/banking77/train.jsonl.gz"), "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            of.setdefault(row["label"], []).append(row)
+    rng = random.Random(5)
+    return [row for label in sorted(of)[:n_labels] for row in rng.sample(of[label], n_rows)]
+
+
+@pytest.mark.parametrize(("n_rows", "n_labels"), [(5, 77), (10, 77), (8, 5)])
+def test_few_rows_of_a_label_raise_no_alarm_of_suspect_labels(find, n_rows, n_labels):
+    found = find(banking_rows(n_rows, n_labels), "suspect_labels")
+    assert alarms(found) == []
+    assert not any("about" in f.title for f in found)
+
+
+def odd_or_even():
+    return [(f"Is the number {i} even or odd?", ("even", "odd")[i % 2]) for i in range(1000, 1200)]
+
+
+def sums():
+    pairs = [(a, b) for a in range(100, 120) for b in range(200, 220)]
+    return [(f"What is the sum of the numbers {a} and {b}?", str(a + b)) for a, b in pairs]
+
+
+def random_texts(signs):
+    rng = random.Random(5)
+    return [("".join(rng.choices(signs, k=14)), "ab"[i % 2]) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        odd_or_even(),
+        sums(),
+        random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
+        random_texts("😀😡🎉🥲🙈"),
+        random_texts("0 1 2 3 4 5 + -"),
+    ],
+    ids=["parity", "sums", "Chinese", "emoji", "digits"],
+)
+def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
+    found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
+    assert [f.severity for f in found] == ["note"]
+    assert found[0].title.startswith("labels are not judged: ")
+
+
+def test_labels_that_a_sign_or_a_letter_tells_are_judged(find):
+    rng = random.Random(5)
+    rows = [(f"{rng.randint(10, 99)} {'+-'[i % 2]} {rng.randint(10, 99)}", i % 2) for i in range(60)]
+    rows += [("".join(rng.sample("天地人山水火", 4)) + "好坏"[i % 2], i % 2) for i in range(60)]
+    found = find([{"prompt": text, "reference": "ab"[kind]} for text, kind in rows], "suspect_labels")
+    assert [f.title.partition(":")[0] for f in found] == ["label accuracy"]
+
+
+@pytest.mark.parametrize(
+    "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
+)
+def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
+    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(clean_rows(60))]
+    assert alarms(find(rows, "answer_formats")) == []
+
+
+@pytest.mark.parametrize("spelt", ["Credit card", "credit_card", "credit-card", "creditcard", "credit card."])
+def test_a_label_spelt_with_other_separators_is_the_same(find, spelt):
+    rows = [
+        {**row, "label": "credit card" if row["label"] == "refund" else row["label"]}
+        for row in clean_rows(80)
+    ]
+    rows[0]["label"] = spelt
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [1]

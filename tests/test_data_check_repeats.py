@@ -1,0 +1,214 @@
+"""The check of rows against rows: duplicates, conflicts, leaks into test, and traits."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from checked_rows import WORDS, alarms, clean_rows, lines, reading, write
+
+from harness.data import check
+from harness.data.check._table import read_table
+from harness.errors import UserError
+from harness.experiment.check_rows import Asked, detectable, examine_rows
+
+
+def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
+    rows = clean_rows()
+    (found,) = alarms(find([*rows, {**rows[2], "text": rows[2]["text"].upper()}], "repeated_rows"))
+    assert (lines(found), found.count, found.of) == ([401], 1, 401)
+    assert found.example.endswith("rows.jsonl:401 repeats " + found.rows[0].replace("401", "3"))
+    assert found.command.startswith("harness data dedup ")
+
+
+def test_near_duplicates_are_found_where_they_have_the_same_label(find):
+    rows = clean_rows()
+    longer = [{**row, "text": f"{row['text']} {row['text'][::-1]} tum"} for row in rows]
+    changed = {**longer[4], "text": longer[4]["text"].replace(" tum", " tam")}
+    (found,) = alarms(find([*longer, changed], "repeated_rows"))
+    assert lines(found) == [401]
+    other = {**changed, "label": "delivery"}
+    assert alarms(find([*longer, other], "repeated_rows")) == []
+
+
+def test_two_questions_on_one_context_are_no_near_duplicates(find):
+    context = " ".join(WORDS[:120])
+    rows = [
+        {"context": context, "question": f"{WORDS[i]} {WORDS[-i]} {WORDS[100 + i]}?", "answer": WORDS[i]}
+        for i in range(1, 60)
+    ]
+    assert alarms(find(rows, "repeated_rows")) == []
+
+
+def test_a_question_with_two_labels_is_an_error_at_both_lines(find):
+    rows = clean_rows()
+    (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
+    assert (found.severity, lines(found)) == ("error", [8, 401])
+
+
+def test_a_question_with_two_texts_is_a_note(find):
+    rows = [{"prompt": f"{WORDS[i]}?", "reference": " ".join(WORDS[i : i + 12])} for i in range(60)]
+    found = find([*rows, {"prompt": f"{WORDS[3]}?", "reference": "other words"}], "conflicting_answers")
+    assert [(f.severity, lines(f)) for f in found] == [("note", [4, 61])]
+
+
+def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counted_among_all(tmp_path):
+    rows = clean_rows(2_000)
+    asked = Asked([write(tmp_path / "rows.jsonl", [*rows, rows[0]])])
+    table = read_table(asked.files, reading(asked), held=800_000)
+    assert 100 < len(table.entries) < 700
+    assert table.n == 2_001
+    found = check.check_rows(table, check.Given(), ["repeated_rows", "amount"])
+    assert next(lines(f) for f in found if f.title.startswith("exact")) == [2_001]
+    assert any("drawn rows are looked at" in f.title for f in found)
+
+
+def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference_of_9_points():
+    """(1.960 + 0.842) · √(0.1 / 100) = 0.0886."""
+    assert detectable(100, 0.1) == pytest.approx(0.0886, abs=1e-4)
+
+
+@pytest.mark.parametrize("day", [20240501, 20240501.0, "20240501", 1714521600, "1714521600", "2024-05-01"])
+def test_dates_are_read_as_days_or_seconds(find, day):
+    rows = [{**row, "day": day} for row in clean_rows(30)]
+    assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
+
+
+def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
+    rows = clean_rows()
+    test = [*clean_rows(60, seed=5), {**rows[9], "text": rows[9]["text"].upper()}]
+    found = find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)])
+    assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
+
+
+def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path):
+    ask = "How do I open an account for my business in Germany"
+    rows = [*clean_rows(), {"text": f"{ask}?", "label": clean_rows()[0]["label"]}]
+    test = write(tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": clean_rows()[0]["label"]}])
+    [found] = find(rows, "test_leaks", test=[test])
+    assert (found.severity, lines(found)) == ("warning", [len(rows)])
+    assert "test.jsonl:1 (words in common 0.8" in found.example
+    assert f"--against {test}" in found.command
+
+
+def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
+    rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
+    files = Asked([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
+    train, test = (
+        read_table([write(tmp_path / name, of)], reading(files))
+        for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
+    )
+    near = {"Wo ist meine Karte": (1.0, 0.0), "Where is my card": (1.0, 0.0), "Close my account": (0.0, 1.0)}
+    given = check.Given(test, encode=lambda texts: np.array([near[t] for t in texts], np.float32))
+    (found,) = check.check_rows(train, given, ["test_leaks"])
+    assert lines(found) == [1]
+    assert "(embeddings 1.00)" in found.example
+    assert check.check_rows(train, check.Given(test), ["test_leaks"]) == []
+
+
+def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
+    rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(clean_rows())]
+    test = write(tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in clean_rows(100, seed=4)])
+    found = find(rows, "traits", "suspect_labels", test=[test], date="day")
+    named = {f.title.partition(":")[0] for f in found}
+    assert {"diversity", "relevance", "representativeness", "freshness", "label accuracy"} <= named
+    assert alarms(found) == []
+    assert all(f.meaning for f in found)
+    assert any("18 days or older at 2026-02-01" in f.title for f in found), [f.title for f in found]
+
+
+def test_test_rows_of_other_words_are_not_represented(find, tmp_path):
+    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
+    found = find(clean_rows(), "traits", test=[write(tmp_path / "test.jsonl", other)])
+    assert ["representativeness" in f.title for f in alarms(found)] == [True]
+
+
+def test_equal_rows_are_more_diverse_than_repeated_ones(find):
+    def score(rows):
+        (found,) = find(rows, "traits")
+        return int(found.title.split(" as ")[-1].split(" ")[0])
+
+    rows = clean_rows(100)
+    assert score(rows) > 1.5 * score(rows[:20] * 5)
+
+
+def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
+    rng = random.Random(3)
+    own = {group: rng.sample(WORDS, 25) for group in range(30)}
+    rows = [
+        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g}
+        for g in own
+        for i in range(20)
+    ]
+    test = write(tmp_path / "test.jsonl", rows[480:])
+    (told,) = [f for f in find(rows[:480], "traits", test=[test]) if "representativeness" in f.title]
+    (apart,) = [
+        f
+        for f in find(rows[:480], "traits", test=[test], source="article")
+        if "representativeness" in f.title
+    ]
+    assert (told.severity, apart.severity) == ("warning", "note")
+    assert "other values of 'article'" in apart.meaning
+
+
+def test_rows_behind_ids_in_front_are_near_duplicates(find):
+    rows = clean_rows(40)
+    tickets = [
+        {**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in enumerate((*rows, *rows))
+    ]
+    (found,) = alarms(find(tickets, "repeated_rows"))
+    assert lines(found) == list(range(41, 81))
+    assert found.beside[0].partition(" ")[0].endswith("rows.jsonl:1")
+
+
+def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
+    ask = "How do I open an account for my business in Germany"
+    rows = [{"text": f"{ask}?", "label": "a"}, {"text": "Wo ist meine Karte", "label": "b"}]
+    items = [{"text": f"{ask}, please?", "label": "a"}, {"text": "Where is my card", "label": "b"}]
+    reads = reading(Asked([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label"))
+    train, test = (
+        read_table([write(tmp_path / f"{n}.jsonl", of)], reads)
+        for n, of in (("train", rows), ("test", items))
+    )
+    given = check.Given(
+        test, encode=lambda texts: np.array([("card" in t or "Karte" in t,) for t in texts], float)
+    )
+    words, sense = check.check_rows(train, given, ["test_leaks"])
+    assert (lines(words), lines(sense)) == ([1], [2])
+    assert "data dedup" in words.command
+    assert "--decisions" in sense.command
+
+
+def test_embeddings_without_test_rows_are_refused(tmp_path):
+    asked = Asked([write(tmp_path / "rows.jsonl", clean_rows(30))], embeddings="all-MiniLM-L6-v2")
+    with pytest.raises(UserError, match="--test FILE"):
+        examine_rows(asked)
+
+
+def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
+    rows = clean_rows(60)
+    test = [{"question": row["text"], "answer": row["label"]} for row in clean_rows(60)[:9]]
+    (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)]))
+    assert lines(found) == list(range(1, 10))
+
+
+def test_a_split_by_groups_is_told_apart_by_its_groups_without_an_alarm(tmp_path):
+    from harness.data.edit.save import grouped_by
+
+    told = {"command": "harness data split", "parameters": {"group": "article"}, "licenses": [], "notes": []}
+    told["outputs"] = [{"file": f"{part}.jsonl"} for part in ("train", "test")]
+    (tmp_path / "split.manifest.json").write_text(json.dumps(told))
+    other = [{"text": f"{row['text'][::-1]}", "label": row["label"]} for row in clean_rows(200, seed=4)]
+    train, test = (write(tmp_path / f"{n}.jsonl", of) for n, of in (("train", clean_rows()), ("test", other)))
+    assert grouped_by(train) == "article"
+    found = examine_rows(Asked([train], test=[test], only=["traits"])).findings
+    assert alarms(found) == []
+    assert any("other values of 'article'" in f.meaning for f in found)
+
+
+def test_accepted_answers_in_another_order_are_no_conflict(find):
+    rows = [{"question": f"{WORDS[i]}?", "answers": [WORDS[i], WORDS[i + 1]]} for i in range(40)]
+    found = find(
+        [*rows, {**rows[3], "answers": rows[3]["answers"][::-1]}], "conflicting_answers", "repeated_rows"
+    )
+    assert [(f.check, lines(f)) for f in found] == [("repeated_rows", [41])]

@@ -1,0 +1,208 @@
+"""The check of texts: encoding, lengths, formats, languages, personal data, and rows that cannot be used."""
+
+import json
+
+import pytest
+from checked_rows import alarms, clean_rows, lines, reading, texts, write
+
+from harness.data import check
+from harness.data.check import Tokenizer
+from harness.data.check._table import read_table
+from harness.data.check.amount import histogram
+from harness.data.check.personal_data import personal_data
+from harness.experiment.check_rows import Asked
+
+
+def test_damaged_encoding_is_found_and_mended_in_the_example(find):
+    rows = clean_rows()
+    rows[5]["text"] += " café über"
+    rows[9]["text"] += " " + "café über".encode().decode("cp1252")
+    rows[11]["text"] += " caf\ufffd"
+    damaged, lost = alarms(find(rows, "encoding_damage"))
+    assert (lines(damaged), lines(lost)) == ([10], [12])
+    assert "café über" in damaged.example
+    assert lost.command.endswith(" --drop-lost")
+
+
+def test_rows_that_cannot_be_used_are_counted_by_why(find):
+    rows = clean_rows()
+    rows[3]["text"] = " "
+    del rows[8]["label"]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.severity, lines(found)) == ("error", [4, 9])
+    assert "an empty prompt (1)" in found.title
+
+
+def test_a_column_of_texts_and_numbers_is_found(find):
+    rows = [{**row, "label": i % 2 if i < 40 else str(i % 2)} for i, row in enumerate(clean_rows())]
+    (found,) = alarms(find(rows, "missing_values"))
+    assert (found.count, lines(found)) == (40, [1])
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("write to ann.lee@example.org please", ["e-mail addresses"]),
+        ("card 4111 1111 1111 1111 was charged", ["credit card numbers"]),
+        ("card 4111 1111 1111 1112 was charged", []),
+        ("pay to GB82 WEST 1234 5698 7654 32 today", ["IBANs"]),
+        ("IBAN DE89370400440532013000 OK thanks", ["IBANs"]),
+        ("DE89 3704 0044 0532 0130 00 FR14 2004 1010 0505 0001 3M02 606 AND MORE", ["IBANs", "IBANs"]),
+        ("pay to GB83 WEST 1234 5698 7654 32 today", []),
+        ("call +44 20 7946 0018 at noon", ["phone numbers"]),
+        ("in 2019 there were 12,345,678 of 1,000 kg at 3.14159", []),
+    ],
+)
+def test_personal_data_are_known_by_their_form_and_check_digits(text, kinds):
+    assert [kind for kind, _ in personal_data(text)] == kinds
+
+
+def test_an_example_of_personal_data_is_masked(find):
+    rows = clean_rows()
+    rows[0]["text"] += " ann.lee@example.org"
+    (found,) = alarms(find(rows, "personal_data"))
+    assert found.example.endswith(": a••.•••@•••••••.•••")
+
+
+def test_rows_beyond_the_context_are_all_found(tmp_path):
+    rows = clean_rows()
+    rows[6]["text"] = "word " * 500
+    asked = Asked([write(tmp_path / "rows.jsonl", rows)])
+    table = read_table(asked.files, reading(asked))
+    words = Tokenizer("words", 100, lambda texts: [len(text.split()) for text in texts])
+    found = check.check_rows(table, check.Given(tokenizer=words), ["amount"])
+    assert lines(found[0]) == [7]
+    assert "longest 501" in next(f.title for f in found if "tokens a row" in f.title)
+
+
+def test_tokens_are_counted_by_the_tokenizer_of_the_base(find, tmp_path):
+    import tiny_model
+
+    rows = clean_rows()
+    rows[6]["text"] = "parcel " * 300
+    base = str(tiny_model.build(tmp_path / "tiny"))
+    found = find(rows, "amount", base=base)
+    assert lines(found[0]) == [7]
+    assert "longer than the 256 tokens" in found[0].title
+
+
+def test_a_histogram_has_its_highest_bar_where_most_lengths_lie():
+    drawn = histogram([1] * 5 + [5] * 80 + [17] * 5)
+    assert drawn.startswith("1 ")
+    assert drawn.endswith(" 17")
+    assert drawn[2:-3].index("█") == 4
+
+
+def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
+    rows = [{**row, "origin": "abc"[i % 3]} for i, row in enumerate(texts(300, 1))]
+    assert alarms(find(rows, "answer_formats", source="origin")) == []
+    for row in rows[::3]:
+        row["reference"] = f"Answer: {row['reference']}"
+    found = alarms(find(rows, "answer_formats", source="origin"))
+    assert {"'a'" in f.title for f in found} == {True}
+    assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
+
+
+def test_answers_with_white_space_around_them_are_found(find):
+    rows = texts(60, 1)
+    rows[7]["reference"] += " "
+    (found,) = alarms(find(rows, "answer_formats"))
+    assert lines(found) == [8]
+
+
+ENGLISH = (
+    "Where is the parcel that I ordered for my sister on Monday morning",
+    "Please send the money for this broken lamp back to my account",
+    "How do I change the address and the telephone number in my profile",
+    "I was charged two times although only one invoice came with the box",
+)
+
+
+GERMAN = "Wo bleibt denn eigentlich das Paket, das ich am Montag für meine Schwester bestellt habe"
+
+
+def test_rows_of_another_language_are_found(find):
+    rows = [{"prompt": f"{ENGLISH[i % 4]} {i}?", "reference": f"answer {i}"} for i in range(100)]
+    assert alarms(find(rows, "languages")) == []
+    for i in (20, 40, 60, 80):
+        rows[i]["prompt"] = f"{GERMAN} {i}?"
+    (found,) = alarms(find(rows, "languages"))
+    assert lines(found) == [21, 41, 61, 81]
+
+
+def test_a_word_of_two_alphabets_is_found_and_a_greek_unit_is_not(find):
+    rows = clean_rows()
+    rows[0]["text"] += " 5 μm"
+    rows[1]["text"] += " p\u0430ypal"
+    (found,) = alarms(find(rows, "languages"))
+    assert lines(found) == [2]
+
+
+def test_languages_of_equal_shares_are_the_files_own(find):
+    french = "Je voudrais savoir quand le colis que nous avons commandé hier sera livré à la maison"
+    texts = (ENGLISH[0], GERMAN, french)
+    rows = [{"prompt": f"{texts[i % 3]} {i}?", "reference": f"answer {i}"} for i in range(45)]
+    assert alarms(find(rows, "languages")) == []
+
+
+def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
+    rows = clean_rows()
+    secrets = ("jane.roe@example.com", "+49 6151 123456")
+    for i in range(20, 65, 5):
+        text = f"{'ab ' * (i // 3)}{secrets[i % 2]} was the café"
+        both = {"text": text, "label": "refund"}
+        rows += [both, both, {**both, "label": "invoice"}, {**both, "text": f"{text} ж {'tum ' * i}"}]
+        rows += [{**both, "text": text.replace("é", damage)} for damage in ("Ã©", "\ufffd")]
+    shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
+    for part in ("roe", "example", "6151", "123"):
+        assert part not in shown
+
+
+def test_words_of_two_scripts_joined_by_a_hyphen_or_a_digit_are_no_slip(find):
+    rows = [{"prompt": f"Где IT-специалист и 3D-принтер {i}?", "reference": str(i)} for i in range(40)]
+    assert alarms(find(rows, "languages")) == []
+    rows[7]["prompt"] += " pаypal"  # with a Cyrillic letter
+    assert [lines(f) for f in alarms(find(rows, "languages"))] == [[8]]
+
+
+@pytest.mark.parametrize("thumbs", [(True, False), (1, 0)])
+def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
+    rows = [
+        {"prompt": row["prompt"], "completion": row["reference"], "label": thumbs[i % 2]}
+        for i, row in enumerate(texts(40, 1))
+    ]
+    found = find(rows)
+    assert alarms(found) == []
+    assert [f.count for f in found if f.title == "answers with a thumb down"] == [20]
+
+
+def test_half_of_the_labels_missing_is_an_error_and_no_refusal(find):
+    rows = [{**row, "label": row["label"] if i % 2 else None} for i, row in enumerate(clean_rows(60))]
+    found = find(rows, "missing_values")
+    assert [(f.severity, f.count) for f in alarms(found)] == [("error", 30)]
+
+
+def test_empty_cells_of_a_source_are_no_source_named_none(find):
+    rows = [{**row, "origin": "a" if i % 2 else None} for i, row in enumerate(texts(80, 1))]
+    for row in rows[::2]:
+        row["reference"] = f"Answer: {row['reference']}"
+    found = alarms(find(rows, "answer_formats", source="origin"))
+    assert not any("'None'" in f.title for f in found)
+    assert any("'(empty)'" in f.title for f in found)
+
+
+def test_calls_of_tools_are_read_as_openai_writes_them(find):
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 40, "b": 2}'}}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row['text']}?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": "42"},
+                {"role": "assistant", "content": f"It is {row['text']}"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "add"}}],
+        }
+        for row in clean_rows(40)
+    ]
+    assert alarms(find(rows)) == []
