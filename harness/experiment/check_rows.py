@@ -92,8 +92,8 @@ def _reading_of_test(asked: Asked, reading: Reading) -> Reading:
     if reading.layout or needed <= names or reading.task.kind == "bits_per_byte":
         return reading
     own = recognise(asked._replace(files=asked.test, prompt=None, reference=None), first)
-    columns = {"source": reading.source, "date": reading.date}
-    return own._replace(**{what: column if column in names else None for what, column in columns.items()})
+    source, date = (column if column in names else None for column in (reading.source, reading.date))
+    return own._replace(source=source, date=date)
 
 
 def examine_table(asked: Asked, reading: Reading, of_test: Reading | None = None) -> Checked:
@@ -159,10 +159,9 @@ def examine_target(task: Task, most: int = MOST_MODELLED) -> Checked:
 
 def _of_task(task: Task) -> Asked:
     train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
-    named = {
-        key: _as_named(getattr(task.fields, key), getattr(Fields(), key)) for key in ("prompt", "reference")
-    }
-    return Asked([train] if train else [], tested, **named)
+    prompt = _as_named(task.fields.prompt, Fields().prompt)
+    reference = _as_named(task.fields.reference, Fields().reference)
+    return Asked([train] if train else [], tested, prompt=prompt, reference=reference)
 
 
 def _as_named(template: str, default: str) -> str | None:
