@@ -45,6 +45,10 @@ class UserError(HarnessError):
         self.problems: Sequence[Problem] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[Sequence[Problem]]]:
+        """Say how another process makes the same error; an exception's own way passes its text on alone."""
+        return type(self), (self.problems,)
+
 
 class IncompatibleRuns(HarnessError):
     """A baseline is missing, or two runs differ in something that forbids comparing them."""
@@ -58,6 +62,10 @@ class CandidateFailed(HarnessError):
     def __init__(self, reason: str, knob: str = "") -> None:
         self.reason, self.knob = reason, knob
         super().__init__(f"{reason}; try: {knob}" if knob else reason)
+
+    def __reduce__(self) -> tuple[type["CandidateFailed"], tuple[str, str]]:
+        """Say how another process makes the same error, with its knob apart."""
+        return type(self), (self.reason, self.knob)
 
 
 class Diverged(CandidateFailed):

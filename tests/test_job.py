@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import subprocess
 from contextlib import contextmanager
 
@@ -181,6 +182,19 @@ def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, s
 def test_an_error_comes_back_as_it_was(error):
     again = worker.decode_error(*json.loads(json.dumps(worker.encode_error(error))))
     assert (type(again), str(again), again.args) == (type(error), str(error), error.args)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError([Problem("a", "b", "c", "d"), Problem("e", "f", "g")]),
+        CandidateFailed("out of memory", "a smaller batch"),
+        Diverged("no number", "a lower rate"),
+    ],
+)
+def test_an_error_survives_the_way_between_processes(error):
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
 
 
 def test_an_error_of_a_library_comes_back_with_its_kind_words_and_traceback():
