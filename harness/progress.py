@@ -74,10 +74,15 @@ _ENVIRONMENT = {
 _SHORT_SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 
 
+# Memory of a GPU whose blocks grow: batches of all sizes leave no gaps in it.
+_ALLOCATION = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
 def quiet_environment() -> None:
     """Set what libraries read when they are imported; costs nothing, so call it first."""
     spinning = {} if "OMP_WAIT_POLICY" in os.environ else _SHORT_SPINNING
-    for name, value in (_ENVIRONMENT | spinning).items():
+    allocation = {} if "PYTORCH_CUDA_ALLOC_CONF" in os.environ else _ALLOCATION
+    for name, value in (_ENVIRONMENT | spinning | allocation).items():
         os.environ.setdefault(name, value)
 
 

@@ -9,6 +9,8 @@ from harness.errors import CandidateFailed
 # What such an error is an instance of: `torch.OutOfMemoryError` is a RuntimeError.
 ERRORS = (RuntimeError, MemoryError)
 _OF_A_CPU = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
+# Of a GPU outside of torch's own allocator: in cuBLAS, cuDNN and the driver.
+_OF_A_GPU = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def ran_out(error: BaseException) -> bool:
@@ -16,7 +18,7 @@ def ran_out(error: BaseException) -> bool:
     import torch
 
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(words in str(error) for words in _OF_A_CPU)
+    return known or any(words in str(error) for words in (*_OF_A_CPU, *_OF_A_GPU))
 
 
 def release() -> None:
