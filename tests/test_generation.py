@@ -83,7 +83,7 @@ def test_nothing_is_read_once_every_row_has_ended(model):
     assert (rows, read) == ([[first, second]], [10, 1])
 
 
-def test_a_model_that_forgets_far_tokens_reads_each_prompt_whole(tmp_path):
+def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(tmp_path):
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 

@@ -2,17 +2,30 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import tiny_model
 from filelock import FileLock
 
 from harness.errors import UserError
-from harness.models.hub import NAMES, resolve, save_tokenizer, unpack
+from harness.models.adapters import Tensor, parameters_of
+from harness.models.hub import (
+    NAMES,
+    load_tokenizer,
+    resolve,
+    save_tokenizer,
+    unpack,
+    weights_bytes,
+    with_switches,
+)
+from harness.models.tokenization import encode
 
 
 @pytest.fixture
@@ -118,7 +131,144 @@ def test_parameters_are_counted_from_the_files(tiny, empty_cache):
     from transformers import AutoModelForCausalLM
 
     counted = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
-    assert resolve(str(tiny)).n_parameters == pytest.approx(counted, rel=0.1)
+    assert resolve(str(tiny)).n_parameters == counted
+
+
+def test_weights_that_lie_there_in_two_forms_count_once(tiny, copy):
+    """Mistral's repositories hold `consolidated.safetensors` beside the shards that transformers reads."""
+    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
+    assert resolve(str(copy)).weights_digest == resolve(str(tiny)).weights_digest
+    assert resolve(str(copy)).n_parameters == resolve(str(tiny)).n_parameters
+    assert weights_bytes(copy) == weights_bytes(tiny)
+
+
+def test_weights_of_which_there_is_another_form_alone_are_counted(copy):
+    (copy / "model.safetensors").rename(copy / "consolidated.safetensors")
+    assert resolve(str(copy)).n_parameters > 1000
+
+
+def stored(*named):
+    return {name: Tensor(dtype, shape, 0, 0) for name, dtype, shape in named}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "counted"),
+    [
+        pytest.param([("w.weight", "BF16", (8, 16))], 128, id="16 bits"),
+        pytest.param(
+            [("w.weight", "F8_E4M3", (8, 16)), ("w.weight_scale_inv", "F32", (1, 1))], 128, id="FP8"
+        ),
+        pytest.param(
+            [
+                ("w.qweight", "I32", (8, 2)),
+                ("w.qzeros", "I32", (1, 2)),
+                ("w.scales", "F16", (1, 16)),
+                ("w.g_idx", "I32", (8,)),
+            ],
+            128,
+            id="AWQ and GPTQ",
+        ),
+        pytest.param(
+            [("e.gate_up_proj_blocks", "U8", (2, 4, 8)), ("e.gate_up_proj_scales", "U8", (2, 4))],
+            128,
+            id="MXFP4",
+        ),
+        pytest.param(
+            [
+                ("w.weight", "U8", (64, 1)),
+                ("w.weight.absmax", "U8", (2,)),
+                ("w.weight.quant_map", "F32", (16,)),
+            ],
+            128,
+            id="NF4",
+        ),
+        pytest.param([("a.weight", "F32", (8, 16)), ("a.bias", "F32", (1, 1, 64, 64))], 128, id="a mask"),
+    ],
+)
+def test_the_parameters_of_quantised_files_are_those_of_the_model(tensors, counted):
+    assert sum(parameters_of(stored(*tensors)).values()) == counted
+
+
+def test_the_cache_of_the_hub_says_a_files_checksum_by_its_name(tiny, tmp_path, empty_cache):
+    whole = shutil.copytree(tiny, tmp_path / "snapshot")
+    weights, blobs = whole / "model.safetensors", tmp_path / "blobs"
+    blobs.mkdir()
+    before = resolve(str(whole)).weights_digest
+    blob = weights.rename(blobs / hashlib.sha256(weights.read_bytes()).hexdigest())
+    weights.symlink_to(blob)
+    assert resolve(str(whole)).weights_digest == before
+    weights.unlink()
+    weights.symlink_to(blob.rename(blobs / ("0" * 64)))
+    assert resolve(str(whole)).weights_digest != before, "the name is taken at its word, no byte is read"
+
+
+class Gated(BaseHTTPRequestHandler):
+    """A hub that gives nothing away before its licence is accepted."""
+
+    def do_GET(self):
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_a_gated_model_is_refused_with_what_to_accept(tmp_path):
+    server = HTTPServer(("127.0.0.1", 0), Gated)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from harness.models.hub import resolve\nfrom harness.errors import UserError\n"
+        "try: resolve('meta-llama/Llama-3.1-8B')\nexcept UserError as error: print(error)"
+    )
+    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    server.shutdown()
+    assert "https://huggingface.co/meta-llama/Llama-3.1-8B" in done.stdout
+    assert "HF_TOKEN" in done.stdout
+
+
+# Switches of the chat template
+
+THINKS = (
+    tiny_model.CHATML.replace("{% endif %}", "")
+    + "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def asked_with(folder, **switches):
+    """Return what a tokenizer makes of a question, and its base's template digest."""
+    source = with_switches(resolve(str(folder)), switches)
+    messages = [{"role": "user", "content": "Where is my parcel?"}]
+    tokenizer = load_tokenizer(source)
+    return tokenizer.decode(encode(tokenizer, messages).context), source.template_digest
+
+
+def test_a_switch_of_the_chat_template_does_what_was_said(tmp_path, empty_cache):
+    """As Qwen3's template is asked: thinking unless `enable_thinking` is false."""
+    folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
+    plain, digest = asked_with(folder)
+    off, off_digest = asked_with(folder, enable_thinking=False)
+    on, _ = asked_with(folder, enable_thinking=True)
+    assert plain == on
+    assert off == plain + "<think>\n\n</think>\n\n"
+    assert digest == resolve(str(folder)).template_digest != off_digest
+
+
+def test_a_switch_stays_with_the_tokenizer_that_is_saved(tmp_path, empty_cache):
+    folder = tiny_model.build(tmp_path / "thinks", template=THINKS)
+    source = with_switches(resolve(str(folder)), {"enable_thinking": False})
+    load_tokenizer(source).save_pretrained(tmp_path / "saved")
+    messages = [{"role": "user", "content": "Yes?"}]
+    saved = load_tokenizer(source._replace(path=tmp_path / "saved"))
+    again = encode(saved, messages)
+    assert again == encode(load_tokenizer(source), messages)
 
 
 def test_equal_files_elsewhere_have_the_same_digests(tiny, copy):

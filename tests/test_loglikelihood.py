@@ -71,9 +71,31 @@ def test_what_all_contexts_begin_with_is_read_once(model):
 
 
 @FEW
-@given(PAIRS)
-def test_the_plain_engine_gives_the_same_numbers(model, pairs):
-    agree(Executor(model, 64, "plain"), model, pairs)
+@given(PAIRS, st.sampled_from(["plain", "padded"]))
+def test_the_engines_without_masks_give_the_same_numbers(model, pairs, engine):
+    agree(Executor(model, 64, engine), model, pairs)
+
+
+def test_without_masks_several_sequences_are_read_together(model):
+    crowded = Crowded(model, 512)
+    pairs = [(tuple(range(5 + n, 11 + n)), (20, 21)) for n in range(6)]
+    agree(Executor(crowded, 512, "padded"), model, pairs)
+    assert crowded.tried == [6 * 7]
+
+
+def test_out_of_memory_halves_rows_without_masks_and_joins_none(model):
+    crowded = Crowded(model, 20)
+    pairs = [((5, 6, 7, 8, 9, 10), (start, 20)) for start in range(30, 36)]
+    agree(Executor(crowded, 512, "padded"), model, pairs)
+    assert crowded.tried[0] == 6 * 7
+    assert sum(n for n in crowded.tried if n <= 20) == 6 * 7
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused_with_the_precision_to_try(model):
+    spoilt = copy.deepcopy(model)
+    spoilt.get_input_embeddings().weight.data[7] = float("nan")
+    with pytest.raises(CandidateFailed, match=r"no numbers in float32; try: precision"):
+        Executor(spoilt, 64)
 
 
 def test_a_branch_is_greedy_when_every_token_is_the_argmax(model):
@@ -127,7 +149,7 @@ def refusing_masks(tiny):
 @pytest.mark.parametrize("kind", [ignoring_masks, refusing_masks])
 def test_a_model_that_does_not_take_the_mask_is_scored_plainly_and_rightly(tiny, model, kind):
     executor = Executor(kind(tiny), 64)
-    assert executor.engine == "plain"
+    assert executor.engine == "padded"
     agree(executor, model, [((5, 6, 7), (8, 9)), ((5, 6, 7), (10,)), ((11, 12), (13,))])
 
 
@@ -264,7 +286,7 @@ def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(mod
     assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
 
 
-@pytest.mark.parametrize("engine", ["packed", "plain"])
+@pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
 def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
     with pytest.raises(CandidateFailed, match="out of memory while scoring"):
         Executor(Crowded(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])

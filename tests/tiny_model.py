@@ -31,9 +31,9 @@ def build(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer(template, adds_bos)
+    known = tokenizer(template, adds_bos)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(known),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -43,24 +43,25 @@ def build(
         max_position_embeddings=256,
         initializer_range=0.3,  # at the usual 0.02 every token is about as likely as any other
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=known.bos_token_id,
+        eos_token_id=known.eos_token_id,
+        pad_token_id=known.pad_token_id,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    known.save_pretrained(folder)
     return folder
 
 
-def _tokenizer(template, adds_bos):
+def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
+    """Make the tokenizer of the tiny model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<pad>", "<s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -68,12 +69,12 @@ def _tokenizer(template, adds_bos):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_LINES, trainer)
+    made.train_from_iterator(_LINES, trainer)
     if adds_bos:
-        bos = [("<s>", tokenizer.token_to_id("<s>"))]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
+        bos = [("<s>", made.token_to_id("<s>"))]
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=made,
         bos_token="<s>",
         eos_token="<|im_end|>",
         pad_token="<pad>",

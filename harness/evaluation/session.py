@@ -22,6 +22,7 @@ from harness.models import oom, vllm
 from harness.models.hardware import Machine
 from harness.models.hf import Candidate, ModelHost
 from harness.models.hub import ModelSource
+from harness.models.loglikelihood import ENGINES
 from harness.models.vllm import VllmHost
 from harness.progress import Progress
 from harness.provenance.code_versions import versions_of
@@ -176,7 +177,7 @@ class Session:
             return vllm.identity(vllm.installed_version(), self.machine.device)
         plain = self.sources[source.name]
         known = [plain.weights_digest, self.machine, provenance.environment_digest(self.machine.name)]
-        key = digest([*known, versions_of("layout")])
+        key = digest([*known, versions_of("layout"), ENGINES])
         engine, layout = memo("engines", key, lambda: self._load_engine(plain)) or UNKNOWN
         return engine, layout
 

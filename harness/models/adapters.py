@@ -1,10 +1,13 @@
-"""Files of low-rank adapters, and the digests of finished weights.
+"""Files of weights: tensors and parameters by their headers, low-rank adapters, digests.
 
 Invariant: a digest depends on what the weights compute (tensors, and what scales them), never on
 paths, versions or how a file is laid out.
 """
 
 import hashlib
+import re
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +61,38 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     if (whole := max((t.end for t in tensors.values()), default=start)) > there:
         raise ValueError(f"{path} has {there:,} of {whole:,} bytes")
     return tensors
+
+
+# Beside a quantised weight: its scales, zeros and order.
+_OF_QUANTIZATION = re.compile(
+    r"(^|[._])(qzeros|scales|g_idx|(weight|input)_scale(_inv)?|(nested_)?(absmax|quant_map)|quant_state\..*)$"
+)
+_EXPERT = re.compile(r"\.experts\.")
+
+
+def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
+    """Count the parameters of a model's tensors, by name; several of a quantised one lie in a number.
+
+    `bits` is the width of a weight that AWQ and GPTQ pack into 32. Masks that old files keep are none.
+    """
+    return {
+        name: prod(tensor.shape) * _packed_in(name, tensor, tensors, bits)
+        for name, tensor in tensors.items()
+        if not _OF_QUANTIZATION.search(name) and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
+    }
+
+
+def _packed_in(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> int:
+    """Return how many weights a number of a tensor holds."""
+    if name.endswith("qweight"):
+        return 32 // bits
+    is_half_bytes = name.endswith("_blocks") or f"{name}.absmax" in tensors
+    return 2 if tensor.dtype == "U8" and is_half_bytes else 1
+
+
+def expert_parameters(counted: Mapping[str, int]) -> int:
+    """Count the parameters of experts, of which a token passes some, by the names of their tensors."""
+    return sum(n for name, n in counted.items() if _EXPERT.search(name))
 
 
 def adapter_digest(folder: Path, base_digest: str) -> str:

@@ -61,13 +61,18 @@ class Pack(NamedTuple):
 
 
 def grow(
-    pairs: Sequence[Pair], budget: int, shared: int = 0, numbers: Sequence[int] | None = None
+    pairs: Sequence[Pair],
+    budget: int,
+    shared: int = 0,
+    numbers: Sequence[int] | None = None,
+    *,
+    joins: bool = True,
 ) -> list[PrefixTree]:
     """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
 
     A pair joins where reading its prefix again would take longer than attention between branches
     that do not see each other. The first `shared` tokens of all contexts are left out. Of `numbers`
-    only, where they are given.
+    only, where they are given. A pair a tree where nothing `joins`.
     """
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []
@@ -78,7 +83,7 @@ def grow(
         known = common_length((before, row))
         wider = width + len(row) - known
         attention = (wider**2 - width**2 - len(row) ** 2) / _ATTENTION
-        if known > attention and wider <= max(budget, 2 * known):
+        if joins and known > attention and wider <= max(budget, 2 * known):
             groups[-1].append(i)
             width = wider
         else:

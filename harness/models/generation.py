@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from harness.models.batching import Size, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
 from harness.models.loglikelihood import READING_COST
-from harness.models.prefix_cache import PrefixCache, keeps_all_keys, row_cache
+from harness.models.prefix_cache import (
+    PrefixCache,
+    additive_mask,
+    empty_cache,
+    row_cache,
+    within_windows,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +37,22 @@ def answers(
     stopped: Stopped,
     reading: Size,
     prefixes: PrefixCache,
+    engine: str = "packed",
 ) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch, filled up with `ends[0]`.
 
-    A model that does not keep all keys reads each prompt whole, by transformers' own `generate`.
+    A model that does not keep all keys, or has windows and takes no masks of ours (`engine` is that of its
+    scoring), reads each prompt whole, by transformers' own `generate`.
     """
     import torch
 
     with torch.inference_mode():
-        if not keeps_all_keys(model):
+        windows = prefixes.windows
+        if windows is None or (any(windows) and engine != "packed"):
             return _by_generate(model, prompts, max_new_tokens, ends, stopped)
         with chunked_attention(model):
             cache, first, seen = _read(model, prompts, max_new_tokens, reading, prefixes)
-            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped)
+            return _go_on(model, cache, first, seen, max_new_tokens, ends, stopped, windows)
 
 
 def _read(
@@ -59,7 +68,6 @@ def _read(
     places (b, t) are those that hold a token of the row.
     """
     import torch
-    from transformers import StaticCache
 
     shared = shared_length(prompts, len(prefixes.virtual_ids))
     prefix = prefixes.read(prompts[0][:shared]) if shared else None
@@ -68,7 +76,7 @@ def _read(
     seen = torch.zeros((len(prompts), end + max_new_tokens), dtype=torch.bool, device=model.device)
     seen[:, :shared] = True
     first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-    cache = StaticCache(config=model.config, max_cache_len=end + max_new_tokens)
+    cache = empty_cache(model, end + max_new_tokens)
     for group in plan([len(p) for p in own], size, READING_COST):
         width = max(len(own[i]) for i in group)
         ids = torch.zeros((len(group), width), dtype=torch.long)
@@ -77,8 +85,10 @@ def _read(
             seen[i, end - len(own[i]) : end] = True
         rows = torch.tensor(group, device=model.device)
         mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
+        places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
+        seeing = _causal_masks(model, mask, places, shared, prefixes.windows or ())
         read = row_cache(model, prefix, len(group))
-        first[rows] = _next(model, ids.to(model.device), mask, mask.cumsum(1)[:, shared:] - 1, read)
+        first[rows] = _next(model, ids.to(model.device), seeing, places[:, shared:], read)
         for layer, full in zip(read.layers, cache.layers, strict=True):
             _hold(full, layer, rows, len(prompts), shared, end)
     return cache, first, seen
@@ -92,6 +102,7 @@ def _go_on(
     max_new_tokens: int,
     ends: Sequence[int],
     stopped: Stopped,
+    windows: Sequence[int],
 ) -> list[list[int]]:
     """Answer all rows, a token at a time, until each has ended or none may go on."""
     import torch
@@ -99,18 +110,40 @@ def _go_on(
     at = seen.shape[1] - max_new_tokens
     ending = torch.tensor(ends, device=first.device)
     positions = seen.sum(1)
-    blocked = torch.finfo(model.dtype).min
-    mask = torch.where(seen, 0.0, blocked).to(model.dtype)[:, None, None]  # (b, 1, 1, t)
+    order = torch.arange(seen.shape[1], device=first.device)
+    places = torch.where(order < at, seen.cumsum(1) - 1, order - at + positions[:, None])
+    mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
     new = first[:, None]  # (b, n)
     over = torch.isin(first, ending) | stopped(new)
     while new.shape[1] < max_new_tokens and not over.all():
         mask[..., at + new.shape[1] - 1] = 0
-        token = _next(model, new[:, -1:], mask, (positions + new.shape[1] - 1)[:, None], cache)
+        newest = (positions + new.shape[1] - 1)[:, None]
+        token = _next(model, new[:, -1:], within_windows(mask, newest, places, windows), newest, cache)
         token = torch.where(over, ending[0], token)
         new = torch.cat([new, token[:, None]], 1)
         over = over | torch.isin(token, ending) | stopped(new)
     filled: list[list[int]] = new.tolist()
     return filled
+
+
+def _causal_masks(
+    model: "PreTrainedModel",
+    held: "torch.Tensor",
+    places: "torch.Tensor",
+    shared: int,
+    windows: Sequence[int],
+) -> "torch.Tensor | dict[str, torch.Tensor]":
+    """Return what the tokens after the shared ones see of those that are `held` (b, t), at their `places`.
+
+    transformers makes its own masks of `held`; its windows would count the padding between.
+    """
+    import torch
+
+    if not any(windows):
+        return held
+    order = torch.arange(held.shape[1], device=held.device)
+    seen = held.bool()[:, None] & (order <= order[shared:, None])
+    return within_windows(additive_mask(model, seen), places[:, shared:], places, windows)
 
 
 def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
@@ -127,7 +160,7 @@ def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, 
 def _next(
     model: "PreTrainedModel",
     ids: "torch.Tensor",
-    mask: "torch.Tensor",
+    mask: "torch.Tensor | dict[str, torch.Tensor]",
     positions: "torch.Tensor",
     cache: "Cache",
 ) -> "torch.Tensor":

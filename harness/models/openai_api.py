@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import encode
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, canonical_json, digest
@@ -277,10 +277,8 @@ class CompletionsCandidate:
 
     def __init__(self, server: Server, weights_digest: str, source: ModelSource) -> None:
         quiet_libraries()
-        from transformers import AutoTokenizer
-
         self._server, self.weights_digest = server, weights_digest
-        self._tokenizer = AutoTokenizer.from_pretrained(source.path)
+        self._tokenizer = load_tokenizer(source)
         self.engine, self.layout_digest = identity("completions")
         # A server answers at least one token, also where only likelihoods are wanted.
         self.max_context = server.max_context() - 1

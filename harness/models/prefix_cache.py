@@ -11,19 +11,56 @@ from typing import TYPE_CHECKING, Any
 from harness.models import oom
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Cache, PreTrainedModel
 
 # Bytes of keys and values that are kept for later calls: the shots of some fifty subjects of a small model.
 _KEPT = 1 << 30
 
 
-def keeps_all_keys(model: "PreTrainedModel") -> bool:
-    """Say whether every layer attends to all that was read: neither recurrent nor by a sliding window."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
+def windows(model: "PreTrainedModel") -> tuple[int, ...] | None:
+    """Return the sliding window in tokens of each layer, 0 of one that sees all that was read.
 
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    None where a layer keeps something else than keys, as recurrent ones do, or where windows differ: no mask
+    of ours would say what such a model may see.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    text = model.config.get_text_config(decoder=True)
+    layers: Sequence[Any] = DynamicCache(config=model.config).layers
+    chunked = getattr(text, "attention_chunk_size", None)
+    if not layers or chunked or not set(map(type, layers)) <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return None
+    found = tuple(int(layer.sliding_window) if layer.is_sliding else 0 for layer in layers)
+    return found if len({*found} - {0}) <= 1 else None
+
+
+def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tensor":
+    """Return the mask (b, 1, n, t) of n queries and t keys, of which those `seen` (b, n, t) count."""
+    import torch
+
+    blocked = torch.finfo(model.dtype).min
+    return torch.where(seen, 0.0, blocked).to(model.dtype)[:, None]
+
+
+def within_windows(
+    mask: "torch.Tensor", positions: "torch.Tensor", places: "torch.Tensor", found: Sequence[int]
+) -> "torch.Tensor | dict[str, torch.Tensor]":
+    """Return what layers of these windows see of a mask (b, 1, n, t), as transformers takes it.
+
+    Queries stand at `positions` (b, n), keys at `places` (b, t) of their sequence. Where only some layers
+    have a window there is a mask for each of transformers' types of layers.
+    """
+    import torch
+    from transformers.masking_utils import sliding_window_overlay
+
+    if not any(found):
+        return mask
+    is_near: Any = sliding_window_overlay(max(found))
+    near = is_near(0, 0, positions[:, None, :, None], places[:, None, None])
+    windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+    return windowed if all(found) else {"full_attention": mask, "sliding_attention": windowed}
 
 
 class PrefixCache:
@@ -36,6 +73,7 @@ class PrefixCache:
         self, model: "PreTrainedModel", kept_bytes: int = _KEPT, soft: "Cache | None" = None
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
+        self.windows = windows(model)
         # No ids of the vocabulary, and never read: every prefix holds them.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
@@ -85,11 +123,21 @@ class PrefixCache:
         return cache
 
 
+def empty_cache(model: "PreTrainedModel", room: int = 0) -> "Cache":
+    """Return a cache that keeps all keys in each layer, also where it sees the newest alone.
+
+    With `room` for so many tokens it is filled in place, else it grows.
+    """
+    from transformers import Cache
+    from transformers.cache_utils import DynamicLayer, StaticLayer
+
+    n_layers = len(windows(model) or ())
+    return Cache(layers=[StaticLayer(room) if room else DynamicLayer() for _ in range(n_layers)])
+
+
 def row_cache(model: "PreTrainedModel", prefix: "Cache | None", n_rows: int) -> "Cache":
     """Return a cache of so many rows that have all read the prefix; growing it leaves that untouched."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
+    cache = empty_cache(model)
     layers: Sequence[Any] = cache.layers
     known: Sequence[Any] = prefix.layers if prefix else ()
     for layer, read in zip(layers, known, strict=False):

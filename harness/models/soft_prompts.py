@@ -9,6 +9,7 @@ Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed
+from harness.models.prefix_cache import empty_cache, windows
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -23,18 +24,17 @@ def soft_prompt(model: Any, engine: str) -> "Cache":
         CandidateFailed: the base does not keep all keys, or ignores the masks that packed rows need.
     """
     import torch
-    from transformers import DynamicCache
 
-    if engine != "packed":
+    base = model.get_base_model()
+    if engine != "packed" or any(windows(base) or ()):
         reason = "a soft prompt needs a base whose layers all attend to everything that was read"
         raise CandidateFailed(reason, "another peft_type, as LORA")
-    base = model.get_base_model()
     with torch.inference_mode():
         learned = model.get_prompt(batch_size=1)
         if model.active_peft_config.peft_type in _AS_KEYS:
             keys: Cache = learned
             return keys
-        cache = DynamicCache(config=base.config)
+        cache = empty_cache(base)
         embeddings = learned.to(base.get_input_embeddings().weight.dtype)
         base(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache

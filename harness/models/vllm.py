@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.adapters import WEIGHTS, tensors_of
 from harness.models.hardware import Machine, dtype
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.tokenization import answer, encode, end_ids
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Message, Output, digest
@@ -153,13 +153,11 @@ class VllmHost:
 
     def __init__(self, source: ModelSource, machine: Machine) -> None:
         quiet_libraries()
-        from transformers import AutoTokenizer
-
         self.source, self.machine = source, machine
         self._adaptable = _adaptable(source.path)
         self._llm: Any = None
         self.max_model_len = int(self._load_once().model_config.max_model_len)
-        self.tokenizer = AutoTokenizer.from_pretrained(source.path)
+        self.tokenizer = load_tokenizer(source)
         self.ends = end_ids(self.tokenizer, _generation_config(source.path))
         self.base = VllmCandidate(self, source.weights_digest)
         self._numbers = count(1)

@@ -167,8 +167,9 @@ def _trainer(
     train, apart = (_reference_key(context, params, part) for part in rows)
     kind = _caching_trainer({"train": train, "eval": apart})
     if context.machine.device == "cpu" and params.loss_type == "sigmoid":
-        honours_masks = Executor(model, 1).engine == "packed"
-        kind = _cpu_trainer(kind, logprobs_sharing_prompts if honours_masks else logprobs_by_row)
+        known = Executor(model, 1)
+        shares = known.engine == "packed" and not any(known.prefixes.windows or ())
+        kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.weighting_rows(kind, lambda inputs: len(inputs["input_ids"]) // 2)
     trainer: DPOTrainer = loop.with_regularizers(kind, context, tokenizer, params.max_length)(
         model=policy_from(model, context.init) if context.init else model,
@@ -214,11 +215,23 @@ def _caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
     from trl import DPOTrainer
 
     class RememberingTrainer(DPOTrainer):
+        def __init__(self, *, args: Any, **options: Any) -> None:
+            # TRL would digest all weights before it reads the reference; ours are known by their keys.
+            args.precompute_ref_log_probs = False
+            super().__init__(args=args, **options)
+            args.precompute_ref_log_probs = self.precompute_ref_logps = True
+            size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+            self.train_dataset = self._precompute_ref_logps(self.train_dataset, "train", size)
+            if self.eval_dataset is not None:
+                size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+                self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", size)
+
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
         def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
             def read() -> Any:
+                self._precompute_model_hash = keys[name]
                 made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
                 return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
 

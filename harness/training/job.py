@@ -18,7 +18,7 @@ from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.models import hardware
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource, stored_parameters, weights_bytes
+from harness.models.hub import ModelSource, weights_bytes
 from harness.progress import Advance
 from harness.provenance.code_versions import versions_of
 from harness.records import Example, canonical_json, load, without_defaults
@@ -182,7 +182,7 @@ def _make(folder: Path, advance: Advance) -> None:
 def _sizes(made: Weights, folder: Path, base: ModelSource) -> dict[str, Any]:
     """Return the share of the base's parameters that was trained, and bytes on disk beside the base's."""
     n_trainable, own = made.training.n_trainable, folder / made.kind
-    share = {} if n_trainable is None else {"trainable_share": n_trainable / stored_parameters(base)}
+    share = {} if n_trainable is None else {"trainable_share": n_trainable / base.n_parameters}
     if not own.is_dir():
         return share
     return share | {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(base.path)}

@@ -142,7 +142,10 @@ def _fine_tune(
     params = params.model_copy(update={"packing": params.packing and not against})
     part = PLAIN._replace(save=save, keeps_part=True) if save else PLAIN
     family = family_of(peft_config, save_to.parent) if peft_config else part
-    trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
+    with loop.set_up():
+        trainer = _trainer(
+            context, params, (peft_config, family), base, tokenizer, (train, validation), scratch
+        )
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from harness import regularizers
-from harness.errors import CandidateFailed, Diverged
+from harness.errors import CandidateFailed, Diverged, in_a_line
 from harness.models import oom
 from harness.models.hardware import Machine, proc_line
 from harness.progress import Advance
@@ -234,6 +234,21 @@ def enough_memory() -> Iterator[None]:
     """
     with oom.enough_memory(NO_MEMORY, MEMORY_KNOBS):
         yield
+
+
+@contextmanager
+def set_up() -> Iterator[None]:
+    """Turn what TRL or PEFT refuse when a trainer is made into a failure of the candidate in their words.
+
+    Raises:
+        CandidateFailed: such as an adapter that the base has no modules for.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise CandidateFailed(
+            f"the training cannot be set up ({in_a_line(error)})", "other params"
+        ) from error
 
 
 def run(trainer: "Trainer", start: float) -> float:

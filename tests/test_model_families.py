@@ -1,0 +1,179 @@
+"""Every family of models loads, scores and answers as transformers alone does, and trains an adapter; or says why not.
+
+Tiny models of random weights in fp32, made by transformers' own classes of configurations.
+"""
+
+import json
+import shutil
+from typing import NamedTuple
+
+import pytest
+import tiny_methods
+import tiny_model
+from tiny_methods import CPU
+
+from harness.errors import CandidateFailed
+from harness.methods import lora
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.models.tokenization import end_ids
+from harness.records import Limits
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+_SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LAYERS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+class Kind(NamedTuple):
+    """A family: transformers' class of configurations, what is said there, and how our engine reads it.
+
+    `refused` is what PEFT says against adapters on all linear layers.
+    """
+
+    config: str
+    said: dict
+    engine: str = "packed"
+    refused: str = ""
+
+
+FAMILIES = {
+    "Llama": Kind("LlamaConfig", {}),
+    "Qwen2": Kind("Qwen2Config", {}),
+    "Qwen2 with windows": Kind("Qwen2Config", {"use_sliding_window": True, **_LAYERS}),
+    "Qwen3": Kind("Qwen3Config", {}),
+    "Mistral with a window": Kind("MistralConfig", {"sliding_window": 8}),
+    "Gemma-2": Kind("Gemma2Config", {"query_pre_attn_scalar": 8, **_LAYERS}),
+    "Gemma-3": Kind("Gemma3TextConfig", {"query_pre_attn_scalar": 8, **_LAYERS}),
+    "Phi-3": Kind("Phi3Config", {"sliding_window": 8}),
+    "gpt-oss": Kind("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, **_LAYERS}),
+    "Qwen3-MoE": Kind("Qwen3MoeConfig", {"num_experts": 4, **_EXPERTS}),
+    "SmolLM3": Kind("SmolLM3Config", {"no_rope_layers": [1, 0]}),
+    "GPT-2": Kind("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "Mamba": Kind("MambaConfig", {"state_size": 4}, engine="padded", refused="'out_proj' is incompatible"),
+}
+# The others take the same ways through our code as one of these.
+FAST = ("Llama", "Mistral with a window", "Gemma-3", "gpt-oss", "GPT-2", "Mamba")
+EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
+
+
+def build(folder, name):
+    """Save a model of a family with the tiny tokenizer."""
+    import torch
+    import transformers
+
+    tokenizer = tiny_model.tokenizer()
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    said = {"vocab_size": len(tokenizer), **_SMALL, **ids, **FAMILIES[name].said}
+    config = getattr(transformers, FAMILIES[name].config)(**said)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # what families leave at 0 or 1 would hide a difference
+            if parameter.ndim == 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, own_cache):
+    """Return a function that makes and loads a family once."""
+    hosts = {}
+
+    def load(name):
+        if name not in hosts:
+            folder = build(tmp_path_factory.mktemp("family"), name)
+            hosts[name] = ModelHost(resolve(str(folder)), CPU)
+        return hosts[name]
+
+    return load
+
+
+def alone(model, context, continuation):
+    """Score a continuation by transformers' forward pass over one sequence."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].double()
+    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
+
+
+PREFIX = tuple(range(40, 52))  # longer than the windows
+PAIRS = [
+    ((*PREFIX, 60, 61), (5, 6, 7)),
+    ((*PREFIX, 60, 61), (5, 9)),
+    ((*PREFIX, 60, 70, 71, 72, 73, 74, 75, 76, 77, 78), (8, 6)),
+    ((*PREFIX, 80), tuple(range(100, 115))),
+]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_likelihoods_are_those_of_transformers_alone(loaded, name):
+    host = loaded(name)
+    assert host.base.engine == f"transformers/{FAMILIES[name].engine}"
+    for pairs in (PAIRS, [((5, *context), rest) for context, rest in PAIRS[:1]] + PAIRS):
+        found = [one.logprob for one in host.base.loglikelihood(pairs)]
+        assert found == pytest.approx([alone(host.model, *pair) for pair in pairs], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_greedy_answers_are_those_of_transformers_alone(loaded, name):
+    import torch
+
+    host, n = loaded(name), 12
+    prompts = [context for context, _ in PAIRS] + [(5, 6, 7)]
+    ends = end_ids(host.tokenizer, host.model.generation_config)
+    for asked in (prompts[:4], prompts):
+        for prompt, output in zip(asked, host.base.generate(asked, Limits(n)), strict=True):
+            with torch.inference_mode():
+                whole = host.model.generate(
+                    torch.tensor([prompt]),
+                    max_new_tokens=n,
+                    do_sample=False,
+                    eos_token_id=ends,
+                    pad_token_id=ends[0],
+                )
+            new = whole[0, len(prompt) :]
+            assert output.text == host.tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_an_adapter_trains_a_step_and_loads_again(loaded, name, tmp_path):
+    host = loaded(name)
+    params = lora.Params(r=2, max_steps=1, warmup_steps=0, learning_rate=0.05)
+    context = tiny_methods.context(host.source.path, tmp_path)
+    if refused := FAMILIES[name].refused:
+        with pytest.raises(CandidateFailed, match=refused):
+            lora.fit(context, params)
+        params = params.model_copy(update={"target_modules": ["in_proj", "x_proj"]})
+    made = lora.fit(context, params)
+    assert made.training.n_steps == 1
+    before = host.base.loglikelihood(PAIRS[:1])
+    with host.use_adapter(made.folder / "adapter", made.digest) as tuned:
+        after = tuned.loglikelihood(PAIRS)
+        assert [one.logprob for one in after] == pytest.approx(
+            [alone(tuned.model, *pair) for pair in PAIRS], abs=1e-4
+        )
+    assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
+    assert host.base.loglikelihood(PAIRS[:1]) == before
+
+
+def test_what_transformers_cannot_load_is_refused_with_a_sentence(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "not_yet_made"}))
+    with pytest.raises(CandidateFailed, match=r"cannot be loaded.*not_yet_made.*newer transformers"):
+        ModelHost(resolve(str(folder)), CPU)
