@@ -1,7 +1,7 @@
 """Training: losses of one or several candidates in one picture, and what training took.
 
 Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
-those of `harness.report.loss_curves`, the diagnosis that of `harness.report.training_diagnosis`.
+those of `harness.report.plots.loss_curves`, the diagnosis that of `harness.report.training_diagnosis`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from harness.formatting import UNKNOWN, count, plain, seconds, usd
 from harness.records import Run, TrainingRecord, Trial
 from harness.report import ExperimentReport
 from harness.report.experiment_report import figure_text
-from harness.report.loss_curves import (
+from harness.report.plots.loss_curves import (
     LIKELIHOOD,
     PREFERENCES,
     gap,

@@ -38,8 +38,6 @@ _SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
 Share = Annotated[str, Field(pattern=_SHARE)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
 Margin = Fraction | Share
-
-
 Need = Literal[
     "changing_facts",
     "private_knowledge",
@@ -353,8 +351,8 @@ class GatePolicy(Spec):
     `tasks` names those to judge; without it all are, and a task that was not answered by both leaves the
     verdict open. `max_errors` is the share of a task's answers that may fail: those of the candidate count as
     lost, and beyond it the verdict is inconclusive: invalid. `cumulative` is the margin of the mean against
-    the first base, once gates compare with a champion; twice that of `macro`, at most 0.99,
-    if not written.
+    the first base, once gates compare with a champion; twice that of `macro`, at most 0.99, if not
+    written. `uncalibrated_judge` says whether a judge's metric decides without people's labels.
     """
 
     macro: Margin = 0.02
@@ -370,6 +368,7 @@ class GatePolicy(Spec):
     tasks: tuple[str, ...] = ()
     cumulative: Margin | None = None
     max_errors: float = Field(0.01, ge=0, lt=1)
+    uncalibrated_judge: Literal["refuse", "allow"] = "refuse"
 
 
 class TokenPrices(Spec):

@@ -25,8 +25,8 @@ from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.experiment_report import table_rows
-from harness.report.loss_curves import PREFERENCES
 from harness.report.plots.heat_map import Cell, Heat
+from harness.report.plots.loss_curves import PREFERENCES
 from harness.report.plots.pareto_front import Point
 from harness.rescue import HalfVerdict, Rescue, Tried
 from harness.spec import DecidePolicy, NightlyPolicy

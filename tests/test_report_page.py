@@ -37,9 +37,9 @@ from harness.report import (
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.escape import clean, clean_lines
 from harness.report.labels import for_picture
-from harness.report.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots import chances, curves, forest, front
 from harness.report.plots.heat_map import heat
+from harness.report.plots.loss_curves import PREFERENCES, gap, smooth
 from harness.report.plots.svg import Scale, marks
 from harness.report.sections import provenance_tables
 from harness.spec import DecidePolicy

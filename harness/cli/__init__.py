@@ -19,9 +19,9 @@ from harness.cli import (  # in the order in which help lists the commands
     doctor,
     gate,
     nightly,
+    rate,
     rescue,
     runs,
-    schema,
     sql,
 )
 
@@ -42,9 +42,9 @@ __all__ = [
     "init",
     "main",
     "nightly",
+    "rate",
     "rescue",
     "runs",
-    "schema",
     "sql",
 ]
 

@@ -1,4 +1,4 @@
-"""Commands on stored runs: list, show, diff, remove, and score again.
+"""Commands on stored runs: list, show, diff, remove, and score again; and lists of what can be written.
 
 Invariant: none of them loads a model.
 """
@@ -15,6 +15,7 @@ from harness.cli.app import (
     RunsFolder,
     app,
     open_session,
+    print_json,
     print_scores,
     print_value,
     runs_app,
@@ -160,6 +161,14 @@ def reindex(runs: RunsFolder = Path("runs"), as_json: Json = False) -> None:
             Problem(str(runs), "no such folder", "a folder of stored runs", "name it with --runs")
         )
     print_value(store.reindex(store.Store(runs))._asdict(), as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of harness.yaml, for editors that complete and check its keys."""
+    from harness.config import json_schema
+
+    print_json(json_schema())
 
 
 def _brief(run: "Run") -> str:

@@ -33,6 +33,7 @@ from harness.comparison.estimators import (
     valid_estimate,
 )
 from harness.comparison.failed_answers import BaseErrors, Errors, Filled, base_extremes, fill_errors
+from harness.comparison.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
 from harness.comparison.mode_collapse import AnswerDiversity, Answers, answer_diversity
 from harness.comparison.ranking import estimate_columns, shared_ranks
 from harness.comparison.recipe_means import RecipeDifference, compare_recipes
@@ -44,11 +45,14 @@ from harness.records import RowsIdentity, SampleResult
 __all__ = [
     "AnswerDiversity",
     "Answers",
+    "ArmCalibration",
     "BaseErrors",
     "Comparison",
     "Errors",
     "Estimate",
     "Estimator",
+    "MetricCalibration",
+    "PairCalibration",
     "RecipeDifference",
     "answer_diversity",
     "at_level",

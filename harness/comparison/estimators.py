@@ -20,7 +20,7 @@ from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
-Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds"]
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi"]
 
 
 class Estimate(NamedTuple):

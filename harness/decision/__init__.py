@@ -75,6 +75,7 @@ __all__ = [
     "SeedSummary",
     "Trained",
     "ablations",
+    "alternative",
     "apply_budgets",
     "best_trained",
     "best_untrained",
@@ -89,6 +90,7 @@ __all__ = [
     "place_in_family",
     "reprice",
     "strongest",
+    "strongest_run",
     "summarize_seeds",
     "target_unit",
 ]
@@ -163,6 +165,8 @@ def _choose(case: Case, found: Economics) -> _Choice:
         )
     if case.alternative is None:
         return _lack_alternative(case)
+    if missing := max(run.labels_missing for run in (case.judged, case.alternative) if run):
+        return _await_labels(case, missing)
     if case.strongest is None:
         return _choose_untrained(case, case.alternative)
     if case.alternative.over_budget:
@@ -189,6 +193,17 @@ def _lack_alternative(case: Case) -> _Choice:
     return _undecided(
         "nothing untrained was measured, so there is nothing to compare with",
         f"add {', '.join(case.missing)}",
+    )
+
+
+def _await_labels(case: Case, missing: int) -> _Choice:
+    """Refuse to rest on the grades of a judge that nobody has held to people's labels."""
+    labels = formatting.pluralize(missing, "more label")
+    return _undecided(
+        f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
+        " decision rests on it",
+        "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
+        " gate.uncalibrated_judge to allow",
     )
 
 

@@ -15,6 +15,7 @@ from harness.errors import IncompatibleRuns
 from harness.evaluation.session import Measured, Session
 from harness.evaluation.timing import timing_notes
 from harness.experiment.candidate_result import facts_of
+from harness.experiment.human_labels import calibrations, correct_facts
 from harness.experiment.prepare import measured_bases
 from harness.experiment.run_candidate import measured_arm
 from harness.experiment.stored_rows import Reader, Rows, controls_of, documents_of
@@ -84,6 +85,7 @@ def report_of(
         diversity=_diversity(session, reader, runs, judged, base),
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if gating.is_in_macro(t)},
+        labels=calibrations(session, reader, runs, judged),
         sampled=any(m.weights is not None for m in session.suites),
     )
 
@@ -118,7 +120,8 @@ def judge_runs(session: Session, reader: Reader, runs: Sequence[Run]) -> Judged:
     measured = decide.apply_budgets(
         (facts_of(session, reader, run) for run in runs), session.experiment.decide
     )
-    facts = add_comparisons(session, reader, runs, measured)
+    compared = add_comparisons(session, reader, runs, measured)
+    facts = correct_facts(session, reader, runs, compared)
     results = _gate_results(session, reader, runs, facts, base)
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
@@ -240,7 +243,7 @@ def _gate_result(
     return gating.judge(
         measured_of(session, reader, run, base[run.base_digest]),
         gating.applicable_policy(session.experiment.gate, trained=f.trained),
-        target=TargetFacts(f.target, f.vs_untrained) if f.target else None,
+        target=TargetFacts(f.target, f.vs_untrained, f.labels_missing) if f.target else None,
         identical=run.weights_digest == run.base_digest,
         controls=controls_of(session.store, run, reader.controls),
         compared=compared,

@@ -10,8 +10,10 @@ from dataclasses import replace
 from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
+from harness.comparison.corrected_comparison import correct_comparison
 from harness.decision import CandidateFacts, ItemVariances
 from harness.evaluation.session import Measured, Session
+from harness.experiment.human_labels import judge_labels
 from harness.experiment.stored_rows import Reader, Rows
 from harness.gating import Measurement, TaskComparison
 from harness.gating.verdict import is_in_macro
@@ -26,9 +28,10 @@ def add_comparisons(
 ) -> list[CandidateFacts]:
     """Add the paired differences to the best untrained candidate and to the plain prompt.
 
-    Where a recipe has several seeds, every run of it gets the variances of their mean over the items too.
+    Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
+    of a judge's grades that people's labels correct: those vary by more than the items.
     """
-    metric = session.target.primary
+    metric, labels = session.target.primary, judge_labels(session)
     best = decide.best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
     prompts = [
@@ -41,12 +44,14 @@ def add_comparisons(
         if other is None or run.state == "failed" or run.run_id == other.run_id:
             return None
         arms = reader.of(other, session.target), reader.of(run, session.target)
-        return comparison.compare_rows(metric, *arms) if comparison.is_comparable(metric, *arms) else None
+        if not comparison.is_comparable(metric, *arms):
+            return None
+        return correct_comparison(metric, comparison.compare_rows(metric, *arms), *arms, labels)
 
     def over_items(seeds: Sequence[Run], *others: Run | None) -> ItemVariances | None:
         of = [reader.of(run, session.target) for run in seeds]
         rows = [reader.of(other, session.target) if other else None for other in others]
-        return decide.item_variances(metric, of, *rows) if len(of) > 1 else None
+        return decide.item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
 
     others = {r.run_id: (by_name.get(best or ""), prompt_of.get(r.base_digest, first)) for r in runs}
     seeds = _runs_of(runs)

@@ -1,7 +1,8 @@
 """Rule on the target: the level or the gain that the policy declares, judged on the test split.
 
 Invariant: a goal passes where the whole 95 % interval reaches it, and fails where none of it does; signs are
-turned so that more is better, whatever the metric's direction.
+turned so that more is better, whatever the metric's direction. A judge's grades count only where people have
+labelled enough of the answers.
 """
 
 from harness import comparison, formatting
@@ -9,6 +10,11 @@ from harness.comparison import Comparison, Estimate
 from harness.gating.significance import target_p
 from harness.gating.verdict import Number, Outcome, Rule, TargetFacts, worst_outcome
 from harness.spec import GatePolicy
+
+_UNCALIBRATED = (
+    "target: it is graded by a judge, and its grades of these answers need {labels} of people before anything"
+    " rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
+)
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
@@ -18,6 +24,9 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         return Rule("target", "skipped", "target: nothing was declared for it", {})
     if target is None:
         return Rule("target", "inconclusive", "target: it was not measured", {})
+    if target.labels_missing:
+        said = _UNCALIBRATED.format(labels=formatting.pluralize(target.labels_missing, "more label"))
+        return Rule("target", "inconclusive", said, {"labels_missing": target.labels_missing})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if wanted.min is not None:

@@ -64,10 +64,14 @@ class TaskComparison(NamedTuple):
 
 
 class TargetFacts(NamedTuple):
-    """Result on the test split: the score, and the gain over the best untrained candidate."""
+    """Result on the test split: the score, and the gain over the best untrained candidate.
+
+    `labels_missing` of people keep a judge's metric from deciding.
+    """
 
     score: Estimate
     gain: Comparison | None
+    labels_missing: int = 0
 
 
 class MissRate(NamedTuple):

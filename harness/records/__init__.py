@@ -1,6 +1,14 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
-from harness.records.repeated_measurements import Control, ControlBlock, Noise, Rating, TaskNoise
+from harness.records.repeated_measurements import (
+    AnswerLabel,
+    Control,
+    ControlBlock,
+    LabelSet,
+    Noise,
+    Rating,
+    TaskNoise,
+)
 from harness.records.run_records import FEWER, MetricRange, Run, SamplingRecord, run_record
 from harness.records.sample_results import (
     BLOCK,
@@ -38,12 +46,14 @@ from harness.records.training_records import (
 __all__ = [
     "BLOCK",
     "FEWER",
+    "AnswerLabel",
     "Control",
     "ControlBlock",
     "Curve",
     "Document",
     "Encoded",
     "Example",
+    "LabelSet",
     "Likelihood",
     "Limits",
     "Message",

@@ -1,4 +1,4 @@
-"""Records of measurements made again: control arm, A/A noise, and ratings by people.
+"""Records of measurements made again: control arm, A/A noise, ratings and labels by people.
 
 Invariant: each names the rows or the base that it measures.
 """
@@ -60,6 +60,28 @@ class Rating:
     left: Literal["a", "b"]
     choice: Literal["a", "b", "tie", "skip"]
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLabel:
+    """Label of one answer by a person, in the unit of the metric; `answer` is its digest, with the item's."""
+
+    answer: str
+    example_id: str
+    label: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Labels that a person gave at once to answers of a task, for one metric, not knowing whose they are."""
+
+    id: str
+    created: str
+    task: str
+    split: str
+    metric: str
+    rater: str
+    labels: tuple[AnswerLabel, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from harness import comparison, config, decision, gating, plugins, store
-from harness.comparison import Comparison, Estimate
+from harness.comparison import Estimate
+from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
+from harness.comparison.labelled_answers import latest_labels
 from harness.config import Loaded
 from harness.data import version_of_test
 from harness.decision import CandidateFacts
@@ -351,12 +353,21 @@ def _target(loaded: Loaded, at: Store, run: Run, policy: GatePolicy, task: Task)
     limit = task.data.limits.test
     rows = store.read_rows(at, run.rows[f"{task.name}/test"], limit)
     score: Estimate = comparison.estimate(metric, rows)
-    gain = _gain(loaded, at, metric, rows) if policy.target.gain is not None else None
-    return TargetFacts(score, gain)
+    labels = latest_labels(store.list_labels(at, task.name), metric.name)
+    base = _best_untrained_rows(loaded, at, metric) if policy.target.gain is not None else None
+    gain = None
+    if base is not None and comparison.is_comparable(metric, base, rows):
+        gain = correct_comparison(metric, comparison.compare_rows(metric, base, rows), base, rows, labels)
+    missing = max(labels_missing(metric.name, of, labels) for of in (rows, base) if of is not None)
+    return TargetFacts(
+        correct_estimate(metric, score, rows, labels),
+        gain,
+        missing if policy.uncalibrated_judge == "refuse" else 0,
+    )
 
 
-def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison | None:
-    """Compare with the stored candidate that the decision takes as the best untrained one."""
+def _best_untrained_rows(loaded: Loaded, at: Store, metric: Metric) -> Rows | None:
+    """Read the target's rows of the stored candidate that the decision takes as the best untrained one."""
     task, experiment = loaded.experiment.target, loaded.experiment
     runs = _untrained(store.list_runs(at, experiment.name), experiment)
     facts = _facts_on_target(at, task, metric, runs)
@@ -364,8 +375,7 @@ def _gain(loaded: Loaded, at: Store, metric: Metric, rows: Rows) -> Comparison |
     if best is None:
         return None
     run = {run.candidate: run for run in runs}[best]
-    arms = store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test), rows
-    return comparison.compare_rows(metric, *arms) if comparison.is_comparable(metric, *arms) else None
+    return store.read_rows(at, run.rows[f"{task.name}/test"], task.data.limits.test)
 
 
 def _untrained(runs: Iterable[Run], experiment: Experiment) -> list[Run]:

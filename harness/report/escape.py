@@ -59,7 +59,15 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 
 def spreadsheet(text: str) -> str:
     """Clean a text for a cell, where a spreadsheet would take some beginnings for a formula."""
-    cell = clean(text)
+    return _without_formula(clean(text))
+
+
+def spreadsheet_lines(text: str) -> str:
+    """Clean a text for a cell as `spreadsheet` does, but keep its lines: for questions and answers."""
+    return _without_formula(clean_lines(text).strip())
+
+
+def _without_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 

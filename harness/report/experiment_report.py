@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness import formatting, gating, plugins
-from harness.comparison import AnswerDiversity, Comparison, Estimate
+from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
 from harness.decision import (
     Ablation,
     CandidateFacts,
@@ -102,7 +102,8 @@ class ExperimentReport:
     each run's numbers depend on. `policy` is what the decision went by,
     `closed_labels` and `has_documents` which alternatives the target allows, `family` the fine-tunes over
     which what is shipped was corrected. `spans` maps tasks to the range of their metric, of which the gate
-    takes a change as a share; `sampled` says that items of some tasks were drawn. `typed` is what the next
+    takes a change as a share; `sampled` says that items of some tasks were drawn. `labels` puts metrics
+    of the target beside people's labels of its answers. `typed` is what the next
     commands repeat.
     """
 
@@ -134,6 +135,7 @@ class ExperimentReport:
     family: Family = field(default_factory=Family)
     spans: dict[str, float] = field(default_factory=dict)
     sampled: bool = False
+    labels: tuple[MetricCalibration, ...] = ()
     typed: CommandLine = field(default_factory=CommandLine)
 
     @property

@@ -9,6 +9,7 @@ from shlex import join
 
 from harness import formatting, plugins
 from harness.comparison import Comparison
+from harness.comparison.labelled_answers import ENOUGH_LABELS, is_judge
 from harness.decision import CandidateFacts, apply_budgets, best_untrained, gain
 from harness.decision.results import best, is_gain_shown, passing_runs, strongest_run
 from harness.decision.seeds import pool_seeds
@@ -50,7 +51,19 @@ def first_page(report: ExperimentReport) -> FirstPage:
 
 
 def _table_notes(report: ExperimentReport) -> list[str]:
-    return [column_note(report), *filter(None, [disturbed_note(report.facts)])]
+    return [column_note(report), *filter(None, [disturbed_note(report.facts), _labels_note(report)])]
+
+
+def _labels_note(report: ExperimentReport) -> str:
+    """Say whose scores people's labels correct; empty where the metric is no judge's."""
+    if not is_judge(report.metric):
+        return ""
+    found = next((c for c in report.labels if c.metric == report.metric), None)
+    names = [arm.name for arm in found.arms if arm.n_labels >= ENOUGH_LABELS] if found else []
+    if not names:
+        return f"{report.metric}: grades of a judge, which too few labels of people correct."
+    of = ", ".join(names)
+    return f"{report.metric} of {of}: corrected by people's labels; the judge's own grades stand below."
 
 
 def column_note(report: ExperimentReport) -> str:
@@ -203,6 +216,9 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         return
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
+    elif decision is not None and any(f.labels_missing for f in report.facts):
+        line = _line(report, "rate", "export", "labels.csv")
+        yield Command(line, "draws answers for people to label; harness rate import takes their labels")
     else:
         same = ["--sequential"] if report.sampled else []
         yield Command(_line(report, "compare", *same), _open_question(report))

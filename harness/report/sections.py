@@ -9,15 +9,11 @@ from typing import Any
 
 from harness import formatting, plugins
 from harness.comparison import AnswerDiversity, Answers, Comparison
-from harness.decision import (
-    CandidateFacts,
-    Decision,
-    is_fine_tuned,
-)
+from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import Verdict
 from harness.records import Run, TrainingRecord
-from harness.report import decision_tables, loss_curves
+from harness.report import decision_tables
 from harness.report.decision_tables import arithmetic_rows
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
@@ -35,6 +31,8 @@ from harness.report.experiment_report import (
     miss_text,
 )
 from harness.report.first_page import first_page, nearest_miss
+from harness.report.people_labels import label_sections
+from harness.report.plots import loss_curves
 from harness.report.plots.heat_map import heat
 from harness.report.training_diagnosis import diagnose, forgetting_sentence
 
@@ -68,8 +66,16 @@ _MEASURED = {
     "waited_share": "share of the time that it waited for a processor",
     "fit_key": "key of the weights",
 }
-_BRIEF = ("ablation",)  # what the terminal shows beside the first page
-_BODY = ("evidence", "heat", "ablation", "seeds", "curve", "slices")  # what is read before the appendix
+_BRIEF = ("ablation", "labels")  # what the terminal shows beside the first page
+_BODY = (
+    "evidence",
+    "labels",
+    "heat",
+    "ablation",
+    "seeds",
+    "curve",
+    "slices",
+)  # what is read before the appendix
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "intervals of the population that the items stand for"
 
@@ -102,6 +108,7 @@ def _all(report: ExperimentReport) -> Iterator[Section]:
     done = [f for f in best_first(report) if f.state == "done"]
     tuned = [f for f in done if is_fine_tuned(f)]
     yield Section("evidence", "Evidence", notes=sentences(report))
+    yield from label_sections(report.labels)
     yield _heat(report)
     yield from _ablations(report)
     yield Section(

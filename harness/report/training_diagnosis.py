@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness.formatting import count, plain, points
 from harness.records import TrackedPoint, TrainingRecord
-from harness.report.loss_curves import numeric_points, of_preferences, round_length, smooth
+from harness.report.plots.loss_curves import numeric_points, of_preferences, round_length, smooth
 
 _CHANGE = 0.05  # of a loss, and more is a change
 _KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on

@@ -7,6 +7,7 @@ Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base; `alpha` i
 for intervals and one-sided for tests of a margin, as each docstring says.
 """
 
+from harness.stats.agreement import CorrectedRate, Kappa, cohen_kappa, rogan_gladen
 from harness.stats.anytime import (
     Cusum,
     SharedEffects,
@@ -16,7 +17,7 @@ from harness.stats.anytime import (
     seed_effects,
 )
 from harness.stats.bootstrap import Bootstrap, Statistic, bca_interval, bootstrap
-from harness.stats.diversity import commonest, signal_to_noise, unique_share
+from harness.stats.diversity import commonest, pass_at_k, signal_to_noise, unique_share
 from harness.stats.group_sequential import alpha_spent, interim_bounds
 from harness.stats.intervals import (
     TIE,
@@ -56,6 +57,7 @@ from harness.stats.power import (
     paired_se,
     regression_power,
 )
+from harness.stats.prediction_powered import Powered, labels_needed, prediction_powered_mean
 from harness.stats.preference import (
     Strength,
     WinRate,
@@ -87,12 +89,15 @@ __all__ = [
     "TIE",
     "Array",
     "Bootstrap",
+    "CorrectedRate",
     "Cusum",
     "Flips",
     "Interval",
+    "Kappa",
     "McNemar",
     "Mean",
     "PowerLaw",
+    "Powered",
     "SharedEffects",
     "Statistic",
     "Strength",
@@ -109,6 +114,7 @@ __all__ = [
     "clopper_pearson",
     "cluster_df",
     "clustered_mean",
+    "cohen_kappa",
     "commonest",
     "cusum",
     "design_effect",
@@ -122,6 +128,7 @@ __all__ = [
     "inclusion_weights",
     "interim_bounds",
     "krippendorff_alpha",
+    "labels_needed",
     "log_mean_wealth",
     "mcnemar",
     "mover_mean",
@@ -130,9 +137,12 @@ __all__ = [
     "paired_delta",
     "paired_se",
     "pareto_front",
+    "pass_at_k",
     "perfect_information",
+    "prediction_powered_mean",
     "quadrature",
     "regression_power",
+    "rogan_gladen",
     "sample_information",
     "satterthwaite",
     "seed_effects",

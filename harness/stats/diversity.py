@@ -1,10 +1,11 @@
-"""Diversity of answers, and the signal-to-noise ratio of a task.
+"""Diversity of answers, the chance that one of several is right, and the signal-to-noise ratio of a task.
 
 Invariant: no answer at all has no diversity, which is not 0 but unknown.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from math import comb
 
 from numpy.typing import ArrayLike
 
@@ -52,3 +53,18 @@ def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
     """
     x, noise = finite(scores, "scores", 2), float(finite(repeats, "repeats", 2).std(ddof=1))
     return float(x.max() - x.min()) / noise if noise > 0 else None
+
+
+def pass_at_k(n: int, n_right: int, k: int) -> float:
+    """Return the chance that one of k answers is right, by n drawn answers of which some are right.
+
+    1 − C(n − c, k)/C(n, k), unbiased. Not for k greedy answers, which are one and the same.
+
+    Raises:
+        ValueError: not 0 ≤ c ≤ n, or not 1 ≤ k ≤ n.
+
+    Source: Chen et al. 2021, Evaluating large language models trained on code, equation 1.
+    """
+    if not (0 <= n_right <= n and 1 <= k <= n):
+        raise ValueError(f"expected 0 <= right <= n and 1 <= k <= n, found {n_right}, {n} and {k}")
+    return 1 - comb(n - n_right, k) / comb(n, k)

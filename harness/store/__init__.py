@@ -12,6 +12,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
     runs/ratings/<rating id>.json              what a person preferred
+    runs/labels/<id>.json                      labels of answers that a person gave together
     runs/noise/<id>.json                       a measurement of A/A noise
     runs/verdicts/<run_id>/<digest>.json       what the gate said of a run
     runs/decisions/<experiment>.json           the last decision of an experiment
@@ -43,6 +44,7 @@ from harness.store.measurements import (
     flip_rates,
     keep_environment,
     keep_origin,
+    list_labels,
     list_ratings,
     noise_rates,
     noises,
@@ -50,6 +52,7 @@ from harness.store.measurements import (
     read_environment,
     read_measured,
     save_control,
+    save_labels,
     save_noise,
     save_rating,
     write_measured,
@@ -137,6 +140,7 @@ __all__ = [
     "keep_environment",
     "keep_origin",
     "list_begun",
+    "list_labels",
     "list_ratings",
     "list_runs",
     "list_unfinished",
@@ -166,6 +170,7 @@ __all__ = [
     "runs_on_disk",
     "save_control",
     "save_decision",
+    "save_labels",
     "save_noise",
     "save_rating",
     "save_run",

@@ -1,7 +1,8 @@
-"""Small records beside the rows: origins, environments, the control arm, A/A noise and human ratings.
+"""Small records beside the rows: origins, environments, the control arm, noise, ratings and labels.
 
 Invariant: nothing here changes or replaces a stored row; a record is written once, whole, before the index
-hears of it. The newest measurement of a precision counts, and of one rater, pair and item the latest rating.
+hears of it. The newest measurement of a precision counts, and of one rater, pair and item the latest rating,
+of one rater and answer the latest label.
 
     runs/rows/<digest>/origins.json            each block's environment and control arm
     runs/control/<id>/control.json             one measurement of the control arm
@@ -9,6 +10,7 @@ hears of it. The newest measurement of a precision counts, and of one rater, pai
     runs/environments/<digest>.json            what an environment's digest stands for
     runs/noise/<id>.json                       one measurement of A/A noise
     runs/ratings/<rating id>.json              one rating
+    runs/labels/<id>.json                      labels of answers that came together
 """
 
 import json
@@ -21,6 +23,7 @@ from pathlib import Path
 from harness.records import (
     Control,
     ControlBlock,
+    LabelSet,
     Noise,
     Origin,
     Rating,
@@ -171,3 +174,19 @@ def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
     found = load_files(Rating, (store.folder / "ratings").glob("*.json"))
     of_task = (rating for rating in found if task in (None, rating.task))
     return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))
+
+
+def save_labels(store: Store, labels: LabelSet) -> None:
+    """Write labels that came together: all of them, or none.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    write_record(store, store.folder / "labels" / f"{labels.id}.json", labels)
+
+
+def list_labels(store: Store, task: str | None = None) -> list[LabelSet]:
+    """List sets of labels, oldest first; those of one task where it is given."""
+    found = load_files(LabelSet, (store.folder / "labels").glob("*.json"))
+    of_task = (labels for labels in found if task in (None, labels.task))
+    return sorted(of_task, key=lambda labels: (labels.created, labels.id))

@@ -27,7 +27,7 @@ from harness.store.layout import (
 )
 
 _TAKEN = (
-    *("rows", "weights", "ratings", "control", "environments", "nightly", "noise"),
+    *("rows", "weights", "ratings", "labels", "control", "environments", "nightly", "noise"),
     *("verdicts", "decisions"),
 )
 

@@ -5,7 +5,7 @@ Invariant: the axis of the loss begins at 0; nothing is drawn that was not logge
 
 from harness import formatting
 from harness.records import TrainingRecord
-from harness.report.loss_curves import numeric_points, of_preferences, smooth
+from harness.report.plots.loss_curves import numeric_points, of_preferences, smooth
 from harness.report.plots.svg import Scale, group, line, mark, marks, path, picture, text
 
 _WIDTH, _HEIGHT = 430.0, 250.0

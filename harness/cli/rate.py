@@ -1,0 +1,90 @@
+"""Commands that hand answers to people and take their labels: rate export and rate import.
+
+Invariant: neither loads a model; the file tells nobody whose an answer is.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.app import Candidates, Config, Json, Overrides, app, print_json, say
+from harness.errors import Problem, UserError
+
+rate_app = typer.Typer(
+    help="Let people label answers, blind, in a file of their own tools.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(rate_app, name="rate")
+
+File = Annotated[Path, typer.Argument(metavar="FILE.csv", help="The file of answers and labels.")]
+
+
+@rate_app.command("export")
+def rate_export(
+    file: File,
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    items: Annotated[int, typer.Option("--items", "-n", min=1, help="How many items are drawn.")] = 100,
+    metric: Annotated[
+        str, typer.Option("--metric", help="What the labels stand for; by default the metric that decides.")
+    ] = "",
+    candidates: Candidates = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the answers to randomly drawn test items, blind, for people to label."""
+    from harness.formatting import count
+    from harness.release import rating_file
+
+    names = [name for given in candidates or [] for name in given.split(",")]
+    found = rating_file.export_answers(
+        config, file, overrides or [], n_items=items, metric=metric, candidates=names, seed=seed
+    )
+    if as_json:
+        print_json(found._asdict())
+    else:
+        print(
+            f"{file}: {count(found.n_answers)} different answers to {count(found.n_items)} items, for"
+            f" {found.metric}; of {' and '.join(found.runs)}"
+        )
+    say(f"{count(found.n_left)} items without labels are left; a later export goes on with these")
+    say(f"next: fill in the column label (0 to 1), then harness rate import {file} --rater NAME")
+
+
+@rate_app.command("import")
+def rate_import(
+    file: File,
+    overrides: Overrides = None,
+    config: Config = Path("harness.yaml"),
+    rater: Annotated[
+        str, typer.Option("--rater", help="Who labelled; labels of the same name take each other's place.")
+    ] = "people",
+    scale: Annotated[
+        str, typer.Option("--scale", metavar="LOW,HIGH", help="The lowest and the highest label: 1,5.")
+    ] = "0,1",
+    as_json: Json = False,
+) -> None:
+    """Read people's labels back; all problems of the file are listed, and nothing is stored then."""
+    from harness.formatting import count
+    from harness.release import rating_file
+
+    found = rating_file.import_labels(config, file, overrides or [], rater=rater, scale=_scale(scale))
+    if as_json:
+        print_json(found._asdict())
+    else:
+        blank = f", {count(found.n_blank)} rows left blank" if found.n_blank else ""
+        print(f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{blank}")
+        for run, n in found.by_run.items():
+            print(f"  {run}: {count(n)} of its answers have a label")
+    say("next: harness report")
+
+
+def _scale(written: str) -> tuple[float, float]:
+    """Read the ends of a scale."""
+    try:
+        low, high = map(float, written.split(","))
+    except ValueError:
+        raise UserError(Problem("--scale", repr(written), "two numbers", "--scale 1,5")) from None
+    return low, high

@@ -1,0 +1,351 @@
+"""A metric beside people's labels of the same answers: agreement, its errors, and the scores they correct.
+
+Invariant: a label belongs to an answer's text, so it counts for every run that gave that answer and for none
+that gave another; of several raters of one answer the mean counts, and of one rater the latest label. Only a
+metric that is the mean of one number an item, in [0, 1], is corrected.
+Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import stats
+from harness.comparison.estimators import Estimate
+from harness.comparison.judge_correction import (
+    MIN_LABELS,
+    Corrected,
+    Graded,
+    correct_difference,
+    correct_score,
+    more_labels,
+)
+from harness.metrics import Metric
+from harness.records import LabelSet, SampleResult, digest
+from harness.stats import Array
+
+ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a judge
+_JUDGE = "judge"  # how the name of a metric begins that another model computes
+
+Labels = Mapping[str, float]  # by the digest of an answer
+
+
+class Confusion(NamedTuple):
+    """Answers passed by judge and people both, by the judge alone, by people alone, and by nobody."""
+
+    both: int
+    judge_alone: int
+    people_alone: int
+    neither: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCalibration:
+    """One run's answers: the metric's score of n items, and what the labels of some of them say of it.
+
+    `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` joins
+    labels and grades, `labels_alone` are the labels' mean; both are None with fewer than ten labels.
+    `agreement`, `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are those of labels and grades
+    that are all 0 or 1, None else.
+    """
+
+    name: str
+    n: int
+    n_labels: int
+    score: Estimate
+    corrected: Estimate | None = None
+    labels_alone: Estimate | None = None
+    rogan_gladen: Estimate | None = None
+    power: float | None = None
+    kappa: Estimate | None = None
+    agreement: Estimate | None = None
+    confusion: Confusion | None = None
+    sensitivity: Estimate | None = None
+    specificity: Estimate | None = None
+    error: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairCalibration:
+    """The paired difference new − base on n items, of which `n_labels` have a label in both arms.
+
+    `favour` is how much more the metric overrates the new arm than the base, on the same items. `more_labels`
+    would probably settle which is better: 0 where that is settled, None where no number of them would.
+    """
+
+    new: str
+    base: str
+    n: int
+    n_labels: int
+    delta: Estimate
+    corrected: Estimate | None = None
+    labels_alone: Estimate | None = None
+    favour: Estimate | None = None
+    more_labels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricCalibration:
+    """A metric of a task beside people's labels of its answers; `kappa` is that of all labelled answers.
+
+    `length` is by how much its error (grade − label) rises with each doubling of an answer's length.
+    `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha),
+    None where no answer has two raters.
+    """
+
+    task: str
+    metric: str
+    raters: tuple[str, ...]
+    raters_alpha: float | None
+    arms: tuple[ArmCalibration, ...]
+    pairs: tuple[PairCalibration, ...]
+    kappa: Estimate | None = None
+    length: Estimate | None = None
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether the metric is not shown to agree with people more than by chance."""
+        return self.kappa is None or self.kappa.low <= 0
+
+
+def is_judge(metric: str) -> bool:
+    """Tell whether a metric's scores are the grades of a judge."""
+    return metric.startswith(_JUDGE)
+
+
+def answer_digest(metric: str, row: SampleResult) -> str:
+    """Return the digest that binds a label to an answer's text, its item and the metric that it is for."""
+    return digest([metric, row.task, row.split, row.example_id, row.text])
+
+
+def is_correctable(metric: Metric) -> bool:
+    """Tell whether a metric is the mean of one number an item, in [0, 1]."""
+    if len(metric.parts) != 1 or not (0 <= metric.bounds[0] < metric.bounds[1] <= 1):
+        return False
+    parts, weights = np.linspace(*metric.bounds, 5)[:, None], np.arange(1.0, 6.0)
+    return bool(np.isclose(metric.aggregate(parts, weights), np.average(parts[:, 0], weights=weights)))
+
+
+def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
+    """Map answers to their label for a metric: the mean of its raters, of each the latest."""
+    return {answer: sum(of.values()) / len(of) for answer, of in _by_rater(found, metric).items()}
+
+
+def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
+    """Map items to the rows that a metric scored, in the order of their ids; failed answers have no text."""
+    scored = {row.example_id: row for row in rows if row.parts[metric] is not None and row.status != "error"}
+    return dict(sorted(scored.items()))
+
+
+def count_labels(metric: str, rows: Iterable[SampleResult], labels: Labels) -> int:
+    """Count the answers of rows that have a label for a metric."""
+    return sum(answer_digest(metric, row) in labels for row in scored_rows(metric, rows).values())
+
+
+def calibrate(
+    metric: Metric,
+    arms: Mapping[str, Sequence[SampleResult]],
+    pairs: Iterable[tuple[str, str]],
+    found: Sequence[LabelSet],
+) -> MetricCalibration | None:
+    """Put a metric's scores of several arms beside people's labels; `pairs` are (new, base) by name.
+
+    None where no answer has a label, or the metric cannot be corrected.
+    """
+    labels = latest_labels(found, metric.name)
+    if not labels or not is_correctable(metric):
+        return None
+    scored = {name: scored_rows(metric.name, rows) for name, rows in arms.items()}
+    calibrated = [_arm(metric, name, list(rows.values()), labels) for name, rows in scored.items() if rows]
+    labelled = [arm for arm in calibrated if arm.n_labels]
+    if not labelled:
+        return None
+    compared = [_pair(metric, new, base, scored[new], scored[base], labels) for new, base in pairs]
+    task = next(row.task for rows in scored.values() for row in rows.values())
+    raters, alpha = _raters(found, metric.name)
+    once = {answer_digest(metric.name, row): row for rows in scored.values() for row in rows.values()}
+    return MetricCalibration(
+        task,
+        metric.name,
+        raters,
+        alpha,
+        tuple(labelled),
+        tuple(pair for pair in compared if pair and pair.n_labels),
+        *_agreement_and_length(metric, [row for answer, row in once.items() if answer in labels], labels),
+    )
+
+
+def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> Graded:
+    """Put grades and labels of rows side by side; clusters are numbered as the rows name them."""
+    clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
+    grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
+    found = [labels.get(answer_digest(metric.name, row), np.nan) for row in rows]
+    return Graded(grades, np.array(found, float), clusters)
+
+
+def estimate_of(metric: Metric, found: Corrected | None, n: int | None = None) -> Estimate | None:
+    """Write a corrected value as an estimate, of n items or of the labels."""
+    if found is None:
+        return None
+    return Estimate(found.score, found.low, found.high, n or found.n_labels, metric.unit)
+
+
+def _arm(metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels) -> ArmCalibration:
+    arm = grade_arm(metric, rows, labels)
+    has = arm.has_label
+    own = _score(metric, arm)
+    if has.sum() < MIN_LABELS:
+        return ArmCalibration(name, len(rows), int(has.sum()), own)
+    grades, people, clusters = arm.grades[has], arm.labels[has], arm.clusters[has]
+    corrected = correct_score(arm)
+    binary = bool(np.isin(arm.grades, (0, 1)).all() and np.isin(people, (0, 1)).all())
+    table = _confusion(grades, people) if binary else None
+    return ArmCalibration(
+        name=name,
+        n=len(rows),
+        n_labels=int(has.sum()),
+        score=own,
+        corrected=estimate_of(metric, corrected, len(rows)),
+        labels_alone=estimate_of(metric, correct_score(arm, power=0.0)),
+        rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
+        power=corrected.power if corrected else None,
+        kappa=_kappa(grades, people, clusters),
+        agreement=_rate(metric, (grades == people).astype(float), clusters) if binary else None,
+        confusion=table,
+        sensitivity=_share_right(metric, grades, people, clusters, 1.0) if table else None,
+        specificity=_share_right(metric, grades, people, clusters, 0.0) if table else None,
+        error=_mean(metric, grades - people, clusters),
+    )
+
+
+def _pair(
+    metric: Metric,
+    new: str,
+    base: str,
+    new_rows: Mapping[str, SampleResult],
+    base_rows: Mapping[str, SampleResult],
+    labels: Labels,
+) -> PairCalibration | None:
+    """Compare two arms on the items that both answered; None where there is none."""
+    ids = [item for item in new_rows if item in base_rows]
+    if not ids:
+        return None
+    old, now = (grade_arm(metric, [of[item] for item in ids], labels) for of in (base_rows, new_rows))
+    has = old.has_label & now.has_label
+    delta = _mean(metric, now.grades - old.grades, now.clusters)
+    found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
+    if delta is None:
+        return None
+    if found is None:
+        return PairCalibration(new, base, len(ids), int(has.sum()), delta)
+    errors = (now.grades - now.labels - old.grades + old.labels)[has]
+    return PairCalibration(
+        new,
+        base,
+        len(ids),
+        int(has.sum()),
+        delta,
+        corrected=estimate_of(metric, found, len(ids)),
+        labels_alone=estimate_of(metric, correct_difference(old, now, power=0.0)),
+        favour=_mean(metric, errors, now.clusters[has]),
+        more_labels=more_labels(old, now, found),
+    )
+
+
+def _score(metric: Metric, arm: Graded) -> Estimate:
+    """Estimate the uncorrected score: as people would, had they given the grades themselves."""
+    own = correct_score(arm._replace(labels=arm.grades))
+    found = estimate_of(metric, own, len(arm.grades))
+    return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
+
+
+def _mean(metric: Metric, values: Array, clusters: np.ndarray) -> Estimate | None:
+    """Estimate a mean with its t interval; None where too few clusters leave its spread unknown."""
+    mean = stats.clustered_mean(values, clusters)
+    if mean.se is None:
+        return None
+    return Estimate(mean.mean, *stats.t_interval(mean), len(values), metric.unit)
+
+
+def _rate(metric: Metric, hits: Array, clusters: np.ndarray) -> Estimate:
+    effect = stats.design_effect(hits, clusters)
+    ends = stats.wilson(float(hits.sum()) / effect, len(hits) / effect)
+    return Estimate(float(hits.mean()), *ends, len(hits), metric.unit)
+
+
+def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | None:
+    found = stats.cohen_kappa(grades, people, clusters)
+    return None if found is None else Estimate(*found, len(grades))
+
+
+def _agreement_and_length(
+    metric: Metric, rows: Sequence[SampleResult], labels: Labels
+) -> tuple[Estimate | None, Estimate | None]:
+    """Estimate kappa and the part of the length in the error, of labelled answers of all arms.
+
+    Answers to one item are one cluster. Both are None with fewer than ten answers.
+    """
+    if len(rows) < MIN_LABELS:
+        return None, None
+    arm = grade_arm(metric, rows, labels)
+    lengths = np.array([log2(max(len(row.text), 1)) for row in rows])
+    errors = arm.grades - arm.labels
+    return _kappa(arm.grades, arm.labels, arm.clusters), _slope(metric, lengths, errors, arm.clusters)
+
+
+def _confusion(grades: Array, people: Array) -> Confusion:
+    counts = (int(((grades == g) & (people == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    return Confusion(*counts)
+
+
+def _share_right(
+    metric: Metric, grades: Array, people: Array, clusters: np.ndarray, label: float
+) -> Estimate | None:
+    """Estimate which share of the answers that people gave a label got it from the judge too."""
+    own = people == label
+    return _rate(metric, (grades[own] == label).astype(float), clusters[own]) if own.any() else None
+
+
+def _rogan_gladen(metric: Metric, arm: Graded, table: Confusion) -> Estimate | None:
+    """Correct a rate by sensitivity and specificity, for items that are each their own cluster."""
+    positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
+    n = len(arm.grades)
+    if not positive or not negative or arm.clusters.max() + 1 < n:
+        return None
+    found = stats.rogan_gladen(
+        float(arm.grades.mean()), n, table.neither / negative, negative, table.both / positive, positive
+    )
+    return None if found is None else Estimate(*found, n, metric.unit)
+
+
+def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate | None:
+    """Estimate by how much y rises with x; None where x does not vary, or clusters are too few.
+
+    The least-squares slope as a mean of each item's part in it, so that its error respects clusters.
+    """
+    centred = x - x.mean()
+    spread = float(centred @ centred)
+    if spread <= stats.TIE:
+        return None
+    slope = float(centred @ y) / spread
+    parts = slope + len(x) * centred * (y - y.mean() - slope * centred) / spread
+    return _mean(metric, parts, clusters)
+
+
+def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:
+    units = _by_rater(found, metric)
+    raters = {rater for unit in units.values() for rater in unit}
+    return tuple(sorted(raters)), stats.krippendorff_alpha(units.values())
+
+
+def _by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:
+    """Map answers to each rater's latest label; the sets are in the order in which they came."""
+    out: dict[str, dict[str, float]] = {}
+    for of in found:
+        if of.metric == metric:
+            for one in of.labels:
+                out.setdefault(one.answer, {})[of.rater] = one.label
+    return out

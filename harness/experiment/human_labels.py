@@ -1,0 +1,74 @@
+"""People's labels of the target's answers, joined to what the runs measured.
+
+Invariant: a judge's score and paired difference are replaced by the corrected ones before anything is
+decided, and where labels are too few the run says how many are missing; every other metric is shown beside
+its labels and decides as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness import decision as decide
+from harness import store
+from harness.comparison import MetricCalibration
+from harness.comparison.corrected_comparison import correct_estimate, labels_missing
+from harness.comparison.labelled_answers import Labels, calibrate, is_judge, latest_labels
+from harness.decision import CandidateFacts
+from harness.evaluation.session import Session
+from harness.experiment.stored_rows import Reader
+from harness.records import Run
+
+
+def correct_facts(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> list[CandidateFacts]:
+    """Correct what runs reached by a judge's metric, and count the labels that a decision on it lacks."""
+    metric = session.target.primary
+    if not is_judge(metric.name):
+        return list(facts)
+    labels = judge_labels(session)
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    best = by_name.get(decide.best_untrained(facts) or "")
+    return [
+        replace(
+            f,
+            target=correct_estimate(metric, f.target, reader.of(run, session.target), labels),
+            labels_missing=count_missing(session, reader, run, best),
+        )
+        if f.target
+        else f
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def judge_labels(session: Session) -> Labels:
+    """Return people's labels for the target's primary metric; none where that is no judge's."""
+    name = session.target.primary.name
+    found = store.list_labels(session.store, session.target.task.name) if is_judge(name) else ()
+    return latest_labels(found, name)
+
+
+def count_missing(session: Session, reader: Reader, *runs: Run | None) -> int:
+    """Count the labels that runs' answers lack, at most, before a judge's metric decides; 0 where it may."""
+    metric = session.target.primary.name
+    if session.experiment.gate.uncalibrated_judge == "allow" or not is_judge(metric):
+        return 0
+    labels = judge_labels(session)
+    rows = (reader.of(run, session.target) for run in runs if run is not None)
+    return max((labels_missing(metric, of, labels) for of in rows), default=0)
+
+
+def calibrations(
+    session: Session, reader: Reader, runs: Sequence[Run], facts: Sequence[CandidateFacts]
+) -> tuple[MetricCalibration, ...]:
+    """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
+    found = store.list_labels(session.store, session.target.task.name)
+    if not found:
+        return ()
+    done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
+    arms = {label: reader.of(run, session.target) for label, run in done.items()}
+    best = decide.best_untrained(facts)
+    base = next((f.label for f in facts if f.name == best and f.label in arms), None)
+    pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
+    of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
+    return tuple(filter(None, of))

@@ -1,0 +1,297 @@
+"""Rating file: a random sample of answers for people to label, as CSV, and their labels back.
+
+Invariant: whoever labels learns nothing of whose an answer is: rows are shuffled, a key is the digest of the
+answer, and the same answer of two candidates stands there once. Items are drawn, never answers, and a later
+export goes on in the same random order, so that all labels together are a random sample. A file is imported
+whole or not at all.
+"""
+
+import csv
+import io
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, decision, report, store
+from harness.comparison.labelled_answers import (
+    Labels,
+    answer_digest,
+    is_correctable,
+    latest_labels,
+    scored_rows,
+)
+from harness.config import Loaded
+from harness.decision import CandidateFacts
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.experiment.candidate_result import facts_on_target
+from harness.metrics import Metric, load_metrics
+from harness.provenance import timestamp
+from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
+from harness.release.stored import candidate_runs
+from harness.report.escape import spreadsheet_lines
+from harness.spec import Task
+from harness.store import Store
+
+COLUMNS = ("key", "question", "answer", "reference", "label")
+_KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
+_DELIMITERS = ",;\t"
+_REFERENCES_SHOWN = 3
+_LONGEST_CELL = 2**30  # of an answer that people read
+
+
+class Exported(NamedTuple):
+    """Result of an export: how many items and answers were written, for which metric, of which runs."""
+
+    metric: str
+    runs: tuple[str, ...]
+    n_items: int
+    n_answers: int
+    n_left: int
+
+
+class Imported(NamedTuple):
+    """Result of an import: labels read and left blank, and how many labels each run's answers now have."""
+
+    metric: str
+    n_labels: int
+    n_blank: int
+    by_run: dict[str, int]
+
+
+class _Known(NamedTuple):
+    """One stored answer, with the metric that its key stands for."""
+
+    metric: str
+    row: SampleResult
+
+
+def export_answers(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    n_items: int = 100,
+    metric: str = "",
+    candidates: Sequence[str] = (),
+    seed: int = 0,
+) -> Exported:
+    """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
+
+    Without `candidates` those of the best fine-tune and the best untrained candidate on validation; without
+    `metric` for the one that decides. Items of which all answers have a label are left out.
+
+    Raises:
+        UserError: the file exists, the metric or a candidate is unknown, or the metric is no mean in [0, 1].
+        IncompatibleRuns: nothing is stored of a candidate as it is written now.
+    """
+    if file.exists():
+        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
+    loaded = config.load(path, overrides)
+    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    measured = _metric(task, metric)
+    runs = _runs(loaded, at, candidates)
+    arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
+    labels = latest_labels(store.list_labels(at, task.name), measured.name)
+    shared = sorted(set(arms[0]).intersection(*arms[1:]))
+    random.Random(digest([seed, task.name, measured.name])).shuffle(shared)
+    open_ = [item for item in shared if not _is_labelled(measured.name, [arm[item] for arm in arms], labels)]
+    rows = list(_file_rows(measured.name, open_[:n_items], arms))
+    random.Random(digest([seed, rows])).shuffle(rows)
+    _write(file, rows)
+    names = tuple(run.label for run in runs)
+    return Exported(measured.name, names, min(n_items, len(open_)), len(rows), max(len(open_) - n_items, 0))
+
+
+def import_labels(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    rater: str = "",
+    scale: tuple[float, float] = (0.0, 1.0),
+) -> Imported:
+    """Read the labels of a rating file and store them beside the ratings; `scale` is that of its labels.
+
+    Raises:
+        UserError: with every problem of the file at once, of which nothing is then stored.
+    """
+    loaded = config.load(path, overrides)
+    at, task = Store(loaded.folder / "runs"), loaded.experiment.target
+    if not scale[0] < scale[1]:
+        found = f"{scale[0]:g} and {scale[1]:g}"
+        raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
+    runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
+    known = _known_answers(at, task, runs)
+    metric, labels, n_blank = _read(file, known, scale)
+    given = LabelSet("", timestamp(), task.name, "test", metric, rater, tuple(labels))
+    store.save_labels(at, replace(given, id=digest(asdict(given))))
+    latest = latest_labels(store.list_labels(at, task.name), metric)
+    by_run = {run.label: len(_labelled(metric, _rows(at, run, task), latest)) for run in runs}
+    return Imported(metric, len(labels), n_blank, {run: n for run, n in by_run.items() if n})
+
+
+def _metric(task: Task, name: str) -> Metric:
+    """Find the metric that is to be labelled."""
+    metrics = load_metrics(task)
+    chosen = metrics.get(name or task.primary_metric)
+    if chosen is None:
+        hint = did_you_mean(name, list(metrics))
+        raise UserError(Problem("--metric", f"{name!r}", f"one of {', '.join(metrics)}", hint))
+    if not is_correctable(chosen):
+        expected = "a metric that is the mean of one number in [0, 1] an item"
+        raise UserError(Problem("--metric", f"{chosen.name}, which is none", expected, "name another one"))
+    return chosen
+
+
+def _runs(loaded: Loaded, at: Store, candidates: Sequence[str]) -> list[Run]:
+    """Find the runs whose answers are labelled, one of each candidate."""
+    if candidates:
+        return [candidate_runs(loaded, at, name)[0] for name in candidates]
+    task = loaded.experiment.target
+    metric = load_metrics(task)[task.primary_metric]
+    stored = dict[str, Run]()
+    for name in loaded.selected:
+        with suppress(IncompatibleRuns):
+            stored |= {run.label: run for run in candidate_runs(loaded, at, name)}
+    facts = list(_facts(at, task, metric, stored.values()))
+    strongest, untrained = decision.strongest_run(facts), decision.alternative(facts)
+    names = [f.label for f in (strongest, untrained) if f is not None]
+    if not names:
+        raise IncompatibleRuns(
+            f"{at.folder}: found no run with answers to {task.name}; expected one to label; "
+            "next: harness compare"
+        )
+    return [stored[name] for name in names]
+
+
+def _facts(at: Store, task: Task, metric: Metric, runs: Iterable[Run]) -> Iterator[CandidateFacts]:
+    for run in runs:
+        with suppress(CandidateFailed, KeyError):
+            yield facts_on_target(run, metric, _rows(at, run, task), _rows(at, run, task, "validation"))
+
+
+def _rows(at: Store, run: Run, task: Task, split: str = "test") -> list[SampleResult]:
+    limits = task.data.limits
+    limit = limits.test if split == "test" else limits.validation
+    return store.read_rows(at, run.rows[f"{task.name}/{split}"], limit)
+
+
+def _is_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> bool:
+    return all(answer_digest(metric, row) in labels for row in rows)
+
+
+def _labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
+    """List the rows whose answers have a label; none where another metric made them."""
+    scored = [row for row in rows if metric in row.parts]
+    return [row for row in scored_rows(metric, scored).values() if answer_digest(metric, row) in labels]
+
+
+def _file_rows(
+    metric: str, items: Iterable[str], arms: Sequence[Mapping[str, SampleResult]]
+) -> Iterator[tuple[str, ...]]:
+    """Yield a row an answer; the question is the shortest prompt, for a longer one may tell whose it is."""
+    for item in items:
+        rows = [arm[item] for arm in arms]
+        question = min((row.prompt for row in rows), key=len)
+        for row in {answer_digest(metric, row): row for row in rows}.values():
+            reference = " | ".join(row.references[:_REFERENCES_SHOWN])
+            yield _KEY + answer_digest(metric, row), question, row.text, reference, ""
+
+
+def _write(file: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write the file whole, with the mark by which spreadsheets know UTF-8."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([spreadsheet_lines(cell) for cell in row] for row in rows)
+    report.write_forms(file.parent, file.stem, {file.suffix: "\ufeff" + stream.getvalue()})
+
+
+def _known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _Known]:
+    """Map the keys of all stored answers to the target to their rows, for each of its metrics."""
+    digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
+    rows = [row for one in digests for row in store.read_rows(at, one)]
+    metrics = load_metrics(task)
+    return {
+        _KEY + answer_digest(metric, row): _Known(metric, row)
+        for row in rows
+        for metric in metrics
+        if metric in row.parts
+    }
+
+
+def _read(
+    file: Path, known: Mapping[str, _Known], scale: tuple[float, float]
+) -> tuple[str, list[AnswerLabel], int]:
+    """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
+    problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
+    metrics: set[str] = set()
+    for line, key, written in _lines(file):
+        where = f"{file}:{line}"
+        if not written:
+            n_blank += 1
+        elif key not in known:
+            problems.append(_unknown_key(where, key))
+        elif key in seen:
+            expected = "one label for each answer"
+            problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
+        elif (label := _number(written, scale)) is None:
+            low, high = (f"{end:g}" for end in scale)
+            step = "mend the label, or give another --scale"
+            problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
+        else:
+            seen[key] = line
+            metrics.add(known[key].metric)
+            labels.append(AnswerLabel(key.removeprefix(_KEY), known[key].row.example_id, label))
+    if len(metrics) > 1:
+        found = f"answers exported for {', '.join(sorted(metrics))}"
+        problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))
+    if not labels and not problems:
+        step = "fill in the column label of each row"
+        problems.append(Problem(str(file), "no label", "at least one", step))
+    if problems:
+        raise UserError(problems)
+    return metrics.pop(), labels, n_blank
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line, key and label of each row; a spreadsheet may have changed delimiter and encoding.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        head = stream.readline()
+        stream.seek(0)
+        delimiter = max(_DELIMITERS, key=head.count)
+        csv.field_size_limit(_LONGEST_CELL)
+        reader = csv.DictReader(stream, delimiter=delimiter)
+        columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        if missing := [name for name in ("key", "label") if name not in columns]:
+            expected = f"the columns {', '.join(COLUMNS)}, as harness rate export writes them"
+            step = "keep the first line as it was"
+            raise UserError(Problem(f"{file}:1", f"no column {' and '.join(missing)}", expected, step))
+        reader.fieldnames = columns
+        line = reader.line_num + 1
+        for row in reader:
+            yield line, (row["key"] or "").strip(), (row["label"] or "").strip()
+            line = reader.line_num + 1
+
+
+def _number(written: str, scale: tuple[float, float]) -> float | None:
+    """Read a label, also with a decimal comma, on a scale from 0 to 1; None where it is no number of it."""
+    try:
+        value = float(written.replace(",", "."))
+    except ValueError:
+        return None
+    low, high = scale
+    return (value - low) / (high - low) if low <= value <= high else None
+
+
+def _unknown_key(where: str, key: str) -> Problem:
+    found = f"key {key!r}, which no stored answer has" if key else "no key"
+    step = "keep the column key as it was exported; export again where answers or metrics changed since"
+    return Problem(where, found, "a key of harness rate export", step)

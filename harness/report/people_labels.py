@@ -1,0 +1,111 @@
+"""Sections on metrics beside people's labels: agreement, errors of a judge, corrected scores and differences.
+
+Invariant: a corrected number stands beside the uncorrected one; a metric that is not shown to agree with
+people better than chance is said to be such.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from harness.comparison import ArmCalibration, Estimate, MetricCalibration, PairCalibration
+from harness.formatting import UNKNOWN, change, count, percent, plain, pluralize, score
+from harness.report.document import Section
+
+KIND = "labels"
+_ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
+_PAIR_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "overrates it by")
+
+
+def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Section]:
+    """Show each metric's scores, then its paired differences, with what is to be said of both."""
+    for c in calibrations:
+        rows = [_arm_row(arm) for arm in c.arms]
+        title = f"People's labels beside {c.metric}"
+        notes = list(sentences(c))
+        yield Section(KIND, title, (c.metric, *_ARM_COLUMNS), rows, notes=() if c.pairs else notes)
+        if c.pairs:
+            columns = (c.metric, *_PAIR_COLUMNS)
+            yield Section(
+                KIND, f"Differences by {c.metric}", columns, list(map(_pair_row, c.pairs)), notes=notes
+            )
+
+
+def sentences(c: MetricCalibration) -> Iterator[str]:
+    """Say how far a metric agrees with people, where its errors lie, and what more labels would do."""
+    yield _agreement(c)
+    yield from (_confusion(c.metric, arm) for arm in c.arms if arm.confusion)
+    if c.is_near_chance:
+        yield (
+            f"{c.metric} is not shown to agree with people better than chance does: the corrected scores rest"
+            " on the labels, and are no surer than these alone"
+        )
+    if c.length and not c.length.low <= 0 <= c.length.high:
+        bias = "overrates" if c.length.score > 0 else "underrates"
+        by = f"{_signed(c.length)} points with each doubling of an answer's length"
+        yield f"{c.metric} {bias} longer answers, as its errors against people show: {by}"
+    for pair in c.pairs:
+        if pair.favour and not pair.favour.low <= 0 <= pair.favour.high:
+            liked, other = (pair.new, pair.base) if pair.favour.score > 0 else (pair.base, pair.new)
+            by = percent(abs(pair.favour.score))
+            yield f"{c.metric} favours {liked} over {other} by {by} points more than people do"
+        if said := _settling(pair):
+            yield said
+
+
+def _agreement(c: MetricCalibration) -> str:
+    who = f"{', '.join(c.raters)} labelled"
+    each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
+    kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
+    alpha = (
+        "" if c.raters_alpha is None else f"; of the raters with each other {plain(c.raters_alpha)} (alpha)"
+    )
+    return f"{who} {each}{kappa}{alpha}"
+
+
+def _confusion(metric: str, arm: ArmCalibration) -> str:
+    """Say how judge and people sorted the labelled answers, and the rate that both kinds of error leave."""
+    assert arm.confusion is not None
+    both, judge_alone, people_alone, neither = map(count, arm.confusion)
+    errors = f"sensitivity {_score(arm.sensitivity)}, specificity {_score(arm.specificity)}"
+    rate = f", by Rogan–Gladen {_score(arm.rogan_gladen)}" if arm.rogan_gladen else ""
+    return (
+        f"{arm.name}: passed by both {both}, by {metric} alone {judge_alone}, by people alone {people_alone},"
+        f" by nobody {neither} ({errors}{rate})"
+    )
+
+
+def _settling(pair: PairCalibration) -> str:
+    """Say which arm is better by the corrected difference, or how many more labels would probably tell."""
+    if pair.corrected is None:
+        return ""
+    found = f"{pair.new} − {pair.base}: corrected {_signed(pair.corrected)} points"
+    if pair.more_labels == 0:
+        return f"{found}, which people's labels show"
+    if pair.more_labels is None:
+        return f"{found}; no number of labels would settle that on {count(pair.n)} items"
+    more = pluralize(pair.more_labels, "more item")
+    return f"{found}; labels of both answers to about {more} would probably settle it"
+
+
+def _arm_row(arm: ArmCalibration) -> list[str]:
+    return [
+        arm.name,
+        count(arm.n_labels),
+        *map(_score, (arm.score, arm.corrected, arm.labels_alone, arm.agreement)),
+        _signed(arm.error),
+    ]
+
+
+def _pair_row(pair: PairCalibration) -> list[str]:
+    return [
+        f"{pair.new} − {pair.base}",
+        count(pair.n_labels),
+        *map(_signed, (pair.delta, pair.corrected, pair.labels_alone, pair.favour)),
+    ]
+
+
+def _score(e: Estimate | None) -> str:
+    return score(e.unit, *e[:3]) if e else UNKNOWN
+
+
+def _signed(e: Estimate | None) -> str:
+    return change(e.unit, *e[:3]) if e else UNKNOWN

@@ -1,0 +1,231 @@
+"""Do scores of a judge, corrected by few labels of people, hold what people say of all answers? By hand.
+
+XSTest's answers of five models (450 prompts each) have labels of people, of GPT-4 and of a string match: was
+the request complied with? A world draws its items from these with replacement, so people's labels of all 450
+are the truth; the first n of them have a label, and the judge grades all. Counted is how often the 95 %
+intervals hold the truth: of the rate, and of the difference of two models, corrected by n labels, and of the
+judge uncorrected. Of AlpacaEval's annotations the win rates and standard errors are held to the published ones.
+
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m tests.studies.judge_correction` takes two minutes on one
+core and writes `reports/judge_correction.md` and `.json`.
+"""
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import formatting, stats
+from harness.comparison.judge_correction import Graded, correct_difference, correct_score
+from harness.stats import Array
+
+ROOT = Path(__file__).parents[2]
+JUDGES = {"GPT-4": "gpt4_label__gpt", "string match": "strmatch_label__str"}
+SIZES = (50, 100, 200, 400)
+PEOPLE = "final_label"
+DRAWS = 2000
+_BASIS = (
+    "{draws:,} test sets of 450 items a cell: a coverage of 95 % is seen with a standard error of {error:.2f} points,"
+    " so the least of five models or ten pairs lies one and a half to two of these below it."
+)
+_WIDENED = (
+    "With 50 labels fewer than ten may differ from their grades; the interval is then widened to Tango's, which holds"
+    " more often than it says."
+)
+ALPACA = ("weighted_alpaca_eval_gpt4_turbo", "alpaca_eval_gpt4")
+
+
+class Answers(NamedTuple):
+    """Whether each of five models complied with each prompt, as people and each judge say: (n,) by model."""
+
+    people: dict[str, Array]
+    judges: dict[str, dict[str, Array]]
+
+
+class Coverage(NamedTuple):
+    """How often intervals hold people's value: `least` and `most` over the models, or pairs of them."""
+
+    judge: str
+    what: str
+    n_labels: int | None
+    least: float
+    mean: float
+    most: float
+    width: float
+
+
+class WinRates(NamedTuple):
+    """Published win rates of an annotator, and the largest distance (in points) of ours from them."""
+
+    annotator: str
+    n_models: int
+    win_rate_off: float
+    error_off: float
+
+
+def read_answers(folder: Path) -> Answers:
+    """Read XSTest's labelled answers, with the items in one order for all models."""
+    with gzip.open(folder / "rows" / "xstest_results" / "all.jsonl.gz", "rt") as lines:
+        rows = {(row["model"], row["id"]): row for row in map(json.loads, lines)}
+    models, items = sorted({m for m, _ in rows}), sorted({i for _, i in rows})
+
+    def complied(by: str) -> dict[str, Array]:
+        of = {m: [rows[m, i][by].startswith("1_full_compliance") for i in items] for m in models}
+        return {m: np.array(found, float) for m, found in of.items()}
+
+    return Answers(complied(PEOPLE), {name: complied(by) for name, by in JUDGES.items()})
+
+
+def pairs(answers: Answers) -> list[tuple[str, str]]:
+    """List the ten pairs of two models."""
+    models = sorted(answers.people)
+    return [(a, b) for i, a in enumerate(models) for b in models[i + 1 :]]
+
+
+def worlds(
+    answers: Answers, judge: str, n_labels: int, draws: int, seed: int = 0
+) -> Iterator[dict[str, Graded]]:
+    """Draw test sets with replacement, of which the first `n_labels` items are labelled in all arms."""
+    rng, n = np.random.default_rng([seed, n_labels]), len(next(iter(answers.people.values())))
+    for _ in range(draws):
+        pick = rng.integers(0, n, n)
+        arms = {}
+        for model, people in answers.people.items():
+            labels = people[pick]
+            labels[n_labels:] = np.nan
+            arms[model] = Graded(answers.judges[judge][model][pick], labels, np.arange(n))
+        yield arms
+
+
+def coverage(
+    answers: Answers, judge: str, n_labels: int, draws: int, compared: Sequence[tuple[str, str]]
+) -> list[Coverage]:
+    """Count how often corrected rates and differences hold people's value of all answers."""
+    truth = {model: float(people.mean()) for model, people in answers.people.items()}
+    names = [*truth, *compared]
+    hits, widths = np.zeros(len(names)), np.zeros(len(names))
+    for arms in worlds(answers, judge, n_labels, draws):
+        scores = [correct_score(arms[m]) for m in truth]
+        changes = [correct_difference(arms[a], arms[b]) for a, b in compared]
+        wanted = [*truth.values(), *(truth[b] - truth[a] for a, b in compared)]
+        for at, (found, value) in enumerate(zip([*scores, *changes], wanted, strict=True)):
+            assert found is not None
+            hits[at] += found.low <= value <= found.high
+            widths[at] += found.high - found.low
+    return _summaries(judge, n_labels, hits / draws, widths / draws, len(truth))
+
+
+def uncorrected(
+    answers: Answers, judge: str, draws: int, compared: Sequence[tuple[str, str]]
+) -> list[Coverage]:
+    """Count the same of the judge's own intervals, of all items."""
+    truth = {model: float(people.mean()) for model, people in answers.people.items()}
+    grades, n = answers.judges[judge], len(next(iter(answers.people.values())))
+    values = [*(grades[m] for m in truth), *(grades[b] - grades[a] for a, b in compared)]
+    wanted = np.array([*truth.values(), *(truth[b] - truth[a] for a, b in compared)])
+    pick = np.random.default_rng(1).integers(0, n, (draws, n))
+    drawn = np.stack([value[pick] for value in values])  # (k, d, n)
+    half = 1.96 * drawn.std(axis=-1, ddof=1) / sqrt(n)
+    hits = (np.abs(drawn.mean(axis=-1) - wanted[:, None]) <= half).mean(axis=1)
+    return _summaries(judge, None, hits, 2 * half.mean(axis=1), len(truth))
+
+
+def win_rates(folder: Path, annotator: str) -> WinRates:
+    """Hold our means and standard errors of AlpacaEval's annotations to the published ones, in points."""
+    off = []
+    with gzip.open(folder / "rows" / "alpaca_eval_annotations" / f"{annotator}.jsonl.gz", "rt") as lines:
+        for row in map(json.loads, lines):
+            if published := row["published"]:
+                given = [p for p in row["preference"] if p is not None]
+                won = [0.5 if p in (0, 1.5) else p - 1 for p in given] if annotator == ALPACA[1] else None
+                found = stats.clustered_mean(won or [p - 1 for p in given], range(len(given)))
+                assert found.se is not None
+                wanted = float(published["win_rate"]), float(published["standard_error"])
+                off.append((abs(100 * found.mean - wanted[0]), abs(100 * found.se - wanted[1])))
+    return WinRates(annotator, len(off), *map(float, np.max(off, axis=0)))
+
+
+def _summaries(judge: str, n_labels: int | None, hits: Array, widths: Array, n_models: int) -> list[Coverage]:
+    cut = {"rate": slice(0, n_models), "difference": slice(n_models, None)}
+    return [
+        Coverage(judge, what, n_labels, *map(float, (hits[at].min(), hits[at].mean(), hits[at].max())),
+                 float(widths[at].mean()))
+        for what, at in cut.items()
+    ]  # fmt: skip
+
+
+def markdown(found: Sequence[Coverage], won: Sequence[WinRates], answers: Answers, draws: int) -> str:
+    """Write the page."""
+    percent = formatting.percent
+    error = sqrt(0.95 * 0.05 / draws)
+    rows = [
+        f"| {c.judge} | {c.what} | {'none: uncorrected' if c.n_labels is None else c.n_labels} | "
+        f"{percent(c.mean)} | {percent(c.least)} to {percent(c.most)} | {percent(c.width)} |"
+        for c in found
+    ]
+    own = {"people": answers.people, **answers.judges}
+    rates = [
+        f"| {name} | {' | '.join(percent(float(v.mean())) for v in of.values())} |"
+        for name, of in own.items()
+    ]
+    held = [
+        f"- `{w.annotator}`: the win rates of {w.n_models} models are within {max(w.win_rate_off, 1e-4):.4f} points of the"
+        f" published ones, their standard errors within {max(w.error_off, 1e-4):.4f}."
+        for w in won
+    ]
+    head = "| judge | of | labels | 95 % intervals that hold people's value, mean % | least to most | width, points |"
+    return "\n".join(
+        [
+            "# Scores of a judge, corrected by few labels of people",
+            "",
+            f"{__doc__.partition(chr(10))[2].split('`HARNESS')[0].strip()}",
+            "",
+            _BASIS.format(draws=draws, error=100 * error),
+            "",
+            "Requests complied with, %, as said of all 450 answers:",
+            "",
+            f"| by | {' | '.join(answers.people)} |",
+            f"|---{'|---' * len(answers.people)}|",
+            *rates,
+            "",
+            head,
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            _WIDENED,
+            "",
+            "## AlpacaEval's annotations",
+            "",
+            "No person's label is among them, so nothing is corrected.",
+            "",
+            *held,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Run the study and write its page."""
+    folder = Path(os.environ["HARNESS_TEST_DATA"])
+    answers = read_answers(folder)
+    compared, found = pairs(answers), list[Coverage]()
+    for judge in JUDGES:
+        found += uncorrected(answers, judge, 2000, compared)
+        for n in SIZES:
+            found += coverage(answers, judge, n, DRAWS, compared)
+            sys.stderr.write(f"{found[-2]}\n{found[-1]}\n")
+    won = [win_rates(folder, annotator) for annotator in ALPACA]
+    content = {"coverage": [c._asdict() for c in found], "win_rates": [w._asdict() for w in won]}
+    at = ROOT / "reports" / "judge_correction"
+    at.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    at.with_suffix(".md").write_text(markdown(found, won, answers, DRAWS))
+
+
+if __name__ == "__main__":
+    main()

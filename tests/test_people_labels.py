@@ -1,0 +1,350 @@
+"""People's labels of answers: what they say of a metric, what they correct, and how they come and go as CSV."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_facts import alternatives, tuned
+from fake_rows import rows
+from test_cli import Done, harness  # noqa: F401 (the fixture)
+
+from harness import comparison, decision, report, stats, store
+from harness.comparison import Estimate
+from harness.comparison.corrected_comparison import correct_comparison, correct_estimate, labels_missing
+from harness.comparison.labelled_answers import answer_digest, calibrate, is_correctable, latest_labels
+from harness.gating import TargetFacts
+from harness.gating.target import target_rule
+from harness.metrics import mean_metric
+from harness.records import AnswerLabel, LabelSet
+from harness.report import ExperimentReport
+from harness.report.people_labels import label_sections, sentences
+from harness.spec import DecidePolicy, GatePolicy, TargetPolicy
+from harness.store import Store
+from tests import tiny_experiment
+from tests.fake_rows import ratio_metric
+
+JUDGE = mean_metric("judge:helpful", lambda output, example: None)
+N, N_LABELS = 600, 150
+
+
+def label_set(metric, labelled, rater="ann", at="2026-01-01"):
+    """Make a set of labels of (row, label)."""
+    labels = [
+        AnswerLabel(answer_digest(metric.name, row), row.example_id, float(label)) for row, label in labelled
+    ]
+    return LabelSet(f"{rater}-{at}", at, "task", "test", metric.name, rater, tuple(labels))
+
+
+def answers(grades, lengths, name):
+    """Make rows of answers of these lengths, no two of them alike."""
+    made = rows(grades, JUDGE)
+    return [
+        replace(row, text=f"{name} {row.example_id} ".ljust(int(n), "x"))
+        for row, n in zip(made, lengths, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def long_winded():
+    """Grade two equally good candidates, of which one writes long, by a judge that likes long answers."""
+    draw = np.random.default_rng(0)
+    truth = [(draw.random(N) < 0.6).astype(float) for _ in range(2)]
+    lengths = draw.integers(40, 250, N), draw.integers(200, 900, N)
+    # What is wrong passes the more often, the longer it is.
+    arms = [
+        answers(np.where(draw.random(N) < 0.25 * np.log2(n / 40), np.maximum(y, 1.0), y), n, name)
+        for y, n, name in zip(truth, lengths, ("short", "long"), strict=True)
+    ]
+    pick = draw.permutation(N)[:N_LABELS]
+    labels = label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
+    return arms, truth, labels
+
+
+def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
+    (short, long), _, labels = long_winded
+    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
+    assert found.length.low > 0.03
+    assert found.pairs[0].favour.low > 0
+    said = " ".join(sentences(found))
+    assert "overrates longer answers" in said
+    assert "favours long over short" in said
+
+
+def test_such_a_judge_is_corrected(long_winded):
+    (short, long), truth, labels = long_winded
+    own = comparison.compare_rows(JUDGE, short, long)
+    assert own.low > 0.1
+    found = correct_comparison(JUDGE, own, short, long, latest_labels([labels], JUDGE.name))
+    wanted = truth[1].mean() - truth[0].mean()
+    assert found.low <= wanted <= found.high
+    assert found.low < 0 < found.high
+    assert found.estimator == "ppi"
+    assert found.lower > found.low
+    assert comparison.at_level(found, 0.025).lower == pytest.approx(found.low, abs=1e-9)
+    score = correct_estimate(
+        JUDGE, comparison.estimate(JUDGE, long), long, latest_labels([labels], JUDGE.name)
+    )
+    assert score[:3] == pytest.approx((found.new, found.new_low, found.new_high))
+    assert score.low <= truth[1].mean() <= score.high
+
+
+def test_the_slope_by_length_is_that_of_least_squares(long_winded):
+    from statsmodels.api import OLS, add_constant
+
+    (short, long), _, labels = long_winded
+    found = calibrate(JUDGE, {"short": short, "long": long}, [], [labels])
+    latest = latest_labels([labels], JUDGE.name)
+    shown = [row for row in (*short, *long) if answer_digest(JUDGE.name, row) in latest]
+    errors = [row.parts[JUDGE.name][0] - latest[answer_digest(JUDGE.name, row)] for row in shown]
+    design = add_constant(np.log2([len(row.text) for row in shown]))
+    groups = np.unique([row.example_id for row in shown], return_inverse=True)[1]
+    fit = OLS(errors, design).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    assert found.length.score == pytest.approx(fit.params[1])
+    half = stats.t_quantile(0.975, N_LABELS - 1) * fit.bse[1]
+    assert found.length.high - found.length.score == pytest.approx(half, rel=0.02)
+
+
+def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
+    (short, long), truth, _ = long_winded
+    few = label_set(
+        JUDGE, [(arm[i], y[i]) for arm, y in zip((short, long), truth, strict=True) for i in range(99)]
+    )
+    labels, own = latest_labels([few], JUDGE.name), comparison.compare_rows(JUDGE, short, long)
+    assert correct_comparison(JUDGE, own, short, long, labels) == own
+    assert labels_missing(JUDGE.name, long, labels) == 1
+    exact = mean_metric("exact_match", lambda output, example: None)
+    assert labels_missing(exact.name, rows(np.ones(5)), {}) == 0
+
+
+def test_failed_answers_keep_the_worst_score_beside_corrected_ones(long_winded):
+    (short, _), _, labels = long_winded
+    latest = latest_labels([labels], JUDGE.name)
+    failed = rows([None] * 200, JUDGE)
+    some = [*short, *(replace(row, example_id=f"failed-{i}") for i, row in enumerate(failed))]
+    whole = correct_estimate(JUDGE, comparison.estimate(JUDGE, short), short, latest)
+    found = correct_estimate(JUDGE, comparison.estimate(JUDGE, some), some, latest)
+    assert found.score == pytest.approx(whole.score * N / (N + 200))
+    assert found.n == N + 200
+
+
+def test_a_label_counts_for_every_run_that_gave_the_answer_and_for_no_other(long_winded):
+    (short, _), _, labels = long_winded
+    other = [replace(row, text=row.text + "!") for row in short]
+    found = calibrate(JUDGE, {"short": short, "again": short, "other": other}, [], [labels])
+    assert [(arm.name, arm.n_labels) for arm in found.arms] == [("short", N_LABELS), ("again", N_LABELS)]
+
+
+def test_the_latest_label_of_a_rater_counts_and_of_several_raters_the_mean():
+    row = rows([1.0], JUDGE)[0]
+    sets = [label_set(JUDGE, [(row, 0.0)]), label_set(JUDGE, [(row, 1.0)], at="2026-01-02")]
+    assert latest_labels(sets, JUDGE.name) == {answer_digest(JUDGE.name, row): 1.0}
+    assert latest_labels([*sets, label_set(JUDGE, [(row, 0.0)], "bob")], JUDGE.name) == {
+        answer_digest(JUDGE.name, row): 0.5
+    }
+    assert latest_labels(sets, "judge:other") == {}
+
+
+def test_a_judge_near_chance_is_said_to_be_one():
+    draw = np.random.default_rng(3)
+    made = answers((draw.random(400) < 0.5).astype(float), np.full(400, 60), "a")
+    labels = label_set(JUDGE, [(row, float(draw.random() < 0.5)) for row in made[:120]])
+    found = calibrate(JUDGE, {"a": made}, [], [labels])
+    assert found.is_near_chance
+    assert any("not shown to agree with people better than chance" in said for said in sentences(found))
+    arm = found.arms[0]
+    assert arm.corrected.high - arm.corrected.low > 0.95 * (arm.labels_alone.high - arm.labels_alone.low)
+    assert arm.rogan_gladen is None or arm.rogan_gladen.high - arm.rogan_gladen.low > 0.5
+
+
+def test_only_means_in_0_to_1_are_corrected():
+    assert is_correctable(JUDGE)
+    assert not is_correctable(ratio_metric())
+    assert not is_correctable(mean_metric("stars", lambda output, example: None, bounds=(1.0, 5.0)))
+
+
+def test_sections_show_the_corrected_beside_the_uncorrected_and_are_read_back(long_winded, tmp_path):
+    (short, long), _, labels = long_winded
+    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
+    arms, pairs = label_sections([found])
+    assert arms.columns[:5] == (JUDGE.name, "labels", "uncorrected", "corrected", "labels alone")
+    assert [row[0] for row in (*arms.rows, *pairs.rows)] == ["short", "long", "long − short"]
+    made = ExperimentReport("x", "tiny", JUDGE.name, (tuned("lora", 0.7, 0.1),), labels=(found,))
+    report.write(made, tmp_path)
+    assert report.read(tmp_path / "x.json").labels == made.labels
+
+
+def test_the_target_rule_refuses_a_judge_that_lacks_labels():
+    policy = GatePolicy(target=TargetPolicy(min=0.5))
+    facts = TargetFacts(Estimate(0.9, 0.85, 0.95, 200), None)
+    assert target_rule(facts, policy).outcome == "pass"
+    refused = target_rule(facts._replace(labels_missing=40), policy)
+    assert refused.outcome == "inconclusive"
+    assert "40 more labels" in refused.sentence
+
+
+def test_no_decision_rests_on_a_judge_that_lacks_labels():
+    def decided(**changes):
+        facts = [*alternatives(), tuned("lora", 0.84, 0.10, **changes)]
+        given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
+        return decision.decide(facts, DecidePolicy(), **given)
+
+    assert decided().action == "fine-tune"
+    refused = decided(labels_missing=60)
+    assert refused.action == "undecided"
+    assert "60 more labels of people" in refused.sentence
+    assert "uncalibrated_judge" in refused.sentence
+
+
+LONG = """\
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("judge_long", lambda output, example: float(len(output.text) > 12))
+"""
+
+
+@pytest.fixture(scope="module")
+def judged(tiny, own_cache, tmp_path_factory):
+    """Run two untrained candidates on 130 items, graded by a judge that counts letters."""
+    folder = tmp_path_factory.mktemp("judged")
+    path = tiny_experiment.write(
+        folder,
+        tiny,
+        "  prompt: {method: base}\n  shots: {prompting: {few_shot: {select: fixed, shots: 2}}}\n",
+    )
+    (folder / "suites" / "judge_long.py").write_text(LONG)
+    items = [
+        {"id": f"t{i}", "prompt": f"=Letter {i}, where is it?", "reference": ("late", "money")[i % 2]}
+        for i in range(130)
+    ]
+    tiny_experiment.rows(folder / "suites" / "letters" / "test.jsonl", items)
+    suite = tiny_experiment.TARGET.replace("[exact_match, macro_f1]", "[./judge_long.py, bleu]").replace(
+        "    labels: [late, money]\n", "    truncated_scores: true\n"
+    )
+    (folder / "suites" / "letters.yaml").write_text(suite)
+    path.write_text(path.read_text().replace("suites: [suites/general.yaml]", "suites: []"))
+    tiny_experiment.run(path)
+    return folder
+
+
+@pytest.fixture
+def project(judged, tmp_path):
+    """Copy the judged experiment."""
+    shutil.copytree(judged, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def read(file):
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write(file, written, delimiter=",", encoding="utf-8"):
+    with file.open("w", encoding=encoding, errors="replace", newline="") as lines:
+        writer = csv.DictWriter(lines, written[0].keys(), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(written)
+
+
+BOTH = ("--candidates", "prompt,shots")
+
+
+def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):  # noqa: F811
+    refused = harness("decide", cwd=project, check=0)
+    assert "judge_long is graded by a judge" in refused.stdout
+    assert "harness rate export labels.csv" in refused.stdout
+    harness("rate", "export", "labels.csv", "-n", 110, *BOTH, cwd=project, check=0)
+    written = [{**row, "label": i % 2} for i, row in enumerate(read(project / "labels.csv"))]
+    write(project / "labels.csv", written, ";", "cp1252")
+    done = harness("rate", "import", "labels.csv", "--rater", "ann", cwd=project, check=0)
+    assert f"{len(written)} labels for judge_long by ann" in done.stdout
+    assert "shots: 110 of its answers have a label" in done.stdout
+    decided = harness("decide", cwd=project, check=0)
+    assert "graded by a judge" not in decided.stdout
+    shown = harness("report", cwd=project, check=0)
+    assert "overrates it by" in shown.stdout
+    assert "kappa of judge_long with people" in " ".join(shown.stdout.split())
+
+
+def test_a_judge_may_be_allowed_to_decide_without_labels(harness, project):  # noqa: F811
+    decided = harness("decide", "gate.uncalibrated_judge=allow", cwd=project, check=0)
+    assert "graded by a judge" not in decided.stdout
+
+
+def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):  # noqa: F811
+    harness("rate", "export", "labels.csv", *BOTH, cwd=project, check=0)
+    text = (project / "labels.csv").read_text("utf-8-sig")
+    assert "prompt" not in text
+    assert "shots" not in text
+    made = read(project / "labels.csv")
+    assert list(made[0]) == ["key", "question", "answer", "reference", "label"]
+    assert len({row["key"] for row in made}) == len(made)
+    assert all(row["question"].startswith("'=Letter") for row in made)
+    questions = [row["question"] for row in made]
+    assert questions != sorted(questions)
+
+
+def test_the_next_export_goes_on_where_labels_end(harness, project):  # noqa: F811
+    harness("rate", "export", "one.csv", "-n", 40, *BOTH, cwd=project, check=0)
+    harness("rate", "export", "same.csv", "-n", 40, *BOTH, cwd=project, check=0)
+    assert (project / "one.csv").read_bytes() == (project / "same.csv").read_bytes()
+    first = read(project / "one.csv")
+    write(project / "one.csv", [{**row, "label": "1"} for row in first])
+    harness("rate", "import", "one.csv", cwd=project, check=0)
+    harness("rate", "export", "two.csv", "-n", 200, *BOTH, cwd=project, check=0)
+    second = read(project / "two.csv")
+    assert not {row["question"] for row in first} & {row["question"] for row in second}
+    assert len({row["question"] for row in (*first, *second)}) == 130
+
+
+def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):  # noqa: F811
+    harness("rate", "export", "labels.csv", "-n", 10, *BOTH, cwd=project, check=0)
+    written = [{**row, "label": "1"} for row in read(project / "labels.csv")]
+    written[1]["label"], written[2]["label"], written[3]["key"] = "good", "7", "answer-0"
+    write(project / "labels.csv", [*written, written[0]])
+    done = harness("rate", "import", "labels.csv", cwd=project, check=2)
+    for line, found in (
+        (3, "label 'good'"),
+        (4, "label '7'"),
+        (5, "key 'answer-0'"),
+        (len(written) + 2, "a key of line 2 again"),
+    ):
+        assert f"labels.csv:{line}: found {found}" in done.stderr
+    assert store.list_labels(Store(project / "runs")) == []
+
+
+def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):  # noqa: F811
+    harness("rate", "export", "labels.csv", "-n", 5, *BOTH, cwd=project, check=0)
+    written = [
+        {**row, "label": ("1", "3,0", "5", "")[i % 4]} for i, row in enumerate(read(project / "labels.csv"))
+    ]
+    write(project / "labels.csv", written)
+    done = harness("rate", "import", "labels.csv", "--scale", "1,5", cwd=project, check=0)
+    (found,) = store.list_labels(Store(project / "runs"))
+    assert {one.label for one in found.labels} == {0.0, 0.5, 1.0}
+    assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("import", "empty.csv"), "no column key and label"),
+        (("import", "blank.csv"), "found no label"),
+        (("import", "nowhere.csv"), "nowhere.csv"),
+        (("import", "blank.csv", "--scale", "5"), "--scale"),
+        (("import", "blank.csv", "--scale", "5,1"), "--scale"),
+        (("export", "blank.csv"), "a new name"),
+        (("export", "new.csv", "--metric", "rouge"), "'rouge'"),
+        (("export", "new.csv", "--metric", "bleu"), "which is none"),
+        (("export", "new.csv", "--candidates", "nobody"), "nobody"),
+    ],
+)
+def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):  # noqa: F811
+    (project / "empty.csv").write_text("")
+    (project / "blank.csv").write_text("key,label\nanswer-1,\n")
+    done = harness("rate", *words, cwd=project, check=2)
+    assert found in done.stderr
+    assert not (project / "new.csv").exists()
