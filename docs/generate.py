@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
+from harness.config.rubrics import Rubric
 from harness.experiment.catalog import listing
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,18 @@ def keys() -> Iterator[str]:
         "Every key, what it takes and what holds where it is not written. Unknown keys are errors. "
         "On the command line `a.b=value` overrides a key. `harness ls keys` prints the same."
     )
-    for key, model in _sections(spec.Experiment, "harness.yaml", {}).items():
+    yield from _section_tables(_sections(spec.Experiment, "harness.yaml", {}))
+
+
+def rubric() -> Iterator[str]:
+    """Yield the page of every key that the file of a rubric takes."""
+    yield "# Keys of a rubric"
+    yield "A metric `judge:./FILE.yaml` names the file. Unknown keys are errors; paths are relative to it."
+    yield from _section_tables(_sections(Rubric, "rubric.yaml", {}))
+
+
+def _section_tables(sections: dict[str, type[spec.Spec]]) -> Iterator[str]:
+    for key, model in sections.items():
         yield f"## `{key}` {{ #{_anchor(model)} }}"
         prose, meanings = _meanings(model)
         yield prose
@@ -334,4 +346,4 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-REFERENCE = {"keys": keys, "verbs": verbs, "plugins": plugin_parameters, "python": python}
+REFERENCE = {"keys": keys, "rubric": rubric, "verbs": verbs, "plugins": plugin_parameters, "python": python}

@@ -14,17 +14,24 @@ Role = Literal["target", "capability", "safety", "regression"]
 Kind = Literal["generate", "choice", "bits_per_byte"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Engine = Literal["transformers", "vllm"]
-EVALUATE = "evaluate:"
+EVALUATE, JUDGE = "evaluate:", "judge:"  # begin the metrics of a library, and those that a judge grades
 BASE = "base"  # the method of a recipe that names none
 HUB = "hub:"  # begins the name of a data set on the hub
 
 
-def metric_name(written: str) -> str:
-    """Return the short name of a metric: of a file its stem, of `evaluate:` no folders; else itself."""
-    prefix = EVALUATE if written.startswith(EVALUATE) else ""
+def metric_parts(written: str) -> tuple[str, str, str]:
+    """Split a metric as it is written: its prefix, its name or path, and the rest from a colon on."""
+    prefix = next((one for one in (EVALUATE, JUDGE) if written.startswith(one)), "")
     name, colon, key = written.removeprefix(prefix).partition(":")
-    name = PurePath(name).name.removesuffix(".py") if prefix and is_path(name) else name
-    return f"{prefix}{name}{colon}{key}" if prefix else PurePath(written).name.removesuffix(".py")
+    return prefix, name, f"{colon}{key}"
+
+
+def metric_name(written: str) -> str:
+    """Return the short name of a metric: of a file its stem, behind a prefix no folders; else itself."""
+    prefix, name, key = metric_parts(written)
+    if prefix != EVALUATE or is_path(name):
+        name = re.sub(r"\.(py|ya?ml)$", "", PurePath(name).name)
+    return f"{prefix}{name}{key}"
 
 
 def is_path(metric: str) -> bool:
@@ -69,11 +76,10 @@ class ItemLimits(Spec):
 class TaskData(Spec):
     """Files of a task, relative to the file that names them.
 
-    Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is
-    one file for the three splits: the test part is set aside from it in the same way.
-    `contamination` says what happens to rows of an evaluated split that also occur in training.
-    `unknown_labels` says what happens to rows whose reference is outside `labels`, `invalid_rows`
-    to rows that lack something.
+    Without `validation` a part of the training rows is set aside (grouped by cluster). `all` is one file for
+    the three splits: the test part is set aside from it in the same way. `contamination` says what happens to
+    rows of an evaluated split that also occur in training. `unknown_labels` says what happens to rows whose
+    reference is outside `labels`, `invalid_rows` to rows that lack something.
 
     `turns: all` trains on every answer of the assistant in a conversation, each after the turns before it;
     `last` on the last one. Turns of one conversation are one cluster.
@@ -134,11 +140,11 @@ class Task(Spec):
 
     A task of lm-eval is written as its bare name, or as `lm_eval: NAME` with other keys beside it.
 
-    `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or
-    `bits_per_byte`. `chance` is the score of a guesser in [0, 1], `margin` the loss that counts
-    as a regression on this task: in (0, 1), or `10%` of what the base has above chance. Each of `metrics`
-    is the name of one of ours, a file of one's own (`./mine.py`), or `evaluate:NAME` of the
-    evaluate library. `num_fewshot` shots come from the `train` file and are given as turns, which
+    `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
+    `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
+    in (0, 1), or `10%` of what the base has above chance. Each of `metrics` is the name of one of ours, a
+    file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, or `judge:./FILE.yaml`, a
+    rubric. `num_fewshot` shots come from the `train` file and are given as turns, which
     `fewshot_as_multiturn` may say and not change. An answer cut at `max_new_tokens` scores worst unless
     `truncated_scores`, which suits questions whose answer comes first.
 
@@ -192,11 +198,8 @@ class Task(Spec):
 
     @model_validator(mode="after")
     def _primary_is_a_metric(self) -> "Task":
-        if (
-            self.primary
-            and not self.lm_eval
-            and metric_name(self.primary) not in map(metric_name, self.metrics)
-        ):
+        known = [metric_name(self.primary), *map(metric_name, self.metrics)]
+        if self.primary and not self.lm_eval and known[0] not in known[1:]:
             raise ValueError(f"primary {self.primary!r} is not among metrics {list(self.metrics)}")
         return self
 
@@ -340,10 +343,10 @@ class TargetPolicy(Spec):
 class GatePolicy(Spec):
     """Margins of the gate in (0, 1); docs/statistics.md has the rules.
 
-    `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical
-    task passes below twice `critical_margin`, which is therefore below one half. `drift` is
-    a rise in bits per byte that fails; without it the rise is reported only. `control_blocks` of
-    the base's stored rows are asked again whenever a candidate is asked; 0 asks none.
+    `macro` and `each` may be a share of the base's skill above chance, written `10%`. A critical task passes
+    below twice `critical_margin`, which is therefore below one half. `drift` is a rise in bits per byte that
+    fails; without it the rise is reported only. `control_blocks` of the base's stored rows are asked again
+    whenever a candidate is asked; 0 asks none.
 
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one. `critical` names
     tasks or suites of which hardly an item may be lost. `validity` is the rise of invalid answers that fails.
@@ -386,12 +389,12 @@ class TokenPrices(Spec):
 class DecidePolicy(Spec):
     """Prices, volumes and needs; `tau` in points of the target metric per USD of training cost.
 
-    A request costs its device time, or its tokens where `usd_per_million_tokens` is set.
-    `evaluation_usd` and `hosting_usd_per_month` are what a fine-tune costs beside training and
-    labels. `max_latency_s` is the longest median time of a request sent alone, `min_requests_per_s` how
-    many are to be answered in batches: slower candidates are not chosen from. `point_usd` is what one point
-    of the target metric is worth over the horizon; where it is not set, a point is worth the
-    answers that it makes right, each `right_answer_usd`. `needs` is what is known of the problem.
+    A request costs its device time, or its tokens where `usd_per_million_tokens` is set. `evaluation_usd` and
+    `hosting_usd_per_month` are what a fine-tune costs beside training and labels. `max_latency_s` is the
+    longest median time of a request sent alone, `min_requests_per_s` how many are to be answered in batches:
+    slower candidates are not chosen from. `point_usd` is what one point of the target metric is worth over
+    the horizon; where it is not set, a point is worth the answers that it makes right, each
+    `right_answer_usd`. `needs` is what is known of the problem.
 
     `requests_per_month` over `horizon_months` is the forecast. `device_hour_usd` is the price of the
     device, by default that of a list, `label_cost_usd` that of one training row.
@@ -460,13 +463,11 @@ class RescuePolicy(Spec):
 class Experiment(Spec):
     """Content of harness.yaml, with suites read and grids expanded.
 
-    `engine` is what reads and answers; transformers trains, whichever answers.
-
-    `name` names its reports. `base_model` is the embedded one, a hub id or a folder. `suites` are names of
-    those that ship with the package, or files. Each recipe that trains does so once for each of `seeds`.
-    `precision` is that of the weights; `auto` measures which to take. `device` is where models run; `auto`
-    takes a GPU where torch sees one. `report_to` names what logs the training. `datasets_dir` holds local
-    copies of data sets of the hub.
+    `engine` is what reads and answers; transformers trains, whichever answers. `name` names its reports.
+    `base_model` is the embedded one, a hub id or a folder. `suites` are names of those that ship with the
+    package, or files. Each recipe that trains does so once for each of `seeds`. `precision` is that of the
+    weights; `auto` measures which to take. `device` is where models run; `auto` takes a GPU where torch sees
+    one. `report_to` names what logs the training. `datasets_dir` holds local copies of data sets of the hub.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")

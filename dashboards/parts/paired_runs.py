@@ -107,6 +107,12 @@ def said(c: Comparison) -> str:
     return change(c.unit, c.delta, c.low, c.high)
 
 
+def judges_said(row: SampleResult) -> list[tuple[str, str]]:
+    """List the judges that graded an answer, each with what it said of it."""
+    found = store.find_grades(project.project().store, row.task, row.example_id, row.output_digest)
+    return [(str(who["judge"]["model"]), grade.said or grade.error or "nothing") for who, grade in found]
+
+
 def two_texts(pair: Pair, item: str) -> tuple[SampleResult, SampleResult] | None:
     """Read one item's two rows with their texts."""
     at = project.project().store

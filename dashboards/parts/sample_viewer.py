@@ -67,6 +67,8 @@ def _one(pair: Pair, names: tuple[str, str], ids: Sequence[str], key: str) -> No
         with column:
             safe_text.block(name if row.status == "ok" else f"{name} · {row.status}", row.text)
             safe_text.whole(name, row.text, f"{key}_{side}")
+            for judge, said in paired_runs.judges_said(row):
+                safe_text.say(f"{judge} said: {said}", "name")
     if old.text != new.text:
         safe_text.difference(f"words that {names[1]} changed", old.text, new.text)
 

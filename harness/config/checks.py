@@ -13,6 +13,7 @@ from harness import plugins
 from harness.config.files import missing_file, raw_tasks
 from harness.config.grids import Member
 from harness.config.problems import Keys, Tree, problems_of, salvage
+from harness.config.rubrics import is_judged, judge_problems
 from harness.config.weight_sources import check_general_rows, check_weights
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import (
@@ -61,7 +62,8 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
             where = tree.where((*keys, "data", name))
             yield missing_file(Path(path), where, f"the {name} rows of task {task.name}")
     for index, name in enumerate(task.metrics):
-        yield from _metric(name, tree.where((*keys, "metrics", index)))
+        at = tree.where((*keys, "metrics", index))
+        yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at)
     where = tree.where((*keys, "data"))
     if task.data.source("test") is None:
         found = f"task {task.name} without test rows"

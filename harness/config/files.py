@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config.problems import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import DATA_FILES, EVALUATE, HUB, Suite, is_path, spell_out
+from harness.spec import DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
@@ -188,7 +188,7 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         task["metrics"] = [_resolve_metric(m, folder) if isinstance(m, str) else m for m in metrics]
 
 
-def _resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
+def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
     """Make the folder of a model absolute; a hub id or the name of an embedded model stays."""
     name = around.get(key)
     if isinstance(name, str) and (name.startswith(("./", "../", "~")) or (folder / name).is_dir()):
@@ -196,20 +196,19 @@ def _resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
 
 
 def _resolve_metric(written: str, folder: Path) -> str:
-    """Make the path of a metric absolute, also behind `evaluate:`; a name stays."""
-    prefix = EVALUATE if written.startswith(EVALUATE) else ""
-    name, colon, key = written.removeprefix(prefix).partition(":")
-    if not is_path(name):
+    """Make the path of a metric absolute, also behind `evaluate:` and `judge:`; a name stays."""
+    prefix, name, key = metric_parts(written)
+    if prefix != JUDGE and not is_path(name):
         return written
-    return f"{prefix}{(folder / Path(name).expanduser()).resolve()}{colon}{key}"
+    return f"{prefix}{(folder / Path(name).expanduser()).resolve()}{key}"
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Make absolute where weights lie: of a base, of an adapter, of a retriever."""
-    _resolve_model(recipe, "base_model", folder)
-    _resolve_model(mapping(recipe.get("params")), "encoder", folder)
+    resolve_model(recipe, "base_model", folder)
+    resolve_model(mapping(recipe.get("params")), "encoder", folder)
     for params in mapping(recipe.get("prompting")).values():
-        _resolve_model(mapping(params), "model", folder)
+        resolve_model(mapping(params), "model", folder)
     _resolve_file(recipe, "path", folder)
     if is_path(str(recipe.get("reward", ""))):
         _resolve_file(recipe, "reward", folder)

@@ -7,6 +7,7 @@ weights and its rows, so a run that is stored is the one that would be made.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from harness import metrics, plugins, store
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import Job, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.judges.grade_reading import GradeReader
 from harness.evaluation.session import Measured, Session
 from harness.models import openai_api
 from harness.prompting import PromptingContext, Step, compose
@@ -52,10 +54,22 @@ class RowSet(NamedTuple):
         """Blocks of `BLOCK` items in which they are asked, without building prompts."""
         return -(-len(self.ids) // BLOCK)
 
-    def job(self) -> Job:
-        """Return the items as the candidate is asked them."""
+    @property
+    def answers(self) -> "RowSet":
+        """The same rows before a judge has graded them, as a candidate answers them."""
+        m = self.measured.without_judges()
+        named = replace(self.identity, scoring_digest=_scoring_digest(m))
+        return self._replace(measured=m, identity=named) if self.measured.judged else self
+
+    def grades(self) -> GradeReader:
+        """Return a reader of the grades that judges have given so far."""
         m = self.measured
-        return Job(m.task, m.role, self.split, self.ask(), m.metrics, self.answer, self.identity)
+        return GradeReader(m.task.name, m.judged, m.examples(self.split) if m.judged else ())
+
+    def job(self, grades: GradeReader | None = None) -> Job:
+        """Return the items as the candidate is asked them; what judges score, by the grades there are."""
+        m, reader = self.measured, grades or self.grades()
+        return Job(m.task, m.role, self.split, self.ask(), reader.bind(m.metrics), self.answer, self.identity)
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -188,7 +202,8 @@ def _scoring_digest(m: Measured) -> str:
     said = m.task.model_dump(include=set(SCORING), exclude_defaults=True)
     said |= {"metrics": list(map(metric_name, m.task.metrics)), "primary": metric_name(m.task.primary)}
     code = [versions_of("scoring"), *map(metrics.version, m.task.metrics)]
-    return digest([said, m.role == "safety", code])
+    judged = [{name: one.digest for name, one in m.judged.items()}] if m.judged else []
+    return digest([said, m.role == "safety", code, *judged])
 
 
 class RunRequest(NamedTuple):

@@ -18,6 +18,7 @@ from harness.evaluation import Job, score_output
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
+from harness.evaluation.judges.grade_reading import GradeReader, Ungraded
 from harness.evaluation.openers import OPENERS
 from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Measured, Session
@@ -36,9 +37,10 @@ def fill(
 ) -> None:
     """Compute the blocks that are not there yet, beside a measurement of the control arm.
 
-    `name` is who answers, for the progress.
+    What a judge scores is only answered here (see `judges.judging_stage`). `name` is who answers, for the
+    progress.
     """
-    for rows in sets:
+    for rows in (one.answers for one in sets):
         if is_there(session, rows):
             continue
         job, came_from = rows.job(), origin(session, control)
@@ -89,7 +91,12 @@ def keep_base_rows(session: Session, rows: RowSet) -> None:
 def _is_shared(session: Session, rows: RowSet) -> bool:
     """Tell whether rows may leave their folder: those of public suites, never what the target holds."""
     m = rows.measured
-    return m.role in ("capability", "safety") and _is_public(m.task) and not _is_of_target(session, m)
+    return (
+        not m.judged
+        and m.role in ("capability", "safety")
+        and _is_public(m.task)
+        and not _is_of_target(session, m)
+    )
 
 
 def _is_public(task: Task) -> bool:
@@ -126,41 +133,58 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
         yield candidate
 
 
-def rescore_stored(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
-    """Score again what was answered before under other metrics; returns the sets that need a model."""
+def rescore_stored(
+    session: Session, sets: Iterable[RowSet], ungraded: list[Ungraded] | None = None
+) -> list[RowSet]:
+    """Score again what was answered before under other metrics; returns the sets that need a model.
+
+    Answers that a judge has yet to grade are added to `ungraded`; no judge is asked here.
+    """
     absent = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
     if not absent:
         return []
     known = store.identities(session.store)
-    return [rows for rows in absent if not _rescore(session, rows, known)]
+    return [rows for rows in absent if not _rescore(session, rows, known, ungraded)]
 
 
-def _rescore(session: Session, rows: RowSet, known: Iterable[RowsIdentity]) -> bool:
+def _rescore(
+    session: Session, rows: RowSet, known: Iterable[RowsIdentity], ungraded: list[Ungraded] | None
+) -> bool:
     """Score again every stored block of the same answers; says whether the set is then complete."""
     wanted = rows.identity
     same = [one for one in known if one.scoring_digest and one != wanted and one.answers == wanted.answers]
     done = store.stored_blocks(session.store, wanted, rows.ids)
-    job = rows.job() if same and wanted.scoring_digest else None
+    grades = rows.grades()
+    job = rows.job(grades) if same and wanted.scoring_digest else None
     for other in same if job else ():
         came_from = store.origins(session.store, other.digest)
         for index, block in store.read_blocks(session.store, other, rows.ids).items():
             if job and index not in done:
+                n_ungraded = len(grades.ungraded)
+                scored = _rescore_block(job, index, block, grades)
+                if len(grades.ungraded) > n_ungraded:
+                    continue
                 if index in came_from:
                     store.keep_origin(session.store, wanted.digest, index, came_from[index])
-                store.append_block(session.store, wanted, index, _rescore_block(job, index, block))
+                store.append_block(session.store, wanted, index, scored)
                 done.add(index)
+    if ungraded is not None:
+        ungraded += grades.ungraded
     if len(done) < rows.n_blocks:
         return False
     store.complete_rows(session.store, wanted, len(rows.ids))
     return True
 
 
-def _rescore_block(job: Job, index: int, block: Sequence[SampleResult]) -> list[SampleResult]:
+def _rescore_block(
+    job: Job, index: int, block: Sequence[SampleResult], grades: GradeReader
+) -> list[SampleResult]:
     examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-    return [_row(job, example, row) for example, row in zip(examples, block, strict=True)]
+    return [_row(job, example, row, grades) for example, row in zip(examples, block, strict=True)]
 
 
-def _row(job: Job, example: Example, row: SampleResult) -> SampleResult:
+def _row(job: Job, example: Example, row: SampleResult, grades: GradeReader) -> SampleResult:
+    """Score one stored answer; one whose grade cannot be read is an error, and counted as such."""
     ended: Any = row.finish_reason  # one of what an output holds, from where it was copied
     output = Output(
         row.text,
@@ -172,7 +196,10 @@ def _row(job: Job, example: Example, row: SampleResult) -> SampleResult:
         gold_bytes=row.gold_bytes,
         error=row.error,
     )
-    return replace(row, **score_output(job, example, output)._asdict())
+    scored = score_output(job, example, output)
+    if reason := grades.unreadable.pop(example.id, ""):
+        scored = scored._replace(status="error", error=reason)
+    return replace(row, **scored._asdict())
 
 
 def shared_tokens(candidate: Candidate, job: Job) -> int:

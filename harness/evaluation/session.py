@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 from harness import provenance
 from harness.cache import memo
+from harness.config.rubrics import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.evaluation import Job, costs, evaluate_block, in_order
 from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
+from harness.evaluation.judges import Judged
 from harness.evaluation.pace import Kind, Pace, read_pace, record_pace
 from harness.metrics import Metric, load_metrics
 from harness.models import oom, vllm
@@ -37,7 +39,7 @@ class Measured(NamedTuple):
     """A task of a suite with its items, each split's version, its metrics, and how a block of it is asked.
 
     Where only some of its test items are asked `weights` holds their inclusion weights by id, and the
-    items come in the order in which they were drawn.
+    items come in the order in which they were drawn. `judged` are those of its metrics that judges grade.
     """
 
     task: Task
@@ -48,6 +50,7 @@ class Measured(NamedTuple):
     metrics: dict[str, Metric]
     evaluate: Callable[[Candidate, Job, int], list[SampleResult]] = evaluate_block
     weights: Mapping[str, float] | None = None
+    judged: Mapping[str, Judged] = {}
 
     def size(self, split: Split) -> int:
         """Count the items of a split that are asked."""
@@ -63,6 +66,13 @@ class Measured(NamedTuple):
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return in_order(getattr(self.items, split), self.versions[split])
+
+    def without_judges(self) -> "Measured":
+        """Return the task as it is answered, before a judge has graded anything."""
+        kept = tuple(name for name in self.task.metrics if not is_judged(name))
+        task = self.task.model_copy(update={"metrics": kept, "primary": ""})
+        metrics = {name: metric for name, metric in self.metrics.items() if name not in self.judged}
+        return self._replace(task=task, metrics=metrics, judged={})
 
 
 class Host(Protocol):

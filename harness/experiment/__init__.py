@@ -14,7 +14,9 @@ from harness import config, gating, store
 from harness.config import Loaded
 from harness.decision import apply_budgets, best_untrained, family_of, strongest
 from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.evaluation import judges
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.judges.judging_stage import judge_remarks
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
@@ -184,7 +186,8 @@ def _refuse_without_key(
     pairs = zip(ordered, found, strict=True)
     open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
     places = {name: loaded.places[name] for name in loaded.selected if name in open_}
-    if problems := list(key_problems(session, places)):
+    judged = [one for m in (session.target, *session.suites) for one in m.judged.values()] if open_ else []
+    if problems := [*key_problems(session, places), *judges.key_problems(judged)]:
         raise UserError(problems)
 
 
@@ -332,7 +335,8 @@ def _header(session: Session) -> dict[str, object]:
 
 
 def _notes(session: Session, runs: Sequence[Run]) -> list[str]:
-    return [*session.target.items.notes, *remarks(session, runs)]
+    judged = [one for m in (session.target, *session.suites) for one in m.judged.values()]
+    return [*session.target.items.notes, *remarks(session, runs), *judge_remarks(judged)]
 
 
 def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:

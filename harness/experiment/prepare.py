@@ -17,6 +17,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, resolve_candidates
 from harness.evaluation.costs import Work
+from harness.evaluation.judges import judged_metrics, judging_models
 from harness.evaluation.leaks import refuse_or_note
 from harness.evaluation.regularization import regularization_problems
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
@@ -122,9 +123,13 @@ def prepare_session(loaded: Loaded, scope: Scope, progress: Progress) -> Session
     machine = probe(
         experiment.device, experiment.precision, renew=scope.renew_probe, reached_gflops=reached_gflops
     )
+    at = Store(folder)
+    target, *suites = (
+        m._replace(judged=judged_metrics(m.task, at, sources, machine)) for m in (target, *suites)
+    )
     session = Session(
         experiment,
-        Store(folder),
+        at,
         source,
         machine,
         target,
@@ -148,13 +153,14 @@ def _refuse_two_ways(scope: Scope) -> None:
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
-    """Find every model that the experiment or one of its candidates names: bases and those made elsewhere."""
+    """Find every model that an experiment names: bases, judges, and those made elsewhere."""
     named = {experiment.base_model: "base_model"}
     for candidate, recipe in experiment.candidates.items():
         if recipe.base_model:
             named.setdefault(recipe.base_model, "base_model")
         if recipe.path and plugins.method(recipe.method).makes == "model":
             named.setdefault(recipe.path, f"candidate {candidate}: path")
+    named = judging_models(experiment.tasks) | named
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():

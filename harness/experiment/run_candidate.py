@@ -12,6 +12,7 @@ from harness import provenance, store
 from harness.errors import in_a_line
 from harness.evaluation import runner, timing
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
+from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -87,7 +88,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     if done is not None:
         return _with_points(session, candidate, seed, weights, done)
     run_id = run_id_of(session, name, seed, weights, sets)
-    lacking = runner.rescore_stored(session, sets)
+    lacking = score_answered(session, sets)
     if not lacking and (before := _before(session, name, seed, weights, sets)) is not None:
         return _with_points(
             session, candidate, seed, weights, _save_again(session, candidate, run_id, sets, before)
@@ -96,6 +97,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     with open_weights(session, weights) as model:
         fill(session, model, lacking, name, control=beside)
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
+    score_answered(session, lacking)
     run = _record(
         session,
         candidate,
@@ -141,7 +143,8 @@ def _with_points(
 
 def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n: int) -> dict[str, float]:
     """Time single requests for validation items and answers in a batch on test; with the cached tokens."""
-    validation, test = sets[:2]
+    # What a judge has yet to grade is stored as it was answered.
+    validation, test = (rows if is_there(session, rows) else rows.answers for rows in sets[:2])
     return {
         **timing.latency_figures(timing.request_latency(session, model, validation, n)),
         **timing.batch_figures(timing.batch_time(session, model, test)),
@@ -269,7 +272,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
     What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
     """
     sets = suite_sets(session, weights)
-    lacking = runner.rescore_stored(session, sets)
+    lacking = score_answered(session, sets)
     if shared:
         lacking = runner.find_base_rows(session, lacking)
     if lacking:
@@ -278,6 +281,7 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
                 fill(session, candidate, [rows], name)
                 if shared:
                     runner.keep_base_rows(session, rows)
+        score_answered(session, lacking)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 

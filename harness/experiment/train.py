@@ -23,6 +23,7 @@ from harness.evaluation.candidates import (
     read_weights,
     refuse_damaged,
 )
+from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.regularization import mix_context, regularization_work
 from harness.evaluation.row_sets import (
     is_there,
@@ -403,10 +404,11 @@ def _validation(session: Session, trial: ResolvedCandidate, weights: Weights, *,
     if not is_there(session, rows):
         if not make:
             return None
-        if lacking := runner.rescore_stored(session, [rows]):
+        if lacking := score_answered(session, [rows]):
             beside = measure_control(session, trial.base, weights)
             with open_weights(session, weights) as candidate:
                 fill(session, candidate, lacking, "sweep", control=beside)
+            score_answered(session, lacking)
     answered = store.read_rows(session.store, rows.identity.digest, len(rows.ids))
     return mean_score(session.target.primary, answered)
 

@@ -17,7 +17,7 @@ from harness import plugins
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest
-from harness.spec import EVALUATE, Task, TaskData, metric_name
+from harness.spec import EVALUATE, JUDGE, Task, TaskData, metric_name
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -157,6 +157,8 @@ def load_metrics(task: Task) -> dict[str, Metric]:
 
 def version(written: str) -> int | str:
     """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums."""
+    if written.startswith(JUDGE):
+        return ""  # rows hold the rubric, the judges and our prompt's version beside this (`judges.Judged`)
     if not written.startswith(EVALUATE):
         return plugins.version("metrics", written)
     script = Path(written.removeprefix(EVALUATE).partition(":")[0])
@@ -181,6 +183,8 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
 
 
 def _built(written: str, task: Task) -> Metric:
+    if written.startswith(JUDGE):  # grades lie in a store; rows that are read from one are scored with them
+        return mean_metric(metric_name(written), lambda output, example: None)
     if written.startswith(EVALUATE):
         from harness.metrics import _hf_evaluate
 

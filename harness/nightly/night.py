@@ -71,9 +71,10 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
     """Run one night on a prepared session, and publish it as `run_night` does.
 
     Raises:
-        UserError: nobody is watched, or a later night is there already.
+        UserError: nobody is watched, a judge decides a task, or a later night is there already.
         HarnessError: another night or compare is at work in the same runs folder.
     """
+    _refuse_judged(session)
     folder, experiment = home(session.store, session.experiment.name), session.experiment
     with night_lock(folder):
         state, nights = read_state(folder), read_nights(folder)
@@ -95,6 +96,22 @@ def run_prepared(session: Session, loaded: Loaded, day: date, publish: Publish |
         if report.new:
             write_state(session.store, folder, add_alarms(state, report))
     return report
+
+
+def _refuse_judged(session: Session) -> None:
+    """Refuse tasks that a judge decides: a night asks none, so answers that are new would have no score."""
+    problems = [
+        Problem(
+            f"task {m.task.name}",
+            f"{m.task.primary_metric} as its primary metric, and nights ask no judge",
+            "a primary metric that needs no judge",
+            "another primary in a file for nights; harness compare asks the judge",
+        )
+        for m in (session.target, *session.suites)
+        if m.task.primary_metric in m.judged
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 @contextmanager

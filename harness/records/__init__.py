@@ -1,5 +1,6 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
+from harness.records.grades import Grade
 from harness.records.repeated_measurements import (
     AnswerLabel,
     Control,
@@ -53,6 +54,7 @@ __all__ = [
     "Document",
     "Encoded",
     "Example",
+    "Grade",
     "LabelSet",
     "Likelihood",
     "Limits",

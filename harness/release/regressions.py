@@ -15,7 +15,7 @@ from harness.config import Loaded
 from harness.data import load_task
 from harness.errors import Problem, UserError, did_you_mean
 from harness.records import Example, Run, parse_json
-from harness.spec import EVALUATE, Task, TaskData, is_path
+from harness.spec import Task, TaskData, is_path, metric_parts
 
 SUITE = "regressions"
 _SUFFIX = "-pinned"
@@ -103,13 +103,12 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _relative_metric(written: str, folder: Path) -> str:
-    """Write the file of a metric, also behind `evaluate:`, relative to the suite's folder; a name stays."""
-    prefix = EVALUATE if written.startswith(EVALUATE) else ""
-    path, colon, key = written.removeprefix(prefix).partition(":")
+    """Write the file of a metric, also behind a prefix, relative to the suite's folder; a name stays."""
+    prefix, path, key = metric_parts(written)
     if not is_path(path):
         return written
     relative = os.path.relpath(path, folder)
-    return f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{colon}{key}"
+    return f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
 
 
 def _row(e: Example) -> dict[str, Any]:

@@ -11,6 +11,7 @@ final name is whole. Rows are found by content, so whatever was computed once is
     runs/control/<id>/                         blocks of a base that were evaluated again (see `control`)
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
+    runs/grades/<book>/                        what judges said of answers (see `grade_books`)
     runs/ratings/<rating id>.json              what a person preferred
     runs/labels/<id>.json                      labels of answers that a person gave together
     runs/noise/<id>.json                       a measurement of A/A noise
@@ -37,6 +38,7 @@ from harness.store.garbage import (
     remove,
     run_references,
 )
+from harness.store.grade_books import find_grades, keep_grades, read_grades
 from harness.store.index import Counts, reindex
 from harness.store.layout import Store, working, write_record, write_whole
 from harness.store.measurements import (
@@ -130,6 +132,7 @@ __all__ = [
     "document_digests",
     "end",
     "find_base_rows",
+    "find_grades",
     "find_items",
     "flip_rates",
     "get_run",
@@ -138,6 +141,7 @@ __all__ = [
     "join_references",
     "keep_base_rows",
     "keep_environment",
+    "keep_grades",
     "keep_origin",
     "list_begun",
     "list_labels",
@@ -153,6 +157,7 @@ __all__ = [
     "read_blocks",
     "read_columns",
     "read_environment",
+    "read_grades",
     "read_identity",
     "read_kinds",
     "read_many",

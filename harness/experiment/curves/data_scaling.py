@@ -107,6 +107,7 @@ def _parts(session: Session, runs: Sequence[Run], facts: Sequence[CandidateFacts
     for share in SHARES:
         items = part_of(session.target.items, share, session.experiment.seeds[0])
         target = join_items(session.target.task, session.target.role, session.target.suite, items)
+        target = target._replace(judged=session.target.judged)
         part = f"{name}@{len(items.train)}"
         with_part = last.with_candidates({**candidates, part: candidates[name]})
         last = replace(with_part, target=target, suites=())

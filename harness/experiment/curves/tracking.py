@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from harness import comparison, gating, store
 from harness.errors import Problem
-from harness.evaluation import runner
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work
+from harness.evaluation.judges.judging_stage import score_answered
 from harness.evaluation.row_sets import RowSet, suite_set, target_sets, work_of
 from harness.evaluation.runner import fill, measure_control, open_weights
 from harness.evaluation.session import Measured, Session
@@ -135,10 +135,11 @@ def _measure(
 ) -> TrackedPoint:
     validation = target_sets(session, candidate.source, made, seed)[0]
     general = [suite_set(session, made, one.measured) for one in sampled]
-    if lacking := runner.rescore_stored(session, [validation, *general]):
+    if lacking := score_answered(session, [validation, *general]):
         beside = measure_control(session, candidate.base, made)
         with open_weights(session, made) as model:
             fill(session, model, lacking, f"{candidate.source_name} at step {step}", control=beside)
+        score_answered(session, lacking)
     target = mean_score(session.target.primary, _rows(session, validation))
     if not sampled:
         return TrackedPoint(step=step, target=target)

@@ -1,0 +1,184 @@
+"""Rubrics: what judges grade answers by, and who judges; each a file of its own beside a task.
+
+Invariant: a rubric that could be read names judges that can be asked, and grades that each of them can
+give; everything that is wrong with one is said at once, with file and line.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from harness import plugins
+from harness.config.files import missing_file, read_file, resolve_model
+from harness.config.problems import Keys, Tree, problems_of, salvage
+from harness.errors import Problem, UserError
+from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts
+
+YES_NO = "yes/no"
+_MOST_GRADES = 100  # steps of a scale
+
+
+class Scale(Spec):
+    """Scale of whole numbers, from `min`, the worst grade, to `max`, the best."""
+
+    min: int = Field(ge=0)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Scale":
+        if not 0 < self.max - self.min <= _MOST_GRADES:
+            found = f"a scale from {self.min} to {self.max}"
+            raise ValueError(f"{found}; max lies 1 to {_MOST_GRADES} above min, and is the best grade")
+        return self
+
+
+class GradedExample(Spec):
+    """Answer with the grade that it deserves, shown to the judge before what it grades.
+
+    `answer` is what was answered to `question`, `reference` the right answer where the rubric shows one, and
+    `grade` a grade of the scale.
+    """
+
+    question: str = ""
+    answer: str
+    reference: str = ""
+    grade: int | Literal["yes", "no"]
+
+
+class Rubric(Spec):
+    """Content of a rubric's file, which a task names among its metrics as `judge:./FILE.yaml`.
+
+    `criteria` say in words what a good answer is. `scale` is a range of whole numbers, or `yes/no`.
+    `examples` are graded answers that the judge sees first. With `reference: true` it sees the item's right
+    answer too.
+
+    `judge` is who grades: a model that runs here, as `base_model` names one, or an endpoint by the parameters
+    of the method `endpoint`. `panel` lists several of them in its place; their mean counts. `max_cost` in USD
+    ends the grading by an endpoint once it has cost as much, by `usd_per_million_tokens`.
+    """
+
+    criteria: str = Field(min_length=1)
+    scale: Scale | Literal["yes/no"] = Scale(min=1, max=5)
+    examples: tuple[GradedExample, ...] = ()
+    reference: bool = False
+    judge: str | dict[str, Any] | None = None
+    panel: tuple[str | dict[str, Any], ...] = ()
+    max_cost: float | None = Field(None, gt=0)
+    usd_per_million_tokens: TokenPrices | None = None
+
+    @model_validator(mode="after")
+    def _a_judge_or_a_panel(self) -> "Rubric":
+        if (self.judge is None) == (not self.panel):
+            raise ValueError("judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]")
+        if self.panel and (len(self.panel) < 2 or any(self.panel.count(one) > 1 for one in self.panel)):
+            raise ValueError("a panel of one judge, or of one twice; list two judges or more, each once")
+        if self.max_cost is not None and self.usd_per_million_tokens is None:
+            raise ValueError("max_cost without usd_per_million_tokens, by which the cost is counted")
+        return self
+
+    @model_validator(mode="after")
+    def _examples_on_the_scale(self) -> "Rubric":
+        known = self.grades
+        for example in self.examples:
+            if str(example.grade) not in known:
+                raise ValueError(
+                    f"an example with grade {example.grade}, which is none of {', '.join(known)}"
+                )
+        return self
+
+    @property
+    def grades(self) -> tuple[str, ...]:
+        """The grades that a judge may give, the worst first."""
+        if isinstance(self.scale, Scale):
+            return tuple(map(str, range(self.scale.min, self.scale.max + 1)))
+        return ("no", "yes")
+
+    @property
+    def judges(self) -> tuple[str | dict[str, Any], ...]:
+        """The judges as they are written: the one, or those of the panel."""
+        return self.panel if self.judge is None else (self.judge,)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a grade depends on: the rubric without who grades, and without prices."""
+        apart = {"judge", "panel", "max_cost", "usd_per_million_tokens"}
+        return self.model_dump(mode="json", exclude=apart, exclude_defaults=True)
+
+    def value(self, grade: str) -> float:
+        """Return a grade as a share of the scale: 0 is the worst, 1 the best."""
+        return self.grades.index(grade) / (len(self.grades) - 1)
+
+
+def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of an endpoint that judges; judges are asked by chat."""
+    return {"protocol": "chat", **written}
+
+
+def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
+    """Read a rubric; a model's folder is relative to the file, and places are shown relative to `folder`.
+
+    Raises:
+        UserError: with every problem of the file.
+    """
+    tree = read_file(path, folder or path.parent, "criteria: and judge:")
+    resolve_model(tree.data, "judge", path.parent)
+    panel = _panel(tree)
+    for index, one in enumerate(panel):
+        around = {"judge": one}
+        resolve_model(around, "judge", path.parent)
+        panel[index] = around["judge"]
+    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree)]
+    if problems:
+        raise UserError(problems)
+    return Rubric.model_validate(tree.data)
+
+
+def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterator[Problem]:
+    """Yield what forbids a judged metric of a task; `where` is its place in the task's metrics."""
+    path, name = Path(metric_parts(written)[1]), metric_name(written)
+    if task.kind != "generate":
+        step = "kind: generate, or a metric such as accuracy"
+        yield Problem(where, f"{name} on a task of kind {task.kind}", "answers in text to be graded", step)
+    if [metric_name(one) for one in task.metrics].count(name) > 1:
+        yield Problem(where, f"{name} twice", "each name of a rubric once", "rename one of the files")
+    if not path.is_file():
+        yield missing_file(path, where, "a rubric")
+        return
+    try:
+        read_rubric(path, folder)
+    except UserError as error:
+        yield from error.problems
+
+
+def _panel(tree: Tree) -> list[Any]:
+    panel = tree.data.get("panel")
+    return panel if isinstance(panel, list) else []
+
+
+def _unusable_judges(tree: Tree) -> Iterator[Problem]:
+    """Yield what is wrong with the judges as they are written, whatever else is wrong with the rubric."""
+    listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
+    listed += [(("panel", index), one) for index, one in enumerate(_panel(tree))]
+    rubric = salvage(Rubric, {**tree.data, "judge": "any", "panel": ()})
+    for keys, one in listed:
+        if isinstance(one, dict):
+            yield from _unusable_endpoint(one, tree, keys)
+        elif isinstance(one, str) and rubric and max(map(len, rubric.grades)) > 1 and rubric.scale != YES_NO:
+            found = f"{one}, a model that runs here, and grades up to {rubric.grades[-1]}"
+            step = "scale: {min: 1, max: 9} at most, or an endpoint"
+            yield Problem(tree.where(keys), found, "grades of one digit, whose likelihoods compare", step)
+
+
+def _unusable_endpoint(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
+    params = endpoint_params(written)
+    yield from problems_of(plugins.load("methods", "endpoint").Params, params, tree, keys)
+    if params["protocol"] != "chat":
+        found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
+        yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
+
+
+def is_judged(written: str) -> bool:
+    """Tell whether a metric as it is written is graded by a judge."""
+    return written.startswith(JUDGE)

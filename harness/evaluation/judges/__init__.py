@@ -1,0 +1,122 @@
+"""Judges of a task's answers: who grades by which rubric, and the book that each one's grades lie in.
+
+Invariant: a book is named by all that a grade depends on besides the answer: the rubric, the judge's
+weights or its address and model, how it computes, and the version of our prompt. Grades are data of their
+own; a metric `judge:NAME` reads them and never asks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.config.rubrics import Rubric, endpoint_params, is_judged, read_rubric
+from harness.errors import Problem
+from harness.models import openai_api
+from harness.models.hardware import Machine
+from harness.models.hub import ModelSource
+from harness.models.openai_api import Settings
+from harness.provenance.code_versions import versions_of
+from harness.records import Grade, digest
+from harness.spec import Task, TokenPrices, metric_name, metric_parts
+from harness.store import Store, read_grades
+
+
+class Judge(NamedTuple):
+    """One judge by one rubric: an endpoint by its settings, or a model that runs here by its source.
+
+    `identity` is all that its grades depend on besides what is graded.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    settings: Settings | None = None
+    source: ModelSource | None = None
+
+    @property
+    def book(self) -> str:
+        """The digest that names the folder of its grades."""
+        return digest(self.identity)
+
+
+class Judged(NamedTuple):
+    """A judged metric of a task: its name, its rubric, its judges, and the store that holds their grades."""
+
+    metric: str
+    rubric: Rubric
+    judges: tuple[Judge, ...]
+    store: Store
+
+    @property
+    def digest(self) -> str:
+        """What the scores depend on besides the answers."""
+        return digest([judge.book for judge in self.judges])
+
+    def grades(self) -> list[Mapping[str, Grade]]:
+        """Read the grades of each judge, by the keys of what was graded."""
+        return [read_grades(self.store, judge.book) for judge in self.judges]
+
+
+def judged_metrics(
+    task: Task, store: Store, sources: Mapping[str, ModelSource], machine: Machine
+) -> dict[str, Judged]:
+    """Read the rubrics of a task's judged metrics; `sources` holds each model that one of them names.
+
+    Raises:
+        UserError: a rubric cannot be used.
+    """
+    return {
+        metric_name(written): Judged(
+            metric_name(written),
+            rubric := read_rubric(_path(written)),
+            tuple(_judge(rubric, one, sources, machine) for one in rubric.judges),
+            store,
+        )
+        for written in task.metrics
+        if is_judged(written)
+    }
+
+
+def judging_models(tasks: Sequence[Task]) -> dict[str, str]:
+    """Map the models that judge here to where they are named."""
+    return {
+        one: f"{metric_name(written)}: judge"
+        for task in tasks
+        for written in task.metrics
+        if is_judged(written)
+        for one in read_rubric(_path(written)).judges
+        if isinstance(one, str)
+    }
+
+
+def key_problems(judged: Sequence[Judged]) -> Iterator[Problem]:
+    """Yield what is missing to ask the endpoints among judges now: a key, the client."""
+    known = {judge.settings: one.metric for one in judged for judge in one.judges if judge.settings}
+    for settings, metric in known.items():
+        yield from openai_api.problems(settings, metric)
+
+
+def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
+    """Add up what grades cost by their tokens; None without prices."""
+    if prices is None:
+        return None
+    read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
+    return (read * prices.input + written * prices.output) / 1e6
+
+
+def _path(written: str) -> Path:
+    return Path(metric_parts(written)[1])
+
+
+def _judge(
+    rubric: Rubric, written: str | dict[str, Any], sources: Mapping[str, ModelSource], machine: Machine
+) -> Judge:
+    code: dict[str, Any] = {"rubric": rubric.content, "code": versions_of("judging")}
+    if isinstance(written, dict):
+        settings = Settings(**endpoint_params(written))
+        asked = {"base_url": settings.base_url, "model": settings.model, "protocol": settings.protocol}
+        return Judge(settings.name, {**code, "judge": asked}, settings=settings)
+    source = sources[written]
+    code["code"] |= versions_of("tokenization", "layout")
+    computed = {"weights": source.weights_digest, "template": source.template_digest}
+    computed |= {"precision": machine.precision, "device": machine.device}
+    return Judge(Path(source.name).name, {**code, "judge": {"model": source.name, **computed}}, source=source)

@@ -1,0 +1,77 @@
+"""Judged metrics as they are scored: each answer by the grades that lie in the books of its judges.
+
+Invariant: nothing is asked. An answer without a grade has no score and is named as ungraded; one whose
+grade cannot be read has none either, and says why.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
+from typing import NamedTuple
+
+from harness.evaluation.judges import Judge, Judged
+from harness.evaluation.judges.judge_prompts import answer_key
+from harness.metrics import Metric, Parts
+from harness.records import Example, Grade, Output
+
+
+class Ungraded(NamedTuple):
+    """An answer that a judge has not graded; `example` is the item as the task has it."""
+
+    judged: Judged
+    judge: Judge
+    task: str
+    example: Example
+    answer: str
+    key: str
+
+
+class GradeReader:
+    """Reader of the grades of one task's answers.
+
+    It collects the `ungraded` answers, and in `unreadable` by example id why an answer has no grade.
+    """
+
+    def __init__(self, task: str, judged: Mapping[str, Judged], examples: Sequence[Example]) -> None:
+        self.ungraded: list[Ungraded] = []
+        self.unreadable: dict[str, str] = {}
+        self._task, self._judged = task, judged
+        self._examples = {example.id: example for example in examples}
+        self._grades = {name: one.grades() for name, one in judged.items()}
+
+    def bind(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return the metrics with the judged ones reading their grades."""
+        return {name: self._bound(name, metric) for name, metric in metrics.items()}
+
+    def _bound(self, name: str, metric: Metric) -> Metric:
+        if name not in self._judged:
+            return metric
+        signature = f"judge|{self._judged[name].digest}"
+        return replace(metric, score=partial(self._score, name), signature=signature)
+
+    def _score(self, name: str, output: Output, example: Example) -> Parts | None:
+        """Score an answer by the mean grade of its judges; None where one of them has given none."""
+        judged, plain = self._judged[name], self._examples[example.id]
+        key = answer_key(judged.rubric, plain, output.text)
+        found = [known.get(key) for known in self._grades[name]]
+        self.ungraded += [
+            Ungraded(judged, judge, self._task, plain, output.text, key)
+            for judge, grade in zip(judged.judges, found, strict=True)
+            if grade is None
+        ]
+        grades = [grade for grade in found if grade is not None]
+        values = [grade.value for grade in grades if grade.value is not None]
+        if len(values) == len(found):
+            return (fmean(values),)
+        pairs = zip(judged.judges, found, strict=True)
+        said = [_reason(judge, grade) for judge, grade in pairs if grade and grade.value is None]
+        if said:
+            self.unreadable[example.id] = f"{name}: {'; '.join(said)}"
+        return None
+
+
+def _reason(judge: Judge, grade: Grade) -> str:
+    if grade.status == "error":
+        return f"{judge.name} could not be asked: {grade.error}"
+    return f"an unparsable grade, {judge.name} said {grade.said[:80]!r}"

@@ -1,0 +1,168 @@
+"""Grading of answers by one judge: an endpoint that says a grade, or a model here whose grades are weighed.
+
+Invariant: each grade is on the disk as soon as it is there, so whatever ends the grading loses none; the same
+question and answer is asked once. An endpoint's text is parsed and never guessed at.
+Source: a model that runs here gives the mean of all grades, weighted by their probabilities: G-Eval, Liu et
+al. 2023, arXiv 2303.16634, section 2.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Lock
+
+import numpy as np
+
+from harness import store
+from harness.errors import CandidateFailed
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.judges import Judged, cost_usd
+from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.judge_prompts import LIMITS, judge_messages, read_grade
+from harness.evaluation.runner import open_weights
+from harness.evaluation.session import Session
+from harness.models.hf import Candidate
+from harness.models.hub import ModelSource, has_chat_template
+from harness.models.openai_api import ChatCandidate, Server, Settings
+from harness.records import Encoded, Grade, Likelihood, Output, digest
+
+_TOGETHER = 32  # answers that a model here scores, and that are kept, together
+
+Keep = Callable[[Sequence[Grade]], None]
+
+
+def grade_answers(session: Session, answers: Sequence[Ungraded]) -> None:
+    """Grade answers that one judge has not graded, by one rubric; grades are kept as they come.
+
+    Raises:
+        CandidateFailed: the judge cannot be asked, or has cost what the rubric allows.
+    """
+    once = list({one.key: one for one in answers}.values())
+    judged, judge = once[0].judged, once[0].judge
+    label = f"{judged.metric}: {len(once):,} answers graded by {judge.name}"
+    with session.progress.stage(label) as advance:
+        kept: list[Grade] = []
+
+        def keep(grades: Sequence[Grade]) -> None:
+            store.keep_grades(judged.store, judge.book, judge.identity, grades)
+            kept.extend(grades)
+            advance(len(kept), len(once))
+
+        try:
+            if judge.settings:
+                before = store.read_grades(judged.store, judge.book)
+                _ask_endpoint(judge.settings, once, before, keep)
+            elif judge.source:
+                _score_grades(session, judge.source, once, keep)
+        except CandidateFailed as error:
+            raise CandidateFailed(f"{judged.metric}: {error.reason}", error.knob) from None
+
+
+def _ask_endpoint(
+    settings: Settings, answers: Sequence[Ungraded], before: Mapping[str, Grade], keep: Keep
+) -> None:
+    """Ask several at once; after one that fails nothing begins, and what is under way is still kept."""
+    server, judged = Server(settings), answers[0].judged
+    candidate, lock = ChatCandidate(server, digest(settings.name)), Lock()
+    failures: list[CandidateFailed] = []
+    grades = list(before.values())
+
+    def ask(answer: Ungraded) -> None:
+        try:
+            if not failures:
+                _refuse_beyond_cost(judged, grades)
+                grade = _say(candidate, answer)
+                with lock:
+                    keep([grade])
+                    grades.append(grade)
+        except CandidateFailed as error:
+            failures.append(error)
+
+    try:
+        server.each(ask, answers)
+    finally:
+        server.api.close()
+    if failures:
+        raise failures[0]
+
+
+def _refuse_beyond_cost(judged: Judged, grades: Sequence[Grade]) -> None:
+    """Refuse to ask once all grades of a book have cost what the rubric allows."""
+    most = judged.rubric.max_cost
+    if most is None:
+        return
+    spent = cost_usd(grades, judged.rubric.usd_per_million_tokens) or 0.0
+    if spent >= most:
+        found = f"{len(grades):,} grades have cost {spent:.2f} USD, and max_cost is {most:g}"
+        raise CandidateFailed(found, "a larger max_cost in the rubric; the grades so far are kept")
+
+
+def _say(candidate: ChatCandidate, answer: Ungraded) -> Grade:
+    """Ask for one grade in words, at temperature 0."""
+    rubric = answer.judged.rubric
+    prompt = candidate.encode(judge_messages(rubric, answer.example, answer.answer)).context
+    (output,) = candidate.generate([prompt], LIMITS)
+    if output.finish_reason == "error":
+        return _grade(answer, output, "", None)
+    grade = read_grade(rubric, output.text)
+    return _grade(answer, output, output.text, None if grade is None else rubric.value(grade))
+
+
+def _score_grades(session: Session, source: ModelSource, answers: Sequence[Ungraded], keep: Keep) -> None:
+    """Score every grade of the scale after each prompt, by a model that runs here."""
+    chat = has_chat_template(source.path)
+    with open_weights(session, base_weights(source)) as candidate:
+        for at in range(0, len(answers), _TOGETHER):
+            keep(list(_weighted(candidate, answers[at : at + _TOGETHER], chat=chat)))
+
+
+def _weighted(candidate: Candidate, answers: Sequence[Ungraded], *, chat: bool) -> Iterator[Grade]:
+    """Yield the mean of all grades of each answer, weighted by their probabilities given the prompt."""
+    start = time.perf_counter()
+    encoded = [_encoded(candidate, one, chat=chat) for one in answers]
+    sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
+    fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
+    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
+    share = (time.perf_counter() - start) / len(answers)
+    for answer, each, size in zip(answers, encoded, sizes, strict=True):
+        n_prompt = len(each[0].context)
+        if size > candidate.max_context:
+            reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
+            yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
+        else:
+            found = _mean_grade(answer, [next(scores) for _ in each])
+            yield _grade(answer, Output("", n_prompt_tokens=n_prompt, compute_s=share), *found)
+
+
+def _encoded(candidate: Candidate, answer: Ungraded, *, chat: bool) -> list[Encoded]:
+    """Encode the prompt with each grade behind it, the worst first."""
+    rubric = answer.judged.rubric
+    messages = judge_messages(rubric, answer.example, answer.answer)
+    gap = "" if chat else " "
+    return [candidate.encode(messages, gap + grade, chat_template=chat) for grade in rubric.grades]
+
+
+def _mean_grade(answer: Ungraded, likelihoods: Sequence[Likelihood]) -> tuple[str, float]:
+    """Return the probability of each grade in words, and the mean grade as a share of the scale."""
+    rubric = answer.judged.rubric
+    logprobs = np.array([one.logprob for one in likelihoods])
+    weights = np.exp(logprobs - logprobs.max())
+    weights /= weights.sum()
+    said = ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
+    return said, float(weights @ np.array([rubric.value(grade) for grade in rubric.grades]))
+
+
+def _grade(answer: Ungraded, output: Output, said: str, value: float | None) -> Grade:
+    failed = output.finish_reason == "error"
+    return Grade(
+        key=answer.key,
+        task=answer.task,
+        example_id=answer.example.id,
+        output_digest=digest(answer.answer),
+        status="error" if failed else "unparsable" if value is None else "ok",
+        value=value,
+        said=said,
+        n_prompt_tokens=output.n_prompt_tokens,
+        n_output_tokens=output.n_output_tokens,
+        compute_s=output.compute_s,
+        error=output.error,
+    )

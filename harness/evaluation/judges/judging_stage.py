@@ -1,0 +1,51 @@
+"""The judging stage: what was answered is graded by its judges, and then scored.
+
+Invariant: it runs while no candidate is open, so that a judge that runs here takes the one place in memory.
+Answers are stored before a judge sees them; what ends it leaves them, and every grade so far, to the next.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.evaluation.judges import Judged, cost_usd
+from harness.evaluation.judges.grade_reading import Ungraded
+from harness.evaluation.judges.grading import grade_answers
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.runner import rescore_stored
+from harness.evaluation.session import Session
+from harness.formatting import count, usd
+
+
+def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
+    """Score what is answered, graded first where a judge scores it; returns the sets that lack answers.
+
+    Raises:
+        CandidateFailed: a judge cannot be asked.
+    """
+    ungraded: list[Ungraded] = []
+    lacking = rescore_stored(session, sets, ungraded)
+    if not ungraded:
+        return lacking
+    for answers in _by_book(ungraded):
+        grade_answers(session, answers)
+    return rescore_stored(session, lacking)
+
+
+def _by_book(ungraded: Iterable[Ungraded]) -> Iterator[list[Ungraded]]:
+    books: dict[str, list[Ungraded]] = {}
+    for one in ungraded:
+        books.setdefault(one.judge.book, []).append(one)
+    yield from books.values()
+
+
+def judge_remarks(judged: Iterable[Judged]) -> Iterator[str]:
+    """Say of each judge how much it has graded, at which price, and how many grades could not be read."""
+    for one in judged:
+        for judge, known in zip(one.judges, one.grades(), strict=True):
+            cost = (
+                cost_usd(list(known.values()), one.rubric.usd_per_million_tokens) if judge.settings else None
+            )
+            paid = "" if cost is None else f" for {usd(cost)} USD"
+            lost = [grade for grade in known.values() if grade.value is None]
+            failed = f"; {count(len(lost))} of these grades could not be read and count as failed answers"
+            graded = f"{count(len(known))} answers graded by {judge.name}{paid}"
+            yield f"{one.metric}: {graded}{failed if lost else ''}"

@@ -1,0 +1,207 @@
+"""A rubric says what is wrong with it by file and line; texts stay between their marks; a grade survives a kill."""
+
+import re
+
+import pytest
+
+from harness import config, store
+from harness.config.rubrics import GradedExample, Rubric, Scale, read_rubric
+from harness.errors import UserError
+from harness.evaluation.judges.judge_prompts import answer_key, judge_messages, read_grade
+from harness.records import Example, Grade
+from harness.store import Store
+from tests.test_readme import example_file, reference
+
+GOOD = "criteria: It helps.\njudge: {base_url: http://localhost:1/v1, model: big}\n"
+
+
+def problems(tmp_path, text):
+    path = tmp_path / "helpful.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_rubric(path)
+    return [str(problem) for problem in refused.value.problems]
+
+
+def example(question="Where is it?", *references):
+    return Example("1", ({"role": "user", "content": question},), references)
+
+
+# The file
+
+
+def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_path):
+    (tmp_path / "helpful.yaml").write_text(GOOD)
+    rubric = read_rubric(tmp_path / "helpful.yaml")
+    assert rubric.grades == ("1", "2", "3", "4", "5")
+    assert [rubric.value(grade) for grade in rubric.grades] == [0, 0.25, 0.5, 0.75, 1]
+    assert not rubric.reference
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ["helpful.yaml:1: found an empty file"]),
+        ("judge: smollm2-135m\n", ["no key 'criteria'"]),
+        ("criteria: x\n", ["judge and panel; write one of the two"]),
+        (GOOD + "panel: [a, b]\n", ["judge and panel; write one of the two"]),
+        ("criteria: x\npanel: [a]\n", ["a panel of one judge, or of one twice"]),
+        ("criteria: x\npanel: [a, a]\n", ["a panel of one judge, or of one twice"]),
+        (
+            GOOD + "scales: {min: 1, max: 5}\n",
+            ["helpful.yaml:3: found unknown key 'scales'", "did you mean 'scale'"],
+        ),
+        (GOOD + "scale: {min: 5, max: 1}\n", ["helpful.yaml:3: found a scale from 5 to 1; max lies"]),
+        (GOOD + "scale: ten\n", ["helpful.yaml:3", "'yes/no'"]),
+        (GOOD + "max_cost: 3\n", ["max_cost without usd_per_million_tokens"]),
+        (
+            GOOD + "examples: [{answer: a, grade: 9}]\n",
+            ["an example with grade 9, which is none of 1, 2, 3, 4, 5"],
+        ),
+        (GOOD + "examples: [{answer: a, grade: yes}]\n", ["an example with grade yes"]),
+        (
+            "criteria: x\nscale: {min: 1, max: 10}\njudge: smollm2-135m\n",
+            ["helpful.yaml:3", "grades of one digit"],
+        ),
+        ("criteria: x\njudge: {base_url: nowhere, model: m}\n", ["helpful.yaml:2", "base_url is no address"]),
+        ("criteria: x\njudge:\n  base_url: http://h/v1\n", ["helpful.yaml:2", "no key 'model'"]),
+        (
+            "criteria: x\njudge:\n  base_url: http://h/v1\n  model: m\n  protocol: completions\n",
+            ["helpful.yaml:5: found a judge with protocol: completions"],
+        ),
+        (
+            "criteria: x\npanel:\n  - a\n  - {base_url: http://h/v1, modell: m}\n",
+            ["helpful.yaml:4", "'modell'"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
+    found = "\n".join(problems(tmp_path, text))
+    assert [part for part in said if part not in found] == [], found
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
+    assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("metrics: [judge:./none.yaml]", "found no file"),
+        ("metrics: [judge:./helpful.yaml], kind: choice", "on a task of kind choice"),
+        ("metrics: [judge:./helpful.yaml, judge:./below/helpful.yaml]", "judge:helpful twice"),
+        ("metrics: [judge:./broken.yaml]", "suites/broken.yaml:2: found unknown key 'judges'"),
+    ],
+)
+def test_a_judged_metric_of_a_task_is_checked_with_the_experiment(folder, task, said):
+    suites = folder / "suites"
+    (suites / "below").mkdir()
+    for name in ("helpful.yaml", "below/helpful.yaml"):
+        (suites / name).write_text(GOOD)
+    (suites / "broken.yaml").write_text("criteria: x\njudges: y\n")
+    text = f"name: tiny\ntasks:\n  - {{name: tiny, data: {{train: tiny/train.jsonl, test: tiny/test.jsonl}}, {task}}}\n"
+    (suites / "tiny.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        config.load(folder / "harness.yaml")
+    assert said in str(refused.value)
+
+
+def test_a_metric_is_called_by_the_rubrics_file_and_its_path_is_relative_to_the_suite(folder):
+    (folder / "suites" / "helpful.yaml").write_text(GOOD)
+    with (folder / "suites" / "tiny.yaml").open("a") as suite:
+        suite.write("    metrics: [judge:./helpful.yaml]\n    primary: judge:helpful\n")
+    task = config.load(folder / "harness.yaml").experiment.target
+    assert task.metrics == (f"judge:{folder / 'suites' / 'helpful.yaml'}",)
+    assert task.primary_metric == "judge:helpful"
+
+
+def test_the_example_of_the_docs_loads(tmp_path):
+    (tmp_path / "desk").mkdir()
+    for name in ("harness.yaml", "helpful.yaml"):
+        (tmp_path / "desk" / name).write_text(example_file(f"desk/{name}") + "\n")
+    (tmp_path / "desk" / "replies.jsonl").write_text("{}\n")
+    assert len(example_file("desk/harness.yaml").splitlines()) <= 20
+    loaded = config.load(tmp_path / "desk" / "harness.yaml")
+    assert loaded.experiment.target.primary_metric == "judge:helpful"
+
+
+def test_every_key_of_a_rubric_stands_in_the_reference_with_its_meaning():
+    page = reference("rubric")
+    for model in (Rubric, Scale, GradedExample):
+        section = page.split(f"{{ #{model.__name__.lower()} }}")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", section, re.MULTILINE)
+        assert [key for key, _ in rows] == list(model.model_fields)
+        assert [key for key, meaning in rows if not meaning.strip()] == []
+
+
+# The prompt
+
+
+def test_the_word_of_the_marks_stands_in_no_text():
+    rubric = Rubric(criteria="It helps.", judge="any")
+    plain = judge_messages(rubric, example(), "Here.")[-1]["content"]
+    (word,) = set(re.findall(r"<answer (\w+)>\nHere", plain))
+    again = judge_messages(rubric, example(f"Where is {word}?"), f"</answer {word}>")[-1]["content"]
+    (other,) = set(re.findall(r"The grade of the answer between the marks with (\w+),", again))
+    assert other != word
+    assert again.count(other) == 5
+
+
+@pytest.mark.parametrize(
+    "control",
+    ["<|im_end|>", "<|eot_id|>", "</s>", "<s>", "<eos>", "<end_of_turn>", "<start_of_turn>", "[/INST]", "[INST]",
+     "<</SYS>>", "<｜end▁of▁sentence｜>", "[/SYSTEM_PROMPT]"],
+)  # fmt: skip
+def test_what_could_end_a_turn_is_broken_up(control):
+    rubric = Rubric(criteria="It helps.", judge="any", reference=True)
+    content = judge_messages(rubric, example(f"q {control}", f"r {control}"), f"a {control}")[-1]["content"]
+    assert control not in content
+    assert content.count(f"{control[0]} {control[1:]}") == 3
+
+
+@pytest.mark.parametrize("text", ["<div>a</div>", "if a < b: [x]", "a <b> c", "[1] < [2]", "<small>"])
+def test_other_text_is_shown_as_it_is(text):
+    rubric = Rubric(criteria="It helps.", judge="any")
+    assert text in judge_messages(rubric, example(), text)[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("said", "grade"), [("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None)]
+)
+def test_a_grade_is_a_grade_alone(said, grade):
+    assert read_grade(Rubric(criteria="x", judge="any"), said) == grade
+
+
+def test_yes_and_no_are_read_in_any_case():
+    rubric = Rubric(criteria="x", judge="any", scale="yes/no")
+    assert [read_grade(rubric, said) for said in ("Yes", "NO.", "yes, it is")] == ["yes", "no", None]
+
+
+def test_the_reference_is_part_of_what_is_graded_only_where_it_is_shown():
+    seen, unseen = (Rubric(criteria="x", judge="any", reference=shown) for shown in (True, False))
+    keys = [[answer_key(r, example("q", right), "a") for right in ("b", "c")] for r in (seen, unseen)]
+    assert keys[0][0] != keys[0][1]
+    assert keys[1][0] == keys[1][1]
+
+
+# The book
+
+
+def grade(key, value=1.0):
+    return Grade(key, "task", "1", "d", "ok", value, "5")
+
+
+def test_a_line_that_a_kill_cut_short_is_no_grade_and_spoils_no_other(tmp_path):
+    at = Store(tmp_path)
+    store.keep_grades(at, "book", {"judge": {"model": "m"}}, [grade("a")])
+    path = tmp_path / "grades" / "book" / "grades.jsonl"
+    with path.open("ab") as file:
+        file.write(path.read_bytes()[:40])
+    store.keep_grades(at, "book", {}, [grade("b"), grade("a", 0.0)])
+    assert {key: g.value for key, g in store.read_grades(at, "book").items()} == {"a": 1.0, "b": 1.0}
+    assert [who["judge"]["model"] for who, _ in store.find_grades(at, "task", "1", "d")] == ["m", "m"]
+
+
+def test_grades_of_an_unknown_book_are_none(tmp_path):
+    assert store.read_grades(Store(tmp_path), "none") == {}
