@@ -1,4 +1,4 @@
-"""Rate: which of two answers is better, without knowing whose they are.
+"""Rate: which of two answers is better, or how good one is, without knowing whose they are.
 
 Invariant: names stay hidden while somebody rates; order and sides depend on rater and pair; every
 choice is written by the store's own writer before the next item is shown.
@@ -13,17 +13,20 @@ from harness.comparison import human
 from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import controls, paired_runs, project, rating_form, rating_results, safe_text
+from parts import controls, label_form, paired_runs, project, rating_form, rating_results, safe_text
 from parts.paired_runs import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
+_KINDS = ("which of two answers is better", "how good one answer is")
 _TITLES = {"left": "Left is better", "tie": "Equally good", "right": "Right is better", "skip": "Skip"}
 
 
 def page() -> None:
     """Draw the page."""
     controls.heading(
-        "Rate", "Two answers to one question, sides at random. Keys: 1 left, 2 equal, 3 right, 4 skip."
+        "Rate",
+        "Two answers to one question, sides at random. Keys: 1 left, 2 equal, 3 right, 4 skip. Or one answer"
+        " at a time, which corrects what the metric says of it.",
     )
     runs = controls.newest(project.runs())
     target = _target(runs)
@@ -36,16 +39,34 @@ def page() -> None:
             "Your name", value=", ".join(controls.asked("rater")), max_chars=60, key="rater"
         ).strip()
         controls.remember("rater", [rater] if rater else [])
+        at = int(controls.asked("kind") == ["one"])
+        one = st.radio("What", _KINDS, index=at, horizontal=True) == _KINDS[1]
+        controls.remember("kind", ["one"] if one else [])
         chosen = controls.choose_candidates("rate", list(able), list(able)[:2], title="Two candidates")
     if len(chosen) != 2 or not rater:
         st.info("Choose two candidates and give your name.")
         return
-    one, other = sorted((able[name] for name in chosen), key=lambda run: run.run_id)
-    key = f"{target}/test"
-    pair = Pair(target, "", one.rows[key], other.rows[key])
+    runs_of_pair = sorted((able[name] for name in chosen), key=lambda run: run.run_id)
+    pair = Pair(target, "", *(run.rows[f"{target}/test"] for run in runs_of_pair))
+    if one:
+        label_form.show(pair, _metric(), rater)
+        return
+    _compare(pair, (runs_of_pair[0], runs_of_pair[1]), rater, target)
+
+
+def _compare(pair: Pair, runs: tuple[Run, Run], rater: str, target: str) -> None:
+    """Show two answers, and what the ratings of the pair show."""
     done = store.list_ratings(project.project().store, target)
-    _turn(pair, (one, other), rater, done)
-    rating_results.show(pair, (one.label, other.label), done)
+    _turn(pair, runs, rater, done)
+    rating_results.show(pair, (runs[0].label, runs[1].label), done)
+
+
+def _metric() -> str:
+    """Name the metric that labels are for: the target's as written, else as last reported."""
+    loaded = project.experiment()
+    if loaded is not None:
+        return loaded.experiment.target.primary_metric
+    return next((report.metric for report in project.reports().values()), "")
 
 
 def _target(runs: dict[str, Run]) -> str:

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from harness import comparison, decision, formatting, report, rescue, store
 from harness.comparison import Estimate, human
+from harness.comparison.labelled_answers import draw_items
 from harness.evaluation.costs import Tokens
 from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
@@ -1266,6 +1267,30 @@ def test_no_name_of_a_candidate_is_shown_while_somebody_rates(opened, tmp_path):
     assert "blue" in body
     assert "knn" not in body
     assert "lora" not in body
+
+
+def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(opened, tmp_path):
+    fake_project.write(tmp_path, texts={"knn": "red", "lora": "blue"})
+    at = Store(tmp_path / "runs")
+    page = opened("rate", rate="knn,lora", rater="ann", kind="one")
+    items = draw_items((f"support-{i:03d}" for i in range(60)), "support", "exact_match")
+    for n, label in enumerate(("2", "1", "2")):
+        body = html(page)
+        assert f"Question {int(items[n // 2][-3:])} of support" in body
+        assert ("red" in body) != ("blue" in body)
+        assert "knn" not in body
+        assert "lora" not in body
+        page.button(key=f"label_{label}").click().run()
+    assert [e.value for e in page.exception] == []
+    given = [(of.rater, of.metric, of.labels[0]) for of in store.list_labels(at, "support")]
+    assert [(rater, metric, one.label) for rater, metric, one in given] == [
+        ("ann", "exact_match", 1.0),
+        ("ann", "exact_match", 0.0),
+        ("ann", "exact_match", 1.0),
+    ]
+    assert [one.example_id for *_, one in given] == [items[0], items[0], items[1]]
+    (progress,) = opened("rate", rate="knn,lora", rater="ann", kind="one").get("progress")
+    assert progress.proto.text == "3 of 120 answers"
 
 
 @pytest.mark.parametrize("name", ["compare", "forgetting", "rate"])

@@ -134,6 +134,14 @@ def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
     return {answer: sum(of.values()) / len(of) for answer, of in _by_rater(found, metric).items()}
 
 
+def draw_items(ids: Iterable[str], task: str, metric: str, seed: int = 0) -> list[str]:
+    """Put items in the random order in which answers are labelled, whoever labels and whose answers they are.
+
+    It is that of digests, so items that one candidate did not answer change nothing for the others.
+    """
+    return sorted(ids, key=lambda item: digest([seed, task, metric, item]))
+
+
 def scored_rows(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
     """Map items to the rows that a metric scored, in the order of their ids; failed answers have no text."""
     scored = {row.example_id: row for row in rows if row.parts[metric] is not None and row.status != "error"}

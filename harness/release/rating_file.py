@@ -19,6 +19,7 @@ from harness import config, decision, report, store
 from harness.comparison.labelled_answers import (
     Labels,
     answer_digest,
+    draw_items,
     is_correctable,
     latest_labels,
     scored_rows,
@@ -95,8 +96,7 @@ def export_answers(
     runs = _runs(loaded, at, candidates)
     arms = [scored_rows(measured.name, _rows(at, run, task)) for run in runs]
     labels = latest_labels(store.list_labels(at, task.name), measured.name)
-    shared = sorted(set(arms[0]).intersection(*arms[1:]))
-    random.Random(digest([seed, task.name, measured.name])).shuffle(shared)
+    shared = draw_items(set(arms[0]).intersection(*arms[1:]), task.name, measured.name, seed)
     open_ = [item for item in shared if not _is_labelled(measured.name, [arm[item] for arm in arms], labels)]
     rows = list(_file_rows(measured.name, open_[:n_items], arms))
     random.Random(digest([seed, rows])).shuffle(rows)
